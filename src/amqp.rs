@@ -1,0 +1,92 @@
+//! RabbitMQ: connections, topology, publishing with confirms, consuming. Nobody else names lapin.
+//!
+//! A connection, its channels and its delivery tags are one *incarnation*: whatever fails, the whole is dropped and a new
+//! one opened by its owner. lapin's own recovery is off, because it reopens a channel whose delivery tags begin anew, where
+//! a late acknowledgement would acknowledge deliveries that nobody stored.
+
+pub mod consumer;
+pub mod dead_letter;
+pub mod delivery;
+pub mod publisher;
+pub mod topology;
+
+use std::time::Duration;
+
+use lapin::uri::AMQPUri;
+use lapin::{Channel, Connection, ConnectionProperties};
+
+/// How long connecting may take: lapin's handshake after the TCP connect has no limit of its own.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Seconds between heartbeats where the URL names none: a broker that is silent for two of them is gone.
+const HEARTBEAT_SECONDS: u16 = 10;
+/// How long a clean close may take before the connection is simply dropped.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What went wrong with the broker. Its remedy is always a new incarnation; the text is for the log.
+#[derive(Debug, thiserror::Error)]
+pub enum BrokerError {
+    /// The library or the broker says so.
+    #[error("RabbitMQ: {0}")]
+    Broker(#[from] lapin::Error),
+    /// No answer in time.
+    #[error("RabbitMQ did not answer within {0:?} while {1}")]
+    Timeout(Duration, &'static str),
+    /// The consumer ended: its queue was deleted, or the connection was lost.
+    #[error("RabbitMQ ended the consumer of {0}")]
+    ConsumerEnded(String),
+    /// The broker said no to a publish, or lost it.
+    #[error("RabbitMQ did not confirm a publish to {0}")]
+    NotConfirmed(String),
+    /// A publish reached no queue.
+    #[error("RabbitMQ could route a publish to {0} to no queue")]
+    Unroutable(String),
+}
+
+/// Where the broker is, and how our names there begin.
+#[derive(Clone)]
+pub struct Broker {
+    /// The parsed `AMQP_URL`.
+    uri: AMQPUri,
+    /// Names of exchanges and queues.
+    pub names: topology::Names,
+    /// Declare the topology, or only verify that it exists.
+    pub declare: bool,
+}
+
+impl std::fmt::Debug for Broker {
+    /// Without the URL, which holds a password.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Broker").field("names", &self.names).field("declare", &self.declare).finish_non_exhaustive()
+    }
+}
+
+impl Broker {
+    /// Takes an `amqp` or `amqps` URL. The error does not repeat the URL, which holds a password.
+    pub fn new(url: &str, prefix: &str, declare: bool) -> Result<Self, String> {
+        let mut uri: AMQPUri = url.parse().map_err(|_| "must be a URL like amqp://user:password@host:5672/vhost")?;
+        uri.query.heartbeat.get_or_insert(HEARTBEAT_SECONDS);
+        Ok(Self { uri, names: topology::Names::new(prefix), declare })
+    }
+
+    /// Opens a connection and a channel on it.
+    async fn open(&self, purpose: &str) -> Result<(Connection, Channel), BrokerError> {
+        let properties = ConnectionProperties::default().with_connection_name(format!("shopbell {purpose}").into());
+        let opening = async {
+            let connection = Connection::connect_uri(self.uri.clone(), properties).await?;
+            let channel = connection.create_channel().await?;
+            Ok((connection, channel))
+        };
+        match tokio::time::timeout(CONNECT_TIMEOUT, opening).await {
+            Ok(opened) => opened,
+            Err(_) => Err(BrokerError::Timeout(CONNECT_TIMEOUT, "connecting")),
+        }
+    }
+}
+
+/// Closes a connection cleanly if the broker plays along.
+async fn close(connection: Connection) {
+    let closing = connection.close(200, "goodbye".into());
+    if !matches!(tokio::time::timeout(CLOSE_TIMEOUT, closing).await, Ok(Ok(()))) {
+        tracing::debug!("RabbitMQ connection did not close cleanly");
+    }
+}

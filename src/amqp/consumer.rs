@@ -1,0 +1,85 @@
+//! Consuming a queue: one connection, one channel, one consumer.
+
+use futures_util::{FutureExt, StreamExt};
+use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
+use lapin::types::FieldTable;
+use lapin::{Channel, Connection};
+
+use super::delivery::Delivery;
+use super::{Broker, BrokerError, close, topology};
+
+/// One incarnation of a consumer. Deliveries are acknowledged on the incarnation that delivered them, and on no other.
+pub struct Consumer {
+    connection: Connection,
+    channel: Channel,
+    stream: lapin::Consumer,
+    queue: String,
+}
+
+impl std::fmt::Debug for Consumer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Consumer").field("queue", &self.queue).finish_non_exhaustive()
+    }
+}
+
+impl Consumer {
+    /// Consumes the ingest queue. `prefetch` bounds what lies unacknowledged, in the broker's books and our memory.
+    pub async fn ingest(broker: &Broker, prefetch: u16) -> Result<Self, BrokerError> {
+        let (connection, channel) = broker.open("ingest").await?;
+        topology::ensure(&channel, &broker.names, broker.declare).await?;
+        Self::consume(connection, channel, broker.names.ingest(), prefetch).await
+    }
+
+    /// Consumes a fan-out queue of its own.
+    pub async fn fanout(broker: &Broker, prefetch: u16) -> Result<Self, BrokerError> {
+        let (connection, channel) = broker.open("fanout").await?;
+        topology::ensure(&channel, &broker.names, broker.declare).await?;
+        let queue = topology::ensure_fanout_queue(&channel, &broker.names).await?;
+        Self::consume(connection, channel, queue, prefetch).await
+    }
+
+    async fn consume(
+        connection: Connection,
+        channel: Channel,
+        queue: String,
+        prefetch: u16,
+    ) -> Result<Self, BrokerError> {
+        channel.basic_qos(prefetch, BasicQosOptions { global: false }).await?;
+        let options = BasicConsumeOptions::default();
+        let stream = channel.basic_consume(queue.as_str().into(), "".into(), options, FieldTable::default()).await?;
+        Ok(Self { connection, channel, stream, queue })
+    }
+
+    /// The next delivery. Losing this future in a `select!` loses no delivery.
+    pub async fn next(&mut self) -> Result<Delivery, BrokerError> {
+        match self.stream.next().await {
+            Some(delivery) => Ok(Delivery { inner: delivery? }),
+            None => Err(BrokerError::ConsumerEnded(self.queue.clone())),
+        }
+    }
+
+    /// The next delivery if it has arrived already.
+    pub fn next_ready(&mut self) -> Option<Result<Delivery, BrokerError>> {
+        self.next().now_or_never()
+    }
+
+    /// Acknowledges this delivery and every one before it.
+    pub async fn acknowledge_through(&self, tag: u64) -> Result<(), BrokerError> {
+        Ok(self.channel.basic_ack(tag, BasicAckOptions { multiple: true }).await?)
+    }
+
+    /// Tells the broker to deliver no more; what came before can still be acknowledged.
+    pub async fn cancel(&self) -> Result<(), BrokerError> {
+        Ok(self.channel.basic_cancel(self.stream.tag(), BasicCancelOptions::default()).await?)
+    }
+
+    /// Whether the broker still holds the other end.
+    pub fn is_connected(&self) -> bool {
+        self.connection.status().connected() && self.channel.status().connected()
+    }
+
+    /// Closes cleanly; what is unacknowledged goes back to its place in the queue.
+    pub async fn close(self) {
+        close(self.connection).await;
+    }
+}

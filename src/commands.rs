@@ -1,0 +1,112 @@
+//! The command line: one file a subcommand. Data goes to stdout, talk to stderr; `anyhow` is used here and nowhere else.
+
+pub mod dead_letters;
+pub mod healthcheck;
+pub mod migrate;
+pub mod publish;
+pub mod serve;
+pub mod tail;
+pub mod terminal;
+pub mod token;
+
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+
+use self::terminal::Format;
+use crate::amqp::Broker;
+use crate::config::Environment;
+
+/// How long RabbitMQ may take to answer anything but a publish, which has a limit of its own.
+const BROKER_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Order events from RabbitMQ to the merchant's dashboard over WebSocket: stored, acknowledged, replayed.
+#[derive(Debug, Parser)]
+#[command(name = "shopbell", version, arg_required_else_help = true)]
+pub struct Cli {
+    /// How data is written to stdout.
+    #[arg(long, global = true, value_enum, default_value_t = Format::Text, value_name = "FORMAT")]
+    output: Format,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the service.
+    Serve,
+    /// Bring the database schema up to date.
+    Migrate,
+    /// Publish test events, each confirmed by RabbitMQ.
+    Publish(publish::Arguments),
+    /// Be a client in the terminal: print notifications, acknowledge them, reconnect.
+    Tail(tail::Arguments),
+    /// Mint a development token.
+    Token(token::Arguments),
+    /// Look at events that could not be stored, bring them back, or drop them.
+    #[command(subcommand)]
+    DeadLetters(dead_letters::Action),
+    /// Ask the service on this machine whether it can work now.
+    Healthcheck,
+}
+
+/// The command was asked for something that cannot be; the text says what.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct UsageError(pub String);
+
+impl Cli {
+    /// What is logged where `RUST_LOG` says nothing: a service tells what it does, a tool only what is wrong.
+    pub fn log_default(&self) -> &'static str {
+        match self.command {
+            Command::Serve => "info",
+            _ => "warn",
+        }
+    }
+
+    /// Runs the command.
+    pub async fn run(self) -> anyhow::Result<()> {
+        let format = self.output;
+        match self.command {
+            Command::Serve => serve::run(Environment::of_process().serve()?).await,
+            Command::Migrate => migrate::run(format).await,
+            Command::Publish(arguments) => publish::run(arguments, format).await,
+            Command::Tail(arguments) => tail::run(arguments, format).await,
+            Command::Token(arguments) => token::run(&arguments, format),
+            Command::DeadLetters(action) => dead_letters::run(action, format).await,
+            Command::Healthcheck => healthcheck::run().await,
+        }
+    }
+}
+
+/// RabbitMQ, as the environment names it.
+fn broker() -> anyhow::Result<Broker> {
+    let config = Environment::of_process().amqp()?;
+    let broker = Broker::new(config.url.reveal(), &config.prefix, config.declare);
+    broker.map_err(|complaint| UsageError(format!("AMQP_URL {complaint}")).into())
+}
+
+/// Gives something a limit and says what it was where it fails.
+async fn within<T, E: Into<anyhow::Error>>(
+    limit: Duration,
+    what: &'static str,
+    future: impl Future<Output = Result<T, E>>,
+) -> anyhow::Result<T> {
+    match tokio::time::timeout(limit, future).await {
+        Ok(result) => result.map_err(Into::into).context(what),
+        Err(_) => anyhow::bail!("{what}: no answer within {} s", limit.as_secs()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,313 @@
+//! `shopbell publish`: a test event, many, or an import; each confirmed by RabbitMQ before it is told.
+
+mod sample;
+
+use std::io::Read;
+use std::time::Duration;
+
+use anyhow::Context;
+use serde::Serialize;
+use serde_json::value::RawValue;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use tokio::time::{Interval, MissedTickBehavior};
+
+use self::sample::Import;
+use super::terminal::{self, Format};
+use super::{BROKER_TIMEOUT, UsageError, broker, within};
+use crate::amqp::publisher::{Outgoing, Publisher};
+use crate::event::{self, Limits, Message};
+
+/// Events published at once where no rate is asked for: what lies unconfirmed when something fails.
+const CHUNK: usize = 256;
+/// Held against the default of `SHOPBELL_MAX_EVENT_BYTES`: what the service is set to is not known here.
+const EVENT_BYTES_MAX: usize = 262_144;
+const CONTENT_TYPE: &str = "application/cloudevents+json";
+/// The type that has a sample.
+const ORDER: &str = "order.created";
+/// A hundred years: no clock overflows.
+const EXPIRY_SECONDS_MAX: u64 = 3_155_760_000;
+const NANOSECONDS_PER_SECOND: f64 = 1e9;
+
+/// What to publish.
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    /// Whom the events are addressed to: the feed.
+    #[arg(long, value_name = "FEED")]
+    recipient: String,
+    /// How many.
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    count: u64,
+    /// How many a second, one by one; without it as fast as RabbitMQ confirms.
+    #[arg(long, value_name = "PER_SECOND", value_parser = rate)]
+    rate: Option<f64>,
+    /// The events' type.
+    #[arg(long = "type", default_value = ORDER, value_name = "TYPE")]
+    event_type: String,
+    /// The data, byte for byte, or `-` for stdin; without it a sample order, or none for another type.
+    #[arg(long, value_name = "JSON", allow_hyphen_values = true)]
+    data: Option<String>,
+    /// The id of every one of them, to see that a repeated event is stored once; without it a new one each.
+    #[arg(long)]
+    id: Option<String>,
+    /// Where they come from.
+    #[arg(long, default_value = "/shopbell/publish")]
+    source: String,
+    /// A subscriber who is behind gets only the newest with this key.
+    #[arg(long, value_name = "KEY")]
+    collapse_key: Option<String>,
+    /// After so long they are not worth showing.
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(..=EXPIRY_SECONDS_MAX))]
+    expires_in_seconds: Option<u64>,
+    /// Publish an import of so many items instead: its start, each item, its end.
+    #[arg(long, value_name = "ITEMS", conflicts_with_all = ["count", "event_type", "data", "id", "collapse_key"],
+        value_parser = clap::value_parser!(u64).range(..=sample::ITEMS_MAX))]
+    import: Option<u64>,
+    /// So many of the import's items fail.
+    #[arg(long, default_value_t = 0, value_name = "ITEMS", requires = "import")]
+    failed: u64,
+    /// Publish also what would be dead-lettered, to see that happen.
+    #[arg(long)]
+    unchecked: bool,
+}
+
+/// Publishes, and writes a line for each event that RabbitMQ confirmed.
+pub async fn run(arguments: Arguments, format: Format) -> anyhow::Result<()> {
+    let plan = Plan::new(arguments)?;
+    let total = plan.total();
+    // A mistake shows in the first event, and needs no broker to be named.
+    plan.event(0)?;
+    let broker = broker()?;
+    let exchange = broker.names.events();
+    let mut publisher = within(BROKER_TIMEOUT, "opening a connection to publish", Publisher::open(&broker))
+        .await
+        .context("could not reach RabbitMQ at AMQP_URL (is it running, are user, password and vhost right?)")?;
+
+    let (mut ticks, chunk) = match plan.arguments.rate {
+        Some(rate) => (Some(ticks(rate)), 1),
+        None => (None, CHUNK),
+    };
+    for first in (0..total).step_by(chunk) {
+        if let Some(ticks) = &mut ticks {
+            ticks.tick().await;
+        }
+        let through = total.min(first.saturating_add(chunk as u64));
+        let events = (first..through).map(|index| plan.event(index)).collect::<anyhow::Result<Vec<_>>>()?;
+        let outgoing: Vec<_> = events
+            .iter()
+            .map(|event| Outgoing::event(exchange.clone(), &event.event_type, event.body.clone()))
+            .collect();
+        publisher.publish(&outgoing).await.with_context(|| {
+            format!("{first} of {total} events were confirmed; of the next {} nobody knows", outgoing.len())
+        })?;
+        let lines = events.iter().map(|event| plan.line(event, format)).collect::<anyhow::Result<String>>()?;
+        terminal::write_lines(&lines)?;
+    }
+    publisher.close().await;
+    Ok(())
+}
+
+fn ticks(rate: f64) -> Interval {
+    let nanoseconds = (NANOSECONDS_PER_SECOND / rate).max(1.0);
+    let mut ticks = tokio::time::interval(Duration::from_nanos(nanoseconds as u64));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    let rate = text.parse().ok().filter(|rate| (0.001..=1e6).contains(rate));
+    rate.ok_or_else(|| "must be a number from 0.001 to 1000000".into())
+}
+
+/// One event, ready to be published.
+struct Planned {
+    id: String,
+    event_type: String,
+    body: Vec<u8>,
+}
+
+/// What is to be published, each event made when its turn comes.
+struct Plan {
+    arguments: Arguments,
+    data: Option<Vec<u8>>,
+    import: Option<Import>,
+}
+
+impl Plan {
+    fn new(arguments: Arguments) -> anyhow::Result<Self> {
+        let import = arguments.import.map(|items| Import::new(items, arguments.failed));
+        if let Some(items) = arguments.import.filter(|items| arguments.failed > *items) {
+            let failed = arguments.failed;
+            return Err(UsageError(format!("--failed {failed} is more than the import's {items} items")).into());
+        }
+        let data = match arguments.data.as_deref() {
+            Some("-") => {
+                let mut data = Vec::new();
+                // One byte past what is taken, for the check below to see.
+                let limit = EVENT_BYTES_MAX as u64 + 1;
+                let limit = if arguments.unchecked { u64::MAX } else { limit };
+                std::io::stdin().lock().take(limit).read_to_end(&mut data).context("reading data from stdin")?;
+                Some(data)
+            }
+            Some(data) => Some(data.as_bytes().to_vec()),
+            None => None,
+        };
+        if let Some(data) = data.as_deref().filter(|data| !arguments.unchecked && data.len() <= EVENT_BYTES_MAX)
+            && let Err(error) = serde_json::from_slice::<&RawValue>(data)
+        {
+            return Err(UsageError(format!("--data is not JSON: {error}")).into());
+        }
+        Ok(Self { arguments, data, import })
+    }
+
+    fn total(&self) -> u64 {
+        self.import.as_ref().map_or(self.arguments.count, Import::total)
+    }
+
+    fn event(&self, index: u64) -> anyhow::Result<Planned> {
+        let (event_type, data) = match &self.import {
+            Some(import) => {
+                let (event_type, data) = import.event(index);
+                (event_type, Some(data.into_bytes()))
+            }
+            None if self.data.is_none() && self.arguments.event_type == ORDER => {
+                (ORDER, Some(sample::order()?.into_bytes()))
+            }
+            None => (self.arguments.event_type.as_str(), self.data.clone()),
+        };
+        let id = self.arguments.id.clone().unwrap_or_else(|| uuid::Uuid::now_v7().to_string());
+        let body = self.body(&id, event_type, data.as_deref())?;
+        if !self.arguments.unchecked {
+            let message = Message { content_type: Some(CONTENT_TYPE), headers: vec![], body: &body };
+            event::parse(&message, Limits { event_bytes_max: EVENT_BYTES_MAX }).map_err(|rejection| {
+                UsageError(format!("this event would be a dead letter: {rejection} (--unchecked publishes it anyway)"))
+            })?;
+        }
+        Ok(Planned { id, event_type: event_type.into(), body })
+    }
+
+    /// The event in CloudEvents' JSON format. The data is put in by hand, for its bytes to stay what they are.
+    fn body(&self, id: &str, event_type: &str, data: Option<&[u8]>) -> anyhow::Result<Vec<u8>> {
+        let now = OffsetDateTime::now_utc();
+        let expiry = self.arguments.expires_in_seconds.map(|seconds| now + Duration::from_secs(seconds));
+        let mut body = serde_json::to_vec(&Envelope {
+            specversion: "1.0",
+            id,
+            source: &self.arguments.source,
+            event_type,
+            recipient: &self.arguments.recipient,
+            time: now.format(&Rfc3339)?,
+            expirytime: expiry.map(|at| at.format(&Rfc3339)).transpose()?,
+            collapsekey: self.arguments.collapse_key.as_deref(),
+        })?;
+        if let Some(data) = data {
+            body.pop();
+            body.extend_from_slice(br#","data":"#);
+            body.extend_from_slice(data);
+            body.push(b'}');
+        }
+        Ok(body)
+    }
+
+    fn line(&self, event: &Planned, format: Format) -> anyhow::Result<String> {
+        let (id, event_type, recipient) = (&event.id, &event.event_type, &self.arguments.recipient);
+        Ok(match format {
+            Format::Text => terminal::text_line(&format!("{event_type} {id} {recipient}")),
+            Format::Json => {
+                terminal::json_line(&Confirmed { id, event_type, recipient, source: &self.arguments.source })?
+            }
+        })
+    }
+}
+
+#[derive(Serialize)]
+struct Envelope<'a> {
+    specversion: &'static str,
+    id: &'a str,
+    source: &'a str,
+    #[serde(rename = "type")]
+    event_type: &'a str,
+    recipient: &'a str,
+    time: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expirytime: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    collapsekey: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct Confirmed<'a> {
+    id: &'a str,
+    #[serde(rename = "type")]
+    event_type: &'a str,
+    recipient: &'a str,
+    source: &'a str,
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        arguments: Arguments,
+    }
+
+    #[test]
+    fn what_is_published_would_be_stored() {
+        let lines: [&[&str]; 4] = [
+            &["--count", "50"],
+            &["--type", "custom.thing", "--collapse-key", "k", "--expires-in-seconds", "60"],
+            &["--import", "20", "--failed", "7"],
+            &["--import", "0"],
+        ];
+        for line in lines {
+            let plan = plan(line).unwrap();
+            assert!((0..plan.total()).all(|index| plan.event(index).is_ok()), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn data_is_published_byte_for_byte() {
+        let data = r#"{ "b":1e400, "a":"\ud800",  "b":2}"#;
+        let plan = plan(&["--type", "custom.thing", "--data", data, "--id", "e-1"]).unwrap();
+        let body = String::from_utf8(plan.event(0).unwrap().body).unwrap();
+        assert!(body.ends_with(&format!(r#","data":{data}}}"#)), "{body}");
+        assert!(body.contains(r#""id":"e-1""#));
+    }
+
+    #[test]
+    fn a_mistake_is_named_and_unchecked_publishes_it() {
+        let cases: [(&[&str], &str); 5] = [
+            (&["--data", "{"], "not JSON"),
+            (&["--data", r#"1,"id":"x""#], "not JSON"),
+            (&["--data", "{}"], "invalid_data"),
+            (&["--recipient", "a b"], "invalid_recipient"),
+            (&["--type", ""], "invalid_envelope"),
+        ];
+        for (line, expected) in cases {
+            let error = plan(line).and_then(|plan| plan.event(0).map(drop)).unwrap_err();
+            assert!(error.is::<UsageError>() && error.to_string().contains(expected), "{error}");
+            assert!(plan(&[line, &["--unchecked"]].concat()).unwrap().event(0).is_ok());
+        }
+        assert!(plan(&["--import", "3", "--failed", "4"]).is_err());
+    }
+
+    #[test]
+    fn a_line_tells_what_was_confirmed() {
+        let plan = plan(&["--type", "a\x1b", "--unchecked", "--id", "e-1"]).unwrap();
+        let event = plan.event(0).unwrap();
+        assert_eq!(plan.line(&event, Format::Text).unwrap(), "a\\u{1b} e-1 m\n");
+        let json = r#"{"id":"e-1","type":"a\u001b","recipient":"m","source":"/shopbell/publish"}"#;
+        assert_eq!(plan.line(&event, Format::Json).unwrap(), format!("{json}\n"));
+    }
+
+    fn plan(line: &[&str]) -> anyhow::Result<Plan> {
+        let recipient: &[&str] = if line.contains(&"--recipient") { &[] } else { &["--recipient", "m"] };
+        Plan::new(Line::try_parse_from([&["publish"], recipient, line].concat())?.arguments)
+    }
+}

@@ -1,0 +1,248 @@
+//! A connection as a client makes it, and what it means when there is none: come back, or not.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::Deserialize;
+use tokio::net::TcpStream;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::error::{Error, ProtocolError};
+use tokio_tungstenite::tungstenite::handshake::client::{Request, Response};
+use tokio_tungstenite::tungstenite::http::header::{AUTHORIZATION, RETRY_AFTER, SEC_WEBSOCKET_PROTOCOL};
+use tokio_tungstenite::tungstenite::http::{HeaderValue, Uri};
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, WebSocketConfig};
+
+use crate::feed::Device;
+use crate::protocol::SUBPROTOCOL;
+
+/// How long TCP connect and handshake may take together.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Largest frame that is taken: the largest event the service can be set to take, and then some.
+const FRAME_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// No wish of a server to wait longer is granted.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(300);
+
+pub(super) type Socket = WebSocketStream<TcpStream>;
+
+/// Why there is no connection.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Loss {
+    /// Coming back cannot help.
+    Final(String),
+    /// Coming back may help.
+    Passing {
+        /// What happened.
+        why: String,
+        /// How long the server wants us to wait.
+        retry_after: Option<Duration>,
+    },
+}
+
+impl Loss {
+    pub(super) fn broken(why: &str) -> Self {
+        Self::Passing { why: why.to_owned(), retry_after: None }
+    }
+
+    pub(super) fn silent(limit: Duration) -> Self {
+        Self::broken(&format!("nothing was heard for {} s", limit.as_secs()))
+    }
+
+    /// By the contract's table of close codes.
+    pub(super) fn of_close(close: Option<CloseFrame>) -> Self {
+        let Some(CloseFrame { code, reason }) = close else {
+            return Self::broken("the service closed without a code");
+        };
+        let code = u16::from(code);
+        let why = format!("the service closed: {code} {reason}");
+        match code {
+            4501 => Self::Final(format!("{why} (the token was refused: mint another one)")),
+            4503 => Self::Final(format!("{why} (the token names no feed that may be read)")),
+            1002 | 1003 | 1007 | 1009 | 4500..=4999 => Self::Final(format!("{why} (a bug: coming back cannot help)")),
+            _ => {
+                let wish = serde_json::from_str::<CloseReason>(&reason).ok().and_then(|reason| reason.retry_after_ms);
+                let retry_after = wish.map(|ms| Duration::from_millis(ms).min(RETRY_AFTER_MAX));
+                Self::Passing { why, retry_after }
+            }
+        }
+    }
+
+    /// An HTTP answer instead of an upgrade.
+    fn of_response(response: &Response) -> Self {
+        let status = response.status();
+        let problem = response.body().as_deref().and_then(|body| serde_json::from_slice::<Problem>(body).ok());
+        let detail = problem.and_then(|problem| problem.detail).map(|detail| format!(": {detail}")).unwrap_or_default();
+        let why = format!("the service refused the connection with {status}{detail}");
+        if status.is_server_error() || status.as_u16() == 429 {
+            let seconds = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+            let retry_after = seconds.map(|seconds| Duration::from_secs(seconds).min(RETRY_AFTER_MAX));
+            Self::Passing { why, retry_after }
+        } else {
+            Self::Final(why)
+        }
+    }
+
+    fn of_error(error: Error, address: &str) -> Self {
+        match error {
+            Error::Http(response) => Self::of_response(&response),
+            Error::Protocol(ProtocolError::SecWebSocketSubProtocolError(_)) => {
+                Self::Final(format!("what answers on {address} does not speak {SUBPROTOCOL}"))
+            }
+            error => Self::broken(&format!("the handshake with {address} failed: {error}")),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct CloseReason {
+    retry_after_ms: Option<u64>,
+}
+
+/// RFC 9457.
+#[derive(Deserialize)]
+struct Problem {
+    detail: Option<String>,
+}
+
+/// The close of a client that has what it wants.
+pub(super) fn goodbye() -> CloseFrame {
+    CloseFrame { code: CloseCode::Normal, reason: "".into() }
+}
+
+/// Where the service is, and as whom we come.
+pub(super) struct Target {
+    /// Host and port.
+    address: String,
+    /// The URL, up to its query and with a question mark or an ampersand at its end.
+    url: String,
+    device: Device,
+    authorization: HeaderValue,
+}
+
+impl Target {
+    /// Takes a `ws` URL. An error does not repeat the token.
+    pub(super) fn parse(url: &str, token: &str, device: &Device) -> Result<Self, String> {
+        let complaint = |what: &str| format!("--url {url}: {what}");
+        let uri: Uri = url.parse().map_err(|error| complaint(&format!("no URL: {error}")))?;
+        match uri.scheme_str() {
+            Some("ws") => {}
+            Some("wss") => return Err(complaint("this client speaks no TLS: give the ws:// address behind the proxy")),
+            _ => return Err(complaint("must begin with ws://")),
+        }
+        let host = uri.host().filter(|host| !host.is_empty()).ok_or_else(|| complaint("names no host"))?;
+        let address = format!("{host}:{}", uri.port_u16().unwrap_or(80));
+        let mut authorization =
+            HeaderValue::from_str(&format!("Bearer {token}")).map_err(|_| "the token is no JWT".to_owned())?;
+        authorization.set_sensitive(true);
+        let separator = if uri.query().is_some() { '&' } else { '?' };
+        Ok(Self { address, url: format!("{url}{separator}"), device: device.clone(), authorization })
+    }
+
+    /// Connects, to read each of these feeds after that number.
+    pub(super) async fn connect(&self, starts: BTreeMap<String, i64>) -> Result<Socket, Loss> {
+        let connecting = async {
+            let failed = |error| Loss::broken(&format!("could not connect to {}: {error}", self.address));
+            let stream = TcpStream::connect(&self.address).await.map_err(failed)?;
+            stream.set_nodelay(true).map_err(failed)?;
+            let request = self.request(&starts).map_err(|error| Loss::Final(error.to_string()))?;
+            let config = WebSocketConfig::default()
+                .max_message_size(Some(FRAME_BYTES_MAX))
+                .max_frame_size(Some(FRAME_BYTES_MAX));
+            let upgraded = tokio_tungstenite::client_async_with_config(request, stream, Some(config)).await;
+            upgraded.map(|(socket, _)| socket).map_err(|error| Loss::of_error(error, &self.address))
+        };
+        match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
+            Ok(connected) => connected,
+            Err(_) => Err(Loss::broken(&format!("{} did not answer within {CONNECT_TIMEOUT:?}", self.address))),
+        }
+    }
+
+    /// Feeds and devices are made of characters that stand in a query as they are (RFC 3986 §3.4).
+    fn request(&self, starts: &BTreeMap<String, i64>) -> Result<Request, Error> {
+        let device = Some(self.device.as_str()).filter(|name| !name.is_empty()).map(|name| format!("device={name}"));
+        let starts = starts.iter().map(|(feed, seq)| format!("after={feed}:{seq}"));
+        let query: Vec<_> = device.into_iter().chain(starts).collect();
+        let mut request = format!("{}{}", self.url, query.join("&")).into_client_request()?;
+        request.headers_mut().insert(AUTHORIZATION, self.authorization.clone());
+        request.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
+        Ok(request)
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
+mod tests {
+    use super::*;
+    use crate::protocol::Close;
+
+    #[test]
+    fn a_close_code_says_whether_to_come_back() {
+        let retry_after_ms = 1_500;
+        for (close, wait) in [
+            (Close::Internal, None),
+            (Close::GoingAway { retry_after_ms }, Some(1_500)),
+            (Close::TokenExpired, Some(0)),
+            (Close::Silent, None),
+            (Close::TooOld, Some(0)),
+            (Close::TooManyFrames { retry_after_ms: u64::MAX }, Some(300_000)),
+        ] {
+            let Loss::Passing { retry_after, .. } = loss(close) else { panic!("{close:?} is final") };
+            assert_eq!(retry_after, wait.map(Duration::from_millis), "{close:?}");
+        }
+        for close in [
+            Close::BrokenFraming,
+            Close::NotUtf8,
+            Close::TooBig,
+            Close::NotTheProtocol,
+            Close::TokenRefused,
+            Close::NoFeed,
+        ] {
+            assert!(matches!(loss(close), Loss::Final(_)), "{close:?}");
+        }
+        assert!(matches!(Loss::of_close(None), Loss::Passing { .. }));
+    }
+
+    #[test]
+    fn a_refusal_tells_its_detail() {
+        let refused = |status: u16, body: &str| {
+            let mut response = Response::new(Some(body.as_bytes().to_vec()));
+            *response.status_mut() = status.try_into().unwrap();
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("2"));
+            Loss::of_response(&response)
+        };
+        let why = "the service refused the connection with 401 Unauthorized: the token has expired";
+        assert_eq!(refused(401, r#"{"title":"x","detail":"the token has expired"}"#), Loss::Final(why.into()));
+        assert!(matches!(refused(403, "no JSON"), Loss::Final(why) if why.ends_with("403 Forbidden")));
+        for status in [429, 503] {
+            let Loss::Passing { retry_after, .. } = refused(status, "{}") else { panic!("{status} is final") };
+            assert_eq!(retry_after, Some(Duration::from_secs(2)));
+        }
+    }
+
+    #[test]
+    fn a_request_carries_token_device_and_places() {
+        let device = Device::parse("till-1").unwrap();
+        let target = Target::parse("ws://[::1]:8080/v1/ws", "a.b.c", &device).unwrap();
+        let request = target.request(&[("a/b".into(), 1), ("m".into(), 7)].into()).unwrap();
+        assert_eq!(target.address, "[::1]:8080");
+        assert_eq!(request.uri().to_string(), "ws://[::1]:8080/v1/ws?device=till-1&after=a/b:1&after=m:7");
+        assert_eq!(request.headers()[AUTHORIZATION], "Bearer a.b.c");
+        assert_eq!(request.headers()[SEC_WEBSOCKET_PROTOCOL], "shopbell.v1");
+    }
+
+    #[test]
+    fn a_url_that_cannot_be_used_is_explained() {
+        let complaint = |url| Target::parse(url, "t", &Device::default()).err().unwrap_or_default();
+        assert!(complaint("wss://shop.example/v1/ws").contains("no TLS"));
+        assert!(complaint("http://shop.example/v1/ws").contains("ws://"));
+        assert!(complaint("nowhere").contains("ws://"));
+        assert!(
+            Target::parse("ws://h", "s3cr3t\n", &Device::default()).err().is_some_and(|text| !text.contains("s3cr3t"))
+        );
+    }
+
+    fn loss(close: Close) -> Loss {
+        Loss::of_close(Some(CloseFrame { code: close.code().into(), reason: close.reason().into() }))
+    }
+}

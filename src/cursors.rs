@@ -1,0 +1,196 @@
+//! Where subscribers stand: read at connect, moved by acks after.
+//!
+//! Acks are coalesced: whatever was acknowledged while the last write ran is the next write, the highest number for each
+//! cursor. A crash before the write replays a few notifications; it never skips one.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use sqlx::postgres::PgPool;
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use crate::backoff::Backoff;
+use crate::feed::Seq;
+use crate::store::StoreError;
+use crate::store::cursors::{CursorKey, Standing, advance, open};
+
+/// Most cursors moved by one statement.
+const ACKS_PER_WRITE_MAX: usize = 2_000;
+/// Most sessions whose cursors are opened by one statement.
+const SESSIONS_PER_READ_MAX: usize = 100;
+/// Most sessions waiting to be opened; past that a handshake is refused as not ready.
+const SESSIONS_WAITING_MAX: usize = 10_000;
+/// How long the last flush may take when the replica stops; what is not written by then is replayed.
+const LAST_FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// One session's question.
+#[derive(Debug)]
+struct Opening {
+    keys: Vec<CursorKey>,
+    reply: oneshot::Sender<Result<Vec<Option<Standing>>, StoreError>>,
+}
+
+/// Acks that are not written yet, and where sessions ask for their cursors.
+#[derive(Debug)]
+pub struct Cursors {
+    /// Held for an insert or a take, never across an await.
+    pending: Mutex<Pending>,
+    acked: Notify,
+    openings: mpsc::Sender<Opening>,
+}
+
+#[derive(Debug, Default)]
+struct Pending {
+    /// Ordered, so that a write locks rows in one order.
+    waiting: BTreeMap<CursorKey, Seq>,
+    /// Being written: still the newest word for who connects meanwhile.
+    writing: BTreeMap<CursorKey, Seq>,
+}
+
+/// The part that reads cursors for sessions that connect, to be run.
+#[derive(Debug)]
+pub struct CursorReader {
+    cursors: Arc<Cursors>,
+    openings: mpsc::Receiver<Opening>,
+    pool: PgPool,
+}
+
+impl Cursors {
+    /// Nothing runs yet: run the reader, and [`Cursors::write`].
+    pub fn new(reads: PgPool) -> (Arc<Self>, CursorReader) {
+        let (sender, openings) = mpsc::channel(SESSIONS_WAITING_MAX);
+        let cursors = Arc::new(Self { pending: Mutex::default(), acked: Notify::new(), openings: sender });
+        let reader = CursorReader { cursors: cursors.clone(), openings, pool: reads };
+        (cursors, reader)
+    }
+
+    /// Notes an ack. It is written soon; a connect on this replica sees it at once.
+    pub fn ack(&self, key: CursorKey, seq: Seq) {
+        let mut pending = self.lock();
+        let waiting = pending.waiting.entry(key).or_insert(seq);
+        *waiting = seq.max(*waiting);
+        drop(pending);
+        self.acked.notify_one();
+    }
+
+    /// Where each key stands, in the order given; `None` for a device too many.
+    pub async fn open(&self, keys: Vec<CursorKey>) -> Result<Vec<Option<Standing>>, StoreError> {
+        let (reply, answer) = oneshot::channel();
+        let away = || StoreError::Away(sqlx::Error::PoolTimedOut);
+        self.openings.try_send(Opening { keys, reply }).map_err(|_| away())?;
+        answer.await.map_err(|_| away())?
+    }
+
+    /// Writes acks until told to stop, then once more. A database that is away is waited for: acks only grow, and there is
+    /// one for each cursor, so what waits is bounded by the sessions.
+    pub async fn write(&self, pool: &PgPool, stop: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = self.acked.notified() => {}
+                () = stop.cancelled() => break,
+            }
+            let mut backoff = Backoff::default();
+            while let Err(error) = self.write_waiting(pool).await {
+                let wait = backoff.next_wait();
+                tracing::warn!(%error, wait_ms = wait.as_millis(), "acks could not be written; trying again");
+                tokio::select! {
+                    () = tokio::time::sleep(wait) => {}
+                    () = stop.cancelled() => break,
+                }
+            }
+        }
+        match tokio::time::timeout(LAST_FLUSH_TIMEOUT, self.write_waiting(pool)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the last acks could not be written; they are replayed"),
+            Err(_) => tracing::warn!(
+                timeout_ms = LAST_FLUSH_TIMEOUT.as_millis(),
+                "the last acks took too long; they are replayed"
+            ),
+        }
+    }
+
+    async fn write_waiting(&self, pool: &PgPool) -> Result<(), StoreError> {
+        loop {
+            let acks: Vec<(CursorKey, Seq)> = {
+                let mut pending = self.lock();
+                let Pending { waiting, writing } = &mut *pending;
+                while writing.len() < ACKS_PER_WRITE_MAX
+                    && let Some((key, seq)) = waiting.pop_first()
+                {
+                    let newest = writing.entry(key).or_insert(seq);
+                    *newest = seq.max(*newest);
+                }
+                writing.iter().map(|(key, seq)| (key.clone(), *seq)).collect()
+            };
+            if acks.is_empty() {
+                return Ok(());
+            }
+            match advance(pool, &acks).await {
+                Ok(()) => self.lock().writing.clear(),
+                // Refused values are refused again: they are dropped, and the notifications replayed.
+                Err(error @ StoreError::Refused(_)) => {
+                    tracing::error!(%error, acks = acks.len(), "acks were refused and dropped");
+                    self.lock().writing.clear();
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// The newest ack of a key that the database may not have yet.
+    fn not_written(&self, keys: &[CursorKey]) -> Vec<Option<Seq>> {
+        let pending = self.lock();
+        keys.iter().map(|key| pending.waiting.get(key).max(pending.writing.get(key)).copied()).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Pending> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl CursorReader {
+    /// Serves until every sender is gone: whoever asked while the last query ran shares the next.
+    pub async fn run(mut self) {
+        let mut waiting = Vec::new();
+        while self.openings.recv_many(&mut waiting, SESSIONS_PER_READ_MAX).await > 0 {
+            waiting.retain(|opening: &Opening| !opening.reply.is_closed());
+            let keys: Vec<CursorKey> = waiting.iter().flat_map(|opening| opening.keys.iter().cloned()).collect();
+            // Looked at before the database: an ack that is written in between is then in either.
+            let not_written = self.cursors.not_written(&keys);
+            let answer = open(&self.pool, &keys).await.map(|standings| merge(standings, &not_written));
+            reply(&mut waiting, answer);
+        }
+    }
+}
+
+/// Raises what the database says to what was acknowledged since.
+fn merge(standings: Vec<Option<Standing>>, not_written: &[Option<Seq>]) -> Vec<Option<Standing>> {
+    let raise = |(standing, newest): (Option<Standing>, &Option<Seq>)| {
+        standing.map(|standing| Standing {
+            acked: newest.map_or(standing.acked, |seq| seq.max(standing.acked)),
+            ..standing
+        })
+    };
+    standings.into_iter().zip(not_written).map(raise).collect()
+}
+
+/// Gives each session its part of the answer.
+fn reply(waiting: &mut Vec<Opening>, answer: Result<Vec<Option<Standing>>, StoreError>) {
+    match answer {
+        Ok(mut standings) => {
+            for opening in waiting.drain(..) {
+                let rest = standings.split_off(opening.keys.len().min(standings.len()));
+                // A handshake that was given up meanwhile does not want it any more.
+                let _ = opening.reply.send(Ok(std::mem::replace(&mut standings, rest)));
+            }
+        }
+        Err(error) => {
+            tracing::warn!(%error, sessions = waiting.len(), "cursors could not be read; the handshakes are refused");
+            for opening in waiting.drain(..) {
+                let _ = opening.reply.send(Err(StoreError::Away(sqlx::Error::PoolTimedOut)));
+            }
+        }
+    }
+}

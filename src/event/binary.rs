@@ -1,0 +1,127 @@
+//! Binary mode: the attributes are headers, the body is the data (CloudEvents AMQP binding 1.0 §3.1).
+
+use std::borrow::Cow;
+
+use super::Rejection;
+use super::envelope::{ATTRIBUTES, Attribute, AttributeValue, Data, Envelope};
+use super::json;
+
+const PREFIX: &str = "cloudEvents";
+
+/// Takes a message apart whose headers are the attributes. An empty body is no data.
+pub(super) fn envelope<'a>(
+    headers: &'a [(Cow<'a, str>, Cow<'a, str>)],
+    body: &'a str,
+) -> Result<Envelope<'a>, Rejection> {
+    let data = match body {
+        "" => Data::Absent,
+        body => Data::Json(json::parse(body)?),
+    };
+    let attributes = ATTRIBUTES.map(|name| Attribute { name, value: value(headers, name) });
+    Ok(Envelope::new(attributes, data))
+}
+
+/// The attribute that a header carries: `cloudEvents_NAME` or `cloudEvents:NAME` (§3.1.3.1; until 1.0.2 the second
+/// alone). Senders differ in the prefix's case, so that is not looked at; NAME is lower case in CloudEvents, and
+/// compared as it is.
+pub(super) fn attribute_name(header: &str) -> Option<&str> {
+    let (prefix, rest) = header.split_at_checked(PREFIX.len())?;
+    let name = rest.strip_prefix(['_', ':'])?;
+    (prefix.eq_ignore_ascii_case(PREFIX) && !name.is_empty()).then_some(name)
+}
+
+/// An attribute may stand there in both spellings, as long as they say the same.
+fn value<'a>(headers: &'a [(Cow<'a, str>, Cow<'a, str>)], name: &str) -> AttributeValue<'a> {
+    let mut values =
+        headers.iter().filter(|(header, _)| attribute_name(header) == Some(name)).map(|(_, value)| value.as_ref());
+    let Some(first) = values.next() else {
+        return AttributeValue::Absent;
+    };
+    if values.all(|value| value == first) {
+        AttributeValue::Text(Cow::Borrowed(first))
+    } else {
+        AttributeValue::Repeated
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::super::{Reason, sample};
+
+    #[test]
+    fn a_binary_event_is_read_in_either_spelling() {
+        for prefix in ["cloudEvents_", "cloudEvents:", "CLOUDEVENTS_", "cloudevents:"] {
+            let header = |name| format!("{prefix}{name}");
+            let headers = [
+                (header("specversion"), "1.0"),
+                (header("id"), "7"),
+                (header("source"), "/shop"),
+                (header("type"), "custom.thing"),
+                (header("recipient"), "merchant-42"),
+                (header("time"), "2026-01-02T03:04:05Z"),
+                (header("collapsekey"), "k"),
+                (header("unknown"), "x"),
+                ("x-other".to_owned(), "x"),
+            ];
+            let headers: Vec<_> = headers.iter().map(|(name, value)| (name.as_str(), *value)).collect();
+            let event = sample::parse(Some("application/json"), &headers, b" {\"a\" : 1}\n").unwrap();
+            assert_eq!((event.id.as_str(), event.recipient.as_str()), ("7", "merchant-42"));
+            assert_eq!(event.time, Some(time::macros::datetime!(2026-01-02 3:04:05 UTC)));
+            assert_eq!(event.collapse_key.as_deref(), Some("k"));
+            assert_eq!(event.data.unwrap().get(), r#"{"a" : 1}"#);
+        }
+    }
+
+    #[test]
+    fn an_empty_body_is_no_data_and_a_null_is() {
+        assert!(sample::binary(&[], b"").unwrap().data.is_none());
+        assert_eq!(sample::binary(&[], b" null ").unwrap().data.unwrap().get(), "null");
+        assert_eq!(sample::binary(&[], b" ").unwrap_err().reason, Reason::MalformedJson);
+    }
+
+    #[test]
+    fn both_spellings_must_agree() {
+        assert!(sample::binary(&[("cloudEvents:id", "e-1")], b"1").is_ok());
+        for (header, name) in [("cloudEvents:id", "id"), ("cloudevents_recipient", "recipient")] {
+            let rejection = sample::binary(&[(header, "another")], b"1").unwrap_err();
+            assert_eq!(rejection.reason, Reason::InvalidEnvelope);
+            assert_eq!(rejection.detail, format!("attribute `{name}` stands there more than once"));
+        }
+    }
+
+    #[test]
+    fn an_attribute_in_upper_case_is_another_attribute() {
+        assert!(sample::binary(&[("cloudEvents_ID", "another")], b"1").is_ok());
+    }
+
+    #[test]
+    fn conflicting_traces_cost_no_event() {
+        let traces = [("cloudEvents_traceparent", "a"), ("cloudEvents:traceparent", "b")];
+        assert_eq!(sample::binary(&traces, b"1").unwrap().traceparent, None);
+    }
+
+    #[test]
+    fn the_body_must_be_json_in_utf_8() {
+        for (body, reason) in [
+            (b"{".as_slice(), Reason::MalformedJson),
+            (b"1 2", Reason::MalformedJson),
+            (b"\"\xff\"", Reason::InvalidUtf8),
+        ] {
+            assert_eq!(sample::binary(&[], body).unwrap_err().reason, reason);
+        }
+    }
+
+    #[test]
+    fn the_schema_holds_in_binary_mode_too() {
+        let headers = [
+            ("cloudEvents_specversion", "1.0"),
+            ("cloudEvents_id", "e-1"),
+            ("cloudEvents_source", "/shop"),
+            ("cloudEvents_type", "import.started"),
+            ("cloudEvents_recipient", "merchant-42"),
+        ];
+        let rejection = sample::parse(None, &headers, b"").unwrap_err();
+        assert_eq!(rejection.to_string(), "invalid_data: import.started: missing data");
+    }
+}

@@ -1,0 +1,236 @@
+//! JSON text is checked and taken apart without being rewritten: values stay the publisher's bytes.
+//!
+//! Not by derived `Deserialize`: that also takes an array for a struct, quotes values in its errors, and refuses a lone
+//! surrogate in the name of a member that nobody asked for.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::{Reason, Rejection};
+
+/// Deepest nesting: what common parsers on the way to the dashboard take (serde_json's own bound).
+pub(super) const LEVELS_MAX: usize = 128;
+
+/// Checks that a text is one JSON value within the bound on nesting, and gives it without the white space around it.
+///
+/// The syntax is RFC 8259's and nothing is converted, so a number may have any size, and a string any escape.
+pub(super) fn parse(text: &str) -> Result<&RawValue, Rejection> {
+    if levels(text) > LEVELS_MAX {
+        let detail = format!("the JSON is nested more than {LEVELS_MAX} levels deep");
+        return Err(Rejection::new(Reason::TooDeep, detail));
+    }
+    serde_json::from_str(text).map_err(|error| {
+        // The category and the place only: the words of serde_json may quote the text.
+        let what = if error.is_eof() { "the JSON ends too early" } else { "not JSON" };
+        let detail = format!("{what}: line {} column {}", error.line(), error.column());
+        Rejection::new(Reason::MalformedJson, detail)
+    })
+}
+
+/// A member of an object, looked for by its name.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Member<'a> {
+    pub(super) name: &'static str,
+    pub(super) value: MemberValue<'a>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) enum MemberValue<'a> {
+    Absent,
+    Once(&'a RawValue),
+    /// The name stands there more than once: readers would differ on which one counts (RFC 8259 §4).
+    Repeated,
+}
+
+/// The members of these names, in the order of the names; all others are passed over. `None` where it is no object.
+pub(super) fn members<'a, const N: usize>(value: &'a RawValue, names: [&'static str; N]) -> Option<[Member<'a>; N]> {
+    serde_json::Deserializer::from_str(value.get()).deserialize_map(Members { names }).ok()
+}
+
+/// The text that a JSON string stands for; `None` where it is no string, or one with a lone surrogate, which no Rust
+/// or Postgres text can hold.
+pub(super) fn text(value: &RawValue) -> Option<Cow<'_, str>> {
+    let json = value.get();
+    match json.strip_prefix('"').and_then(|json| json.strip_suffix('"')) {
+        Some(plain) if !plain.contains('\\') => Some(Cow::Borrowed(plain)),
+        _ => serde_json::from_str(json).ok().map(Cow::Owned),
+    }
+}
+
+/// How deep arrays and objects nest. It is exact for JSON, and for anything else some number.
+fn levels(text: &str) -> usize {
+    let mut deepest = 0;
+    let mut level = 0_usize;
+    let mut in_string = false;
+    let mut escaped = false;
+    for byte in text.bytes() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            b'[' | b'{' if !in_string => {
+                level += 1;
+                deepest = deepest.max(level);
+            }
+            b']' | b'}' if !in_string => level = level.saturating_sub(1),
+            _ => {}
+        }
+    }
+    deepest
+}
+
+struct Members<const N: usize> {
+    names: [&'static str; N],
+}
+
+impl<'de, const N: usize> Visitor<'de> for Members<N> {
+    type Value = [Member<'de>; N];
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut members = self.names.map(|name| Member { name, value: MemberValue::Absent });
+        while let Some(member) = map.next_key_seed(Name(&mut members))? {
+            let Some(member) = member else {
+                map.next_value::<IgnoredAny>()?;
+                continue;
+            };
+            let value = map.next_value()?;
+            member.value = match member.value {
+                MemberValue::Absent => MemberValue::Once(value),
+                MemberValue::Once(_) | MemberValue::Repeated => MemberValue::Repeated,
+            };
+        }
+        Ok(members)
+    }
+}
+
+/// Finds the member that a key names. The key is read as bytes, as it may hold what no text can.
+struct Name<'m, 'a>(&'m mut [Member<'a>]);
+
+impl<'de, 'm, 'a> DeserializeSeed<'de> for Name<'m, 'a> {
+    type Value = Option<&'m mut Member<'a>>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_bytes(self)
+    }
+}
+
+impl<'m, 'a> Visitor<'_> for Name<'m, 'a> {
+    type Value = Option<&'m mut Member<'a>>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the name of a member")
+    }
+
+    fn visit_bytes<E>(self, key: &[u8]) -> Result<Self::Value, E> {
+        Ok(self.0.iter_mut().find(|member| member.name.as_bytes() == key))
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_keeps_its_bytes_and_loses_the_white_space_around_it() {
+        for json in [
+            "123456789012345678901234567890",
+            "1e400",
+            "-0.10E-2",
+            r#"{"b":1,  "a":2 , "b":3}"#,
+            r#""\u0000 \ud800 \udc00\ud800 \/ é ü""#,
+            "[ 1 ,\n\t2\r]",
+            "null",
+            r#"{"\ud800":1}"#,
+        ] {
+            assert_eq!(parse(&format!(" \r\n\t{json}\n ")).unwrap().get(), json);
+        }
+    }
+
+    #[test]
+    fn what_is_not_json_is_told_with_its_place_only() {
+        for (text, detail) in [
+            ("", "the JSON ends too early: line 1 column 0"),
+            ("{\"s3cr3t\":\n", "the JSON ends too early: line 2 column 0"),
+            ("s3cr3t", "not JSON: line 1 column 1"),
+            ("{} s3cr3t", "not JSON: line 1 column 4"),
+            ("\"a\nb\"", "not JSON: line 1 column 2"),
+            ("[1,]", "not JSON: line 1 column 4"),
+            ("01", "not JSON: line 1 column 2"),
+            ("\u{feff}1", "not JSON: line 1 column 1"),
+            (r#""\ud8zz""#, "not JSON: line 1 column 7"),
+        ] {
+            let rejection = parse(text).unwrap_err();
+            assert_eq!(rejection.reason, Reason::MalformedJson);
+            assert_eq!(rejection.detail, detail, "{text}");
+        }
+    }
+
+    #[test]
+    fn nesting_is_taken_up_to_the_bound() {
+        let nested = |levels| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
+        assert!(parse(&nested(LEVELS_MAX)).is_ok());
+        assert_eq!(parse(&nested(LEVELS_MAX + 1)).unwrap_err().reason, Reason::TooDeep);
+        let unclosed = "[{".repeat(100_000);
+        assert_eq!(parse(&unclosed).unwrap_err().reason, Reason::TooDeep);
+    }
+
+    #[test]
+    fn brackets_in_strings_and_side_by_side_do_not_nest() {
+        let brackets = "[{".repeat(LEVELS_MAX);
+        let in_strings = format!(r#"["\"{brackets}","\\",["{brackets}"]]"#);
+        assert_eq!(levels(&in_strings), 2);
+        assert!(parse(&in_strings).is_ok());
+        assert_eq!(levels("[[],[],{},{}]"), 2);
+    }
+
+    #[test]
+    fn members_are_found_by_name_however_it_is_escaped() {
+        let [a, b, c, d] =
+            found(r#" {"a": 1 ,"\u0062":[2],"x":{"a":9},"\ud800":3,"c":1,"c":1,"a\u0000":7} "#, ["a", "b", "c", "d"])
+                .unwrap();
+        assert_eq!((a.as_str(), b.as_str()), ("1", "[2]"));
+        assert_eq!((c.as_str(), d.as_str()), ("repeated", "absent"));
+    }
+
+    #[test]
+    fn only_an_object_has_members() {
+        for json in ["[1]", "null", "\"a\"", "1", "true", "[]"] {
+            assert_eq!(found(json, ["a"]), None);
+        }
+        assert!(found("{}", ["a"]).is_some());
+    }
+
+    #[test]
+    fn text_is_what_a_string_stands_for() {
+        for (json, expected) in [
+            (r#""""#, Some("")),
+            (r#""é""#, Some("é")),
+            (r#""\u0000\"\/""#, Some("\0\"/")),
+            (r#""\ud83d\ude00""#, Some("😀")),
+            (r#""\ud800""#, None),
+            (r#""\udc00\ud800""#, None),
+            ("1", None),
+            ("null", None),
+            (r#"["a"]"#, None),
+        ] {
+            assert_eq!(text(parse(json).unwrap()).as_deref(), expected, "{json}");
+        }
+    }
+
+    fn found<const N: usize>(json: &str, names: [&'static str; N]) -> Option<[String; N]> {
+        let members = members(parse(json).unwrap(), names)?;
+        Some(members.map(|member| match member.value {
+            MemberValue::Absent => "absent".into(),
+            MemberValue::Once(value) => value.get().into(),
+            MemberValue::Repeated => "repeated".into(),
+        }))
+    }
+}

@@ -1,0 +1,99 @@
+//! Why an event can never be stored: the dead letter's `x-shopbell-reason` and `x-shopbell-detail`.
+
+use std::fmt;
+
+/// Why an event can never be stored. Its detail goes into headers, logs and HTTP answers, so it is made of this
+/// program's own words, names of the contract and numbers: nothing that the publisher wrote stands in it, and it is
+/// short whatever they sent.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}: {detail}")]
+pub struct Rejection {
+    /// The contract's word.
+    pub reason: Reason,
+    /// What exactly is wrong, for the publisher's developer.
+    pub detail: String,
+}
+
+impl Rejection {
+    pub(super) fn new(reason: Reason, detail: impl Into<String>) -> Self {
+        Self { reason, detail: detail.into() }
+    }
+}
+
+/// The reasons of the AMQP contract.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Reason {
+    /// Not JSON.
+    MalformedJson,
+    /// An attribute of CloudEvents is missing, of the wrong type or out of bounds.
+    InvalidEnvelope,
+    /// `recipient` is missing or names no feed.
+    InvalidRecipient,
+    /// The data breaks the schema of the event's type.
+    InvalidData,
+    /// The body or the headers are too large.
+    TooLarge,
+    /// The JSON is nested too deeply.
+    TooDeep,
+    /// The body is not UTF-8.
+    InvalidUtf8,
+    /// `specversion` is another than 1.0.
+    UnsupportedVersion,
+    /// Neither a structured nor a binary CloudEvent in JSON.
+    UnsupportedContentType,
+}
+
+impl Reason {
+    /// Every reason: a metric has one time series for each from the start.
+    pub const ALL: [Self; 9] = [
+        Self::MalformedJson,
+        Self::InvalidEnvelope,
+        Self::InvalidRecipient,
+        Self::InvalidData,
+        Self::TooLarge,
+        Self::TooDeep,
+        Self::InvalidUtf8,
+        Self::UnsupportedVersion,
+        Self::UnsupportedContentType,
+    ];
+
+    /// The contract's word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::MalformedJson => "malformed_json",
+            Self::InvalidEnvelope => "invalid_envelope",
+            Self::InvalidRecipient => "invalid_recipient",
+            Self::InvalidData => "invalid_data",
+            Self::TooLarge => "too_large",
+            Self::TooDeep => "too_deep",
+            Self::InvalidUtf8 => "invalid_utf8",
+            Self::UnsupportedVersion => "unsupported_version",
+            Self::UnsupportedContentType => "unsupported_content_type",
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_reason_has_a_word_of_its_own() {
+        let words: BTreeSet<_> = Reason::ALL.iter().map(|reason| reason.as_str()).collect();
+        assert_eq!(words.len(), Reason::ALL.len());
+    }
+
+    #[test]
+    fn a_rejection_reads_reason_then_detail() {
+        let rejection = Rejection::new(Reason::TooDeep, "more than 128 levels");
+        assert_eq!(rejection.to_string(), "too_deep: more than 128 levels");
+    }
+}

@@ -1,0 +1,350 @@
+//! The types whose data has a schema (the AMQP contract's table). Any other type is taken with any data.
+//!
+//! A schema asks for the fields that it names and lets all others be: publishers add fields before Shopbell knows them.
+
+use serde_json::value::RawValue;
+
+use super::json::{self, Member, MemberValue};
+use super::{Reason, Rejection, timestamp};
+
+/// Longest `import_id`: it is part of a primary key and of the collapse key that its items get by themselves.
+pub const IMPORT_ID_BYTES_MAX: usize = 128;
+/// Longest `total` of an order: 18 digits after the point (the smallest unit of any currency in use) and 12 before.
+const DECIMAL_BYTES_MAX: usize = 32;
+/// Largest count: what Postgres' `bigint` holds.
+const COUNT_MAX: u64 = i64::MAX.unsigned_abs();
+
+/// What a type's schema says about its collapse key.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Collapse {
+    /// It has the key that the event brings, or none.
+    AsPublished,
+    /// It has this key where the event brings none.
+    ByItself(String),
+    /// It is never collapsed, whatever the event brings.
+    Never,
+}
+
+/// What is wrong, by the field's name and the rule: never by its value.
+type Violation = String;
+
+/// Holds data against the schema of its type.
+pub(super) fn check(event_type: &str, data: Option<&RawValue>) -> Result<Collapse, Rejection> {
+    let schema = match event_type {
+        "order.created" => order_created,
+        "import.started" => import_started,
+        "import.item" => import_item,
+        "import.finished" => import_finished,
+        _ => return Ok(Collapse::AsPublished),
+    };
+    data.ok_or_else(|| "missing data".to_owned())
+        .and_then(schema)
+        .map_err(|violation| Rejection::new(Reason::InvalidData, format!("{event_type}: {violation}")))
+}
+
+fn order_created(data: &RawValue) -> Result<Collapse, Violation> {
+    let [order_id, total, currency, items, customer, placed_at] =
+        fields(data, ["order_id", "total", "currency", "items", "customer", "placed_at"])?;
+    required(order_id, FILLED_TEXT)?;
+    required(total, DECIMAL)?;
+    required(currency, CURRENCY)?;
+    required(items, COUNT)?;
+    optional(customer, ANYTHING)?;
+    optional(placed_at, TIMESTAMP)?;
+    Ok(Collapse::AsPublished)
+}
+
+fn import_started(data: &RawValue) -> Result<Collapse, Violation> {
+    let [import_id, total] = fields(data, ["import_id", "total"])?;
+    required(import_id, IMPORT_ID)?;
+    required(total, COUNT)?;
+    Ok(Collapse::Never)
+}
+
+fn import_item(data: &RawValue) -> Result<Collapse, Violation> {
+    let [import_id, index, sku, status, error] = fields(data, ["import_id", "index", "sku", "status", "error"])?;
+    let import_id = required(import_id, IMPORT_ID)?;
+    required(index, COUNT_FROM_ONE)?;
+    required(sku, TEXT)?;
+    match required(status, ITEM_STATUS)? {
+        ItemStatus::Imported => {
+            optional(error, ANYTHING)?;
+            Ok(Collapse::ByItself(format!("import/{import_id}")))
+        }
+        ItemStatus::Failed => {
+            required(error, FILLED_TEXT)?;
+            Ok(Collapse::Never)
+        }
+    }
+}
+
+fn import_finished(data: &RawValue) -> Result<Collapse, Violation> {
+    let [import_id, status] = fields(data, ["import_id", "status"])?;
+    required(import_id, IMPORT_ID)?;
+    required(status, IMPORT_STATUS)?;
+    Ok(Collapse::Never)
+}
+
+/// What a field must be, in words and as a function that reads it.
+struct Rule<T>(&'static str, fn(&RawValue) -> Option<T>);
+
+enum ItemStatus {
+    Imported,
+    Failed,
+}
+
+const ANYTHING: Rule<()> = Rule("any JSON", |_| Some(()));
+/// It may be empty: an item without its `sku` is a good reason for its failure.
+const TEXT: Rule<()> = Rule("a string", |value| is(value, |_| true));
+const FILLED_TEXT: Rule<()> = Rule("a string that is not empty", |value| is(value, |text| !text.is_empty()));
+const DECIMAL: Rule<()> = Rule("a decimal string like 12.50", |value| is(value, is_decimal));
+/// Three capitals, not a list of currencies: ISO 4217 is amended more often than Shopbell is deployed.
+const CURRENCY: Rule<()> = Rule("three capital letters (ISO 4217)", |value| {
+    is(value, |text| text.len() == 3 && text.bytes().all(|byte| byte.is_ascii_uppercase()))
+});
+const COUNT: Rule<u64> = Rule("a whole number from 0", count);
+const COUNT_FROM_ONE: Rule<u64> = Rule("a whole number from 1", |value| count(value).filter(|&count| count > 0));
+const TIMESTAMP: Rule<()> = Rule("an RFC 3339 timestamp", |value| is(value, |text| timestamp::parse(text).is_some()));
+/// It is stored and becomes part of a key, so it is held to what Postgres can store.
+const IMPORT_ID: Rule<String> = Rule("1 to 128 bytes of text without control characters", |value| {
+    let text = json::text(value)?;
+    ((1..=IMPORT_ID_BYTES_MAX).contains(&text.len()) && !text.contains(char::is_control)).then(|| text.into_owned())
+});
+const ITEM_STATUS: Rule<ItemStatus> = Rule("`imported` or `failed`", |value| match &*json::text(value)? {
+    "imported" => Some(ItemStatus::Imported),
+    "failed" => Some(ItemStatus::Failed),
+    _ => None,
+});
+const IMPORT_STATUS: Rule<()> =
+    Rule("`finished` or `aborted`", |value| is(value, |text| matches!(text, "finished" | "aborted")));
+
+fn is(value: &RawValue, rule: impl Fn(&str) -> bool) -> Option<()> {
+    rule(&json::text(value)?).then_some(())
+}
+
+fn count(value: &RawValue) -> Option<u64> {
+    serde_json::from_str(value.get()).ok().filter(|&count| count <= COUNT_MAX)
+}
+
+fn is_decimal(text: &str) -> bool {
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let unsigned = text.strip_prefix('-').unwrap_or(text);
+    text.len() <= DECIMAL_BYTES_MAX
+        && match unsigned.split_once('.') {
+            Some((whole, fraction)) => digits(whole) && digits(fraction),
+            None => digits(unsigned),
+        }
+}
+
+fn fields<'a, const N: usize>(data: &'a RawValue, names: [&'static str; N]) -> Result<[Member<'a>; N], Violation> {
+    json::members(data, names).ok_or_else(|| "data must be an object".to_owned())
+}
+
+fn required<T>(field: Member<'_>, rule: Rule<T>) -> Result<T, Violation> {
+    let name = field.name;
+    optional(field, rule)?.ok_or_else(|| format!("missing field `{name}`"))
+}
+
+/// Null is the same as absent, as in the envelope.
+fn optional<T>(field: Member<'_>, Rule(words, read): Rule<T>) -> Result<Option<T>, Violation> {
+    let name = field.name;
+    match field.value {
+        MemberValue::Absent => Ok(None),
+        MemberValue::Once(value) if value.get() == "null" => Ok(None),
+        MemberValue::Once(value) => match read(value) {
+            Some(value) => Ok(Some(value)),
+            None => Err(format!("field `{name}` must be {words}")),
+        },
+        MemberValue::Repeated => Err(format!("field `{name}` stands there more than once")),
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::super::sample::{self, FAILED, FINISHED, ITEM, ORDER, SCHEMAS, STARTED};
+    use super::*;
+
+    #[test]
+    fn what_keeps_its_schema_is_taken_with_fields_nobody_knows() {
+        for (event_type, fields) in SCHEMAS {
+            for more in ["", r#","new":{"a":1e400},"new":2,"\ud800":"\ud800""#] {
+                assert_eq!(violation(event_type, &format!("{{{fields}{more}}}")), None);
+            }
+        }
+    }
+
+    #[test]
+    fn another_type_has_no_schema() {
+        for event_type in ["order.create", "order.created.v2", "Order.Created", "import"] {
+            assert_eq!(violation(event_type, "7"), None);
+        }
+    }
+
+    #[test]
+    fn data_must_be_there_and_an_object() {
+        for (event_type, _) in SCHEMAS {
+            for data in ["null", "7", r#""s3cr3t""#, r#"["s3cr3t"]"#] {
+                let expected = format!("{event_type}: data must be an object");
+                assert_eq!(violation(event_type, data), Some(expected));
+            }
+            let rejection = check(event_type, None).unwrap_err();
+            assert_eq!(rejection.detail, format!("{event_type}: missing data"));
+        }
+    }
+
+    #[test]
+    fn each_required_field_is_missed_by_name() {
+        for (event_type, fields) in SCHEMAS {
+            let fields: Vec<_> = fields.split(',').collect();
+            for missing in &fields {
+                let name = missing.split('"').nth(1).unwrap();
+                let others: Vec<_> = fields.iter().filter(|field| *field != missing).copied().collect();
+                let others = others.join(",");
+                let expected = format!("{event_type}: missing field `{name}`");
+                assert_eq!(violation(event_type, &format!("{{{others}}}")), Some(expected.clone()));
+                let null = format!(r#"{{"{name}":null,{others}}}"#);
+                assert_eq!(violation(event_type, &null), Some(expected));
+                let twice = format!(r#"{{{others},{missing},{missing}}}"#);
+                let expected = format!("{event_type}: field `{name}` stands there more than once");
+                assert_eq!(violation(event_type, &twice), Some(expected));
+            }
+        }
+    }
+
+    #[test]
+    fn optional_fields_are_checked_where_they_are_set() {
+        let order = |more: &str| violation("order.created", &format!("{{{ORDER},{more}}}"));
+        for customer in ["null", "1e400", r#"{"a":[]}"#, r#""\ud800""#] {
+            assert_eq!(order(&format!(r#""customer":{customer}"#)), None);
+        }
+        assert_eq!(order(r#""placed_at":"2026-01-02T03:04:05+01:00""#), None);
+        assert_eq!(order(r#""placed_at":null"#), None);
+        for (more, expected) in [
+            (r#""placed_at":"today""#, "field `placed_at` must be an RFC 3339 timestamp"),
+            (r#""placed_at":7"#, "field `placed_at` must be an RFC 3339 timestamp"),
+            (r#""customer":1,"customer":2"#, "field `customer` stands there more than once"),
+        ] {
+            assert_eq!(order(more), Some(format!("order.created: {expected}")));
+        }
+    }
+
+    #[test]
+    fn a_field_takes_what_its_rule_says_and_nothing_else() {
+        let long_id = format!("{:?}", "x".repeat(IMPORT_ID_BYTES_MAX));
+        let too_long_id = format!("{:?}", "x".repeat(IMPORT_ID_BYTES_MAX + 1));
+        let too_long_total = format!("{:?}", "1".repeat(DECIMAL_BYTES_MAX + 1));
+        /// Type, fields, the field to vary, values that are taken, values that are not.
+        type Case<'a> = (&'a str, &'a str, &'a str, &'a [&'a str], &'a [&'a str]);
+        let cases: [Case<'_>; 9] = [
+            ("order.created", ORDER, r#""order_id":"A-1""#, &[r#""é""#], &["7", r#""""#, r#""\ud800""#]),
+            (
+                "order.created",
+                ORDER,
+                r#""total":"12.50""#,
+                &[r#""0""#, r#""-12.5""#, r#""007.10""#],
+                &[
+                    "12.50",
+                    r#""""#,
+                    r#""-""#,
+                    r#"".5""#,
+                    r#""5.""#,
+                    r#""1,50""#,
+                    r#""+1""#,
+                    r#""1e3""#,
+                    r#""1.2.3""#,
+                    r#""--1""#,
+                    r#"" 1""#,
+                    r#""١""#,
+                    &too_long_total,
+                ],
+            ),
+            (
+                "order.created",
+                ORDER,
+                r#""currency":"EUR""#,
+                &[r#""XXX""#],
+                &[r#""eur""#, r#""EURO""#, r#""EU""#, r#""€""#, "978"],
+            ),
+            (
+                "order.created",
+                ORDER,
+                r#""items":3"#,
+                &["0", "9223372036854775807"],
+                &["-1", "1.0", "1e2", r#""3""#, "9223372036854775808", "true"],
+            ),
+            (
+                "import.started",
+                STARTED,
+                r#""import_id":"i-1""#,
+                &[r#"" ""#, &long_id],
+                &["7", r#""""#, r#""a\u0000""#, r#""\ud800""#, &too_long_id],
+            ),
+            ("import.item", ITEM, r#""index":1"#, &["2"], &["0", "-1", "1.5"]),
+            ("import.item", ITEM, r#""sku":"S""#, &[r#""""#], &["7", "[]"]),
+            ("import.item", ITEM, r#""status":"imported""#, &[], &[r#""done""#, r#""failed ""#, "true"]),
+            (
+                "import.finished",
+                FINISHED,
+                r#""status":"finished""#,
+                &[r#""aborted""#],
+                &[r#""Finished""#, r#""""#, "1"],
+            ),
+        ];
+        for (event_type, fields, field, good, bad) in cases {
+            let (name, _) = field.split_once(':').unwrap();
+            let data = |value: &str| format!("{{{}}}", fields.replace(field, &format!("{name}:{value}")));
+            for value in good {
+                assert_eq!(violation(event_type, &data(value)), None, "{value}");
+            }
+            for value in bad {
+                let violation = violation(event_type, &data(value)).unwrap_or_default();
+                let expected = format!("{event_type}: field `{}` must be", name.replace('"', ""));
+                assert!(violation.starts_with(&expected), "{name} {value}: {violation}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_failed_item_says_why() {
+        for error in [r#""""#, "7", "[]"] {
+            let data = format!("{{{}}}", FAILED.replace(r#""no sku""#, error));
+            let expected = "import.item: field `error` must be a string that is not empty";
+            assert_eq!(violation("import.item", &data).as_deref(), Some(expected));
+        }
+        assert_eq!(violation("import.item", &format!(r#"{{{ITEM},"error":7}}"#)), None);
+    }
+
+    #[test]
+    fn imported_items_collapse_by_their_import_and_milestones_never() {
+        for (event_type, fields, by_itself, with_a_key) in [
+            ("custom.thing", ORDER, None, Some("k")),
+            ("order.created", ORDER, None, Some("k")),
+            ("import.started", STARTED, None, None),
+            ("import.item", ITEM, Some("import/i-1"), Some("k")),
+            ("import.item", FAILED, None, None),
+            ("import.finished", FINISHED, None, None),
+        ] {
+            let data = format!("{{{fields}}}");
+            let event = sample::structured_data(event_type, &data).unwrap();
+            assert_eq!(event.collapse_key.as_deref(), by_itself, "{event_type}");
+            let body = sample::structured_body(event_type, &format!(r#"{data},"collapsekey":"k""#));
+            let event = sample::structured(&body).unwrap();
+            assert_eq!(event.collapse_key.as_deref(), with_a_key, "{event_type}");
+        }
+    }
+
+    /// The detail of the rejection; `None` where the data is taken, and then unchanged.
+    fn violation(event_type: &str, data: &str) -> Option<String> {
+        match sample::structured_data(event_type, data) {
+            Ok(event) => {
+                assert_eq!(event.data.unwrap().get(), data);
+                None
+            }
+            Err(rejection) => {
+                assert_eq!(rejection.reason, Reason::InvalidData);
+                Some(rejection.detail)
+            }
+        }
+    }
+}

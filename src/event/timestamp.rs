@@ -1,0 +1,65 @@
+//! RFC 3339 as CloudEvents has it (1.0, "Type System": Timestamp), in the form that Postgres gives back.
+
+use time::format_description::well_known::Rfc3339;
+use time::{OffsetDateTime, UtcOffset};
+
+const NANOSECONDS_PER_MICROSECOND: u32 = 1_000;
+
+/// The moment in UTC, cut (not rounded) to microseconds, which is what `timestamptz` keeps: so what is sent live is
+/// what a replay sends. `None` where it is not RFC 3339 or not in the years 1 to 9999 once it is in UTC.
+pub(super) fn parse(text: &str) -> Option<OffsetDateTime> {
+    // RFC 3339 §5.6 lets an application choose the separator; `time` would take any byte there.
+    if !matches!(text.as_bytes().get(10), Some(b'T' | b't' | b' ')) {
+        return None;
+    }
+    let moment = OffsetDateTime::parse(text, &Rfc3339).ok()?.checked_to_offset(UtcOffset::UTC)?;
+    let nanosecond = moment.nanosecond();
+    let moment = moment.replace_nanosecond(nanosecond - nanosecond % NANOSECONDS_PER_MICROSECOND).ok()?;
+    (1..=9999).contains(&moment.year()).then_some(moment)
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+
+    #[test]
+    fn rfc_3339_becomes_utc_in_microseconds() {
+        for (text, moment) in [
+            ("2026-02-03T04:05:06Z", datetime!(2026-02-03 4:05:06 UTC)),
+            ("2026-02-03t04:05:06z", datetime!(2026-02-03 4:05:06 UTC)),
+            ("2026-02-03 04:05:06+00:00", datetime!(2026-02-03 4:05:06 UTC)),
+            ("2026-02-03T00:30:00.5+01:00", datetime!(2026-02-02 23:30:00.5 UTC)),
+            ("2026-02-03T04:05:06.123456999Z", datetime!(2026-02-03 4:05:06.123456 UTC)),
+            ("1969-12-31T23:59:59.9999999Z", datetime!(1969-12-31 23:59:59.999999 UTC)),
+            ("2016-12-31T23:59:60Z", datetime!(2016-12-31 23:59:59.999999 UTC)),
+            ("0001-01-01T00:00:00Z", datetime!(0001-01-01 0:00 UTC)),
+            ("9999-12-31T23:59:59.999999Z", datetime!(9999-12-31 23:59:59.999999 UTC)),
+        ] {
+            assert_eq!(parse(text), Some(moment), "{text}");
+        }
+    }
+
+    #[test]
+    fn anything_else_is_refused() {
+        for text in [
+            "",
+            "now",
+            "1767225600",
+            "2026-02-03",
+            "2026-02-03T04:05:06",
+            "2026-02-03X04:05:06Z",
+            "2026-02-30T04:05:06Z",
+            "2026-02-03T24:00:00Z",
+            "2026-02-03T04:05:06Z ",
+            "20260203T040506Z",
+            "0000-12-31T00:00:00Z",
+            "0001-01-01T00:00:00+00:01",
+            "9999-12-31T23:59:59-00:01",
+            "9999-12-31T23:59:59-23:59",
+        ] {
+            assert_eq!(parse(text), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! Hands a stored batch to every replica, this one included, and receives the others'.
+//!
+//! A hint only wakes sessions and saves them a read: one that is lost is made good by the sweep, so hints are neither
+//! persistent nor repeated, and each replica's queue of them is bounded.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use time::OffsetDateTime;
+use tokio_tungstenite::tungstenite::Utf8Bytes;
+use tokio_util::sync::CancellationToken;
+
+use crate::amqp::consumer::Consumer;
+use crate::amqp::publisher::{Outgoing, Publisher};
+use crate::amqp::{Broker, BrokerError};
+use crate::backoff::Backoff;
+use crate::feed::{Feed, Seq};
+use crate::health::Health;
+use crate::hub::Hub;
+use crate::notification::Notification;
+use crate::telemetry::Metrics;
+
+/// Most batches taken from the broker and not yet spread: each is handled at once.
+const PREFETCH: u16 = 64;
+
+/// What there is to tell of a batch.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Hints {
+    /// New, ready to send.
+    pub stored: Vec<Arc<Notification>>,
+    /// Stored before: who has not got it reads it as it is stored.
+    pub again: Vec<(Feed, Seq)>,
+}
+
+/// Proof that a batch was handed on: only [`Fanout::hand_on`] makes one.
+#[derive(Debug)]
+pub struct HandedOn(());
+
+/// This replica's part in the fan-out.
+#[derive(Debug)]
+pub struct Fanout {
+    hub: Arc<Hub>,
+    metrics: Arc<Metrics>,
+    health: Arc<Health>,
+    exchange: String,
+    replica: String,
+}
+
+impl Fanout {
+    /// A replica knows its own hints again by its random name.
+    pub fn new(hub: Arc<Hub>, metrics: Arc<Metrics>, health: Arc<Health>, broker: &Broker) -> Self {
+        let replica = uuid::Uuid::new_v4().simple().to_string();
+        Self { hub, metrics, health, exchange: broker.names.fanout(), replica }
+    }
+
+    /// Gives what was stored to this replica's sessions directly and to the other replicas through the broker; returns when
+    /// the broker has confirmed it.
+    pub async fn hand_on(&self, publisher: &mut Publisher, hints: &Hints) -> Result<HandedOn, BrokerError> {
+        self.announce(hints);
+        if *hints != Hints::default() {
+            let body = encode(hints).into_bytes();
+            publisher.publish(&[Outgoing::hint(self.exchange.clone(), &self.replica, body)]).await?;
+        }
+        Ok(HandedOn(()))
+    }
+
+    /// Receives hints until told to stop. A broker that is away is waited for; meanwhile the sweep serves.
+    pub async fn receive(&self, broker: &Broker, stop: CancellationToken) {
+        let mut backoff = Backoff::default();
+        while !stop.is_cancelled() {
+            let ended = tokio::select! {
+                ended = self.receive_one_incarnation(broker, &mut backoff) => ended,
+                () = stop.cancelled() => return,
+            };
+            let wait = backoff.next_wait();
+            tracing::warn!(error = %ended, wait_ms = wait.as_millis(), "the fan-out consumer ended; it is opened again");
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = stop.cancelled() => return,
+            }
+        }
+    }
+
+    async fn receive_one_incarnation(&self, broker: &Broker, backoff: &mut Backoff) -> BrokerError {
+        let mut consumer = match Consumer::fanout(broker, PREFETCH).await {
+            Ok(consumer) => consumer,
+            Err(error) => return error,
+        };
+        backoff.reset();
+        let _up = self.health.fanout.up();
+        loop {
+            let delivery = match consumer.next().await {
+                Ok(delivery) => delivery,
+                Err(error) => return error,
+            };
+            let tag = delivery.tag();
+            if delivery.app_id() != Some(&self.replica) {
+                self.spread(Bytes::from(delivery.into_body()));
+            }
+            if let Err(error) = consumer.acknowledge_through(tag).await {
+                return error;
+            }
+        }
+    }
+
+    fn spread(&self, body: Bytes) {
+        match decode(&body) {
+            Ok(hints) => {
+                self.metrics.hints_received.inc_by((hints.stored.len() + hints.again.len()) as u64);
+                self.announce(&hints);
+            }
+            Err(error) => tracing::warn!(%error, "a fan-out message is not one of ours and was dropped"),
+        }
+    }
+
+    fn announce(&self, hints: &Hints) {
+        self.hub.announce(&hints.stored);
+        self.hub.announce_newest(&hints.again);
+    }
+}
+
+/// One hint as it goes through the broker.
+#[derive(Deserialize)]
+struct WireHint<'a> {
+    feed: &'a str,
+    seq: i64,
+    /// Microseconds since 1970, as precise as Postgres keeps it.
+    expires_at_us: Option<i64>,
+    #[serde(borrow)]
+    frame: Option<&'a RawValue>,
+}
+
+/// Writes the hints as JSON around the ready-made frames, without parsing those again. Feeds need no escaping.
+fn encode(Hints { stored, again }: &Hints) -> String {
+    const AROUND_A_FRAME: usize = 200;
+    let mut body =
+        String::with_capacity(stored.iter().map(|n| n.frame.len() + AROUND_A_FRAME).sum::<usize>() + AROUND_A_FRAME);
+    let mut separator = '[';
+    for Notification { feed, seq, expires_at, frame } in stored.iter().map(Arc::as_ref) {
+        // Writing to a string cannot fail.
+        let _ = write!(body, r#"{separator}{{"feed":"{feed}","seq":{seq}"#);
+        if let Some(at) = expires_at {
+            let _ = write!(body, r#","expires_at_us":{}"#, at.unix_timestamp_nanos() / 1_000);
+        }
+        let _ = write!(body, r#","frame":{}}}"#, frame.as_str());
+        separator = ',';
+    }
+    for (feed, seq) in again {
+        let _ = write!(body, r#"{separator}{{"feed":"{feed}","seq":{seq}}}"#);
+        separator = ',';
+    }
+    body.push(']');
+    body
+}
+
+/// Reads them back; the frames share the body's memory.
+fn decode(body: &Bytes) -> Result<Hints, String> {
+    let hints: Vec<WireHint<'_>> = serde_json::from_slice(body).map_err(|error| error.to_string())?;
+    let mut decoded = Hints { stored: Vec::with_capacity(hints.len()), again: Vec::new() };
+    for hint in hints {
+        let feed = Feed::parse(hint.feed).map_err(|error| error.to_string())?;
+        let seq = Seq::new(hint.seq).ok_or("a negative seq")?;
+        let Some(frame) = hint.frame else {
+            decoded.again.push((feed, seq));
+            continue;
+        };
+        let frame = Utf8Bytes::try_from(body.slice_ref(frame.get().as_bytes())).map_err(|error| error.to_string())?;
+        let expires_at = match hint.expires_at_us {
+            Some(us) => Some(
+                OffsetDateTime::from_unix_timestamp_nanos(i128::from(us) * 1_000).map_err(|error| error.to_string())?,
+            ),
+            None => None,
+        };
+        decoded.stored.push(Arc::new(Notification { feed, seq, expires_at, frame }));
+    }
+    Ok(decoded)
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_encoded_is_decoded_byte_for_byte() {
+        let notification = |seq, frame: &str, expires_at| {
+            Arc::new(Notification {
+                feed: Feed::parse("m-1").unwrap(),
+                seq: Seq::new(seq).unwrap(),
+                expires_at,
+                frame: frame.into(),
+            })
+        };
+        let at = OffsetDateTime::from_unix_timestamp_nanos(1_700_000_000_123_456_000).unwrap();
+        let stored = vec![
+            notification(1, r#"{"data":{ "b":1e400,"a":"\u0000" }}"#, Some(at)),
+            notification(2, r#"{"data":null}"#, None),
+        ];
+        let again = vec![(Feed::parse("m-2").unwrap(), Seq::new(9).unwrap())];
+        let hints = Hints { stored, again };
+        assert_eq!(decode(&encode(&hints).into()).unwrap(), hints);
+        assert!(decode(&Bytes::from_static(b"[{}]")).is_err());
+    }
+}

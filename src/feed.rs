@@ -1,0 +1,165 @@
+//! The names everything else speaks in: [`Feed`], [`Seq`], [`Subscriber`], [`Device`].
+//!
+//! They are made only by parsing, at the edge; inside, whoever holds one need not check it again. No I/O.
+
+use std::fmt;
+use std::sync::Arc;
+
+/// Longest name of a feed, in bytes (the AMQP contract's `recipient`).
+pub const FEED_BYTES_MAX: usize = 128;
+/// Longest `sub` of a token, in bytes: room for any identity provider's subject, small enough for an index entry.
+pub const SUBSCRIBER_BYTES_MAX: usize = 255;
+/// Longest device name, in bytes.
+pub const DEVICE_BYTES_MAX: usize = 64;
+
+/// Why a name was refused, in words for the person who sent it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{what} must be {rule}")]
+pub struct NameError {
+    what: &'static str,
+    rule: &'static str,
+}
+
+/// A recipient's notifications in order; also the recipient's name: 1 to 128 of `A-Z a-z 0-9 . _ ~ / -`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Feed(Arc<str>);
+
+impl Feed {
+    /// Takes a name as an event, a token or a client wrote it.
+    pub fn parse(name: &str) -> Result<Self, NameError> {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._~/-".contains(&byte);
+        if (1..=FEED_BYTES_MAX).contains(&name.len()) && name.bytes().all(allowed) {
+            Ok(Self(name.into()))
+        } else {
+            Err(NameError { what: "a feed", rule: "1 to 128 of A-Z a-z 0-9 . _ ~ / -" })
+        }
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Who reads a feed: the `sub` of a token, 1 to 255 bytes without control characters.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Subscriber(Arc<str>);
+
+impl Subscriber {
+    /// Takes the `sub` of a verified token.
+    pub fn parse(name: &str) -> Result<Self, NameError> {
+        if (1..=SUBSCRIBER_BYTES_MAX).contains(&name.len()) && !name.contains(char::is_control) {
+            Ok(Self(name.into()))
+        } else {
+            Err(NameError { what: "a subscriber", rule: "1 to 255 bytes without control characters" })
+        }
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// With which device a subscriber reads; the empty name is the one that all unnamed devices share.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Device(Arc<str>);
+
+impl Device {
+    /// Takes the `device` of a handshake: up to 64 of `A-Z a-z 0-9 . _ ~ -`.
+    pub fn parse(name: &str) -> Result<Self, NameError> {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._~-".contains(&byte);
+        if name.len() <= DEVICE_BYTES_MAX && name.bytes().all(allowed) {
+            Ok(Self(name.into()))
+        } else {
+            Err(NameError { what: "a device", rule: "at most 64 of A-Z a-z 0-9 . _ ~ -" })
+        }
+    }
+
+    /// The name, empty for the unnamed device.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+macro_rules! display_as_str {
+    ($($name:ty),*) => {$(
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+        impl serde::Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(self.as_str())
+            }
+        }
+    )*};
+}
+display_as_str!(Feed, Subscriber, Device);
+
+/// A notification's number in its feed: 1, 2, 3 … without a gap. [`Seq::ZERO`] stands before the first.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+#[serde(transparent)]
+pub struct Seq(i64);
+
+impl Seq {
+    /// Before the first notification of every feed.
+    pub const ZERO: Self = Self(0);
+
+    /// Takes a number from a client or the database; `None` where it is negative or does not fit Postgres' `bigint`.
+    pub fn new(number: i64) -> Option<Self> {
+        (number >= 0).then_some(Self(number))
+    }
+
+    /// The number, for SQL and arithmetic at the edge.
+    pub fn get(self) -> i64 {
+        self.0
+    }
+
+    /// The number after this one.
+    pub fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
+    }
+
+    /// The number before this one; [`Seq::ZERO`] stays.
+    pub fn previous(self) -> Self {
+        Self((self.0 - 1).max(0))
+    }
+}
+
+impl fmt::Display for Seq {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_feed_is_1_to_128_of_the_allowed_characters() {
+        for good in ["merchant-42", "a", "A.b_c~d/e-9", &"x".repeat(128)] {
+            assert_eq!(Feed::parse(good).map(|feed| feed.to_string()), Ok(good.into()));
+        }
+        for bad in ["", " ", "a b", "é", "a\0", "a:b", &"x".repeat(129)] {
+            assert!(Feed::parse(bad).is_err(), "{bad:?} must be refused");
+        }
+    }
+
+    #[test]
+    fn a_subscriber_has_no_control_characters() {
+        assert!(Subscriber::parse("auth0|5f7c8ec7c33c6c004bbafe82").is_ok());
+        for bad in ["", "a\0b", "a\nb", &"x".repeat(256)] {
+            assert!(Subscriber::parse(bad).is_err(), "{bad:?} must be refused");
+        }
+    }
+
+    #[test]
+    fn a_seq_is_never_negative() {
+        assert_eq!(Seq::new(-1), None);
+        assert_eq!(Seq::ZERO.previous(), Seq::ZERO);
+        assert_eq!(Seq::ZERO.next().get(), 1);
+    }
+}

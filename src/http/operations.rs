@@ -1,0 +1,81 @@
+//! The operations port: is it alive, can it work, what has it done.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use serde::Serialize;
+use sqlx::postgres::PgPool;
+
+use super::problem::Problem;
+use crate::health::Health;
+use crate::store;
+use crate::telemetry::Metrics;
+
+/// A database that has not answered by then does not answer.
+const DATABASE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What the operations port tells of.
+#[derive(Debug, Clone)]
+pub struct Operations {
+    /// What works.
+    pub health: Arc<Health>,
+    /// The counts.
+    pub metrics: Arc<Metrics>,
+    /// Asked whether the database answers.
+    pub pool: PgPool,
+}
+
+/// `/readyz`'s answer.
+#[derive(Debug, Serialize)]
+struct Readiness {
+    /// `ready`; `degraded` without the broker, when sockets are served from Postgres; `unready`; `draining`.
+    status: &'static str,
+    database: &'static str,
+    broker: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<String>,
+}
+
+/// The routes.
+pub fn router(operations: Operations) -> Router {
+    Router::new()
+        .route("/livez", get(async || "ok\n"))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .fallback(async || Problem::new(StatusCode::NOT_FOUND, "there is /livez, /readyz and /metrics"))
+        .with_state(operations)
+}
+
+async fn ready(State(operations): State<Operations>) -> Response {
+    let checked = tokio::time::timeout(DATABASE_TIMEOUT, store::check(&operations.pool)).await;
+    let trouble = match checked {
+        Ok(Ok(())) => None,
+        Ok(Err(error)) => Some(error.to_string()),
+        Err(_) => Some(format!("the database did not answer within {DATABASE_TIMEOUT:?}")),
+    };
+    let health = &operations.health;
+    let broker = health.ingest.is_up() && health.fanout.is_up();
+    let (code, status) = match (&trouble, health.draining.load(Ordering::Relaxed), broker) {
+        (_, true, _) => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
+        (Some(_), _, _) => (StatusCode::SERVICE_UNAVAILABLE, "unready"),
+        (None, _, true) => (StatusCode::OK, "ready"),
+        (None, _, false) => (StatusCode::OK, "degraded"),
+    };
+    let word = |works: bool| if works { "ok" } else { "away" };
+    let readiness = Readiness { status, database: word(trouble.is_none()), broker: word(broker), detail: trouble };
+    (code, Json(readiness)).into_response()
+}
+
+async fn metrics(State(operations): State<Operations>) -> Response {
+    match operations.metrics.render() {
+        Ok(text) => ([(CONTENT_TYPE, Metrics::CONTENT_TYPE)], text).into_response(),
+        Err(error) => Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}

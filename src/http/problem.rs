@@ -1,0 +1,61 @@
+//! Errors for people and programs (RFC 9457).
+
+use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
+use axum::http::{HeaderName, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+/// What a refused client is told to wait, in seconds.
+const RETRY_AFTER_SECONDS: &str = "2";
+
+/// A refusal.
+#[derive(Debug)]
+pub struct Problem {
+    status: StatusCode,
+    detail: String,
+    header: Option<(HeaderName, HeaderValue)>,
+}
+
+#[derive(Serialize)]
+struct Body<'a> {
+    r#type: &'static str,
+    title: &'a str,
+    status: u16,
+    detail: &'a str,
+}
+
+impl Problem {
+    /// A refusal that says what to do.
+    pub fn new(status: StatusCode, detail: impl Into<String>) -> Self {
+        Self { status, detail: detail.into(), header: None }
+    }
+
+    /// The same, with a header.
+    pub fn with(mut self, name: HeaderName, value: &'static str) -> Self {
+        self.header = Some((name, HeaderValue::from_static(value)));
+        self
+    }
+
+    /// The same, with `Retry-After`.
+    pub fn retry_later(self) -> Self {
+        self.with(RETRY_AFTER, RETRY_AFTER_SECONDS)
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let body = Body {
+            r#type: "about:blank",
+            title: self.status.canonical_reason().unwrap_or("Error"),
+            status: self.status.as_u16(),
+            detail: &self.detail,
+        };
+        // Serialising two strings and a number cannot fail.
+        let json = serde_json::to_string(&body).unwrap_or_default();
+        let mut response = (self.status, [(CONTENT_TYPE, "application/problem+json")], json).into_response();
+        if let Some((name, value)) = self.header {
+            response.headers_mut().insert(name, value);
+        }
+        response
+    }
+}

@@ -1,0 +1,159 @@
+//! Which sessions of this replica read which feed. It wakes them and keeps nothing: what an inbox has no room for is only
+//! remembered as a number, and the session reads it from Postgres.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+use crate::feed::{Feed, Seq};
+use crate::notification::Notification;
+
+/// Most hints that wait in an inbox; a session that is that far behind reads pages, which is cheaper.
+const INBOX_HINTS_MAX: usize = 64;
+
+/// Feed → sessions.
+#[derive(Debug, Default)]
+pub struct Hub {
+    /// Held for a lookup and a push an inbox, never across an await: a plain mutex is the fastest there is for that.
+    feeds: Mutex<HashMap<Feed, Readers>>,
+}
+
+/// The sessions that read one feed.
+#[derive(Debug, Default)]
+struct Readers {
+    inboxes: Vec<Arc<Inbox>>,
+    /// The highest number they were told of: the sweep wakes nobody for what is not new.
+    announced: Seq,
+}
+
+impl Hub {
+    /// Adds a session to its feeds until the registration is dropped. Register first, then read: what is stored in
+    /// between is in the inbox.
+    pub fn register(self: &Arc<Self>, feeds: Vec<Feed>) -> Registration {
+        let inbox = Arc::new(Inbox::default());
+        let mut sessions = lock(&self.feeds);
+        for feed in &feeds {
+            sessions.entry(feed.clone()).or_default().inboxes.push(inbox.clone());
+        }
+        drop(sessions);
+        Registration { hub: self.clone(), feeds, inbox }
+    }
+
+    /// Wakes the sessions of these notifications' feeds.
+    pub fn announce(&self, notifications: &[Arc<Notification>]) {
+        let mut sessions = lock(&self.feeds);
+        for notification in notifications {
+            let Some(readers) = sessions.get_mut(&notification.feed) else { continue };
+            readers.announced = readers.announced.max(notification.seq);
+            for inbox in &readers.inboxes {
+                inbox.put(notification);
+            }
+        }
+    }
+
+    /// Wakes the sessions of feeds that are known to hold a number, without the notification; not those that know it.
+    pub fn announce_newest(&self, newest: &[(Feed, Seq)]) {
+        let mut sessions = lock(&self.feeds);
+        for (feed, seq) in newest {
+            let Some(readers) = sessions.get_mut(feed).filter(|readers| readers.announced < *seq) else { continue };
+            readers.announced = *seq;
+            for inbox in &readers.inboxes {
+                inbox.put_newest(feed, *seq);
+            }
+        }
+    }
+
+    /// The feeds that have a session here.
+    pub fn feeds(&self) -> Vec<Feed> {
+        lock(&self.feeds).keys().cloned().collect()
+    }
+}
+
+/// A session's place in the hub; leaves when dropped.
+#[derive(Debug)]
+pub struct Registration {
+    hub: Arc<Hub>,
+    feeds: Vec<Feed>,
+    inbox: Arc<Inbox>,
+}
+
+impl Registration {
+    /// Where the hints wait.
+    pub fn inbox(&self) -> &Inbox {
+        &self.inbox
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        let mut sessions = lock(&self.hub.feeds);
+        for feed in &self.feeds {
+            if let Some(readers) = sessions.get_mut(feed) {
+                readers.inboxes.retain(|inbox| !Arc::ptr_eq(inbox, &self.inbox));
+                if readers.inboxes.is_empty() {
+                    sessions.remove(feed);
+                }
+            }
+        }
+    }
+}
+
+/// What waits for one session.
+#[derive(Debug, Default)]
+pub struct Inbox {
+    waiting: Mutex<Waiting>,
+    wake: Notify,
+}
+
+/// What was announced since the session last looked.
+#[derive(Debug, Default)]
+pub struct Waiting {
+    /// In the order announced.
+    pub hints: Vec<Arc<Notification>>,
+    /// Feeds known to hold a number, whose notification did not fit or was not given.
+    pub newest: Vec<(Feed, Seq)>,
+}
+
+impl Inbox {
+    /// Returns when something may be waiting. Losing this future in a `select!` loses no wake-up.
+    pub async fn woken(&self) {
+        self.wake.notified().await;
+    }
+
+    /// Takes what waits.
+    pub fn take(&self) -> Waiting {
+        std::mem::take(&mut lock(&self.waiting))
+    }
+
+    fn put(&self, notification: &Arc<Notification>) {
+        let mut waiting = lock(&self.waiting);
+        if waiting.hints.len() < INBOX_HINTS_MAX {
+            waiting.hints.push(notification.clone());
+        } else {
+            waiting.raise(&notification.feed, notification.seq);
+        }
+        drop(waiting);
+        self.wake.notify_one();
+    }
+
+    fn put_newest(&self, feed: &Feed, seq: Seq) {
+        lock(&self.waiting).raise(feed, seq);
+        self.wake.notify_one();
+    }
+}
+
+impl Waiting {
+    /// One number a feed, and a session reads few feeds: bounded.
+    fn raise(&mut self, feed: &Feed, seq: Seq) {
+        match self.newest.iter_mut().find(|(known, _)| known == feed) {
+            Some((_, newest)) => *newest = seq.max(*newest),
+            None => self.newest.push((feed.clone(), seq)),
+        }
+    }
+}
+
+/// A panic while holding one of these locks cannot leave half a change: they are single pushes and takes.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,190 @@
+//! Deliveries become stored notifications: batch → append → fan-out → acknowledge, in the order that the promise needs.
+//!
+//! Whatever has arrived while the last batch was being committed is the next batch; nothing waits for a timer. A batch is
+//! acknowledged only when it is stored and handed on, on the incarnation that delivered it; until then RabbitMQ has it too.
+
+mod batch;
+mod storing;
+
+use std::sync::Arc;
+
+use sqlx::postgres::PgPool;
+use time::OffsetDateTime;
+use tokio_util::sync::CancellationToken;
+
+use self::batch::Batch;
+use self::storing::{Abandoned, Refused};
+use crate::amqp::consumer::Consumer;
+use crate::amqp::delivery::Delivery;
+use crate::amqp::publisher::Publisher;
+use crate::amqp::{Broker, BrokerError, dead_letter};
+use crate::backoff::Backoff;
+use crate::event::{Limits, Rejection};
+use crate::fanout::{Fanout, HandedOn, Hints};
+use crate::health::Health;
+use crate::notification::Notification;
+use crate::store;
+use crate::store::append::Placed;
+use crate::telemetry::{Metrics, ReasonLabel, Word};
+
+/// Most deliveries unacknowledged at once: the batch in work and the one that forms meanwhile.
+const PREFETCH: u16 = 2 * batch::EVENTS_MAX as u16;
+
+/// Why an incarnation ended.
+#[derive(Debug, thiserror::Error)]
+enum Ended {
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+    #[error(transparent)]
+    Abandoned(#[from] Abandoned),
+}
+
+/// The ingesting half of a replica. RabbitMQ lets one replica consume; the others stand by.
+#[derive(Debug)]
+pub struct Ingest {
+    /// Where events come from.
+    pub broker: Broker,
+    /// Where they are stored.
+    pub pool: PgPool,
+    /// What every replica is told.
+    pub fanout: Arc<Fanout>,
+    /// What is taken from publishers.
+    pub limits: Limits,
+    /// The books.
+    pub metrics: Arc<Metrics>,
+    /// Whether it works.
+    pub health: Arc<Health>,
+}
+
+impl Ingest {
+    /// Ingests until told to stop, then finishes the batch in work.
+    pub async fn run(&self, stop: CancellationToken) {
+        let mut backoff = Backoff::default();
+        while !stop.is_cancelled() {
+            match self.one_incarnation(&stop, &mut backoff).await {
+                Ok(()) => return,
+                Err(error) => {
+                    let wait = backoff.next_wait();
+                    tracing::warn!(%error, wait_ms = wait.as_millis(), "ingest ended; it is opened again");
+                    tokio::select! {
+                        () = tokio::time::sleep(wait) => {}
+                        () = stop.cancelled() => {}
+                    }
+                }
+            }
+        }
+    }
+
+    async fn one_incarnation(&self, stop: &CancellationToken, backoff: &mut Backoff) -> Result<(), Ended> {
+        // Deliveries that cannot be stored only use up their delivery limit: first the database, then the queue.
+        if !self.wait_for_database(stop).await {
+            return Ok(());
+        }
+        let mut publisher = Publisher::open(&self.broker).await?;
+        let mut consumer = Consumer::ingest(&self.broker, PREFETCH).await?;
+        backoff.reset();
+        let _up = self.health.ingest.up();
+        tracing::info!(names = %self.broker.names, "ingest consumes or stands by");
+        loop {
+            let first = tokio::select! {
+                first = consumer.next() => first?,
+                () = stop.cancelled() => break,
+            };
+            let batch = Batch::collect(first, &mut consumer)?;
+            self.take_in(batch, &mut publisher, &consumer, stop).await?;
+        }
+        consumer.cancel().await?;
+        consumer.close().await;
+        publisher.close().await;
+        Ok(())
+    }
+
+    /// Returns whether it is there; not, when told to stop.
+    async fn wait_for_database(&self, stop: &CancellationToken) -> bool {
+        let mut backoff = Backoff::default();
+        while let Err(error) = store::check(&self.pool).await {
+            let wait = backoff.next_wait();
+            tracing::warn!(%error, wait_ms = wait.as_millis(), "ingest waits for the database");
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = stop.cancelled() => return false,
+            }
+        }
+        true
+    }
+
+    /// One batch, to its end: what can never be stored is dead-lettered, the rest stored and handed on, then all of it
+    /// acknowledged. Dying between any two steps makes RabbitMQ deliver it again, and each step is safe to repeat.
+    async fn take_in(
+        &self,
+        batch: Batch,
+        publisher: &mut Publisher,
+        consumer: &Consumer,
+        stop: &CancellationToken,
+    ) -> Result<(), Ended> {
+        let received_at = microseconds(OffsetDateTime::now_utc());
+        let through = batch.through;
+        let (events, rejected) = batch.parse(self.limits);
+        self.bury(publisher, &rejected).await?;
+
+        let (deliveries, events) = events.into_iter().unzip();
+        let (placed, refused) = self.store(events, received_at, consumer, stop).await?;
+        let refused = of_deliveries(deliveries, refused);
+        self.bury(publisher, &refused).await?;
+
+        let hints = hints(&placed, received_at);
+        self.metrics.events_received.inc_by(placed.len() as u64);
+        self.metrics.events_stored.inc_by(hints.stored.len() as u64);
+        self.metrics.events_duplicate.inc_by(hints.again.len() as u64);
+        let handed_on = self.fanout.hand_on(publisher, &hints).await?;
+        acknowledge(consumer, through, handed_on).await?;
+        Ok(())
+    }
+
+    /// Publishes dead letters and waits until the broker has them.
+    async fn bury(&self, publisher: &mut Publisher, rejected: &[(Delivery, Rejection)]) -> Result<(), BrokerError> {
+        if rejected.is_empty() {
+            return Ok(());
+        }
+        let bury =
+            |(delivery, rejection): &(Delivery, Rejection)| dead_letter::bury(&self.broker.names, delivery, rejection);
+        publisher.publish(&rejected.iter().map(bury).collect::<Vec<_>>()).await?;
+        for (delivery, rejection) in rejected {
+            let (reason, routing_key) = (rejection.reason.as_str(), delivery.routing_key());
+            tracing::warn!(reason, detail = %rejection.detail, routing_key, "an event was dead-lettered");
+            self.metrics.events_received.inc();
+            self.metrics.events_dead_lettered.get_or_create(&ReasonLabel { reason: Word(reason) }).inc();
+        }
+        Ok(())
+    }
+}
+
+/// Tells RabbitMQ that a batch is done: only for one that is stored and handed on, as the proof says.
+async fn acknowledge(consumer: &Consumer, through: u64, _: HandedOn) -> Result<(), BrokerError> {
+    consumer.acknowledge_through(through).await
+}
+
+/// The deliveries of the events that Postgres refused, by their place in the batch.
+fn of_deliveries(deliveries: Vec<Delivery>, refused: Vec<Refused>) -> Vec<(Delivery, Rejection)> {
+    let mut deliveries: Vec<Option<Delivery>> = deliveries.into_iter().map(Some).collect();
+    let take = |refused: Refused| Some((deliveries.get_mut(refused.place)?.take()?, refused.rejection));
+    refused.into_iter().filter_map(take).collect()
+}
+
+/// What every replica is told of the batch. Of a duplicate not the event that came, which may differ from the stored one.
+fn hints(placed: &[Placed], received_at: OffsetDateTime) -> Hints {
+    let mut hints = Hints { stored: Vec::with_capacity(placed.len()), again: Vec::new() };
+    for Placed { event, seq, duplicate } in placed {
+        if *duplicate {
+            hints.again.push((event.recipient.clone(), *seq));
+        } else {
+            hints.stored.push(Arc::new(Notification::of_event(event, *seq, received_at)));
+        }
+    }
+    hints
+}
+
+/// As precise as Postgres keeps it, so that a frame is the same live and replayed.
+fn microseconds(time: OffsetDateTime) -> OffsetDateTime {
+    time.replace_nanosecond(time.microsecond() * 1_000).unwrap_or(time)
+}

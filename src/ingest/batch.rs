@@ -1,0 +1,50 @@
+//! The deliveries that are stored together.
+
+use crate::amqp::BrokerError;
+use crate::amqp::consumer::Consumer;
+use crate::amqp::delivery::Delivery;
+use crate::event::{self, Event, Limits, Rejection};
+
+/// Most events in a batch: past that a bigger transaction is hardly cheaper an event, and everyone waits for it.
+pub(super) const EVENTS_MAX: usize = 512;
+/// A batch takes no further event when its bodies have this many bytes; its hint stays well below RabbitMQ's 16 MiB.
+const BYTES_MAX: usize = 1024 * 1024;
+
+/// Deliveries in the order in which they came.
+#[derive(Debug)]
+pub(super) struct Batch {
+    deliveries: Vec<Delivery>,
+    /// The tag that acknowledges all of them.
+    pub(super) through: u64,
+}
+
+impl Batch {
+    /// Takes what has arrived; waits for nothing.
+    pub(super) fn collect(first: Delivery, consumer: &mut Consumer) -> Result<Self, BrokerError> {
+        let mut bytes = first.body().len();
+        let mut batch = Self { through: first.tag(), deliveries: vec![first] };
+        while batch.deliveries.len() < EVENTS_MAX
+            && bytes < BYTES_MAX
+            && let Some(delivery) = consumer.next_ready()
+        {
+            let delivery = delivery?;
+            bytes += delivery.body().len();
+            batch.through = delivery.tag();
+            batch.deliveries.push(delivery);
+        }
+        Ok(batch)
+    }
+
+    /// Tells what can be stored from what never can, each in order.
+    #[expect(clippy::type_complexity, reason = "two lists of pairs, named where they are taken apart")]
+    pub(super) fn parse(self, limits: Limits) -> (Vec<(Delivery, Event)>, Vec<(Delivery, Rejection)>) {
+        let (mut events, mut rejected) = (Vec::with_capacity(self.deliveries.len()), Vec::new());
+        for delivery in self.deliveries {
+            match event::parse(&delivery.message(), limits) {
+                Ok(event) => events.push((delivery, event)),
+                Err(rejection) => rejected.push((delivery, rejection)),
+            }
+        }
+        (events, rejected)
+    }
+}

@@ -1,0 +1,54 @@
+//! Parses the command line, runs the command, sets the exit status: 0 it worked, 1 it failed, 2 it was asked wrongly.
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use shopbell::commands::terminal::{self, StdoutClosed};
+use shopbell::commands::{Cli, UsageError};
+use shopbell::config::ConfigError;
+use shopbell::telemetry;
+
+const FAILED: u8 = 1;
+/// clap's own status for a command line that it does not take.
+const ASKED_WRONGLY: u8 = 2;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let cli = Cli::parse();
+    telemetry::log_to_stderr(cli.log_default());
+    match cli.run().await {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever reads our stdout has had enough, as `head` does: nothing is wrong.
+        Err(error) if error.is::<StdoutClosed>() => ExitCode::SUCCESS,
+        Err(error) => {
+            terminal::talk(&format!("shopbell: {}", chain(&error)));
+            let asked_wrongly = error.is::<ConfigError>() || error.is::<UsageError>();
+            ExitCode::from(if asked_wrongly { ASKED_WRONGLY } else { FAILED })
+        }
+    }
+}
+
+/// An error and its causes in one line. A cause that the text before it quotes already is not told again.
+fn chain(error: &anyhow::Error) -> String {
+    let mut told = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if told.is_empty() {
+            told = cause;
+        } else if !told.contains(&cause) {
+            told = format!("{told}: {cause}");
+        }
+    }
+    told
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let error = anyhow::anyhow!("refused").context("RabbitMQ: refused").context("publishing");
+        assert_eq!(chain(&error), "publishing: RabbitMQ: refused");
+    }
+}

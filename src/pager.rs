@@ -1,0 +1,141 @@
+//! Reads pages for sessions that are behind: one query for many of them. And the slow sweep behind every hint.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::postgres::PgPool;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::backoff::Backoff;
+use crate::feed::{Feed, Seq};
+use crate::hub::Hub;
+use crate::notification::Page;
+use crate::store;
+use crate::telemetry::Metrics;
+
+/// Most sessions served by one query: with a page's bounds this also bounds the memory of one answer.
+const REQUESTS_PER_QUERY_MAX: usize = 50;
+/// Queries at once: one to be rendered while Postgres runs the next.
+const READERS: usize = 2;
+/// How long a lost hint can delay a notification, about.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(2);
+/// Most feeds asked for in one statement of the sweep.
+const FEEDS_PER_SWEEP_QUERY_MAX: usize = 5_000;
+
+/// A page that a session asked for.
+#[derive(Debug)]
+struct Request {
+    feed: Feed,
+    after: Seq,
+    rows: i64,
+    reply: oneshot::Sender<Arc<Page>>,
+}
+
+/// Where sessions ask for pages.
+#[derive(Debug, Clone)]
+pub struct Pager {
+    requests: mpsc::Sender<Request>,
+}
+
+/// The receiving end, to be run.
+#[derive(Debug)]
+pub struct PagerWorker {
+    requests: mpsc::Receiver<Request>,
+    pool: PgPool,
+    metrics: Arc<Metrics>,
+}
+
+impl Pager {
+    /// A session asks for one page at a time, so `sessions_max` bounds what waits.
+    pub fn new(pool: PgPool, metrics: Arc<Metrics>, sessions_max: usize) -> (Self, PagerWorker) {
+        let (sender, requests) = mpsc::channel(sessions_max.max(1));
+        (Self { requests: sender }, PagerWorker { requests, pool, metrics })
+    }
+
+    /// Asks for what follows `after`, `wanted` notifications if there are as many. The answer comes when the database
+    /// gives it; it is dropped with the receiver.
+    pub fn read(&self, feed: Feed, after: Seq, wanted: usize) -> oneshot::Receiver<Arc<Page>> {
+        let (reply, receiver) = oneshot::channel();
+        // Full or closed only while stopping: the receiver then sees its sender gone.
+        let _ = self.requests.try_send(Request { feed, after, rows: rows(wanted), reply });
+        receiver
+    }
+}
+
+/// Pages come in few sizes: small ones for a session that makes room bit by bit, and the same for all who can share one.
+fn rows(wanted: usize) -> i64 {
+    match wanted {
+        0..=16 => 16,
+        17..=64 => 64,
+        _ => 256,
+    }
+}
+
+impl PagerWorker {
+    /// Serves until every [`Pager`] is dropped. What waits when a reader is free is the next query.
+    pub async fn run(mut self) {
+        let slots = Arc::new(tokio::sync::Semaphore::new(READERS));
+        let mut waiting = Vec::new();
+        // The semaphore is never closed.
+        while let Ok(slot) = slots.clone().acquire_owned().await {
+            if self.requests.recv_many(&mut waiting, REQUESTS_PER_QUERY_MAX).await == 0 {
+                return;
+            }
+            let (requests, pool, metrics) = (std::mem::take(&mut waiting), self.pool.clone(), self.metrics.clone());
+            tokio::spawn(async move {
+                serve(&pool, &metrics, requests).await;
+                drop(slot);
+            });
+        }
+    }
+}
+
+/// Reads each wanted page once and gives it to all that want it; waits for a database that is away.
+async fn serve(pool: &PgPool, metrics: &Metrics, mut requests: Vec<Request>) {
+    let mut backoff = Backoff::default();
+    loop {
+        requests.retain(|request| !request.reply.is_closed());
+        let key = |request: &Request| (request.feed.clone(), request.after, request.rows);
+        let mut wanted: Vec<(Feed, Seq, i64)> = requests.iter().map(key).collect();
+        wanted.sort_unstable();
+        wanted.dedup();
+        if wanted.is_empty() {
+            return;
+        }
+        match store::pages::read(pool, &wanted).await {
+            Ok(pages) => {
+                metrics.page_queries.inc();
+                metrics.pages_read.inc_by(pages.len() as u64);
+                let pages: Vec<Arc<Page>> = pages.into_iter().map(Arc::new).collect();
+                for request in requests {
+                    let place = wanted.binary_search(&key(&request));
+                    if let Some(page) = place.ok().and_then(|index| pages.get(index)) {
+                        // A session that left meanwhile does not want it any more.
+                        let _ = request.reply.send(page.clone());
+                    }
+                }
+                return;
+            }
+            Err(error) => {
+                let wait = backoff.next_wait();
+                tracing::warn!(%error, pages = wanted.len(), wait_ms = wait.as_millis(), "pages could not be read; trying again");
+                tokio::time::sleep(wait).await;
+            }
+        }
+    }
+}
+
+/// Tells sessions what their feeds hold, every few seconds: whatever hint was lost, they notice the gap and read it.
+pub async fn sweep(pool: PgPool, hub: Arc<Hub>) {
+    let mut interval = tokio::time::interval(SWEEP_INTERVAL);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        interval.tick().await;
+        for feeds in hub.feeds().chunks(FEEDS_PER_SWEEP_QUERY_MAX) {
+            match store::pages::newest(&pool, feeds).await {
+                Ok(newest) => hub.announce_newest(&newest),
+                Err(error) => tracing::warn!(%error, "the sweep could not read what feeds hold; it looks again"),
+            }
+        }
+    }
+}

@@ -1,0 +1,351 @@
+//! What a session sends next: a state machine without I/O, clock or randomness.
+//!
+//! In come hints, pages, client frames and the time; out come frames to send, pages to read, acks to record, and at last a
+//! close. For each feed it knows the next number it owes the client. A hint whose number is the next one is sent as it is;
+//! anything else is a gap, which is closed by reading a page. So live delivery, replay and recovery are one path, and
+//! nothing is kept that Postgres could not give again.
+
+mod reader;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use time::OffsetDateTime;
+use tokio_tungstenite::tungstenite::Utf8Bytes;
+
+use self::reader::Reader;
+use crate::feed::{Feed, Seq};
+use crate::notification::{Entry, Notification, Page};
+use crate::protocol::{ClientFrame, Close, ErrorCode, ServerFrame, SkipReason};
+
+/// A session from which nothing is heard for so many heartbeats, each of which asks for a pong, is dead.
+const SILENT_HEARTBEATS_MAX: u32 = 3;
+/// A client may send so many frames a second, beside those that notifications entitle it to …
+const FRAMES_PER_SECOND: u32 = 50;
+/// … and save up so many, beside those for a full window.
+const FRAMES_SAVED_MAX: u32 = 1_000;
+/// Each notification entitles a client to answer with an ack and one frame more.
+const FRAMES_PER_NOTIFICATION: u32 = 2;
+/// What a client that sent too many frames is told to wait, in milliseconds.
+const TOO_MANY_FRAMES_RETRY_MS: u64 = 5_000;
+
+/// How a session behaves, from the configuration.
+#[derive(Debug, Clone, Copy)]
+pub struct Rules {
+    /// Most notifications outstanding (sent and not acknowledged).
+    pub window: usize,
+    /// How often a heartbeat is sent.
+    pub heartbeat: Duration,
+}
+
+/// Where a session begins in a feed.
+#[derive(Debug, Clone)]
+pub struct Start {
+    /// The feed.
+    pub feed: Feed,
+    /// The subscriber's cursor.
+    pub acked: Seq,
+    /// Everything after this is sent.
+    pub after: Seq,
+    /// The newest number stored.
+    pub last: Seq,
+}
+
+/// When a session must end whatever happens.
+#[derive(Debug, Clone, Copy)]
+pub struct Ends {
+    /// The token's expiry, with the leeway that its check had.
+    pub token: Instant,
+    /// The connection's greatest age.
+    pub age: Option<Instant>,
+}
+
+/// What the task is to do, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Output {
+    /// Send a notification.
+    Notification(Utf8Bytes),
+    /// Send another frame.
+    Send(Utf8Bytes),
+    /// Send a WebSocket ping.
+    Ping,
+    /// Read the page of `feed` after `after`, and hand it to [`Session::on_page`]. One at a time.
+    Read {
+        /// The feed.
+        feed: Feed,
+        /// The last number sent or skipped.
+        after: Seq,
+        /// How many notifications there is room for.
+        wanted: usize,
+    },
+    /// Record that the subscriber has everything up to `seq`.
+    Ack {
+        /// The feed.
+        feed: Feed,
+        /// The highest number acknowledged.
+        seq: Seq,
+    },
+    /// Check the token of an `auth`, and hand the verdict to [`Session::on_verified`].
+    Verify {
+        /// The JWT.
+        token: String,
+    },
+    /// Close; nothing follows.
+    Close(Close),
+}
+
+/// One session's place in its feeds.
+#[derive(Debug)]
+pub struct Session {
+    rules: Rules,
+    readers: Vec<Reader>,
+    /// Notifications sent and not acknowledged, in all feeds together.
+    outstanding: usize,
+    /// A page was asked for and has not come.
+    reading: bool,
+    /// Which feed is looked at first the next time, so that none starves the others.
+    turn: usize,
+    frames_allowed: u32,
+    frames_saved_max: u32,
+    frames_counted_at: Instant,
+    heartbeat_at: Instant,
+    heard_at: Instant,
+    ends: Ends,
+    outputs: Vec<Output>,
+}
+
+impl Session {
+    /// Begins; the first outputs are pages to read for the feeds that are behind.
+    pub fn new(rules: Rules, starts: Vec<Start>, ends: Ends, now: Instant) -> Self {
+        let for_a_window = u32::try_from(rules.window).unwrap_or(u32::MAX).saturating_mul(FRAMES_PER_NOTIFICATION);
+        let frames_saved_max = FRAMES_SAVED_MAX.saturating_add(for_a_window);
+        let mut session = Self {
+            rules,
+            readers: starts.into_iter().map(Reader::new).collect(),
+            outstanding: 0,
+            reading: false,
+            turn: 0,
+            frames_allowed: frames_saved_max,
+            frames_saved_max,
+            frames_counted_at: now,
+            heartbeat_at: now + rules.heartbeat,
+            heard_at: now,
+            ends,
+            outputs: Vec::new(),
+        };
+        session.advance();
+        session
+    }
+
+    /// What is to be done now, in order.
+    pub fn take_outputs(&mut self) -> Vec<Output> {
+        std::mem::take(&mut self.outputs)
+    }
+
+    /// When [`Session::on_tick`] is due.
+    pub fn deadline(&self) -> Instant {
+        let timers = [self.heartbeat_at, self.silent_at(), self.ends.token];
+        let soonest = timers.into_iter().fold(self.heartbeat_at, Instant::min);
+        self.ends.age.map_or(soonest, |age| soonest.min(age))
+    }
+
+    /// A batch was stored: some of it may be for this session.
+    pub fn on_hints(&mut self, hints: Vec<Arc<Notification>>, wall: OffsetDateTime) {
+        for notification in hints {
+            if let Some(reader) = self.readers.iter_mut().find(|reader| reader.feed == notification.feed) {
+                reader.keep(notification);
+            }
+            self.send_kept(wall);
+        }
+        self.advance();
+    }
+
+    /// A feed is known to hold `last`: told by a hint without its notification, or by the sweep.
+    pub fn on_newest(&mut self, feed: &Feed, last: Seq) {
+        if let Some(reader) = self.readers.iter_mut().find(|reader| reader.feed == *feed) {
+            reader.last = reader.last.max(last);
+        }
+        self.advance();
+    }
+
+    /// The page that was asked for. What the window has no room for is dropped, and read again when acks come.
+    pub fn on_page(&mut self, page: &Page, wall: OffsetDateTime) {
+        self.reading = false;
+        let Some(index) = self.readers.iter().position(|reader| reader.feed == page.feed) else {
+            return self.advance();
+        };
+        self.readers[index].last = self.readers[index].last.max(page.last);
+        for entry in &page.entries {
+            let next = self.readers[index].next;
+            match entry {
+                _ if entry.through() < next => {}
+                Entry::Skipped { from, through, reason } if *from <= next => self.skip(index, *through, *reason),
+                Entry::Notification(notification) if notification.seq == next && self.has_room() => {
+                    self.send(index, notification, wall);
+                }
+                _ => break,
+            }
+        }
+        self.send_kept(wall);
+        self.advance();
+    }
+
+    /// The client said something.
+    pub fn on_frame(&mut self, frame: ClientFrame, now: Instant) {
+        if !self.admit_frame(now) {
+            return;
+        }
+        match frame {
+            ClientFrame::Ack { feed, seq } => self.on_ack(&feed, seq),
+            ClientFrame::Auth { token } => self.outputs.push(Output::Verify { token }),
+            ClientFrame::Ping => self.say(&ServerFrame::Pong),
+            ClientFrame::Unknown => self.complain(ErrorCode::UnknownType, "this server does not know that frame type"),
+        }
+        self.advance();
+    }
+
+    /// A WebSocket ping or pong came: the client lives.
+    pub fn on_control(&mut self, now: Instant) {
+        self.admit_frame(now);
+    }
+
+    /// The verdict on an `auth`: the new end, or what is wrong with the token.
+    pub fn on_verified(&mut self, verdict: Result<Instant, &str>) {
+        match verdict {
+            Ok(token) => self.ends.token = token,
+            Err(message) => self.complain(ErrorCode::TokenRefused, message),
+        }
+    }
+
+    /// A deadline passed.
+    pub fn on_tick(&mut self, now: Instant) {
+        if now >= self.ends.token {
+            return self.close(Close::TokenExpired);
+        }
+        if now >= self.silent_at() {
+            return self.close(Close::Silent);
+        }
+        if self.ends.age.is_some_and(|age| now >= age) {
+            return self.close(Close::TooOld);
+        }
+        if now >= self.heartbeat_at {
+            self.heartbeat_at = now + self.rules.heartbeat;
+            let sent = self.readers.iter().map(|reader| (&reader.feed, reader.next.previous())).collect();
+            let heartbeat = ServerFrame::Heartbeat { sent }.to_json();
+            self.outputs.extend([Output::Send(heartbeat.into()), Output::Ping]);
+        }
+    }
+
+    /// This replica is leaving.
+    pub fn on_drain(&mut self, retry_after_ms: u64) {
+        self.say(&ServerFrame::Goaway { retry_after_ms });
+        self.close(Close::GoingAway { retry_after_ms });
+    }
+
+    fn on_ack(&mut self, feed: &str, seq: i64) {
+        let Some(reader) = self.readers.iter_mut().find(|reader| reader.feed.as_str() == feed) else {
+            return self.complain(ErrorCode::UnknownFeed, "this session does not read that feed");
+        };
+        let Some(seq) = Seq::new(seq).filter(|seq| *seq < reader.next) else {
+            return self.complain(ErrorCode::AckNotSent, "an ack is only for what this session was sent");
+        };
+        self.outstanding -= reader.release(seq);
+        if seq > reader.acked {
+            reader.acked = seq;
+            self.outputs.push(Output::Ack { feed: reader.feed.clone(), seq });
+        }
+    }
+
+    /// Says what is due: who caught up, and which page to read next.
+    fn advance(&mut self) {
+        let free = self.rules.window.saturating_sub(self.outstanding);
+        for offset in 0..self.readers.len() {
+            let index = (self.turn + offset) % self.readers.len();
+            let reader = &mut self.readers[index];
+            if let Some(seq) = reader.take_caught_up() {
+                let caught_up = ServerFrame::CaughtUp { feed: &reader.feed, seq }.to_json();
+                self.outputs.push(Output::Send(caught_up.into()));
+            }
+            let wanted = reader.wanted(free);
+            if !self.reading && wanted > 0 {
+                self.reading = true;
+                self.turn = index + 1;
+                self.outputs.push(Output::Read { feed: reader.feed.clone(), after: reader.next.previous(), wanted });
+            }
+        }
+    }
+
+    /// Sends the hints that were kept and are now next; keeps none where there is no room, for Postgres has them.
+    fn send_kept(&mut self, wall: OffsetDateTime) {
+        for index in 0..self.readers.len() {
+            while self.has_room() {
+                let Some(notification) = self.readers[index].take_kept() else { break };
+                self.send(index, &notification, wall);
+            }
+            if !self.has_room() {
+                self.readers[index].forget_kept();
+            }
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        self.outstanding < self.rules.window
+    }
+
+    fn send(&mut self, index: usize, notification: &Notification, wall: OffsetDateTime) {
+        if notification.is_expired(wall) {
+            return self.skip(index, notification.seq, SkipReason::Expired);
+        }
+        self.readers[index].sent(notification.seq);
+        self.outstanding += 1;
+        self.frames_allowed = self.frames_allowed.saturating_add(FRAMES_PER_NOTIFICATION).min(self.frames_saved_max);
+        self.outputs.push(Output::Notification(notification.frame.clone()));
+    }
+
+    fn skip(&mut self, index: usize, through: Seq, reason: SkipReason) {
+        let reader = &mut self.readers[index];
+        let frame = ServerFrame::Skipped { feed: &reader.feed, from: reader.next, through, reason }.to_json();
+        reader.next = through.next();
+        self.outputs.push(Output::Send(frame.into()));
+    }
+
+    /// Counts a frame from the client; closes where there were too many.
+    fn admit_frame(&mut self, now: Instant) -> bool {
+        self.heard_at = now;
+        let seconds = now.saturating_duration_since(self.frames_counted_at).as_secs();
+        if seconds > 0 {
+            let earned = FRAMES_PER_SECOND.saturating_mul(u32::try_from(seconds).unwrap_or(u32::MAX));
+            self.frames_allowed = self.frames_allowed.saturating_add(earned).min(self.frames_saved_max);
+            self.frames_counted_at = now;
+        }
+        match self.frames_allowed.checked_sub(1) {
+            Some(left) => self.frames_allowed = left,
+            None => self.close(Close::TooManyFrames { retry_after_ms: TOO_MANY_FRAMES_RETRY_MS }),
+        }
+        !self.is_closed()
+    }
+
+    fn silent_at(&self) -> Instant {
+        self.heard_at + self.rules.heartbeat * SILENT_HEARTBEATS_MAX
+    }
+
+    fn say(&mut self, frame: &ServerFrame<'_>) {
+        self.outputs.push(Output::Send(frame.to_json().into()));
+    }
+
+    fn complain(&mut self, code: ErrorCode, message: &str) {
+        self.say(&ServerFrame::Error { code, message });
+    }
+
+    fn close(&mut self, close: Close) {
+        if !self.is_closed() {
+            self.outputs.push(Output::Close(close));
+        }
+    }
+
+    fn is_closed(&self) -> bool {
+        matches!(self.outputs.last(), Some(Output::Close(_)))
+    }
+}

@@ -1,0 +1,96 @@
+//! A session's place in one feed.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::Start;
+use crate::feed::{Feed, Seq};
+use crate::notification::Notification;
+
+/// Most hints kept while a page is being read, so that a session which catches up under a live flow need not read again.
+const KEPT_MAX: usize = 32;
+
+/// What was sent of a feed, and what is known of it.
+#[derive(Debug)]
+pub(super) struct Reader {
+    pub(super) feed: Feed,
+    /// The highest number acknowledged.
+    pub(super) acked: Seq,
+    /// The next number to send.
+    pub(super) next: Seq,
+    /// The newest number known to be stored.
+    pub(super) last: Seq,
+    /// What was newest at connect, until `caught_up` was said.
+    stored_at_connect: Option<Seq>,
+    /// Numbers sent and not acknowledged, at most a window of them.
+    unacked: VecDeque<Seq>,
+    /// A gapless run of hints that cannot be sent yet.
+    kept: VecDeque<Arc<Notification>>,
+}
+
+impl Reader {
+    pub(super) fn new(start: Start) -> Self {
+        // A client that claims to have more than is stored, for example after a restore, gets what comes.
+        let after = start.after.min(start.last);
+        Self {
+            feed: start.feed,
+            acked: start.acked,
+            next: after.next(),
+            last: start.last,
+            stored_at_connect: Some(start.last),
+            unacked: VecDeque::new(),
+            kept: VecDeque::new(),
+        }
+    }
+
+    /// Notes a hint.
+    pub(super) fn keep(&mut self, notification: Arc<Notification>) {
+        let seq = notification.seq;
+        self.last = self.last.max(seq);
+        if seq < self.next || self.kept.back().is_some_and(|newest| seq <= newest.seq) {
+            return;
+        }
+        if self.kept.back().is_some_and(|newest| newest.seq.next() != seq) {
+            self.kept.clear();
+        }
+        if self.kept.len() == KEPT_MAX {
+            self.kept.pop_front();
+        }
+        self.kept.push_back(notification);
+    }
+
+    /// The hint that is next, if it is there.
+    pub(super) fn take_kept(&mut self) -> Option<Arc<Notification>> {
+        while self.kept.front().is_some_and(|oldest| oldest.seq < self.next) {
+            self.kept.pop_front();
+        }
+        self.kept.pop_front_if(|oldest| oldest.seq == self.next)
+    }
+
+    pub(super) fn forget_kept(&mut self) {
+        self.kept = VecDeque::new();
+    }
+
+    /// Notes that the next number was sent.
+    pub(super) fn sent(&mut self, seq: Seq) {
+        self.unacked.push_back(seq);
+        self.next = seq.next();
+    }
+
+    /// Takes an ack up to `seq`, and says how much room it makes in the window.
+    pub(super) fn release(&mut self, seq: Seq) -> usize {
+        let released = self.unacked.partition_point(|unacked| *unacked <= seq);
+        self.unacked.drain(..released);
+        released
+    }
+
+    /// The number that `caught_up` is to name, once.
+    pub(super) fn take_caught_up(&mut self) -> Option<Seq> {
+        self.stored_at_connect.take_if(|stored| *stored < self.next).map(|_| self.next.previous())
+    }
+
+    /// How many notifications to read next: what is missing, as far as there is room for it.
+    pub(super) fn wanted(&self, room: usize) -> usize {
+        usize::try_from(self.last.get() - self.next.get() + 1).unwrap_or(0).min(room)
+    }
+}

@@ -1,0 +1,331 @@
+//! Moves bytes and hints in and out of a session's state machine. `select!` only chooses the input; the work comes after,
+//! so nothing is dropped halfway.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::{FutureExt, SinkExt, StreamExt};
+use time::OffsetDateTime;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::oneshot;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::error::{CapacityError, Error};
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use tokio_tungstenite::tungstenite::protocol::frame::CloseFrame;
+use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
+use tokio_util::sync::CancellationToken;
+
+use super::state::{Ends, Output, Rules, Session, Start};
+use crate::auth::{Authenticator, LEEWAY};
+use crate::cursors::Cursors;
+use crate::feed::{Device, Feed, Subscriber};
+use crate::hub::{Registration, Waiting};
+use crate::notification::Page;
+use crate::pager::Pager;
+use crate::protocol::{ClientFrame, Close, ServerFrame, WelcomeFeed};
+use crate::store::cursors::CursorKey;
+use crate::telemetry::Metrics;
+
+/// A client that takes no byte for this long reads nothing: it is closed, and what it missed is replayed.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the client may take to answer a close (RFC 6455 §7.1.1) before the TCP connection is dropped.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Most bytes read and thrown away while waiting for that.
+const CLOSE_BYTES_MAX: u64 = 1024 * 1024;
+/// tungstenite allocates this at once and zero-fills it before each read: its 128 KiB would be most of an idle session.
+const READ_BUFFER_BYTES: usize = 4 * 1024;
+/// Frames are gathered up to this before they are written.
+const WRITE_BUFFER_BYTES: usize = 16 * 1024;
+/// Past this the socket refuses to take a frame: the write buffer and the largest event, twice.
+const WRITE_BUFFER_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// A replica that leaves uses this part of its drain time to spread the closes; the rest is for the closes themselves.
+const DRAIN_SPREAD: f64 = 0.8;
+/// Longest that a client of a leaving replica is told to wait, in milliseconds.
+const GOAWAY_RETRY_MS_MAX: u64 = 2_000;
+
+/// What all sessions of a replica share.
+#[derive(Debug)]
+pub struct Shared {
+    /// Checks the tokens of `auth` frames.
+    pub authenticator: Authenticator,
+    /// Where pages are asked for.
+    pub pager: Pager,
+    /// Where acks go.
+    pub cursors: Arc<Cursors>,
+    /// The books.
+    pub metrics: Arc<Metrics>,
+    /// How sessions behave.
+    pub rules: Rules,
+    /// The greatest age of a connection, before jitter.
+    pub age_max: Option<Duration>,
+    /// How long a leaving replica spreads its closes.
+    pub drain: Duration,
+}
+
+/// A session that was let in.
+#[derive(Debug)]
+pub struct Opened {
+    /// Its id, for support.
+    pub id: String,
+    /// Who reads.
+    pub subscriber: Subscriber,
+    /// With which device.
+    pub device: Device,
+    /// Where it begins.
+    pub starts: Vec<Start>,
+    /// What `welcome` says of the feeds.
+    pub feeds: Vec<WelcomeFeed>,
+    /// Time until the token expires.
+    pub token_remaining: Duration,
+    /// Its place in the hub, taken before its cursors were read.
+    pub registration: Registration,
+}
+
+/// The settings of a session's socket; `frame_bytes_max` bounds what a client can make us hold.
+pub fn socket_config(frame_bytes_max: usize) -> WebSocketConfig {
+    WebSocketConfig::default()
+        .read_buffer_size(READ_BUFFER_BYTES)
+        .write_buffer_size(WRITE_BUFFER_BYTES)
+        .max_write_buffer_size(WRITE_BUFFER_BYTES_MAX)
+        .max_message_size(Some(frame_bytes_max))
+        .max_frame_size(Some(frame_bytes_max))
+}
+
+/// What came.
+enum Input {
+    Message(Option<Result<Message, Error>>),
+    Hints,
+    Page(Result<Arc<Page>, oneshot::error::RecvError>),
+    Tick,
+    Drain,
+}
+
+/// How a session went on after an input.
+enum Next {
+    Go,
+    Close(Close),
+    Gone,
+}
+
+/// Runs a session to its end.
+pub async fn run<S>(mut socket: WebSocketStream<S>, opened: Opened, shared: Arc<Shared>, drain: CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let now = Instant::now();
+    let ends =
+        Ends { token: now + opened.token_remaining + LEEWAY, age: shared.age_max.map(|age| now + jittered(age)) };
+    let session = Session::new(shared.rules, opened.starts.clone(), ends, now);
+    let mut task = Task { session, opened, shared, page: None };
+
+    let mut next = task.welcome(&mut socket).await;
+    let mut timer = pin!(tokio::time::sleep_until(task.session.deadline().into()));
+    let mut leave = pin!(leave(drain, task.shared.drain));
+    while let Next::Go = next {
+        let deadline = task.session.deadline().into();
+        if timer.deadline() != deadline {
+            timer.as_mut().reset(deadline);
+        }
+        let input = tokio::select! {
+            message = socket.next() => Input::Message(message),
+            () = task.opened.registration.inbox().woken() => Input::Hints,
+            page = next_page(&mut task.page) => Input::Page(page),
+            () = &mut timer => Input::Tick,
+            () = &mut leave => Input::Drain,
+        };
+        next = match task.take_in(input) {
+            Next::Go => task.put_out(&mut socket).await,
+            end => end,
+        };
+    }
+    if let Next::Close(close) = next {
+        tracing::debug!(session = task.opened.id, code = close.code(), "the session is closed");
+        say_goodbye(socket, close).await;
+    }
+}
+
+struct Task {
+    session: Session,
+    opened: Opened,
+    shared: Arc<Shared>,
+    /// The page that was asked for.
+    page: Option<oneshot::Receiver<Arc<Page>>>,
+}
+
+impl Task {
+    async fn welcome<S: AsyncRead + AsyncWrite + Unpin>(&mut self, socket: &mut WebSocketStream<S>) -> Next {
+        let welcome = ServerFrame::Welcome {
+            session: &self.opened.id,
+            subscriber: &self.opened.subscriber,
+            device: &self.opened.device,
+            window: self.shared.rules.window,
+            heartbeat_seconds: self.shared.rules.heartbeat.as_secs(),
+            token_expires_in: i64::try_from(self.opened.token_remaining.as_secs()).unwrap_or(i64::MAX),
+            feeds: &self.opened.feeds,
+        };
+        match feed(socket, Message::text(welcome.to_json())).await {
+            Next::Go => self.put_out(socket).await,
+            end => end,
+        }
+    }
+
+    fn take_in(&mut self, input: Input) -> Next {
+        match input {
+            Input::Message(message) => return self.take_message(message),
+            Input::Hints => {
+                let Waiting { hints, newest } = self.opened.registration.inbox().take();
+                for (feed, last) in newest {
+                    self.session.on_newest(&feed, last);
+                }
+                self.session.on_hints(hints, OffsetDateTime::now_utc());
+            }
+            Input::Page(Ok(page)) => self.session.on_page(&page, OffsetDateTime::now_utc()),
+            // The pager is gone or has no room: a fault of this replica.
+            Input::Page(Err(_)) => return Next::Close(Close::Internal),
+            Input::Tick => self.session.on_tick(Instant::now()),
+            Input::Drain => self.session.on_drain(fastrand::u64(0..=GOAWAY_RETRY_MS_MAX)),
+        }
+        Next::Go
+    }
+
+    fn take_message(&mut self, message: Option<Result<Message, Error>>) -> Next {
+        let now = Instant::now();
+        match message {
+            Some(Ok(Message::Text(text))) => match serde_json::from_str::<ClientFrame>(&text) {
+                Ok(frame) => self.session.on_frame(frame, now),
+                Err(_) => return Next::Close(Close::NotTheProtocol),
+            },
+            Some(Ok(Message::Ping(_) | Message::Pong(_))) => self.session.on_control(now),
+            Some(Ok(Message::Close(_))) => return Next::Close(Close::Answered),
+            Some(Ok(Message::Binary(_) | Message::Frame(_))) => return Next::Close(Close::NotTheProtocol),
+            Some(Err(Error::Capacity(CapacityError::MessageTooLong { .. } | CapacityError::TooManyHeaders))) => {
+                return Next::Close(Close::TooBig);
+            }
+            Some(Err(Error::Utf8(_))) => return Next::Close(Close::NotUtf8),
+            Some(Err(Error::Protocol(_))) => return Next::Close(Close::BrokenFraming),
+            Some(Err(_)) | None => return Next::Gone,
+        }
+        Next::Go
+    }
+
+    /// Does what the session wants, then flushes once.
+    async fn put_out<S: AsyncRead + AsyncWrite + Unpin>(&mut self, socket: &mut WebSocketStream<S>) -> Next {
+        let mut written = false;
+        loop {
+            let outputs = self.session.take_outputs();
+            if outputs.is_empty() {
+                break;
+            }
+            for output in outputs {
+                let message = match output {
+                    Output::Notification(frame) => {
+                        self.shared.metrics.notifications_sent.inc();
+                        Message::Text(frame)
+                    }
+                    Output::Send(frame) => Message::Text(frame),
+                    Output::Ping => Message::Ping(Default::default()),
+                    Output::Read { feed, after, wanted } => {
+                        self.page = Some(self.shared.pager.read(feed, after, wanted));
+                        continue;
+                    }
+                    Output::Ack { feed, seq } => {
+                        self.shared.metrics.acks.inc();
+                        self.shared.cursors.ack(self.cursor_key(feed), seq);
+                        continue;
+                    }
+                    Output::Verify { token } => {
+                        let verdict = self.verify(&token);
+                        self.session.on_verified(verdict.as_ref().copied().map_err(String::as_str));
+                        continue;
+                    }
+                    Output::Close(close) => return Next::Close(close),
+                };
+                match feed(socket, message).await {
+                    Next::Go => written = true,
+                    end => return end,
+                }
+            }
+        }
+        if written { flush(socket).await } else { Next::Go }
+    }
+
+    /// A fresh token must be for the same subscriber and still name every feed of the session.
+    fn verify(&self, token: &str) -> Result<Instant, String> {
+        let grant = self.shared.authenticator.check(token).map_err(|error| error.to_string())?;
+        if grant.subscriber != self.opened.subscriber {
+            return Err("the token is for another subscriber".into());
+        }
+        if !self.opened.feeds.iter().all(|open| grant.feeds.contains(&open.feed)) {
+            return Err("the token does not name every feed of this session: reconnect with it".into());
+        }
+        Ok(Instant::now() + grant.remaining() + LEEWAY)
+    }
+
+    fn cursor_key(&self, feed: Feed) -> CursorKey {
+        CursorKey { feed, subscriber: self.opened.subscriber.clone(), device: self.opened.device.clone() }
+    }
+}
+
+/// The page that was asked for; never, while none is.
+async fn next_page(page: &mut Option<oneshot::Receiver<Arc<Page>>>) -> Result<Arc<Page>, oneshot::error::RecvError> {
+    match page {
+        Some(receiver) => {
+            let answer = receiver.await;
+            *page = None;
+            answer
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// Puts a message into the write buffer; waits only for a client that does not drain it.
+async fn feed<S: AsyncRead + AsyncWrite + Unpin>(socket: &mut WebSocketStream<S>, message: Message) -> Next {
+    within_write_timeout(socket.feed(message)).await
+}
+
+async fn flush<S: AsyncRead + AsyncWrite + Unpin>(socket: &mut WebSocketStream<S>) -> Next {
+    within_write_timeout(socket.flush()).await
+}
+
+async fn within_write_timeout(mut write: impl Future<Output = Result<(), Error>> + Unpin) -> Next {
+    // Most writes end at once: no timer for those.
+    let written = match (&mut write).now_or_never() {
+        Some(written) => Ok(written),
+        None => tokio::time::timeout(WRITE_TIMEOUT, write).await,
+    };
+    match written {
+        Ok(Ok(())) => Next::Go,
+        Ok(Err(_)) => Next::Gone,
+        Err(_) => Next::Close(Close::Silent),
+    }
+}
+
+/// Sends the close and waits, within bounds, for the client's: dropped at once, TCP would reset and the client might never
+/// see the code.
+pub async fn say_goodbye<S: AsyncRead + AsyncWrite + Unpin>(mut socket: WebSocketStream<S>, close: Close) {
+    let goodbye = async {
+        if close != Close::Answered {
+            let frame = CloseFrame { code: close.code().into(), reason: Utf8Bytes::from(close.reason()) };
+            let _ = socket.send(Message::Close(Some(frame))).await;
+        } else {
+            // The answer to the client's close waits in the write buffer.
+            let _ = socket.flush().await;
+        }
+        let mut stream = socket.into_inner();
+        let _ = stream.shutdown().await;
+        let _ = tokio::io::copy(&mut stream.take(CLOSE_BYTES_MAX), &mut tokio::io::sink()).await;
+    };
+    let _ = tokio::time::timeout(CLOSE_TIMEOUT, goodbye).await;
+}
+
+/// Returns when this session is to leave a replica that drains: at a random moment, so that clients do not return in step.
+async fn leave(drain: CancellationToken, spread: Duration) {
+    drain.cancelled().await;
+    tokio::time::sleep(spread.mul_f64(DRAIN_SPREAD * fastrand::f64())).await;
+}
+
+/// Up to a tenth less, so that sessions which began together do not end together.
+fn jittered(age: Duration) -> Duration {
+    age.mul_f64(1.0 - fastrand::f64() / 10.0)
+}

@@ -1,0 +1,137 @@
+//! Postgres, the only truth: every SQL statement of the service is in this folder, as plain functions.
+//!
+//! In come events to store, feeds to read and acks; out go numbers, pages and cursors. Knows neither AMQP nor sockets.
+//! Every write is a single statement, so a caller that is dropped halfway leaves no open transaction behind.
+
+pub mod append;
+pub mod cursors;
+pub mod pages;
+
+use std::time::Duration;
+
+use crate::feed::Seq;
+use sqlx::migrate::Migrate;
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+
+static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!();
+
+/// How long a caller waits for a free connection, or a new one, before the database counts as away.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
+/// A statement that takes longer is ended by Postgres: something is wrong, and its caller tries again.
+const STATEMENT_TIMEOUT: &str = "30s";
+/// No statement of ours opens a transaction; one that is left open by whatever means must not hold a feed's lock.
+const IDLE_IN_TRANSACTION_TIMEOUT: &str = "10s";
+/// Ingest stores one batch at a time; the second connection serves a retry while the first one's fate is unknown.
+const INGEST_CONNECTIONS_MAX: u32 = 2;
+/// Acks are written by one task.
+const ACK_CONNECTIONS_MAX: u32 = 1;
+/// Page and cursor reads: enough to keep Postgres busy, few enough that a replay cannot starve ingest.
+const READ_CONNECTIONS_MAX: u32 = 6;
+
+/// What went wrong with the database, told apart by what callers do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The database is away or busy: the same call may succeed later.
+    #[error("the database did not answer: {0}")]
+    Away(#[source] sqlx::Error),
+    /// Postgres refuses a value of this very call: it will refuse it again.
+    #[error("the database refused a value: {0}")]
+    Refused(#[source] sqlx::Error),
+    /// The schema is not the one this binary was built for.
+    #[error("the database schema is not ready: {0}; run `shopbell migrate`")]
+    Schema(String),
+}
+
+impl From<sqlx::Error> for StoreError {
+    /// SQLSTATE classes 22 (data exception), 23 (constraint) and 54 (limit exceeded) blame a value; all else passes.
+    fn from(error: sqlx::Error) -> Self {
+        let blames_a_value = |code: &str| matches!(code.get(..2), Some("22" | "23" | "54"));
+        match &error {
+            sqlx::Error::Database(database) if database.code().as_deref().is_some_and(blames_a_value) => {
+                Self::Refused(error)
+            }
+            _ => Self::Away(error),
+        }
+    }
+}
+
+/// One pool for each kind of work, so that none can starve another.
+#[derive(Debug, Clone)]
+pub struct Pools {
+    /// For [`append`].
+    pub ingest: PgPool,
+    /// For [`cursors::advance`]; commits without waiting for the disk, for a lost ack only means a replay.
+    pub acks: PgPool,
+    /// For [`pages`] and [`cursors::open`].
+    pub reads: PgPool,
+}
+
+impl Pools {
+    /// Makes the pools; connects only when the first statement needs it, so that the database may come up later.
+    pub fn lazy(options: &PgConnectOptions) -> Self {
+        let pool = |size: u32, options: PgConnectOptions| {
+            PgPoolOptions::new()
+                .max_connections(size)
+                .acquire_timeout(ACQUIRE_TIMEOUT)
+                .test_before_acquire(false)
+                .connect_lazy_with(options)
+        };
+        let options = options.clone().application_name("shopbell").options([
+            ("statement_timeout", STATEMENT_TIMEOUT),
+            ("idle_in_transaction_session_timeout", IDLE_IN_TRANSACTION_TIMEOUT),
+        ]);
+        Self {
+            ingest: pool(INGEST_CONNECTIONS_MAX, options.clone()),
+            acks: pool(ACK_CONNECTIONS_MAX, options.clone().options([("synchronous_commit", "off")])),
+            reads: pool(READ_CONNECTIONS_MAX, options),
+        }
+    }
+
+    /// Closes all of them, waiting for statements under way.
+    pub async fn close(&self) {
+        tokio::join!(self.ingest.close(), self.acks.close(), self.reads.close());
+    }
+}
+
+/// Brings the schema up to date. Safe to run from several replicas at once: sqlx takes an advisory lock.
+pub async fn migrate(options: &PgConnectOptions) -> Result<usize, StoreError> {
+    let pool = PgPoolOptions::new()
+        .max_connections(1)
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        .connect_with(options.clone().application_name("shopbell-migrate"))
+        .await?;
+    let migrated = MIGRATIONS.run(&pool).await.map_err(|error| StoreError::Schema(error.to_string()));
+    pool.close().await;
+    migrated.map(|()| MIGRATIONS.iter().count())
+}
+
+/// Says whether the database answers and has every migration this binary knows (a newer schema is fine: migrations only
+/// add, so an old replica works on while a new one rolls out).
+pub async fn check(pool: &PgPool) -> Result<(), StoreError> {
+    let mut connection = pool.acquire().await?;
+    let applied =
+        connection.list_applied_migrations(MIGRATIONS.table_name.as_ref()).await.map_err(|error| match error {
+            sqlx::migrate::MigrateError::Execute(sqlx::Error::Database(database))
+                if database.code().as_deref() == Some("42P01") =>
+            {
+                StoreError::Schema("it was never migrated".into())
+            }
+            sqlx::migrate::MigrateError::Execute(error) => StoreError::from(error),
+            other => StoreError::Schema(other.to_string()),
+        })?;
+    match MIGRATIONS.iter().find(|known| !applied.iter().any(|done| done.version == known.version)) {
+        Some(missing) => Err(StoreError::Schema(format!("migration {} is missing", missing.version))),
+        None => Ok(()),
+    }
+}
+
+/// Answers whether the database can be read now.
+pub async fn ping(pool: &PgPool) -> Result<(), StoreError> {
+    sqlx::query("select 1").execute(pool).await?;
+    Ok(())
+}
+
+/// A number from the database; the schema's checks keep it from being negative.
+fn seq(number: i64) -> Result<Seq, sqlx::Error> {
+    Seq::new(number).ok_or_else(|| sqlx::Error::Decode("a negative seq".into()))
+}

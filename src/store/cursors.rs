@@ -1,0 +1,71 @@
+//! Where subscribers stand.
+
+use sqlx::Row;
+use sqlx::postgres::PgPool;
+
+use super::StoreError;
+use crate::feed::{Device, Feed, Seq, Subscriber};
+
+/// How many devices of one subscriber may have a cursor in one feed: far above what a person owns, and a bound on what
+/// a client can make us store by inventing names.
+const DEVICES_PER_SUBSCRIBER_MAX: i32 = 64;
+
+/// Whose place in what.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CursorKey {
+    /// The feed that is read.
+    pub feed: Feed,
+    /// Who reads it.
+    pub subscriber: Subscriber,
+    /// With which device.
+    pub device: Device,
+}
+
+/// Where a subscriber stands in a feed, and what the feed holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    /// The highest number acknowledged with this device.
+    pub acked: Seq,
+    /// The newest number of the feed.
+    pub last: Seq,
+    /// Notifications that nobody has read.
+    pub unread: i64,
+    /// Notifications that nobody has handled.
+    pub unhandled: i64,
+}
+
+/// Reads where each key stands, in the order given, and makes the cursor of one that is new. `None` where the subscriber
+/// has too many devices. One call for many sessions; walks the primary keys of `cursors` and `feeds`.
+pub async fn open(pool: &PgPool, keys: &[CursorKey]) -> Result<Vec<Option<Standing>>, StoreError> {
+    let rows = sqlx::query("select * from open_cursors($1::text[], $2::text[], $3::text[], $4)")
+        .bind(keys.iter().map(|key| key.feed.as_str()).collect::<Vec<_>>())
+        .bind(keys.iter().map(|key| key.subscriber.as_str()).collect::<Vec<_>>())
+        .bind(keys.iter().map(|key| key.device.as_str()).collect::<Vec<_>>())
+        .bind(DEVICES_PER_SUBSCRIBER_MAX)
+        .fetch_all(pool)
+        .await?;
+    let standing = |row: &sqlx::postgres::PgRow| -> Result<Option<Standing>, sqlx::Error> {
+        let Some(acked) = row.try_get::<Option<i64>, _>("acked_seq")? else {
+            return Ok(None);
+        };
+        Ok(Some(Standing {
+            acked: super::seq(acked)?,
+            last: super::seq(row.try_get("last_seq")?)?,
+            unread: row.try_get("unread")?,
+            unhandled: row.try_get("unhandled")?,
+        }))
+    };
+    Ok(rows.iter().map(standing).collect::<Result<_, _>>()?)
+}
+
+/// Moves cursors forward, never back. Each key at most once. Locks the feeds' rows in name order.
+pub async fn advance(pool: &PgPool, acks: &[(CursorKey, Seq)]) -> Result<(), StoreError> {
+    sqlx::query("select advance_cursors($1::text[], $2::text[], $3::text[], $4::bigint[])")
+        .bind(acks.iter().map(|(key, _)| key.feed.as_str()).collect::<Vec<_>>())
+        .bind(acks.iter().map(|(key, _)| key.subscriber.as_str()).collect::<Vec<_>>())
+        .bind(acks.iter().map(|(key, _)| key.device.as_str()).collect::<Vec<_>>())
+        .bind(acks.iter().map(|(_, seq)| seq.get()).collect::<Vec<_>>())
+        .execute(pool)
+        .await?;
+    Ok(())
+}

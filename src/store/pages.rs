@@ -1,0 +1,107 @@
+//! Reading feeds: one query for many sessions.
+
+use std::sync::Arc;
+
+use sqlx::Row;
+use sqlx::postgres::{PgPool, PgRow};
+
+use super::StoreError;
+use crate::feed::{Feed, Seq};
+use crate::notification::{Notification, NotificationFields, Page};
+use crate::protocol::SkipReason;
+
+/// A page ends before the row that begins beyond this, so that large events make short pages, not large memory.
+const PAGE_BYTES_MAX: i64 = 256 * 1024;
+
+/// Reads what follows `after` in each feed, at most so many rows, in the order given: one page a request, one query for
+/// all of them.
+///
+/// Walks `notifications_pkey` from `after`, and `notifications_collapse` for each row that has a collapse key. The feed's
+/// newest number and its rows come from one snapshot.
+pub async fn read(pool: &PgPool, requests: &[(Feed, Seq, i64)]) -> Result<Vec<Page>, StoreError> {
+    let rows = sqlx::query(
+        "select r.ordinal, f.last_seq, n.seq, n.source, n.event_id, n.event_type, n.time,
+                case when n.collapsed or n.expired then null else n.data end as data, n.collapse_key,
+                n.expires_at, n.read_at, n.handled_at, n.handled_by, n.collapsed, n.expired
+         from unnest($1::text[], $2::bigint[], $3::bigint[]) with ordinality as r (feed, after, rows, ordinal)
+         join feeds f on f.feed = r.feed
+         left join lateral (
+             select *, sum(bytes) over (order by seq) - bytes as bytes_before
+             from (
+                 select *, case when collapsed or expired then 0 else coalesce(octet_length(data), 0) end as bytes
+                 from (
+                     select p.*, coalesce(p.expires_at <= now(), false) as expired,
+                            p.collapse_key is not null and exists (
+                                select from notifications m
+                                where m.feed = p.feed and m.collapse_key = p.collapse_key and m.seq > p.seq) as collapsed
+                     from notifications p
+                     where p.feed = r.feed and p.seq > r.after
+                     order by p.seq
+                     limit r.rows) judged) sized) n on n.bytes_before < $4
+         order by r.ordinal, n.seq",
+    )
+    .bind(requests.iter().map(|(feed, ..)| feed.as_str()).collect::<Vec<_>>())
+    .bind(requests.iter().map(|(_, after, _)| after.get()).collect::<Vec<_>>())
+    .bind(requests.iter().map(|(.., rows)| *rows).collect::<Vec<_>>())
+    .bind(PAGE_BYTES_MAX)
+    .fetch_all(pool)
+    .await?;
+
+    let mut pages: Vec<Page> = requests.iter().map(|(feed, after, _)| Page::new(feed.clone(), *after)).collect();
+    for row in &rows {
+        let page = usize::try_from(row.try_get::<i64, _>("ordinal")? - 1).ok().and_then(|index| pages.get_mut(index));
+        if let Some(page) = page {
+            add(page, row)?;
+        }
+    }
+    for page in &mut pages {
+        page.close();
+    }
+    Ok(pages)
+}
+
+fn add(page: &mut Page, row: &PgRow) -> Result<(), sqlx::Error> {
+    page.last = super::seq(row.try_get("last_seq")?)?;
+    let Some(seq) = row.try_get::<Option<i64>, _>("seq")? else {
+        return Ok(());
+    };
+    let seq = super::seq(seq)?;
+    if row.try_get("expired")? {
+        page.skip(seq, SkipReason::Expired);
+    } else if row.try_get("collapsed")? {
+        page.skip(seq, SkipReason::Collapsed);
+    } else {
+        let notification = Notification::render(&NotificationFields {
+            feed: &page.feed,
+            seq,
+            id: row.try_get("event_id")?,
+            source: row.try_get("source")?,
+            event: row.try_get("event_type")?,
+            time: row.try_get("time")?,
+            data: row.try_get("data")?,
+            collapse_key: row.try_get("collapse_key")?,
+            expires_at: row.try_get("expires_at")?,
+            read_at: row.try_get("read_at")?,
+            handled_at: row.try_get("handled_at")?,
+            handled_by: row.try_get("handled_by")?,
+        });
+        page.push(Arc::new(notification));
+    }
+    Ok(())
+}
+
+/// The newest number of each feed that has one: what the sweep compares with what sessions were told. Walks `feeds_pkey`.
+pub async fn newest(pool: &PgPool, feeds: &[Feed]) -> Result<Vec<(Feed, Seq)>, StoreError> {
+    let rows = sqlx::query("select w.ordinal, f.last_seq from unnest($1::text[]) with ordinality as w (feed, ordinal) join feeds f on f.feed = w.feed")
+        .bind(feeds.iter().map(Feed::as_str).collect::<Vec<_>>())
+        .fetch_all(pool)
+        .await?;
+    let mut newest = Vec::with_capacity(rows.len());
+    for row in &rows {
+        let feed = usize::try_from(row.try_get::<i64, _>("ordinal")? - 1).ok().and_then(|index| feeds.get(index));
+        if let Some(feed) = feed {
+            newest.push((feed.clone(), super::seq(row.try_get("last_seq")?)?));
+        }
+    }
+    Ok(newest)
+}

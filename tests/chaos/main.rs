@@ -1,0 +1,77 @@
+//! Two hundred merchants, twenty thousand events, and a part that dies again and again: none missing, none twice.
+//!
+//! The parts die at moments drawn from a seed; `SHOPBELL_CHAOS_SEED` repeats a run's choices. RabbitMQ and Postgres are
+//! private to this run, because they are restarted under it: `scripts/services` provides them.
+#![expect(clippy::expect_used, reason = "a test fails by panicking, and says why")]
+#![expect(unreachable_pub, reason = "a test binary exports nothing: `pub` in `support` means: for the stories")]
+
+mod crowd;
+mod services;
+#[path = "../it"]
+mod it {
+    #[expect(dead_code, unused_imports, reason = "shared with the stories of `tests/it`, which use the rest")]
+    pub mod support;
+}
+
+use std::time::Duration;
+
+use crowd::{Crowd, EVENTS};
+use it::support::{Replica, World};
+use services::Services;
+
+/// How long everything together may take, on a machine of two cores, with a part that keeps dying.
+const BOUND: Duration = Duration::from_secs(240);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_is_killed_again_and_again_loses_nothing_and_repeats_nothing() {
+    let services = Services::up().await;
+    run(&services, 8, async |replica: &Replica| replica.restart().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rabbitmq_that_restarts_loses_nothing_and_repeats_nothing() {
+    let services = Services::up().await;
+    let mut brutally = false;
+    let restart = async |_: &Replica| {
+        if brutally {
+            services.act("kill", "rabbitmq").await;
+            services.act("start", "rabbitmq").await;
+        } else {
+            services.act("restart", "rabbitmq").await;
+        }
+        brutally = !brutally;
+    };
+    run(&services, 2, restart).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_postgres_that_restarts_at_once_loses_nothing_and_repeats_nothing() {
+    let services = Services::up().await;
+    run(&services, 3, async |_: &Replica| services.act("restart", "postgres").await).await;
+}
+
+/// Publishes all events to all merchants, who read and acknowledge, while `strike` hits `strikes` times.
+async fn run(services: &Services, strikes: usize, mut strike: impl AsyncFnMut(&Replica)) {
+    let seed = std::env::var("SHOPBELL_CHAOS_SEED")
+        .ok()
+        .map_or_else(|| fastrand::u64(..), |seed| seed.parse().expect("SHOPBELL_CHAOS_SEED is a number"));
+    eprintln!("SHOPBELL_CHAOS_SEED={seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let world = World::at(services.database_url.clone(), services.amqp_url.clone()).await;
+    let replica = world.replica().with("SHOPBELL_HEARTBEAT_SECONDS", 5).start().await;
+    let crowd = Crowd::connect(&world, replica.public(), &mut random);
+    let mut publisher = world.publisher().await;
+    let events = crowd.events(&mut random);
+
+    let mut moments: Vec<_> = (0..strikes).map(|_| random.u64(0..EVENTS)).collect();
+    moments.sort_unstable();
+    let striking = async {
+        for moment in moments {
+            world.stored_reaches(moment, BOUND).await;
+            strike(&replica).await;
+        }
+    };
+    tokio::join!(publisher.publish_until_confirmed(&events), striking);
+    crowd.satisfied(&world, BOUND).await;
+    world.finish().await;
+}

@@ -1,0 +1,149 @@
+//! The command line, as an operator and a newcomer use it.
+
+use serde::Deserialize;
+
+use crate::support::{Event, Frame, World};
+
+const MERCHANT: &str = "merchant-42";
+
+#[tokio::test]
+async fn what_one_terminal_publishes_another_one_sees() {
+    let world = World::new().await;
+    let replica = world.serve().await;
+    let token = world.shopbell(&["token", "--subscriber", MERCHANT]).await.succeeded().stdout;
+    let url = format!("ws://{}/v1/ws", replica.public());
+
+    let tail = ["tail", "--url", &url, "--token", token.trim(), "--count", "3", "--output", "json"];
+    let publish = ["publish", "--recipient", MERCHANT, "--count", "3"];
+    let (tailed, published) = tokio::join!(world.shopbell(&tail), world.shopbell(&publish));
+    published.succeeded();
+
+    let tailed = tailed.succeeded();
+    let frames: Vec<_> = tailed.stdout.lines().map(|line| Frame::parse(line).expect("a frame as it came")).collect();
+    let seqs: Vec<_> = frames
+        .iter()
+        .filter_map(|frame| match frame {
+            Frame::Notification(notification) => Some(notification.seq),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(seqs, [1, 2, 3]);
+    world.expect_cursor(MERCHANT, "", 3).await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn a_tail_can_stop_when_it_has_caught_up() {
+    let world = World::new().await;
+    let replica = world.serve().await;
+    world.publisher().await.publish_all(Event::orders("merchant-43", 2)).await;
+    world.expect_stored("merchant-43", 2).await;
+    let mint = ["token", "--subscriber", MERCHANT, "--feed", MERCHANT, "--feed", "merchant-43", "--ttl-seconds", "60"];
+    let token = world.shopbell(&mint).await.succeeded().stdout;
+    let url = format!("ws://{}/v1/ws", replica.public());
+
+    let tail = ["tail", "--url", &url, "--token", token.trim(), "--device", "terminal", "--until-caught-up"];
+    let tailed = world.shopbell(&[&tail[..], &["--output", "json"]].concat()).await.succeeded();
+    let notifications = tailed.stdout.lines().filter(|line| line.contains(r#""type":"notification""#)).count();
+    assert_eq!(notifications, 2);
+    // For people, without `--output json`, and again because this device has acknowledged them.
+    let tailed = world.shopbell(&tail).await.succeeded();
+    assert!(!tailed.stdout.contains("order.created"), "{tailed:?}");
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn a_chosen_event_is_published_once_however_often() {
+    let world = World::new().await;
+    let replica = world.serve().await;
+    let mut publish = vec!["publish", "--recipient", MERCHANT, "--type", "order.paid", "--data", r#"{"order":"7"}"#];
+    publish.extend(["--id", "7", "--source", "/terminal"]);
+    for _ in 0..2 {
+        world.shopbell(&publish).await.succeeded();
+    }
+    replica.metric_reaches("shopbell_events_duplicate_total", 1).await;
+    let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
+    let arrived = merchant.take_seqs(1..=1).await.remove(0);
+    assert_eq!(
+        (arrived.id.as_str(), arrived.source.as_str(), arrived.event.as_str()),
+        ("7", "/terminal", "order.paid")
+    );
+    assert_eq!(arrived.data(), r#"{"order":"7"}"#);
+    world.expect_stored(MERCHANT, 1).await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn a_sample_import_is_published_whole() {
+    #[derive(Deserialize)]
+    struct Item {
+        status: String,
+    }
+    let world = World::new().await;
+    let replica = world.serve().await;
+    let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
+    world.shopbell(&["publish", "--recipient", MERCHANT, "--import", "6", "--failed", "2"]).await.succeeded();
+
+    let arrived = merchant.take_seqs(1..=8).await;
+    let [started, items @ .., finished] = &arrived[..] else { unreachable!("eight notifications") };
+    assert_eq!((started.event.as_str(), finished.event.as_str()), ("import.started", "import.finished"));
+    let items: Vec<Item> = items.iter().map(|item| serde_json::from_str(item.data()).expect("an item")).collect();
+    assert_eq!(items.iter().filter(|item| item.status == "failed").count(), 2);
+    assert_eq!(replica.metric("shopbell_events_dead_lettered_total").await, 0);
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn a_healthcheck_tells_by_its_exit_status() {
+    let world = World::new().await;
+    let replica = world.serve().await;
+    replica.shopbell(&["healthcheck"]).await.succeeded();
+    replica.kill();
+    let ill = replica.shopbell(&["healthcheck"]).await.failed_with(1);
+    assert!(!ill.stderr.is_empty(), "it says why");
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn a_bad_configuration_is_named_whole_and_without_its_secrets() {
+    let world = World::new().await;
+    let bad = [
+        ("DATABASE_URL", "mysql://shop:s3cr3t-database@localhost/shop"),
+        ("AMQP_URL", "s3cr3t-broker"),
+        ("SHOPBELL_JWT_HS256_SECRET", "s3cr3t-short"),
+        ("SHOPBELL_LISTEN", "nowhere"),
+        ("SHOPBELL_WINDOW", "many"),
+        ("SHOPBELL_HEARTBEAT_SECONDS", "-1"),
+        ("SHOPBELL_DRAIN_SECONDS", "soon"),
+    ];
+    let refused = world.shopbell_with(&bad, &["serve"]).await.failed_with(2);
+    for (variable, _) in bad {
+        assert!(refused.stderr.contains(variable), "{variable} is not named in {}", refused.stderr);
+    }
+    assert!(!refused.stderr.contains("s3cr3t"), "{}", refused.stderr);
+    assert_eq!(refused.stdout, "", "talk belongs on stderr");
+
+    let missing = world.shopbell_with(&[("DATABASE_URL", ""), ("AMQP_URL", "")], &["serve"]).await.failed_with(2);
+    assert!(missing.stderr.contains("DATABASE_URL") && missing.stderr.contains("AMQP_URL"), "{}", missing.stderr);
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn a_wrong_argument_is_no_crash() {
+    let world = World::new().await;
+    for arguments in [&["ring"][..], &["publish"], &["dead-letters", "show"]] {
+        let refused = world.shopbell(arguments).await.failed_with(2);
+        assert!(refused.stderr.to_lowercase().contains("usage"), "{}", refused.stderr);
+    }
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn migrating_twice_is_as_good_as_once() {
+    let world = World::new().await;
+    for _ in 0..2 {
+        world.shopbell(&["migrate"]).await.succeeded();
+    }
+    world.serve().await;
+    world.finish().await;
+}

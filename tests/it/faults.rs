@@ -1,0 +1,112 @@
+//! The network breaks, an honest answer is given, it is mended, and all of it arrives.
+
+use crate::support::{Event, PATIENCE, Proxy, Replica, World, eventually, holds};
+
+const MERCHANT: &str = "merchant-42";
+
+#[tokio::test]
+async fn a_database_that_is_away_is_waited_for_in_place() {
+    let world = World::new().await;
+    let network = Proxy::before_service(world.database_url()).await;
+    let replica = world.replica().with("DATABASE_URL", network.url(world.database_url())).start().await;
+    let publisher = world.publisher().await;
+    publisher.publish_all(Event::orders(MERCHANT, 10)).await;
+    let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
+    merchant.take_seqs(1..=10).await;
+
+    network.cut();
+    publisher.publish_all(Event::orders(MERCHANT, 200)).await;
+    expect_readiness(&replica, 503).await;
+    let refusal = world.merchant("merchant-43").refused(replica.public()).await;
+    refusal.expect_problem(503);
+    assert!(refusal.header("retry-after").is_some(), "{refusal:?}");
+    merchant.ping().await;
+
+    network.mend();
+    merchant.take_seqs(11..=210).await;
+    expect_readiness(&replica, 200).await;
+    assert_eq!(replica.metric("shopbell_events_dead_lettered_total").await, 0, "a passing fault is nobody's defect");
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn a_database_that_does_not_answer_is_waited_for_in_place() {
+    let world = World::new().await;
+    let network = Proxy::before_service(world.database_url()).await;
+    let replica = world.replica().with("DATABASE_URL", network.url(world.database_url())).start().await;
+    let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
+
+    network.stall();
+    world.publisher().await.publish_all(Event::orders(MERCHANT, 50)).await;
+    expect_readiness(&replica, 503).await;
+    network.mend();
+
+    merchant.take_seqs(1..=50).await;
+    expect_readiness(&replica, 200).await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn without_a_broker_sessions_are_served_from_the_database() {
+    let world = World::new().await;
+    let network = Proxy::before_service(world.amqp_url()).await;
+    let replica = world.replica().with("AMQP_URL", network.url(world.amqp_url())).start().await;
+    let publisher = world.publisher().await;
+    publisher.publish_all(Event::orders(MERCHANT, 20)).await;
+    world.expect_stored(MERCHANT, 20).await;
+
+    network.cut();
+    eventually("the replica says that it has no broker", PATIENCE, async || {
+        let reply = replica.get("/readyz").await;
+        let degraded = reply.status == 200 && !reply.text().contains(r#""broker":"ok""#);
+        holds(degraded, format!("{} {}", reply.status, reply.text()))
+    })
+    .await;
+    let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
+    merchant.take_seqs(1..=20).await;
+    merchant.expect_caught_up(MERCHANT).await;
+    publisher.publish_all(Event::orders(MERCHANT, 20)).await;
+
+    network.mend();
+    merchant.take_seqs(21..=40).await;
+    replica.ready().await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn connections_that_break_again_and_again_lose_nothing_and_repeat_nothing() {
+    let world = World::new().await;
+    let to_broker = Proxy::before_service(world.amqp_url()).await;
+    let to_database = Proxy::before_service(world.database_url()).await;
+    let replica = world
+        .replica()
+        .with("AMQP_URL", to_broker.url(world.amqp_url()))
+        .with("DATABASE_URL", to_database.url(world.database_url()))
+        .start()
+        .await;
+    let mut publisher = world.publisher_at(&to_broker.url(world.amqp_url())).await;
+    let orders = Event::orders(MERCHANT, 4_000);
+
+    let breaking = async {
+        for (network, stored) in [(&to_broker, 500), (&to_database, 1_000), (&to_broker, 2_000), (&to_database, 3_000)]
+        {
+            world.stored_reaches(stored, PATIENCE).await;
+            network.cut();
+            network.mend();
+        }
+    };
+    tokio::join!(publisher.publish_until_confirmed(&orders), breaking);
+
+    let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
+    let arrived = merchant.take_seqs(1..=4_000).await;
+    assert!(arrived.iter().map(|notification| notification.id.as_str()).eq(orders.iter().map(Event::event_id)));
+    world.finish().await;
+}
+
+async fn expect_readiness(replica: &Replica, status: u16) {
+    eventually(&format!("/readyz says {status}"), PATIENCE, async || {
+        let reply = replica.get("/readyz").await;
+        holds(reply.status == status, format!("{} {}", reply.status, reply.text()))
+    })
+    .await;
+}

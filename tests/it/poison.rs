@@ -1,0 +1,134 @@
+//! An event that can never be stored is kept with its reason, harms no neighbour, and can be mended.
+
+use serde::Deserialize;
+
+use crate::support::{Event, Parcel, World};
+
+const MERCHANT: &str = "merchant-42";
+
+/// Every defect of the contract: its reason, and what was published.
+fn defects() -> Vec<(&'static str, Parcel)> {
+    let envelope = |rest: &str| format!(r#"{{"specversion":"1.0","id":"x","source":"/s","type":"order.paid",{rest}}}"#);
+    let structured = |body: &str| Parcel::structured("order.paid", body);
+    let recipient = format!(r#""recipient":"{MERCHANT}""#);
+    let deep = format!("{}{}", "[".repeat(200), "]".repeat(200));
+    let mut not_utf8 = envelope(&format!(r#"{recipient},"data":"?""#)).into_bytes();
+    *not_utf8.iter_mut().rfind(|byte| **byte == b'?').expect("a byte to spoil") = 0xff;
+    let no_total = Event::new("order.created", MERCHANT, r#"{"order_id":"1","currency":"EUR","items":1}"#);
+    let old_version = format!(r#"{{"specversion":"0.3","id":"x","source":"/s","type":"order.paid",{recipient}}}"#);
+    vec![
+        ("malformed_json", structured(r#"{"specversion":"1.0","id":"#)),
+        ("invalid_recipient", structured(&envelope(r#""data":{}"#))),
+        ("invalid_recipient", structured(&envelope(r#""recipient":"merchant 42","data":{}"#))),
+        ("invalid_envelope", structured(&format!(r#"{{"specversion":"1.0","source":"/s","type":"t",{recipient}}}"#))),
+        ("invalid_data", Parcel::from(&no_total)),
+        ("too_large", structured(&envelope(&format!(r#"{recipient},"data":"{}""#, "x".repeat(300 * 1024))))),
+        ("invalid_utf8", Parcel::structured("order.paid", not_utf8)),
+        ("too_deep", structured(&envelope(&format!(r#"{recipient},"data":{deep}"#)))),
+        ("unsupported_content_type", structured("order paid").content_type("text/plain")),
+        ("unsupported_version", structured(&old_version)),
+    ]
+}
+
+#[tokio::test]
+async fn each_defect_is_dead_lettered_with_its_reason_and_harms_no_neighbour() {
+    let world = World::new().await;
+    let replica = world.serve().await;
+    let publisher = world.publisher().await;
+    let (orders, defects) = (Event::orders(MERCHANT, 999), defects());
+    let mut parcels: Vec<_> = orders.iter().map(Parcel::from).collect();
+    for (number, (_, defect)) in defects.iter().enumerate() {
+        parcels.insert((number + 1) * 90, defect.clone());
+    }
+    publisher.publish_all(&parcels).await;
+
+    let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
+    let arrived = merchant.take_seqs(1..=999).await;
+    assert!(arrived.iter().map(|notification| notification.id.as_str()).eq(orders.iter().map(Event::event_id)));
+
+    let letters = world.broker().await.letters(&world.name("dead-letter"), defects.len()).await;
+    for ((reason, defect), letter) in defects.iter().zip(&letters) {
+        assert_eq!(
+            letter.header("x-shopbell-reason").as_deref(),
+            Some(*reason),
+            "{:?}",
+            letter.header("x-shopbell-detail")
+        );
+        assert!(letter.header("x-shopbell-detail").is_some_and(|detail| !detail.is_empty()), "{reason}");
+        assert!(letter.body == defect.body, "{reason}: the body is not what was published");
+        assert_eq!(letter.content_type, defect.content_type, "{reason}");
+        assert_eq!(letter.header("x-shopbell-exchange"), Some(world.name("events")), "{reason}");
+        assert_eq!(letter.header("x-shopbell-routing-key").as_ref(), Some(&defect.routing_key), "{reason}");
+        let same = defects.iter().filter(|(other, _)| other == reason).count();
+        let counted =
+            replica.metric_where("shopbell_events_dead_lettered_total", &format!("reason=\"{reason}\"")).await;
+        assert_eq!(counted, same as u64, "{reason}");
+    }
+    world.finish().await;
+}
+
+/// A line of `dead-letters list --output json`.
+#[derive(Debug, Deserialize)]
+struct Listed {
+    id: String,
+    reason: String,
+    detail: String,
+    exchange: String,
+    routing_key: String,
+    bytes: usize,
+}
+
+#[tokio::test]
+async fn a_dead_letter_can_be_listed_shown_mended_and_dropped() {
+    let world = World::new().await;
+    let replica = world.serve().await;
+    let publisher = world.publisher().await;
+    let no_total = Event::new("order.created", MERCHANT, r#"{"order_id":"1","currency":"EUR","items":1}"#).id("mended");
+    let (bad, hopeless) = (Parcel::from(&no_total), Parcel::structured("order.lost", "{"));
+    publisher.publish_all([&bad, &hopeless]).await;
+    world.broker().await.letters(&world.name("dead-letter"), 2).await;
+    let list = async || -> Vec<Listed> {
+        world.shopbell(&["dead-letters", "list", "--output", "json"]).await.succeeded().json_lines()
+    };
+
+    let listed = list().await;
+    let [first, second] = &listed[..] else { panic!("two dead letters: {listed:?}") };
+    assert_eq!((first.reason.as_str(), second.reason.as_str()), ("invalid_data", "malformed_json"));
+    assert!(first.detail.contains("total"), "{first:?}");
+    assert_eq!((first.exchange.as_str(), first.routing_key.as_str()), (world.name("events").as_str(), "order.created"));
+    assert_eq!((first.bytes, second.bytes), (bad.body.len(), hopeless.body.len()));
+    let shown = world.shopbell(&["dead-letters", "show", &first.id]).await.succeeded();
+    assert_eq!(shown.stdout.trim_end().as_bytes(), bad.body, "as it came");
+    assert_eq!(list().await.len(), 2, "looking takes nothing away");
+
+    let mended = Event::order(MERCHANT).id("mended");
+    let file = world.file("mended.json", &mended.body());
+    world.shopbell(&["dead-letters", "replay", &first.id, "--body", &file]).await.succeeded();
+    let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
+    assert_eq!(merchant.take_seqs(1..=1).await[0].id, "mended");
+    assert_eq!(list().await.len(), 1, "what was replayed is no dead letter any more");
+
+    world.shopbell(&["dead-letters", "drop", &second.id]).await.succeeded();
+    assert_eq!(list().await.len(), 0);
+    let unknown = world.shopbell(&["dead-letters", "show", &second.id]).await;
+    assert_eq!(unknown.status, Some(1), "{unknown:?}");
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn dead_letters_that_are_replayed_and_still_broken_are_dead_letters_again() {
+    let world = World::new().await;
+    let replica = world.serve().await;
+    let bad: Vec<_> = (0..5).map(|_| Event::new("order.created", MERCHANT, "{}")).collect();
+    world.publisher().await.publish_all(&bad).await;
+    replica.metric_reaches("shopbell_events_dead_lettered_total", 5).await;
+
+    world.shopbell(&["dead-letters", "replay", "--all"]).await.succeeded();
+    replica.metric_reaches("shopbell_events_dead_lettered_total", 10).await;
+    let letters = world.broker().await.letters(&world.name("dead-letter"), 5).await;
+    for (letter, bad) in letters.iter().zip(&bad) {
+        assert_eq!(letter.header("x-shopbell-reason").as_deref(), Some("invalid_data"));
+        assert!(letter.body == bad.body(), "the body is not what was published");
+    }
+    world.finish().await;
+}

@@ -1,0 +1,124 @@
+//! What was not acknowledged comes again, in order; what was acknowledged never does.
+
+use crate::support::{Event, World};
+
+const MERCHANT: &str = "merchant-42";
+
+#[tokio::test]
+async fn what_an_offline_merchant_missed_is_replayed_in_order_and_never_again_once_acknowledged() {
+    let world = World::new().await;
+    let replica = world.serve().await;
+    let publisher = world.publisher().await;
+    let orders = Event::orders(MERCHANT, 1_000);
+    publisher.publish_all(&orders).await;
+    world.expect_stored(MERCHANT, 1_000).await;
+
+    let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
+    let first = merchant.take_seqs(1..=600).await;
+    merchant.ping().await;
+    merchant.vanish();
+
+    let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
+    let rest = merchant.take_seqs(601..=1_000).await;
+    assert_eq!(merchant.expect_caught_up(MERCHANT).await, 1_000);
+    let published: Vec<_> = orders.iter().map(Event::event_id).collect();
+    let arrived: Vec<_> = first.iter().chain(&rest).map(|notification| notification.id.as_str()).collect();
+    assert_eq!(arrived, published, "numbered in the order in which the publisher published");
+
+    publisher.publish_all(Event::orders(MERCHANT, 3)).await;
+    merchant.take_seqs(1_001..=1_003).await;
+    merchant.ping().await;
+    merchant.vanish();
+
+    let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
+    assert_eq!(merchant.expect_caught_up(MERCHANT).await, 1_003, "everything was acknowledged");
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn what_was_sent_and_not_acknowledged_comes_again_on_the_next_connection() {
+    let world = World::new().await;
+    let replica = world.serve().await;
+    world.publisher().await.publish_all(Event::orders(MERCHANT, 5)).await;
+    world.expect_stored(MERCHANT, 5).await;
+
+    for _ in 0..3 {
+        let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
+        merchant.expect_seqs(1..=5).await;
+        merchant.expect_caught_up(MERCHANT).await;
+        merchant.leave().await;
+    }
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn what_is_published_during_a_replay_follows_it_without_a_gap() {
+    let world = World::new().await;
+    let replica = world.serve().await;
+    let publisher = world.publisher().await;
+    publisher.publish_all(Event::orders(MERCHANT, 500)).await;
+    world.expect_stored(MERCHANT, 500).await;
+
+    let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
+    let orders = Event::orders(MERCHANT, 500);
+    tokio::join!(merchant.take_seqs(1..=1_000), publisher.publish_all(&orders));
+    merchant.expect_caught_up(MERCHANT).await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn the_welcome_says_where_the_session_starts() {
+    let world = World::new().await;
+    let replica = world.serve().await;
+    world.publisher().await.publish_all(Event::orders(MERCHANT, 7)).await;
+    world.expect_stored(MERCHANT, 7).await;
+    let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
+    merchant.take_seqs(1..=3).await;
+    merchant.ping().await;
+    merchant.vanish();
+
+    let merchant = world.merchant(MERCHANT).connect(replica.public()).await;
+    let welcome = merchant.welcome();
+    assert_eq!((welcome.subscriber.as_str(), welcome.window, welcome.heartbeat_seconds), (MERCHANT, 256, 25));
+    assert!((1..=600).contains(&welcome.token_expires_in), "{welcome:?}");
+    assert!(!welcome.session.is_empty(), "{welcome:?}");
+    let mut feeds: Vec<_> = welcome.feeds.iter().map(|feed| (feed.feed.as_str(), feed.cursor, feed.last)).collect();
+    feeds.sort_unstable();
+    assert_eq!(feeds, [("all", 0, 0), (MERCHANT, 3, 7)]);
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn a_subscriber_new_to_a_feed_starts_at_what_nobody_has_acknowledged() {
+    let world = World::new().await;
+    let replica = world.serve().await;
+    world.publisher().await.publish_all(Event::orders(MERCHANT, 5)).await;
+    world.expect_stored(MERCHANT, 5).await;
+    let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
+    merchant.take_seqs(1..=3).await;
+    merchant.leave().await;
+    world.expect_cursor(MERCHANT, "", 3).await;
+
+    let token = world.token("accountant").feeds([MERCHANT]).sign();
+    let mut accountant = world.merchant("accountant").token(token).connect(replica.public()).await;
+    accountant.expect_seqs(4..=5).await;
+    accountant.expect_caught_up(MERCHANT).await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn a_cursor_never_moves_back() {
+    let world = World::new().await;
+    let replica = world.serve().await;
+    world.publisher().await.publish_all(Event::orders(MERCHANT, 10)).await;
+    let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
+    merchant.expect_seqs(1..=10).await;
+    merchant.ack(MERCHANT, 8).await;
+    merchant.ack(MERCHANT, 2).await;
+    merchant.leave().await;
+    world.expect_cursor(MERCHANT, "", 8).await;
+
+    let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
+    merchant.expect_seqs(9..=10).await;
+    world.finish().await;
+}

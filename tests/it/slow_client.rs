@@ -1,0 +1,177 @@
+//! A slow client holds nothing and nobody up.
+
+use std::time::{Duration, Instant};
+
+use crate::support::{Event, PATIENCE, Proxy, World, eventually, holds};
+
+const MERCHANT: &str = "merchant-42";
+/// A large order with all its lines.
+const EVENT_BYTES: usize = 16 * 1024;
+
+#[tokio::test]
+async fn a_client_that_never_acknowledges_gets_one_window_and_no_more() {
+    let world = World::new().await;
+    let replica = world.replica().with("SHOPBELL_WINDOW", 10).start().await;
+    let publisher = world.publisher().await;
+    publisher.publish_all(Event::orders(MERCHANT, 25)).await;
+    world.expect_stored(MERCHANT, 25).await;
+
+    // More than the window of 10 outstanding would end the story at any of these frames.
+    let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
+    merchant.expect_seqs(1..=10).await;
+    merchant.ping().await;
+    assert_eq!((merchant.through(MERCHANT), merchant.outstanding()), (10, 10));
+
+    merchant.ack(MERCHANT, 4).await;
+    merchant.expect_seqs(11..=14).await;
+    publisher.publish_all(Event::orders(MERCHANT, 5)).await;
+    world.expect_stored(MERCHANT, 30).await;
+    merchant.ping().await;
+    assert_eq!(merchant.through(MERCHANT), 14, "live ones wait for the window too");
+
+    merchant.ack(MERCHANT, 14).await;
+    merchant.take_seqs(15..=30).await;
+    merchant.expect_caught_up(MERCHANT).await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn the_window_is_one_for_all_feeds_of_a_session() {
+    let world = World::new().await;
+    let replica = world.replica().with("SHOPBELL_WINDOW", 6).start().await;
+    let publisher = world.publisher().await;
+    for feed in ["merchant-1", "merchant-2"] {
+        publisher.publish_all(Event::orders(feed, 10)).await;
+        world.expect_stored(feed, 10).await;
+    }
+    let token = world.token("accountant").feeds(["merchant-1", "merchant-2"]).sign();
+    let mut accountant = world.merchant("accountant").token(token).connect(replica.public()).await;
+    for _ in 0..20 {
+        let notification = accountant.next_notification().await;
+        if accountant.outstanding() == 6 {
+            accountant.ping().await;
+            let (one, two) = (accountant.through("merchant-1"), accountant.through("merchant-2"));
+            accountant.ack("merchant-1", one).await;
+            accountant.ack("merchant-2", two).await;
+        }
+        assert!(notification.feed.starts_with("merchant-"));
+    }
+    assert_eq!((accountant.through("merchant-1"), accountant.through("merchant-2")), (10, 10));
+    world.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_read_or_acknowledge_nothing_hold_bounded_memory_and_slow_nobody() {
+    const BUSY: &str = "busy";
+    const ROUNDS: usize = 30;
+    const EVENTS_PER_ROUND: usize = 150;
+    /// A third of what flows to each of the slow ones: whoever kept it for them would show.
+    const GROWTH_BYTES_MAX: u64 = (ROUNDS * EVENTS_PER_ROUND * EVENT_BYTES / 3) as u64;
+    /// From the publish of a live event to its arrival, with a round of large ones before it in the queue.
+    const LIVE_BOUND: Duration = Duration::from_secs(5);
+
+    let world = World::new().await;
+    let replica = world.serve().await;
+    let publisher = world.publisher().await;
+    let mut deaf = Vec::new();
+    for number in 0..20 {
+        let name = format!("slow-{number}");
+        let token = world.token(&name).feeds([BUSY]).sign();
+        deaf.push(world.merchant(&name).token(token).connect(replica.public()).await);
+    }
+    // These read, each on a task of its own, and never acknowledge: they get one window.
+    let window = deaf[0].welcome().window;
+    let mute: Vec<_> = deaf.drain(..10).collect();
+    let mute = mute.into_iter().map(|mut merchant| {
+        tokio::spawn(async move {
+            while merchant.outstanding() < window {
+                merchant.next_notification().await;
+            }
+            merchant
+        })
+    });
+    let mute: Vec<_> = mute.collect();
+    let mut lively = world.merchant(MERCHANT).connect(replica.public()).await;
+
+    let data = format!(r#"{{"lines":"{}"}}"#, "x".repeat(EVENT_BYTES));
+    let mut settled_bytes = 0;
+    for round in 1..=ROUNDS {
+        let busy: Vec<_> = (0..EVENTS_PER_ROUND).map(|_| Event::new("order.large", BUSY, &data)).collect();
+        publisher.publish_all(&busy).await;
+        let published = Instant::now();
+        publisher.publish(&Event::order(MERCHANT)).await;
+        let seq = round as u64;
+        lively.take_seqs(seq..=seq).await;
+        let took = published.elapsed();
+        assert!(took < LIVE_BOUND, "a live notification took {took:?} in round {round}");
+        if round == 5 {
+            settled_bytes = replica.rss_bytes();
+        }
+    }
+    let growth_bytes = replica.rss_bytes().saturating_sub(settled_bytes);
+    assert!(growth_bytes < GROWTH_BYTES_MAX, "grew by {growth_bytes} bytes, may grow by {GROWTH_BYTES_MAX}");
+
+    for mute in mute {
+        let mut merchant = mute.await.expect("a client that reads sees a window");
+        merchant.ping().await;
+        assert_eq!(merchant.through(BUSY), window as u64);
+    }
+    drop(deaf);
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn a_client_from_which_nothing_is_heard_is_closed_with_4408() {
+    let world = World::new().await;
+    let replica = world.replica().with("SHOPBELL_HEARTBEAT_SECONDS", 1).start().await;
+    world.publisher().await.publish_all(Event::orders(MERCHANT, 3)).await;
+    // Nobody polls its socket: it answers no ping.
+    let deaf = world.merchant(MERCHANT).connect(replica.public()).await;
+    let mut alive = world.merchant("merchant-43").connect(replica.public()).await;
+    eventually("the silent session is gone", PATIENCE, async || {
+        alive.next_heartbeat().await;
+        let sessions = replica.metric("shopbell_sessions").await;
+        holds(sessions == 1, sessions)
+    })
+    .await;
+
+    let closed = deaf.closed().await;
+    assert_eq!((closed.code, closed.word.as_deref()), (4408, Some("silent")));
+    alive.ping().await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn a_client_that_speaks_and_reads_nothing_is_let_go() {
+    let world = World::new().await;
+    let replica = world.replica().with("SHOPBELL_HEARTBEAT_SECONDS", 1).start().await;
+    let network = Proxy::before(&replica.public().to_string()).await;
+    let mut merchant = world.merchant(MERCHANT).connect(network.address()).await;
+
+    // More than the sockets between them hold, within one window.
+    network.stall_downstream();
+    let data = format!(r#"{{"lines":"{}"}}"#, "x".repeat(60 * 1024));
+    let large: Vec<_> = (0..250).map(|_| Event::new("order.large", MERCHANT, &data)).collect();
+    world.publisher().await.publish_all(&large).await;
+    eventually("the session that does not read is gone", PATIENCE, async || {
+        merchant.send_text(r#"{"type":"ping"}"#).await;
+        let sessions = replica.metric("shopbell_sessions").await;
+        holds(sessions == 0, sessions)
+    })
+    .await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn a_slow_line_gets_everything_in_its_own_time() {
+    let world = World::new().await;
+    let replica = world.serve().await;
+    let network = Proxy::before(&replica.public().to_string()).await;
+    network.slow_downstream(1_000_000);
+    let data = format!(r#"{{"lines":"{}"}}"#, "x".repeat(EVENT_BYTES));
+    let large: Vec<_> = (0..300).map(|_| Event::new("order.large", MERCHANT, &data)).collect();
+    world.publisher().await.publish_all(&large).await;
+    let mut merchant = world.merchant(MERCHANT).connect(network.address()).await;
+    merchant.take_seqs(1..=300).await;
+    world.finish().await;
+}

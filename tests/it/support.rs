@@ -1,0 +1,42 @@
+//! The stage for the stories: one [`World`] a test, with its own database, its own names in the broker and its own key,
+//! and in it the shipped binary, publishers, merchants and faults.
+//!
+//! Nothing here knows the inside of Shopbell: it speaks AMQP, WebSocket, HTTP and SQL, as everybody else does.
+
+mod broker;
+mod command;
+mod event;
+mod eventually;
+mod frames;
+mod handshake;
+pub mod http;
+mod log;
+mod merchant;
+mod process;
+mod proxy;
+mod publisher;
+mod replica;
+mod seen;
+mod template;
+mod token;
+mod url;
+mod world;
+
+pub use broker::Broker;
+pub use command::Done;
+pub use event::{Event, Parcel};
+pub use eventually::{eventually, holds};
+pub use frames::Frame;
+pub use handshake::{Closed, Handshake};
+pub use merchant::Merchant;
+pub use proxy::Proxy;
+pub use publisher::Publisher;
+pub use replica::Replica;
+pub use token::Token;
+pub use world::World;
+
+use std::time::Duration;
+
+/// How long a story waits for something that must come: long enough for a loaded machine of two cores, so that only
+/// what never comes runs into it.
+pub const PATIENCE: Duration = Duration::from_secs(30);

@@ -1,0 +1,112 @@
+//! RabbitMQ from outside: what lies in a queue, and taking exchanges away.
+
+use lapin::options::{
+    BasicGetOptions, ExchangeDeclareOptions, ExchangeDeleteOptions, QueueDeclareOptions, QueueDeleteOptions,
+};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{Channel, Connection, ConnectionProperties, ExchangeKind};
+
+use super::{PATIENCE, eventually};
+
+/// Queues that Shopbell declares, by what follows the prefix.
+const QUEUES: [&str; 3] = ["ingest", "dead-letter", "unroutable"];
+/// Exchanges that Shopbell declares, by what follows the prefix.
+const EXCHANGES: [&str; 5] = ["events", "dead-letter", "unroutable", "fanout", "receipts"];
+
+/// A connection for looking and meddling.
+pub struct Broker {
+    connection: Connection,
+}
+
+/// What lies in a queue, as it lies there.
+#[derive(Debug, Clone)]
+pub struct Letter {
+    /// The bytes.
+    pub body: Vec<u8>,
+    /// What they claim to be.
+    pub content_type: Option<String>,
+    headers: FieldTable,
+}
+
+impl Letter {
+    /// An application header as text.
+    pub fn header(&self, name: &str) -> Option<String> {
+        match self.headers.inner().get(name)? {
+            AMQPValue::LongString(text) => Some(text.to_string()),
+            AMQPValue::ShortString(text) => Some(text.to_string()),
+            other => Some(format!("{other:?}")),
+        }
+    }
+}
+
+impl Broker {
+    /// Connects.
+    pub async fn connect(amqp_url: &str) -> Self {
+        let connect = Connection::connect(amqp_url, ConnectionProperties::default());
+        let connection = tokio::time::timeout(PATIENCE, connect).await.expect("RabbitMQ answers in time");
+        Self { connection: connection.expect("RabbitMQ can be reached") }
+    }
+
+    /// How many lie in `queue`, ready for whoever consumes it; `None` where there is no such queue.
+    pub async fn depth(&self, queue: &str) -> Option<u32> {
+        // On a channel of its own: asking for a queue that is not there closes it.
+        let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        let declared = self.channel().await.queue_declare(queue.into(), options, FieldTable::default()).await;
+        declared.ok().map(|queue| queue.message_count())
+    }
+
+    /// Reads `queue` until `count` letters lie in it, and puts them back as they were.
+    pub async fn letters(&self, queue: &str, count: usize) -> Vec<Letter> {
+        eventually(&format!("{count} letters lie in {queue}"), PATIENCE, async || {
+            let letters = self.read(queue).await;
+            if letters.len() == count { Ok(letters) } else { Err(format!("{letters:?}")) }
+        })
+        .await
+    }
+
+    /// Deletes an exchange with its bindings, behind everybody's back.
+    pub async fn delete_exchange(&self, name: &str) {
+        let deleted = self.channel().await.exchange_delete(name.into(), ExchangeDeleteOptions::default()).await;
+        deleted.expect("an exchange can be deleted");
+    }
+
+    /// Declares a durable fan-out exchange, without a binding.
+    pub async fn declare_fanout(&self, name: &str) {
+        let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+        let declare = self.channel().await;
+        let declared =
+            declare.exchange_declare(name.into(), ExchangeKind::Fanout, options, FieldTable::default()).await;
+        declared.expect("an exchange can be declared");
+    }
+
+    /// Removes all that Shopbell declared under `prefix`.
+    pub async fn clear(&self, prefix: &str) {
+        let channel = self.channel().await;
+        for queue in QUEUES {
+            let name = format!("{prefix}.{queue}").as_str().into();
+            channel.queue_delete(name, QueueDeleteOptions::default()).await.expect("a queue can be deleted");
+        }
+        for exchange in EXCHANGES {
+            self.delete_exchange(&format!("{prefix}.{exchange}")).await;
+        }
+    }
+
+    /// All of `queue`; unacknowledged, so that closing the channel puts it back.
+    async fn read(&self, queue: &str) -> Vec<Letter> {
+        let (channel, mut letters) = (self.channel().await, Vec::new());
+        while let Ok(Some(message)) = channel.basic_get(queue.into(), BasicGetOptions::default()).await {
+            let properties = &message.delivery.properties;
+            letters.push(Letter {
+                content_type: properties.content_type().as_ref().map(ToString::to_string),
+                headers: properties.headers().clone().unwrap_or_default(),
+                body: message.delivery.data,
+            });
+        }
+        channel.close(200, "read".into()).await.ok();
+        letters
+    }
+
+    async fn channel(&self) -> Channel {
+        self.connection.create_channel().await.expect("a channel can be opened")
+    }
+}

@@ -1,0 +1,71 @@
+//! The other subcommands, run as an operator runs them.
+
+use std::process::{Output, Stdio};
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+
+use super::process::{Environment, shopbell, signal};
+
+/// How long a command may take: also one that waits for what a story publishes meanwhile.
+const COMMAND_BOUND: Duration = Duration::from_secs(60);
+
+/// What a command said and how it ended.
+#[derive(Debug)]
+pub struct Done {
+    /// The exit status; `None` where a signal ended it.
+    pub status: Option<i32>,
+    /// The data.
+    pub stdout: String,
+    /// The talk.
+    pub stderr: String,
+}
+
+impl Done {
+    /// Asserts exit status 0.
+    #[track_caller]
+    pub fn succeeded(self) -> Self {
+        assert_eq!(self.status, Some(0), "{self:?}");
+        self
+    }
+
+    /// Asserts an exit status.
+    #[track_caller]
+    pub fn failed_with(self, status: i32) -> Self {
+        assert_eq!(self.status, Some(status), "{self:?}");
+        self
+    }
+
+    /// The data of `--output json`: one object a line.
+    #[track_caller]
+    pub fn json_lines<T: DeserializeOwned>(&self) -> Vec<T> {
+        let parse = |line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error} in {line:?}"));
+        self.stdout.lines().map(parse).collect()
+    }
+}
+
+/// Runs `shopbell` with `arguments` to its end.
+pub async fn run(environment: &Environment, arguments: &[&str]) -> Done {
+    let mut command = shopbell(environment);
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().expect("shopbell starts");
+    let pid = child.id();
+    let output = spawn_blocking(move || child.wait_with_output().expect("a command can be waited for"));
+    match timeout(COMMAND_BOUND, output).await {
+        Ok(output) => done(output.expect("waiting for a command does not panic")),
+        Err(_) => {
+            signal(pid, "KILL");
+            panic!("shopbell {arguments:?} did not end within {COMMAND_BOUND:?}");
+        }
+    }
+}
+
+fn done(output: Output) -> Done {
+    Done {
+        status: output.status.code(),
+        stdout: String::from_utf8(output.stdout).expect("data on stdout is UTF-8"),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}

@@ -1,0 +1,166 @@
+//! Events as publishers write them: CloudEvents 1.0, structured, and anything else that may come over AMQP.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use lapin::BasicProperties;
+use lapin::types::{AMQPValue, FieldTable};
+use serde::Serialize;
+use serde_json::value::RawValue;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+/// The source that events of the stories carry unless they say otherwise.
+pub const SOURCE: &str = "/shop/orders";
+
+/// A CloudEvents event, well formed unless a story bends it.
+#[derive(Clone, Serialize)]
+pub struct Event {
+    specversion: &'static str,
+    id: String,
+    source: String,
+    #[serde(rename = "type")]
+    event_type: String,
+    recipient: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expirytime: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    collapsekey: Option<String>,
+    data: Box<RawValue>,
+}
+
+impl Event {
+    /// Any event: its type and its data, JSON as text.
+    pub fn new(event_type: &str, recipient: &str, data: &str) -> Self {
+        Self {
+            specversion: "1.0",
+            id: unique_id(),
+            source: SOURCE.to_owned(),
+            event_type: event_type.to_owned(),
+            recipient: recipient.to_owned(),
+            expirytime: None,
+            collapsekey: None,
+            data: RawValue::from_string(data.to_owned()).expect("the story's data is JSON"),
+        }
+    }
+
+    /// A new order of `recipient`.
+    pub fn order(recipient: &str) -> Self {
+        let id = unique_id();
+        let data = format!(r#"{{"order_id":"{id}","total":"19.90","currency":"EUR","items":2}}"#);
+        Self::new("order.created", recipient, &data).id(&id)
+    }
+
+    /// `count` orders of `recipient`, in the order in which they are to be numbered.
+    pub fn orders(recipient: &str, count: usize) -> Vec<Self> {
+        (0..count).map(|_| Self::order(recipient)).collect()
+    }
+
+    /// The event's own id, unique within its source.
+    pub fn id(mut self, id: &str) -> Self {
+        self.id = id.to_owned();
+        self
+    }
+
+    /// Where it comes from.
+    pub fn source(mut self, source: &str) -> Self {
+        self.source = source.to_owned();
+        self
+    }
+
+    /// Of those with the same key only the newest matters.
+    pub fn collapse_key(mut self, key: &str) -> Self {
+        self.collapsekey = Some(key.to_owned());
+        self
+    }
+
+    /// After `seconds` (in the past where negative) nobody wants it any more.
+    pub fn expires_in_seconds(mut self, seconds: i64) -> Self {
+        let at = OffsetDateTime::now_utc() + time::Duration::seconds(seconds);
+        self.expirytime = Some(at.format(&Rfc3339).expect("a time can be written"));
+        self
+    }
+
+    /// The id, to compare with what arrives.
+    pub fn event_id(&self) -> &str {
+        &self.id
+    }
+
+    /// The structured form, as bytes.
+    pub fn body(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("an event is JSON")
+    }
+}
+
+/// Anything that can be put into the exchange: what a publisher really sends, well formed or not.
+#[derive(Clone)]
+pub struct Parcel {
+    /// The type it is routed by.
+    pub routing_key: String,
+    /// What the body claims to be.
+    pub content_type: Option<String>,
+    /// Application headers.
+    pub headers: FieldTable,
+    /// The bytes.
+    pub body: Vec<u8>,
+}
+
+impl Parcel {
+    /// A structured CloudEvents message with any bytes as its body.
+    pub fn structured(routing_key: &str, body: impl Into<Vec<u8>>) -> Self {
+        Self {
+            routing_key: routing_key.to_owned(),
+            content_type: Some("application/cloudevents+json".to_owned()),
+            headers: FieldTable::default(),
+            body: body.into(),
+        }
+    }
+
+    /// A binary CloudEvents message: attributes as headers with `prefix`, the data as the body.
+    pub fn binary(prefix: &str, attributes: &[(&str, &str)], data: impl Into<Vec<u8>>) -> Self {
+        let routing_key = attributes.iter().find(|(name, _)| *name == "type").map_or("", |(_, value)| *value);
+        let mut parcel = Self::structured(routing_key, data).content_type("application/json");
+        for (name, value) in attributes {
+            parcel.headers.insert(format!("{prefix}{name}").into(), AMQPValue::LongString((*value).into()));
+        }
+        parcel
+    }
+
+    /// Another content type.
+    pub fn content_type(mut self, content_type: &str) -> Self {
+        self.content_type = Some(content_type.to_owned());
+        self
+    }
+
+    /// What AMQP says beside the body: persistent, always.
+    pub(super) fn properties(&self) -> BasicProperties {
+        let properties = BasicProperties::default().with_delivery_mode(2).with_headers(self.headers.clone());
+        match &self.content_type {
+            Some(content_type) => properties.with_content_type(content_type.as_str().into()),
+            None => properties,
+        }
+    }
+}
+
+impl From<&Event> for Parcel {
+    fn from(event: &Event) -> Self {
+        Self::structured(&event.event_type, event.body())
+    }
+}
+
+impl From<Event> for Parcel {
+    fn from(event: Event) -> Self {
+        Self::from(&event)
+    }
+}
+
+impl From<&Parcel> for Parcel {
+    fn from(parcel: &Parcel) -> Self {
+        parcel.clone()
+    }
+}
+
+/// Ids that differ within a test, and tell in a failure's text which event came when.
+fn unique_id() -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    format!("e-{}", NEXT.fetch_add(1, Ordering::Relaxed))
+}

@@ -1,0 +1,143 @@
+//! The frames of `shopbell.v1` as a client written from the contract alone reads and writes them.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+/// A frame from the server.
+#[derive(Debug)]
+pub enum Frame {
+    /// The first frame of a session.
+    Welcome(Welcome),
+    /// An event for a feed.
+    Notification(Notification),
+    /// Numbers that will not come.
+    Skipped(Skipped),
+    /// All that was stored when the session connected has been sent.
+    CaughtUp(CaughtUp),
+    /// The session lives.
+    Heartbeat(Heartbeat),
+    /// The replica is leaving.
+    Goaway(Goaway),
+    /// The answer to a ping.
+    Pong,
+    /// Something was refused; the session goes on.
+    Error(Refused),
+}
+
+/// `welcome`
+#[derive(Debug, Clone, Deserialize)]
+pub struct Welcome {
+    pub session: String,
+    pub subscriber: String,
+    pub device: Option<String>,
+    pub window: usize,
+    pub heartbeat_seconds: u64,
+    pub token_expires_in: i64,
+    pub feeds: Vec<FeedState>,
+}
+
+/// Where a session stands in a feed when it begins.
+#[derive(Debug, Clone, Deserialize)]
+pub struct FeedState {
+    pub feed: String,
+    pub cursor: u64,
+    pub last: u64,
+}
+
+/// `notification`
+#[derive(Debug, Clone, Deserialize)]
+pub struct Notification {
+    pub feed: String,
+    pub seq: u64,
+    pub id: String,
+    pub source: String,
+    pub event: String,
+    pub data: Option<Box<RawValue>>,
+    pub collapse_key: Option<String>,
+}
+
+/// `skipped`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Skipped {
+    pub feed: String,
+    pub from: u64,
+    pub through: u64,
+    pub reason: String,
+}
+
+/// `caught_up`
+#[derive(Debug, Clone, Deserialize)]
+pub struct CaughtUp {
+    pub feed: String,
+    pub seq: u64,
+}
+
+/// `heartbeat`
+#[derive(Debug, Clone, Deserialize)]
+pub struct Heartbeat {
+    pub sent: BTreeMap<String, u64>,
+}
+
+/// `goaway`
+#[derive(Debug, Clone, Deserialize)]
+pub struct Goaway {
+    pub retry_after_ms: u64,
+}
+
+/// `error`
+#[derive(Debug, Clone, Deserialize)]
+pub struct Refused {
+    pub code: String,
+    pub message: String,
+}
+
+impl Frame {
+    /// Reads a frame. Its type first, then the rest: raw JSON cannot be read inside a tagged enum (serde-rs/json 545).
+    pub fn parse(text: &str) -> Result<Self, serde_json::Error> {
+        #[derive(Deserialize)]
+        struct Tag {
+            r#type: String,
+        }
+        let tag: Tag = serde_json::from_str(text)?;
+        Ok(match tag.r#type.as_str() {
+            "welcome" => Self::Welcome(serde_json::from_str(text)?),
+            "notification" => Self::Notification(serde_json::from_str(text)?),
+            "skipped" => Self::Skipped(serde_json::from_str(text)?),
+            "caught_up" => Self::CaughtUp(serde_json::from_str(text)?),
+            "heartbeat" => Self::Heartbeat(serde_json::from_str(text)?),
+            "goaway" => Self::Goaway(serde_json::from_str(text)?),
+            "pong" => Self::Pong,
+            "error" => Self::Error(serde_json::from_str(text)?),
+            unknown => return Err(serde::de::Error::custom(format!("the contract knows no frame {unknown:?}"))),
+        })
+    }
+}
+
+impl Notification {
+    /// The data, byte for byte.
+    pub fn data(&self) -> &str {
+        self.data.as_deref().map_or("", RawValue::get)
+    }
+}
+
+/// A frame from the client.
+#[derive(Debug, Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Saying<'a> {
+    /// Everything in `feed` up to `seq` has arrived.
+    Ack {
+        /// The feed.
+        feed: &'a str,
+        /// The last of it.
+        seq: u64,
+    },
+    /// A fresh token.
+    Auth {
+        /// The token.
+        token: &'a str,
+    },
+    /// Are you there?
+    Ping,
+}

@@ -1,0 +1,199 @@
+//! How a merchant's client connects: with which token, from which page, and what comes of it.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use futures_util::StreamExt as _;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
+
+use super::frames::Frame;
+use super::http::{self, Reply};
+use super::seen::Seen;
+use super::{Merchant, PATIENCE, Token};
+
+/// A merchant about to connect: what its client will say in the handshake.
+#[derive(Clone)]
+pub struct Handshake {
+    who: String,
+    token: Presented,
+    origin: Option<String>,
+    query: Vec<String>,
+    after: BTreeMap<String, u64>,
+}
+
+#[derive(Clone)]
+enum Presented {
+    Nothing,
+    InHeader(String),
+    AsSubprotocol(String),
+}
+
+impl Handshake {
+    /// As `who`, with `token` in the `Authorization` header: a program, no browser.
+    pub fn new(who: &str, token: &Token) -> Self {
+        let token = Presented::InHeader(token.sign());
+        Self { who: who.to_owned(), token, origin: None, query: Vec::new(), after: BTreeMap::new() }
+    }
+
+    /// Another token, as text, good or bad.
+    pub fn token(mut self, token: String) -> Self {
+        self.token = Presented::InHeader(token);
+        self
+    }
+
+    /// No token at all.
+    pub fn without_token(mut self) -> Self {
+        self.token = Presented::Nothing;
+        self
+    }
+
+    /// The token as a subprotocol, as a browser's script has to give it.
+    pub fn by_subprotocol(mut self) -> Self {
+        if let Presented::InHeader(token) = self.token {
+            self.token = Presented::AsSubprotocol(token);
+        }
+        self
+    }
+
+    /// The page that a browser says it comes from.
+    pub fn origin(mut self, origin: &str) -> Self {
+        self.origin = Some(origin.to_owned());
+        self
+    }
+
+    /// This device has a cursor of its own.
+    pub fn device(mut self, device: &str) -> Self {
+        self.query.push(format!("device={device}"));
+        self
+    }
+
+    /// The client kept its own place: it wants all after `seq`.
+    pub fn after(mut self, feed: &str, seq: u64) -> Self {
+        self.query.push(format!("after={feed}:{seq}"));
+        self.after.insert(feed.to_owned(), seq);
+        self
+    }
+
+    /// Connects, and reads the welcome.
+    pub async fn connect(&self, address: SocketAddr) -> Merchant {
+        match self.try_connect(address).await {
+            Ok(merchant) => merchant,
+            Err(instead) => panic!("{} expected a welcome: {instead}", self.who),
+        }
+    }
+
+    /// Connects, and reads the welcome; where that fails, says what came instead.
+    pub async fn try_connect(&self, address: SocketAddr) -> Result<Merchant, String> {
+        let (reply, mut socket) = self.knock(address).await?;
+        if reply.status != 101 {
+            return Err(format!("{reply:?}"));
+        }
+        assert_eq!(reply.header("sec-websocket-protocol"), self.expected_subprotocol(), "{reply:?}");
+        let message = timeout(PATIENCE, socket.next()).await.map_err(|_| "no first frame".to_owned())?;
+        let text = match message {
+            Some(Ok(Message::Text(text))) => text,
+            other => return Err(format!("{other:?}")),
+        };
+        let Frame::Welcome(welcome) = Frame::parse(&text).map_err(|error| error.to_string())? else {
+            return Err(text.to_string());
+        };
+        let seen = Seen::new(&self.who, &welcome, &self.after);
+        Ok(Merchant::new(&self.who, welcome, seen, socket))
+    }
+
+    /// Is refused with an HTTP response.
+    pub async fn refused(&self, address: SocketAddr) -> Reply {
+        let (reply, _) = self.knock(address).await.expect("a refusal is an answer");
+        assert_ne!(reply.status, 101, "{} was let in", self.who);
+        reply
+    }
+
+    /// Is let in, and shown the door at once: the upgrade completes, and nothing but a close follows.
+    pub async fn closed_at_once(&self, address: SocketAddr) -> Closed {
+        let (reply, mut socket) = self.knock(address).await.expect("an upgrade");
+        assert_eq!(reply.status, 101, "{reply:?}");
+        assert_eq!(reply.header("sec-websocket-protocol"), self.expected_subprotocol(), "{reply:?}");
+        match timeout(PATIENCE, socket.next()).await.expect("a close") {
+            Some(Ok(Message::Close(Some(frame)))) => Closed::from(&frame),
+            other => panic!("{} expected a close and got {other:?}", self.who),
+        }
+    }
+
+    fn expected_subprotocol(&self) -> Option<&'static str> {
+        matches!(self.token, Presented::AsSubprotocol(_)).then_some("shopbell.v1")
+    }
+
+    /// The opening handshake of RFC 6455 §4.1, by hand: so a refusal can be read to its end.
+    async fn knock(&self, address: SocketAddr) -> Result<(Reply, WebSocketStream<TcpStream>), String> {
+        let key = STANDARD.encode(fastrand::u128(..).to_le_bytes());
+        let query = if self.query.is_empty() { String::new() } else { format!("?{}", self.query.join("&")) };
+        let mut request = format!(
+            "GET /v1/ws{query} HTTP/1.1\r\nHost: {address}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n"
+        );
+        match &self.token {
+            Presented::Nothing => {}
+            Presented::InHeader(token) => request += &format!("Authorization: Bearer {token}\r\n"),
+            Presented::AsSubprotocol(token) => {
+                request += &format!("Sec-WebSocket-Protocol: shopbell.v1, bearer.{token}\r\n");
+            }
+        }
+        if let Some(origin) = &self.origin {
+            request += &format!("Origin: {origin}\r\n");
+        }
+        request += "\r\n";
+        let talk = async {
+            let mut stream = TcpStream::connect(address).await?;
+            stream.set_nodelay(true)?;
+            let reply = http::exchange(&mut stream, &request).await?;
+            Ok::<_, std::io::Error>((reply, stream))
+        };
+        let (mut reply, stream) =
+            timeout(PATIENCE, talk).await.map_err(|_| "no answer")?.map_err(|error| error.to_string())?;
+        if reply.status == 101 {
+            let accept = derive_accept_key(key.as_bytes());
+            assert_eq!(reply.header("sec-websocket-accept"), Some(accept.as_str()), "{reply:?}");
+        }
+        let read_ahead = if reply.status == 101 { std::mem::take(&mut reply.body) } else { Vec::new() };
+        Ok((reply, WebSocketStream::from_partially_read(stream, read_ahead, Role::Client, None).await))
+    }
+}
+
+/// How a session ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Closed {
+    /// The close code; 1006 where there was none.
+    pub code: u16,
+    /// The `code` in the JSON of the reason: a word.
+    pub word: Option<String>,
+    /// When to come back, where the reason says so.
+    pub retry_after_ms: Option<u64>,
+}
+
+impl Closed {
+    /// The connection was lost, with no word from the server.
+    pub const ABNORMAL: Self = Self { code: 1006, word: None, retry_after_ms: None };
+}
+
+impl From<&CloseFrame> for Closed {
+    fn from(frame: &CloseFrame) -> Self {
+        #[derive(serde::Deserialize)]
+        struct Reason {
+            code: String,
+            retry_after_ms: Option<u64>,
+        }
+        let reason: Option<Reason> = serde_json::from_str(&frame.reason).ok();
+        Self {
+            code: frame.code.into(),
+            retry_after_ms: reason.as_ref().and_then(|reason| reason.retry_after_ms),
+            word: reason.map(|reason| reason.code),
+        }
+    }
+}

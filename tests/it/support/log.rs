@@ -1,0 +1,59 @@
+//! What a replica says on stderr: kept within a bound, shown where a story fails.
+
+use std::collections::VecDeque;
+use std::io::{BufRead, BufReader, Read};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+/// How much of a replica's talk is kept: the last of it tells why a story failed.
+const LINES_MAX: usize = 2_000;
+
+/// The last lines of a replica, across its restarts, and every line on which it panicked.
+#[derive(Clone, Default)]
+pub struct Log(Arc<Mutex<Lines>>);
+
+#[derive(Default)]
+struct Lines {
+    last: VecDeque<String>,
+    panics: Vec<String>,
+}
+
+impl Log {
+    /// Reads `stderr` to its end on a thread of its own.
+    pub fn follow(&self, stderr: impl Read + Send + 'static) {
+        let log = self.clone();
+        thread::spawn(move || {
+            for line in BufReader::new(stderr).split(b'\n') {
+                let Ok(line) = line else { break };
+                log.push(String::from_utf8_lossy(&line).into_owned());
+            }
+        });
+    }
+
+    /// The lines on which the replica panicked.
+    pub fn panics(&self) -> Vec<String> {
+        self.with(|lines| lines.panics.clone())
+    }
+
+    /// All that was kept, for a person to read.
+    pub fn text(&self) -> String {
+        self.with(|lines| lines.last.iter().map(|line| format!("    {line}\n")).collect())
+    }
+
+    fn push(&self, line: String) {
+        self.with(|lines| {
+            if line.contains("panicked") && lines.panics.len() < LINES_MAX {
+                lines.panics.push(line.clone());
+            }
+            if lines.last.len() == LINES_MAX {
+                lines.last.pop_front();
+            }
+            lines.last.push_back(line);
+        });
+    }
+
+    fn with<T>(&self, read: impl FnOnce(&mut Lines) -> T) -> T {
+        // A poisoned log is still worth reading: it is shown because something panicked.
+        read(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}

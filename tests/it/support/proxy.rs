@@ -1,0 +1,162 @@
+//! The network between two parts, to be cut, held up and mended: a TCP proxy.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::url;
+
+/// How much is moved at once.
+const CHUNK_BYTES: usize = 16 * 1024;
+/// How often a slow line moves something.
+const SLOW_TICK: Duration = Duration::from_millis(50);
+
+/// A TCP proxy in front of a service or a replica; it ends with the test's runtime.
+pub struct Proxy {
+    address: SocketAddr,
+    network: watch::Sender<Network>,
+}
+
+/// What the line does now.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Network {
+    /// New connections are taken.
+    open: bool,
+    /// Counts the cuts: a connection lives as long as the life it was made in.
+    life: u64,
+    /// From the side that connected to the service behind.
+    upstream: Line,
+    /// From the service behind to the side that connected.
+    downstream: Line,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Line {
+    Running,
+    /// Connections stay open and move nothing.
+    Stalled,
+    /// At most this many bytes a tick.
+    Slow(usize),
+}
+
+impl Proxy {
+    /// Stands in front of `authority` (`host:port`).
+    pub async fn before(authority: &str) -> Self {
+        let running = Network { open: true, life: 0, upstream: Line::Running, downstream: Line::Running };
+        let network = watch::Sender::new(running);
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a proxy can listen");
+        let address = listener.local_addr().expect("a listener has an address");
+        tokio::spawn(accept(listener, authority.to_owned(), network.subscribe()));
+        Self { address, network }
+    }
+
+    /// Stands in front of the service that `url` names.
+    pub async fn before_service(service_url: &str) -> Self {
+        Self::before(&url::authority(service_url)).await
+    }
+
+    /// Where to connect to.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The service's URL, through this proxy.
+    pub fn url(&self, service_url: &str) -> String {
+        url::at(service_url, &self.address.to_string())
+    }
+
+    /// Ends every connection and takes no new one.
+    pub fn cut(&self) {
+        self.network.send_modify(|network| *network = Network { open: false, life: network.life + 1, ..*network });
+    }
+
+    /// Moves nothing in either direction, and keeps the connections open.
+    pub fn stall(&self) {
+        self.lines(Line::Stalled, Line::Stalled);
+    }
+
+    /// Moves nothing to the service behind: it is heard, and hears nothing.
+    pub fn stall_upstream(&self) {
+        self.lines(Line::Stalled, Line::Running);
+    }
+
+    /// Moves nothing to the side that connected: it speaks, and hears nothing.
+    pub fn stall_downstream(&self) {
+        self.lines(Line::Running, Line::Stalled);
+    }
+
+    /// Moves about `bytes_per_second` to the side that connected.
+    pub fn slow_downstream(&self, bytes_per_second: usize) {
+        let ticks_per_second = 1_000 / usize::try_from(SLOW_TICK.as_millis()).expect("a tick is short");
+        self.lines(Line::Running, Line::Slow((bytes_per_second / ticks_per_second).max(1)));
+    }
+
+    /// Takes connections and moves bytes again, as at first.
+    pub fn mend(&self) {
+        self.network.send_modify(|network| network.open = true);
+        self.lines(Line::Running, Line::Running);
+    }
+
+    fn lines(&self, upstream: Line, downstream: Line) {
+        self.network.send_modify(|network| *network = Network { upstream, downstream, ..*network });
+    }
+}
+
+async fn accept(listener: TcpListener, behind: String, mut network: watch::Receiver<Network>) {
+    while let Ok((near, _)) = listener.accept().await {
+        let now = *network.borrow_and_update();
+        if !now.open {
+            continue;
+        }
+        if let Ok(far) = TcpStream::connect(&behind).await {
+            near.set_nodelay(true).ok();
+            far.set_nodelay(true).ok();
+            let ((near_read, near_write), (far_read, far_write)) = (near.into_split(), far.into_split());
+            let upstream = move |network: &Network| (network.life == now.life).then_some(network.upstream);
+            let downstream = move |network: &Network| (network.life == now.life).then_some(network.downstream);
+            tokio::spawn(carry(near_read, far_write, network.clone(), upstream));
+            tokio::spawn(carry(far_read, near_write, network.clone(), downstream));
+        }
+    }
+}
+
+/// Moves bytes as `line` allows, until it gives `None` or one side ends.
+async fn carry(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    mut network: watch::Receiver<Network>,
+    line: impl Fn(&Network) -> Option<Line>,
+) {
+    let (mut bytes, mut tick) = (vec![0; CHUNK_BYTES], interval(SLOW_TICK));
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let now = line(&network.borrow_and_update());
+        let most = match now {
+            None => return,
+            Some(Line::Stalled) => 0,
+            Some(Line::Running) => CHUNK_BYTES,
+            Some(Line::Slow(most)) => most.min(CHUNK_BYTES),
+        };
+        let read = tokio::select! {
+            changed = network.changed() => if changed.is_ok() { continue } else { return },
+            read = from.read(&mut bytes[..most]), if most > 0 => read,
+        };
+        let Ok(count @ 1..) = read else { return };
+        // The other direction notices by itself: dropping a half shuts it down, and its peer answers with the end.
+        let written = tokio::select! {
+            cut = network.wait_for(|network| line(network).is_none()) => { drop(cut); return }
+            written = to.write_all(&bytes[..count]) => written,
+        };
+        if written.is_err() {
+            return;
+        }
+        if matches!(now, Some(Line::Slow(_))) {
+            tick.tick().await;
+        }
+    }
+}

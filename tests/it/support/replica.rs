@@ -1,0 +1,233 @@
+//! The shipped binary, serving: started, killed, restarted and asked over its operations port.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::process::{Child, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use std::{fs, thread};
+
+use super::http::{self, Reply};
+use super::log::Log;
+use super::process::{Environment, shopbell, signal};
+use super::{Done, PATIENCE, command, eventually, holds};
+
+/// What a leaving replica may take beyond its drain: the batch in hand, the cursors, the connections.
+const STOP_GRACE: Duration = Duration::from_secs(15);
+/// Ports of replicas: below the range from which the kernel takes ports for outgoing connections, so that a replica
+/// finds its ports free again when it is restarted.
+const PORTS: std::ops::Range<u16> = 10_000..20_000;
+
+/// A running Shopbell. Clones are the same replica.
+#[derive(Clone)]
+pub struct Replica(Arc<Inner>);
+
+struct Inner {
+    environment: Environment,
+    public: SocketAddr,
+    operations: SocketAddr,
+    drain: Duration,
+    log: Log,
+    /// `None` when it was killed or has ended. Held only to look at the child or to replace it.
+    child: Mutex<Option<Child>>,
+}
+
+impl Replica {
+    /// Starts the binary on ports of its own; it may not be ready yet.
+    pub(super) fn spawn(mut environment: Environment) -> Self {
+        let (public, operations) = (free_address(), free_address());
+        environment.insert("SHOPBELL_LISTEN".to_owned(), public.to_string());
+        environment.insert("SHOPBELL_OPS_LISTEN".to_owned(), operations.to_string());
+        let drain_seconds = environment.entry("SHOPBELL_DRAIN_SECONDS".to_owned()).or_insert_with(|| "0".to_owned());
+        let drain = Duration::from_secs(drain_seconds.parse().expect("a drain in seconds"));
+        let inner = Inner { environment, public, operations, drain, log: Log::default(), child: Mutex::new(None) };
+        let replica = Self(Arc::new(inner));
+        replica.launch();
+        replica
+    }
+
+    /// Where merchants connect.
+    pub fn public(&self) -> SocketAddr {
+        self.0.public
+    }
+
+    /// Waits until it serves, with database and broker.
+    pub async fn ready(&self) {
+        eventually(&format!("the replica at {} is ready", self.0.public), PATIENCE, async || {
+            assert!(self.is_running(), "the replica ended instead of getting ready:\n{}", self.0.log.text());
+            let reply = self.try_get("/readyz").await?;
+            let whole = reply.status == 200 && reply.text().contains(r#""broker":"ok""#);
+            holds(whole, format!("{} {}", reply.status, reply.text()))
+        })
+        .await;
+    }
+
+    /// Ends it as a power cut does.
+    pub fn kill(&self) {
+        self.with_child(|child| {
+            if let Some(mut child) = child.take() {
+                child.kill().expect("a child can be killed");
+                child.wait().expect("a child can be waited for");
+            }
+        });
+    }
+
+    /// Starts it again on the same ports (killed before, if it still runs), and waits until it serves.
+    pub async fn restart(&self) {
+        self.kill();
+        self.launch();
+        self.ready().await;
+    }
+
+    /// Asks it to leave, as an init system does, and returns at once.
+    pub fn ask_to_leave(&self) {
+        signal(self.pid(), "TERM");
+    }
+
+    /// Asks it to leave, as a person at a terminal does, and returns at once.
+    pub fn interrupt(&self) {
+        signal(self.pid(), "INT");
+    }
+
+    /// Waits for its end, within its drain and what a stop may take beyond it.
+    pub async fn ended(&self) -> ExitStatus {
+        let (what, bound) = (format!("the replica at {} ends", self.0.public), self.0.drain + STOP_GRACE);
+        let status = eventually(&what, bound, async || {
+            self.with_child(|child| {
+                let running = child.as_mut().expect("a replica that was not killed");
+                running.try_wait().expect("a child can be asked").ok_or_else(|| "it runs".to_owned())
+            })
+        })
+        .await;
+        self.with_child(|child| *child = None);
+        status
+    }
+
+    /// Asks it to leave, and waits for its end.
+    pub async fn terminate(&self) -> ExitStatus {
+        self.ask_to_leave();
+        self.ended().await
+    }
+
+    /// Whether the process lives.
+    pub fn is_running(&self) -> bool {
+        self.with_child(|child| child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None))))
+    }
+
+    /// `GET path` on the operations port.
+    pub async fn get(&self, path: &str) -> Reply {
+        match self.try_get(path).await {
+            Ok(reply) => reply,
+            Err(error) => panic!("GET {path} on the operations port: {error}"),
+        }
+    }
+
+    /// A metric, summed over its labels; 0 where it has not been counted yet.
+    pub async fn metric(&self, name: &str) -> u64 {
+        self.samples(name).await.iter().map(|(_, value)| value).sum()
+    }
+
+    /// A metric where its labels contain `label`, for example `reason="too_large"`.
+    pub async fn metric_where(&self, name: &str, label: &str) -> u64 {
+        self.samples(name).await.iter().filter(|(labels, _)| labels.contains(label)).map(|(_, value)| value).sum()
+    }
+
+    /// The names of all metrics that it shows.
+    pub async fn metric_names(&self) -> BTreeSet<String> {
+        let text = self.get("/metrics").await.text();
+        let samples = text.lines().filter(|line| !line.starts_with('#'));
+        samples.filter_map(|line| line.split(['{', ' ']).next()).map(str::to_owned).collect()
+    }
+
+    /// Waits until a metric has reached `least`.
+    pub async fn metric_reaches(&self, name: &str, least: u64) {
+        eventually(&format!("{name} reaches {least}"), PATIENCE, async || {
+            let value = self.metric(name).await;
+            holds(value >= least, value)
+        })
+        .await;
+    }
+
+    /// Runs `shopbell` with `arguments` to its end, as beside this replica in its container.
+    pub async fn shopbell(&self, arguments: &[&str]) -> Done {
+        command::run(&self.0.environment, arguments).await
+    }
+
+    /// The memory that it holds now.
+    pub fn rss_bytes(&self) -> u64 {
+        let pid = self.pid();
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("Linux tells about processes");
+        let kibibytes = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
+        kibibytes.expect("a live process holds memory") * 1_024
+    }
+
+    /// The lines on which it panicked, in any of its lives.
+    pub fn panics(&self) -> Vec<String> {
+        self.0.log.panics()
+    }
+
+    fn pid(&self) -> u32 {
+        self.with_child(|child| child.as_ref().map(Child::id)).expect("a replica that runs")
+    }
+
+    async fn try_get(&self, path: &str) -> Result<Reply, String> {
+        http::get(self.0.operations, path).await.map_err(|error| error.to_string())
+    }
+
+    /// The samples of one metric: labels and value.
+    async fn samples(&self, name: &str) -> Vec<(String, u64)> {
+        let text = self.get("/metrics").await.text();
+        let sample = |line: &str| {
+            let (labels, value) = line.strip_prefix(name)?.rsplit_once(' ')?;
+            // Another metric whose name only begins so is none of this one's samples.
+            let whole = labels.is_empty() || labels.starts_with('{');
+            whole.then(|| (labels.to_owned(), value.parse().expect("a count")))
+        };
+        text.lines().filter_map(sample).collect()
+    }
+
+    fn launch(&self) {
+        let mut command = shopbell(&self.0.environment);
+        command.arg("serve").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("shopbell starts");
+        self.0.log.follow(child.stderr.take().expect("stderr is piped"));
+        self.with_child(|running| *running = Some(child));
+    }
+
+    fn with_child<T>(&self, act: impl FnOnce(&mut Option<Child>) -> T) -> T {
+        act(&mut self.0.child.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
+            child.kill().ok();
+            child.wait().ok();
+        }
+        if thread::panicking() {
+            let mut text = format!("--- the replica at {} said:\n", self.public);
+            write!(text, "{}", self.log.text()).ok();
+            eprintln!("{text}---");
+        }
+    }
+}
+
+/// A loopback address that nobody listens on, and that no other replica of this process was given.
+fn free_address() -> SocketAddr {
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
+    for _ in PORTS {
+        // At random: other test processes look for ports too.
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, fastrand::u16(PORTS)));
+        if !given.contains(&address.port()) && TcpListener::bind(address).is_ok() {
+            given.insert(address.port());
+            return address;
+        }
+    }
+    panic!("no free port in {PORTS:?}");
+}

@@ -1,0 +1,113 @@
+//! The promise, checked on every frame of every session in every story.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use super::frames::{CaughtUp, Frame, Heartbeat, Notification, Skipped, Welcome};
+
+/// What one session was sent so far. It panics where a number comes twice, out of order or after a gap that no `skipped`
+/// covers, where a foreign feed shows, and where more is outstanding than the window allows.
+pub struct Seen {
+    who: String,
+    window: usize,
+    feeds: BTreeMap<String, Place>,
+}
+
+/// Where the session stands in a feed.
+#[derive(Debug)]
+struct Place {
+    /// The number that must come next.
+    next: u64,
+    /// The last one stored when the session connected.
+    last_at_welcome: u64,
+    /// Sent, and not acknowledged by this client.
+    outstanding: VecDeque<u64>,
+    caught_up: Option<u64>,
+}
+
+impl Seen {
+    /// A session begins. `after` is where the client said it stands, feed by feed.
+    pub fn new(who: &str, welcome: &Welcome, after: &BTreeMap<String, u64>) -> Self {
+        let feeds = welcome.feeds.iter().map(|state| {
+            let cursor = after.get(&state.feed).copied().unwrap_or(state.cursor);
+            let (last_at_welcome, outstanding) = (state.last, VecDeque::new());
+            (state.feed.clone(), Place { next: cursor + 1, last_at_welcome, outstanding, caught_up: None })
+        });
+        Self { who: who.to_owned(), window: welcome.window, feeds: feeds.collect() }
+    }
+
+    /// A frame came.
+    pub fn on_frame(&mut self, frame: &Frame) {
+        match frame {
+            Frame::Welcome(_) => panic!("{}: a second welcome", self.who),
+            Frame::Notification(notification) => self.on_notification(notification),
+            Frame::Skipped(skipped) => self.on_skipped(skipped),
+            Frame::CaughtUp(caught_up) => self.on_caught_up(caught_up),
+            Frame::Heartbeat(heartbeat) => self.on_heartbeat(heartbeat),
+            Frame::Goaway(_) | Frame::Pong | Frame::Error(_) => {}
+        }
+    }
+
+    /// The client acknowledges `feed` up to `seq`.
+    pub fn on_ack(&mut self, feed: &str, seq: u64) {
+        if let Some(place) = self.feeds.get_mut(feed) {
+            place.outstanding.retain(|outstanding| *outstanding > seq);
+        }
+    }
+
+    /// The last number that came, or was skipped, in `feed`.
+    pub fn through(&self, feed: &str) -> u64 {
+        self.feeds.get(feed).unwrap_or_else(|| panic!("{}: no feed {feed} in the welcome", self.who)).next - 1
+    }
+
+    /// The `seq` of the feed's `caught_up`, where it came.
+    pub fn caught_up(&self, feed: &str) -> Option<u64> {
+        self.feeds.get(feed).and_then(|place| place.caught_up)
+    }
+
+    /// How many are sent and not acknowledged.
+    pub fn outstanding(&self) -> usize {
+        self.feeds.values().map(|place| place.outstanding.len()).sum()
+    }
+
+    fn on_notification(&mut self, notification: &Notification) {
+        let place = self.place(&notification.feed);
+        let expected = place.next;
+        place.next = notification.seq + 1;
+        place.outstanding.push_back(notification.seq);
+        let (who, feed) = (&self.who, &notification.feed);
+        assert_eq!(notification.seq, expected, "{who}: in {feed}, {expected} was due and this came: {notification:?}");
+        let outstanding = self.outstanding();
+        assert!(outstanding <= self.window, "{who}: {outstanding} outstanding, the window is {}", self.window);
+    }
+
+    fn on_skipped(&mut self, skipped: &Skipped) {
+        let place = self.place(&skipped.feed);
+        let expected = place.next;
+        place.next = skipped.through + 1;
+        assert!(
+            skipped.from == expected && skipped.through >= expected,
+            "{}: {expected} was due: {skipped:?}",
+            self.who
+        );
+    }
+
+    fn on_caught_up(&mut self, caught_up: &CaughtUp) {
+        let place = self.place(&caught_up.feed);
+        let (before, sent, stored) = (place.caught_up.replace(caught_up.seq), place.next - 1, place.last_at_welcome);
+        assert_eq!(before, None, "{}: a second {caught_up:?}", self.who);
+        let truthful = stored <= sent && caught_up.seq <= sent;
+        assert!(truthful, "{}: {caught_up:?}, but {sent} sent of the {stored} stored at the welcome", self.who);
+    }
+
+    fn on_heartbeat(&self, heartbeat: &Heartbeat) {
+        for (feed, sent) in &heartbeat.sent {
+            let place = self.feeds.get(feed).unwrap_or_else(|| panic!("{}: foreign feed: {heartbeat:?}", self.who));
+            assert!(*sent < place.next, "{}: {heartbeat:?}, but {} is due next in {feed}", self.who, place.next);
+        }
+    }
+
+    fn place(&mut self, feed: &str) -> &mut Place {
+        let who = &self.who;
+        self.feeds.get_mut(feed).unwrap_or_else(|| panic!("{who}: the feed {feed} is none of the welcome's"))
+    }
+}

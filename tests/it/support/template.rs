@@ -1,0 +1,77 @@
+//! A migrated database, made once by `shopbell migrate`, from which every test's database is cloned in a moment.
+
+use std::fs;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::path::Path;
+
+use sqlx::postgres::PgConnection;
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
+
+use super::process::Environment;
+use super::{command, url};
+
+/// Held while the template is looked for or made, so that tests and test binaries side by side make one.
+const TEMPLATE_LOCK: i64 = 0x5348_4f50_4245_4c4c;
+
+/// Creates `database`, migrated and empty; `environment` is what `shopbell migrate` needs beside its database.
+pub async fn create_database(server_url: &str, database: &str, environment: &Environment) {
+    let mut connection = connect(server_url).await;
+    let template = template_name();
+    // Unlocked when the connection ends.
+    sqlx::query("select pg_advisory_lock($1)").bind(TEMPLATE_LOCK).execute(&mut connection).await.expect("a lock");
+    if !exists(&mut connection, &template).await {
+        make_template(&mut connection, server_url, &template, environment).await;
+    }
+    execute(&mut connection, format!("create database \"{database}\" template \"{template}\"")).await;
+    connection.close().await.ok();
+}
+
+/// Drops `database`, whoever is connected to it.
+pub async fn drop_database(server_url: &str, database: &str) {
+    let mut connection = connect(server_url).await;
+    execute(&mut connection, format!("drop database if exists \"{database}\" with (force)")).await;
+    connection.close().await.ok();
+}
+
+/// Under another name until it is whole: a run that is interrupted leaves no half-made template.
+async fn make_template(connection: &mut PgConnection, server_url: &str, template: &str, environment: &Environment) {
+    let unfinished = format!("{template}_unfinished");
+    execute(connection, format!("drop database if exists \"{unfinished}\" with (force)")).await;
+    execute(connection, format!("create database \"{unfinished}\"")).await;
+    let mut environment = environment.clone();
+    environment.insert("DATABASE_URL".to_owned(), url::with_database(server_url, &unfinished));
+    command::run(&environment, &["migrate"]).await.succeeded();
+    execute(connection, format!("alter database \"{unfinished}\" rename to \"{template}\"")).await;
+}
+
+/// Names the template after what it was made from: the migrations, by name and content.
+fn template_name() -> String {
+    let mut hasher = DefaultHasher::new();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations");
+    let mut files: Vec<_> = fs::read_dir(&folder)
+        .expect("the checkout has migrations")
+        .map(|file| file.expect("a folder can be read").path())
+        .collect();
+    files.sort();
+    for file in files {
+        (file.file_name(), fs::read(&file).expect("a migration can be read")).hash(&mut hasher);
+    }
+    format!("shopbell_template_{:016x}", hasher.finish())
+}
+
+async fn connect(server_url: &str) -> PgConnection {
+    PgConnection::connect(server_url).await.expect("Postgres can be reached at DATABASE_URL")
+}
+
+async fn exists(connection: &mut PgConnection, database: &str) -> bool {
+    let query = sqlx::query_scalar("select exists (select from pg_database where datname = $1)");
+    query.bind(database).fetch_one(connection).await.expect("Postgres lists its databases")
+}
+
+/// Runs a statement whose names this module made up itself.
+async fn execute(connection: &mut PgConnection, sql: String) {
+    let shown = sql.clone();
+    if let Err(error) = connection.execute(sqlx::raw_sql(AssertSqlSafe(sql))).await {
+        panic!("{shown}: {error}");
+    }
+}

@@ -1,0 +1,33 @@
+//! Just enough of URLs to point a service's address at another database or at a proxy.
+
+/// The `host:port` of a service's URL, with the port of its scheme where none is written.
+pub fn authority(url: &str) -> String {
+    let (start, end) = authority_span(url);
+    let authority = &url[start..end];
+    if authority.contains(':') {
+        return authority.to_owned();
+    }
+    let port = if url.starts_with("amqp") { 5672 } else { 5432 };
+    format!("{authority}:{port}")
+}
+
+/// The same URL at another `host:port`.
+pub fn at(url: &str, authority: &str) -> String {
+    let (start, end) = authority_span(url);
+    format!("{}{authority}{}", &url[..start], &url[end..])
+}
+
+/// The same server, another database.
+pub fn with_database(url: &str, database: &str) -> String {
+    let (_, end) = authority_span(url);
+    let query = url.find('?').map_or("", |query| &url[query..]);
+    format!("{}/{database}{query}", &url[..end])
+}
+
+/// Where `host:port` begins and ends: after the scheme and the password, before the path.
+fn authority_span(url: &str) -> (usize, usize) {
+    let after_scheme = url.find("://").expect("a URL has a scheme") + 3;
+    let end = url[after_scheme..].find(['/', '?']).map_or(url.len(), |path| after_scheme + path);
+    let start = url[after_scheme..end].rfind('@').map_or(after_scheme, |at| after_scheme + at + 1);
+    (start, end)
+}

@@ -1,0 +1,281 @@
+//! One test's world, and the books that are checked when it ends.
+
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use sqlx::postgres::{PgPool, PgPoolOptions};
+use uuid::Uuid;
+
+use super::process::Environment;
+use super::{Broker, Done, Handshake, PATIENCE, Publisher, Replica, Token, command, eventually, holds, template, url};
+
+/// A database, a prefix in the broker and a key that no other test has, and the replicas that share them.
+pub struct World {
+    server_url: String,
+    amqp_url: String,
+    database: String,
+    database_url: String,
+    secret: String,
+    pool: PgPool,
+    /// The first is the world's own; a story may add one.
+    prefixes: Mutex<Vec<String>>,
+    replicas: Mutex<Vec<Replica>>,
+}
+
+impl World {
+    /// A new one, empty and migrated, in the services that the environment names.
+    pub async fn new() -> Self {
+        Self::at(service("DATABASE_URL"), service("AMQP_URL")).await
+    }
+
+    /// A new one in the services at these URLs.
+    pub async fn at(server_url: String, amqp_url: String) -> Self {
+        let name = Uuid::new_v4().simple().to_string()[..12].to_owned();
+        let database = format!("shopbell_test_{name}");
+        let database_url = url::with_database(&server_url, &database);
+        let pool = PgPoolOptions::new().max_connections(2).connect_lazy(&database_url).expect("DATABASE_URL is a URL");
+        let world = Self {
+            server_url,
+            amqp_url,
+            database,
+            database_url,
+            secret: Uuid::new_v4().simple().to_string() + &Uuid::new_v4().simple().to_string(),
+            pool,
+            prefixes: Mutex::new(vec![format!("t-{name}")]),
+            replicas: Mutex::default(),
+        };
+        template::create_database(&world.server_url, &world.database, &world.environment()).await;
+        world
+    }
+
+    /// A replica to be set up, and started with [`Setup::start`].
+    pub fn replica(&self) -> Setup<'_> {
+        Setup { world: self, environment: self.environment() }
+    }
+
+    /// A replica that serves, as it comes.
+    pub async fn serve(&self) -> Replica {
+        self.replica().start().await
+    }
+
+    /// A merchant whose client is about to connect with a good token.
+    pub fn merchant(&self, subscriber: &str) -> Handshake {
+        Handshake::new(subscriber, &self.token(subscriber))
+    }
+
+    /// A good token.
+    pub fn token(&self, subscriber: &str) -> Token {
+        Token::new(&self.secret, subscriber)
+    }
+
+    /// A publisher to the world's exchange.
+    pub async fn publisher(&self) -> Publisher {
+        Publisher::connect(&self.amqp_url, &self.name("events")).await
+    }
+
+    /// A publisher to the world's exchange that reaches RabbitMQ another way.
+    pub async fn publisher_at(&self, amqp_url: &str) -> Publisher {
+        Publisher::connect(amqp_url, &self.name("events")).await
+    }
+
+    /// A publisher to the exchange of another prefix.
+    pub async fn publisher_to(&self, prefix: &str) -> Publisher {
+        Publisher::connect(&self.amqp_url, &format!("{prefix}.events")).await
+    }
+
+    /// A look into RabbitMQ.
+    pub async fn broker(&self) -> Broker {
+        Broker::connect(&self.amqp_url).await
+    }
+
+    /// Runs `shopbell` with `arguments` to its end.
+    pub async fn shopbell(&self, arguments: &[&str]) -> Done {
+        command::run(&self.environment(), arguments).await
+    }
+
+    /// The same, with these settings (empty: as good as unset).
+    pub async fn shopbell_with(&self, settings: &[(&str, &str)], arguments: &[&str]) -> Done {
+        let mut environment = self.environment();
+        environment.extend(settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        command::run(&environment, arguments).await
+    }
+
+    /// A file of this test run, for a command to read; gives its path.
+    pub fn file(&self, name: &str, bytes: &[u8]) -> String {
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}-{name}", self.database));
+        std::fs::write(&path, bytes).expect("a file can be written");
+        path.to_str().expect("the target directory has a plain name").to_owned()
+    }
+
+    /// The name of an exchange or queue of this world.
+    pub fn name(&self, what: &str) -> String {
+        format!("{}.{what}", self.prefixes()[0])
+    }
+
+    /// A second set of exchanges and queues over the same database.
+    pub fn another_prefix(&self) -> String {
+        let prefix = format!("{}-{}", self.prefixes()[0], self.prefixes().len());
+        self.prefixes.lock().unwrap_or_else(PoisonError::into_inner).push(prefix.clone());
+        prefix
+    }
+
+    /// RabbitMQ's URL, to stand a proxy in front of.
+    pub fn amqp_url(&self) -> &str {
+        &self.amqp_url
+    }
+
+    /// The URL of the world's database, to stand a proxy in front of.
+    pub fn database_url(&self) -> &str {
+        &self.database_url
+    }
+
+    /// What a process needs to be part of this world.
+    pub fn environment(&self) -> Environment {
+        let settings = [
+            ("DATABASE_URL", self.database_url.clone()),
+            ("AMQP_URL", self.amqp_url.clone()),
+            ("SHOPBELL_AMQP_PREFIX", self.prefixes()[0].clone()),
+            ("SHOPBELL_JWT_HS256_SECRET", self.secret.clone()),
+        ];
+        settings.map(|(name, value)| (name.to_owned(), value)).into()
+    }
+
+    /// How many notifications are stored in `feed`, and the highest of their numbers.
+    pub async fn stored(&self, feed: &str) -> (u64, u64) {
+        let query = "select count(*), coalesce(max(seq), 0) from notifications where feed = $1";
+        let (count, last): (i64, i64) =
+            sqlx::query_as(query).bind(feed).fetch_one(&self.pool).await.expect("the database answers");
+        (count.unsigned_abs(), last.unsigned_abs())
+    }
+
+    /// Waits until at least `least` notifications are stored, in all feeds together; the database may be away meanwhile.
+    pub async fn stored_reaches(&self, least: u64, bound: Duration) {
+        eventually(&format!("{least} are stored"), bound, async || {
+            let query = sqlx::query_scalar::<_, i64>("select count(*) from notifications");
+            let count = query.fetch_one(&self.pool).await.map_err(|error| error.to_string())?;
+            holds(count.unsigned_abs() >= least, count)
+        })
+        .await;
+    }
+
+    /// Waits until exactly `1..=count` are stored in `feed`.
+    pub async fn expect_stored(&self, feed: &str, count: u64) {
+        eventually(&format!("1..={count} are stored in {feed}"), PATIENCE, async || {
+            let stored = self.stored(feed).await;
+            holds(stored == (count, count), format!("(count, last) = {stored:?}"))
+        })
+        .await;
+    }
+
+    /// Waits until `subscriber`'s cursor in its own feed stands at `seq` in the database, where every replica reads it.
+    pub async fn expect_cursor(&self, subscriber: &str, device: &str, seq: u64) {
+        let query = "select acked_seq from cursors where feed = $1 and subscriber = $1 and device = $2";
+        eventually(&format!("the cursor of {subscriber} {device} stands at {seq}"), PATIENCE, async || {
+            let query = sqlx::query_scalar::<_, i64>(query).bind(subscriber).bind(device);
+            let acked = query.fetch_optional(&self.pool).await.expect("the database answers").unwrap_or(-1);
+            holds(u64::try_from(acked) == Ok(seq), acked)
+        })
+        .await;
+    }
+
+    /// Ends the story and checks the books: what was received is stored, a duplicate or a dead letter; every replica
+    /// leaves with exit status 0; nobody panicked; nothing is left in the queues, nothing unacknowledged.
+    pub async fn finish(self) {
+        let replicas = self.replicas();
+        let running: Vec<_> = replicas.iter().filter(|replica| replica.is_running()).collect();
+        eventually("the books balance", PATIENCE, async || {
+            let mut sums = [0; 4];
+            for replica in &running {
+                let counted = ["received", "stored", "duplicate", "dead_lettered"];
+                for (sum, what) in sums.iter_mut().zip(counted) {
+                    *sum += replica.metric(&format!("shopbell_events_{what}_total")).await;
+                }
+            }
+            let [received, stored, duplicate, dead_lettered] = sums;
+            let seen =
+                format!("{received} received, {stored} stored, {duplicate} duplicate, {dead_lettered} dead letters");
+            holds(received == stored + duplicate + dead_lettered, seen)
+        })
+        .await;
+        for replica in &running {
+            let status = replica.terminate().await;
+            assert!(status.success(), "a replica asked to leave ended with {status}");
+        }
+        for replica in &replicas {
+            assert_eq!(replica.panics(), Vec::<String>::new(), "a replica panicked");
+        }
+        let broker = self.broker().await;
+        for prefix in self.prefixes() {
+            for queue in ["ingest", "unroutable"].map(|queue| format!("{prefix}.{queue}")) {
+                // Whatever was unacknowledged lies in the queue again, now that its consumers are gone.
+                eventually(&format!("nothing is left in {queue}"), PATIENCE, async || {
+                    let depth = broker.depth(&queue).await.unwrap_or(0);
+                    holds(depth == 0, depth)
+                })
+                .await;
+            }
+        }
+    }
+
+    fn prefixes(&self) -> Vec<String> {
+        self.prefixes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn replicas(&self) -> Vec<Replica> {
+        self.replicas.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Drop for World {
+    /// Leaves nothing behind, also where the story failed.
+    fn drop(&mut self) {
+        for replica in self.replicas() {
+            replica.kill();
+        }
+        let (server_url, amqp_url) = (self.server_url.clone(), self.amqp_url.clone());
+        let (database, prefixes) = (self.database.clone(), self.prefixes());
+        // On a thread of its own: a runtime cannot wait inside another one.
+        let cleaning = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(async {
+                template::drop_database(&server_url, &database).await;
+                let broker = Broker::connect(&amqp_url).await;
+                for prefix in prefixes {
+                    broker.clear(&prefix).await;
+                }
+            });
+        });
+        if cleaning.join().is_err() && !std::thread::panicking() {
+            panic!("the world could not be cleared away");
+        }
+    }
+}
+
+/// A replica being set up.
+pub struct Setup<'a> {
+    world: &'a World,
+    environment: Environment,
+}
+
+impl Setup<'_> {
+    /// With a setting of its own.
+    pub fn with(mut self, variable: &str, value: impl ToString) -> Self {
+        self.environment.insert(variable.to_owned(), value.to_string());
+        self
+    }
+
+    /// Starts it, and waits until it serves.
+    pub async fn start(self) -> Replica {
+        let replica = Replica::spawn(self.environment);
+        self.world.replicas.lock().unwrap_or_else(PoisonError::into_inner).push(replica.clone());
+        replica.ready().await;
+        replica
+    }
+}
+
+fn service(variable: &str) -> String {
+    std::env::var(variable).unwrap_or_else(|_| {
+        panic!("{variable} is not set. These tests need a real Postgres and RabbitMQ: `make test` provides both")
+    })
+}
