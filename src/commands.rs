@@ -26,7 +26,7 @@ const BROKER_TIMEOUT: Duration = Duration::from_secs(20);
 #[command(name = "shopbell", version, arg_required_else_help = true)]
 pub struct Cli {
     /// How data is written to stdout.
-    #[arg(long, global = true, value_enum, default_value_t = Format::Text, value_name = "FORMAT")]
+    #[arg(long, global = true, value_enum, default_value_t = Format::Text, value_name = "text|json", hide_possible_values = true)]
     output: Format,
     #[command(subcommand)]
     command: Command,
@@ -57,11 +57,12 @@ enum Command {
 pub struct UsageError(pub String);
 
 impl Cli {
-    /// What is logged where `RUST_LOG` says nothing: a service tells what it does, a tool only what is wrong.
+    /// What is logged where `RUST_LOG` says nothing: a service tells what it does, a tool only what is wrong. lapin's
+    /// errors come back to the tool, which tells them itself.
     pub fn log_default(&self) -> &'static str {
         match self.command {
             Command::Serve => "info",
-            _ => "warn",
+            _ => "warn,lapin=off",
         }
     }
 

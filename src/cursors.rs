@@ -29,7 +29,7 @@ const LAST_FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 struct Opening {
     keys: Vec<CursorKey>,
-    reply: oneshot::Sender<Result<Vec<Option<Standing>>, StoreError>>,
+    reply: oneshot::Sender<Vec<Option<Standing>>>,
 }
 
 /// Acks that are not written yet, and where sessions ask for their cursors.
@@ -75,12 +75,12 @@ impl Cursors {
         self.acked.notify_one();
     }
 
-    /// Where each key stands, in the order given; `None` for a device too many.
-    pub async fn open(&self, keys: Vec<CursorKey>) -> Result<Vec<Option<Standing>>, StoreError> {
+    /// Where each key stands, in the order given; `None` for a device too many. Waits for a database that is away, so the
+    /// caller sets the limit. Nothing, where too many sessions wait already.
+    pub async fn open(&self, keys: Vec<CursorKey>) -> Option<Vec<Option<Standing>>> {
         let (reply, answer) = oneshot::channel();
-        let away = || StoreError::Away(sqlx::Error::PoolTimedOut);
-        self.openings.try_send(Opening { keys, reply }).map_err(|_| away())?;
-        answer.await.map_err(|_| away())?
+        self.openings.try_send(Opening { keys, reply }).ok()?;
+        answer.await.ok()
     }
 
     /// Writes acks until told to stop, then once more. A database that is away is waited for: acks only grow, and there is
@@ -155,12 +155,29 @@ impl CursorReader {
     pub async fn run(mut self) {
         let mut waiting = Vec::new();
         while self.openings.recv_many(&mut waiting, SESSIONS_PER_READ_MAX).await > 0 {
-            waiting.retain(|opening: &Opening| !opening.reply.is_closed());
+            self.serve(&mut waiting).await;
+        }
+    }
+
+    /// Answers all of them; a database that is away is waited for as long as one of them does.
+    async fn serve(&self, waiting: &mut Vec<Opening>) {
+        let mut backoff = Backoff::default();
+        loop {
+            waiting.retain(|opening| !opening.reply.is_closed());
             let keys: Vec<CursorKey> = waiting.iter().flat_map(|opening| opening.keys.iter().cloned()).collect();
+            if keys.is_empty() {
+                return;
+            }
             // Looked at before the database: an ack that is written in between is then in either.
             let not_written = self.cursors.not_written(&keys);
-            let answer = open(&self.pool, &keys).await.map(|standings| merge(standings, &not_written));
-            reply(&mut waiting, answer);
+            match open(&self.pool, &keys).await {
+                Ok(standings) => return reply(waiting, merge(standings, &not_written)),
+                Err(error) => {
+                    let wait = backoff.next_wait();
+                    tracing::warn!(%error, sessions = waiting.len(), wait_ms = wait.as_millis(), "cursors could not be read; trying again");
+                    tokio::time::sleep(wait).await;
+                }
+            }
         }
     }
 }
@@ -177,20 +194,10 @@ fn merge(standings: Vec<Option<Standing>>, not_written: &[Option<Seq>]) -> Vec<O
 }
 
 /// Gives each session its part of the answer.
-fn reply(waiting: &mut Vec<Opening>, answer: Result<Vec<Option<Standing>>, StoreError>) {
-    match answer {
-        Ok(mut standings) => {
-            for opening in waiting.drain(..) {
-                let rest = standings.split_off(opening.keys.len().min(standings.len()));
-                // A handshake that was given up meanwhile does not want it any more.
-                let _ = opening.reply.send(Ok(std::mem::replace(&mut standings, rest)));
-            }
-        }
-        Err(error) => {
-            tracing::warn!(%error, sessions = waiting.len(), "cursors could not be read; the handshakes are refused");
-            for opening in waiting.drain(..) {
-                let _ = opening.reply.send(Err(StoreError::Away(sqlx::Error::PoolTimedOut)));
-            }
-        }
+fn reply(waiting: &mut Vec<Opening>, mut standings: Vec<Option<Standing>>) {
+    for opening in waiting.drain(..) {
+        let rest = standings.split_off(opening.keys.len().min(standings.len()));
+        // A handshake that was given up meanwhile does not want it any more.
+        let _ = opening.reply.send(std::mem::replace(&mut standings, rest));
     }
 }

@@ -93,7 +93,6 @@ impl Ingest {
             let batch = Batch::collect(first, &mut consumer)?;
             self.take_in(batch, &mut publisher, &consumer, stop).await?;
         }
-        consumer.cancel().await?;
         consumer.close().await;
         publisher.close().await;
         Ok(())

@@ -125,12 +125,6 @@ pub async fn check(pool: &PgPool) -> Result<(), StoreError> {
     }
 }
 
-/// Answers whether the database can be read now.
-pub async fn ping(pool: &PgPool) -> Result<(), StoreError> {
-    sqlx::query("select 1").execute(pool).await?;
-    Ok(())
-}
-
 /// A number from the database; the schema's checks keep it from being negative.
 fn seq(number: i64) -> Result<Seq, sqlx::Error> {
     Seq::new(number).ok_or_else(|| sqlx::Error::Decode("a negative seq".into()))

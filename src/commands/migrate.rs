@@ -19,7 +19,7 @@ pub async fn run(format: Format) -> anyhow::Result<()> {
         "could not migrate the database at DATABASE_URL (is it running, does it exist, may the user create?)",
     )?;
     let line = match format {
-        Format::Text => terminal::text_line(&format!("{migrations} migrations are in place")),
+        Format::Text => terminal::text_line(&format!("migrations in place: {migrations}")),
         Format::Json => terminal::json_line(&Migrated { migrations })?,
     };
     terminal::write_lines(&line)

@@ -15,7 +15,7 @@ use sqlx::postgres::PgPool;
 
 use super::problem::Problem;
 use crate::health::Health;
-use crate::store;
+use crate::store::{self, StoreError};
 use crate::telemetry::Metrics;
 
 /// A database that has not answered by then does not answer.
@@ -54,7 +54,7 @@ pub fn router(operations: Operations) -> Router {
 }
 
 async fn ready(State(operations): State<Operations>) -> Response {
-    let checked = tokio::time::timeout(DATABASE_TIMEOUT, store::check(&operations.pool)).await;
+    let checked = tokio::time::timeout(DATABASE_TIMEOUT, check(&operations.pool)).await;
     let trouble = match checked {
         Ok(Ok(())) => None,
         Ok(Err(error)) => Some(error.to_string()),
@@ -71,6 +71,17 @@ async fn ready(State(operations): State<Operations>) -> Response {
     let word = |works: bool| if works { "ok" } else { "away" };
     let readiness = Readiness { status, database: word(trouble.is_none()), broker: word(broker), detail: trouble };
     (code, Json(readiness)).into_response()
+}
+
+/// A connection that broke while it lay in the pool says nothing of the database: then another is tried.
+async fn check(pool: &PgPool) -> Result<(), StoreError> {
+    for _ in 0..pool.size() {
+        match store::check(pool).await {
+            Err(StoreError::Away(_)) => {}
+            checked => return checked,
+        }
+    }
+    store::check(pool).await
 }
 
 async fn metrics(State(operations): State<Operations>) -> Response {

@@ -96,8 +96,8 @@ impl Gateway {
         let key = |feed| CursorKey { feed, subscriber: grant.subscriber.clone(), device: handshake.device.clone() };
         let keys = grant.feeds.iter().cloned().map(key).collect();
         let standings = match tokio::time::timeout(CURSORS_TIMEOUT, self.shared.cursors.open(keys)).await {
-            Ok(Ok(standings)) => standings,
-            Ok(Err(_)) | Err(_) => return Err(not_ready("the database does not answer")),
+            Ok(Some(standings)) => standings,
+            Ok(None) | Err(_) => return Err(not_ready("the database does not answer")),
         };
         let (mut starts, mut feeds) = (Vec::with_capacity(standings.len()), Vec::with_capacity(standings.len()));
         for (feed, standing) in grant.feeds.iter().cloned().zip(standings) {

@@ -80,7 +80,9 @@ async fn what_is_published_while_replicas_come_and_go_arrives_once_and_in_order(
 
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
     let arrived = merchant.take_seqs(1..=2_000).await;
-    assert!(arrived.iter().map(|notification| notification.id.as_str()).eq(orders.iter().map(Event::event_id)));
+    for (notification, order) in arrived.iter().zip(&orders) {
+        assert_eq!(notification.id, order.event_id(), "at seq {}", notification.seq);
+    }
     world.finish().await;
 }
 

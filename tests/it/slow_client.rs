@@ -135,7 +135,7 @@ async fn a_client_from_which_nothing_is_heard_is_closed_with_4408() {
     })
     .await;
 
-    let closed = deaf.closed().await;
+    let closed = deaf.unread_close().await;
     assert_eq!((closed.code, closed.word.as_deref()), (4408, Some("silent")));
     alive.ping().await;
     world.finish().await;

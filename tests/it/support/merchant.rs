@@ -4,10 +4,12 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ops::RangeInclusive;
 
 use futures_util::{SinkExt as _, StreamExt as _};
+use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::error::ProtocolError;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::{Error, Message, Utf8Bytes};
 
 use super::frames::{Frame, Goaway, Notification, Refused, Saying, Welcome};
@@ -109,7 +111,7 @@ impl Merchant {
         let (mut notifications, last) = (Vec::new(), *seqs.end());
         for expected in seqs {
             let notification = self.expect_seqs(expected..=expected).await.remove(0);
-            if expected % ACK_EVERY == 0 || expected == last {
+            if expected % ACK_EVERY == 0 || expected == last || self.outstanding() == self.welcome().window {
                 self.ack(&notification.feed, expected).await;
             }
             notifications.push(notification);
@@ -181,6 +183,18 @@ impl Merchant {
             }
         };
         timeout(PATIENCE, end).await.expect("the session ends")
+    }
+
+    /// The close that lies unread in the socket of a client that polled nothing: read as bytes, because a WebSocket library
+    /// would answer the pings before it, and be reset for that by a server that is gone.
+    pub async fn unread_close(self) -> Closed {
+        let mut bytes = Vec::new();
+        let mut stream = self.socket.into_inner();
+        timeout(PATIENCE, stream.read_to_end(&mut bytes)).await.expect("the server ends the connection").ok();
+        let reason = bytes.windows(9).rposition(|window| window == br#"{"code":""#).expect("a close with a reason");
+        let code = u16::from_be_bytes([bytes[reason - 2], bytes[reason - 1]]);
+        let reason = String::from_utf8(bytes[reason..].to_vec()).expect("a reason is UTF-8");
+        Closed::from(&CloseFrame { code: code.into(), reason: reason.into() })
     }
 
     /// Is gone, without a close: a lid shut, a tunnel entered.
