@@ -14,6 +14,9 @@ use sqlx::postgres::PgConnectOptions;
 /// Shortest HS256 secret (RFC 7518 §3.2: as long as the hash).
 const SECRET_BYTES_MIN: usize = 32;
 
+/// `SHOPBELL_MAX_EVENT_BYTES` where it is not set.
+pub const EVENT_BYTES_MAX_DEFAULT: usize = 262_144;
+
 /// Everything wrong with the environment.
 #[derive(Debug, PartialEq, Eq)]
 pub struct ConfigError {
@@ -152,7 +155,9 @@ impl Environment {
         let listen =
             self.parse("SHOPBELL_LISTEN", SocketAddr::from(([0, 0, 0, 0], 8080)), "an address like 0.0.0.0:8080");
         let ops_listen = self.read_ops_listen();
-        let event_bytes_max = self.number("SHOPBELL_MAX_EVENT_BYTES", 262_144, 65_536..=16_777_216);
+        let event_bytes_max = self.number("SHOPBELL_MAX_EVENT_BYTES", EVENT_BYTES_MAX_DEFAULT, 65_536..=16_777_216);
+        // The token of `tail`, which may well run in the same shell.
+        self.take("SHOPBELL_TOKEN");
         for unknown in self.given.keys().filter(|name| name.starts_with("shopbell_")) {
             tracing::warn!(variable = unknown.to_uppercase(), "this variable is not known and has no effect");
         }

@@ -10,8 +10,9 @@ pub mod pages;
 use std::time::Duration;
 
 use crate::feed::Seq;
+use sqlx::Connection as _;
 use sqlx::migrate::Migrate;
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!();
 
@@ -37,6 +38,9 @@ pub enum StoreError {
     /// Postgres refuses a value of this very call: it will refuse it again.
     #[error("the database refused a value: {0}")]
     Refused(#[source] sqlx::Error),
+    /// A migration could not be run.
+    #[error("the database could not be migrated: {0}")]
+    Migration(String),
     /// The schema is not the one this binary was built for.
     #[error("the database schema is not ready: {0}; run `shopbell migrate`")]
     Schema(String),
@@ -95,14 +99,11 @@ impl Pools {
 
 /// Brings the schema up to date. Safe to run from several replicas at once: sqlx takes an advisory lock.
 pub async fn migrate(options: &PgConnectOptions) -> Result<usize, StoreError> {
-    let pool = PgPoolOptions::new()
-        .max_connections(1)
-        .acquire_timeout(ACQUIRE_TIMEOUT)
-        .connect_with(options.clone().application_name("shopbell-migrate"))
-        .await?;
-    let migrated = MIGRATIONS.run(&pool).await.map_err(|error| StoreError::Schema(error.to_string()));
-    pool.close().await;
-    migrated.map(|()| MIGRATIONS.iter().count())
+    // Not from a pool, which would hide why the database cannot be reached behind its own timeout.
+    let mut connection = PgConnection::connect_with(&options.clone().application_name("shopbell-migrate")).await?;
+    let migrated = MIGRATIONS.run(&mut connection).await;
+    connection.close().await?;
+    migrated.map(|()| MIGRATIONS.iter().count()).map_err(|error| StoreError::Migration(error.to_string()))
 }
 
 /// Says whether the database answers and has every migration this binary knows (a newer schema is fine: migrations only

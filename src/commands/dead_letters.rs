@@ -130,7 +130,13 @@ impl Queue {
 
 async fn list(queue: &mut Queue, limit: u32, format: Format) -> anyhow::Result<()> {
     for _ in 0..limit {
-        let Some(letter) = queue.next().await? else { break };
+        let was_looked_at = queue.left.is_some();
+        let Some(letter) = queue.next().await? else {
+            if !was_looked_at {
+                terminal::talk("there are no dead letters");
+            }
+            break;
+        };
         let facts = Facts::of(&letter);
         terminal::write_lines(&match format {
             Format::Text => terminal::text_line(&facts.to_string()),
@@ -138,8 +144,8 @@ async fn list(queue: &mut Queue, limit: u32, format: Format) -> anyhow::Result<(
         })?;
     }
     match queue.left {
-        Some(left) if left > 0 => terminal::talk(&format!("{left} more are there: --limit tells how many to list")),
-        _ => {}
+        None | Some(0) => {}
+        Some(left) => terminal::talk(&format!("{left} more are there: --limit tells how many to list")),
     }
     Ok(())
 }

@@ -16,12 +16,13 @@ use self::sample::Import;
 use super::terminal::{self, Format};
 use super::{BROKER_TIMEOUT, UsageError, broker, within};
 use crate::amqp::publisher::{Outgoing, Publisher};
+use crate::config::EVENT_BYTES_MAX_DEFAULT;
 use crate::event::{self, Limits, Message};
 
 /// Events published at once where no rate is asked for: what lies unconfirmed when something fails.
 const CHUNK: usize = 256;
 /// Held against the default of `SHOPBELL_MAX_EVENT_BYTES`: what the service is set to is not known here.
-const EVENT_BYTES_MAX: usize = 262_144;
+const EVENT_BYTES_MAX: usize = EVENT_BYTES_MAX_DEFAULT;
 const CONTENT_TYPE: &str = "application/cloudevents+json";
 /// The type that has a sample.
 const ORDER: &str = "order.created";

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, bail};
 use axum::Router;
 use axum::http::StatusCode;
 use axum::routing::get;
@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::UsageError;
 use crate::amqp::Broker;
 use crate::auth::Authenticator;
 use crate::config::ServeConfig;
@@ -48,7 +49,7 @@ type Parts = JoinSet<&'static str>;
 /// Runs until SIGTERM or SIGINT; then stops in order and returns. A part that ends by itself is an error.
 pub async fn run(config: ServeConfig) -> anyhow::Result<()> {
     let broker = Broker::new(config.amqp.url.reveal(), &config.amqp.prefix, config.amqp.declare)
-        .map_err(|problem| anyhow!("AMQP_URL {problem}"))?;
+        .map_err(|problem| UsageError(format!("AMQP_URL {problem}")))?;
     let broadcast_feed = Feed::parse(&config.session.broadcast_feed)?;
     let (audience, issuer) = (config.jwt.audience.as_deref(), config.jwt.issuer.as_deref());
     let authenticator = Authenticator::new(config.jwt.secret.reveal().as_bytes(), audience, issuer, broadcast_feed);

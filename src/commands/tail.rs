@@ -74,7 +74,8 @@ pub struct Arguments {
 
 /// Reads until it is told to stop, has what it was asked for, or may not come back.
 pub async fn run(mut arguments: Arguments, format: Format) -> anyhow::Result<()> {
-    let token = arguments.token.take().or_else(|| std::env::var(TOKEN_VARIABLE).ok());
+    let token =
+        arguments.token.take().or_else(|| std::env::var(TOKEN_VARIABLE).ok()).filter(|token| !token.trim().is_empty());
     let token = token.ok_or_else(|| UsageError(format!("no token: give --token, or set {TOKEN_VARIABLE}")))?;
     let target = Target::parse(&arguments.url, token.trim(), &arguments.device).map_err(UsageError)?;
     let stop = stop_on_signal()?;

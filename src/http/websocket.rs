@@ -21,7 +21,6 @@ use super::admission::{Admission, Admitted};
 use super::handshake::{self, Handshake, Token};
 use super::problem::Problem;
 use crate::auth::{Grant, TokenError};
-use crate::feed::Seq;
 use crate::health::Health;
 use crate::hub::Hub;
 use crate::protocol::{Close, SUBPROTOCOL, WelcomeFeed};
@@ -102,16 +101,11 @@ impl Gateway {
         let (mut starts, mut feeds) = (Vec::with_capacity(standings.len()), Vec::with_capacity(standings.len()));
         for (feed, standing) in grant.feeds.iter().cloned().zip(standings) {
             let standing = standing.ok_or_else(|| too_many("this subscriber has as many devices as it may".into()))?;
-            let after = handshake.after.iter().find(|(named, _)| *named == feed);
-            let after = after.map_or(standing.acked, |(_, seq): &(_, Seq)| *seq);
-            feeds.push(WelcomeFeed {
-                feed: feed.clone(),
-                cursor: after,
-                last: standing.last,
-                unread: standing.unread,
-                unhandled: standing.unhandled,
-            });
-            starts.push(Start { feed, acked: standing.acked, after, last: standing.last });
+            let kept_by_client = handshake.after.iter().find(|(named, _)| *named == feed).map(|(_, seq)| *seq);
+            let start = Start::new(feed.clone(), standing.acked, standing.last, kept_by_client);
+            let (unread, unhandled) = (standing.unread, standing.unhandled);
+            feeds.push(WelcomeFeed { feed, cursor: start.after, last: start.last, unread, unhandled });
+            starts.push(start);
         }
         let opened = Opened {
             id: uuid::Uuid::now_v7().to_string(),

@@ -53,6 +53,14 @@ pub struct Start {
     pub last: Seq,
 }
 
+impl Start {
+    /// Begins after the cursor, or after the place that the client keeps itself. One that claims to have more than is
+    /// stored, as after a restore of the database, gets what comes.
+    pub fn new(feed: Feed, acked: Seq, last: Seq, kept_by_client: Option<Seq>) -> Self {
+        Self { feed, acked, after: kept_by_client.unwrap_or(acked).min(last), last }
+    }
+}
+
 /// When a session must end whatever happens.
 #[derive(Debug, Clone, Copy)]
 pub struct Ends {

@@ -30,12 +30,10 @@ pub(super) struct Reader {
 
 impl Reader {
     pub(super) fn new(start: Start) -> Self {
-        // A client that claims to have more than is stored, for example after a restore, gets what comes.
-        let after = start.after.min(start.last);
         Self {
             feed: start.feed,
             acked: start.acked,
-            next: after.next(),
+            next: start.after.next(),
             last: start.last,
             stored_at_connect: Some(start.last),
             unacked: VecDeque::new(),

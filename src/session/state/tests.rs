@@ -53,7 +53,7 @@ fn page(after: i64, through: i64, last: i64) -> Page {
 
 fn session_at(now: Instant, acked: i64, last: i64) -> Session {
     let rules = Rules { window: WINDOW, heartbeat: Duration::from_secs(10) };
-    let starts = vec![Start { feed: feed(), acked: seq(acked), after: seq(acked), last: seq(last) }];
+    let starts = vec![Start::new(feed(), seq(acked), seq(last), None)];
     Session::new(rules, starts, Ends { token: now + Duration::from_secs(3_600), age: None }, now)
 }
 
@@ -174,7 +174,7 @@ fn an_ack_is_only_for_what_was_sent() {
 fn a_client_that_claims_more_than_is_stored_gets_what_comes() {
     let now = Instant::now();
     let rules = Rules { window: WINDOW, heartbeat: Duration::from_secs(10) };
-    let starts = vec![Start { feed: feed(), acked: seq(0), after: seq(90), last: seq(7) }];
+    let starts = vec![Start::new(feed(), seq(0), seq(7), Some(seq(90)))];
     let mut session = Session::new(rules, starts, Ends { token: now + Duration::from_secs(60), age: None }, now);
     assert_eq!(words(&mut session), ["caught_up 7"]);
     session.on_hints(vec![notification(8)], wall());
