@@ -11,8 +11,10 @@ use std::sync::Arc;
 use sqlx::postgres::PgPool;
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+use uuid::Uuid;
 
-use self::batch::Batch;
+use self::batch::{Batch, Parsed};
 use self::storing::{Abandoned, Refused};
 use crate::amqp::consumer::Consumer;
 use crate::amqp::delivery::Delivery;
@@ -25,7 +27,7 @@ use crate::health::Health;
 use crate::notification::Notification;
 use crate::store;
 use crate::store::append::Placed;
-use crate::telemetry::{Metrics, ReasonLabel, Word};
+use crate::telemetry::{Metrics, ReasonLabel, Word, traces};
 
 /// Most deliveries unacknowledged at once: the batch in work and the one that forms meanwhile.
 const PREFETCH: u16 = 2 * batch::EVENTS_MAX as u16;
@@ -112,8 +114,7 @@ impl Ingest {
         true
     }
 
-    /// One batch, to its end: what can never be stored is dead-lettered, the rest stored and handed on, then all of it
-    /// acknowledged. Dying between any two steps makes RabbitMQ deliver it again, and each step is safe to repeat.
+    /// One batch, to its end.
     async fn take_in(
         &self,
         batch: Batch,
@@ -122,21 +123,35 @@ impl Ingest {
         stop: &CancellationToken,
     ) -> Result<(), Ended> {
         let received_at = microseconds(OffsetDateTime::now_utc());
-        let through = batch.through;
-        let (events, rejected) = batch.parse(self.limits);
-        self.bury(publisher, &rejected).await?;
+        let parsed = batch.parse(self.limits);
+        let traceparents = parsed.events.iter().filter_map(|(_, event)| event.traceparent.as_deref());
+        let deliveries = parsed.events.len() + parsed.rejected.len();
+        let span = traces::batch(&self.broker.names.ingest(), deliveries, traceparents);
+        self.settle(parsed, received_at, publisher, consumer, stop).instrument(span).await
+    }
 
-        let (deliveries, events) = events.into_iter().unzip();
+    /// What can never be stored is dead-lettered, the rest stored and handed on, then all of it acknowledged. Dying between
+    /// any two steps makes RabbitMQ deliver it again, and each step is safe to repeat.
+    async fn settle(
+        &self,
+        parsed: Parsed,
+        received_at: OffsetDateTime,
+        publisher: &mut Publisher,
+        consumer: &Consumer,
+        stop: &CancellationToken,
+    ) -> Result<(), Ended> {
+        self.bury(publisher, &parsed.rejected).await?;
+
+        let (deliveries, events) = parsed.events.into_iter().unzip();
         let (placed, refused) = self.store(events, received_at, consumer, stop).await?;
-        let refused = of_deliveries(deliveries, refused);
-        self.bury(publisher, &refused).await?;
+        self.bury(publisher, &of_deliveries(deliveries, refused)).await?;
 
         let hints = hints(&placed, received_at);
         self.metrics.events_received.inc_by(placed.len() as u64);
         self.metrics.events_stored.inc_by(hints.stored.len() as u64);
         self.metrics.events_duplicate.inc_by(hints.again.len() as u64);
         let handed_on = self.fanout.hand_on(publisher, &hints).await?;
-        acknowledge(consumer, through, handed_on).await?;
+        acknowledge(consumer, parsed.through, handed_on).await?;
         Ok(())
     }
 
@@ -145,12 +160,16 @@ impl Ingest {
         if rejected.is_empty() {
             return Ok(());
         }
-        let bury =
-            |(delivery, rejection): &(Delivery, Rejection)| dead_letter::bury(&self.broker.names, delivery, rejection);
-        publisher.publish(&rejected.iter().map(bury).collect::<Vec<_>>()).await?;
-        for (delivery, rejection) in rejected {
+        let ids: Vec<String> = rejected.iter().map(|_| Uuid::now_v7().simple().to_string()).collect();
+        let letters: Vec<_> = rejected
+            .iter()
+            .zip(&ids)
+            .map(|((delivery, rejection), id)| dead_letter::bury(&self.broker.names, id, delivery, rejection))
+            .collect();
+        publisher.publish(&letters).await?;
+        for ((delivery, rejection), dead_letter) in rejected.iter().zip(ids) {
             let (reason, routing_key) = (rejection.reason.as_str(), delivery.routing_key());
-            tracing::warn!(reason, detail = %rejection.detail, routing_key, "an event was dead-lettered");
+            tracing::warn!(dead_letter, reason, detail = %rejection.detail, routing_key, "an event was dead-lettered");
             self.metrics.events_received.inc();
             self.metrics.events_dead_lettered.get_or_create(&ReasonLabel { reason: Word(reason) }).inc();
         }

@@ -16,8 +16,13 @@ const ASKED_WRONGLY: u8 = 2;
 #[tokio::main]
 async fn main() -> ExitCode {
     let cli = Cli::parse();
-    telemetry::log_to_stderr(cli.log_default());
-    match cli.run().await {
+    let traces = telemetry::start(cli.log_default());
+    let outcome = cli.run().await;
+    if let Some(traces) = traces {
+        // It blocks, and has a limit of its own; if it panics there is nobody left to tell.
+        let _ = tokio::task::spawn_blocking(|| traces.stop()).await;
+    }
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         // Whoever reads our stdout has had enough, as `head` does: nothing is wrong.
         Err(error) if error.is::<StdoutClosed>() => ExitCode::SUCCESS,

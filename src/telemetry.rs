@@ -1,4 +1,6 @@
-//! Logs and metrics: every name in one place.
+//! Logs, traces and metrics: every name in one place.
+
+pub mod traces;
 
 use std::io::IsTerminal;
 
@@ -7,26 +9,45 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, fmt};
 
-/// Always on top: lapin logs a returned message with its whole body, and sqlx a slow statement with its text.
-const LOG_ALWAYS: [&str; 2] = ["lapin::returned_messages=error", "sqlx::query=off"];
+use self::traces::Traces;
 
-/// Sends the log to stderr: as text to a terminal, else as JSON, one object a line. `default` is what is logged where
-/// `RUST_LOG` says nothing.
-pub fn log_to_stderr(default: &str) {
-    let mut filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+/// Always on top: lapin logs a returned message with its whole body, sqlx a slow statement with its
+/// text; and our spans are for traces.
+const LOG_ALWAYS: [&str; 3] = ["lapin::returned_messages=error", "sqlx::query=off", "shopbell::trace=off"];
+
+/// Sends the log to stderr, as text to a terminal, else as JSON, one object a line; and traces where the environment asks
+/// for them. What it returns is to be stopped at the end.
+pub fn start(log_default: &str) -> Option<Traces> {
+    let mut filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(log_default));
     for directive in LOG_ALWAYS {
         if let Ok(directive) = directive.parse() {
             filter = filter.add_directive(directive);
         }
     }
-    let logger = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    if std::io::stderr().is_terminal() {
-        logger.init();
-    } else {
-        logger.json().flatten_event(true).with_ansi(false).init();
+    let (traces, trouble) = match Traces::from_environment() {
+        Some(Ok(traces)) => (Some(traces), None),
+        Some(Err(trouble)) => (None, Some(trouble)),
+        None => (None, None),
+    };
+    let spans = traces.as_ref().map(|traces| {
+        let ours = filter_fn(|metadata| metadata.target() == traces::TARGET);
+        tracing_opentelemetry::layer().with_tracer(traces.tracer()).with_filter(ours)
+    });
+    let log = fmt::layer().with_writer(std::io::stderr);
+    let log = match std::io::stderr().is_terminal() {
+        true => log.boxed(),
+        false => log.json().flatten_event(true).with_ansi(false).boxed(),
+    };
+    tracing_subscriber::registry().with(spans).with(log.with_filter(filter)).init();
+    if let Some(trouble) = trouble {
+        tracing::error!("{trouble}");
     }
+    traces
 }
 
 /// The counts of one replica. The books balance: received = stored + duplicate + dead-lettered.

@@ -24,19 +24,18 @@ const DEATH_HEADERS: [&str; 4] = ["x-death", "x-first-death-", "x-last-death-", 
 /// Headers beyond this are not carried along: with ours they might not fit the broker's frame of 128 KiB.
 const HEADER_BYTES_MAX: usize = 64 * 1024;
 
-/// The event as it came, with the reason why it can never be stored.
+/// The event as it came, with the reason why it can never be stored, and an id to name it by.
 ///
 /// `expiration` and `user-id` go: the first would delete the dead letter, the second is refused from another publisher.
-pub fn bury(names: &Names, delivery: &Delivery, rejection: &Rejection) -> Outgoing {
+pub fn bury(names: &Names, id: &str, delivery: &Delivery, rejection: &Rejection) -> Outgoing {
     let came = delivery.properties();
     let mut headers = came.headers().clone().unwrap_or_default();
     if table_bytes(&headers) > HEADER_BYTES_MAX {
         headers = FieldTable::default();
         headers.insert(HEADERS_DROPPED.into(), AMQPValue::Boolean(true));
     }
-    let id = uuid::Uuid::now_v7().simple().to_string();
     for (name, value) in [
-        (ID, id.as_str()),
+        (ID, id),
         (REASON, rejection.reason.as_str()),
         (DETAIL, &rejection.detail),
         (EXCHANGE, delivery.exchange()),

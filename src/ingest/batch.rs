@@ -15,6 +15,17 @@ const BYTES_MAX: usize = 1024 * 1024;
 pub(super) struct Batch {
     deliveries: Vec<Delivery>,
     /// The tag that acknowledges all of them.
+    through: u64,
+}
+
+/// A batch, sorted.
+#[derive(Debug)]
+pub(super) struct Parsed {
+    /// What can be stored, in order.
+    pub(super) events: Vec<(Delivery, Event)>,
+    /// What never can.
+    pub(super) rejected: Vec<(Delivery, Rejection)>,
+    /// The tag that acknowledges all of them.
     pub(super) through: u64,
 }
 
@@ -35,16 +46,16 @@ impl Batch {
         Ok(batch)
     }
 
-    /// Tells what can be stored from what never can, each in order.
-    #[expect(clippy::type_complexity, reason = "two lists of pairs, named where they are taken apart")]
-    pub(super) fn parse(self, limits: Limits) -> (Vec<(Delivery, Event)>, Vec<(Delivery, Rejection)>) {
-        let (mut events, mut rejected) = (Vec::with_capacity(self.deliveries.len()), Vec::new());
+    /// Tells what can be stored from what never can.
+    pub(super) fn parse(self, limits: Limits) -> Parsed {
+        let events = Vec::with_capacity(self.deliveries.len());
+        let mut parsed = Parsed { events, rejected: Vec::new(), through: self.through };
         for delivery in self.deliveries {
             match event::parse(&delivery.message(), limits) {
-                Ok(event) => events.push((delivery, event)),
-                Err(rejection) => rejected.push((delivery, rejection)),
+                Ok(event) => parsed.events.push((delivery, event)),
+                Err(rejection) => parsed.rejected.push((delivery, rejection)),
             }
         }
-        (events, rejected)
+        parsed
     }
 }

@@ -18,3 +18,4 @@ mod replicas;
 mod sessions;
 mod slow_client;
 mod support;
+mod traces;
