@@ -11,6 +11,8 @@ use crate::notification::Notification;
 
 /// Most hints that wait in an inbox; a session that is that far behind reads pages, which is cheaper.
 const INBOX_HINTS_MAX: usize = 64;
+/// Most bytes of frames that wait in an inbox, beyond the first: large events are read from Postgres by who is slow.
+const INBOX_BYTES_MAX: usize = 256 * 1024;
 
 /// Feed → sessions.
 #[derive(Debug, Default)]
@@ -111,6 +113,8 @@ pub struct Inbox {
 pub struct Waiting {
     /// In the order announced.
     pub hints: Vec<Arc<Notification>>,
+    /// Bytes of their frames.
+    bytes: usize,
     /// Feeds known to hold a number, whose notification did not fit or was not given.
     pub newest: Vec<(Feed, Seq)>,
 }
@@ -128,7 +132,8 @@ impl Inbox {
 
     fn put(&self, notification: &Arc<Notification>) {
         let mut waiting = lock(&self.waiting);
-        if waiting.hints.len() < INBOX_HINTS_MAX {
+        if waiting.hints.len() < INBOX_HINTS_MAX && waiting.bytes < INBOX_BYTES_MAX {
+            waiting.bytes += notification.frame.len();
             waiting.hints.push(notification.clone());
         } else {
             waiting.raise(&notification.feed, notification.seq);

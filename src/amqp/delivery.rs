@@ -45,11 +45,6 @@ impl Delivery {
         &self.inner.data
     }
 
-    /// The body, given away.
-    pub fn into_body(self) -> Vec<u8> {
-        self.inner.data
-    }
-
     /// The `app_id` property: for a hint, the replica that sent it.
     pub fn app_id(&self) -> Option<&str> {
         self.properties().app_id().as_ref().map(|name| name.as_str())

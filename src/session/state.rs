@@ -184,7 +184,11 @@ impl Session {
         let Some(index) = self.readers.iter().position(|reader| reader.feed == page.feed) else {
             return self.advance();
         };
-        self.readers[index].last = self.readers[index].last.max(page.last);
+        let reader = &mut self.readers[index];
+        match page.entries.is_empty() {
+            true => reader.found_nothing(page.last),
+            false => reader.last = reader.last.max(page.last),
+        }
         for entry in &page.entries {
             let next = self.readers[index].next;
             match entry {
@@ -280,6 +284,7 @@ impl Session {
             if !self.reading && wanted > 0 {
                 self.reading = true;
                 self.turn = index + 1;
+                reader.last_when_asked = reader.last;
                 self.outputs.push(Output::Read { feed: reader.feed.clone(), after: reader.next.previous(), wanted });
             }
         }

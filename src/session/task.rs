@@ -109,14 +109,14 @@ enum Next {
 }
 
 /// Runs a session to its end.
-pub async fn run<S>(mut socket: WebSocketStream<S>, opened: Opened, shared: Arc<Shared>, drain: CancellationToken)
+pub async fn run<S>(mut socket: WebSocketStream<S>, mut opened: Opened, shared: Arc<Shared>, drain: CancellationToken)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let now = Instant::now();
     let ends =
         Ends { token: now + opened.token_remaining + LEEWAY, age: shared.age_max.map(|age| now + jittered(age)) };
-    let session = Session::new(shared.rules, opened.starts.clone(), ends, now);
+    let session = Session::new(shared.rules, std::mem::take(&mut opened.starts), ends, now);
     let mut task = Task { session, opened, shared, page: None };
 
     let mut next = task.welcome(&mut socket).await;
@@ -174,7 +174,7 @@ impl Task {
         match input {
             Input::Message(message) => return self.take_message(message),
             Input::Hints => {
-                let Waiting { hints, newest } = self.opened.registration.inbox().take();
+                let Waiting { hints, newest, .. } = self.opened.registration.inbox().take();
                 for (feed, last) in newest {
                     self.session.on_newest(&feed, last);
                 }

@@ -9,6 +9,8 @@ use crate::notification::Notification;
 
 /// Most hints kept while a page is being read, so that a session which catches up under a live flow need not read again.
 const KEPT_MAX: usize = 32;
+/// Most bytes of their frames, beyond the newest.
+const KEPT_BYTES_MAX: usize = 256 * 1024;
 
 /// What was sent of a feed, and what is known of it.
 #[derive(Debug)]
@@ -20,6 +22,8 @@ pub(super) struct Reader {
     pub(super) next: Seq,
     /// The newest number known to be stored.
     pub(super) last: Seq,
+    /// The same when the last page was asked for.
+    pub(super) last_when_asked: Seq,
     /// What was newest at connect, until `caught_up` was said.
     stored_at_connect: Option<Seq>,
     /// Numbers sent and not acknowledged, at most a window of them.
@@ -35,6 +39,7 @@ impl Reader {
             acked: start.acked,
             next: start.after.next(),
             last: start.last,
+            last_when_asked: start.last,
             stored_at_connect: Some(start.last),
             unacked: VecDeque::new(),
             kept: VecDeque::new(),
@@ -51,7 +56,8 @@ impl Reader {
         if self.kept.back().is_some_and(|newest| newest.seq.next() != seq) {
             self.kept.clear();
         }
-        if self.kept.len() == KEPT_MAX {
+        let bytes = |kept: &VecDeque<Arc<Notification>>| kept.iter().map(|hint| hint.frame.len()).sum::<usize>();
+        while self.kept.len() >= KEPT_MAX || bytes(&self.kept) > KEPT_BYTES_MAX {
             self.kept.pop_front();
         }
         self.kept.push_back(notification);
@@ -67,6 +73,14 @@ impl Reader {
 
     pub(super) fn forget_kept(&mut self) {
         self.kept = VecDeque::new();
+    }
+
+    /// Notes a page that has nothing to send. Where it was asked for numbers that are not stored, as when the database was
+    /// set back, they are forgotten, or the same page would be read again and again.
+    pub(super) fn found_nothing(&mut self, last: Seq) {
+        if self.last == self.last_when_asked {
+            self.last = last;
+        }
     }
 
     /// Notes that the next number was sent.

@@ -182,6 +182,22 @@ fn a_client_that_claims_more_than_is_stored_gets_what_comes() {
 }
 
 #[test]
+fn numbers_that_the_database_does_not_have_are_not_asked_for_again_and_again() {
+    let mut session = session(3, 3);
+    words(&mut session);
+    session.on_newest(&feed(), seq(9));
+    assert_eq!(words(&mut session), ["read 4 after 3"]);
+    session.on_page(&page(3, 3, 3), wall());
+    assert_eq!(words(&mut session), [""; 0], "there is nothing after 3");
+
+    session.on_newest(&feed(), seq(9));
+    assert_eq!(words(&mut session), ["read 4 after 3"]);
+    session.on_newest(&feed(), seq(10));
+    session.on_page(&page(3, 3, 3), wall());
+    assert_eq!(words(&mut session), ["read 4 after 3"], "what was announced since the question is asked for");
+}
+
+#[test]
 fn timers_beat_and_end() {
     let start = Instant::now();
     let after = |seconds| start + Duration::from_secs(seconds);
