@@ -1,12 +1,17 @@
-//! Binary mode: the attributes are headers, the body is the data (CloudEvents AMQP binding 1.0 §3.1).
+//! Binary mode: the attributes are headers, the body is the data (CloudEvents AMQP binding 1.0 §3.1; its RabbitMQ
+//! binding, which the SDKs have for AMQP 0-9-1, differs in the headers' prefix only).
 
 use std::borrow::Cow;
 
 use super::Rejection;
 use super::envelope::{ATTRIBUTES, Attribute, AttributeValue, Data, Envelope};
 use super::json;
+use super::timestamp;
 
-const PREFIX: &str = "cloudEvents";
+/// Before an attribute's name: the AMQP binding's two (§3.1.3.1; until 1.0.2 the second alone), and the RabbitMQ binding's.
+const PREFIXES: [&str; 3] = ["cloudEvents_", "cloudEvents:", "ce-"];
+/// The attributes that are a Timestamp: a number in their place is AMQP's own form of one (§3.1.3.2).
+const TIMESTAMPS: [&str; 2] = ["time", "expirytime"];
 
 /// Takes a message apart whose headers are the attributes. An empty body is no data.
 pub(super) fn envelope<'a>(
@@ -21,27 +26,27 @@ pub(super) fn envelope<'a>(
     Ok(Envelope::new(attributes, data))
 }
 
-/// The attribute that a header carries: `cloudEvents_NAME` or `cloudEvents:NAME` (§3.1.3.1; until 1.0.2 the second
-/// alone). Senders differ in the prefix's case, so that is not looked at; NAME is lower case in CloudEvents, and
-/// compared as it is.
+/// The attribute that a header carries. Senders differ in the prefix's case, so that is not looked at; the name is lower
+/// case in CloudEvents, and compared as it is.
 pub(super) fn attribute_name(header: &str) -> Option<&str> {
-    let (prefix, rest) = header.split_at_checked(PREFIX.len())?;
-    let name = rest.strip_prefix(['_', ':'])?;
-    (prefix.eq_ignore_ascii_case(PREFIX) && !name.is_empty()).then_some(name)
+    PREFIXES.iter().find_map(|expected| {
+        let (prefix, name) = header.split_at_checked(expected.len())?;
+        (prefix.eq_ignore_ascii_case(expected) && !name.is_empty()).then_some(name)
+    })
 }
 
-/// An attribute may stand there in both spellings, as long as they say the same.
+/// An attribute may stand there in several spellings, as long as they say the same.
 fn value<'a>(headers: &'a [(Cow<'a, str>, Cow<'a, str>)], name: &str) -> AttributeValue<'a> {
     let mut values =
         headers.iter().filter(|(header, _)| attribute_name(header) == Some(name)).map(|(_, value)| value.as_ref());
     let Some(first) = values.next() else {
         return AttributeValue::Absent;
     };
-    if values.all(|value| value == first) {
-        AttributeValue::Text(Cow::Borrowed(first))
-    } else {
-        AttributeValue::Repeated
+    if !values.all(|value| value == first) {
+        return AttributeValue::Repeated;
     }
+    let timestamp = TIMESTAMPS.contains(&name).then(|| timestamp::from_milliseconds(first)).flatten();
+    AttributeValue::Text(timestamp.map_or(Cow::Borrowed(first), Cow::Owned))
 }
 
 #[cfg(test)]
@@ -51,7 +56,7 @@ mod tests {
 
     #[test]
     fn a_binary_event_is_read_in_either_spelling() {
-        for prefix in ["cloudEvents_", "cloudEvents:", "CLOUDEVENTS_", "cloudevents:"] {
+        for prefix in ["cloudEvents_", "cloudEvents:", "CLOUDEVENTS_", "cloudevents:", "ce-", "CE-"] {
             let header = |name| format!("{prefix}{name}");
             let headers = [
                 (header("specversion"), "1.0"),
@@ -88,6 +93,24 @@ mod tests {
             assert_eq!(rejection.reason, Reason::InvalidEnvelope);
             assert_eq!(rejection.detail, format!("attribute `{name}` stands there more than once"));
         }
+    }
+
+    #[test]
+    fn a_timestamp_may_be_milliseconds_and_not_seconds() {
+        let event =
+            sample::binary(&[("cloudEvents_time", "1767323045678"), ("cloudEvents_expirytime", "1767323046000")], b"1");
+        let event = event.unwrap();
+        assert_eq!(event.time, Some(time::macros::datetime!(2026-01-02 3:04:05.678 UTC)));
+        assert_eq!(event.expires_at, Some(time::macros::datetime!(2026-01-02 3:04:06 UTC)));
+        for name in ["time", "expirytime"] {
+            let rejection = sample::binary(&[(&format!("cloudEvents_{name}"), "1767323045")], b"1").unwrap_err();
+            assert_eq!(
+                rejection.to_string(),
+                format!("invalid_envelope: attribute `{name}` must be an RFC 3339 timestamp")
+            );
+        }
+        let event = sample::binary(&[("cloudEvents_collapsekey", "1767323045678")], b"1").unwrap();
+        assert_eq!(event.collapse_key.as_deref(), Some("1767323045678"), "no Timestamp");
     }
 
     #[test]

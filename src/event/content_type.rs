@@ -113,7 +113,8 @@ mod tests {
 
     #[test]
     fn other_headers_do_not_make_it_binary() {
-        for header in ["cloudEvents", "cloudEvents_", "cloudEvents-id", "ce-id", "xcloudEvents_id", "cloudEvent\u{e9}_"]
+        for header in
+            ["cloudEvents", "cloudEvents_", "cloudEvents-id", "ce-", "ceid", "xcloudEvents_id", "cloudEvent\u{e9}_"]
         {
             assert!(mode_of(None, &[header]).is_err(), "{header}");
         }

@@ -1,9 +1,13 @@
-//! RFC 3339 as CloudEvents has it (1.0, "Type System": Timestamp), in the form that Postgres gives back.
+//! RFC 3339 as CloudEvents has it (1.0, "Type System": Timestamp), in the form that Postgres gives back; and the number
+//! that AMQP 1.0 makes of it.
 
 use time::format_description::well_known::Rfc3339;
 use time::{OffsetDateTime, UtcOffset};
 
 const NANOSECONDS_PER_MICROSECOND: u32 = 1_000;
+const NANOSECONDS_PER_MILLISECOND: i128 = 1_000_000;
+/// In 1973. A smaller number is more likely seconds, and an event that expires in 1970 would vanish unseen.
+const MILLISECONDS_MIN: i64 = 100_000_000_000;
 
 /// The moment in UTC, cut (not rounded) to microseconds, which is what `timestamptz` keeps: so what is sent live is
 /// what a replay sends. `None` where it is not RFC 3339 or not in the years 1 to 9999 once it is in UTC.
@@ -16,6 +20,17 @@ pub(super) fn parse(text: &str) -> Option<OffsetDateTime> {
     let nanosecond = moment.nanosecond();
     let moment = moment.replace_nanosecond(nanosecond - nanosecond % NANOSECONDS_PER_MICROSECOND).ok()?;
     (1..=9999).contains(&moment.year()).then_some(moment)
+}
+
+/// RFC 3339 for milliseconds since 1970, which is what a timestamp is in AMQP 1.0 (§1.6.17). A sender in AMQP 0-9-1 has
+/// no type for that, and the CloudEvents SDK for Python sends a number. `None` where it is none, or too small.
+pub(super) fn from_milliseconds(text: &str) -> Option<String> {
+    let milliseconds: i64 = text.parse().ok()?;
+    if milliseconds < MILLISECONDS_MIN {
+        return None;
+    }
+    let nanoseconds = i128::from(milliseconds) * NANOSECONDS_PER_MILLISECOND;
+    OffsetDateTime::from_unix_timestamp_nanos(nanoseconds).ok()?.format(&Rfc3339).ok()
 }
 
 #[cfg(test)]
@@ -60,6 +75,26 @@ mod tests {
             "9999-12-31T23:59:59-23:59",
         ] {
             assert_eq!(parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn milliseconds_become_rfc_3339() {
+        for (text, rfc_3339) in [
+            ("1767323045678", "2026-01-02T03:04:05.678Z"),
+            ("100000000000", "1973-03-03T09:46:40Z"),
+            ("253402300799999", "9999-12-31T23:59:59.999Z"),
+        ] {
+            assert_eq!(from_milliseconds(text).as_deref(), Some(rfc_3339), "{text}");
+        }
+    }
+
+    #[test]
+    fn seconds_and_numbers_without_a_year_are_no_milliseconds() {
+        for text in
+            ["", "0", "1767323045", "99999999999", "-1767323045678", "253402300800000", "9223372036854775807", "1.7e12"]
+        {
+            assert_eq!(from_milliseconds(text), None, "{text}");
         }
     }
 }

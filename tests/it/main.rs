@@ -12,6 +12,7 @@ mod handshake;
 mod hints;
 mod poison;
 mod protocol;
+mod real_input;
 mod redelivery;
 mod replay;
 mod replicas;

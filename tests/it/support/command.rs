@@ -1,6 +1,6 @@
 //! The other subcommands, run as an operator runs them.
 
-use std::process::{Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
@@ -49,15 +49,22 @@ impl Done {
 /// Runs `shopbell` with `arguments` to its end.
 pub async fn run(environment: &Environment, arguments: &[&str]) -> Done {
     let mut command = shopbell(environment);
-    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let child = command.spawn().expect("shopbell starts");
+    command.args(arguments).stdin(Stdio::null());
+    run_any(command, COMMAND_BOUND).await
+}
+
+/// Runs any command to its end, which must come within `bound`.
+pub async fn run_any(mut command: Command, bound: Duration) -> Done {
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().unwrap_or_else(|error| panic!("{:?} does not start: {error}", command.get_program()));
     let pid = child.id();
     let output = spawn_blocking(move || child.wait_with_output().expect("a command can be waited for"));
-    match timeout(COMMAND_BOUND, output).await {
+    match timeout(bound, output).await {
         Ok(output) => done(output.expect("waiting for a command does not panic")),
         Err(_) => {
             signal(pid, "KILL");
-            panic!("shopbell {arguments:?} did not end within {COMMAND_BOUND:?}");
+            let (program, arguments) = (command.get_program(), command.get_args().collect::<Vec<_>>());
+            panic!("{program:?} {arguments:?} did not end within {bound:?}");
         }
     }
 }

@@ -54,6 +54,7 @@ pub struct Notification {
     pub id: String,
     pub source: String,
     pub event: String,
+    pub time: String,
     pub data: Option<Box<RawValue>>,
     pub collapse_key: Option<String>,
 }

@@ -13,7 +13,8 @@ from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 
 import pika
-from cloudevents.core.bindings import amqp
+from cloudevents.core.bindings import amqp, rabbitmq
+from cloudevents.core.formats.json import JSONFormat
 from cloudevents.core.v1.event import CloudEvent
 
 EXCHANGE, RECIPIENT = sys.argv[1:3]
@@ -46,12 +47,19 @@ def with_colons(event):
     return replace(amqp.to_binary_event(event), application_properties=headers)
 
 
+def by_rabbitmq(event):
+    """The SDK's binding for AMQP 0-9-1, which pika speaks."""
+    message = rabbitmq.to_binary(event, JSONFormat())
+    return amqp.AMQPMessage({"content-type": message.content_type}, message.headers, message.body)
+
+
 EVENTS = [
     (event("structured-object", OBJECT), amqp.to_structured_event),
     (event("structured-bytes", RAW), amqp.to_structured_event),
     (event("binary-object", OBJECT), amqp.to_binary_event),
     (event("binary-bytes", RAW), amqp.to_binary_event),
     (event("binary-colons", RAW), with_colons),
+    (event("binary-rabbitmq", RAW), by_rabbitmq),
 ]
 
 with pika.BlockingConnection(pika.URLParameters(os.environ["AMQP_URL"])) as connection:

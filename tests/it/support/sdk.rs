@@ -1,0 +1,104 @@
+//! Publishers that nobody here wrote: the official CloudEvents SDKs, each with the AMQP client of its language.
+
+use std::fs::File;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::World;
+use super::command::run_any;
+
+/// How long installing may take: with packages of the distribution, on a slow network.
+const INSTALL_BOUND: Duration = Duration::from_secs(900);
+/// How long publishing a few events may take.
+const PUBLISH_BOUND: Duration = Duration::from_secs(60);
+
+/// An SDK, and what publishes with it in `tests/sdk`.
+#[derive(Debug, Clone, Copy)]
+pub enum Sdk {
+    /// `cloudevents` and `pika`.
+    Python,
+    /// `cloudevents` and `amqplib`.
+    Node,
+}
+
+/// An event that RabbitMQ has confirmed to an SDK's publisher.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Published {
+    /// Its id.
+    pub id: String,
+    /// Its data as it stood on the wire, byte for byte.
+    pub data: String,
+}
+
+impl Sdk {
+    /// Publishes to `world`, in each form that the SDK has, an event for `recipient`; `json` is the data, wherever the
+    /// SDK takes it as it is.
+    pub async fn publish(self, world: &World, recipient: &str, json: &str) -> Vec<Published> {
+        let checkout = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let mut install = Command::new(checkout.join("scripts/sdks"));
+        install.stdin(Stdio::null());
+        let installed = run_any(install, INSTALL_BOUND).await;
+        let status = installed.status;
+        assert_eq!(status, Some(0), "no SDKs to publish with; scripts/sdks says:\n{}", installed.stderr);
+        let directory = Path::new(installed.stdout.trim_end());
+        let mut publish = match self {
+            Self::Python => {
+                let mut publish = Command::new(directory.join("python/bin/python"));
+                publish.arg(checkout.join("tests/sdk/python/publish.py")).stdin(Stdio::null());
+                publish
+            }
+            Self::Node => {
+                let mut publish = Command::new("node");
+                // From its stdin, because Node looks for modules beside the script, or else where it is started.
+                let script = File::open(checkout.join("tests/sdk/node/publish.mjs")).expect("the checkout has it");
+                publish.args(["--input-type=module", "-"]).current_dir(directory.join("node")).stdin(script);
+                publish
+            }
+        };
+        publish.args([&world.name("events"), recipient, json]).env("AMQP_URL", world.amqp_url());
+        let lines: Vec<Line> = run_any(publish, PUBLISH_BOUND).await.succeeded().json_lines();
+        lines.into_iter().map(Line::into_published).collect()
+    }
+}
+
+/// What a publisher says of an event.
+#[derive(Debug, Deserialize)]
+struct Line {
+    id: String,
+    content_type: String,
+    /// In base64.
+    body: String,
+}
+
+impl Line {
+    fn into_published(self) -> Published {
+        /// The members of the JSON format that hold data.
+        #[derive(Deserialize)]
+        struct Structured {
+            data: Option<Box<RawValue>>,
+            data_base64: Option<String>,
+        }
+        let body = decode(&self.body);
+        let data = if self.content_type.starts_with("application/cloudevents") {
+            let structured: Structured = serde_json::from_str(&body).expect("a structured event is JSON");
+            match (structured.data, structured.data_base64) {
+                (Some(data), None) => data.get().to_owned(),
+                (None, Some(encoded)) => decode(&encoded),
+                other => panic!("{}: one or the other, not {other:?}", self.id),
+            }
+        } else {
+            body
+        };
+        Published { id: self.id, data }
+    }
+}
+
+fn decode(base64: &str) -> String {
+    String::from_utf8(STANDARD.decode(base64).expect("base64")).expect("UTF-8")
+}
