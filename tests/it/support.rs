@@ -16,6 +16,7 @@ mod process;
 mod proxy;
 mod publisher;
 mod replica;
+mod sdk;
 mod seen;
 mod template;
 mod token;
@@ -32,6 +33,7 @@ pub use merchant::Merchant;
 pub use proxy::Proxy;
 pub use publisher::Publisher;
 pub use replica::Replica;
+pub use sdk::Sdk;
 pub use token::Token;
 pub use world::World;
 
