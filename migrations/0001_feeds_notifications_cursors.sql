@@ -111,7 +111,8 @@ end
 $$;
 
 -- Takes a batch of acks, each already the highest of its (feed, subscriber, device). Never moves a cursor back, whatever
--- order replicas write in. Locks feeds in name order, like append_notifications().
+-- order replicas write in; nor beyond what is stored, as a session might that outlived a restore: the numbers up to there
+-- will be given to other notifications. Locks feeds in name order, like append_notifications().
 create function advance_cursors(in_feeds text[], in_subscribers text[], in_devices text[], in_seqs bigint[])
 returns void
 language plpgsql volatile as $$
@@ -120,17 +121,18 @@ begin
     perform from feeds f where f.feed = any (in_feeds) order by f.feed for update;
 
     insert into cursors as c (feed, subscriber, device, acked_seq)
-        select a.feed, a.subscriber, a.device, a.seq
+        select a.feed, a.subscriber, a.device, least(a.seq, f.last_seq)
         from unnest(in_feeds, in_subscribers, in_devices, in_seqs) as a (feed, subscriber, device, seq)
+        join feeds f on f.feed = a.feed
         order by a.feed, a.subscriber, a.device
         on conflict (feed, subscriber, device) do update
             set acked_seq = excluded.acked_seq, updated_at = now()
             where c.acked_seq < excluded.acked_seq;
 
     update feeds f
-        set acked_seq = a.seq
+        set acked_seq = least(a.seq, f.last_seq)
         from (select u.feed, max(u.seq) as seq from unnest(in_feeds, in_seqs) as u (feed, seq) group by u.feed) a
-        where f.feed = a.feed and f.acked_seq < a.seq;
+        where f.feed = a.feed and f.acked_seq < least(a.seq, f.last_seq);
 end
 $$;
 

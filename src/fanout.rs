@@ -5,6 +5,8 @@
 
 use std::fmt::Write as _;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -34,6 +36,12 @@ pub struct Hints {
     pub again: Vec<(Feed, Seq)>,
 }
 
+/// How long a batch waits for the broker to take its hints. In an alarm the broker takes none, and an alarm that the ingest
+/// queue raised only ends when ingest goes on: so then the other replicas' sweeps must do without.
+const HAND_ON_TIMEOUT: Duration = Duration::from_secs(1);
+/// A larger frame is not sent along: its sessions read it. So a batch's hints stay below RabbitMQ's bound of 16 MiB.
+const FRAME_BYTES_MAX: usize = 64 * 1024;
+
 /// Proof that a batch was handed on: only [`Fanout::hand_on`] makes one.
 #[derive(Debug)]
 pub struct HandedOn(());
@@ -55,15 +63,21 @@ impl Fanout {
         Self { hub, metrics, health, exchange: broker.names.fanout(), replica }
     }
 
-    /// Gives what was stored to this replica's sessions directly and to the other replicas through the broker; returns when
-    /// the broker has confirmed it.
-    pub async fn hand_on(&self, publisher: &mut Publisher, hints: &Hints) -> Result<HandedOn, BrokerError> {
+    /// Gives what was stored to this replica's sessions directly and to the other replicas through the broker. Returns when
+    /// the broker has confirmed it, or takes nothing: hints may be lost, for the sweep makes them good, and must not hold up
+    /// ingest.
+    pub async fn hand_on(&self, publisher: &mut Publisher, hints: &Hints) -> HandedOn {
         self.announce(hints);
         if *hints != Hints::default() {
-            let body = encode(hints).into_bytes();
-            publisher.publish(&[Outgoing::hint(self.exchange.clone(), &self.replica, body)]).await?;
+            let hint = Outgoing::hint(self.exchange.clone(), &self.replica, encode(hints).into_bytes());
+            let handed_on = publisher.publish_within(HAND_ON_TIMEOUT, &[hint]).await;
+            self.health.hints_refused.store(handed_on.is_err(), Ordering::Relaxed);
+            if let Err(error) = handed_on {
+                self.metrics.hints_refused.inc_by((hints.stored.len() + hints.again.len()) as u64);
+                tracing::warn!(%error, "RabbitMQ took no hints; other replicas find the notifications in seconds");
+            }
         }
-        Ok(HandedOn(()))
+        HandedOn(())
     }
 
     /// Receives hints until told to stop. A broker that is away is waited for; meanwhile the sweep serves.
@@ -88,7 +102,6 @@ impl Fanout {
             Ok(consumer) => consumer,
             Err(error) => return error,
         };
-        backoff.reset();
         let _up = self.health.fanout.up();
         loop {
             let delivery = match consumer.next().await {
@@ -102,6 +115,7 @@ impl Fanout {
             if let Err(error) = consumer.acknowledge_through(tag).await {
                 return error;
             }
+            backoff.reset();
         }
     }
 
@@ -144,7 +158,10 @@ fn encode(Hints { stored, again }: &Hints) -> String {
         if let Some(at) = expires_at {
             let _ = write!(body, r#","expires_at_us":{}"#, at.unix_timestamp_nanos() / 1_000);
         }
-        let _ = write!(body, r#","frame":{}}}"#, frame.as_str());
+        if frame.len() <= FRAME_BYTES_MAX {
+            let _ = write!(body, r#","frame":{}"#, frame.as_str());
+        }
+        body.push('}');
         separator = ',';
     }
     for (feed, seq) in again {

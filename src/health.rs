@@ -9,6 +9,8 @@ pub struct Health {
     pub ingest: Part,
     /// Hints are received.
     pub fanout: Part,
+    /// RabbitMQ took no hints the last time, as in an alarm.
+    pub hints_refused: AtomicBool,
     /// The replica is leaving.
     pub draining: AtomicBool,
 }

@@ -21,7 +21,7 @@ use crate::amqp::delivery::Delivery;
 use crate::amqp::publisher::Publisher;
 use crate::amqp::{Broker, BrokerError, dead_letter};
 use crate::backoff::Backoff;
-use crate::event::{Limits, Rejection};
+use crate::event::{Limits, Reason, Rejection};
 use crate::fanout::{Fanout, HandedOn, Hints};
 use crate::health::Health;
 use crate::notification::Notification;
@@ -29,7 +29,8 @@ use crate::store;
 use crate::store::append::Placed;
 use crate::telemetry::{Metrics, ReasonLabel, Word, traces};
 
-/// Most deliveries unacknowledged at once: the batch in work and the one that forms meanwhile.
+/// Most deliveries unacknowledged at once: the batch in work and the one that forms meanwhile. RabbitMQ bounds their number
+/// and not their bytes; what one may have at most is its `max_message_size`.
 const PREFETCH: u16 = 2 * batch::EVENTS_MAX as u16;
 
 /// Why an incarnation ended.
@@ -61,6 +62,10 @@ pub struct Ingest {
 impl Ingest {
     /// Ingests until told to stop, then finishes the batch in work.
     pub async fn run(&self, stop: CancellationToken) {
+        // One time series for each reason from the start: an alert on an increase needs the zero before it.
+        for reason in Reason::ALL {
+            drop(self.metrics.events_dead_lettered.get_or_create(&ReasonLabel { reason: Word(reason.as_str()) }));
+        }
         let mut backoff = Backoff::default();
         while !stop.is_cancelled() {
             match self.one_incarnation(&stop, &mut backoff).await {
@@ -84,7 +89,6 @@ impl Ingest {
         }
         let mut publisher = Publisher::open(&self.broker).await?;
         let mut consumer = Consumer::ingest(&self.broker, PREFETCH).await?;
-        backoff.reset();
         let _up = self.health.ingest.up();
         tracing::info!(names = %self.broker.names, "ingest consumes or stands by");
         loop {
@@ -94,6 +98,8 @@ impl Ingest {
             };
             let batch = Batch::collect(first, &mut consumer)?;
             self.take_in(batch, &mut publisher, &consumer, stop).await?;
+            // Not before: an event that ends every incarnation must not be delivered again at full speed.
+            backoff.reset();
         }
         consumer.close().await;
         publisher.close().await;
@@ -150,7 +156,7 @@ impl Ingest {
         self.metrics.events_received.inc_by(placed.len() as u64);
         self.metrics.events_stored.inc_by(hints.stored.len() as u64);
         self.metrics.events_duplicate.inc_by(hints.again.len() as u64);
-        let handed_on = self.fanout.hand_on(publisher, &hints).await?;
+        let handed_on = self.fanout.hand_on(publisher, &hints).await;
         acknowledge(consumer, parsed.through, handed_on).await?;
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! Reads pages for sessions that are behind: one query for many of them. And the slow sweep behind every hint.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::postgres::PgPool;
 use tokio::sync::{mpsc, oneshot};
@@ -19,6 +19,8 @@ const REQUESTS_PER_QUERY_MAX: usize = 50;
 const READERS: usize = 2;
 /// How long a lost hint can delay a notification, about.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(2);
+/// How long a query is tried before its sessions are given up: they reconnect, and others have had their turn.
+const GIVE_UP_AFTER: Duration = Duration::from_secs(60);
 /// Most feeds asked for in one statement of the sweep.
 const FEEDS_PER_SWEEP_QUERY_MAX: usize = 5_000;
 
@@ -90,10 +92,12 @@ impl PagerWorker {
     }
 }
 
-/// Reads each wanted page once and gives it to all that want it; waits for a database that is away.
+/// Reads each wanted page once and gives it to all that want it; waits for a database that is away, but not for ever: it may
+/// be this query that cannot succeed.
 async fn serve(pool: &PgPool, metrics: &Metrics, mut requests: Vec<Request>) {
     let mut backoff = Backoff::default();
-    loop {
+    let begun = Instant::now();
+    while begun.elapsed() < GIVE_UP_AFTER {
         requests.retain(|request| !request.reply.is_closed());
         let key = |request: &Request| (request.feed.clone(), request.after, request.rows);
         let mut wanted: Vec<(Feed, Seq, i64)> = requests.iter().map(key).collect();

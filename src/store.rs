@@ -10,19 +10,24 @@ pub mod pages;
 use std::time::Duration;
 
 use crate::feed::Seq;
-use sqlx::Connection as _;
 use sqlx::migrate::Migrate;
-use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
+use sqlx::postgres::{PgArguments, PgConnectOptions, PgConnection, PgPool, PgPoolOptions, PgRow};
+use sqlx::query::Query;
+use sqlx::{Connection as _, Postgres};
 
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!();
 
 /// How long a caller waits for a free connection, or a new one, before the database counts as away.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 /// A statement that takes longer is ended by Postgres: something is wrong, and its caller tries again.
-const STATEMENT_TIMEOUT: &str = "30s";
+const STATEMENT_TIMEOUT: &str = "10s";
+/// An answer that takes longer never comes: the connection is half open. A little above the former.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(12);
 /// No statement of ours opens a transaction; one that is left open by whatever means must not hold a feed's lock.
 const IDLE_IN_TRANSACTION_TIMEOUT: &str = "10s";
-/// Ingest stores one batch at a time; the second connection serves a retry while the first one's fate is unknown.
+/// The same for the check that probes ask for, which reads a few rows.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
+/// Ingest stores one batch at a time; the second connection serves a retry while the first is being closed.
 const INGEST_CONNECTIONS_MAX: u32 = 2;
 /// Acks are written by one task.
 const ACK_CONNECTIONS_MAX: u32 = 1;
@@ -35,6 +40,9 @@ pub enum StoreError {
     /// The database is away or busy: the same call may succeed later.
     #[error("the database did not answer: {0}")]
     Away(#[source] sqlx::Error),
+    /// The database took the statement and said nothing: whether it ran is not known.
+    #[error("the database did not answer within {0:?}")]
+    Silent(Duration),
     /// Postgres refuses a value of this very call: it will refuse it again.
     #[error("the database refused a value: {0}")]
     Refused(#[source] sqlx::Error),
@@ -110,6 +118,16 @@ pub async fn migrate(options: &PgConnectOptions) -> Result<usize, StoreError> {
 /// add, so an old replica works on while a new one rolls out).
 pub async fn check(pool: &PgPool) -> Result<(), StoreError> {
     let mut connection = pool.acquire().await?;
+    match tokio::time::timeout(CHECK_TIMEOUT, check_on(&mut connection)).await {
+        Ok(checked) => checked,
+        Err(_) => {
+            connection.close_on_drop();
+            Err(StoreError::Silent(CHECK_TIMEOUT))
+        }
+    }
+}
+
+async fn check_on(connection: &mut PgConnection) -> Result<(), StoreError> {
     let applied =
         connection.list_applied_migrations(MIGRATIONS.table_name.as_ref()).await.map_err(|error| match error {
             sqlx::migrate::MigrateError::Execute(sqlx::Error::Database(database))
@@ -123,6 +141,19 @@ pub async fn check(pool: &PgPool) -> Result<(), StoreError> {
     match MIGRATIONS.iter().find(|known| !applied.iter().any(|done| done.version == known.version)) {
         Some(missing) => Err(StoreError::Schema(format!("migration {} is missing", missing.version))),
         None => Ok(()),
+    }
+}
+
+/// Runs a statement and gives its rows. No answer in time closes the connection, so that the next call gets another:
+/// sqlx itself would wait for as long as the kernel does.
+async fn rows(pool: &PgPool, query: Query<'_, Postgres, PgArguments>) -> Result<Vec<PgRow>, StoreError> {
+    let mut connection = pool.acquire().await?;
+    match tokio::time::timeout(ANSWER_TIMEOUT, query.fetch_all(&mut *connection)).await {
+        Ok(rows) => Ok(rows?),
+        Err(_) => {
+            connection.close_on_drop();
+            Err(StoreError::Silent(ANSWER_TIMEOUT))
+        }
     }
 }
 

@@ -69,6 +69,8 @@ pub struct Metrics {
     pub acks: Counter,
     /// Hints received from other replicas.
     pub hints_received: Counter,
+    /// Hints that the broker did not take in time.
+    pub hints_refused: Counter,
     /// Pages read for sessions that were behind.
     pub pages_read: Counter,
     /// Queries that read them.
@@ -107,6 +109,7 @@ impl Default for Metrics {
         let notifications_sent = counter("notifications_sent", "Notifications sent to sessions");
         let acks = counter("acks", "Acks that moved a cursor");
         let hints_received = counter("hints_received", "Fan-out hints received from other replicas");
+        let hints_refused = counter("hints_refused", "Fan-out hints that RabbitMQ did not take in time");
         let pages_read = counter("pages_read", "Pages read for sessions that were behind");
         let page_queries = counter("page_queries", "Queries that read pages");
         let events_dead_lettered = Family::default();
@@ -126,6 +129,7 @@ impl Default for Metrics {
             notifications_sent,
             acks,
             hints_received,
+            hints_refused,
             pages_read,
             page_queries,
             registry,

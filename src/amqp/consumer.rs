@@ -68,7 +68,7 @@ impl Consumer {
         Ok(self.channel.basic_ack(tag, BasicAckOptions { multiple: true }).await?)
     }
 
-    /// Whether the broker still holds the other end.
+    /// Whether the connection is there, as far as lapin knows.
     pub fn is_connected(&self) -> bool {
         self.connection.status().connected() && self.channel.status().connected()
     }

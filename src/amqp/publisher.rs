@@ -55,39 +55,77 @@ impl Outgoing {
     }
 }
 
-/// A connection that only publishes: the broker may block it in an alarm, and then a consumer on it would starve.
+/// A connection that only publishes: the broker may block it in an alarm, and then a consumer on it would starve. It is
+/// opened when it is needed, and dropped after any failure.
+#[derive(Debug)]
 pub struct Publisher {
+    broker: Broker,
+    incarnation: Option<Incarnation>,
+}
+
+struct Incarnation {
     connection: Connection,
     channel: Channel,
 }
 
-impl std::fmt::Debug for Publisher {
+impl std::fmt::Debug for Incarnation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Publisher").finish_non_exhaustive()
+        f.debug_struct("Incarnation").finish_non_exhaustive()
     }
 }
 
 impl Publisher {
-    /// Opens a new incarnation, with the topology declared or verified.
+    /// Connects, with the topology declared or verified.
     pub async fn open(broker: &Broker) -> Result<Self, BrokerError> {
+        Ok(Self { broker: broker.clone(), incarnation: Some(Incarnation::open(broker).await?) })
+    }
+
+    /// Publishes in order and returns when the broker has confirmed all. After an error nobody knows which arrived:
+    /// the caller publishes all again.
+    ///
+    /// `&mut self`, because lapin may swap the confirms of two tasks that publish on one channel at once.
+    pub async fn publish(&mut self, messages: &[Outgoing]) -> Result<(), BrokerError> {
+        self.publish_within(CONFIRM_TIMEOUT, messages).await
+    }
+
+    /// The same, for one who does not wait as long.
+    pub async fn publish_within(&mut self, limit: Duration, messages: &[Outgoing]) -> Result<(), BrokerError> {
+        // Taken out, so that whatever goes wrong on the way drops it.
+        let mut taken = self.incarnation.take();
+        let publishing = async {
+            let incarnation = match taken.take() {
+                Some(incarnation) => incarnation,
+                None => Incarnation::open(&self.broker).await?,
+            };
+            incarnation.publish(messages).await?;
+            Ok::<_, BrokerError>(incarnation)
+        };
+        match tokio::time::timeout(limit, publishing).await {
+            Ok(published) => {
+                self.incarnation = Some(published?);
+                Ok(())
+            }
+            Err(_) => Err(BrokerError::Timeout(limit, "confirming publishes")),
+        }
+    }
+
+    /// Closes cleanly.
+    pub async fn close(self) {
+        if let Some(incarnation) = self.incarnation {
+            close(incarnation.connection).await;
+        }
+    }
+}
+
+impl Incarnation {
+    async fn open(broker: &Broker) -> Result<Self, BrokerError> {
         let (connection, channel) = broker.open("publisher").await?;
         topology::ensure(&channel, &broker.names, broker.declare).await?;
         channel.confirm_select(ConfirmSelectOptions::default()).await?;
         Ok(Self { connection, channel })
     }
 
-    /// Publishes in order and returns when the broker has confirmed all. After an error nobody knows which arrived:
-    /// the caller opens a new incarnation and publishes all again.
-    ///
-    /// `&mut self`, because lapin may swap the confirms of two tasks that publish on one channel at once.
-    pub async fn publish(&mut self, messages: &[Outgoing]) -> Result<(), BrokerError> {
-        match tokio::time::timeout(CONFIRM_TIMEOUT, self.publish_all(messages)).await {
-            Ok(published) => published,
-            Err(_) => Err(BrokerError::Timeout(CONFIRM_TIMEOUT, "confirming publishes")),
-        }
-    }
-
-    async fn publish_all(&mut self, messages: &[Outgoing]) -> Result<(), BrokerError> {
+    async fn publish(&self, messages: &[Outgoing]) -> Result<(), BrokerError> {
         let mut confirms = FuturesUnordered::new();
         for message in messages {
             let options = BasicPublishOptions { mandatory: message.mandatory, ..Default::default() };
@@ -106,11 +144,6 @@ impl Publisher {
             }
         }
         Ok(())
-    }
-
-    /// Closes cleanly.
-    pub async fn close(self) {
-        close(self.connection).await;
     }
 }
 

@@ -130,7 +130,9 @@ pub async fn run(config: ServeConfig) -> anyhow::Result<()> {
         _ = terminated.recv() => bail!("ended by a second signal; what was not acknowledged is delivered again"),
         _ = interrupted.recv() => bail!("ended by a second signal; what was not acknowledged is delivered again"),
     }
-    pools.close().await;
+    if tokio::time::timeout(STOP_STEP_TIMEOUT, pools.close()).await.is_err() {
+        tracing::warn!("the database did not let go of its connections in time; they are dropped");
+    }
     tracing::info!("shopbell stopped");
     Ok(())
 }

@@ -61,7 +61,7 @@ async fn ready(State(operations): State<Operations>) -> Response {
         Err(_) => Some(format!("the database did not answer within {DATABASE_TIMEOUT:?}")),
     };
     let health = &operations.health;
-    let broker = health.ingest.is_up() && health.fanout.is_up();
+    let broker = health.ingest.is_up() && health.fanout.is_up() && !health.hints_refused.load(Ordering::Relaxed);
     let (code, status) = match (&trouble, health.draining.load(Ordering::Relaxed), broker) {
         (_, true, _) => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
         (Some(_), _, _) => (StatusCode::SERVICE_UNAVAILABLE, "unready"),
@@ -77,7 +77,7 @@ async fn ready(State(operations): State<Operations>) -> Response {
 async fn check(pool: &PgPool) -> Result<(), StoreError> {
     for _ in 0..pool.size() {
         match store::check(pool).await {
-            Err(StoreError::Away(_)) => {}
+            Err(StoreError::Away(_) | StoreError::Silent(_)) => {}
             checked => return checked,
         }
     }

@@ -5,9 +5,10 @@ use crate::amqp::consumer::Consumer;
 use crate::amqp::delivery::Delivery;
 use crate::event::{self, Event, Limits, Rejection};
 
-/// Most events in a batch: past that a bigger transaction is hardly cheaper an event, and everyone waits for it.
-pub(super) const EVENTS_MAX: usize = 512;
-/// A batch takes no further event when its bodies have this many bytes; its hint stays well below RabbitMQ's 16 MiB.
+/// Most events in a batch: past that a bigger transaction is hardly cheaper an event, and twice as many are prefetched, each
+/// of whatever size the broker allows.
+pub(super) const EVENTS_MAX: usize = 128;
+/// A batch takes no further event when its bodies have this many bytes.
 const BYTES_MAX: usize = 1024 * 1024;
 
 /// Deliveries in the order in which they came.

@@ -82,7 +82,7 @@ impl Ingest {
         let mut backoff = Backoff::default();
         loop {
             let error = match append(&self.pool, events, received_at).await {
-                Ok(committed) => return Ok(Ok(committed.placed)),
+                Ok(placed) => return Ok(Ok(placed)),
                 Err(NotAppended { events, error: error @ StoreError::Refused(_) }) => return Ok(Err((error, events))),
                 Err(not_appended) => {
                     events = not_appended.events;

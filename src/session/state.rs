@@ -184,6 +184,10 @@ impl Session {
         let Some(index) = self.readers.iter().position(|reader| reader.feed == page.feed) else {
             return self.advance();
         };
+        if page.last < page.after {
+            // The database was set back, as by a restore: what this session knows of the feed is no longer true.
+            return self.close(Close::Internal);
+        }
         let reader = &mut self.readers[index];
         match page.entries.is_empty() {
             true => reader.found_nothing(page.last),

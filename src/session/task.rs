@@ -27,8 +27,10 @@ use crate::protocol::{ClientFrame, Close, ServerFrame, WelcomeFeed};
 use crate::store::cursors::CursorKey;
 use crate::telemetry::Metrics;
 
-/// A client that takes no byte for this long reads nothing: it is closed, and what it missed is replayed.
+/// A client that takes less than this in that time reads nothing, or as good as: it is closed, and what it missed is
+/// replayed. A large event has longer, by its size.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+const WRITE_BYTES_PER_SECOND_MIN: usize = 32 * 1024;
 /// How long the client may take to answer a close (RFC 6455 §7.1.1) before the TCP connection is dropped.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Most bytes read and thrown away while waiting for that.
@@ -128,6 +130,9 @@ where
             timer.as_mut().reset(deadline);
         }
         let input = tokio::select! {
+            // The socket first: acks that lie there already come before the verdict that nothing was heard. A client
+            // cannot starve the rest by that, for its frames are counted.
+            biased;
             message = socket.next() => Input::Message(message),
             () = task.opened.registration.inbox().woken() => Input::Hints,
             page = next_page(&mut task.page) => Input::Page(page),
@@ -164,7 +169,8 @@ impl Task {
             token_expires_in: i64::try_from(self.opened.token_remaining.as_secs()).unwrap_or(i64::MAX),
             feeds: &self.opened.feeds,
         };
-        match feed(socket, Message::text(welcome.to_json())).await {
+        let welcome = Message::text(welcome.to_json());
+        match within_write_timeout(welcome.len(), socket.feed(welcome)).await {
             Next::Go => self.put_out(socket).await,
             end => end,
         }
@@ -211,7 +217,8 @@ impl Task {
 
     /// Does what the session wants, then flushes once.
     async fn put_out<S: AsyncRead + AsyncWrite + Unpin>(&mut self, socket: &mut WebSocketStream<S>) -> Next {
-        let mut written = false;
+        // What waits in the write buffer is never much more than the largest message.
+        let mut largest_bytes = 0;
         loop {
             let outputs = self.session.take_outputs();
             if outputs.is_empty() {
@@ -241,13 +248,18 @@ impl Task {
                     }
                     Output::Close(close) => return Next::Close(close),
                 };
-                match feed(socket, message).await {
-                    Next::Go => written = true,
+                // At least one, for a ping without a payload.
+                largest_bytes = message.len().max(largest_bytes).max(1);
+                match within_write_timeout(largest_bytes, socket.feed(message)).await {
+                    Next::Go => {}
                     end => return end,
                 }
             }
         }
-        if written { flush(socket).await } else { Next::Go }
+        match largest_bytes {
+            0 => Next::Go,
+            bytes => within_write_timeout(bytes, socket.flush()).await,
+        }
     }
 
     /// A fresh token must be for the same subscriber and still name every feed of the session.
@@ -279,20 +291,15 @@ async fn next_page(page: &mut Option<oneshot::Receiver<Arc<Page>>>) -> Result<Ar
     }
 }
 
-/// Puts a message into the write buffer; waits only for a client that does not drain it.
-async fn feed<S: AsyncRead + AsyncWrite + Unpin>(socket: &mut WebSocketStream<S>, message: Message) -> Next {
-    within_write_timeout(socket.feed(message)).await
-}
-
-async fn flush<S: AsyncRead + AsyncWrite + Unpin>(socket: &mut WebSocketStream<S>) -> Next {
-    within_write_timeout(socket.flush()).await
-}
-
-async fn within_write_timeout(mut write: impl Future<Output = Result<(), Error>> + Unpin) -> Next {
+/// Writes, and waits for a client that does not drain what was written, within bounds.
+async fn within_write_timeout(bytes: usize, mut write: impl Future<Output = Result<(), Error>> + Unpin) -> Next {
     // Most writes end at once: no timer for those.
     let written = match (&mut write).now_or_never() {
         Some(written) => Ok(written),
-        None => tokio::time::timeout(WRITE_TIMEOUT, write).await,
+        None => {
+            let by_size = Duration::from_secs((bytes / WRITE_BYTES_PER_SECOND_MIN) as u64);
+            tokio::time::timeout(WRITE_TIMEOUT + by_size, write).await
+        }
     };
     match written {
         Ok(Ok(())) => Next::Go,

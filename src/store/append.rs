@@ -1,21 +1,14 @@
 //! Storing a batch: gapless numbers, one notification an event.
 
 use sqlx::Row;
-use sqlx::postgres::PgPool;
+use sqlx::postgres::{PgPool, PgRow};
 use time::OffsetDateTime;
 
 use super::StoreError;
 use crate::event::Event;
 use crate::feed::Seq;
 
-/// Proof that a batch is stored: only [`append`] makes one. What it holds is in the order of the batch.
-#[derive(Debug)]
-pub struct Committed {
-    /// Each event with the place it has now.
-    pub placed: Vec<Placed>,
-}
-
-/// An event that is stored.
+/// An event that is stored, as [`append`] says.
 #[derive(Debug)]
 pub struct Placed {
     /// The event as it came; for a duplicate not necessarily what is stored.
@@ -39,10 +32,14 @@ pub struct NotAppended {
 ///
 /// An event without a `time` gets `received_at`. Locks the batch's feeds in name order (`feeds_pkey`), finds duplicates by
 /// `notifications_source_event_id_feed_key`; see `append_notifications` in `migrations/`.
-pub async fn append(pool: &PgPool, events: Vec<Event>, received_at: OffsetDateTime) -> Result<Committed, NotAppended> {
+pub async fn append(
+    pool: &PgPool,
+    events: Vec<Event>,
+    received_at: OffsetDateTime,
+) -> Result<Vec<Placed>, NotAppended> {
     let rows = {
         let column = |of: fn(&Event) -> &str| events.iter().map(of).collect::<Vec<_>>();
-        sqlx::query(
+        let query = sqlx::query(
             "select seq, duplicate from append_notifications(
                  $1::text[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::text[], $7::text[], $8::timestamptz[])",
         )
@@ -54,23 +51,24 @@ pub async fn append(pool: &PgPool, events: Vec<Event>, received_at: OffsetDateTi
         .bind(events.iter().map(|event| event.data.as_ref().map(|data| data.get())).collect::<Vec<_>>())
         .bind(events.iter().map(|event| event.collapse_key.as_deref()).collect::<Vec<_>>())
         .bind(events.iter().map(|event| event.expires_at).collect::<Vec<_>>())
-        .fetch_all(pool)
-        .await
+;
+        super::rows(pool, query).await
     };
-    let numbers = rows.and_then(|rows| {
-        rows.iter()
-            .map(|row| Ok((super::seq(row.try_get("seq")?)?, row.try_get("duplicate")?)))
-            .collect::<Result<Vec<(Seq, bool)>, sqlx::Error>>()
-    });
-    match numbers {
-        Ok(numbers) if numbers.len() == events.len() => Ok(Committed {
-            placed: events
-                .into_iter()
-                .zip(numbers)
-                .map(|(event, (seq, duplicate))| Placed { event, seq, duplicate })
-                .collect(),
-        }),
-        Ok(_) => Err(NotAppended { events, error: StoreError::Away(sqlx::Error::RowNotFound) }),
-        Err(error) => Err(NotAppended { events, error: error.into() }),
+    match rows.and_then(|rows| numbers(&rows, events.len())) {
+        Ok(numbers) => Ok(events
+            .into_iter()
+            .zip(numbers)
+            .map(|(event, (seq, duplicate))| Placed { event, seq, duplicate })
+            .collect()),
+        Err(error) => Err(NotAppended { events, error }),
     }
+}
+
+/// The number of each event, and whether it was stored before.
+fn numbers(rows: &[PgRow], events: usize) -> Result<Vec<(Seq, bool)>, StoreError> {
+    if rows.len() != events {
+        return Err(StoreError::Schema(format!("append_notifications gave {} rows for {events} events", rows.len())));
+    }
+    let number = |row: &PgRow| Ok((super::seq(row.try_get("seq")?)?, row.try_get("duplicate")?));
+    rows.iter().map(number).collect()
 }

@@ -37,13 +37,12 @@ pub struct Standing {
 /// Reads where each key stands, in the order given, and makes the cursor of one that is new. `None` where the subscriber
 /// has too many devices. One call for many sessions; walks the primary keys of `cursors` and `feeds`.
 pub async fn open(pool: &PgPool, keys: &[CursorKey]) -> Result<Vec<Option<Standing>>, StoreError> {
-    let rows = sqlx::query("select * from open_cursors($1::text[], $2::text[], $3::text[], $4)")
+    let query = sqlx::query("select * from open_cursors($1::text[], $2::text[], $3::text[], $4)")
         .bind(keys.iter().map(|key| key.feed.as_str()).collect::<Vec<_>>())
         .bind(keys.iter().map(|key| key.subscriber.as_str()).collect::<Vec<_>>())
         .bind(keys.iter().map(|key| key.device.as_str()).collect::<Vec<_>>())
-        .bind(DEVICES_PER_SUBSCRIBER_MAX)
-        .fetch_all(pool)
-        .await?;
+        .bind(DEVICES_PER_SUBSCRIBER_MAX);
+    let rows = super::rows(pool, query).await?;
     let standing = |row: &sqlx::postgres::PgRow| -> Result<Option<Standing>, sqlx::Error> {
         let Some(acked) = row.try_get::<Option<i64>, _>("acked_seq")? else {
             return Ok(None);
@@ -60,12 +59,11 @@ pub async fn open(pool: &PgPool, keys: &[CursorKey]) -> Result<Vec<Option<Standi
 
 /// Moves cursors forward, never back. Each key at most once. Locks the feeds' rows in name order.
 pub async fn advance(pool: &PgPool, acks: &[(CursorKey, Seq)]) -> Result<(), StoreError> {
-    sqlx::query("select advance_cursors($1::text[], $2::text[], $3::text[], $4::bigint[])")
+    let query = sqlx::query("select advance_cursors($1::text[], $2::text[], $3::text[], $4::bigint[])")
         .bind(acks.iter().map(|(key, _)| key.feed.as_str()).collect::<Vec<_>>())
         .bind(acks.iter().map(|(key, _)| key.subscriber.as_str()).collect::<Vec<_>>())
         .bind(acks.iter().map(|(key, _)| key.device.as_str()).collect::<Vec<_>>())
-        .bind(acks.iter().map(|(_, seq)| seq.get()).collect::<Vec<_>>())
-        .execute(pool)
-        .await?;
+        .bind(acks.iter().map(|(_, seq)| seq.get()).collect::<Vec<_>>());
+    super::rows(pool, query).await?;
     Ok(())
 }

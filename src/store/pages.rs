@@ -19,12 +19,12 @@ const PAGE_BYTES_MAX: i64 = 256 * 1024;
 /// Walks `notifications_pkey` from `after`, and `notifications_collapse` for each row that has a collapse key. The feed's
 /// newest number and its rows come from one snapshot.
 pub async fn read(pool: &PgPool, requests: &[(Feed, Seq, i64)]) -> Result<Vec<Page>, StoreError> {
-    let rows = sqlx::query(
-        "select r.ordinal, f.last_seq, n.seq, n.source, n.event_id, n.event_type, n.time,
+    let query = sqlx::query(
+        "select r.ordinal, coalesce(f.last_seq, 0) as last_seq, n.seq, n.source, n.event_id, n.event_type, n.time,
                 case when n.collapsed or n.expired then null else n.data end as data, n.collapse_key,
                 n.expires_at, n.read_at, n.handled_at, n.handled_by, n.collapsed, n.expired
          from unnest($1::text[], $2::bigint[], $3::bigint[]) with ordinality as r (feed, after, rows, ordinal)
-         join feeds f on f.feed = r.feed
+         left join feeds f on f.feed = r.feed
          left join lateral (
              select *, sum(bytes) over (order by seq) - bytes as bytes_before
              from (
@@ -43,9 +43,8 @@ pub async fn read(pool: &PgPool, requests: &[(Feed, Seq, i64)]) -> Result<Vec<Pa
     .bind(requests.iter().map(|(feed, ..)| feed.as_str()).collect::<Vec<_>>())
     .bind(requests.iter().map(|(_, after, _)| after.get()).collect::<Vec<_>>())
     .bind(requests.iter().map(|(.., rows)| *rows).collect::<Vec<_>>())
-    .bind(PAGE_BYTES_MAX)
-    .fetch_all(pool)
-    .await?;
+    .bind(PAGE_BYTES_MAX);
+    let rows = super::rows(pool, query).await?;
 
     let mut pages: Vec<Page> = requests.iter().map(|(feed, after, _)| Page::new(feed.clone(), *after)).collect();
     for row in &rows {
@@ -92,10 +91,13 @@ fn add(page: &mut Page, row: &PgRow) -> Result<(), sqlx::Error> {
 
 /// The newest number of each feed that has one: what the sweep compares with what sessions were told. Walks `feeds_pkey`.
 pub async fn newest(pool: &PgPool, feeds: &[Feed]) -> Result<Vec<(Feed, Seq)>, StoreError> {
-    let rows = sqlx::query("select w.ordinal, f.last_seq from unnest($1::text[]) with ordinality as w (feed, ordinal) join feeds f on f.feed = w.feed")
-        .bind(feeds.iter().map(Feed::as_str).collect::<Vec<_>>())
-        .fetch_all(pool)
-        .await?;
+    let query = sqlx::query(
+        "select w.ordinal, f.last_seq
+         from unnest($1::text[]) with ordinality as w (feed, ordinal)
+         join feeds f on f.feed = w.feed",
+    )
+    .bind(feeds.iter().map(Feed::as_str).collect::<Vec<_>>());
+    let rows = super::rows(pool, query).await?;
     let mut newest = Vec::with_capacity(rows.len());
     for row in &rows {
         let feed = usize::try_from(row.try_get::<i64, _>("ordinal")? - 1).ok().and_then(|index| feeds.get(index));

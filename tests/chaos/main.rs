@@ -16,7 +16,7 @@ mod it {
 use std::time::Duration;
 
 use crowd::{Crowd, EVENTS};
-use it::support::{Replica, World};
+use it::support::{Event, Replica, World};
 use services::Services;
 
 /// How long everything together may take, on a machine of two cores, with a part that keeps dying.
@@ -48,6 +48,31 @@ async fn a_rabbitmq_that_restarts_loses_nothing_and_repeats_nothing() {
 async fn a_postgres_that_restarts_at_once_loses_nothing_and_repeats_nothing() {
     let services = Services::up().await;
     run(&services, 3, async |_: &Replica| services.act("restart", "postgres").await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_alarm_of_rabbitmq_does_not_keep_what_is_in_its_queue_from_the_merchant() {
+    const MERCHANT: &str = "merchant-42";
+    let services = Services::up().await;
+    let world = World::at(services.database_url.clone(), services.amqp_url.clone()).await;
+    let replica = world.replica().start().await;
+    replica.kill();
+    let publisher = world.publisher().await;
+    publisher.publish_all(Event::orders(MERCHANT, 600)).await;
+
+    services.set_memory_bound("0").await;
+    replica.restart().await;
+    let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
+    merchant.take_seqs(1..=600).await;
+    assert!(replica.metric("shopbell_hints_refused_total").await > 0, "the alarm was there");
+    let readiness = replica.get("/readyz").await;
+    assert!(readiness.status == 200 && readiness.text().contains("degraded"), "{}", readiness.text());
+
+    services.set_memory_bound("0.5").await;
+    publisher.publish_all(Event::orders(MERCHANT, 20)).await;
+    merchant.take_seqs(601..=620).await;
+    replica.ready().await;
+    world.finish().await;
 }
 
 /// Publishes all events to all merchants, who read and acknowledge, while `strike` hits `strikes` times.

@@ -32,6 +32,11 @@ impl Services {
     pub async fn act(&self, action: &'static str, service: &'static str) {
         scripts_services([action, service]).await;
     }
+
+    /// Sets how much memory RabbitMQ may use before it raises its alarm and takes no publishes.
+    pub async fn set_memory_bound(&self, bound: &'static str) {
+        scripts_services(["rabbitmqctl", "set_vm_memory_high_watermark", bound]).await;
+    }
 }
 
 impl Drop for Services {

@@ -47,6 +47,26 @@ async fn a_database_that_does_not_answer_is_waited_for_in_place() {
 }
 
 #[tokio::test]
+async fn a_connection_to_the_database_that_nobody_answers_on_is_replaced() {
+    let world = World::new().await;
+    let network = Proxy::before_service(world.database_url()).await;
+    let replica = world.replica().with("DATABASE_URL", network.url(world.database_url())).start().await;
+    let publisher = world.publisher().await;
+    let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
+    publisher.publish_all(Event::orders(MERCHANT, 10)).await;
+    merchant.take_seqs(1..=10).await;
+    merchant.ping().await;
+
+    network.forget();
+    publisher.publish_all(Event::orders(MERCHANT, 10)).await;
+    merchant.take_seqs(11..=20).await;
+    merchant.ping().await;
+    world.expect_cursor(MERCHANT, "", 20).await;
+    expect_readiness(&replica, 200).await;
+    world.finish().await;
+}
+
+#[tokio::test]
 async fn without_a_broker_sessions_are_served_from_the_database() {
     let world = World::new().await;
     let network = Proxy::before_service(world.amqp_url()).await;

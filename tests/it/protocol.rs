@@ -93,8 +93,10 @@ async fn a_session_ends_with_its_token_unless_a_fresh_one_is_shown() {
     let mut renewed = merchant.connect(replica.public()).await;
     let expiring = merchant.connect(replica.public()).await;
 
-    renewed.show(&world.token("merchant-43")).await;
-    assert_eq!(renewed.next_error().await.code, "token_refused", "a token of somebody else");
+    renewed.show(&world.token("merchant-43").feeds([MERCHANT])).await;
+    assert_eq!(renewed.next_error().await.code, "token_refused", "a token of somebody else for the same feed");
+    renewed.show(&world.token(MERCHANT).feeds(["another"])).await;
+    assert_eq!(renewed.next_error().await.code, "token_refused", "one that no longer names the feed");
     renewed.show(&short.clone().expires_in_seconds(-60)).await;
     assert_eq!(renewed.next_error().await.code, "token_refused", "an expired one");
     renewed.show(&world.token(MERCHANT)).await;

@@ -75,8 +75,8 @@ impl Reader {
         self.kept = VecDeque::new();
     }
 
-    /// Notes a page that has nothing to send. Where it was asked for numbers that are not stored, as when the database was
-    /// set back, they are forgotten, or the same page would be read again and again.
+    /// Notes a page that has nothing to send. Where it was asked for numbers that are not stored, they are forgotten, or the
+    /// same page would be read again and again.
     pub(super) fn found_nothing(&mut self, last: Seq) {
         if self.last == self.last_when_asked {
             self.last = last;

@@ -198,6 +198,14 @@ fn numbers_that_the_database_does_not_have_are_not_asked_for_again_and_again() {
 }
 
 #[test]
+fn a_database_that_was_set_back_ends_the_session() {
+    let mut session = session(3, 5);
+    words(&mut session);
+    session.on_page(&page(3, 3, 2), wall());
+    assert_eq!(words(&mut session), ["close 1011"]);
+}
+
+#[test]
 fn timers_beat_and_end() {
     let start = Instant::now();
     let after = |seconds| start + Duration::from_secs(seconds);

@@ -27,12 +27,25 @@ pub struct Proxy {
 struct Network {
     /// New connections are taken.
     open: bool,
-    /// Counts the cuts: a connection lives as long as the life it was made in.
+    /// Counts the breaks: a connection belongs to the life that it was made in.
     life: u64,
+    /// Connections of lives before this one are ended; others that are not of the present life stand still.
+    ended_before: u64,
     /// From the side that connected to the service behind.
     upstream: Line,
     /// From the service behind to the side that connected.
     downstream: Line,
+}
+
+impl Network {
+    /// What the line of a connection of that life does, which is `present` for one of the present life.
+    fn line(&self, life: u64, present: Line) -> Option<Line> {
+        match life {
+            ended if ended < self.ended_before => None,
+            forgotten if forgotten < self.life => Some(Line::Stalled),
+            _ => Some(present),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -47,7 +60,8 @@ enum Line {
 impl Proxy {
     /// Stands in front of `authority` (`host:port`).
     pub async fn before(authority: &str) -> Self {
-        let running = Network { open: true, life: 0, upstream: Line::Running, downstream: Line::Running };
+        let running =
+            Network { open: true, life: 0, ended_before: 0, upstream: Line::Running, downstream: Line::Running };
         let network = watch::Sender::new(running);
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a proxy can listen");
         let address = listener.local_addr().expect("a listener has an address");
@@ -72,7 +86,16 @@ impl Proxy {
 
     /// Ends every connection and takes no new one.
     pub fn cut(&self) {
-        self.network.send_modify(|network| *network = Network { open: false, life: network.life + 1, ..*network });
+        self.network.send_modify(|network| {
+            let life = network.life + 1;
+            *network = Network { open: false, life, ended_before: life, ..*network };
+        });
+    }
+
+    /// Forgets every connection, as a firewall does that restarts: nobody is told, nothing moves on them any more. New ones
+    /// are as good as ever.
+    pub fn forget(&self) {
+        self.network.send_modify(|network| network.life += 1);
     }
 
     /// Moves nothing in either direction, and keeps the connections open.
@@ -117,8 +140,8 @@ async fn accept(listener: TcpListener, behind: String, mut network: watch::Recei
             near.set_nodelay(true).ok();
             far.set_nodelay(true).ok();
             let ((near_read, near_write), (far_read, far_write)) = (near.into_split(), far.into_split());
-            let upstream = move |network: &Network| (network.life == now.life).then_some(network.upstream);
-            let downstream = move |network: &Network| (network.life == now.life).then_some(network.downstream);
+            let upstream = move |network: &Network| network.line(now.life, network.upstream);
+            let downstream = move |network: &Network| network.line(now.life, network.downstream);
             tokio::spawn(carry(near_read, far_write, network.clone(), upstream));
             tokio::spawn(carry(far_read, near_write, network.clone(), downstream));
         }
