@@ -37,6 +37,9 @@ pub enum BrokerError {
     /// The broker said no to a publish, or lost it.
     #[error("RabbitMQ did not confirm a publish to {0}")]
     NotConfirmed(String),
+    /// An exchange or routing key is longer than AMQP has room for.
+    #[error("RabbitMQ takes names of up to 255 bytes, not of {0}")]
+    NameTooLong(usize),
     /// A publish reached no queue.
     #[error("RabbitMQ could route a publish to {0} to no queue")]
     Unroutable(String),

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, TryStreamExt};
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::types::ShortString;
 use lapin::{BasicProperties, Channel, Confirmation, Connection};
 
 use super::{Broker, BrokerError, close, topology};
@@ -129,7 +130,8 @@ impl Incarnation {
         let mut confirms = FuturesUnordered::new();
         for message in messages {
             let options = BasicPublishOptions { mandatory: message.mandatory, ..Default::default() };
-            let (exchange, key) = (message.exchange.as_str().into(), message.routing_key.as_str().into());
+            let name = |name: &String| ShortString::try_new(name).map_err(|_| BrokerError::NameTooLong(name.len()));
+            let (exchange, key) = (name(&message.exchange)?, name(&message.routing_key)?);
             let properties = message.properties.clone();
             confirms.push(self.channel.basic_publish(exchange, key, options, &message.body, properties).await?);
             if confirms.len() >= IN_FLIGHT_MAX

@@ -1,7 +1,10 @@
 //! An event that can never be stored is kept with its reason, harms no neighbour, and can be mended.
 
+use std::time::Duration;
+
 use serde::Deserialize;
 
+use crate::support::raw_amqp::{RawMessage, RawPublisher, nested_arrays};
 use crate::support::{Event, Parcel, World};
 
 const MERCHANT: &str = "merchant-42";
@@ -130,5 +133,87 @@ async fn dead_letters_that_are_replayed_and_still_broken_are_dead_letters_again(
         assert_eq!(letter.header("x-shopbell-reason").as_deref(), Some("invalid_data"));
         assert!(letter.body == bad.body(), "the body is not what was published");
     }
+    world.finish().await;
+}
+
+/// What RabbitMQ confirms and lapin alone could not read, one defect each; and the reason where it is a dead letter.
+fn unreadable() -> Vec<(RawMessage, Option<&'static str>)> {
+    /// More do not fit RabbitMQ's frame of 128 KiB.
+    const LEVELS_MAX: usize = 26_000;
+    let good = || {
+        let event = Event::order(MERCHANT);
+        let content_type = b"application/cloudevents+json".to_vec();
+        RawMessage { routing_key: b"order.created".to_vec(), content_type, headers: Vec::new(), body: event.body() }
+    };
+    let header = |name: &[u8], value: &[u8]| [&[name.len() as u8], name, value].concat();
+    let nested = |levels| header(b"nested", &nested_arrays(levels));
+    // Tables instead of arrays, each with one entry: an empty name, and the next table.
+    let tables = (0..10_000_u32).rev().flat_map(|inside| [b"\0F", &(inside * 6).to_be_bytes()[..]].concat()).collect();
+    let not_utf8 = vec![0xff; 255];
+    vec![
+        (RawMessage { headers: nested(100), ..good() }, None),
+        (RawMessage { headers: nested(10_000), ..good() }, None),
+        (RawMessage { headers: nested(LEVELS_MAX), ..good() }, None),
+        (RawMessage { headers: tables, ..good() }, None),
+        (RawMessage { headers: header(b"\xff\xfe", b"V"), ..good() }, None),
+        (RawMessage { headers: header(&not_utf8, b"t\x01"), ..good() }, None),
+        (RawMessage { routing_key: b"order.\xff".to_vec(), ..good() }, None),
+        (RawMessage { content_type: b"application/\xff\xfe".to_vec(), ..good() }, Some("unsupported_content_type")),
+        // What is dead-lettered is published again, with the headers and the routing key that it came with.
+        (RawMessage { headers: nested(10_000), body: b"{".to_vec(), ..good() }, Some("malformed_json")),
+        (
+            RawMessage {
+                routing_key: not_utf8.clone(),
+                content_type: not_utf8.clone(),
+                headers: header(&not_utf8, b"V"),
+                ..good()
+            },
+            Some("unsupported_content_type"),
+        ),
+    ]
+}
+
+#[tokio::test]
+async fn what_only_rabbitmq_can_read_ends_no_connection_and_harms_no_neighbour() {
+    let world = World::new().await;
+    let replica = world.serve().await;
+    let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
+    let publisher = world.publisher().await;
+    let mut raw = RawPublisher::connect(world.amqp_url(), &world.name("events")).await;
+    let unreadable = unreadable();
+    let buried: Vec<_> = unreadable.iter().filter_map(|(_, reason)| *reason).collect();
+
+    let story = async {
+        let mut seq = 0;
+        for (number, (message, reason)) in unreadable.iter().enumerate() {
+            let neighbour = Event::order(MERCHANT);
+            raw.publish(message).await;
+            publisher.publish(&neighbour).await;
+            let arriving = 1 + u64::from(reason.is_none());
+            let arrived = merchant.take_seqs(seq + 1..=seq + arriving).await;
+            assert_eq!(arrived.last().map(|last| last.id.as_str()), Some(neighbour.event_id()), "number {number}");
+            seq += arriving;
+        }
+        let listed = world.shopbell(&["dead-letters", "list", "--output", "json"]).await.succeeded();
+        let listed = listed.json_lines::<Listed>();
+        assert!(listed.iter().map(|letter| letter.reason.as_str()).eq(buried.iter().copied()), "{listed:?}");
+        assert!(listed.iter().all(|letter| letter.routing_key.len() <= 255), "{listed:?}");
+
+        world.shopbell(&["dead-letters", "replay", "--all"]).await.succeeded();
+        replica.metric_reaches("shopbell_events_dead_lettered_total", 2 * buried.len() as u64).await;
+    };
+    // A connection that ends is away for a while at least, and seen so.
+    let watch = async {
+        loop {
+            let ready = replica.get("/readyz").await.text();
+            assert!(ready.contains(r#""broker":"ok""#), "{ready}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::select! {
+        () = story => {}
+        () = watch => {}
+    }
+    assert_eq!(replica.metric("shopbell_events_duplicate_total").await, 0, "redelivered, so a connection had ended");
     world.finish().await;
 }

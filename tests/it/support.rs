@@ -15,6 +15,7 @@ mod merchant;
 mod process;
 mod proxy;
 mod publisher;
+pub mod raw_amqp;
 mod replica;
 mod sdk;
 mod seen;
