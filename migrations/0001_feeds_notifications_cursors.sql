@@ -137,26 +137,38 @@ end
 $$;
 
 -- Says for each (feed, subscriber, device), in the order given, where it stands and what the feed holds; makes the cursor
--- of one that is new, unless the subscriber has devices_max of them in that feed: then acked_seq is null.
+-- of one that is new. A subscriber has devices_max of them in a feed at most: then the one that moved longest ago goes, so
+-- that a client which invents device names costs nobody but itself.
 create function open_cursors(in_feeds text[], in_subscribers text[], in_devices text[], devices_max integer)
 returns table (ordinal bigint, acked_seq bigint, last_seq bigint, unread bigint, unhandled bigint)
 language plpgsql volatile as $$
 #variable_conflict use_column
 begin
-    insert into cursors (feed, subscriber, device, acked_seq)
-        select distinct w.feed, w.subscriber, w.device, coalesce(f.acked_seq, 0)
-        from unnest(in_feeds, in_subscribers, in_devices) as w (feed, subscriber, device)
-        left join feeds f on f.feed = w.feed
+    if exists (
+        select from unnest(in_feeds, in_subscribers, in_devices) as w (feed, subscriber, device)
         where not exists (select from cursors c
-                          where c.feed = w.feed and c.subscriber = w.subscriber and c.device = w.device)
-          and (select count(*) from cursors c where c.feed = w.feed and c.subscriber = w.subscriber) < devices_max
-        order by w.feed, w.subscriber, w.device
-        on conflict do nothing;
+                          where c.feed = w.feed and c.subscriber = w.subscriber and c.device = w.device))
+    then
+        insert into cursors (feed, subscriber, device, acked_seq)
+            select distinct w.feed, w.subscriber, w.device, coalesce(f.acked_seq, 0)
+            from unnest(in_feeds, in_subscribers, in_devices) as w (feed, subscriber, device)
+            left join feeds f on f.feed = w.feed
+            order by w.feed, w.subscriber, w.device
+            on conflict do nothing;
+
+        delete from cursors c
+            using (select a.feed, a.subscriber, a.device,
+                          row_number() over (partition by a.feed, a.subscriber order by a.updated_at desc, a.device) as place
+                   from (select distinct w.feed, w.subscriber from unnest(in_feeds, in_subscribers) as w (feed, subscriber)) w
+                   join cursors a on a.feed = w.feed and a.subscriber = w.subscriber) aged
+            where aged.place > devices_max
+              and c.feed = aged.feed and c.subscriber = aged.subscriber and c.device = aged.device;
+    end if;
 
     return query
     select w.ordinal, c.acked_seq, coalesce(f.last_seq, 0), coalesce(f.unread, 0), coalesce(f.unhandled, 0)
     from unnest(in_feeds, in_subscribers, in_devices) with ordinality as w (feed, subscriber, device, ordinal)
-    left join cursors c on c.feed = w.feed and c.subscriber = w.subscriber and c.device = w.device
+    join cursors c on c.feed = w.feed and c.subscriber = w.subscriber and c.device = w.device
     left join feeds f on f.feed = w.feed
     order by w.ordinal;
 end

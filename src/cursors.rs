@@ -29,7 +29,7 @@ const LAST_FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 struct Opening {
     keys: Vec<CursorKey>,
-    reply: oneshot::Sender<Vec<Option<Standing>>>,
+    reply: oneshot::Sender<Vec<Standing>>,
 }
 
 /// Acks that are not written yet, and where sessions ask for their cursors.
@@ -75,9 +75,9 @@ impl Cursors {
         self.acked.notify_one();
     }
 
-    /// Where each key stands, in the order given; `None` for a device too many. Waits for a database that is away, so the
+    /// Where each key stands, in the order given. Waits for a database that is away, so the
     /// caller sets the limit. Nothing, where too many sessions wait already.
-    pub async fn open(&self, keys: Vec<CursorKey>) -> Option<Vec<Option<Standing>>> {
+    pub async fn open(&self, keys: Vec<CursorKey>) -> Option<Vec<Standing>> {
         let (reply, answer) = oneshot::channel();
         self.openings.try_send(Opening { keys, reply }).ok()?;
         answer.await.ok()
@@ -183,18 +183,15 @@ impl CursorReader {
 }
 
 /// Raises what the database says to what was acknowledged since.
-fn merge(standings: Vec<Option<Standing>>, not_written: &[Option<Seq>]) -> Vec<Option<Standing>> {
-    let raise = |(standing, newest): (Option<Standing>, &Option<Seq>)| {
-        standing.map(|standing| Standing {
-            acked: newest.map_or(standing.acked, |seq| seq.max(standing.acked)),
-            ..standing
-        })
-    };
-    standings.into_iter().zip(not_written).map(raise).collect()
+fn merge(mut standings: Vec<Standing>, not_written: &[Option<Seq>]) -> Vec<Standing> {
+    for (standing, newest) in standings.iter_mut().zip(not_written) {
+        standing.acked = newest.map_or(standing.acked, |seq| seq.max(standing.acked));
+    }
+    standings
 }
 
 /// Gives each session its part of the answer.
-fn reply(waiting: &mut Vec<Opening>, mut standings: Vec<Option<Standing>>) {
+fn reply(waiting: &mut Vec<Opening>, mut standings: Vec<Standing>) {
     for opening in waiting.drain(..) {
         let rest = standings.split_off(opening.keys.len().min(standings.len()));
         // A handshake that was given up meanwhile does not want it any more.

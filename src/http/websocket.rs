@@ -17,7 +17,7 @@ use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::admission::{Admission, Admitted};
+use super::admission::{Admission, Admitted, Full};
 use super::handshake::{self, Handshake, Token};
 use super::problem::Problem;
 use crate::auth::{Grant, TokenError};
@@ -89,8 +89,8 @@ impl Gateway {
             let detail = format!("the token does not name the feed {feed}");
             return Err(Problem::new(StatusCode::FORBIDDEN, detail));
         }
-        let too_many = |detail: String| Problem::new(StatusCode::TOO_MANY_REQUESTS, detail).retry_later();
-        let admitted = self.admission.admit(&grant.subscriber).map_err(|full| too_many(full.to_string()))?;
+        let full = |full: Full| Problem::new(StatusCode::TOO_MANY_REQUESTS, full.to_string()).retry_later();
+        let admitted = self.admission.admit(&grant.subscriber).map_err(full)?;
         let registration = self.hub.register(grant.feeds.clone());
         let key = |feed| CursorKey { feed, subscriber: grant.subscriber.clone(), device: handshake.device.clone() };
         let keys = grant.feeds.iter().cloned().map(key).collect();
@@ -100,7 +100,6 @@ impl Gateway {
         };
         let (mut starts, mut feeds) = (Vec::with_capacity(standings.len()), Vec::with_capacity(standings.len()));
         for (feed, standing) in grant.feeds.iter().cloned().zip(standings) {
-            let standing = standing.ok_or_else(|| too_many("this subscriber has as many devices as it may".into()))?;
             let kept_by_client = handshake.after.iter().find(|(named, _)| *named == feed).map(|(_, seq)| *seq);
             let start = Start::new(feed.clone(), standing.acked, standing.last, kept_by_client);
             let (unread, unhandled) = (standing.unread, standing.unhandled);

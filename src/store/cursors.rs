@@ -1,7 +1,7 @@
 //! Where subscribers stand.
 
 use sqlx::Row;
-use sqlx::postgres::PgPool;
+use sqlx::postgres::{PgPool, PgRow};
 
 use super::StoreError;
 use crate::feed::{Device, Feed, Seq, Subscriber};
@@ -34,27 +34,29 @@ pub struct Standing {
     pub unhandled: i64,
 }
 
-/// Reads where each key stands, in the order given, and makes the cursor of one that is new. `None` where the subscriber
-/// has too many devices. One call for many sessions; walks the primary keys of `cursors` and `feeds`.
-pub async fn open(pool: &PgPool, keys: &[CursorKey]) -> Result<Vec<Option<Standing>>, StoreError> {
+/// Reads where each key stands, in the order given, and makes the cursor of one that is new. One call for many sessions;
+/// walks the primary keys of `cursors` and `feeds`.
+pub async fn open(pool: &PgPool, keys: &[CursorKey]) -> Result<Vec<Standing>, StoreError> {
     let query = sqlx::query("select * from open_cursors($1::text[], $2::text[], $3::text[], $4)")
         .bind(keys.iter().map(|key| key.feed.as_str()).collect::<Vec<_>>())
         .bind(keys.iter().map(|key| key.subscriber.as_str()).collect::<Vec<_>>())
         .bind(keys.iter().map(|key| key.device.as_str()).collect::<Vec<_>>())
         .bind(DEVICES_PER_SUBSCRIBER_MAX);
     let rows = super::rows(pool, query).await?;
-    let standing = |row: &sqlx::postgres::PgRow| -> Result<Option<Standing>, sqlx::Error> {
-        let Some(acked) = row.try_get::<Option<i64>, _>("acked_seq")? else {
-            return Ok(None);
-        };
-        Ok(Some(Standing {
-            acked: super::seq(acked)?,
+    let standing = |row: &PgRow| {
+        Ok(Standing {
+            acked: super::seq(row.try_get("acked_seq")?)?,
             last: super::seq(row.try_get("last_seq")?)?,
             unread: row.try_get("unread")?,
             unhandled: row.try_get("unhandled")?,
-        }))
+        })
     };
-    Ok(rows.iter().map(standing).collect::<Result<_, _>>()?)
+    let standings = rows.iter().map(standing).collect::<Result<Vec<_>, sqlx::Error>>()?;
+    match standings.len() == keys.len() {
+        true => Ok(standings),
+        // Another replica's new devices pushed one of these out meanwhile: the next try makes it again.
+        false => Err(StoreError::Away(sqlx::Error::RowNotFound)),
+    }
 }
 
 /// Moves cursors forward, never back. Each key at most once. Locks the feeds' rows in name order.

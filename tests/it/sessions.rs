@@ -53,6 +53,22 @@ async fn a_device_has_a_cursor_of_its_own() {
 }
 
 #[tokio::test]
+async fn a_client_that_invents_devices_pushes_out_its_own_oldest_and_is_not_locked_out() {
+    let world = World::new().await;
+    let replica = world.serve().await;
+    world.publisher().await.publish_all(Event::orders(MERCHANT, 3)).await;
+    for number in 0..70 {
+        world.merchant(MERCHANT).device(&format!("invented-{number}")).connect(replica.public()).await.leave().await;
+    }
+    let mut newest = world.merchant(MERCHANT).device("one-more").connect(replica.public()).await;
+    newest.take_seqs(1..=3).await;
+    newest.ping().await;
+    world.expect_cursor(MERCHANT, "one-more", 3).await;
+    assert_eq!(world.cursors(MERCHANT).await, 64, "a bound on what one subscriber can make us keep");
+    world.finish().await;
+}
+
+#[tokio::test]
 async fn a_client_that_keeps_its_own_place_gets_all_after_it_acknowledged_or_not() {
     let world = World::new().await;
     let replica = world.serve().await;

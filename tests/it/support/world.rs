@@ -179,6 +179,12 @@ impl World {
         .await;
     }
 
+    /// How many cursors `subscriber` has in its own feed.
+    pub async fn cursors(&self, subscriber: &str) -> i64 {
+        let query = sqlx::query_scalar("select count(*) from cursors where feed = $1 and subscriber = $1");
+        query.bind(subscriber).fetch_one(&self.pool).await.expect("the database answers")
+    }
+
     /// Ends the story and checks the books: what was received is stored, a duplicate or a dead letter; every replica
     /// leaves with exit status 0; nobody panicked; nothing is left in the queues, nothing unacknowledged.
     pub async fn finish(self) {
