@@ -19,4 +19,5 @@ mod replicas;
 mod sessions;
 mod slow_client;
 mod support;
+mod tidy;
 mod traces;
