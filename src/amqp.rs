@@ -37,6 +37,12 @@ pub enum BrokerError {
     /// The broker said no to a publish, or lost it.
     #[error("RabbitMQ did not confirm a publish to {0}")]
     NotConfirmed(String),
+    /// The broker has raised an alarm, for memory or disk.
+    #[error("RabbitMQ has raised an alarm and takes no publishes")]
+    Blocked,
+    /// It failed just before, and is not tried again so soon.
+    #[error("RabbitMQ failed less than {0:?} ago and is not tried yet")]
+    FailedBefore(Duration),
     /// An exchange or routing key is longer than AMQP has room for.
     #[error("RabbitMQ takes names of up to 255 bytes, not of {0}")]
     NameTooLong(usize),

@@ -12,6 +12,8 @@ use crate::feed::{Feed, Subscriber};
 pub const LEEWAY: Duration = Duration::from_secs(5);
 /// Most feeds in one token: each costs a session memory and a row at connect.
 const FEEDS_MAX: usize = 64;
+/// A session does not last longer on one token: ten years.
+const REMAINING_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 /// Longest token that is looked at.
 const TOKEN_BYTES_MAX: usize = 8 * 1024;
 
@@ -44,11 +46,10 @@ pub struct Grant {
 }
 
 impl Grant {
-    /// Time until the token expires, and is really refused: with the leeway.
+    /// Time until the token expires; bounded, so that it can be added to a clock whatever the issuer wrote.
     pub fn remaining(&self) -> Duration {
-        let expires_at = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(self.expires_at));
-        let remaining = expires_at.and_then(|at| at.duration_since(SystemTime::now()).ok());
-        remaining.unwrap_or_default()
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Duration::from_secs(self.expires_at).saturating_sub(now).min(REMAINING_MAX)
     }
 }
 
@@ -219,6 +220,12 @@ mod tests {
             &EncodingKey::from_secret(b"another secret of at least 32 bytes"),
         );
         assert_eq!(authenticator(None).check(&other.unwrap()), Err(TokenError::Refused("wrong signature")));
+    }
+
+    #[test]
+    fn a_token_that_never_expires_is_as_good_as_one_for_years() {
+        let grant = authenticator(None).check(&token(&serde_json::json!({"sub": "m", "exp": u64::MAX}))).unwrap();
+        assert_eq!(grant.remaining(), REMAINING_MAX);
     }
 
     #[test]

@@ -70,11 +70,13 @@ impl Fanout {
         self.announce(hints);
         if *hints != Hints::default() {
             let hint = Outgoing::hint(self.exchange.clone(), &self.replica, encode(hints).into_bytes());
-            let handed_on = publisher.publish_within(HAND_ON_TIMEOUT, &[hint]).await;
-            self.health.hints_refused.store(handed_on.is_err(), Ordering::Relaxed);
+            let handed_on = publisher.try_publish(HAND_ON_TIMEOUT, hint).await;
+            let refused_before = self.health.hints_refused.swap(handed_on.is_err(), Ordering::Relaxed);
             if let Err(error) = handed_on {
                 self.metrics.hints_refused.inc_by((hints.stored.len() + hints.again.len()) as u64);
-                tracing::warn!(%error, "RabbitMQ took no hints; other replicas find the notifications in seconds");
+                if !refused_before {
+                    tracing::warn!(%error, "RabbitMQ takes no hints; other replicas find notifications by their sweep");
+                }
             }
         }
         HandedOn(())

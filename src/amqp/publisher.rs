@@ -1,6 +1,7 @@
 //! Publishing with confirms.
 
-use std::time::Duration;
+use std::pin::pin;
+use std::time::{Duration, Instant};
 
 use futures_util::stream::{FuturesUnordered, TryStreamExt};
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
@@ -9,8 +10,10 @@ use lapin::{BasicProperties, Channel, Confirmation, Connection};
 
 use super::{Broker, BrokerError, close, topology};
 
-/// A confirm that takes longer is given up with its incarnation: the broker is gone, or has raised an alarm.
+/// A confirm that takes longer is given up with its incarnation: the broker is gone.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long after a failure nothing that may be lost is tried.
+const REOPEN_PAUSE: Duration = Duration::from_secs(5);
 /// Most publishes under way on the channel.
 const IN_FLIGHT_MAX: usize = 256;
 /// Written to disk before it is confirmed.
@@ -62,6 +65,8 @@ impl Outgoing {
 pub struct Publisher {
     broker: Broker,
     incarnation: Option<Incarnation>,
+    /// Not before this is a new incarnation opened for what may be lost.
+    reopen_at: Option<Instant>,
 }
 
 struct Incarnation {
@@ -78,35 +83,71 @@ impl std::fmt::Debug for Incarnation {
 impl Publisher {
     /// Connects, with the topology declared or verified.
     pub async fn open(broker: &Broker) -> Result<Self, BrokerError> {
-        Ok(Self { broker: broker.clone(), incarnation: Some(Incarnation::open(broker).await?) })
+        Ok(Self { broker: broker.clone(), incarnation: Some(Incarnation::open(broker).await?), reopen_at: None })
     }
 
-    /// Publishes in order and returns when the broker has confirmed all. After an error nobody knows which arrived:
-    /// the caller publishes all again.
+    /// Publishes in order and returns when the broker has confirmed all; waits while it takes nothing, in an alarm. After an
+    /// error nobody knows which arrived: the caller publishes all again.
     ///
     /// `&mut self`, because lapin may swap the confirms of two tasks that publish on one channel at once.
     pub async fn publish(&mut self, messages: &[Outgoing]) -> Result<(), BrokerError> {
-        self.publish_within(CONFIRM_TIMEOUT, messages).await
+        // Taken out, so that an error on the way drops it.
+        let incarnation = match self.incarnation.take() {
+            Some(incarnation) => incarnation,
+            None => Incarnation::open(&self.broker).await?,
+        };
+        {
+            let mut publishing = pin!(incarnation.publish(messages));
+            loop {
+                match tokio::time::timeout(CONFIRM_TIMEOUT, &mut publishing).await {
+                    Ok(published) => break published?,
+                    Err(_) if incarnation.is_blocked() => {
+                        tracing::warn!(
+                            messages = messages.len(),
+                            "RabbitMQ has raised an alarm and takes no publishes; waiting"
+                        );
+                    }
+                    Err(_) => return Err(BrokerError::Timeout(CONFIRM_TIMEOUT, "confirming publishes")),
+                }
+            }
+        }
+        self.incarnation = Some(incarnation);
+        Ok(())
     }
 
-    /// The same, for one who does not wait as long.
-    pub async fn publish_within(&mut self, limit: Duration, messages: &[Outgoing]) -> Result<(), BrokerError> {
-        // Taken out, so that whatever goes wrong on the way drops it.
-        let mut taken = self.incarnation.take();
-        let publishing = async {
-            let incarnation = match taken.take() {
-                Some(incarnation) => incarnation,
-                None => Incarnation::open(&self.broker).await?,
-            };
-            incarnation.publish(messages).await?;
-            Ok::<_, BrokerError>(incarnation)
+    /// The same for what may be lost: gives up after `limit`, and at once where the broker is known to take nothing.
+    ///
+    /// A blocked connection is kept: it cannot even be closed, so a new one for each try would pile up.
+    pub async fn try_publish(&mut self, limit: Duration, message: Outgoing) -> Result<(), BrokerError> {
+        if self.incarnation.as_ref().is_some_and(Incarnation::is_blocked) {
+            return Err(BrokerError::Blocked);
+        }
+        let incarnation = match self.incarnation.take() {
+            Some(incarnation) => incarnation,
+            None => self.reopen(limit).await?,
         };
-        match tokio::time::timeout(limit, publishing).await {
-            Ok(published) => {
-                self.incarnation = Some(published?);
-                Ok(())
-            }
-            Err(_) => Err(BrokerError::Timeout(limit, "confirming publishes")),
+        let published = tokio::time::timeout(limit, incarnation.publish(&[message])).await;
+        let blocked = incarnation.is_blocked();
+        if blocked || matches!(published, Ok(Ok(()))) {
+            self.incarnation = Some(incarnation);
+        }
+        match published {
+            Ok(published) => published,
+            Err(_) if blocked => Err(BrokerError::Blocked),
+            Err(_) => Err(BrokerError::Timeout(limit, "confirming a publish")),
+        }
+    }
+
+    /// A new incarnation for what may be lost, not too often.
+    async fn reopen(&mut self, limit: Duration) -> Result<Incarnation, BrokerError> {
+        let now = Instant::now();
+        if self.reopen_at.is_some_and(|at| now < at) {
+            return Err(BrokerError::FailedBefore(REOPEN_PAUSE));
+        }
+        self.reopen_at = Some(now + REOPEN_PAUSE);
+        match tokio::time::timeout(limit, Incarnation::open(&self.broker)).await {
+            Ok(opened) => opened,
+            Err(_) => Err(BrokerError::Timeout(limit, "connecting")),
         }
     }
 
@@ -124,6 +165,11 @@ impl Incarnation {
         topology::ensure(&channel, &broker.names, broker.declare).await?;
         channel.confirm_select(ConfirmSelectOptions::default()).await?;
         Ok(Self { connection, channel })
+    }
+
+    /// The broker said that it takes no publishes.
+    fn is_blocked(&self) -> bool {
+        self.connection.status().blocked()
     }
 
     async fn publish(&self, messages: &[Outgoing]) -> Result<(), BrokerError> {
