@@ -263,7 +263,7 @@ mod tests {
                 "order.created",
                 ORDER,
                 r#""currency":"EUR""#,
-                &[r#""XXX""#],
+                &[r#""XAU""#],
                 &[r#""eur""#, r#""EURO""#, r#""EU""#, r#""€""#, "978"],
             ),
             (
