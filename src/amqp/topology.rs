@@ -8,9 +8,10 @@ use lapin::{Channel, ExchangeKind};
 
 use super::BrokerError;
 
-/// How often an event may be delivered before RabbitMQ itself dead-letters it. Every crash and reconnect counts for all of
-/// the prefetched events, good ones too, and RabbitMQ 4's default of 20 would dead-letter those after a crash loop.
-const DELIVERY_LIMIT: i32 = 10_000;
+/// How often an event may be delivered before RabbitMQ itself dead-letters it: few enough that one which ends every
+/// incarnation is out of the way within hours, many enough for a database that takes no writes for days. Every crash, and
+/// every wait in vain, counts for all that is prefetched; RabbitMQ 4's default of 20 would be used up in an afternoon.
+const DELIVERY_LIMIT: i32 = 1_000;
 /// Listing dead letters counts as a delivery of each: none may ever be dropped for having been looked at.
 const LOOKS_AT_DEAD_LETTERS_MAX: i32 = 1_000_000_000;
 /// Most hints waiting for a replica that does not keep up: past that the oldest go, and the sweep makes them good.

@@ -16,7 +16,7 @@ use crate::store::append::{NotAppended, Placed, append};
 
 /// How long deliveries are held for a database that is away. RabbitMQ ends a consumer that holds longer than its
 /// `consumer_timeout` (30 minutes), and some versions do not recover from that: so we give back long before.
-const HOLD_MAX: Duration = Duration::from_secs(5 * 60);
+const HOLD_MAX: Duration = Duration::from_secs(15 * 60);
 /// Longest text of Postgres in a dead letter.
 const DETAIL_CHARS_MAX: usize = 300;
 

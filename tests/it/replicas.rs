@@ -80,3 +80,38 @@ async fn ingesting_and_standby<'a>(one: &'a Replica, other: &'a Replica) -> (&'a
     })
     .await
 }
+
+#[tokio::test]
+async fn a_feed_keeps_its_order_when_a_standby_takes_over_from_one_that_was_killed() {
+    hand_over(async |replica: &Replica| replica.kill()).await;
+}
+
+#[tokio::test]
+async fn a_feed_keeps_its_order_when_a_standby_takes_over_from_one_that_leaves() {
+    hand_over(async |replica: &Replica| assert!(replica.terminate().await.success())).await;
+}
+
+/// Two replicas, of which the one that ingests ends again and again while orders come.
+async fn hand_over(end: impl AsyncFn(&Replica)) {
+    const ORDERS: u64 = 4_000;
+    let world = World::new().await;
+    let replicas = [world.serve().await, world.serve().await];
+    let publisher = world.publisher().await;
+    let orders = Event::orders(MERCHANT, usize::try_from(ORDERS).expect("fits"));
+    let ending = async {
+        for (turn, stored) in [600, 1_400, 2_200, 3_000].into_iter().enumerate() {
+            world.stored_reaches(stored, PATIENCE).await;
+            let replica = &replicas[turn % 2];
+            end(replica).await;
+            replica.restart().await;
+        }
+    };
+    tokio::join!(publisher.publish_all(&orders), ending);
+
+    let mut merchant = world.merchant(MERCHANT).connect(replicas[0].public()).await;
+    let arrived = merchant.take_seqs(1..=ORDERS).await;
+    for (notification, order) in arrived.iter().zip(&orders) {
+        assert_eq!(notification.id, order.event_id(), "at seq {}", notification.seq);
+    }
+    world.finish().await;
+}
