@@ -7,6 +7,7 @@ mod batch;
 mod storing;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use sqlx::postgres::PgPool;
 use time::OffsetDateTime;
@@ -89,6 +90,8 @@ impl Ingest {
             return Ok(());
         }
         let mut publisher = Publisher::open(&self.broker).await?;
+        // Of the last incarnation: a replica that only stands by from now on would never correct it.
+        self.health.hints_refused.store(false, Ordering::Relaxed);
         let mut consumer = Consumer::ingest(&self.broker, PREFETCH).await?;
         let _up = self.health.ingest.up();
         tracing::info!(names = %self.broker.names, "ingest consumes or stands by");

@@ -15,7 +15,7 @@ use crate::store::StoreError;
 use crate::store::append::{NotAppended, Placed, append};
 
 /// How long deliveries are held for a database that is away. RabbitMQ ends a consumer that holds longer than its
-/// `consumer_timeout` (30 minutes), and some versions do not recover from that: so we give back long before.
+/// `consumer_timeout` (30 minutes), and some versions do not recover from that: so we give back at half of it.
 const HOLD_MAX: Duration = Duration::from_secs(15 * 60);
 /// Longest text of Postgres in a dead letter.
 const DETAIL_CHARS_MAX: usize = 300;

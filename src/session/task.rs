@@ -39,7 +39,8 @@ const CLOSE_BYTES_MAX: u64 = 1024 * 1024;
 const READ_BUFFER_BYTES: usize = 4 * 1024;
 /// Frames are gathered up to this before they are written.
 const WRITE_BUFFER_BYTES: usize = 16 * 1024;
-/// Past this the socket refuses to take a frame: the write buffer and the largest event, twice.
+/// Past this the socket refuses to take a frame; never reached, for a frame is only put in when the last is being written,
+/// and an event has at most 16 MiB.
 const WRITE_BUFFER_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// A replica that leaves uses this part of its drain time to spread the closes; the rest is for the closes themselves.
 const DRAIN_SPREAD: f64 = 0.8;
