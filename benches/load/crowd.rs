@@ -1,0 +1,154 @@
+//! Many clients: each connects, checks what it receives against the books, and acknowledges every event.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+use futures_util::{FutureExt, SinkExt};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::task::JoinSet;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+
+use crate::books::{Books, Order};
+use crate::wire::Server;
+
+/// Clients that connect at the same moment where all are to be connected soon.
+const CONNECTING_MAX: usize = 64;
+/// Addresses that clients connect from, 127.0.0.2 and on, so that ports do not run out while old ones wait for their end.
+const SOURCES: usize = 8;
+/// A server that lets nobody in for so long does not work.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(120);
+/// Small, as there are thousands.
+const BUFFER_BYTES: usize = 4 * 1024;
+
+type Socket = WebSocketStream<TcpStream>;
+
+/// Connected clients, not yet reading; in the order of their names.
+pub struct Crowd {
+    server: Server,
+    sockets: Vec<(String, Socket)>,
+}
+
+/// Clients at work; they end when this is dropped.
+pub struct Reading(#[expect(dead_code, reason = "held, for its tasks end with it")] JoinSet<()>);
+
+impl Crowd {
+    /// Connects these clients, a few at a time; each is through when the server has answered all it said.
+    pub async fn connect(server: &Server, names: Vec<String>) -> anyhow::Result<Self> {
+        let connecting = names.into_iter().enumerate().map(async |(place, name)| {
+            let socket = connect(server, &name, place).await.with_context(|| format!("{name} could not connect"))?;
+            anyhow::Ok((name, socket))
+        });
+        let sockets = stream::iter(connecting).buffered(CONNECTING_MAX).try_collect().await?;
+        Ok(Self { server: server.clone(), sockets })
+    }
+
+    /// From now on each reads and acknowledges.
+    pub fn read(self, books: &Arc<Books>) -> Reading {
+        let mut tasks = JoinSet::new();
+        for (name, socket) in self.sockets {
+            tasks.spawn(client(self.server.clone(), name, socket, books.clone()));
+        }
+        Reading(tasks)
+    }
+}
+
+/// Clients that connect all at once and read from the first moment on, as after an outage.
+pub fn storm(server: &Server, names: Vec<String>, books: &Arc<Books>) -> Reading {
+    let mut tasks = JoinSet::new();
+    for (place, name) in names.into_iter().enumerate() {
+        let (server, books) = (server.clone(), books.clone());
+        tasks.spawn(async move {
+            match connect_to_read(&server, &name, place, &books).await {
+                Ok((socket, order)) => client_from(server, name, socket, order, books).await,
+                Err(error) => books.fault(format!("{name} could not connect: {error:#}")),
+            }
+        });
+    }
+    Reading(tasks)
+}
+
+/// A peer may send events before it has answered everything that was said.
+async fn connect_to_read(
+    server: &Server,
+    name: &str,
+    place: usize,
+    books: &Books,
+) -> anyhow::Result<(Socket, Order)> {
+    let mut order = Order::default();
+    let mut socket = handshake(server, name, place).await?;
+    for message in server.opening(name) {
+        socket.send(message).await?;
+        let answer = socket.next().await.context("the server hung up")??;
+        for received in server.read(name, &answer)? {
+            order.check(&received).map_err(anyhow::Error::msg)?;
+            books.receive(received.index);
+            socket.send(received.ack).await?;
+        }
+    }
+    Ok((socket, order))
+}
+
+async fn connect(server: &Server, name: &str, place: usize) -> anyhow::Result<Socket> {
+    let connecting = async {
+        let mut socket = handshake(server, name, place).await?;
+        if server.greets() {
+            server.read(name, &socket.next().await.context("the server hung up")??)?;
+        }
+        for message in server.opening(name) {
+            socket.send(message).await?;
+            let answer = socket.next().await.context("the server hung up")??;
+            if !server.read(name, &answer)?.is_empty() {
+                bail!("an event came that nobody published");
+            }
+        }
+        Ok(socket)
+    };
+    tokio::time::timeout(CONNECT_TIMEOUT, connecting).await?
+}
+
+async fn handshake(server: &Server, name: &str, place: usize) -> anyhow::Result<Socket> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind(SocketAddr::from(([127, 0, 0, (2 + place % SOURCES) as u8], 0)))?;
+    let stream = socket.connect(SocketAddr::from(([127, 0, 0, 1], server.port()))).await?;
+    stream.set_nodelay(true)?;
+    let config = WebSocketConfig::default().read_buffer_size(BUFFER_BYTES).write_buffer_size(BUFFER_BYTES);
+    let request = server.request(name)?;
+    Ok(tokio_tungstenite::client_async_with_config(request, stream, Some(config)).await?.0)
+}
+
+async fn client(server: Server, name: String, socket: Socket, books: Arc<Books>) {
+    client_from(server, name, socket, Order::default(), books).await;
+}
+
+async fn client_from(server: Server, name: String, socket: Socket, order: Order, books: Arc<Books>) {
+    if let Err(error) = read_and_acknowledge(&server, &name, socket, order, &books).await {
+        books.fault(format!("{name}: {error:#}"));
+    }
+}
+
+/// Acknowledges each event by itself; what has arrived together is answered in one write.
+async fn read_and_acknowledge(
+    server: &Server,
+    name: &str,
+    mut socket: Socket,
+    mut order: Order,
+    books: &Books,
+) -> anyhow::Result<()> {
+    while let Some(message) = socket.next().await {
+        let mut next = Some(message);
+        while let Some(message) = next {
+            for received in server.read(name, &message?)? {
+                order.check(&received).map_err(anyhow::Error::msg)?;
+                books.receive(received.index);
+                socket.feed(received.ack).await?;
+            }
+            next = socket.next().now_or_never().flatten();
+        }
+        socket.flush().await?;
+    }
+    bail!("the server hung up")
+}

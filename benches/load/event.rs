@@ -1,0 +1,31 @@
+//! The event that everything is measured with.
+
+use std::fmt::Write as _;
+
+/// Bytes of an event as published, about.
+const BYTES: usize = 400;
+
+/// An `order.created` in CloudEvents' JSON format. Its id ends with its index, for the receiver to know it by.
+pub fn order(run: &str, index: usize, recipient: &str) -> Vec<u8> {
+    let mut body = String::with_capacity(BYTES + 16);
+    // Writing to a string cannot fail.
+    let _ = write!(
+        body,
+        r#"{{"specversion":"1.0","id":"{run}-{index}","source":"/checkout","type":"order.created","recipient":"{recipient}","time":"2026-11-21T10:00:00Z","datacontenttype":"application/json","data":{{"order_id":"A-{index:08}","total":"129.90","currency":"EUR","items":3,"placed_at":"2026-11-21T10:00:00Z","customer":""#
+    );
+    while body.len() < BYTES - 3 {
+        body.push('x');
+    }
+    body.push_str("\"}}");
+    body.into_bytes()
+}
+
+/// The index in an event's id.
+pub fn index_of(id: &str) -> Option<usize> {
+    id.rsplit_once('-')?.1.parse().ok()
+}
+
+/// The name of the merchant with that number.
+pub fn merchant(number: usize) -> String {
+    format!("merchant-{number}")
+}

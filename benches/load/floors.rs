@@ -1,0 +1,213 @@
+//! What the parts cost alone, with the same payload in the same run: the sum is what Shopbell can at best come near.
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, ensure};
+use futures_util::{SinkExt, StreamExt};
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
+use lapin::types::FieldTable;
+use sqlx::postgres::PgConnection;
+use sqlx::{Connection as _, Row};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
+
+use crate::books::Books;
+use crate::crowd::Crowd;
+use crate::event;
+use crate::measure::{Cpu, Processes, own_cpu_seconds};
+use crate::publisher::{Publisher, Target};
+use crate::report::{Figures, Who};
+use crate::scenarios::{MERCHANTS, names};
+use crate::services::Services;
+use crate::wire::Server;
+
+/// The argument that makes this program the bare WebSocket server.
+pub const BARE_SERVER: &str = "--bare-server";
+/// Unacknowledged deliveries, as Shopbell has them.
+const PREFETCH: u16 = 512;
+/// Rows of one append.
+const ROWS: usize = 500;
+/// Rows of one read.
+const PAGE_ROWS: i64 = 100;
+const BUFFER_BYTES: usize = 4 * 1024;
+
+/// RabbitMQ: publish, consume and acknowledge, at once; then consume and acknowledge alone.
+pub async fn rabbitmq(services: &Services, events: usize) -> anyhow::Result<Figures> {
+    const QUEUE: &str = "floor";
+    services.declare_quorum_queue(QUEUE).await?;
+    let publisher = Publisher::connect(&services.amqp_url, Target::Queue(QUEUE.into())).await?;
+    let books = Books::new(events, events);
+    let to = |index: usize| event::merchant(index % MERCHANTS);
+    let processes = services.processes();
+    let used = |before: &Cpu| anyhow::Ok(processes.cpu()?.since(before).of("RabbitMQ"));
+
+    let (cpu, begun) = (processes.cpu()?, Instant::now());
+    tokio::try_join!(publisher.publish_all("f", &books, 0..events, to), consume(services, QUEUE, events))?;
+    let mut figures = Figures::default();
+    figures.set("RabbitMQ publish + consume, events/s", Who::Floor, events as f64 / begun.elapsed().as_secs_f64());
+    figures.set_per_100k("RabbitMQ publish + consume, CPU-s", Who::Floor, used(&cpu)?, events);
+
+    publisher.publish_all("g", &books, 0..events, to).await?;
+    let (cpu, own, begun) = (processes.cpu()?, own_cpu_seconds()?, Instant::now());
+    consume(services, QUEUE, events).await?;
+    figures.set("RabbitMQ consume, events/s", Who::Floor, events as f64 / begun.elapsed().as_secs_f64());
+    figures.set_per_100k("RabbitMQ consume, CPU-s", Who::Floor, used(&cpu)?, events);
+    figures.set_per_100k("lapin consumer, CPU-s", Who::Floor, own_cpu_seconds()? - own, events);
+
+    publisher.close().await;
+    services.delete_queues([QUEUE.to_owned()]).await?;
+    Ok(figures)
+}
+
+async fn consume(services: &Services, queue: &str, events: usize) -> anyhow::Result<()> {
+    let (connection, channel) = services.channel().await?;
+    channel.basic_qos(PREFETCH, BasicQosOptions { global: false }).await?;
+    let consumer = channel.basic_consume(queue.into(), "".into(), BasicConsumeOptions::default(), FieldTable::default());
+    let mut batches = consumer.await?.ready_chunks(usize::from(PREFETCH) / 2);
+    let mut consumed = 0;
+    while consumed < events {
+        let batch = batches.next().await.context("RabbitMQ ended the consumer")?;
+        consumed += batch.len();
+        if let Some(last) = batch.into_iter().next_back() {
+            channel.basic_ack(last?.delivery_tag, BasicAckOptions { multiple: true }).await?;
+        }
+    }
+    connection.close(200, "goodbye".into()).await?;
+    Ok(())
+}
+
+/// Postgres: appends of many rows to one table with its primary key, each committed to disk; then reads of pages.
+pub async fn postgres(services: &Services, events: usize) -> anyhow::Result<Figures> {
+    const DATABASE: &str = "floor";
+    services.create_database(DATABASE).await?;
+    let mut connection = PgConnection::connect(&services.database_url(DATABASE)).await?;
+    let table = "create table floor (feed text, seq bigint, data text, primary key (feed, seq))";
+    sqlx::query(table).execute(&mut connection).await?;
+    let bodies: Vec<String> = (0..events)
+        .map(|index| String::from_utf8(event::order("f", index, &event::merchant(index % MERCHANTS))))
+        .collect::<Result<_, _>>()?;
+    let processes = services.processes();
+    let used = |before: &Cpu| anyhow::Ok(processes.cpu()?.since(before).of("Postgres"));
+
+    let (cpu, begun) = (processes.cpu()?, Instant::now());
+    for first in (0..events).step_by(ROWS) {
+        let indices = first..events.min(first + ROWS);
+        sqlx::query("insert into floor select * from unnest($1::text[], $2::bigint[], $3::text[])")
+            .bind(indices.clone().map(|index| event::merchant(index % MERCHANTS)).collect::<Vec<_>>())
+            .bind(indices.clone().map(|index| (index / MERCHANTS + 1) as i64).collect::<Vec<_>>())
+            .bind(&bodies[indices])
+            .execute(&mut connection)
+            .await?;
+    }
+    let mut figures = Figures::default();
+    figures.set("Postgres append, events/s", Who::Floor, events as f64 / begun.elapsed().as_secs_f64());
+    figures.set_per_100k("Postgres append, CPU-s", Who::Floor, used(&cpu)?, events);
+
+    let (cpu, begun, mut fetched) = (processes.cpu()?, Instant::now(), 0);
+    for merchant in 0..MERCHANTS {
+        let page = "select seq, data from floor where feed = $1 and seq > 0 order by seq limit $2";
+        let page = sqlx::query(page).bind(event::merchant(merchant)).bind(PAGE_ROWS);
+        let rows = page.fetch_all(&mut connection).await?;
+        fetched += rows.iter().filter(|row| row.try_get::<&str, _>("data").is_ok()).count();
+    }
+    figures.set("Postgres fetch, events/s", Who::Floor, fetched as f64 / begun.elapsed().as_secs_f64());
+    figures.set_per_100k("Postgres fetch, CPU-s", Who::Floor, used(&cpu)?, fetched);
+    connection.close().await?;
+    services.drop_database(DATABASE).await?;
+    Ok(figures)
+}
+
+/// WebSocket: ready-made frames pushed to connections and answered, by the same library; one at a time on each
+/// connection, and all at once.
+pub async fn websocket(events: usize) -> anyhow::Result<Figures> {
+    let mut figures = Figures::default();
+    for (how, outstanding) in [("one at a time", 1), ("in bursts", 100)] {
+        let bare = Command::new(std::env::current_exe()?)
+            .args([BARE_SERVER, &outstanding.to_string(), &(events / MERCHANTS).to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut child = EndedWhenDropped(bare);
+        let mut line = String::new();
+        BufReader::new(child.0.stdout.take().context("no stdout")?).read_line(&mut line)?;
+        let server = Server::Bare { port: line.trim().parse().context("the bare server told no port")? };
+        let books = Arc::new(Books::new(events, events));
+        let crowd = Crowd::connect(&server, names(MERCHANTS)).await?;
+        let processes = Processes::default().with("bare", child.0.id());
+
+        let (cpu, begun) = (processes.cpu()?, Instant::now());
+        let reading = crowd.read(&books);
+        child.0.stdin.take().context("no stdin")?.write_all(b"go\n")?;
+        books.complete().await?;
+        let what = |figure: &str| format!("WebSocket push {how}, {figure}");
+        figures.set(what("events/s"), Who::Floor, events as f64 / books.elapsed_since(begun).as_secs_f64());
+        figures.set_per_100k(what("CPU-s"), Who::Floor, processes.cpu()?.since(&cpu).of("bare"), events);
+        drop(reading);
+    }
+    Ok(figures)
+}
+
+/// A process that goes with whoever holds it.
+struct EndedWhenDropped(Child);
+
+impl Drop for EndedWhenDropped {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What [`websocket`] measures, as a process of its own.
+pub async fn bare_server(outstanding: usize, frames: usize) -> anyhow::Result<()> {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
+    println!("{}", listener.local_addr()?.port());
+    let (go, going) = watch::channel(false);
+    tokio::task::spawn_blocking(move || {
+        let mut line = String::new();
+        let _ = std::io::stdin().read_line(&mut line);
+        go.send_replace(true);
+        // Held until this process is killed.
+        std::thread::park();
+    });
+    let mut connections = 0;
+    loop {
+        let (stream, _) = listener.accept().await?;
+        stream.set_nodelay(true)?;
+        let config = WebSocketConfig::default().read_buffer_size(BUFFER_BYTES).write_buffer_size(BUFFER_BYTES);
+        let (first, mut going) = (connections * frames, going.clone());
+        connections += 1;
+        tokio::spawn(async move {
+            let frames: Vec<Utf8Bytes> = (first..first + frames).zip(1..).map(frame).collect();
+            let mut socket = tokio_tungstenite::accept_async_with_config(stream, Some(config)).await?;
+            going.wait_for(|going| *going).await?;
+            for burst in frames.chunks(outstanding) {
+                for frame in burst {
+                    socket.feed(Message::Text(frame.clone())).await?;
+                }
+                socket.flush().await?;
+                for _ in burst {
+                    let answer = socket.next().await.context("the client left")??;
+                    ensure!(answer.is_text(), "the client does not answer");
+                }
+            }
+            // The client reads on until it is told to stop.
+            socket.next().await;
+            anyhow::Ok(())
+        });
+    }
+}
+
+/// As Shopbell renders it, about.
+fn frame((index, seq): (usize, i64)) -> Utf8Bytes {
+    let event = event::order("f", index, "bare");
+    // The event from its data on, and the bracket at its end is the frame's.
+    let data = String::from_utf8_lossy(&event).split_once(r#""data":"#).map(|(_, data)| data.to_owned());
+    let head = r#""type":"notification","feed":"bare""#;
+    let attributes = r#""source":"/checkout","event":"order.created","time":"2026-11-21T10:00:00Z""#;
+    format!(r#"{{{head},"seq":{seq},"id":"f-{index}",{attributes},"data":{}"#, data.unwrap_or_default()).into()
+}

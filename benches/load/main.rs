@@ -1,0 +1,143 @@
+//! `make bench`: how fast Shopbell is, beside what its parts cost alone and beside what one would use instead.
+//!
+//! Real RabbitMQ and Postgres of its own, the release binary as a process of its own, publisher and clients in this one.
+//! Every receipt is checked: a run that loses, repeats or reorders anything has no figure but an error.
+
+#![expect(unreachable_pub, reason = "a program exports nothing: `pub` means: for the other modules")]
+
+mod books;
+mod crowd;
+mod event;
+mod floors;
+mod measure;
+mod peers;
+mod publisher;
+mod report;
+mod scale;
+mod scenarios;
+mod services;
+mod soak;
+mod stage;
+mod wire;
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use clap::Parser;
+
+use self::peers::Peer;
+use self::report::{Figures, Report, Who};
+use self::services::Services;
+
+/// Measures Shopbell.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// Which scenarios.
+    #[arg(long, value_delimiter = ',', default_value = "F,T,L,R,C,H,S")]
+    only: Vec<String>,
+    /// How often each; the table has the medians.
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Events of T, R and the floors.
+    #[arg(long, default_value_t = 100_000)]
+    events: usize,
+    /// Without the peers.
+    #[arg(long)]
+    alone: bool,
+    /// How long the soak lasts (`--only soak`).
+    #[arg(long, default_value_t = 600)]
+    soak_seconds: u64,
+    /// Where the figures go, as JSON, and beside them the plans of Postgres.
+    #[arg(long, default_value = "target/bench")]
+    output: PathBuf,
+    /// What `cargo bench` always says.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn main() -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Runtime::new()?;
+    let arguments: Vec<String> = std::env::args().collect();
+    if let [_, role, outstanding, frames] = arguments.as_slice()
+        && role == floors::BARE_SERVER
+    {
+        return runtime.block_on(floors::bare_server(outstanding.parse()?, frames.parse()?));
+    }
+    runtime.block_on(run(Arguments::parse()))
+}
+
+async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    std::fs::create_dir_all(&arguments.output)?;
+    let services = Services::up().await?;
+    let machine = format!("{}; {}", machine(), services.versions().await?);
+    let mut measured = Vec::new();
+    let begun = Instant::now();
+    for round in 1..=arguments.rounds {
+        for scenario in &arguments.only {
+            let figures = one(scenario, &services, &arguments).await?;
+            let seconds = begun.elapsed().as_secs();
+            eprintln!("[{seconds:>4} s] round {round} of {}, {scenario}: {}", arguments.rounds, figures.line());
+            measured.push(figures);
+        }
+    }
+    let report = Report::of(machine, arguments.rounds, measured);
+    println!("{}", report.table());
+    let file = arguments.output.join("figures.json");
+    std::fs::write(&file, serde_json::to_string_pretty(&report)?)?;
+    eprintln!("also in {}", file.display());
+    Ok(())
+}
+
+async fn one(scenario: &str, services: &Services, arguments: &Arguments) -> anyhow::Result<Figures> {
+    let events = arguments.events;
+    let mqtt = (!arguments.alone).then_some(Peer { who: Who::WebMqtt, services });
+    let stomp = (!arguments.alone).then_some(Peer { who: Who::WebStomp, services });
+    let mut figures = Figures::default();
+    match scenario {
+        "F" => {
+            figures.append(floors::rabbitmq(services, events).await?);
+            figures.append(floors::postgres(services, events).await?);
+            figures.append(floors::websocket(events).await?);
+        }
+        "T" => {
+            figures.append(scenarios::throughput(services, events).await?);
+            if let Some(peer) = mqtt {
+                figures.append(peer.throughput(events).await?);
+            }
+        }
+        "L" => {
+            for per_second in [500, 2_000] {
+                figures.append(scenarios::latency(services, per_second).await?);
+                if let Some(peer) = &mqtt {
+                    figures.append(peer.latency(per_second).await?);
+                }
+            }
+        }
+        "R" => {
+            figures.append(scenarios::replay(services, events).await?);
+            for peer in mqtt.into_iter().chain(stomp) {
+                figures.append(peer.replay(events).await?);
+            }
+        }
+        "C" => {
+            figures.append(scenarios::idle(services).await?);
+            if let Some(peer) = mqtt {
+                figures.append(peer.idle().await?);
+            }
+        }
+        "H" => figures.append(scenarios::hot(services).await?),
+        "S" => figures.append(scale::all(services, events / 2, &arguments.output).await?),
+        "soak" => figures.append(soak::soak(services, arguments.soak_seconds).await?),
+        other => anyhow::bail!("there is no scenario {other}: F, T, L, R, C, H, S and soak are"),
+    }
+    Ok(figures)
+}
+
+/// Date and processor.
+fn machine() -> String {
+    let today = time::OffsetDateTime::now_utc().date();
+    let processors = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let models: Vec<&str> =
+        processors.lines().filter_map(|line| line.strip_prefix("model name")?.split_once(": ")).map(|(_, model)| model).collect();
+    format!("{today}, {} x {}", models.len(), models.first().unwrap_or(&"processor"))
+}

@@ -1,0 +1,122 @@
+//! What processes cost, as the kernel counts it: CPU time with that of their children, and memory.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use anyhow::{Context, anyhow};
+
+/// Linux tells CPU time to programs in hundredths of a second, whatever the kernel's own tick (proc(5), `_SC_CLK_TCK`).
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// The server side, by name.
+#[derive(Debug, Clone, Default)]
+pub struct Processes(BTreeMap<&'static str, u32>);
+
+/// CPU-seconds used since a process began, by name.
+#[derive(Debug, Clone, Default)]
+pub struct Cpu(BTreeMap<&'static str, f64>);
+
+impl Processes {
+    /// Adds one, by its process id.
+    pub fn with(mut self, name: &'static str, pid: u32) -> Self {
+        self.0.insert(name, pid);
+        self
+    }
+
+    /// What each has used until now, with the children it has and had.
+    pub fn cpu(&self) -> anyhow::Result<Cpu> {
+        let running = running()?;
+        let used = |(name, pid): (&&'static str, &u32)| (*name, ticks(*pid, &running, true) / TICKS_PER_SECOND);
+        Ok(Cpu(self.0.iter().map(used).collect()))
+    }
+}
+
+impl Cpu {
+    /// What was used since `earlier`.
+    pub fn since(&self, earlier: &Self) -> Self {
+        let used = |(name, now): (&&'static str, &f64)| (*name, now - earlier.0.get(name).unwrap_or(&0.0));
+        Self(self.0.iter().map(used).collect())
+    }
+
+    /// Of one.
+    pub fn of(&self, name: &str) -> f64 {
+        self.0.get(name).copied().unwrap_or(0.0)
+    }
+
+    /// By name.
+    pub fn each(&self) -> impl Iterator<Item = (&'static str, f64)> {
+        self.0.iter().map(|(name, seconds)| (*name, *seconds))
+    }
+
+    /// All of it.
+    pub fn sum(&self) -> f64 {
+        self.0.values().sum()
+    }
+}
+
+/// CPU-seconds of this very process.
+pub fn own_cpu_seconds() -> anyhow::Result<f64> {
+    Ok(ticks(std::process::id(), &running()?, false) / TICKS_PER_SECOND)
+}
+
+/// Memory of a process in use now, in bytes.
+pub fn rss_bytes(pid: u32) -> anyhow::Result<f64> {
+    status_bytes(pid, "VmRSS:")
+}
+
+/// The most memory it used since it began, or since [`reset_peak_rss`].
+pub fn peak_rss_bytes(pid: u32) -> anyhow::Result<f64> {
+    status_bytes(pid, "VmHWM:")
+}
+
+/// Begins a new peak (proc(5), `clear_refs`).
+pub fn reset_peak_rss(pid: u32) -> anyhow::Result<()> {
+    fs::write(format!("/proc/{pid}/clear_refs"), "5").context("could not reset the peak of memory")
+}
+
+fn status_bytes(pid: u32, field: &str) -> anyhow::Result<f64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).context("a measured process is gone")?;
+    let line = status.lines().find_map(|line| line.strip_prefix(field));
+    let kibibytes: f64 = line
+        .and_then(|line| line.trim().trim_end_matches(" kB").parse().ok())
+        .ok_or_else(|| anyhow!("/proc/{pid}/status has no {field}"))?;
+    Ok(kibibytes * 1024.0)
+}
+
+/// One running process.
+struct Running {
+    pid: u32,
+    parent: u32,
+    own_ticks: f64,
+    /// Of children that ended and were waited for.
+    ended_children_ticks: f64,
+}
+
+fn running() -> anyhow::Result<Vec<Running>> {
+    let ids = fs::read_dir("/proc")?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    Ok(ids.filter_map(read).collect())
+}
+
+/// Nothing for a process that ended meanwhile.
+fn read(pid: u32) -> Option<Running> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field is a name in brackets that may hold anything; the rest is numbers.
+    let fields: Vec<&str> = stat.rsplit_once(") ")?.1.split(' ').collect();
+    let number = |index: usize| fields.get(index)?.parse::<f64>().ok();
+    Some(Running {
+        pid,
+        parent: fields.get(1)?.parse().ok()?,
+        own_ticks: number(11)? + number(12)?,
+        ended_children_ticks: number(13)? + number(14)?,
+    })
+}
+
+fn ticks(pid: u32, running: &[Running], with_children: bool) -> f64 {
+    let own: f64 = running
+        .iter()
+        .filter(|process| process.pid == pid)
+        .map(|process| process.own_ticks + if with_children { process.ended_children_ticks } else { 0.0 })
+        .sum();
+    let children = running.iter().filter(|process| with_children && process.parent == pid);
+    own + children.map(|child| ticks(child.pid, running, true)).sum::<f64>()
+}

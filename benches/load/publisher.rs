@@ -1,0 +1,133 @@
+//! The upstream system: one channel, persistent events, publisher confirms, a bound on what is unconfirmed.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use futures_util::FutureExt;
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, PublisherConfirm};
+use tokio::runtime::Handle;
+
+use crate::books::Books;
+use crate::event;
+
+/// Most publishes unconfirmed at once.
+const IN_FLIGHT_MAX: usize = 1_000;
+
+/// Where events go, and how they are addressed there.
+#[derive(Debug, Clone)]
+pub enum Target {
+    /// Shopbell's exchange; the routing key is the type.
+    Shopbell {
+        /// `PREFIX.events`.
+        exchange: String,
+    },
+    /// RabbitMQ's own exchange for MQTT and STOMP topics; the routing key is the recipient.
+    Topics,
+    /// One queue.
+    Queue(String),
+}
+
+/// One connection with one channel.
+pub struct Publisher {
+    connection: Connection,
+    channel: Channel,
+    target: Target,
+}
+
+impl Publisher {
+    pub async fn connect(amqp_url: &str, target: Target) -> anyhow::Result<Self> {
+        let connection = Connection::connect(amqp_url, ConnectionProperties::default()).await?;
+        let channel = connection.create_channel().await?;
+        channel.confirm_select(ConfirmSelectOptions::default()).await?;
+        Ok(Self { connection, channel, target })
+    }
+
+    /// Publishes these events as fast as RabbitMQ confirms them; `recipient` says to whom each goes.
+    pub async fn publish_all(
+        &self,
+        run: &str,
+        books: &Books,
+        indices: std::ops::Range<usize>,
+        recipient: impl Fn(usize) -> String,
+    ) -> anyhow::Result<()> {
+        let mut unconfirmed = VecDeque::with_capacity(IN_FLIGHT_MAX);
+        for index in indices {
+            if unconfirmed.len() >= IN_FLIGHT_MAX
+                && let Some(oldest) = unconfirmed.pop_front()
+            {
+                check(oldest).await?;
+            }
+            books.publish(index);
+            unconfirmed.push_back(self.publish(run, index, &recipient(index)).await?);
+        }
+        for confirm in unconfirmed {
+            check(confirm).await?;
+        }
+        Ok(())
+    }
+
+    /// Publishes at a steady rate, whatever comes of it (an open loop), from a thread of its own that sleeps precisely.
+    pub async fn publish_at(
+        self,
+        run: String,
+        books: Arc<Books>,
+        events: usize,
+        per_second: f64,
+        recipient: impl Fn(usize) -> String + Send + 'static,
+    ) -> anyhow::Result<()> {
+        let runtime = Handle::current();
+        let publishing = move || {
+            runtime.block_on(async {
+                let (began, mut unconfirmed) = (Instant::now(), VecDeque::new());
+                for index in 0..events {
+                    let due = began + Duration::from_secs_f64(index as f64 / per_second);
+                    std::thread::sleep(due.saturating_duration_since(Instant::now()));
+                    books.publish(index);
+                    unconfirmed.push_back(self.publish(&run, index, &recipient(index)).await?);
+                    while let Some(confirmed) = unconfirmed.front_mut().and_then(FutureExt::now_or_never) {
+                        unconfirmed.pop_front();
+                        accept(confirmed?)?;
+                    }
+                }
+                for confirm in unconfirmed {
+                    check(confirm).await?;
+                }
+                self.close().await;
+                anyhow::Ok(())
+            })
+        };
+        tokio::task::spawn_blocking(publishing).await?
+    }
+
+    pub async fn close(self) {
+        let _ = self.connection.close(200, "goodbye".into()).await;
+    }
+
+    async fn publish(&self, run: &str, index: usize, recipient: &str) -> anyhow::Result<PublisherConfirm> {
+        let (exchange, routing_key) = match &self.target {
+            Target::Shopbell { exchange } => (exchange.as_str(), "order.created"),
+            Target::Topics => ("amq.topic", recipient),
+            Target::Queue(queue) => ("", queue.as_str()),
+        };
+        let properties = BasicProperties::default()
+            .with_delivery_mode(2)
+            .with_content_type("application/cloudevents+json".into());
+        let options = BasicPublishOptions { mandatory: true, ..Default::default() };
+        let body = event::order(run, index, recipient);
+        let publishing =
+            self.channel.basic_publish(exchange.into(), routing_key.into(), options, &body, properties);
+        publishing.await.context("could not publish")
+    }
+}
+
+async fn check(confirm: PublisherConfirm) -> anyhow::Result<()> {
+    accept(confirm.await?)
+}
+
+fn accept(confirmation: Confirmation) -> anyhow::Result<()> {
+    ensure!(matches!(confirmation, Confirmation::Ack(None)), "RabbitMQ did not confirm an event: {confirmation:?}");
+    Ok(())
+}

@@ -1,0 +1,195 @@
+//! Figures, their medians, and how they stand against the goals.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use serde::Serialize;
+
+/// Whose figure it is: a column of the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub enum Who {
+    Shopbell,
+    WebMqtt,
+    WebStomp,
+    /// A part alone.
+    Floor,
+}
+
+impl Who {
+    const ALL: [(Self, &'static str); 4] = [
+        (Self::Shopbell, "Shopbell"),
+        (Self::WebMqtt, "Web MQTT"),
+        (Self::WebStomp, "Web STOMP"),
+        (Self::Floor, "part alone"),
+    ];
+}
+
+/// What one round measured, in the order measured.
+#[derive(Debug, Default)]
+pub struct Figures(Vec<(String, Who, f64)>);
+
+impl Figures {
+    /// Notes a figure.
+    pub fn set(&mut self, what: impl Into<String>, who: Who, value: f64) {
+        self.0.push((what.into(), who, value));
+    }
+
+    /// Notes seconds as they would be for 100,000 events.
+    pub fn set_per_100k(&mut self, what: impl Into<String>, who: Who, seconds: f64, events: usize) {
+        self.set(what, who, seconds * 100_000.0 / events as f64);
+    }
+
+    /// Notes the usual quantiles of latencies.
+    pub fn set_latencies(&mut self, what: &str, who: Who, quantiles: BTreeMap<&'static str, f64>) {
+        for (quantile, milliseconds) in quantiles {
+            self.set(format!("{what}, {quantile} ms"), who, milliseconds);
+        }
+    }
+
+    /// Adds what another scenario measured.
+    pub fn append(&mut self, mut other: Self) {
+        self.0.append(&mut other.0);
+    }
+
+    /// One line for people who wait.
+    pub fn line(&self) -> String {
+        let figures = self.0.iter().map(|(what, who, value)| format!("{what} [{who:?}]: {}", number(*value)));
+        figures.collect::<Vec<_>>().join(" | ")
+    }
+}
+
+/// The median of each figure over the rounds.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    machine: String,
+    rounds: usize,
+    rows: Vec<Row>,
+    goals: Vec<Goal>,
+}
+
+#[derive(Debug, Serialize)]
+struct Row {
+    what: String,
+    medians: BTreeMap<Who, f64>,
+    all: BTreeMap<Who, Vec<f64>>,
+}
+
+#[derive(Debug, Serialize)]
+struct Goal {
+    goal: &'static str,
+    value: f64,
+    met: bool,
+}
+
+impl Report {
+    /// Of all rounds.
+    pub fn of(machine: String, rounds: usize, measured: Vec<Figures>) -> Self {
+        let mut rows: Vec<Row> = Vec::new();
+        for (what, who, value) in measured.into_iter().flat_map(|figures| figures.0) {
+            let place = rows.iter().position(|row| row.what == what).unwrap_or_else(|| {
+                rows.push(Row { what, medians: BTreeMap::new(), all: BTreeMap::new() });
+                rows.len() - 1
+            });
+            rows[place].all.entry(who).or_default().push(value);
+        }
+        for row in &mut rows {
+            row.medians = row.all.iter().map(|(who, values)| (*who, median(values))).collect();
+        }
+        let mut report = Self { machine, rounds, rows, goals: vec![] };
+        report.goals = report.judge();
+        report
+    }
+
+    /// The table, in Markdown.
+    pub fn table(&self) -> String {
+        let mut table = format!("{}; medians of {}\n\n| |", self.machine, self.rounds);
+        // Writing to a string cannot fail.
+        Who::ALL.iter().for_each(|(_, title)| _ = write!(table, " {title} |"));
+        table.push_str("\n|---|---|---|---|---|\n");
+        for row in &self.rows {
+            let _ = write!(table, "| {} |", row.what);
+            for (who, _) in Who::ALL {
+                let _ = write!(table, " {} |", row.medians.get(&who).map_or(String::new(), |value| number(*value)));
+            }
+            table.push('\n');
+        }
+        table.push_str("\n| goal | measured | |\n|---|---|---|\n");
+        for Goal { goal, value, met } in &self.goals {
+            let _ = writeln!(table, "| {goal} | {} | {} |", number(*value), if *met { "met" } else { "**not met**" });
+        }
+        table
+    }
+
+    fn median(&self, what: &str, who: Who) -> Option<f64> {
+        self.rows.iter().find(|row| row.what == what)?.medians.get(&who).copied()
+    }
+
+    /// Those goals whose figures were measured.
+    fn judge(&self) -> Vec<Goal> {
+        use Who::{Floor, Shopbell, WebMqtt, WebStomp};
+        let figure = |what: &str, who| self.median(what, who);
+        let ratio = |what, other| Some(figure(what, Shopbell)? / figure(what, other)?);
+        let floors = || {
+            let parts = [
+                "RabbitMQ publish + consume, CPU-s",
+                "lapin consumer, CPU-s",
+                "Postgres append, CPU-s",
+                "WebSocket push one at a time, CPU-s",
+            ];
+            parts.into_iter().map(|part| figure(part, Floor)).sum::<Option<f64>>()
+        };
+        let flat = |what: &str| {
+            let cost = |stored: &str| figure(&format!("S {stored} stored, {what}"), Shopbell);
+            Some(cost("1,000,000")? / cost("10,000")?)
+        };
+        let at_least = |goal, value: Option<f64>, bound: f64| Some(Goal { goal, value: value?, met: value? >= bound });
+        let at_most = |goal, value: Option<f64>, bound: f64| Some(Goal { goal, value: value?, met: value? <= bound });
+        let (t_cpu, l_500) = ("T all server CPU-s", "L 500/s, p99 ms");
+        let goals = [
+            at_least("T: at least 3 x Web MQTT's events/s", ratio("T events/s", WebMqtt), 3.0),
+            at_most("T: at most 0.4 x Web MQTT's server CPU", ratio(t_cpu, WebMqtt), 0.4),
+            at_most("T: all server CPU at most 1.5 x the parts alone", Some(()).and_then(|()| Some(figure(t_cpu, Shopbell)? / floors()?)), 1.5),
+            at_most("T: Shopbell itself at most 3 CPU-s per 100,000", figure("T Shopbell CPU-s", Shopbell), 3.0),
+            at_most("T: peak memory of Shopbell below 100 MB", figure("T peak RSS, MB", Shopbell), 100.0),
+            at_most("L: p50 at 500/s at most 1.0 ms", figure("L 500/s, p50 ms", Shopbell), 1.0),
+            at_most("L: p99 at 500/s at most 2.5 ms", figure(l_500, Shopbell), 2.5),
+            at_most("L: p50 at 500/s at most 2 x Web MQTT's", ratio("L 500/s, p50 ms", WebMqtt), 2.0),
+            at_most("L: p99 at 500/s at most 2 x Web MQTT's", ratio(l_500, WebMqtt), 2.0),
+            at_most("L: p99 at 2,000/s under 3 x that at 500/s", Some(()).and_then(|()| Some(figure("L 2000/s, p99 ms", Shopbell)? / figure(l_500, Shopbell)?)), 3.0),
+            at_least("R: at least 4 x Web STOMP's events/s", ratio("R events/s", WebStomp), 4.0),
+            at_least("R: at least 50 sessions and pages a query", figure("R pages a query", Shopbell), 50.0),
+            at_most("C: at most 12 KiB an idle connection", figure("C KiB a connection", Shopbell), 12.0),
+            at_least("C: at least 3,000 connects/s", figure("C connects/s", Shopbell), 3_000.0),
+            at_most("H: a hot merchant slows the others' p99 by less than 2 x", Some(()).and_then(|()| Some(figure("H others, p99 ms", Shopbell)? / figure("L 2000/s, p99 ms", Shopbell)?)), 2.0),
+            at_most("B: a broadcast reaches 10,000 sessions within 1 s", figure("B seconds to all", Shopbell), 1.0),
+            at_most("S: cost of T flat within 15 %, 1,000 recipients", flat("1,000 recipients, T server CPU-s"), 1.15),
+            at_most("S: cost of R flat within 15 %, 1,000 recipients", flat("1,000 recipients, R server CPU-s"), 1.15),
+            at_most("S: cost of T flat within 15 %, 10,000 recipients", flat("10,000 recipients, T server CPU-s"), 1.15),
+            at_most("S: cost of R flat within 15 %, 10,000 recipients", flat("10,000 recipients, R server CPU-s"), 1.15),
+        ];
+        goals.into_iter().flatten().collect()
+    }
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(0.0)
+}
+
+/// Three digits are more than the machine is good for.
+fn number(value: f64) -> String {
+    match value {
+        value if value >= 1_000.0 => {
+            let digits = format!("{value:.0}");
+            let (head, tail) = digits.split_at(digits.len() - 3);
+            match head.len() {
+                4.. => format!("{},{},{tail}", &head[..head.len() - 3], &head[head.len() - 3..]),
+                _ => format!("{head},{tail}"),
+            }
+        }
+        value if value >= 100.0 => format!("{value:.0}"),
+        value if value >= 10.0 => format!("{value:.1}"),
+        value => format!("{value:.2}"),
+    }
+}

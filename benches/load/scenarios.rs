@@ -1,0 +1,180 @@
+//! What is measured of Shopbell; `peers` measures the same of the others.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::books::Books;
+use crate::crowd::{Crowd, storm};
+use crate::event;
+use crate::measure::{Cpu, own_cpu_seconds, peak_rss_bytes, reset_peak_rss, rss_bytes};
+use crate::report::{Figures, Who};
+use crate::services::Services;
+use crate::stage::Stage;
+
+/// Recipients, unless a scenario says otherwise.
+pub const MERCHANTS: usize = 1_000;
+/// Idle connections.
+const IDLE: usize = 10_000;
+/// How long a latency is measured.
+pub const LATENCY_SECONDS: f64 = 20.0;
+/// Memory is looked at when it has not changed for so long.
+const SETTLED: Duration = Duration::from_millis(500);
+const MEGABYTE: f64 = 1e6;
+const WHO: Who = Who::Shopbell;
+
+/// The first so many merchants.
+pub fn names(count: usize) -> Vec<String> {
+    (0..count).map(event::merchant).collect()
+}
+
+/// T: as fast as RabbitMQ confirms, to connected merchants who acknowledge each.
+pub async fn throughput(services: &Services, events: usize) -> anyhow::Result<Figures> {
+    let stage = Stage::set(services).await?;
+    let mut figures = Figures::default();
+    reset_peak_rss(stage.pid())?;
+    let own = own_cpu_seconds()?;
+    let run = publish_to_connected(&stage, "t", events, MERCHANTS).await?;
+    figures.set("T events/s", WHO, events as f64 / run.elapsed.as_secs_f64());
+    for (process, seconds) in run.cpu.each() {
+        figures.set_per_100k(format!("T {process} CPU-s"), WHO, seconds, events);
+    }
+    figures.set_per_100k("T all server CPU-s", WHO, run.cpu.sum(), events);
+    figures.set_per_100k("T publisher and clients CPU-s", WHO, own_cpu_seconds()? - own, events);
+    figures.set("T peak RSS, MB", WHO, peak_rss_bytes(stage.pid())? / MEGABYTE);
+    stage.strike().await?;
+    Ok(figures)
+}
+
+/// What one run cost.
+pub struct Run {
+    pub elapsed: Duration,
+    pub cpu: Cpu,
+}
+
+/// Publishes to connected merchants in turn, until every ack is in the database.
+pub async fn publish_to_connected(
+    stage: &Stage<'_>,
+    run: &str,
+    events: usize,
+    merchants: usize,
+) -> anyhow::Result<Run> {
+    let books = Arc::new(Books::new(events, events));
+    let _reading = Crowd::connect(&stage.server, names(merchants)).await?.read(&books);
+    let publisher = stage.publisher().await?;
+    let cpu = stage.processes().cpu()?;
+    publisher.publish_all(run, &books, 0..events, |index| event::merchant(index % merchants)).await?;
+    books.complete().await?;
+    stage.settled().await?;
+    let cpu = stage.processes().cpu()?.since(&cpu);
+    publisher.close().await;
+    Ok(Run { elapsed: books.elapsed(), cpu })
+}
+
+/// L: an open loop, from publish to receipt.
+pub async fn latency(services: &Services, per_second: usize) -> anyhow::Result<Figures> {
+    let stage = Stage::set(services).await?;
+    let events = (per_second as f64 * LATENCY_SECONDS) as usize;
+    let books = Arc::new(Books::new(events, events));
+    let _reading = Crowd::connect(&stage.server, names(MERCHANTS)).await?.read(&books);
+    let to = |index: usize| event::merchant(index % MERCHANTS);
+    stage.publisher().await?.publish_at("l".into(), books.clone(), events, per_second as f64, to).await?;
+    books.complete().await?;
+    stage.balanced(events).await?;
+    let mut figures = Figures::default();
+    figures.set_latencies(&format!("L {per_second}/s"), WHO, books.latencies_ms(|_| true));
+    stage.strike().await?;
+    Ok(figures)
+}
+
+/// H: the same at 2,000/s, of which one merchant gets half.
+pub async fn hot(services: &Services) -> anyhow::Result<Figures> {
+    const PER_SECOND: f64 = 2_000.0;
+    let stage = Stage::set(services).await?;
+    let events = (PER_SECOND * LATENCY_SECONDS) as usize;
+    let books = Arc::new(Books::new(events, events));
+    let _reading = Crowd::connect(&stage.server, names(MERCHANTS)).await?.read(&books);
+    let is_hot = |index: usize| index.is_multiple_of(2);
+    let to = move |index: usize| event::merchant(if is_hot(index) { 0 } else { 1 + index / 2 % (MERCHANTS - 1) });
+    stage.publisher().await?.publish_at("h".into(), books.clone(), events, PER_SECOND, to).await?;
+    books.complete().await?;
+    stage.balanced(events).await?;
+    let mut figures = Figures::default();
+    figures.set_latencies("H others", WHO, books.latencies_ms(|index| !is_hot(index)));
+    figures.set_latencies("H hot merchant", WHO, books.latencies_ms(is_hot));
+    stage.strike().await?;
+    Ok(figures)
+}
+
+/// R: merchants with a backlog who connect all at once.
+pub async fn replay(services: &Services, events: usize) -> anyhow::Result<Figures> {
+    let stage = Stage::set(services).await?;
+    let run = replay_backlog(&stage, "r", events, MERCHANTS).await?;
+    let mut figures = Figures::default();
+    figures.set("R events/s", WHO, events as f64 / run.elapsed.as_secs_f64());
+    for (process, seconds) in run.cpu.each() {
+        figures.set_per_100k(format!("R {process} CPU-s"), WHO, seconds, events);
+    }
+    figures.set_per_100k("R all server CPU-s", WHO, run.cpu.sum(), events);
+    let (pages, queries) = ("shopbell_pages_read_total", "shopbell_page_queries_total");
+    figures.set("R pages a query", WHO, stage.metric(pages).await? / stage.metric(queries).await?);
+    figures.set("R peak RSS, MB", WHO, peak_rss_bytes(stage.pid())? / MEGABYTE);
+    stage.strike().await?;
+    Ok(figures)
+}
+
+/// Publishes while nobody is there, then lets all merchants in at once.
+pub async fn replay_backlog(stage: &Stage<'_>, run: &str, events: usize, merchants: usize) -> anyhow::Result<Run> {
+    let stored_before = stage.metric("shopbell_events_stored_total").await? as usize;
+    let books = Arc::new(Books::new(events, events));
+    let publisher = stage.publisher().await?;
+    publisher.publish_all(run, &books, 0..events, |index| event::merchant(index % merchants)).await?;
+    publisher.close().await;
+    stage.stored(stored_before + events).await?;
+    reset_peak_rss(stage.pid())?;
+    let (cpu, begun) = (stage.processes().cpu()?, Instant::now());
+    let _reading = storm(&stage.server, names(merchants), &books);
+    books.complete().await?;
+    stage.settled().await?;
+    Ok(Run { elapsed: books.elapsed_since(begun), cpu: stage.processes().cpu()?.since(&cpu) })
+}
+
+/// C: idle connections, then an event to each. B: then one to everybody.
+pub async fn idle(services: &Services) -> anyhow::Result<Figures> {
+    let stage = Stage::set(services).await?;
+    let rss = settled_rss(stage.pid()).await?;
+    let (cpu, begun) = (stage.processes().cpu()?, Instant::now());
+    let crowd = Crowd::connect(&stage.server, names(IDLE)).await?;
+    let mut figures = Figures::default();
+    figures.set("C connects/s", WHO, IDLE as f64 / begun.elapsed().as_secs_f64());
+    figures.set("C server CPU-s per 10,000 connects", WHO, stage.processes().cpu()?.since(&cpu).sum());
+    figures.set("C KiB a connection", WHO, (settled_rss(stage.pid()).await? - rss) / 1024.0 / IDLE as f64);
+
+    let books = Arc::new(Books::new(IDLE + 1, 2 * IDLE));
+    let _reading = crowd.read(&books);
+    let publisher = stage.publisher().await?;
+    let begun = Instant::now();
+    publisher.publish_all("c", &books, 0..IDLE, event::merchant).await?;
+    books.reach(IDLE).await?;
+    figures.set("C seconds until each has one event", WHO, books.elapsed_since(begun).as_secs_f64());
+
+    let begun = Instant::now();
+    publisher.publish_all("c", &books, IDLE..IDLE + 1, |_| "all".into()).await?;
+    books.complete().await?;
+    figures.set("B seconds to all", WHO, books.elapsed_since(begun).as_secs_f64());
+    publisher.close().await;
+    stage.strike().await?;
+    Ok(figures)
+}
+
+/// Memory that has come to rest.
+pub async fn settled_rss(pid: u32) -> anyhow::Result<f64> {
+    let mut before = rss_bytes(pid)?;
+    loop {
+        tokio::time::sleep(SETTLED).await;
+        let now = rss_bytes(pid)?;
+        if (now - before).abs() < 0.01 * before {
+            return Ok(now);
+        }
+        before = now;
+    }
+}

@@ -1,0 +1,199 @@
+//! RabbitMQ and Postgres of the benchmark's own, as they come with the distribution; RabbitMQ with the peers' plugins.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, ensure};
+use lapin::options::{QueueDeclareOptions, QueueDeleteOptions};
+use lapin::types::FieldTable;
+use lapin::uri::AMQPUri;
+use lapin::{Channel, Connection, ConnectionProperties};
+use sqlx::postgres::PgConnection;
+use sqlx::{AssertSqlSafe, Connection as _, Row};
+
+use crate::measure::Processes;
+use crate::wire::Server;
+
+/// Both, until they are dropped.
+pub struct Services {
+    pub amqp_url: String,
+    pub web_mqtt: Server,
+    pub web_stomp: Server,
+    database_url: String,
+    rabbitmq: u32,
+    postgres: u32,
+}
+
+impl Services {
+    /// Starts both on an empty directory.
+    pub async fn up() -> anyhow::Result<Self> {
+        scripts_services(&["down", "--purge"])?;
+        let (mqtt_port, stomp_port) = (free_port()?, free_port()?);
+        let settings = format!(
+            "web_mqtt.tcp.ip = 127.0.0.1\nweb_mqtt.tcp.port = {mqtt_port}\nmqtt.listeners.tcp = none\n\
+             mqtt.allow_anonymous = false\nmqtt.exchange = amq.topic\nmqtt.vhost = /\n\
+             web_stomp.tcp.ip = 127.0.0.1\nweb_stomp.tcp.port = {stomp_port}\nstomp.listeners.tcp = none\n"
+        );
+        let place = directory().join("rabbitmq/conf.d");
+        std::fs::create_dir_all(&place)?;
+        std::fs::write(place.join("10-peers.conf"), settings)?;
+        let printed = scripts_services(&["up"])?;
+        let url = |name: &str| {
+            let line = printed.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+            line.map(str::to_owned).with_context(|| format!("scripts/services up printed no {name}"))
+        };
+        let (database_url, amqp_url) = (url("DATABASE_URL")?, url("AMQP_URL")?);
+        let status = scripts_services(&["status"])?;
+        let pid = |name: &str| {
+            let line = status.lines().find(|line| line.starts_with(name));
+            let pid = line.and_then(|line| line.rsplit(' ').next()?.parse().ok());
+            pid.with_context(|| format!("scripts/services status told no process of {name}"))
+        };
+        // To be switched on later, for sessions that exist by then.
+        let mut connection = PgConnection::connect(&database_url).await?;
+        sqlx::query("alter system set session_preload_libraries = 'auto_explain'").execute(&mut connection).await?;
+        sqlx::query("select pg_reload_conf()").execute(&mut connection).await?;
+        let uri: AMQPUri = amqp_url.parse().map_err(anyhow::Error::msg)?;
+        let (user, password) = (uri.authority.userinfo.username, uri.authority.userinfo.password);
+        Ok(Self {
+            web_mqtt: Server::WebMqtt { port: mqtt_port, user: user.clone(), password: password.clone() },
+            web_stomp: Server::WebStomp { port: stomp_port, user, password },
+            rabbitmq: pid("rabbitmq")?,
+            postgres: pid("postgres")?,
+            database_url,
+            amqp_url,
+        })
+    }
+
+    /// Their processes.
+    pub fn processes(&self) -> Processes {
+        Processes::default().with("RabbitMQ", self.rabbitmq).with("Postgres", self.postgres)
+    }
+
+    /// RabbitMQ's process id.
+    pub fn rabbitmq(&self) -> u32 {
+        self.rabbitmq
+    }
+
+    /// The URL of a database.
+    pub fn database_url(&self, database: &str) -> String {
+        match self.database_url.rsplit_once('/') {
+            Some((server, _)) => format!("{server}/{database}"),
+            None => self.database_url.clone(),
+        }
+    }
+
+    /// Makes an empty database.
+    pub async fn create_database(&self, database: &str) -> anyhow::Result<()> {
+        let mut connection = PgConnection::connect(&self.database_url).await?;
+        sqlx::query(AssertSqlSafe(format!("create database {database}"))).execute(&mut connection).await?;
+        Ok(())
+    }
+
+    /// Deletes it, whoever is connected, and lets Postgres write what it has in memory: the next run begins in peace.
+    pub async fn drop_database(&self, database: &str) -> anyhow::Result<()> {
+        let mut connection = PgConnection::connect(&self.database_url).await?;
+        sqlx::query(AssertSqlSafe(format!("drop database {database} with (force)"))).execute(&mut connection).await?;
+        sqlx::query("checkpoint").execute(&mut connection).await?;
+        Ok(())
+    }
+
+    /// Lets Postgres write the plan of each statement to its log, or no longer.
+    pub async fn explain(&self, on: bool) -> anyhow::Result<()> {
+        let mut connection = PgConnection::connect(&self.database_url).await?;
+        // In this session too, for Postgres to know the names.
+        for statement in [
+            "load 'auto_explain'".to_owned(),
+            format!("alter system set auto_explain.log_min_duration = {}", if on { 0 } else { -1 }),
+            "alter system set auto_explain.log_nested_statements = on".to_owned(),
+            "select pg_reload_conf()".to_owned(),
+        ] {
+            sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut connection).await?;
+        }
+        Ok(())
+    }
+
+    /// The last plan of each statement in Postgres' log.
+    pub fn explained(&self) -> anyhow::Result<String> {
+        let log = std::fs::read_to_string(directory().join("log/postgres.out"))?;
+        let entries = log.split("  plan:\n").skip(1).filter_map(|entry| {
+            // An entry's lines begin with a tab; the next entry's first line does not.
+            let lines: Vec<&str> = entry.lines().take_while(|line| line.starts_with('\t')).collect();
+            let plan = lines.iter().position(|line| line.contains("(cost="))?;
+            Some((lines[..plan].join("\n"), lines[plan..].join("\n")))
+        });
+        let last: std::collections::BTreeMap<String, String> = entries.collect();
+        Ok(last.into_iter().map(|(statement, plan)| format!("{statement}\n\n{plan}\n\n")).collect())
+    }
+
+    /// A channel of its own.
+    pub async fn channel(&self) -> anyhow::Result<(Connection, Channel)> {
+        let connection = Connection::connect(&self.amqp_url, ConnectionProperties::default()).await?;
+        let channel = connection.create_channel().await?;
+        Ok((connection, channel))
+    }
+
+    /// Deletes queues, those that are there.
+    pub async fn delete_queues(&self, queues: impl IntoIterator<Item = String>) -> anyhow::Result<()> {
+        let (connection, channel) = self.channel().await?;
+        for queue in queues {
+            channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await?;
+        }
+        connection.close(200, "goodbye".into()).await?;
+        Ok(())
+    }
+
+    /// Declares a quorum queue.
+    pub async fn declare_quorum_queue(&self, queue: &str) -> anyhow::Result<()> {
+        let (connection, channel) = self.channel().await?;
+        let mut arguments = FieldTable::default();
+        arguments.insert("x-queue-type".into(), lapin::types::AMQPValue::LongString("quorum".into()));
+        let options = QueueDeclareOptions { durable: true, ..Default::default() };
+        channel.queue_declare(queue.into(), options, arguments).await?;
+        connection.close(200, "goodbye".into()).await?;
+        Ok(())
+    }
+
+    /// Versions, for the report.
+    pub async fn versions(&self) -> anyhow::Result<String> {
+        let mut connection = PgConnection::connect(&self.database_url).await?;
+        let postgres: String = sqlx::query("show server_version").fetch_one(&mut connection).await?.try_get(0)?;
+        let rabbitmq = scripts_services(&["rabbitmqctl", "version"])?;
+        Ok(format!("RabbitMQ {}, Postgres {postgres}", rabbitmq.trim()))
+    }
+}
+
+impl Drop for Services {
+    fn drop(&mut self) {
+        // What they hold is of no use afterwards.
+        let _ = scripts_services(&["down", "--purge"]);
+    }
+}
+
+/// A port that is free now.
+pub fn free_port() -> anyhow::Result<u16> {
+    // Below the range that the kernel gives to outgoing connections, of which there are thousands here.
+    let free = (0..100).map(|_| fastrand::u16(10_000..20_000)).find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok());
+    free.context("found no free port")
+}
+
+fn directory() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench-services")
+}
+
+fn scripts_services(arguments: &[&str]) -> anyhow::Result<String> {
+    let output = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/services"))
+        .args(arguments)
+        .env_remove("DATABASE_URL")
+        .env_remove("AMQP_URL")
+        .env("SHOPBELL_SERVICES_DIR", directory())
+        .env("SHOPBELL_SERVICES_PLUGINS", "rabbitmq_web_mqtt,rabbitmq_web_stomp")
+        .output()?;
+    ensure!(
+        output.status.success(),
+        "scripts/services {arguments:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(String::from_utf8(output.stdout)?)
+}

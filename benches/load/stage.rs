@@ -1,0 +1,157 @@
+//! One Shopbell for one run: the release binary as a process of its own, with a database and an AMQP prefix of its own.
+
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use sqlx::postgres::{PgPool, PgPoolOptions};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::measure::Processes;
+use crate::publisher::{Publisher, Target};
+use crate::services::{Services, free_port};
+use crate::wire::Server;
+
+/// How long something that must come may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Between two looks.
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+
+/// A running Shopbell and what is its own.
+pub struct Stage<'a> {
+    pub services: &'a Services,
+    pub server: Server,
+    pub pool: PgPool,
+    name: String,
+    operations_port: u16,
+    child: Child,
+}
+
+impl<'a> Stage<'a> {
+    /// Starts it, migrated and ready.
+    pub async fn set(services: &'a Services) -> anyhow::Result<Self> {
+        static NUMBER: AtomicU32 = AtomicU32::new(1);
+        let name = format!("bench{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+        services.create_database(&name).await?;
+        let (public_port, operations_port) = (free_port()?, free_port()?);
+        let secret: String = std::iter::repeat_with(fastrand::alphanumeric).take(32).collect();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_shopbell"));
+        command
+            .env_clear()
+            .env("DATABASE_URL", services.database_url(&name))
+            .env("AMQP_URL", &services.amqp_url)
+            .env("SHOPBELL_AMQP_PREFIX", &name)
+            .env("SHOPBELL_JWT_HS256_SECRET", &secret)
+            .env("SHOPBELL_LISTEN", format!("127.0.0.1:{public_port}"))
+            .env("SHOPBELL_OPS_LISTEN", format!("127.0.0.1:{operations_port}"))
+            .env("SHOPBELL_DRAIN_SECONDS", "0")
+            .env("RUST_LOG", "warn");
+        // An experiment may add settings: SHOPBELL_BENCH_ENV="NAME=value NAME=value".
+        let extra = std::env::var("SHOPBELL_BENCH_ENV").unwrap_or_default();
+        command.envs(extra.split_whitespace().filter_map(|pair| pair.split_once('=')));
+        ensure!(command.arg("migrate").stdout(Stdio::null()).status()?.success(), "shopbell migrate failed");
+        let mut serve = Command::new(env!("CARGO_BIN_EXE_shopbell"));
+        serve.env_clear().envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let child = serve.arg("serve").spawn().context("could not start shopbell")?;
+        let pool = PgPoolOptions::new().max_connections(1).connect(&services.database_url(&name)).await?;
+        let server = Server::Shopbell { port: public_port, secret };
+        let stage = Self { services, server, pool, name, operations_port, child };
+        stage.wait_until("it is ready", async || Ok(stage.get("/readyz").await?.contains(r#""status":"ready""#))).await?;
+        Ok(stage)
+    }
+
+    /// Everything on the server side.
+    pub fn processes(&self) -> Processes {
+        self.services.processes().with("Shopbell", self.pid())
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// A publisher to it.
+    pub async fn publisher(&self) -> anyhow::Result<Publisher> {
+        let target = Target::Shopbell { exchange: format!("{}.events", self.name) };
+        Publisher::connect(&self.services.amqp_url, target).await
+    }
+
+    /// A counter of its `/metrics`.
+    pub async fn metric(&self, name: &str) -> anyhow::Result<f64> {
+        let metrics = self.get("/metrics").await?;
+        let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
+        value.with_context(|| format!("/metrics has no {name}"))
+    }
+
+    /// Waits until that many notifications are stored.
+    pub async fn stored(&self, events: usize) -> anyhow::Result<()> {
+        self.wait_until("all is stored", async || {
+            Ok(self.metric("shopbell_events_stored_total").await? >= events as f64)
+        })
+        .await
+    }
+
+    /// Waits until nothing is undelivered: every ack has reached the database.
+    pub async fn settled(&self) -> anyhow::Result<()> {
+        self.wait_until("every ack is written", async || {
+            let behind = "select count(*) from feeds where acked_seq < last_seq";
+            Ok(sqlx::query_scalar::<_, i64>(behind).fetch_one(&self.pool).await? == 0)
+        })
+        .await
+    }
+
+    /// Fails unless the books of the service balance: all stored, nothing twice, nothing refused.
+    pub async fn balanced(&self, events: usize) -> anyhow::Result<()> {
+        let stored = self.metric("shopbell_events_stored_total").await?;
+        let received = self.metric("shopbell_events_received_total").await?;
+        ensure!(
+            stored == events as f64 && received == stored,
+            "of {events} events {received} were received and {stored} stored"
+        );
+        Ok(())
+    }
+
+    /// Ends it, and removes what was its own.
+    pub async fn strike(mut self) -> anyhow::Result<()> {
+        ensure!(self.child.try_wait()?.is_none(), "shopbell ended by itself");
+        self.child.kill()?;
+        self.child.wait()?;
+        self.pool.close().await;
+        self.services.drop_database(&self.name).await?;
+        let own = ["ingest", "dead-letter", "unroutable"].map(|queue| format!("{}.{queue}", self.name));
+        self.services.delete_queues(own).await
+    }
+
+    async fn wait_until(&self, what: &str, met: impl AsyncFn() -> anyhow::Result<bool>) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        loop {
+            let seen = met().await;
+            if matches!(seen, Ok(true)) {
+                return Ok(());
+            }
+            if begun.elapsed() > PATIENCE {
+                bail!("after {PATIENCE:?} not: {what} ({seen:?})");
+            }
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
+    }
+
+    async fn get(&self, path: &str) -> anyhow::Result<String> {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.operations_port)).await?;
+        let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await?;
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply).await?;
+        Ok(reply)
+    }
+}
+
+impl Drop for Stage<'_> {
+    /// Where a run fails.
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
