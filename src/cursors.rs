@@ -1,11 +1,11 @@
 //! Where subscribers stand: read at connect, moved by acks after.
 //!
-//! Acks are coalesced: whatever was acknowledged while the last write ran is the next write, the highest number for each
-//! cursor. A crash before the write replays a few notifications; it never skips one.
+//! Acks are coalesced: whatever was acknowledged while the last write ran and rested is the next write, the highest number
+//! for each cursor. A crash before the write replays a few notifications; it never skips one.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::postgres::PgPool;
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -18,6 +18,11 @@ use crate::store::cursors::{CursorKey, Standing, advance, open};
 
 /// Most cursors moved by one statement.
 const ACKS_PER_WRITE_MAX: usize = 2_000;
+/// After a write the writer rests so many times as long as the write took, so that acks never cost more than a small part of
+/// the database's time: the busier it is, the more acks become one …
+const REST_TIMES: u32 = 20;
+/// … but no longer than this: what a crash may replay.
+const REST_MAX: Duration = Duration::from_secs(1);
 /// Most sessions whose cursors are opened by one statement.
 const SESSIONS_PER_READ_MAX: usize = 100;
 /// Most sessions waiting to be opened; past that a handshake is refused as not ready.
@@ -38,6 +43,7 @@ pub struct Cursors {
     /// Held for an insert or a take, never across an await.
     pending: Mutex<Pending>,
     acked: Notify,
+    hurried: Notify,
     openings: mpsc::Sender<Opening>,
 }
 
@@ -61,7 +67,12 @@ impl Cursors {
     /// Nothing runs yet: run the reader, and [`Cursors::write`].
     pub fn new(reads: PgPool) -> (Arc<Self>, CursorReader) {
         let (sender, openings) = mpsc::channel(SESSIONS_WAITING_MAX);
-        let cursors = Arc::new(Self { pending: Mutex::default(), acked: Notify::new(), openings: sender });
+        let cursors = Arc::new(Self {
+            pending: Mutex::default(),
+            acked: Notify::new(),
+            hurried: Notify::new(),
+            openings: sender,
+        });
         let reader = CursorReader { cursors: cursors.clone(), openings, pool: reads };
         (cursors, reader)
     }
@@ -75,6 +86,11 @@ impl Cursors {
         self.acked.notify_one();
     }
 
+    /// Has what waits written without further rest: a session ended, and its subscriber may come back on another replica.
+    pub fn hurry(&self) {
+        self.hurried.notify_one();
+    }
+
     /// Where each key stands, in the order given. Waits for a database that is away, so the
     /// caller sets the limit. Nothing, where too many sessions wait already.
     pub async fn open(&self, keys: Vec<CursorKey>) -> Option<Vec<Standing>> {
@@ -86,19 +102,29 @@ impl Cursors {
     /// Writes acks until told to stop, then once more. A database that is away is waited for: acks only grow, and there is
     /// one for each cursor, so what waits is bounded by the sessions.
     pub async fn write(&self, pool: &PgPool, stop: CancellationToken) {
-        loop {
+        let mut backoff = Backoff::default();
+        while !stop.is_cancelled() {
             tokio::select! {
                 () = self.acked.notified() => {}
                 () = stop.cancelled() => break,
             }
-            let mut backoff = Backoff::default();
-            while let Err(error) = self.write_waiting(pool).await {
-                let wait = backoff.next_wait();
-                tracing::warn!(%error, wait_ms = wait.as_millis(), "acks could not be written; trying again");
-                tokio::select! {
-                    () = tokio::time::sleep(wait) => {}
-                    () = stop.cancelled() => break,
+            let begun = Instant::now();
+            let rest = match self.write_waiting(pool).await {
+                Ok(()) => {
+                    backoff.reset();
+                    (begun.elapsed() * REST_TIMES).min(REST_MAX)
                 }
+                Err(error) => {
+                    self.acked.notify_one();
+                    let wait = backoff.next_wait();
+                    tracing::warn!(%error, wait_ms = wait.as_millis(), "acks could not be written; trying again");
+                    wait
+                }
+            };
+            tokio::select! {
+                () = tokio::time::sleep(rest) => {}
+                () = self.hurried.notified() => {}
+                () = stop.cancelled() => {}
             }
         }
         match tokio::time::timeout(LAST_FLUSH_TIMEOUT, self.write_waiting(pool)).await {
@@ -111,19 +137,10 @@ impl Cursors {
         }
     }
 
+    /// Writes what waits now; what comes meanwhile is for the next time.
     async fn write_waiting(&self, pool: &PgPool) -> Result<(), StoreError> {
         loop {
-            let acks: Vec<(CursorKey, Seq)> = {
-                let mut pending = self.lock();
-                let Pending { waiting, writing } = &mut *pending;
-                while writing.len() < ACKS_PER_WRITE_MAX
-                    && let Some((key, seq)) = waiting.pop_first()
-                {
-                    let newest = writing.entry(key).or_insert(seq);
-                    *newest = seq.max(*newest);
-                }
-                writing.iter().map(|(key, seq)| (key.clone(), *seq)).collect()
-            };
+            let (acks, more) = self.next_write();
             if acks.is_empty() {
                 return Ok(());
             }
@@ -136,7 +153,23 @@ impl Cursors {
                 }
                 Err(error) => return Err(error),
             }
+            if !more {
+                return Ok(());
+            }
         }
+    }
+
+    /// As much as one statement takes, beginning with what was not written the last time; and whether that leaves some.
+    fn next_write(&self) -> (Vec<(CursorKey, Seq)>, bool) {
+        let mut pending = self.lock();
+        let Pending { waiting, writing } = &mut *pending;
+        while writing.len() < ACKS_PER_WRITE_MAX
+            && let Some((key, seq)) = waiting.pop_first()
+        {
+            let newest = writing.entry(key).or_insert(seq);
+            *newest = seq.max(*newest);
+        }
+        (writing.iter().map(|(key, seq)| (key.clone(), *seq)).collect(), !waiting.is_empty())
     }
 
     /// The newest ack of a key that the database may not have yet.

@@ -145,6 +145,7 @@ where
             end => end,
         };
     }
+    task.shared.cursors.hurry();
     if let Next::Close(close) = next {
         tracing::debug!(session = task.opened.id, code = close.code(), "the session is closed");
         say_goodbye(socket, close).await;
