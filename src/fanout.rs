@@ -36,6 +36,12 @@ pub struct Hints {
     pub again: Vec<(Feed, Seq)>,
 }
 
+impl Hints {
+    fn len(&self) -> usize {
+        self.stored.len() + self.again.len()
+    }
+}
+
 /// How long a batch waits for the broker to take its hints. In an alarm the broker takes none, and an alarm that the ingest
 /// queue raised only ends when ingest goes on: so then the other replicas' sweeps must do without.
 const HAND_ON_TIMEOUT: Duration = Duration::from_secs(1);
@@ -63,17 +69,22 @@ impl Fanout {
         Self { hub, metrics, health, exchange: broker.names.fanout(), replica }
     }
 
-    /// Gives what was stored to this replica's sessions directly and to the other replicas through the broker. Returns when
-    /// the broker has confirmed it, or takes nothing: hints may be lost, for the sweep makes them good, and must not hold up
-    /// ingest.
-    pub async fn hand_on(&self, publisher: &mut Publisher, hints: &Hints) -> HandedOn {
-        self.announce(hints);
-        if *hints != Hints::default() {
-            let hint = Outgoing::hint(self.exchange.clone(), &self.replica, encode(hints).into_bytes());
+    /// Wakes this replica's sessions.
+    pub fn announce(&self, hints: &Hints) {
+        self.hub.announce(&hints.stored);
+        self.hub.announce_newest(&hints.again);
+    }
+
+    /// Gives what was stored to the other replicas, through the broker. Returns when the broker has confirmed it, or takes
+    /// nothing: hints may be lost, for the sweep makes them good, and must not hold up ingest.
+    pub async fn hand_on(&self, publisher: &mut Publisher, batches: &[&Hints]) -> HandedOn {
+        let hints: usize = batches.iter().map(|hints| hints.len()).sum();
+        if hints > 0 {
+            let hint = Outgoing::hint(self.exchange.clone(), &self.replica, encode(batches).into_bytes());
             let handed_on = publisher.try_publish(HAND_ON_TIMEOUT, hint).await;
             let refused_before = self.health.hints_refused.swap(handed_on.is_err(), Ordering::Relaxed);
             if let Err(error) = handed_on {
-                self.metrics.hints_refused.inc_by((hints.stored.len() + hints.again.len()) as u64);
+                self.metrics.hints_refused.inc_by(hints as u64);
                 if !refused_before {
                     tracing::warn!(%error, "RabbitMQ takes no hints; other replicas find notifications by their sweep");
                 }
@@ -104,6 +115,7 @@ impl Fanout {
             Ok(consumer) => consumer,
             Err(error) => return error,
         };
+        let acknowledger = consumer.acknowledger();
         let _up = self.health.fanout.up();
         loop {
             let delivery = match consumer.next().await {
@@ -114,7 +126,7 @@ impl Fanout {
             if delivery.app_id() != Some(&self.replica) {
                 self.spread(delivery.body());
             }
-            if let Err(error) = consumer.acknowledge_through(tag).await {
+            if let Err(error) = acknowledger.acknowledge_through(tag).await {
                 return error;
             }
             backoff.reset();
@@ -124,16 +136,11 @@ impl Fanout {
     fn spread(&self, body: &[u8]) {
         match decode(body) {
             Ok(hints) => {
-                self.metrics.hints_received.inc_by((hints.stored.len() + hints.again.len()) as u64);
+                self.metrics.hints_received.inc_by(hints.len() as u64);
                 self.announce(&hints);
             }
             Err(error) => tracing::warn!(%error, "a fan-out message is not one of ours and was dropped"),
         }
-    }
-
-    fn announce(&self, hints: &Hints) {
-        self.hub.announce(&hints.stored);
-        self.hub.announce_newest(&hints.again);
     }
 }
 
@@ -149,24 +156,27 @@ struct WireHint<'a> {
 }
 
 /// Writes the hints as JSON around the ready-made frames, without parsing those again. Feeds need no escaping.
-fn encode(Hints { stored, again }: &Hints) -> String {
+fn encode(batches: &[&Hints]) -> String {
     const AROUND_A_FRAME: usize = 200;
+    let stored = || batches.iter().flat_map(|hints| &hints.stored);
+    let again = || batches.iter().flat_map(|hints| &hints.again);
     let mut body =
-        String::with_capacity(stored.iter().map(|n| n.frame.len() + AROUND_A_FRAME).sum::<usize>() + AROUND_A_FRAME);
+        String::with_capacity(stored().map(|n| n.frame.len() + AROUND_A_FRAME).sum::<usize>() + AROUND_A_FRAME);
     let mut separator = '[';
-    for Notification { feed, seq, expires_at, frame } in stored.iter().map(Arc::as_ref) {
+    for Notification { feed, seq, expires_at, frame } in stored().map(Arc::as_ref) {
         // Writing to a string cannot fail.
         let _ = write!(body, r#"{separator}{{"feed":"{feed}","seq":{seq}"#);
         if let Some(at) = expires_at {
             let _ = write!(body, r#","expires_at_us":{}"#, at.unix_timestamp_nanos() / 1_000);
         }
         if frame.len() <= FRAME_BYTES_MAX {
-            let _ = write!(body, r#","frame":{}"#, frame.as_str());
+            body.push_str(r#","frame":"#);
+            body.push_str(frame);
         }
         body.push('}');
         separator = ',';
     }
-    for (feed, seq) in again {
+    for (feed, seq) in again() {
         let _ = write!(body, r#"{separator}{{"feed":"{feed}","seq":{seq}}}"#);
         separator = ',';
     }
@@ -220,7 +230,7 @@ mod tests {
         ];
         let again = vec![(Feed::parse("m-2").unwrap(), Seq::new(9).unwrap())];
         let hints = Hints { stored, again };
-        assert_eq!(decode(encode(&hints).as_bytes()).unwrap(), hints);
+        assert_eq!(decode(encode(&[&hints]).as_bytes()).unwrap(), hints);
         assert!(decode(b"[{}]").is_err());
     }
 }

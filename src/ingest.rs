@@ -2,6 +2,7 @@
 //!
 //! Whatever has arrived while the last batch was being committed is the next batch; nothing waits for a timer. A batch is
 //! acknowledged only when it is stored and handed on, on the incarnation that delivered it; until then RabbitMQ has it too.
+//! While one batch is handed on, the next is stored already: the sessions of this replica have it by then.
 
 mod batch;
 mod storing;
@@ -11,13 +12,14 @@ use std::sync::atomic::Ordering;
 
 use sqlx::postgres::PgPool;
 use time::OffsetDateTime;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 use uuid::Uuid;
 
 use self::batch::{Batch, Parsed};
 use self::storing::{Abandoned, Refused};
-use crate::amqp::consumer::Consumer;
+use crate::amqp::consumer::{Acknowledger, Consumer};
 use crate::amqp::delivery::Delivery;
 use crate::amqp::publisher::Publisher;
 use crate::amqp::{Broker, BrokerError, dead_letter};
@@ -30,7 +32,9 @@ use crate::store;
 use crate::store::append::Placed;
 use crate::telemetry::{Metrics, ReasonLabel, Word, traces};
 
-/// Most deliveries unacknowledged at once: the batch in work and the one that forms meanwhile. RabbitMQ bounds their number
+/// Most batches that are stored and not yet handed on.
+const STORED_MAX: usize = 4;
+/// Most deliveries unacknowledged at once: the batches in work and the one that forms meanwhile. RabbitMQ bounds their number
 /// and not their bytes; what one may have at most is its `max_message_size`. Never 1: RabbitMQ 3.10.8 then delivers what
 /// an earlier consumer gave back out of order now and then, which broke a feed's order in 3 of 18 restarts under load.
 const PREFETCH: u16 = 2 * batch::EVENTS_MAX as u16;
@@ -42,6 +46,13 @@ enum Ended {
     Broker(#[from] BrokerError),
     #[error(transparent)]
     Abandoned(#[from] Abandoned),
+}
+
+/// A batch that is stored: what there is to tell of it, and the tag that acknowledges all of it.
+#[derive(Debug)]
+struct Stored {
+    hints: Hints,
+    through: u64,
 }
 
 /// The ingesting half of a replica. RabbitMQ lets one replica consume; the others stand by.
@@ -89,23 +100,62 @@ impl Ingest {
         if !self.wait_for_database(stop).await {
             return Ok(());
         }
-        let mut publisher = Publisher::open(&self.broker).await?;
+        let publisher = Publisher::open(&self.broker).await?;
         // Of the last incarnation: a replica that only stands by from now on would never correct it.
         self.health.hints_refused.store(false, Ordering::Relaxed);
-        let mut consumer = Consumer::ingest(&self.broker, PREFETCH).await?;
+        let consumer = Consumer::ingest(&self.broker, PREFETCH).await?;
+        let acknowledger = consumer.acknowledger();
         let _up = self.health.ingest.up();
         tracing::info!(names = %self.broker.names, "ingest consumes or stands by");
+        let (done, stored) = mpsc::channel(STORED_MAX);
+        let storing = self.store_batches(consumer, done, stop, backoff);
+        let handing_on = self.hand_on_batches(stored, publisher, &acknowledger);
+        let (consumer, ()) = tokio::try_join!(storing, handing_on)?;
+        consumer.close().await;
+        Ok(())
+    }
+
+    /// Stores what comes until told to stop; gives the consumer back to be closed when all is acknowledged.
+    async fn store_batches(
+        &self,
+        mut consumer: Consumer,
+        done: mpsc::Sender<Stored>,
+        stop: &CancellationToken,
+        backoff: &mut Backoff,
+    ) -> Result<Consumer, Ended> {
+        let mut dead_letters = Publisher::lazy(&self.broker);
         loop {
             let first = tokio::select! {
                 first = consumer.next() => first?,
                 () = stop.cancelled() => break,
             };
             let batch = Batch::collect(first, &mut consumer)?;
-            self.take_in(batch, &mut publisher, &consumer, stop).await?;
+            let stored = self.take_in(batch, &mut dead_letters, &consumer, stop).await?;
+            // Closed only by an error, which then ends this future too.
+            let _ = done.send(stored).await;
             // Not before: an event that ends every incarnation must not be delivered again at full speed.
             backoff.reset();
         }
-        consumer.close().await;
+        dead_letters.close().await;
+        Ok(consumer)
+    }
+
+    /// Tells the other replicas of what is stored, and then RabbitMQ that it is done; several batches at once where that is
+    /// slower than storing them.
+    async fn hand_on_batches(
+        &self,
+        mut stored: mpsc::Receiver<Stored>,
+        mut publisher: Publisher,
+        acknowledger: &Acknowledger,
+    ) -> Result<(), Ended> {
+        let mut batches = Vec::with_capacity(STORED_MAX);
+        while stored.recv_many(&mut batches, STORED_MAX).await > 0 {
+            let hints: Vec<&Hints> = batches.iter().map(|batch| &batch.hints).collect();
+            let handed_on = self.fanout.hand_on(&mut publisher, &hints).await;
+            if let Some(newest) = batches.drain(..).next_back() {
+                acknowledge(acknowledger, newest.through, handed_on).await?;
+            }
+        }
         publisher.close().await;
         Ok(())
     }
@@ -124,49 +174,48 @@ impl Ingest {
         true
     }
 
-    /// One batch, to its end.
+    /// One batch, until it is stored.
     async fn take_in(
         &self,
         batch: Batch,
-        publisher: &mut Publisher,
+        dead_letters: &mut Publisher,
         consumer: &Consumer,
         stop: &CancellationToken,
-    ) -> Result<(), Ended> {
+    ) -> Result<Stored, Ended> {
         let received_at = microseconds(OffsetDateTime::now_utc());
         let parsed = batch.parse(self.limits);
         let traceparents = parsed.events.iter().filter_map(|(_, event)| event.traceparent.as_deref());
         let deliveries = parsed.events.len() + parsed.rejected.len();
         let span = traces::batch(&self.broker.names.ingest(), deliveries, traceparents);
-        self.settle(parsed, received_at, publisher, consumer, stop).instrument(span).await
+        self.settle(parsed, received_at, dead_letters, consumer, stop).instrument(span).await
     }
 
-    /// What can never be stored is dead-lettered, the rest stored and handed on, then all of it acknowledged. Dying between
-    /// any two steps makes RabbitMQ deliver it again, and each step is safe to repeat.
+    /// What can never be stored is dead-lettered, the rest stored and told to the sessions of this replica. Dying between any
+    /// two steps, until all is acknowledged, makes RabbitMQ deliver it again, and each step is safe to repeat.
     async fn settle(
         &self,
         parsed: Parsed,
         received_at: OffsetDateTime,
-        publisher: &mut Publisher,
+        dead_letters: &mut Publisher,
         consumer: &Consumer,
         stop: &CancellationToken,
-    ) -> Result<(), Ended> {
-        self.bury(publisher, &parsed.rejected).await?;
+    ) -> Result<Stored, Ended> {
+        self.bury(dead_letters, &parsed.rejected).await?;
 
         let (deliveries, events) = parsed.events.into_iter().unzip();
         let (placed, refused) = self.store(events, received_at, consumer, stop).await?;
-        self.bury(publisher, &of_deliveries(deliveries, refused)).await?;
+        self.bury(dead_letters, &of_deliveries(deliveries, refused)).await?;
 
         let hints = hints(&placed, received_at);
         self.metrics.events_received.inc_by(placed.len() as u64);
         self.metrics.events_stored.inc_by(hints.stored.len() as u64);
         self.metrics.events_duplicate.inc_by(hints.again.len() as u64);
-        let handed_on = self.fanout.hand_on(publisher, &hints).await;
-        acknowledge(consumer, parsed.through, handed_on).await?;
-        Ok(())
+        self.fanout.announce(&hints);
+        Ok(Stored { through: parsed.through, hints })
     }
 
     /// Publishes dead letters and waits until the broker has them.
-    async fn bury(&self, publisher: &mut Publisher, rejected: &[(Delivery, Rejection)]) -> Result<(), BrokerError> {
+    async fn bury(&self, dead_letters: &mut Publisher, rejected: &[(Delivery, Rejection)]) -> Result<(), BrokerError> {
         if rejected.is_empty() {
             return Ok(());
         }
@@ -176,7 +225,7 @@ impl Ingest {
             .zip(&ids)
             .map(|((delivery, rejection), id)| dead_letter::bury(&self.broker.names, id, delivery, rejection))
             .collect();
-        publisher.publish(&letters).await?;
+        dead_letters.publish(&letters).await?;
         for ((delivery, rejection), dead_letter) in rejected.iter().zip(ids) {
             let (reason, routing_key) = (rejection.reason.as_str(), delivery.routing_key());
             tracing::warn!(dead_letter, reason, detail = %rejection.detail, routing_key, "an event was dead-lettered");
@@ -188,8 +237,8 @@ impl Ingest {
 }
 
 /// Tells RabbitMQ that a batch is done: only for one that is stored and handed on, as the proof says.
-async fn acknowledge(consumer: &Consumer, through: u64, _: HandedOn) -> Result<(), BrokerError> {
-    consumer.acknowledge_through(through).await
+async fn acknowledge(acknowledger: &Acknowledger, through: u64, _: HandedOn) -> Result<(), BrokerError> {
+    acknowledger.acknowledge_through(through).await
 }
 
 /// The deliveries of the events that Postgres refused, by their place in the batch.

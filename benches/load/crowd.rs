@@ -72,12 +72,7 @@ pub fn storm(server: &Server, names: Vec<String>, books: &Arc<Books>) -> Reading
 }
 
 /// A peer may send events before it has answered everything that was said.
-async fn connect_to_read(
-    server: &Server,
-    name: &str,
-    place: usize,
-    books: &Books,
-) -> anyhow::Result<(Socket, Order)> {
+async fn connect_to_read(server: &Server, name: &str, place: usize, books: &Books) -> anyhow::Result<(Socket, Order)> {
     let mut order = Order::default();
     let mut socket = handshake(server, name, place).await?;
     for message in server.opening(name) {

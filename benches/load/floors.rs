@@ -67,7 +67,8 @@ pub async fn rabbitmq(services: &Services, events: usize) -> anyhow::Result<Figu
 async fn consume(services: &Services, queue: &str, events: usize) -> anyhow::Result<()> {
     let (connection, channel) = services.channel().await?;
     channel.basic_qos(PREFETCH, BasicQosOptions { global: false }).await?;
-    let consumer = channel.basic_consume(queue.into(), "".into(), BasicConsumeOptions::default(), FieldTable::default());
+    let consumer =
+        channel.basic_consume(queue.into(), "".into(), BasicConsumeOptions::default(), FieldTable::default());
     let mut batches = consumer.await?.ready_chunks(usize::from(PREFETCH) / 2);
     let mut consumed = 0;
     while consumed < events {

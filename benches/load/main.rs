@@ -137,7 +137,10 @@ async fn one(scenario: &str, services: &Services, arguments: &Arguments) -> anyh
 fn machine() -> String {
     let today = time::OffsetDateTime::now_utc().date();
     let processors = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let models: Vec<&str> =
-        processors.lines().filter_map(|line| line.strip_prefix("model name")?.split_once(": ")).map(|(_, model)| model).collect();
+    let models: Vec<&str> = processors
+        .lines()
+        .filter_map(|line| line.strip_prefix("model name")?.split_once(": "))
+        .map(|(_, model)| model)
+        .collect();
     format!("{today}, {} x {}", models.len(), models.first().unwrap_or(&"processor"))
 }

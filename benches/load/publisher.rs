@@ -112,13 +112,11 @@ impl Publisher {
             Target::Topics => ("amq.topic", recipient),
             Target::Queue(queue) => ("", queue.as_str()),
         };
-        let properties = BasicProperties::default()
-            .with_delivery_mode(2)
-            .with_content_type("application/cloudevents+json".into());
+        let properties =
+            BasicProperties::default().with_delivery_mode(2).with_content_type("application/cloudevents+json".into());
         let options = BasicPublishOptions { mandatory: true, ..Default::default() };
         let body = event::order(run, index, recipient);
-        let publishing =
-            self.channel.basic_publish(exchange.into(), routing_key.into(), options, &body, properties);
+        let publishing = self.channel.basic_publish(exchange.into(), routing_key.into(), options, &body, properties);
         publishing.await.context("could not publish")
     }
 }

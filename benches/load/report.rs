@@ -148,24 +148,45 @@ impl Report {
         let goals = [
             at_least("T: at least 3 x Web MQTT's events/s", ratio("T events/s", WebMqtt), 3.0),
             at_most("T: at most 0.4 x Web MQTT's server CPU", ratio(t_cpu, WebMqtt), 0.4),
-            at_most("T: all server CPU at most 1.5 x the parts alone", Some(()).and_then(|()| Some(figure(t_cpu, Shopbell)? / floors()?)), 1.5),
+            at_most(
+                "T: all server CPU at most 1.5 x the parts alone",
+                Some(()).and_then(|()| Some(figure(t_cpu, Shopbell)? / floors()?)),
+                1.5,
+            ),
             at_most("T: Shopbell itself at most 3 CPU-s per 100,000", figure("T Shopbell CPU-s", Shopbell), 3.0),
             at_most("T: peak memory of Shopbell below 100 MB", figure("T peak RSS, MB", Shopbell), 100.0),
             at_most("L: p50 at 500/s at most 1.0 ms", figure("L 500/s, p50 ms", Shopbell), 1.0),
             at_most("L: p99 at 500/s at most 2.5 ms", figure(l_500, Shopbell), 2.5),
             at_most("L: p50 at 500/s at most 2 x Web MQTT's", ratio("L 500/s, p50 ms", WebMqtt), 2.0),
             at_most("L: p99 at 500/s at most 2 x Web MQTT's", ratio(l_500, WebMqtt), 2.0),
-            at_most("L: p99 at 2,000/s under 3 x that at 500/s", Some(()).and_then(|()| Some(figure("L 2000/s, p99 ms", Shopbell)? / figure(l_500, Shopbell)?)), 3.0),
+            at_most(
+                "L: p99 at 2,000/s under 3 x that at 500/s",
+                Some(()).and_then(|()| Some(figure("L 2000/s, p99 ms", Shopbell)? / figure(l_500, Shopbell)?)),
+                3.0,
+            ),
             at_least("R: at least 4 x Web STOMP's events/s", ratio("R events/s", WebStomp), 4.0),
             at_least("R: at least 50 sessions and pages a query", figure("R pages a query", Shopbell), 50.0),
             at_most("C: at most 12 KiB an idle connection", figure("C KiB a connection", Shopbell), 12.0),
             at_least("C: at least 3,000 connects/s", figure("C connects/s", Shopbell), 3_000.0),
-            at_most("H: a hot merchant slows the others' p99 by less than 2 x", Some(()).and_then(|()| Some(figure("H others, p99 ms", Shopbell)? / figure("L 2000/s, p99 ms", Shopbell)?)), 2.0),
+            at_most(
+                "H: a hot merchant slows the others' p99 by less than 2 x",
+                Some(())
+                    .and_then(|()| Some(figure("H others, p99 ms", Shopbell)? / figure("L 2000/s, p99 ms", Shopbell)?)),
+                2.0,
+            ),
             at_most("B: a broadcast reaches 10,000 sessions within 1 s", figure("B seconds to all", Shopbell), 1.0),
             at_most("S: cost of T flat within 15 %, 1,000 recipients", flat("1,000 recipients, T server CPU-s"), 1.15),
             at_most("S: cost of R flat within 15 %, 1,000 recipients", flat("1,000 recipients, R server CPU-s"), 1.15),
-            at_most("S: cost of T flat within 15 %, 10,000 recipients", flat("10,000 recipients, T server CPU-s"), 1.15),
-            at_most("S: cost of R flat within 15 %, 10,000 recipients", flat("10,000 recipients, R server CPU-s"), 1.15),
+            at_most(
+                "S: cost of T flat within 15 %, 10,000 recipients",
+                flat("10,000 recipients, T server CPU-s"),
+                1.15,
+            ),
+            at_most(
+                "S: cost of R flat within 15 %, 10,000 recipients",
+                flat("10,000 recipients, R server CPU-s"),
+                1.15,
+            ),
         ];
         goals.into_iter().flatten().collect()
     }

@@ -46,7 +46,8 @@ pub async fn all(services: &Services, events: usize, output: &Path) -> anyhow::R
 /// So many notifications, all delivered long ago, evenly over the recipients.
 async fn store_before(stage: &Stage<'_>, stored: usize, recipients: usize) -> anyhow::Result<()> {
     let data = String::from_utf8(event::order("b", 0, "merchant"))?;
-    let data = data.split_once(r#""data":"#).and_then(|(_, data)| data.strip_suffix('}')).context("an event has data")?;
+    let data =
+        data.split_once(r#""data":"#).and_then(|(_, data)| data.strip_suffix('}')).context("an event has data")?;
     let each = stored / recipients;
     let statements = [
         format!(

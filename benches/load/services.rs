@@ -174,7 +174,8 @@ impl Drop for Services {
 /// A port that is free now.
 pub fn free_port() -> anyhow::Result<u16> {
     // Below the range that the kernel gives to outgoing connections, of which there are thousands here.
-    let free = (0..100).map(|_| fastrand::u16(10_000..20_000)).find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok());
+    let free =
+        (0..100).map(|_| fastrand::u16(10_000..20_000)).find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok());
     free.context("found no free port")
 }
 
@@ -190,10 +191,6 @@ fn scripts_services(arguments: &[&str]) -> anyhow::Result<String> {
         .env("SHOPBELL_SERVICES_DIR", directory())
         .env("SHOPBELL_SERVICES_PLUGINS", "rabbitmq_web_mqtt,rabbitmq_web_stomp")
         .output()?;
-    ensure!(
-        output.status.success(),
-        "scripts/services {arguments:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    ensure!(output.status.success(), "scripts/services {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     Ok(String::from_utf8(output.stdout)?)
 }

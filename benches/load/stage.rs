@@ -58,7 +58,9 @@ impl<'a> Stage<'a> {
         let pool = PgPoolOptions::new().max_connections(1).connect(&services.database_url(&name)).await?;
         let server = Server::Shopbell { port: public_port, secret };
         let stage = Self { services, server, pool, name, operations_port, child };
-        stage.wait_until("it is ready", async || Ok(stage.get("/readyz").await?.contains(r#""status":"ready""#))).await?;
+        stage
+            .wait_until("it is ready", async || Ok(stage.get("/readyz").await?.contains(r#""status":"ready""#)))
+            .await?;
         Ok(stage)
     }
 

@@ -20,13 +20,26 @@ const TOKEN_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 /// Where clients connect, and what they speak there.
 #[derive(Debug, Clone)]
 pub enum Server {
-    Shopbell { port: u16, secret: String },
+    Shopbell {
+        port: u16,
+        secret: String,
+    },
     /// RabbitMQ's Web MQTT: QoS 1 and a persistent session.
-    WebMqtt { port: u16, user: String, password: String },
+    WebMqtt {
+        port: u16,
+        user: String,
+        password: String,
+    },
     /// RabbitMQ's Web STOMP: a durable subscription, each message acknowledged by the client.
-    WebStomp { port: u16, user: String, password: String },
+    WebStomp {
+        port: u16,
+        user: String,
+        password: String,
+    },
     /// A bare WebSocket server, which takes any answer.
-    Bare { port: u16 },
+    Bare {
+        port: u16,
+    },
 }
 
 /// One event that a client received.
@@ -86,7 +99,9 @@ impl Server {
                 vec![mqtt(0x10, &connect), mqtt(0x82, &subscribe)]
             }
             Self::WebStomp { user, password, .. } => vec![
-                stomp(&format!("CONNECT\naccept-version:1.2\nhost:/\nlogin:{user}\npasscode:{password}\nheart-beat:0,0\n\n")),
+                stomp(&format!(
+                    "CONNECT\naccept-version:1.2\nhost:/\nlogin:{user}\npasscode:{password}\nheart-beat:0,0\n\n"
+                )),
                 stomp(&format!(
                     "SUBSCRIBE\nid:{name}\ndestination:/topic/{name}\ndurable:true\nauto-delete:false\nx-queue-name:stomp-{name}\nack:client-individual\nreceipt:s\n\n"
                 )),
@@ -188,7 +203,12 @@ fn mqtt_packets(mut bytes: &[u8]) -> anyhow::Result<Vec<Received>> {
             3 => {
                 let topic_bytes = usize::from(u16::from_be_bytes([packet[0], packet[1]]));
                 let (id, payload) = packet[2 + topic_bytes..].split_at_checked(2).context("a PUBLISH without an id")?;
-                received.push(Received { index: published_index(payload)?, seq: None, broadcast: false, ack: mqtt(0x40, id) });
+                received.push(Received {
+                    index: published_index(payload)?,
+                    seq: None,
+                    broadcast: false,
+                    ack: mqtt(0x40, id),
+                });
             }
             // CONNACK, SUBACK: the last byte says no with its highest bits or any other value.
             2 if packet.last() != Some(&0) => bail!("MQTT CONNECT was refused: {packet:?}"),

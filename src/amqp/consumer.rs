@@ -63,9 +63,9 @@ impl Consumer {
         self.next().now_or_never()
     }
 
-    /// Acknowledges this delivery and every one before it.
-    pub async fn acknowledge_through(&self, tag: u64) -> Result<(), BrokerError> {
-        Ok(self.channel.basic_ack(tag, BasicAckOptions { multiple: true }).await?)
+    /// What acknowledges this incarnation's deliveries, and no other's.
+    pub fn acknowledger(&self) -> Acknowledger {
+        Acknowledger { channel: self.channel.clone() }
     }
 
     /// Whether the connection is there, as far as lapin knows.
@@ -77,5 +77,23 @@ impl Consumer {
     /// (seen with 3.10.8) gives back a cancelled consumer's deliveries in random order, which would break a feed's order.
     pub async fn close(self) {
         close(self.connection).await;
+    }
+}
+
+/// Acknowledges the deliveries of one incarnation of a consumer.
+pub struct Acknowledger {
+    channel: Channel,
+}
+
+impl std::fmt::Debug for Acknowledger {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Acknowledger").finish_non_exhaustive()
+    }
+}
+
+impl Acknowledger {
+    /// Acknowledges this delivery and every one before it.
+    pub async fn acknowledge_through(&self, tag: u64) -> Result<(), BrokerError> {
+        Ok(self.channel.basic_ack(tag, BasicAckOptions { multiple: true }).await?)
     }
 }

@@ -83,7 +83,12 @@ impl std::fmt::Debug for Incarnation {
 impl Publisher {
     /// Connects, with the topology declared or verified.
     pub async fn open(broker: &Broker) -> Result<Self, BrokerError> {
-        Ok(Self { broker: broker.clone(), incarnation: Some(Incarnation::open(broker).await?), reopen_at: None })
+        Ok(Self { incarnation: Some(Incarnation::open(broker).await?), ..Self::lazy(broker) })
+    }
+
+    /// Connects when there is something to publish.
+    pub fn lazy(broker: &Broker) -> Self {
+        Self { broker: broker.clone(), incarnation: None, reopen_at: None }
     }
 
     /// Publishes in order and returns when the broker has confirmed all; waits while it takes nothing, in an alarm. After an
