@@ -15,6 +15,8 @@ use std::time::Duration;
 use lapin::uri::AMQPUri;
 use lapin::{Channel, Connection, ConnectionProperties};
 
+use self::topology::Topology;
+
 /// How long connecting may take: lapin's handshake after the TCP connect has no limit of its own.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Seconds between heartbeats where the URL names none: a broker that is silent for two of them is gone.
@@ -58,6 +60,8 @@ pub struct Broker {
     uri: AMQPUri,
     /// Names of exchanges and queues.
     pub names: topology::Names,
+    /// How many queues the events are spread over.
+    pub partitions: u8,
     /// Declare the topology, or only verify that it exists.
     pub declare: bool,
 }
@@ -65,16 +69,28 @@ pub struct Broker {
 impl std::fmt::Debug for Broker {
     /// Without the URL, which holds a password.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Broker").field("names", &self.names).field("declare", &self.declare).finish_non_exhaustive()
+        f.debug_struct("Broker")
+            .field("names", &self.names)
+            .field("partitions", &self.partitions)
+            .field("declare", &self.declare)
+            .finish_non_exhaustive()
     }
 }
 
 impl Broker {
     /// Takes an `amqp` or `amqps` URL. The error does not repeat the URL, which holds a password.
-    pub fn new(url: &str, prefix: &str, declare: bool) -> Result<Self, String> {
+    pub fn new(url: &str, prefix: &str, partitions: u8, declare: bool) -> Result<Self, String> {
         let mut uri: AMQPUri = url.parse().map_err(|_| "must be a URL like amqp://user:password@host:5672/vhost")?;
         uri.query.heartbeat.get_or_insert(HEARTBEAT_SECONDS);
-        Ok(Self { uri, names: topology::Names::new(prefix), declare })
+        Ok(Self { uri, names: topology::Names::new(prefix), partitions, declare })
+    }
+
+    /// Declares the topology, or verifies it, and does nothing more.
+    pub async fn ensure(&self) -> Result<Topology, BrokerError> {
+        let (connection, channel) = self.open("declare").await?;
+        let topology = topology::ensure(&connection, &channel, self).await?;
+        close(connection).await;
+        Ok(topology)
     }
 
     /// Opens a connection and a channel on it.

@@ -1,6 +1,7 @@
 //! The command line: one file a subcommand. Data goes to stdout, talk to stderr; `anyhow` is used here and nowhere else.
 
 pub mod dead_letters;
+pub mod declare;
 pub mod healthcheck;
 pub mod migrate;
 pub mod publish;
@@ -16,7 +17,7 @@ use clap::{Parser, Subcommand};
 
 use self::terminal::Format;
 use crate::amqp::Broker;
-use crate::config::Environment;
+use crate::config::{AmqpConfig, Environment};
 
 /// How long RabbitMQ may take to answer anything but a publish, which has a limit of its own.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(20);
@@ -35,9 +36,11 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the service.
-    Serve,
+    Serve(serve::Arguments),
     /// Bring the database schema up to date.
     Migrate,
+    /// Declare the exchanges and queues in RabbitMQ, or verify them, and consume nothing.
+    Declare,
     /// Publish test events, each confirmed by RabbitMQ.
     Publish(publish::Arguments),
     /// Be a client in the terminal: print notifications, acknowledge them, reconnect.
@@ -61,7 +64,7 @@ impl Cli {
     /// errors come back to the tool, which tells them itself.
     pub fn log_default(&self) -> &'static str {
         match self.command {
-            Command::Serve => "info",
+            Command::Serve(_) => "info",
             _ => "warn,lapin=off",
         }
     }
@@ -70,8 +73,9 @@ impl Cli {
     pub async fn run(self) -> anyhow::Result<()> {
         let format = self.output;
         match self.command {
-            Command::Serve => serve::run(Environment::of_process().serve()?).await,
+            Command::Serve(arguments) => serve::run(Environment::of_process().serve(arguments.role)?).await,
             Command::Migrate => migrate::run(format).await,
+            Command::Declare => declare::run(format).await,
             Command::Publish(arguments) => publish::run(arguments, format).await,
             Command::Tail(arguments) => tail::run(arguments, format).await,
             Command::Token(arguments) => token::run(&arguments, format),
@@ -83,8 +87,11 @@ impl Cli {
 
 /// RabbitMQ, as the environment names it.
 fn broker() -> anyhow::Result<Broker> {
-    let config = Environment::of_process().amqp()?;
-    let broker = Broker::new(config.url.reveal(), &config.prefix, config.declare);
+    broker_of(&Environment::of_process().amqp()?)
+}
+
+fn broker_of(config: &AmqpConfig) -> anyhow::Result<Broker> {
+    let broker = Broker::new(config.url.reveal(), &config.prefix, config.partitions, config.declare);
     broker.map_err(|complaint| UsageError(format!("AMQP_URL {complaint}")).into())
 }
 

@@ -14,6 +14,9 @@ use sqlx::postgres::PgConnectOptions;
 /// Shortest HS256 secret (RFC 7518 §3.2: as long as the hash).
 const SECRET_BYTES_MIN: usize = 32;
 
+/// Most of `SHOPBELL_INGEST_PARTITIONS`: each costs every ingesting replica two connections to RabbitMQ and one to Postgres.
+const PARTITIONS_MAX: u8 = 64;
+
 /// `SHOPBELL_MAX_EVENT_BYTES` where it is not set.
 pub const EVENT_BYTES_MAX_DEFAULT: usize = 262_144;
 
@@ -56,6 +59,8 @@ pub struct AmqpConfig {
     pub url: Secret,
     /// `SHOPBELL_AMQP_PREFIX`.
     pub prefix: String,
+    /// `SHOPBELL_INGEST_PARTITIONS`.
+    pub partitions: u8,
     /// `SHOPBELL_AMQP_DECLARE`.
     pub declare: bool,
 }
@@ -94,6 +99,15 @@ pub struct SessionConfig {
     pub broadcast_feed: String,
 }
 
+/// A part of Shopbell that may run alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Role {
+    /// Store what is published: no public port, no token's secret.
+    Ingest,
+    /// Serve clients: takes nothing from the ingest queues.
+    Gateway,
+}
+
 /// What `shopbell serve` runs on.
 #[derive(Debug, Clone)]
 pub struct ServeConfig {
@@ -101,16 +115,30 @@ pub struct ServeConfig {
     pub database: PgConnectOptions,
     /// RabbitMQ.
     pub amqp: AmqpConfig,
+    /// `SHOPBELL_OPS_LISTEN`.
+    pub ops_listen: SocketAddr,
+    /// What ingest runs on; `None` where the role has none.
+    pub ingest: Option<IngestConfig>,
+    /// What the gateway runs on; `None` where the role has none.
+    pub gateway: Option<GatewayConfig>,
+}
+
+/// What storing runs on.
+#[derive(Debug, Clone)]
+pub struct IngestConfig {
+    /// `SHOPBELL_MAX_EVENT_BYTES`.
+    pub event_bytes_max: usize,
+}
+
+/// What serving clients runs on.
+#[derive(Debug, Clone)]
+pub struct GatewayConfig {
+    /// `SHOPBELL_LISTEN`.
+    pub listen: SocketAddr,
     /// Tokens.
     pub jwt: JwtConfig,
     /// Sessions.
     pub session: SessionConfig,
-    /// `SHOPBELL_LISTEN`.
-    pub listen: SocketAddr,
-    /// `SHOPBELL_OPS_LISTEN`.
-    pub ops_listen: SocketAddr,
-    /// `SHOPBELL_MAX_EVENT_BYTES`.
-    pub event_bytes_max: usize,
 }
 
 /// The variables that are ours, as far as they were not taken, and what was wrong with those that were.
@@ -146,30 +174,26 @@ impl Environment {
         Self { given, complaints: Vec::new() }
     }
 
-    /// Everything that `serve` needs.
-    pub fn serve(mut self) -> Result<ServeConfig, ConfigError> {
+    /// Everything that `serve` needs in this role, or in all of them.
+    pub fn serve(mut self, role: Option<Role>) -> Result<ServeConfig, ConfigError> {
         let database = self.read_database();
         let amqp = self.read_amqp();
-        let jwt = self.read_jwt();
-        let session = self.read_session();
-        let listen =
-            self.parse("SHOPBELL_LISTEN", SocketAddr::from(([0, 0, 0, 0], 8080)), "an address like 0.0.0.0:8080");
         let ops_listen = self.read_ops_listen();
-        let event_bytes_max = self.number("SHOPBELL_MAX_EVENT_BYTES", EVENT_BYTES_MAX_DEFAULT, 65_536..=16_777_216);
+        let ingest = self.read_ingest();
+        let gateway = self.read_gateway(role != Some(Role::Ingest));
         // The token of `tail`, which may well run in the same shell.
         self.take("SHOPBELL_TOKEN");
         for unknown in self.given.keys().filter(|name| name.starts_with("shopbell_")) {
             tracing::warn!(variable = unknown.to_uppercase(), "this variable is not known and has no effect");
         }
-        let parts = database.zip(amqp).zip(jwt);
-        self.finish(parts.map(|((database, amqp), jwt)| ServeConfig {
+        let ingest = (role != Some(Role::Gateway)).then_some(ingest);
+        let parts = database.zip(amqp).zip(gateway);
+        self.finish(parts.map(|((database, amqp), gateway)| ServeConfig {
             database,
             amqp,
-            jwt,
-            session,
-            listen,
             ops_listen,
-            event_bytes_max,
+            ingest,
+            gateway,
         }))
     }
 
@@ -220,12 +244,32 @@ impl Environment {
         if !(1..=100).contains(&prefix.len()) || !prefix.chars().all(allowed) {
             self.complain("SHOPBELL_AMQP_PREFIX", "must be 1 to 100 of A-Z a-z 0-9 . _ -");
         }
+        let partitions = self.number("SHOPBELL_INGEST_PARTITIONS", 1, 1..=PARTITIONS_MAX);
         let declare = self.parse("SHOPBELL_AMQP_DECLARE", true, "true or false");
         let url = self.required_secret("AMQP_URL")?;
         if !["amqp://", "amqps://"].iter().any(|scheme| url.reveal().starts_with(scheme)) {
             self.complain("AMQP_URL", "must be a URL like amqp://user:password@host:5672/vhost");
         }
-        Some(AmqpConfig { url, prefix, declare })
+        Some(AmqpConfig { url, prefix, partitions, declare })
+    }
+
+    fn read_ingest(&mut self) -> IngestConfig {
+        let event_bytes_max = self.number("SHOPBELL_MAX_EVENT_BYTES", EVENT_BYTES_MAX_DEFAULT, 65_536..=16_777_216);
+        IngestConfig { event_bytes_max }
+    }
+
+    /// The outer `None` is a complaint, the inner one a role without it. Its settings are read either way, because roles
+    /// may share an environment; its secret is not.
+    fn read_gateway(&mut self, is_wanted: bool) -> Option<Option<GatewayConfig>> {
+        let listen =
+            self.parse("SHOPBELL_LISTEN", SocketAddr::from(([0, 0, 0, 0], 8080)), "an address like 0.0.0.0:8080");
+        let session = self.read_session();
+        if !is_wanted {
+            self.given.retain(|name, _| !name.starts_with("shopbell_jwt_"));
+            return Some(None);
+        }
+        let jwt = self.read_jwt()?;
+        Some(Some(GatewayConfig { listen, jwt, session }))
     }
 
     fn read_jwt(&mut self) -> Option<JwtConfig> {
@@ -305,7 +349,12 @@ impl Environment {
         Some(Secret(value))
     }
 
-    fn number(&mut self, name: &'static str, default: usize, range: RangeInclusive<usize>) -> usize {
+    fn number<T: Copy + FromStr + PartialOrd + fmt::Display>(
+        &mut self,
+        name: &'static str,
+        default: T,
+        range: RangeInclusive<T>,
+    ) -> T {
         let value = self.take(name).map(|text| text.trim().parse().ok().filter(|number| range.contains(number)));
         value.unwrap_or(Some(default)).unwrap_or_else(|| {
             self.complain(name, &format!("must be a whole number from {} to {}", range.start(), range.end()));
@@ -352,13 +401,27 @@ mod tests {
 
     #[test]
     fn three_variables_are_enough() {
-        let config = environment(&GOOD).serve().unwrap();
-        assert_eq!((config.session.window, config.session.heartbeat.as_secs()), (256, 25));
+        let config = environment(&GOOD).serve(None).unwrap();
+        let gateway = config.gateway.unwrap();
+        assert_eq!((gateway.session.window, gateway.session.heartbeat.as_secs()), (256, 25));
         assert_eq!(
-            (config.listen.to_string(), config.ops_listen.to_string()),
+            (gateway.listen.to_string(), config.ops_listen.to_string()),
             ("0.0.0.0:8080".into(), "0.0.0.0:9090".into())
         );
-        assert_eq!((config.amqp.prefix.as_str(), config.amqp.declare), ("shopbell", true));
+        let amqp = config.amqp;
+        assert_eq!((amqp.prefix.as_str(), amqp.partitions, amqp.declare), ("shopbell", 1, true));
+        assert_eq!(config.ingest.unwrap().event_bytes_max, EVENT_BYTES_MAX_DEFAULT);
+    }
+
+    #[test]
+    fn a_role_has_what_it_needs_and_no_more() {
+        let unused_secret = ("SHOPBELL_JWT_HS256_SECRET", "short");
+        let ingest = environment(&[GOOD[0], GOOD[1], unused_secret]).serve(Some(Role::Ingest)).unwrap();
+        assert!(ingest.ingest.is_some() && ingest.gateway.is_none());
+        let gateway = environment(&GOOD).serve(Some(Role::Gateway)).unwrap();
+        assert!(gateway.ingest.is_none() && gateway.gateway.is_some());
+        let refused = environment(&GOOD[..2]).serve(Some(Role::Gateway)).unwrap_err();
+        assert!(refused.to_string().contains("SHOPBELL_JWT_HS256_SECRET"), "{refused}");
     }
 
     #[test]
@@ -372,13 +435,14 @@ mod tests {
             ("SHOPBELL_ALLOWED_ORIGINS", "*"),
             ("SHOPBELL_BROADCAST_FEED", "a b"),
             ("SHOPBELL_AMQP_DECLARE", "maybe"),
+            ("SHOPBELL_INGEST_PARTITIONS", "65"),
         ];
-        let message = environment(&bad).serve().unwrap_err().to_string();
+        let message = environment(&bad).serve(None).unwrap_err().to_string();
         for (name, _) in bad {
             assert!(message.contains(name), "{name} is not named in: {message}");
         }
         assert!(!message.contains("hidden"), "{message}");
-        let missing = environment(&[]).serve().unwrap_err();
+        let missing = environment(&[]).serve(None).unwrap_err();
         assert_eq!(missing.complaints.len(), 3, "{missing}");
     }
 }

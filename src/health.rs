@@ -1,11 +1,11 @@
 //! What works right now, told by the parts that know, for `/readyz`.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// The state of one replica.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Health {
-    /// Ingest consumes, or stands by.
+    /// Every partition is consumed, or stood by for.
     pub ingest: Part,
     /// Hints are received.
     pub fanout: Part,
@@ -15,29 +15,47 @@ pub struct Health {
     pub draining: AtomicBool,
 }
 
-/// Whether one part works.
-#[derive(Debug, Default)]
-pub struct Part(AtomicBool);
-
-impl Part {
-    /// It works until the answer is dropped, by whatever way its task ends.
-    pub fn up(&self) -> Up<'_> {
-        self.0.store(true, Ordering::Relaxed);
-        Up(self)
+impl Health {
+    /// Of a replica that has this many tasks of each part.
+    pub fn new(ingest: usize, fanout: usize) -> Self {
+        let (hints_refused, draining) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { ingest: Part::of(ingest), fanout: Part::of(fanout), hints_refused, draining }
     }
 
-    /// Whether it works.
-    pub fn is_up(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+    /// Whether RabbitMQ is there for every part that this replica has.
+    pub fn has_broker(&self) -> bool {
+        self.ingest.is_up() && self.fanout.is_up() && !self.hints_refused.load(Ordering::Relaxed)
     }
 }
 
-/// A part that works.
+/// Whether one part works, all its tasks together.
+#[derive(Debug)]
+pub struct Part {
+    down: AtomicUsize,
+}
+
+impl Part {
+    fn of(tasks: usize) -> Self {
+        Self { down: AtomicUsize::new(tasks) }
+    }
+
+    /// One of its tasks works until the answer is dropped, by whatever way the task ends.
+    pub fn up(&self) -> Up<'_> {
+        self.down.fetch_sub(1, Ordering::Relaxed);
+        Up(self)
+    }
+
+    fn is_up(&self) -> bool {
+        self.down.load(Ordering::Relaxed) == 0
+    }
+}
+
+/// A task that works.
 #[derive(Debug)]
 pub struct Up<'a>(&'a Part);
 
 impl Drop for Up<'_> {
     fn drop(&mut self) {
-        self.0.0.store(false, Ordering::Relaxed);
+        self.0.down.fetch_add(1, Ordering::Relaxed);
     }
 }

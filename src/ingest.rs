@@ -55,11 +55,13 @@ struct Stored {
     through: u64,
 }
 
-/// The ingesting half of a replica. RabbitMQ lets one replica consume; the others stand by.
-#[derive(Debug)]
+/// Ingest of one partition. RabbitMQ lets one replica consume it; the others stand by.
+#[derive(Debug, Clone)]
 pub struct Ingest {
     /// Where events come from.
     pub broker: Broker,
+    /// From which of its partitions, counted from 1.
+    pub partition: u8,
     /// Where they are stored.
     pub pool: PgPool,
     /// What every replica is told.
@@ -103,10 +105,10 @@ impl Ingest {
         let publisher = Publisher::open(&self.broker).await?;
         // Of the last incarnation: a replica that only stands by from now on would never correct it.
         self.health.hints_refused.store(false, Ordering::Relaxed);
-        let consumer = Consumer::ingest(&self.broker, PREFETCH).await?;
+        let consumer = Consumer::ingest(&self.broker, self.partition, PREFETCH).await?;
         let acknowledger = consumer.acknowledger();
         let _up = self.health.ingest.up();
-        tracing::info!(names = %self.broker.names, "ingest consumes or stands by");
+        tracing::info!(names = %self.broker.names, partition = self.partition, "ingest consumes or stands by");
         let (done, stored) = mpsc::channel(STORED_MAX);
         let storing = self.store_batches(consumer, done, stop, backoff);
         let handing_on = self.hand_on_batches(stored, publisher, &acknowledger);
@@ -186,7 +188,7 @@ impl Ingest {
         let parsed = batch.parse(self.limits);
         let traceparents = parsed.events.iter().filter_map(|(_, event)| event.traceparent.as_deref());
         let deliveries = parsed.events.len() + parsed.rejected.len();
-        let span = traces::batch(&self.broker.names.ingest(), deliveries, traceparents);
+        let span = traces::batch(&self.broker.names.partition(self.partition), deliveries, traceparents);
         self.settle(parsed, received_at, dead_letters, consumer, stop).instrument(span).await
     }
 

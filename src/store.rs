@@ -27,8 +27,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(12);
 const IDLE_IN_TRANSACTION_TIMEOUT: &str = "10s";
 /// The same for the check that probes ask for, which reads a few rows.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
-/// Ingest stores one batch at a time; the second connection serves a retry while the first is being closed.
-const INGEST_CONNECTIONS_MAX: u32 = 2;
+/// Each partition stores one batch at a time; beyond these, one serves a retry while another is being closed.
+const INGEST_CONNECTIONS_SPARE: u32 = 1;
 /// Acks are written by one task.
 const ACK_CONNECTIONS_MAX: u32 = 1;
 /// Page and cursor reads: enough to keep Postgres busy, few enough that a replay cannot starve ingest.
@@ -80,7 +80,7 @@ pub struct Pools {
 
 impl Pools {
     /// Makes the pools; connects only when the first statement needs it, so that the database may come up later.
-    pub fn lazy(options: &PgConnectOptions) -> Self {
+    pub fn lazy(options: &PgConnectOptions, partitions: u8) -> Self {
         let pool = |size: u32, options: PgConnectOptions| {
             PgPoolOptions::new()
                 .max_connections(size)
@@ -93,7 +93,7 @@ impl Pools {
             ("idle_in_transaction_session_timeout", IDLE_IN_TRANSACTION_TIMEOUT),
         ]);
         Self {
-            ingest: pool(INGEST_CONNECTIONS_MAX, options.clone()),
+            ingest: pool(u32::from(partitions) + INGEST_CONNECTIONS_SPARE, options.clone()),
             acks: pool(ACK_CONNECTIONS_MAX, options.clone().options([("synchronous_commit", "off")])),
             reads: pool(READ_CONNECTIONS_MAX, options),
         }

@@ -16,9 +16,11 @@ use tracing_subscriber::{EnvFilter, Layer, fmt};
 
 use self::traces::Traces;
 
-/// Always on top: lapin logs a returned message with its whole body, sqlx a slow statement with its
-/// text; and our spans are for traces.
-const LOG_ALWAYS: [&str; 3] = ["lapin::returned_messages=error", "sqlx::query=off", "shopbell::trace=off"];
+/// Always on top: lapin logs a returned message with its whole body, and a closed channel as an error also where RabbitMQ
+/// only says that a queue is not there (what is an error comes back to us, and is told there); sqlx logs a slow statement
+/// with its text; and our spans are for traces.
+const LOG_ALWAYS: [&str; 4] =
+    ["lapin::returned_messages=error", "lapin::channel=off", "sqlx::query=off", "shopbell::trace=off"];
 
 /// Sends the log to stderr, as text to a terminal, else as JSON, one object a line; and traces where the environment asks
 /// for them. What it returns is to be stopped at the end.

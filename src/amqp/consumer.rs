@@ -23,17 +23,26 @@ impl std::fmt::Debug for Consumer {
 }
 
 impl Consumer {
-    /// Consumes the ingest queue. `prefetch` bounds what lies unacknowledged, in the broker's books and our memory.
-    pub async fn ingest(broker: &Broker, prefetch: u16) -> Result<Self, BrokerError> {
+    /// Consumes one partition. `prefetch` bounds what lies unacknowledged, in the broker's books and our memory.
+    pub async fn ingest(broker: &Broker, partition: u8, prefetch: u16) -> Result<Self, BrokerError> {
         let (connection, channel) = broker.open("ingest").await?;
-        topology::ensure(&channel, &broker.names, broker.declare).await?;
-        Self::consume(connection, channel, broker.names.ingest(), prefetch).await
+        let topology = topology::ensure(&connection, &channel, broker).await?;
+        // Told by one of the partitions, and no reason to stop: the old replicas drain while partitions are being raised.
+        if partition == 1 && topology.more_partitions {
+            let (known, unknown) = (broker.partitions, broker.names.partition(broker.partitions + 1));
+            tracing::error!(
+                known,
+                unknown,
+                "there are more partitions than this replica consumes: set SHOPBELL_INGEST_PARTITIONS to their number"
+            );
+        }
+        Self::consume(connection, channel, broker.names.partition(partition), prefetch).await
     }
 
     /// Consumes a fan-out queue of its own.
     pub async fn fanout(broker: &Broker, prefetch: u16) -> Result<Self, BrokerError> {
         let (connection, channel) = broker.open("fanout").await?;
-        topology::ensure(&channel, &broker.names, broker.declare).await?;
+        topology::ensure(&connection, &channel, broker).await?;
         let queue = topology::ensure_fanout_queue(&channel, &broker.names).await?;
         Self::consume(connection, channel, queue, prefetch).await
     }

@@ -132,7 +132,7 @@ impl DeadLetters {
     /// Connects.
     pub async fn open(broker: &Broker) -> Result<Self, BrokerError> {
         let (connection, channel) = broker.open("dead-letters").await?;
-        topology::ensure(&channel, &broker.names, broker.declare).await?;
+        topology::ensure(&connection, &channel, broker).await?;
         Ok(Self { connection, channel, queue: broker.names.dead_letter(), looked_at: 0 })
     }
 

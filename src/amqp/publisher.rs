@@ -30,14 +30,16 @@ pub struct Outgoing {
 }
 
 impl Outgoing {
-    /// A CloudEvent in structured mode, to a queue or back to us.
-    pub fn event(exchange: String, event_type: &str, body: Vec<u8>) -> Self {
+    /// A CloudEvent in structured mode. Its recipient stands in a header too, as the partitions need it.
+    pub fn event(exchange: String, event_type: &str, recipient: &str, body: Vec<u8>) -> Self {
+        let recipient = topology::table([(topology::RECIPIENT_HEADER, topology::text(recipient))]);
         Self {
             exchange,
             routing_key: event_type.into(),
             properties: BasicProperties::default()
                 .with_delivery_mode(PERSISTENT)
-                .with_content_type("application/cloudevents+json; charset=utf-8".into()),
+                .with_content_type("application/cloudevents+json; charset=utf-8".into())
+                .with_headers(recipient),
             body,
             mandatory: true,
         }
@@ -167,7 +169,7 @@ impl Publisher {
 impl Incarnation {
     async fn open(broker: &Broker) -> Result<Self, BrokerError> {
         let (connection, channel) = broker.open("publisher").await?;
-        topology::ensure(&channel, &broker.names, broker.declare).await?;
+        topology::ensure(&connection, &channel, broker).await?;
         channel.confirm_select(ConfirmSelectOptions::default()).await?;
         Ok(Self { connection, channel })
     }

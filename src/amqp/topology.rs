@@ -2,11 +2,12 @@
 
 use std::fmt;
 
-use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::options::{ExchangeBindOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{Channel, ExchangeKind};
+use lapin::{Channel, Connection, ErrorKind, ExchangeKind};
 
-use super::BrokerError;
+use super::{Broker, BrokerError};
 
 /// How often an event may be delivered before RabbitMQ itself dead-letters it: few enough that one which ends every
 /// incarnation is out of the way within hours, many enough for a database that takes no writes for days. Every crash, and
@@ -18,6 +19,15 @@ const LOOKS_AT_DEAD_LETTERS_MAX: i32 = 1_000_000_000;
 const HINTS_WAITING_MAX: i32 = 10_000;
 /// … and most bytes of them.
 const HINT_BYTES_WAITING_MAX: i32 = 64 * 1024 * 1024;
+
+/// The header that partitions are chosen by: the CloudEvents attribute as the AMQP binding writes it.
+pub(super) const RECIPIENT_HEADER: &str = "cloudEvents_recipient";
+/// The binding key of a topic exchange that takes all; fan-out exchanges ignore it.
+const EVERYTHING: &str = "#";
+/// The binding key of the hash exchange is a weight: no partition is larger than another.
+const ONE_SHARE: &str = "1";
+/// AMQP's reply code for a close without an error.
+const NOTHING_WRONG: u16 = 200;
 
 /// Names of the contract under one prefix.
 #[derive(Debug, Clone)]
@@ -35,8 +45,10 @@ macro_rules! names {
 names! {
     /// The topic exchange that publishers publish to.
     events = "events",
-    /// The quorum queue of everything published.
+    /// The quorum queue of everything published; the first partition where there are several.
     ingest = "ingest",
+    /// The exchange that spreads events over the partitions by their recipient.
+    partitions = "partitions",
     /// The exchange and quorum queue of what can never be stored.
     dead_letter = "dead-letter",
     /// The exchange and queue of what no queue took.
@@ -53,6 +65,14 @@ impl Names {
         Self { prefix: prefix.into() }
     }
 
+    /// The queue of one partition, counted from 1.
+    pub fn partition(&self, number: u8) -> String {
+        match number {
+            1 => self.ingest(),
+            _ => format!("{}.{number}", self.ingest()),
+        }
+    }
+
     /// The fan-out queue of one incarnation: always a new name, because the broker may still hold the last one.
     pub fn new_fanout_queue(&self) -> String {
         format!("{}.{}", self.fanout(), uuid::Uuid::new_v4().simple())
@@ -65,18 +85,40 @@ impl fmt::Display for Names {
     }
 }
 
+/// What of the contract is durable, as it was declared or found.
+#[derive(Debug, Default)]
+pub struct Topology {
+    /// Its exchanges.
+    pub exchanges: Vec<String>,
+    /// Its queues.
+    pub queues: Vec<String>,
+    /// Somebody declared more partitions than this process knows of: nobody here consumes those.
+    pub more_partitions: bool,
+}
+
 /// Declares everything durable of the contract; with `declare` off, only verifies that it is there.
-pub(super) async fn ensure(channel: &Channel, names: &Names, declare: bool) -> Result<(), BrokerError> {
-    let exchanges = [
+pub(super) async fn ensure(
+    connection: &Connection,
+    channel: &Channel,
+    broker: &Broker,
+) -> Result<Topology, BrokerError> {
+    let (names, passive) = (&broker.names, !broker.declare);
+    let mut exchanges = vec![
         (names.unroutable(), ExchangeKind::Fanout, FieldTable::default()),
         (names.events(), ExchangeKind::Topic, table([("alternate-exchange", text(names.unroutable()))])),
         (names.dead_letter(), ExchangeKind::Fanout, FieldTable::default()),
         (names.fanout(), ExchangeKind::Fanout, FieldTable::default()),
         (names.receipts(), ExchangeKind::Topic, FieldTable::default()),
     ];
+    if broker.partitions > 1 {
+        let by_recipient = table([("hash-header", text(RECIPIENT_HEADER))]);
+        exchanges.push((names.partitions(), ExchangeKind::Custom("x-consistent-hash".into()), by_recipient));
+    }
+    let mut topology = Topology::default();
     for (exchange, kind, arguments) in exchanges {
-        let options = ExchangeDeclareOptions { durable: true, passive: !declare, ..Default::default() };
-        channel.exchange_declare(exchange.into(), kind, options, arguments).await?;
+        let options = ExchangeDeclareOptions { durable: true, passive, ..Default::default() };
+        channel.exchange_declare(exchange.as_str().into(), kind, options, arguments).await?;
+        topology.exchanges.push(exchange);
     }
 
     let kept = || table([("x-queue-type", text("quorum")), ("x-delivery-limit", number(LOOKS_AT_DEAD_LETTERS_MAX))]);
@@ -89,21 +131,63 @@ pub(super) async fn ensure(channel: &Channel, names: &Names, declare: bool) -> R
         ("x-dead-letter-strategy", text("at-least-once")),
         ("x-overflow", text("reject-publish")),
     ]);
-    let queues = [
-        (names.dead_letter(), names.dead_letter(), kept()),
-        (names.unroutable(), names.unroutable(), kept()),
-        (names.ingest(), names.events(), ingest),
-    ];
-    for (queue, exchange, arguments) in queues {
-        let options = QueueDeclareOptions { durable: true, passive: !declare, ..Default::default() };
+    let partitions = (1..=broker.partitions).map(|number| (names.partition(number), ingest.clone()));
+    for (queue, arguments) in
+        [(names.dead_letter(), kept()), (names.unroutable(), kept())].into_iter().chain(partitions)
+    {
+        let options = QueueDeclareOptions { durable: true, passive, ..Default::default() };
         channel.queue_declare(queue.as_str().into(), options, arguments).await?;
-        if declare {
-            let everything = "#".into();
-            let bind = QueueBindOptions::default();
-            channel.queue_bind(queue.into(), exchange.into(), everything, bind, FieldTable::default()).await?;
+        topology.queues.push(queue);
+    }
+
+    topology.more_partitions = is_there(connection, names.partition(broker.partitions + 1)).await?;
+    if broker.declare {
+        bind(channel, names.dead_letter(), names.dead_letter(), EVERYTHING).await?;
+        bind(channel, names.unroutable(), names.unroutable(), EVERYTHING).await?;
+        match broker.partitions {
+            // The way past partitions that somebody else declared would let new events overtake those that wait there.
+            1 if topology.more_partitions => {}
+            1 => bind(channel, names.ingest(), names.events(), EVERYTHING).await?,
+            partitions => route_by_recipient(channel, names, partitions).await?,
         }
     }
-    Ok(())
+    Ok(topology)
+}
+
+/// Events go to the partitions when all of these are bound, and only then no longer straight to the first: what comes
+/// twice meanwhile is stored once, and no recipient's events pass through a partition that is not its own in the end.
+async fn route_by_recipient(channel: &Channel, names: &Names, partitions: u8) -> Result<(), BrokerError> {
+    for number in 1..=partitions {
+        bind(channel, names.partition(number), names.partitions(), ONE_SHARE).await?;
+    }
+    let (options, none) = (ExchangeBindOptions::default(), FieldTable::default());
+    let (from, to) = (names.events(), names.partitions());
+    channel.exchange_bind(to.into(), from.into(), EVERYTHING.into(), options, none.clone()).await?;
+    Ok(channel.queue_unbind(names.ingest().into(), names.events().into(), EVERYTHING.into(), none).await?)
+}
+
+async fn bind(channel: &Channel, queue: String, exchange: String, key: &str) -> Result<(), BrokerError> {
+    let (options, none) = (QueueBindOptions::default(), FieldTable::default());
+    Ok(channel.queue_bind(queue.into(), exchange.into(), key.into(), options, none).await?)
+}
+
+/// Asks on a channel of its own, which RabbitMQ closes where the answer is no.
+async fn is_there(connection: &Connection, queue: String) -> Result<bool, BrokerError> {
+    let channel = connection.create_channel().await?;
+    let options = QueueDeclareOptions { passive: true, ..Default::default() };
+    match channel.queue_declare(queue.into(), options, FieldTable::default()).await {
+        Ok(_) => {
+            channel.close(NOTHING_WRONG, "asked".into()).await?;
+            Ok(true)
+        }
+        Err(error) if is_not_found(&error) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn is_not_found(error: &lapin::Error) -> bool {
+    let not_found = AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND);
+    matches!(error.kind(), ErrorKind::ProtocolError(error) if *error.kind() == not_found)
 }
 
 /// Declares and binds the fan-out queue of one incarnation of this replica: gone with its connection, and bounded.
@@ -122,7 +206,7 @@ pub(super) async fn ensure_fanout_queue(channel: &Channel, names: &Names) -> Res
     Ok(queue)
 }
 
-fn table<const N: usize>(entries: [(&str, AMQPValue); N]) -> FieldTable {
+pub(super) fn table<const N: usize>(entries: [(&str, AMQPValue); N]) -> FieldTable {
     let mut table = FieldTable::default();
     for (name, value) in entries {
         table.insert(name.into(), value);
@@ -130,7 +214,7 @@ fn table<const N: usize>(entries: [(&str, AMQPValue); N]) -> FieldTable {
     table
 }
 
-fn text(value: impl Into<String>) -> AMQPValue {
+pub(super) fn text(value: impl Into<String>) -> AMQPValue {
     AMQPValue::LongString(value.into().into())
 }
 

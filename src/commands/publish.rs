@@ -94,9 +94,10 @@ pub async fn run(arguments: Arguments, format: Format) -> anyhow::Result<()> {
         }
         let through = total.min(first.saturating_add(chunk as u64));
         let events = (first..through).map(|index| plan.event(index)).collect::<anyhow::Result<Vec<_>>>()?;
+        let recipient = &plan.arguments.recipient;
         let outgoing: Vec<_> = events
             .iter()
-            .map(|event| Outgoing::event(exchange.clone(), &event.event_type, event.body.clone()))
+            .map(|event| Outgoing::event(exchange.clone(), &event.event_type, recipient, event.body.clone()))
             .collect();
         publisher.publish(&outgoing).await.with_context(|| {
             format!("{first} of {total} events were confirmed; of the next {} nobody knows", outgoing.len())

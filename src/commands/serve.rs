@@ -1,5 +1,8 @@
 //! `shopbell serve`: builds the parts, runs them, stops them in order.
 
+mod parts;
+
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -10,14 +13,14 @@ use axum::http::StatusCode;
 use axum::routing::get;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::UsageError;
+use self::parts::{Parts, STOP_STEP_TIMEOUT};
+use super::broker_of;
 use crate::amqp::Broker;
 use crate::auth::Authenticator;
-use crate::config::ServeConfig;
+use crate::config::{GatewayConfig, IngestConfig, Role, ServeConfig};
 use crate::cursors::Cursors;
 use crate::event::Limits;
 use crate::fanout::Fanout;
@@ -40,97 +43,44 @@ use crate::telemetry::Metrics;
 const HANDSHAKES_MAX: usize = 1_024;
 /// Connections to the operations port.
 const OPERATIONS_CONNECTIONS_MAX: usize = 64;
-/// Beyond the drain time, for what a step of the stop needs at most: ending the batch, closing sessions, writing acks.
-const STOP_STEP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A part that runs until it is told to stop, by its name.
-type Parts = JoinSet<&'static str>;
+/// How it is run.
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    /// Run one half only; both, where it is not said.
+    #[arg(long, value_enum, value_name = "ingest|gateway", hide_possible_values = true)]
+    pub role: Option<Role>,
+}
 
 /// Runs until SIGTERM or SIGINT; then stops in order and returns. A part that ends by itself is an error.
 pub async fn run(config: ServeConfig) -> anyhow::Result<()> {
-    let broker = Broker::new(config.amqp.url.reveal(), &config.amqp.prefix, config.amqp.declare)
-        .map_err(|problem| UsageError(format!("AMQP_URL {problem}")))?;
-    let broadcast_feed = Feed::parse(&config.session.broadcast_feed)?;
-    let (audience, issuer) = (config.jwt.audience.as_deref(), config.jwt.issuer.as_deref());
-    let authenticator = Authenticator::new(config.jwt.secret.reveal().as_bytes(), audience, issuer, broadcast_feed);
-    let public = bind("SHOPBELL_LISTEN", config.listen).await?;
-    let operations = bind("SHOPBELL_OPS_LISTEN", config.ops_listen).await?;
-
-    let metrics = Arc::<Metrics>::default();
-    let health = Arc::<Health>::default();
-    let hub = Arc::<Hub>::default();
-    let pools = Pools::lazy(&config.database);
-    let (pager, pager_worker) = Pager::new(pools.reads.clone(), metrics.clone(), config.session.sessions_max);
-    let (cursors, cursor_reader) = Cursors::new(pools.reads.clone());
-    let fanout = Arc::new(Fanout::new(hub.clone(), metrics.clone(), health.clone(), &broker));
-    let ingest = Ingest {
-        broker: broker.clone(),
-        pool: pools.ingest.clone(),
-        fanout: fanout.clone(),
-        limits: Limits { event_bytes_max: config.event_bytes_max },
-        metrics: metrics.clone(),
-        health: health.clone(),
+    let ground = Ground::new(&config)?;
+    let mut parts = Parts::default();
+    ground.operate(config.ops_listen, &mut parts).await?;
+    let gateway = match &config.gateway {
+        Some(config) => Some(ground.serve(config, &mut parts).await?),
+        None => None,
     };
-    let gateway = Arc::new(Gateway {
-        shared: Arc::new(Shared {
-            authenticator,
-            pager,
-            cursors: cursors.clone(),
-            metrics: metrics.clone(),
-            rules: Rules { window: config.session.window, heartbeat: config.session.heartbeat },
-            age_max: config.session.age_max,
-            drain: config.session.drain,
-        }),
-        hub: hub.clone(),
-        admission: Admission::new(
-            config.session.sessions_max,
-            config.session.sessions_per_subscriber_max,
-            metrics.clone(),
-        ),
-        health: health.clone(),
-        allowed_origins: config.session.allowed_origins.clone(),
-        socket_config: socket_config(config.session.frame_bytes_max),
-        sessions: TaskTracker::new(),
-        drain: CancellationToken::new(),
-    });
-
-    let stops = Stops::default();
-    let mut parts = Parts::new();
-    let stop = stops.listeners.clone();
-    let connections_max = config.session.sessions_max + HANDSHAKES_MAX;
-    let routes = Router::new()
-        .route("/v1/ws", get(websocket::connect))
-        .fallback(async || Problem::new(StatusCode::NOT_FOUND, "there is /v1/ws"))
-        .with_state(gateway.clone());
-    parts.spawn(named("public port", listener::serve(public, routes, connections_max, stop)));
-    let stop = stops.last.clone();
-    let routes = operations::router(Operations { health: health.clone(), metrics, pool: pools.reads.clone() });
-    parts.spawn(named("operations port", listener::serve(operations, routes, OPERATIONS_CONNECTIONS_MAX, stop)));
-    parts.spawn(named("pager", pager_worker.run()));
-    parts.spawn(named("cursor reader", cursor_reader.run()));
-    parts.spawn(named("sweep", pager::sweep(pools.reads.clone(), hub)));
-    let (stop, acks) = (stops.cursors.clone(), pools.acks.clone());
-    parts.spawn(named("cursor writer", async move { cursors.write(&acks, stop).await }));
-    let stop = stops.last.clone();
-    parts.spawn(named("fan-out", async move { fanout.receive(&broker, stop).await }));
-    let stop = stops.ingest.clone();
-    parts.spawn(named("ingest", async move { ingest.run(stop).await }));
-    tracing::info!(listen = %config.listen, operations = %config.ops_listen, "shopbell serves");
+    if let Some(config) = &config.ingest {
+        ground.ingest(config, &mut parts);
+    }
+    tracing::info!(operations = %config.ops_listen, "shopbell serves");
 
     let (mut terminated, mut interrupted) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tokio::select! {
         _ = terminated.recv() => {}
         _ = interrupted.recv() => {}
-        ended = parts.join_next() => bail!("a part of the service ended by itself: {}", name_of(ended)),
+        part = parts.first_ended() => bail!("a part of the service ended by itself: {part}"),
     }
-    tracing::info!(drain_seconds = config.session.drain.as_secs(), "shopbell stops; a second signal ends it at once");
-    health.draining.store(true, Ordering::Relaxed);
+    let drain = config.gateway.map_or(Duration::ZERO, |gateway| gateway.session.drain);
+    tracing::info!(drain_seconds = drain.as_secs(), "shopbell stops; a second signal ends it at once");
+    ground.health.draining.store(true, Ordering::Relaxed);
     tokio::select! {
-        () = stop_in_order(&stops, &mut parts, &gateway, config.session.drain) => {}
+        () = stop_in_order(&ground.stops, &mut parts, gateway.as_deref(), drain) => {}
         _ = terminated.recv() => bail!("ended by a second signal; what was not acknowledged is delivered again"),
         _ = interrupted.recv() => bail!("ended by a second signal; what was not acknowledged is delivered again"),
     }
-    if tokio::time::timeout(STOP_STEP_TIMEOUT, pools.close()).await.is_err() {
+    if tokio::time::timeout(STOP_STEP_TIMEOUT, ground.pools.close()).await.is_err() {
         tracing::warn!("the database did not let go of its connections in time; they are dropped");
     }
     tracing::info!("shopbell stopped");
@@ -147,49 +97,122 @@ struct Stops {
 }
 
 /// Ingest ends its batch, sessions are closed spread over the drain time, their acks are written, and the rest goes.
-async fn stop_in_order(stops: &Stops, parts: &mut Parts, gateway: &Gateway, drain: Duration) {
+async fn stop_in_order(stops: &Stops, parts: &mut Parts, gateway: Option<&Gateway>, drain: Duration) {
     stops.ingest.cancel();
-    ended(parts, "ingest").await;
-    gateway.drain.cancel();
-    gateway.sessions.close();
-    if tokio::time::timeout(drain + STOP_STEP_TIMEOUT, gateway.sessions.wait()).await.is_err() {
-        tracing::warn!(sessions = gateway.sessions.len(), "some sessions did not end in time and are dropped");
+    parts.ended("ingest").await;
+    if let Some(gateway) = gateway {
+        gateway.drain.cancel();
+        gateway.sessions.close();
+        if tokio::time::timeout(drain + STOP_STEP_TIMEOUT, gateway.sessions.wait()).await.is_err() {
+            tracing::warn!(sessions = gateway.sessions.len(), "some sessions did not end in time and are dropped");
+        }
     }
     stops.listeners.cancel();
-    ended(parts, "public port").await;
+    parts.ended("public port").await;
     stops.cursors.cancel();
-    ended(parts, "cursor writer").await;
+    parts.ended("cursor writer").await;
     stops.last.cancel();
-    ended(parts, "operations port").await;
+    parts.ended("operations port").await;
 }
 
-/// Waits for one part. Others that end meanwhile were told to, before.
-async fn ended(parts: &mut Parts, part: &'static str) {
-    let ending = async {
-        while let Some(Ok(name)) = parts.join_next().await {
-            if name == part {
-                break;
-            }
+/// What both halves of a replica stand on.
+struct Ground {
+    broker: Broker,
+    pools: Pools,
+    hub: Arc<Hub>,
+    fanout: Arc<Fanout>,
+    metrics: Arc<Metrics>,
+    health: Arc<Health>,
+    stops: Stops,
+}
+
+impl Ground {
+    fn new(config: &ServeConfig) -> anyhow::Result<Self> {
+        let broker = broker_of(&config.amqp)?;
+        let pools = Pools::lazy(&config.database, broker.partitions);
+        let ingests = if config.ingest.is_some() { broker.partitions } else { 0 };
+        let health = Arc::new(Health::new(usize::from(ingests), usize::from(config.gateway.is_some())));
+        let (metrics, hub) = (Arc::<Metrics>::default(), Arc::<Hub>::default());
+        let fanout = Arc::new(Fanout::new(hub.clone(), metrics.clone(), health.clone(), &broker));
+        Ok(Self { broker, pools, hub, fanout, metrics, health, stops: Stops::default() })
+    }
+
+    /// The operations port.
+    async fn operate(&self, listen: SocketAddr, parts: &mut Parts) -> anyhow::Result<()> {
+        let listener = bind("SHOPBELL_OPS_LISTEN", listen).await?;
+        let (health, metrics, pool) = (self.health.clone(), self.metrics.clone(), self.pools.reads.clone());
+        let routes = operations::router(Operations { health, metrics, pool });
+        let stop = self.stops.last.clone();
+        parts.spawn("operations port", listener::serve(listener, routes, OPERATIONS_CONNECTIONS_MAX, stop));
+        Ok(())
+    }
+
+    /// The ingesting half: a task for each partition.
+    fn ingest(&self, config: &IngestConfig, parts: &mut Parts) {
+        // RabbitMQ gives a partition to whoever comes first: in another order each, replicas that start together share.
+        let mut partitions: Vec<u8> = (1..=self.broker.partitions).collect();
+        fastrand::shuffle(&mut partitions);
+        for partition in partitions {
+            let ingest = Ingest {
+                broker: self.broker.clone(),
+                partition,
+                pool: self.pools.ingest.clone(),
+                fanout: self.fanout.clone(),
+                limits: Limits { event_bytes_max: config.event_bytes_max },
+                metrics: self.metrics.clone(),
+                health: self.health.clone(),
+            };
+            let stop = self.stops.ingest.clone();
+            parts.spawn("ingest", async move { ingest.run(stop).await });
         }
-    };
-    if tokio::time::timeout(STOP_STEP_TIMEOUT, ending).await.is_err() {
-        tracing::warn!(part, "this part did not end in time and is dropped");
+    }
+
+    /// The half that serves clients.
+    async fn serve(&self, config: &GatewayConfig, parts: &mut Parts) -> anyhow::Result<Arc<Gateway>> {
+        let listener = bind("SHOPBELL_LISTEN", config.listen).await?;
+        let broadcast_feed = Feed::parse(&config.session.broadcast_feed)?;
+        let (audience, issuer) = (config.jwt.audience.as_deref(), config.jwt.issuer.as_deref());
+        let authenticator = Authenticator::new(config.jwt.secret.reveal().as_bytes(), audience, issuer, broadcast_feed);
+        let session = &config.session;
+        let reads = &self.pools.reads;
+        let (pager, pager_worker) = Pager::new(reads.clone(), self.metrics.clone(), session.sessions_max);
+        let (cursors, cursor_reader) = Cursors::new(reads.clone());
+        let gateway = Arc::new(Gateway {
+            shared: Arc::new(Shared {
+                authenticator,
+                pager,
+                cursors: cursors.clone(),
+                metrics: self.metrics.clone(),
+                rules: Rules { window: session.window, heartbeat: session.heartbeat },
+                age_max: session.age_max,
+                drain: session.drain,
+            }),
+            hub: self.hub.clone(),
+            admission: Admission::new(session.sessions_max, session.sessions_per_subscriber_max, self.metrics.clone()),
+            health: self.health.clone(),
+            allowed_origins: session.allowed_origins.clone(),
+            socket_config: socket_config(session.frame_bytes_max),
+            sessions: TaskTracker::new(),
+            drain: CancellationToken::new(),
+        });
+        let routes = Router::new()
+            .route("/v1/ws", get(websocket::connect))
+            .fallback(async || Problem::new(StatusCode::NOT_FOUND, "there is /v1/ws"))
+            .with_state(gateway.clone());
+        let (connections_max, stop) = (session.sessions_max + HANDSHAKES_MAX, self.stops.listeners.clone());
+        parts.spawn("public port", listener::serve(listener, routes, connections_max, stop));
+        parts.spawn("pager", pager_worker.run());
+        parts.spawn("cursor reader", cursor_reader.run());
+        parts.spawn("sweep", pager::sweep(reads.clone(), self.hub.clone()));
+        let (acks, stop) = (self.pools.acks.clone(), self.stops.cursors.clone());
+        parts.spawn("cursor writer", async move { cursors.write(&acks, stop).await });
+        let (fanout, broker, stop) = (self.fanout.clone(), self.broker.clone(), self.stops.last.clone());
+        parts.spawn("fan-out", async move { fanout.receive(&broker, stop).await });
+        tracing::info!(listen = %config.listen, "clients are served");
+        Ok(gateway)
     }
 }
 
-async fn named(name: &'static str, part: impl Future<Output = ()>) -> &'static str {
-    part.await;
-    name
-}
-
-fn name_of(ended: Option<Result<&'static str, tokio::task::JoinError>>) -> String {
-    match ended {
-        Some(Ok(name)) => name.into(),
-        Some(Err(error)) => error.to_string(),
-        None => "all of them".into(),
-    }
-}
-
-async fn bind(variable: &str, address: std::net::SocketAddr) -> anyhow::Result<TcpListener> {
+async fn bind(variable: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| format!("{variable}={address} cannot be listened on"))
 }

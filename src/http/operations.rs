@@ -60,9 +60,8 @@ async fn ready(State(operations): State<Operations>) -> Response {
         Ok(Err(error)) => Some(error.to_string()),
         Err(_) => Some(format!("the database did not answer within {DATABASE_TIMEOUT:?}")),
     };
-    let health = &operations.health;
-    let broker = health.ingest.is_up() && health.fanout.is_up() && !health.hints_refused.load(Ordering::Relaxed);
-    let (code, status) = match (&trouble, health.draining.load(Ordering::Relaxed), broker) {
+    let broker = operations.health.has_broker();
+    let (code, status) = match (&trouble, operations.health.draining.load(Ordering::Relaxed), broker) {
         (_, true, _) => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
         (Some(_), _, _) => (StatusCode::SERVICE_UNAVAILABLE, "unready"),
         (None, _, true) => (StatusCode::OK, "ready"),

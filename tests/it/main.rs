@@ -16,6 +16,7 @@ mod real_input;
 mod redelivery;
 mod replay;
 mod replicas;
+mod scale_out;
 mod sessions;
 mod slow_client;
 mod support;

@@ -125,6 +125,12 @@ impl Parcel {
         parcel
     }
 
+    /// Without application headers.
+    pub fn without_headers(mut self) -> Self {
+        self.headers = FieldTable::default();
+        self
+    }
+
     /// Another content type.
     pub fn content_type(mut self, content_type: &str) -> Self {
         self.content_type = Some(content_type.to_owned());
@@ -142,8 +148,12 @@ impl Parcel {
 }
 
 impl From<&Event> for Parcel {
+    /// With its recipient in a header, as partitions need it.
     fn from(event: &Event) -> Self {
-        Self::structured(&event.event_type, event.body())
+        let mut parcel = Self::structured(&event.event_type, event.body());
+        let recipient = AMQPValue::LongString(event.recipient.as_str().into());
+        parcel.headers.insert("cloudEvents_recipient".into(), recipient);
+        parcel
     }
 }
 

@@ -25,6 +25,7 @@ pub struct Replica(Arc<Inner>);
 
 struct Inner {
     environment: Environment,
+    role: Option<&'static str>,
     public: SocketAddr,
     operations: SocketAddr,
     drain: Duration,
@@ -35,13 +36,14 @@ struct Inner {
 
 impl Replica {
     /// Starts the binary on ports of its own; it may not be ready yet.
-    pub(super) fn spawn(mut environment: Environment) -> Self {
+    pub(super) fn spawn(mut environment: Environment, role: Option<&'static str>) -> Self {
         let (public, operations) = (free_address(), free_address());
         environment.insert("SHOPBELL_LISTEN".to_owned(), public.to_string());
         environment.insert("SHOPBELL_OPS_LISTEN".to_owned(), operations.to_string());
         let drain_seconds = environment.entry("SHOPBELL_DRAIN_SECONDS".to_owned()).or_insert_with(|| "0".to_owned());
         let drain = Duration::from_secs(drain_seconds.parse().expect("a drain in seconds"));
-        let inner = Inner { environment, public, operations, drain, log: Log::default(), child: Mutex::new(None) };
+        let inner =
+            Inner { environment, role, public, operations, drain, log: Log::default(), child: Mutex::new(None) };
         let replica = Self(Arc::new(inner));
         replica.launch();
         replica
@@ -165,6 +167,15 @@ impl Replica {
         kibibytes.expect("a live process holds memory") * 1_024
     }
 
+    /// Waits until it has said this on stderr, in any of its lives.
+    pub async fn says(&self, text: &str) {
+        eventually(&format!("the replica says {text:?}"), PATIENCE, async || {
+            let said = self.0.log.text();
+            holds(said.contains(text), said)
+        })
+        .await;
+    }
+
     /// The lines on which it panicked, in any of its lives.
     pub fn panics(&self) -> Vec<String> {
         self.0.log.panics()
@@ -192,7 +203,12 @@ impl Replica {
 
     fn launch(&self) {
         let mut command = shopbell(&self.0.environment);
-        command.arg("serve").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command
+            .arg("serve")
+            .args(self.0.role.map(|role| format!("--role={role}")))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
         let mut child = command.spawn().expect("shopbell starts");
         self.0.log.follow(child.stderr.take().expect("stderr is piped"));
         self.with_child(|running| *running = Some(child));

@@ -51,7 +51,7 @@ impl World {
 
     /// A replica to be set up, and started with [`Setup::start`].
     pub fn replica(&self) -> Setup<'_> {
-        Setup { world: self, environment: self.environment() }
+        Setup { world: self, environment: self.environment(), role: None }
     }
 
     /// A replica that serves, as it comes.
@@ -149,6 +149,21 @@ impl World {
         (count.unsigned_abs(), last.unsigned_abs())
     }
 
+    /// How many notifications are stored, in all feeds together.
+    pub async fn stored_in_all(&self) -> u64 {
+        self.number("select count(*) from notifications").await
+    }
+
+    /// The highest number that any feed has reached.
+    pub async fn last_seq(&self) -> u64 {
+        self.number("select coalesce(max(seq), 0) from notifications").await
+    }
+
+    async fn number(&self, query: &'static str) -> u64 {
+        let number = sqlx::query_scalar::<_, i64>(query).fetch_one(&self.pool).await;
+        number.expect("the database answers").unsigned_abs()
+    }
+
     /// Waits until at least `least` notifications are stored, in all feeds together; the database may be away meanwhile.
     pub async fn stored_reaches(&self, least: u64, bound: Duration) {
         eventually(&format!("{least} are stored"), bound, async || {
@@ -213,7 +228,8 @@ impl World {
         }
         let broker = self.broker().await;
         for prefix in self.prefixes() {
-            for queue in ["ingest", "unroutable"].map(|queue| format!("{prefix}.{queue}")) {
+            let queues = ["ingest", "ingest.2", "ingest.3", "ingest.4", "unroutable"];
+            for queue in queues.map(|queue| format!("{prefix}.{queue}")) {
                 // Whatever was unacknowledged lies in the queue again, now that its consumers are gone.
                 eventually(&format!("nothing is left in {queue}"), PATIENCE, async || {
                     let depth = broker.depth(&queue).await.unwrap_or(0);
@@ -262,6 +278,7 @@ impl Drop for World {
 pub struct Setup<'a> {
     world: &'a World,
     environment: Environment,
+    role: Option<&'static str>,
 }
 
 impl Setup<'_> {
@@ -271,9 +288,21 @@ impl Setup<'_> {
         self
     }
 
+    /// Without a setting that it would otherwise have.
+    pub fn without(mut self, variable: &str) -> Self {
+        self.environment.remove(variable);
+        self
+    }
+
+    /// One half of it only: `ingest` or `gateway`.
+    pub fn role(mut self, role: &'static str) -> Self {
+        self.role = Some(role);
+        self
+    }
+
     /// Starts it, and waits until it serves.
     pub async fn start(self) -> Replica {
-        let replica = Replica::spawn(self.environment);
+        let replica = Replica::spawn(self.environment, self.role);
         self.world.replicas.lock().unwrap_or_else(PoisonError::into_inner).push(replica.clone());
         replica.ready().await;
         replica

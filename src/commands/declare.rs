@@ -1,0 +1,36 @@
+//! `shopbell declare`: declares the exchanges and queues in RabbitMQ, or verifies them, and consumes nothing.
+
+use serde::Serialize;
+
+use super::terminal::{self, Format};
+use super::{BROKER_TIMEOUT, broker, within};
+
+#[derive(Serialize)]
+struct Declared<'a> {
+    kind: &'static str,
+    name: &'a str,
+}
+
+/// Declares what the environment asks for, and writes a line for each exchange and queue.
+pub async fn run(format: Format) -> anyhow::Result<()> {
+    let broker = broker()?;
+    let what = if broker.declare { "declaring the topology" } else { "verifying the topology" };
+    let topology = within(BROKER_TIMEOUT, what, broker.ensure()).await?;
+    let exchanges = topology.exchanges.iter().map(|name| Declared { kind: "exchange", name });
+    let queues = topology.queues.iter().map(|name| Declared { kind: "queue", name });
+    let lines = exchanges.chain(queues).map(|declared| line(&declared, format)).collect::<anyhow::Result<String>>()?;
+    terminal::write_lines(&lines)?;
+    anyhow::ensure!(
+        !topology.more_partitions,
+        "SHOPBELL_INGEST_PARTITIONS is {}, but there are more partitions: set it to their number",
+        broker.partitions
+    );
+    Ok(())
+}
+
+fn line(declared: &Declared<'_>, format: Format) -> anyhow::Result<String> {
+    match format {
+        Format::Text => Ok(terminal::text_line(&format!("{} {}", declared.kind, declared.name))),
+        Format::Json => terminal::json_line(declared),
+    }
+}
