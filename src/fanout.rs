@@ -5,8 +5,8 @@
 
 use std::fmt::Write as _;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -48,7 +48,10 @@ const HAND_ON_TIMEOUT: Duration = Duration::from_secs(1);
 /// A larger frame is not sent along: its sessions read it. So a batch's hints stay below RabbitMQ's bound of 16 MiB.
 const FRAME_BYTES_MAX: usize = 64 * 1024;
 
-/// Proof that a batch was handed on: only [`Fanout::hand_on`] makes one.
+/// How long it is believed that there is no other gateway to tell. One that starts reads by its sweep until then.
+const ALONE_TIME: Duration = Duration::from_secs(1);
+
+/// Proof that batches were handed on: only [`HintPublisher::hand_on`] makes one.
 #[derive(Debug)]
 pub struct HandedOn(());
 
@@ -60,37 +63,21 @@ pub struct Fanout {
     health: Arc<Health>,
     exchange: String,
     replica: String,
+    /// This replica is one of the gateways that RabbitMQ counts.
+    receives: AtomicBool,
 }
 
 impl Fanout {
     /// A replica knows its own hints again by its random name.
     pub fn new(hub: Arc<Hub>, metrics: Arc<Metrics>, health: Arc<Health>, broker: &Broker) -> Self {
         let replica = uuid::Uuid::new_v4().simple().to_string();
-        Self { hub, metrics, health, exchange: broker.names.fanout(), replica }
+        Self { hub, metrics, health, exchange: broker.names.fanout(), replica, receives: AtomicBool::new(false) }
     }
 
     /// Wakes this replica's sessions.
     pub fn announce(&self, hints: &Hints) {
         self.hub.announce(&hints.stored);
         self.hub.announce_newest(&hints.again);
-    }
-
-    /// Gives what was stored to the other replicas, through the broker. Returns when the broker has confirmed it, or takes
-    /// nothing: hints may be lost, for the sweep makes them good, and must not hold up ingest.
-    pub async fn hand_on(&self, publisher: &mut Publisher, batches: &[&Hints]) -> HandedOn {
-        let hints: usize = batches.iter().map(|hints| hints.len()).sum();
-        if hints > 0 {
-            let hint = Outgoing::hint(self.exchange.clone(), &self.replica, encode(batches).into_bytes());
-            let handed_on = publisher.try_publish(HAND_ON_TIMEOUT, hint).await;
-            let refused_before = self.health.hints_refused.swap(handed_on.is_err(), Ordering::Relaxed);
-            if let Err(error) = handed_on {
-                self.metrics.hints_refused.inc_by(hints as u64);
-                if !refused_before {
-                    tracing::warn!(%error, "RabbitMQ takes no hints; other replicas find notifications by their sweep");
-                }
-            }
-        }
-        HandedOn(())
     }
 
     /// Receives hints until told to stop. A broker that is away is waited for; meanwhile the sweep serves.
@@ -101,6 +88,7 @@ impl Fanout {
                 ended = self.receive_one_incarnation(broker, &mut backoff) => ended,
                 () = stop.cancelled() => return,
             };
+            self.receives.store(false, Ordering::Relaxed);
             let wait = backoff.next_wait();
             tracing::warn!(error = %ended, wait_ms = wait.as_millis(), "the fan-out consumer ended; it is opened again");
             tokio::select! {
@@ -115,6 +103,7 @@ impl Fanout {
             Ok(consumer) => consumer,
             Err(error) => return error,
         };
+        self.receives.store(true, Ordering::Relaxed);
         let acknowledger = consumer.acknowledger();
         let _up = self.health.fanout.up();
         loop {
@@ -141,6 +130,56 @@ impl Fanout {
             }
             Err(error) => tracing::warn!(%error, "a fan-out message is not one of ours and was dropped"),
         }
+    }
+}
+
+/// Tells the other gateways what ingest has stored, for one incarnation of it.
+#[derive(Debug)]
+pub struct HintPublisher {
+    fanout: Arc<Fanout>,
+    publisher: Publisher,
+    alone_until: Option<Instant>,
+}
+
+impl HintPublisher {
+    /// Publishes over this connection.
+    pub fn new(fanout: Arc<Fanout>, publisher: Publisher) -> Self {
+        Self { fanout, publisher, alone_until: None }
+    }
+
+    /// Gives what was stored to the other gateways, if there are any. Returns when the broker has confirmed it, or takes
+    /// nothing: hints may be lost, for the sweep makes them good, and must not hold up ingest.
+    pub async fn hand_on(&mut self, batches: &[&Hints]) -> HandedOn {
+        let hints: usize = batches.iter().map(|hints| hints.len()).sum();
+        if hints > 0 && !self.is_alone().await {
+            let Fanout { metrics, health, exchange, replica, .. } = &*self.fanout;
+            let hint = Outgoing::hint(exchange.clone(), replica, encode(batches).into_bytes());
+            let handed_on = self.publisher.try_publish(HAND_ON_TIMEOUT, hint).await;
+            let refused_before = health.hints_refused.swap(handed_on.is_err(), Ordering::Relaxed);
+            if let Err(error) = handed_on {
+                metrics.hints_refused.inc_by(hints as u64);
+                if !refused_before {
+                    tracing::warn!(%error, "RabbitMQ takes no hints; other replicas find notifications by their sweep");
+                }
+            }
+        }
+        HandedOn(())
+    }
+
+    /// Whether every gateway that RabbitMQ knows is this replica, which is told directly. Not, where that cannot be told.
+    async fn is_alone(&mut self) -> bool {
+        let now = Instant::now();
+        if self.alone_until.is_none_or(|until| until <= now) {
+            let own = u32::from(self.fanout.receives.load(Ordering::Relaxed));
+            let counted = self.publisher.gateways(HAND_ON_TIMEOUT).await;
+            self.alone_until = counted.is_ok_and(|gateways| gateways <= own).then_some(now + ALONE_TIME);
+        }
+        self.alone_until.is_some()
+    }
+
+    /// Closes the connection cleanly.
+    pub async fn close(self) {
+        self.publisher.close().await;
     }
 }
 

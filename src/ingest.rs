@@ -5,6 +5,7 @@
 //! While one batch is handed on, the next is stored already: the sessions of this replica have it by then.
 
 mod batch;
+mod handing_on;
 mod storing;
 
 use std::sync::Arc;
@@ -18,22 +19,21 @@ use tracing::Instrument;
 use uuid::Uuid;
 
 use self::batch::{Batch, Parsed};
+use self::handing_on::{STORED_MAX, Stored};
 use self::storing::{Abandoned, Refused};
-use crate::amqp::consumer::{Acknowledger, Consumer};
+use crate::amqp::consumer::Consumer;
 use crate::amqp::delivery::Delivery;
 use crate::amqp::publisher::Publisher;
 use crate::amqp::{Broker, BrokerError, dead_letter};
 use crate::backoff::Backoff;
 use crate::event::{Limits, Reason, Rejection};
-use crate::fanout::{Fanout, HandedOn, Hints};
+use crate::fanout::{Fanout, HintPublisher, Hints};
 use crate::health::Health;
 use crate::notification::Notification;
 use crate::store;
 use crate::store::append::Placed;
 use crate::telemetry::{Metrics, ReasonLabel, Word, traces};
 
-/// Most batches that are stored and not yet handed on.
-const STORED_MAX: usize = 4;
 /// Most deliveries unacknowledged at once: the batches in work and the one that forms meanwhile. RabbitMQ bounds their number
 /// and not their bytes; what one may have at most is its `max_message_size`. Never 1: RabbitMQ 3.10.8 then delivers what
 /// an earlier consumer gave back out of order now and then, which broke a feed's order in 3 of 18 restarts under load.
@@ -46,13 +46,6 @@ enum Ended {
     Broker(#[from] BrokerError),
     #[error(transparent)]
     Abandoned(#[from] Abandoned),
-}
-
-/// A batch that is stored: what there is to tell of it, and the tag that acknowledges all of it.
-#[derive(Debug)]
-struct Stored {
-    hints: Hints,
-    through: u64,
 }
 
 /// Ingest of one partition. RabbitMQ lets one replica consume it; the others stand by.
@@ -111,7 +104,8 @@ impl Ingest {
         tracing::info!(names = %self.broker.names, partition = self.partition, "ingest consumes or stands by");
         let (done, stored) = mpsc::channel(STORED_MAX);
         let storing = self.store_batches(consumer, done, stop, backoff);
-        let handing_on = self.hand_on_batches(stored, publisher, &acknowledger);
+        let hints = HintPublisher::new(self.fanout.clone(), publisher);
+        let handing_on = async { Ok(handing_on::hand_on(stored, hints, &acknowledger).await?) };
         let (consumer, ()) = tokio::try_join!(storing, handing_on)?;
         consumer.close().await;
         Ok(())
@@ -140,26 +134,6 @@ impl Ingest {
         }
         dead_letters.close().await;
         Ok(consumer)
-    }
-
-    /// Tells the other replicas of what is stored, and then RabbitMQ that it is done; several batches at once where that is
-    /// slower than storing them.
-    async fn hand_on_batches(
-        &self,
-        mut stored: mpsc::Receiver<Stored>,
-        mut publisher: Publisher,
-        acknowledger: &Acknowledger,
-    ) -> Result<(), Ended> {
-        let mut batches = Vec::with_capacity(STORED_MAX);
-        while stored.recv_many(&mut batches, STORED_MAX).await > 0 {
-            let hints: Vec<&Hints> = batches.iter().map(|batch| &batch.hints).collect();
-            let handed_on = self.fanout.hand_on(&mut publisher, &hints).await;
-            if let Some(newest) = batches.drain(..).next_back() {
-                acknowledge(acknowledger, newest.through, handed_on).await?;
-            }
-        }
-        publisher.close().await;
-        Ok(())
     }
 
     /// Returns whether it is there; not, when told to stop.
@@ -236,11 +210,6 @@ impl Ingest {
         }
         Ok(())
     }
-}
-
-/// Tells RabbitMQ that a batch is done: only for one that is stored and handed on, as the proof says.
-async fn acknowledge(acknowledger: &Acknowledger, through: u64, _: HandedOn) -> Result<(), BrokerError> {
-    acknowledger.acknowledge_through(through).await
 }
 
 /// The deliveries of the events that Postgres refused, by their place in the batch.

@@ -22,7 +22,7 @@ use crate::event;
 use crate::measure::{Cpu, Processes, own_cpu_seconds};
 use crate::publisher::{Publisher, Target};
 use crate::report::{Figures, Who};
-use crate::scenarios::{MERCHANTS, names};
+use crate::scenarios::{MERCHANTS, is_warm, names, open_loop_events};
 use crate::services::Services;
 use crate::wire::Server;
 
@@ -61,6 +61,40 @@ pub async fn rabbitmq(services: &Services, events: usize) -> anyhow::Result<Figu
 
     publisher.close().await;
     services.delete_queues([QUEUE.to_owned()]).await?;
+    Ok(figures)
+}
+
+/// RabbitMQ again: an open loop through a quorum queue, from publish to receipt.
+pub async fn rabbitmq_latency(services: &Services, per_second: usize) -> anyhow::Result<Figures> {
+    const QUEUE: &str = "floor-latency";
+    services.declare_quorum_queue(QUEUE).await?;
+    let events = open_loop_events(per_second);
+    let books = Arc::new(Books::new(events, events));
+    let publisher = Publisher::connect(&services.amqp_url, Target::Queue(QUEUE.into())).await?;
+    let to = |index: usize| event::merchant(index % MERCHANTS);
+    let (connection, channel) = services.channel().await?;
+    channel.basic_qos(PREFETCH, BasicQosOptions { global: false }).await?;
+    let consumer =
+        channel.basic_consume(QUEUE.into(), "".into(), BasicConsumeOptions::default(), FieldTable::default());
+    let mut deliveries = consumer.await?;
+    let receiving = async {
+        for index in 0..events {
+            let delivery = deliveries.next().await.context("RabbitMQ ended the consumer")??;
+            books.receive(index);
+            channel.basic_ack(delivery.delivery_tag, BasicAckOptions::default()).await?;
+        }
+        anyhow::Ok(())
+    };
+    tokio::try_join!(receiving, publisher.publish_at("q".into(), books.clone(), events, per_second as f64, to))?;
+    books.complete().await?;
+    connection.close(200, "goodbye".into()).await?;
+    services.delete_queues([QUEUE.to_owned()]).await?;
+    let mut figures = Figures::default();
+    figures.set_latencies(
+        &format!("RabbitMQ quorum queue at {per_second}/s"),
+        Who::Floor,
+        books.latencies_ms(|index| is_warm(index, per_second)),
+    );
     Ok(figures)
 }
 

@@ -107,6 +107,7 @@ async fn one(scenario: &str, services: &Services, arguments: &Arguments) -> anyh
         }
         "L" => {
             for per_second in [500, 2_000] {
+                figures.append(floors::rabbitmq_latency(services, per_second).await?);
                 figures.append(scenarios::latency(services, per_second).await?);
                 if let Some(peer) = &mqtt {
                     figures.append(peer.latency(per_second).await?);

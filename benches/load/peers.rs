@@ -8,7 +8,7 @@ use crate::crowd::{Crowd, storm};
 use crate::event;
 use crate::publisher::{Publisher, Target};
 use crate::report::{Figures, Who};
-use crate::scenarios::{LATENCY_SECONDS, MERCHANTS, names, settled_rss};
+use crate::scenarios::{MERCHANTS, is_warm, names, open_loop_events, settled_rss};
 use crate::services::Services;
 use crate::wire::Server;
 
@@ -44,14 +44,21 @@ impl Peer<'_> {
 
     /// L.
     pub async fn latency(&self, per_second: usize) -> anyhow::Result<Figures> {
-        let events = (per_second as f64 * LATENCY_SECONDS) as usize;
+        let events = open_loop_events(per_second);
         let books = Arc::new(Books::new(events, events));
         let reading = Crowd::connect(self.server(), names(MERCHANTS)).await?.read(&books);
         let to = |index: usize| event::merchant(index % MERCHANTS);
+        let cpu = self.services.processes().cpu()?;
         self.publisher().await?.publish_at("l".into(), books.clone(), events, per_second as f64, to).await?;
         books.complete().await?;
+        let cpu = self.services.processes().cpu()?.since(&cpu).of("RabbitMQ");
         let mut figures = Figures::default();
-        figures.set_latencies(&format!("L {per_second}/s"), self.who, books.latencies_ms(|_| true));
+        figures.set_latencies(
+            &format!("L {per_second}/s"),
+            self.who,
+            books.latencies_ms(|index| is_warm(index, per_second)),
+        );
+        figures.set_per_100k(format!("L {per_second}/s, RabbitMQ CPU-s"), self.who, cpu, events);
         drop(reading);
         self.forget(MERCHANTS).await?;
         Ok(figures)

@@ -15,8 +15,9 @@ use crate::stage::Stage;
 pub const MERCHANTS: usize = 1_000;
 /// Idle connections.
 const IDLE: usize = 10_000;
-/// How long a latency is measured.
-pub const LATENCY_SECONDS: f64 = 20.0;
+/// How long a latency is measured, after a while in which connections, plans and caches come to be.
+const OPEN_LOOP_SECONDS: usize = 20;
+const WARM_SECONDS: usize = 3;
 /// Memory is looked at when it has not changed for so long.
 const SETTLED: Duration = Duration::from_millis(500);
 const MEGABYTE: f64 = 1e6;
@@ -25,6 +26,16 @@ const WHO: Who = Who::Shopbell;
 /// The first so many merchants.
 pub fn names(count: usize) -> Vec<String> {
     (0..count).map(event::merchant).collect()
+}
+
+/// How many events an open loop has.
+pub fn open_loop_events(per_second: usize) -> usize {
+    per_second * (WARM_SECONDS + OPEN_LOOP_SECONDS)
+}
+
+/// Whether an event of it counts.
+pub fn is_warm(index: usize, per_second: usize) -> bool {
+    index >= per_second * WARM_SECONDS
 }
 
 /// T: as fast as RabbitMQ confirms, to connected merchants who acknowledge each.
@@ -73,34 +84,43 @@ pub async fn publish_to_connected(
 /// L: an open loop, from publish to receipt.
 pub async fn latency(services: &Services, per_second: usize) -> anyhow::Result<Figures> {
     let stage = Stage::set(services).await?;
-    let events = (per_second as f64 * LATENCY_SECONDS) as usize;
+    let events = open_loop_events(per_second);
     let books = Arc::new(Books::new(events, events));
     let _reading = Crowd::connect(&stage.server, names(MERCHANTS)).await?.read(&books);
     let to = |index: usize| event::merchant(index % MERCHANTS);
+    let cpu = stage.processes().cpu()?;
     stage.publisher().await?.publish_at("l".into(), books.clone(), events, per_second as f64, to).await?;
     books.complete().await?;
+    let cpu = stage.processes().cpu()?.since(&cpu);
     stage.balanced(events).await?;
     let mut figures = Figures::default();
-    figures.set_latencies(&format!("L {per_second}/s"), WHO, books.latencies_ms(|_| true));
+    figures.set_latencies(&format!("L {per_second}/s"), WHO, books.latencies_ms(|index| is_warm(index, per_second)));
+    for (process, seconds) in cpu.each() {
+        figures.set_per_100k(format!("L {per_second}/s, {process} CPU-s"), WHO, seconds, events);
+    }
     stage.strike().await?;
     Ok(figures)
 }
 
 /// H: the same at 2,000/s, of which one merchant gets half.
 pub async fn hot(services: &Services) -> anyhow::Result<Figures> {
-    const PER_SECOND: f64 = 2_000.0;
+    const PER_SECOND: usize = 2_000;
     let stage = Stage::set(services).await?;
-    let events = (PER_SECOND * LATENCY_SECONDS) as usize;
+    let events = open_loop_events(PER_SECOND);
     let books = Arc::new(Books::new(events, events));
     let _reading = Crowd::connect(&stage.server, names(MERCHANTS)).await?.read(&books);
     let is_hot = |index: usize| index.is_multiple_of(2);
     let to = move |index: usize| event::merchant(if is_hot(index) { 0 } else { 1 + index / 2 % (MERCHANTS - 1) });
-    stage.publisher().await?.publish_at("h".into(), books.clone(), events, PER_SECOND, to).await?;
+    stage.publisher().await?.publish_at("h".into(), books.clone(), events, PER_SECOND as f64, to).await?;
     books.complete().await?;
     stage.balanced(events).await?;
     let mut figures = Figures::default();
-    figures.set_latencies("H others", WHO, books.latencies_ms(|index| !is_hot(index)));
-    figures.set_latencies("H hot merchant", WHO, books.latencies_ms(is_hot));
+    figures.set_latencies("H others", WHO, books.latencies_ms(|index| is_warm(index, PER_SECOND) && !is_hot(index)));
+    figures.set_latencies(
+        "H hot merchant",
+        WHO,
+        books.latencies_ms(|index| is_warm(index, PER_SECOND) && is_hot(index)),
+    );
     stage.strike().await?;
     Ok(figures)
 }

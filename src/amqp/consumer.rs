@@ -8,12 +8,17 @@ use lapin::{Channel, Connection};
 use super::delivery::Delivery;
 use super::{Broker, BrokerError, close, topology};
 
+/// Of the queue that nobody publishes to: what somebody puts there by mistake is not taken without bound.
+const PREFETCH_OF_NOTHING: u16 = 1;
+
 /// One incarnation of a consumer. Deliveries are acknowledged on the incarnation that delivered them, and on no other.
 pub struct Consumer {
     connection: Connection,
     channel: Channel,
     stream: lapin::Consumer,
     queue: String,
+    /// Held, for a dropped consumer is cancelled: it makes this gateway count.
+    _counted: Option<lapin::Consumer>,
 }
 
 impl std::fmt::Debug for Consumer {
@@ -39,12 +44,15 @@ impl Consumer {
         Self::consume(connection, channel, broker.names.partition(partition), prefetch).await
     }
 
-    /// Consumes a fan-out queue of its own.
+    /// Consumes a fan-out queue of its own, and from then on counts as a gateway.
     pub async fn fanout(broker: &Broker, prefetch: u16) -> Result<Self, BrokerError> {
         let (connection, channel) = broker.open("fanout").await?;
         topology::ensure(&connection, &channel, broker).await?;
         let queue = topology::ensure_fanout_queue(&channel, &broker.names).await?;
-        Self::consume(connection, channel, queue, prefetch).await
+        let mut consumer = Self::consume(connection, channel, queue, prefetch).await?;
+        topology::count_gateways(&consumer.channel, &broker.names).await?;
+        consumer._counted = Some(consume(&consumer.channel, broker.names.gateways(), PREFETCH_OF_NOTHING).await?);
+        Ok(consumer)
     }
 
     async fn consume(
@@ -53,10 +61,8 @@ impl Consumer {
         queue: String,
         prefetch: u16,
     ) -> Result<Self, BrokerError> {
-        channel.basic_qos(prefetch, BasicQosOptions { global: false }).await?;
-        let options = BasicConsumeOptions::default();
-        let stream = channel.basic_consume(queue.as_str().into(), "".into(), options, FieldTable::default()).await?;
-        Ok(Self { connection, channel, stream, queue })
+        let stream = consume(&channel, queue.clone(), prefetch).await?;
+        Ok(Self { connection, channel, stream, queue, _counted: None })
     }
 
     /// The next delivery. Losing this future in a `select!` loses no delivery.
@@ -87,6 +93,12 @@ impl Consumer {
     pub async fn close(self) {
         close(self.connection).await;
     }
+}
+
+async fn consume(channel: &Channel, queue: String, prefetch: u16) -> Result<lapin::Consumer, BrokerError> {
+    channel.basic_qos(prefetch, BasicQosOptions { global: false }).await?;
+    let options = BasicConsumeOptions::default();
+    Ok(channel.basic_consume(queue.into(), "".into(), options, FieldTable::default()).await?)
 }
 
 /// Acknowledges the deliveries of one incarnation of a consumer.

@@ -145,6 +145,19 @@ impl Publisher {
         }
     }
 
+    /// How many gateways there are, this replica's own among them; an error where that cannot be told within `limit`.
+    pub async fn gateways(&self, limit: Duration) -> Result<u32, BrokerError> {
+        match &self.incarnation {
+            Some(incarnation) if !incarnation.is_blocked() => {
+                let counting = topology::count_gateways(&incarnation.channel, &self.broker.names);
+                let counted = tokio::time::timeout(limit, counting).await;
+                counted.unwrap_or(Err(BrokerError::Timeout(limit, "counting gateways")))
+            }
+            Some(_) => Err(BrokerError::Blocked),
+            None => Err(BrokerError::FailedBefore(REOPEN_PAUSE)),
+        }
+    }
+
     /// A new incarnation for what may be lost, not too often.
     async fn reopen(&mut self, limit: Duration) -> Result<Incarnation, BrokerError> {
         let now = Instant::now();

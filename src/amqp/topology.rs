@@ -55,6 +55,8 @@ names! {
     unroutable = "unroutable",
     /// The exchange to every replica.
     fanout = "fanout",
+    /// The queue that gateways are counted by.
+    gateways = "fanout.gateways",
     /// The topic exchange that Shopbell publishes receipts to.
     receipts = "receipts",
 }
@@ -204,6 +206,14 @@ pub(super) async fn ensure_fanout_queue(channel: &Channel, names: &Names) -> Res
     let (bind, none) = (QueueBindOptions::default(), FieldTable::default());
     channel.queue_bind(queue.as_str().into(), names.fanout().into(), "".into(), bind, none).await?;
     Ok(queue)
+}
+
+/// Declares the queue that every gateway consumes and nobody publishes to, and says how many consume it: so RabbitMQ itself
+/// knows which gateways live. It goes with the last of them.
+pub(super) async fn count_gateways(channel: &Channel, names: &Names) -> Result<u32, BrokerError> {
+    let options = QueueDeclareOptions { durable: true, auto_delete: true, ..Default::default() };
+    let arguments = table([("x-queue-type", text("classic"))]);
+    Ok(channel.queue_declare(names.gateways().into(), options, arguments).await?.consumer_count())
 }
 
 pub(super) fn table<const N: usize>(entries: [(&str, AMQPValue); N]) -> FieldTable {

@@ -1,0 +1,85 @@
+//! What becomes of a batch that is stored: the other replicas are told at once, and RabbitMQ that it is done a moment later,
+//! of many events together. Nobody waits for either; meanwhile the next batch is stored.
+
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+
+use crate::amqp::BrokerError;
+use crate::amqp::consumer::Acknowledger;
+use crate::fanout::{HandedOn, HintPublisher, Hints};
+
+/// Most batches that are stored and not yet handed on.
+pub(super) const STORED_MAX: usize = 4;
+/// RabbitMQ writes an acknowledgement to its disk, like an event. So it gets one for so many events, a part of the prefetch
+/// small enough for the rest to be on its way meanwhile …
+const EVENTS_PER_ACKNOWLEDGEMENT: u64 = 64;
+/// … or for those of so long a time; a crash before it makes RabbitMQ deliver them again.
+const ACKNOWLEDGE_AFTER: Duration = Duration::from_millis(10);
+
+/// A batch that is stored: what there is to tell of it, and the tag that acknowledges all of it.
+#[derive(Debug)]
+pub(super) struct Stored {
+    pub(super) hints: Hints,
+    pub(super) through: u64,
+}
+
+/// Batches that RabbitMQ is to be told of.
+struct Unacknowledged {
+    proof: HandedOn,
+    through: u64,
+    due: Instant,
+}
+
+/// Hands on what is stored, until no more comes.
+pub(super) async fn hand_on(
+    mut stored: mpsc::Receiver<Stored>,
+    mut hints: HintPublisher,
+    acknowledger: &Acknowledger,
+) -> Result<(), BrokerError> {
+    let mut batches = Vec::with_capacity(STORED_MAX);
+    let mut unacknowledged: Option<Unacknowledged> = None;
+    let mut acknowledged = 0;
+    loop {
+        let due = unacknowledged.as_ref().map(|waiting| waiting.due);
+        let ended = tokio::select! {
+            received = stored.recv_many(&mut batches, STORED_MAX) => received == 0,
+            () = at(due) => false,
+        };
+        if ended {
+            break;
+        }
+        if let Some(newest) = batches.last() {
+            let told: Vec<&Hints> = batches.iter().map(|batch| &batch.hints).collect();
+            let (through, proof) = (newest.through, hints.hand_on(&told).await);
+            let due = due.unwrap_or_else(|| Instant::now() + ACKNOWLEDGE_AFTER);
+            unacknowledged = Some(Unacknowledged { proof, through, due });
+            batches.clear();
+        }
+        let is_due = |waiting: &mut Unacknowledged| {
+            waiting.due <= Instant::now() || waiting.through - acknowledged >= EVENTS_PER_ACKNOWLEDGEMENT
+        };
+        if let Some(Unacknowledged { proof, through, .. }) = unacknowledged.take_if(is_due) {
+            acknowledge(acknowledger, through, proof).await?;
+            acknowledged = through;
+        }
+    }
+    if let Some(Unacknowledged { proof, through, .. }) = unacknowledged {
+        acknowledge(acknowledger, through, proof).await?;
+    }
+    hints.close().await;
+    Ok(())
+}
+
+/// Tells RabbitMQ that batches are done: only those that are stored and handed on, as the proof says.
+async fn acknowledge(acknowledger: &Acknowledger, through: u64, _: HandedOn) -> Result<(), BrokerError> {
+    acknowledger.acknowledge_through(through).await
+}
+
+/// Never, where there is nothing due.
+async fn at(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due.into()).await,
+        None => std::future::pending().await,
+    }
+}
