@@ -21,7 +21,8 @@ const ACKS_PER_WRITE_MAX: usize = 2_000;
 /// After a write the writer rests so many times as long as the write took, so that acks never cost more than a small part of
 /// the database's time: the busier it is, the more acks become one …
 const REST_TIMES: u32 = 20;
-/// … but no longer than this: what a crash may replay.
+/// … but at least so long, in which one busy client's acks become one, and at most so long, which is what a crash may replay.
+const REST_MIN: Duration = Duration::from_millis(100);
 const REST_MAX: Duration = Duration::from_secs(1);
 /// Most sessions whose cursors are opened by one statement.
 const SESSIONS_PER_READ_MAX: usize = 100;
@@ -112,7 +113,7 @@ impl Cursors {
             let rest = match self.write_waiting(pool).await {
                 Ok(()) => {
                     backoff.reset();
-                    (begun.elapsed() * REST_TIMES).min(REST_MAX)
+                    (begun.elapsed() * REST_TIMES).clamp(REST_MIN, REST_MAX)
                 }
                 Err(error) => {
                     self.acked.notify_one();

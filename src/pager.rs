@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use sqlx::postgres::PgPool;
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
 
 use crate::backoff::Backoff;
 use crate::feed::{Feed, Seq};
@@ -14,9 +15,13 @@ use crate::store;
 use crate::telemetry::Metrics;
 
 /// Most sessions served by one query: with a page's bounds this also bounds the memory of one answer.
-const REQUESTS_PER_QUERY_MAX: usize = 50;
-/// Queries at once: one to be rendered while Postgres runs the next.
+const REQUESTS_PER_QUERY_MAX: usize = 64;
+/// Queries at once: another only where a whole query's worth waits, so that few sessions do not become many queries.
 const READERS: usize = 2;
+/// Where several sessions shared a query, as when all come back at once, the next is begun only after so many times as long
+/// as it took, or when it is full: so that more share it.
+const REST_TIMES: u32 = 2;
+const REST_MAX: Duration = Duration::from_millis(50);
 /// How long a lost hint can delay a notification, about.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(2);
 /// How long a query is tried before its sessions are given up: they reconnect, and others have had their turn.
@@ -74,20 +79,30 @@ fn rows(wanted: usize) -> i64 {
 }
 
 impl PagerWorker {
-    /// Serves until every [`Pager`] is dropped. What waits when a reader is free is the next query.
+    /// Serves until every [`Pager`] is dropped. What waits when a query ends is the next one.
     pub async fn run(mut self) {
-        let slots = Arc::new(tokio::sync::Semaphore::new(READERS));
-        let mut waiting = Vec::new();
-        // The semaphore is never closed.
-        while let Ok(slot) = slots.clone().acquire_owned().await {
-            if self.requests.recv_many(&mut waiting, REQUESTS_PER_QUERY_MAX).await == 0 {
-                return;
+        let (mut waiting, mut queries) = (Vec::new(), JoinSet::new());
+        loop {
+            let room = REQUESTS_PER_QUERY_MAX - waiting.len();
+            tokio::select! {
+                received = self.requests.recv_many(&mut waiting, room), if room > 0 => {
+                    if received == 0 {
+                        return;
+                    }
+                }
+                Some(_) = queries.join_next() => {}
             }
-            let (requests, pool, metrics) = (std::mem::take(&mut waiting), self.pool.clone(), self.metrics.clone());
-            tokio::spawn(async move {
-                serve(&pool, &metrics, requests).await;
-                drop(slot);
-            });
+            let full = waiting.len() == REQUESTS_PER_QUERY_MAX;
+            if !waiting.is_empty() && (queries.is_empty() || full && queries.len() < READERS) {
+                let (requests, pool, metrics) = (std::mem::take(&mut waiting), self.pool.clone(), self.metrics.clone());
+                queries.spawn(async move {
+                    let (sessions, begun) = (requests.len(), Instant::now());
+                    serve(&pool, &metrics, requests).await;
+                    if sessions > 1 {
+                        tokio::time::sleep((begun.elapsed() * REST_TIMES).min(REST_MAX)).await;
+                    }
+                });
+            }
         }
     }
 }

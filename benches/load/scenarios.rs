@@ -136,6 +136,7 @@ pub async fn replay(services: &Services, events: usize) -> anyhow::Result<Figure
     }
     figures.set_per_100k("R all server CPU-s", WHO, run.cpu.sum(), events);
     let (pages, queries) = ("shopbell_pages_read_total", "shopbell_page_queries_total");
+    figures.set("R pages", WHO, stage.metric(pages).await?);
     figures.set("R pages a query", WHO, stage.metric(pages).await? / stage.metric(queries).await?);
     figures.set("R peak RSS, MB", WHO, peak_rss_bytes(stage.pid())? / MEGABYTE);
     stage.strike().await?;

@@ -31,9 +31,9 @@ impl Services {
         scripts_services(&["down", "--purge"])?;
         let (mqtt_port, stomp_port) = (free_port()?, free_port()?);
         let settings = format!(
-            "web_mqtt.tcp.ip = 127.0.0.1\nweb_mqtt.tcp.port = {mqtt_port}\nmqtt.listeners.tcp = none\n\
+            "web_mqtt.tcp.ip = 127.0.0.1\nweb_mqtt.tcp.port = {mqtt_port}\nweb_mqtt.tcp.backlog = 4096\nmqtt.listeners.tcp = none\n\
              mqtt.allow_anonymous = false\nmqtt.exchange = amq.topic\nmqtt.vhost = /\n\
-             web_stomp.tcp.ip = 127.0.0.1\nweb_stomp.tcp.port = {stomp_port}\nstomp.listeners.tcp = none\n"
+             web_stomp.tcp.ip = 127.0.0.1\nweb_stomp.tcp.port = {stomp_port}\nweb_stomp.tcp.backlog = 4096\nstomp.listeners.tcp = none\n"
         );
         let place = directory().join("rabbitmq/conf.d");
         std::fs::create_dir_all(&place)?;

@@ -11,7 +11,7 @@ use anyhow::{Context, bail};
 use axum::Router;
 use axum::http::StatusCode;
 use axum::routing::get;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -41,6 +41,9 @@ use crate::telemetry::Metrics;
 
 /// Connections that are not sessions yet, beside one for each session there may be.
 const HANDSHAKES_MAX: usize = 1_024;
+/// Connections that wait to be accepted: when all clients come back at once, one that finds no place tries again only after
+/// a second. The kernel has a bound of its own (`net.core.somaxconn`, 4096 on Linux).
+const BACKLOG: u32 = 4_096;
 /// Connections to the operations port.
 const OPERATIONS_CONNECTIONS_MAX: usize = 64;
 
@@ -139,7 +142,7 @@ impl Ground {
 
     /// The operations port.
     async fn operate(&self, listen: SocketAddr, parts: &mut Parts) -> anyhow::Result<()> {
-        let listener = bind("SHOPBELL_OPS_LISTEN", listen).await?;
+        let listener = bind("SHOPBELL_OPS_LISTEN", listen)?;
         let (health, metrics, pool) = (self.health.clone(), self.metrics.clone(), self.pools.reads.clone());
         let routes = operations::router(Operations { health, metrics, pool });
         let stop = self.stops.last.clone();
@@ -169,7 +172,7 @@ impl Ground {
 
     /// The half that serves clients.
     async fn serve(&self, config: &GatewayConfig, parts: &mut Parts) -> anyhow::Result<Arc<Gateway>> {
-        let listener = bind("SHOPBELL_LISTEN", config.listen).await?;
+        let listener = bind("SHOPBELL_LISTEN", config.listen)?;
         let broadcast_feed = Feed::parse(&config.session.broadcast_feed)?;
         let (audience, issuer) = (config.jwt.audience.as_deref(), config.jwt.issuer.as_deref());
         let authenticator = Authenticator::new(config.jwt.secret.reveal().as_bytes(), audience, issuer, broadcast_feed);
@@ -213,6 +216,13 @@ impl Ground {
     }
 }
 
-async fn bind(variable: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("{variable}={address} cannot be listened on"))
+fn bind(variable: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
+    let listen = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        // Or a restart would have to wait for the connections of the last run to be forgotten.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    listen().with_context(|| format!("{variable}={address} cannot be listened on"))
 }
