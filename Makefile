@@ -4,7 +4,7 @@
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check services stop clean toolchain
+.PHONY: help demo test bench check services stop clean toolchain
 
 help: ## list these chores
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name what; do \
@@ -15,6 +15,9 @@ demo: toolchain ## watch a merchant get orders, leave, come back and miss nothin
 
 test: toolchain ## run every check and test, against a private RabbitMQ and Postgres
 	@scripts/test
+
+bench: toolchain ## measure throughput, latency, replay, idle sessions and scale (15 minutes; BENCH="--help" for less)
+	@cargo bench --locked --bench load -- $(BENCH)
 
 check: toolchain ## format and lints only, without services
 	cargo fmt --all --check

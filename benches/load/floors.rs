@@ -36,22 +36,30 @@ const ROWS: usize = 500;
 const PAGE_ROWS: i64 = 100;
 const BUFFER_BYTES: usize = 4 * 1024;
 
-/// RabbitMQ: publish, consume and acknowledge, at once; then consume and acknowledge alone.
+/// RabbitMQ: publish, consume and acknowledge, at once, straight to a queue and through a topic exchange as the contract has
+/// it; then consume and acknowledge alone.
 pub async fn rabbitmq(services: &Services, events: usize) -> anyhow::Result<Figures> {
     const QUEUE: &str = "floor";
-    services.declare_quorum_queue(QUEUE).await?;
-    let publisher = Publisher::connect(&services.amqp_url, Target::Queue(QUEUE.into())).await?;
+    const EXCHANGE: &str = "floor.events";
+    services.declare_quorum_queue(QUEUE, EXCHANGE).await?;
     let books = Books::new(events, events);
     let to = |index: usize| event::merchant(index % MERCHANTS);
     let processes = services.processes();
     let used = |before: &Cpu| anyhow::Ok(processes.cpu()?.since(before).of("RabbitMQ"));
-
-    let (cpu, begun) = (processes.cpu()?, Instant::now());
-    tokio::try_join!(publisher.publish_all("f", &books, 0..events, to), consume(services, QUEUE, events))?;
     let mut figures = Figures::default();
-    figures.set("RabbitMQ publish + consume, events/s", Who::Floor, events as f64 / begun.elapsed().as_secs_f64());
-    figures.set_per_100k("RabbitMQ publish + consume, CPU-s", Who::Floor, used(&cpu)?, events);
+    for (how, target) in [
+        ("RabbitMQ publish + consume", Target::Queue(QUEUE.into())),
+        ("RabbitMQ publish + consume, topic exchange", Target::Events(EXCHANGE.into())),
+    ] {
+        let publisher = Publisher::connect(&services.amqp_url, target).await?;
+        let (cpu, begun) = (processes.cpu()?, Instant::now());
+        tokio::try_join!(publisher.publish_all("f", &books, 0..events, to), consume(services, QUEUE, events))?;
+        figures.set(format!("{how}, events/s"), Who::Floor, events as f64 / begun.elapsed().as_secs_f64());
+        figures.set_per_100k(format!("{how}, CPU-s"), Who::Floor, used(&cpu)?, events);
+        publisher.close().await;
+    }
 
+    let publisher = Publisher::connect(&services.amqp_url, Target::Queue(QUEUE.into())).await?;
     publisher.publish_all("g", &books, 0..events, to).await?;
     let (cpu, own, begun) = (processes.cpu()?, own_cpu_seconds()?, Instant::now());
     consume(services, QUEUE, events).await?;
@@ -67,10 +75,11 @@ pub async fn rabbitmq(services: &Services, events: usize) -> anyhow::Result<Figu
 /// RabbitMQ again: an open loop through a quorum queue, from publish to receipt.
 pub async fn rabbitmq_latency(services: &Services, per_second: usize) -> anyhow::Result<Figures> {
     const QUEUE: &str = "floor-latency";
-    services.declare_quorum_queue(QUEUE).await?;
+    const EXCHANGE: &str = "floor-latency.events";
+    services.declare_quorum_queue(QUEUE, EXCHANGE).await?;
     let events = open_loop_events(per_second);
     let books = Arc::new(Books::new(events, events));
-    let publisher = Publisher::connect(&services.amqp_url, Target::Queue(QUEUE.into())).await?;
+    let publisher = Publisher::connect(&services.amqp_url, Target::Events(EXCHANGE.into())).await?;
     let to = |index: usize| event::merchant(index % MERCHANTS);
     let (connection, channel) = services.channel().await?;
     channel.basic_qos(PREFETCH, BasicQosOptions { global: false }).await?;

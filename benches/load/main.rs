@@ -29,6 +29,9 @@ use self::peers::Peer;
 use self::report::{Figures, Report, Who};
 use self::services::Services;
 
+/// A peer gets a tenth of the idle connections, each of which costs it more than ten of Shopbell's.
+const PEERS_IDLE_SHARE: usize = 10;
+
 /// Measures Shopbell.
 #[derive(Debug, Parser)]
 struct Arguments {
@@ -41,6 +44,9 @@ struct Arguments {
     /// Events of T, R and the floors.
     #[arg(long, default_value_t = 100_000)]
     events: usize,
+    /// Idle connections of C.
+    #[arg(long, default_value_t = 10_000)]
+    idle: usize,
     /// Without the peers.
     #[arg(long)]
     alone: bool,
@@ -106,8 +112,8 @@ async fn one(scenario: &str, services: &Services, arguments: &Arguments) -> anyh
             }
         }
         "L" => {
+            figures.append(floors::rabbitmq_latency(services, 500).await?);
             for per_second in [500, 2_000] {
-                figures.append(floors::rabbitmq_latency(services, per_second).await?);
                 figures.append(scenarios::latency(services, per_second).await?);
                 if let Some(peer) = &mqtt {
                     figures.append(peer.latency(per_second).await?);
@@ -121,9 +127,9 @@ async fn one(scenario: &str, services: &Services, arguments: &Arguments) -> anyh
             }
         }
         "C" => {
-            figures.append(scenarios::idle(services).await?);
+            figures.append(scenarios::idle(services, arguments.idle).await?);
             if let Some(peer) = mqtt {
-                figures.append(peer.idle().await?);
+                figures.append(peer.idle(arguments.idle / PEERS_IDLE_SHARE).await?);
             }
         }
         "H" => figures.append(scenarios::hot(services).await?),

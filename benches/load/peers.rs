@@ -12,9 +12,6 @@ use crate::scenarios::{MERCHANTS, is_warm, names, open_loop_events, settled_rss}
 use crate::services::Services;
 use crate::wire::Server;
 
-/// Idle connections to a peer, each of which costs it more than ten of Shopbell's.
-const IDLE: usize = 1_000;
-
 /// One of the plugins.
 pub struct Peer<'a> {
     pub who: Who,
@@ -86,16 +83,16 @@ impl Peer<'_> {
     }
 
     /// C.
-    pub async fn idle(&self) -> anyhow::Result<Figures> {
+    pub async fn idle(&self, connections: usize) -> anyhow::Result<Figures> {
         let rss = settled_rss(self.services.rabbitmq()).await?;
         let begun = Instant::now();
-        let crowd = Crowd::connect(self.server(), names(IDLE)).await?;
+        let crowd = Crowd::connect(self.server(), names(connections)).await?;
         let mut figures = Figures::default();
-        figures.set("C connects/s", self.who, IDLE as f64 / begun.elapsed().as_secs_f64());
+        figures.set("C connects/s", self.who, connections as f64 / begun.elapsed().as_secs_f64());
         let grown = settled_rss(self.services.rabbitmq()).await? - rss;
-        figures.set("C KiB a connection", self.who, grown / 1024.0 / IDLE as f64);
+        figures.set("C KiB a connection", self.who, grown / 1024.0 / connections as f64);
         drop(crowd);
-        self.forget(IDLE).await?;
+        self.forget(connections).await?;
         Ok(figures)
     }
 

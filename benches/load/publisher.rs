@@ -19,11 +19,8 @@ const IN_FLIGHT_MAX: usize = 1_000;
 /// Where events go, and how they are addressed there.
 #[derive(Debug, Clone)]
 pub enum Target {
-    /// Shopbell's exchange; the routing key is the type.
-    Shopbell {
-        /// `PREFIX.events`.
-        exchange: String,
-    },
+    /// A topic exchange like Shopbell's; the routing key is the type.
+    Events(String),
     /// RabbitMQ's own exchange for MQTT and STOMP topics; the routing key is the recipient.
     Topics,
     /// One queue.
@@ -108,7 +105,7 @@ impl Publisher {
 
     async fn publish(&self, run: &str, index: usize, recipient: &str) -> anyhow::Result<PublisherConfirm> {
         let (exchange, routing_key) = match &self.target {
-            Target::Shopbell { exchange } => (exchange.as_str(), "order.created"),
+            Target::Events(exchange) => (exchange.as_str(), "order.created"),
             Target::Topics => ("amq.topic", recipient),
             Target::Queue(queue) => ("", queue.as_str()),
         };

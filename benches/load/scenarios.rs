@@ -13,8 +13,6 @@ use crate::stage::Stage;
 
 /// Recipients, unless a scenario says otherwise.
 pub const MERCHANTS: usize = 1_000;
-/// Idle connections.
-const IDLE: usize = 10_000;
 /// How long a latency is measured, after a while in which connections, plans and caches come to be.
 const OPEN_LOOP_SECONDS: usize = 20;
 const WARM_SECONDS: usize = 3;
@@ -160,26 +158,27 @@ pub async fn replay_backlog(stage: &Stage<'_>, run: &str, events: usize, merchan
 }
 
 /// C: idle connections, then an event to each. B: then one to everybody.
-pub async fn idle(services: &Services) -> anyhow::Result<Figures> {
+pub async fn idle(services: &Services, connections: usize) -> anyhow::Result<Figures> {
     let stage = Stage::set(services).await?;
     let rss = settled_rss(stage.pid()).await?;
     let (cpu, begun) = (stage.processes().cpu()?, Instant::now());
-    let crowd = Crowd::connect(&stage.server, names(IDLE)).await?;
+    let crowd = Crowd::connect(&stage.server, names(connections)).await?;
     let mut figures = Figures::default();
-    figures.set("C connects/s", WHO, IDLE as f64 / begun.elapsed().as_secs_f64());
-    figures.set("C server CPU-s per 10,000 connects", WHO, stage.processes().cpu()?.since(&cpu).sum());
-    figures.set("C KiB a connection", WHO, (settled_rss(stage.pid()).await? - rss) / 1024.0 / IDLE as f64);
+    figures.set("C connects/s", WHO, connections as f64 / begun.elapsed().as_secs_f64());
+    let connecting = stage.processes().cpu()?.since(&cpu).sum() * 10_000.0 / connections as f64;
+    figures.set("C server CPU-s per 10,000 connects", WHO, connecting);
+    figures.set("C KiB a connection", WHO, (settled_rss(stage.pid()).await? - rss) / 1024.0 / connections as f64);
 
-    let books = Arc::new(Books::new(IDLE + 1, 2 * IDLE));
+    let books = Arc::new(Books::new(connections + 1, 2 * connections));
     let _reading = crowd.read(&books);
     let publisher = stage.publisher().await?;
     let begun = Instant::now();
-    publisher.publish_all("c", &books, 0..IDLE, event::merchant).await?;
-    books.reach(IDLE).await?;
+    publisher.publish_all("c", &books, 0..connections, event::merchant).await?;
+    books.reach(connections).await?;
     figures.set("C seconds until each has one event", WHO, books.elapsed_since(begun).as_secs_f64());
 
     let begun = Instant::now();
-    publisher.publish_all("c", &books, IDLE..IDLE + 1, |_| "all".into()).await?;
+    publisher.publish_all("c", &books, connections..connections + 1, |_| "all".into()).await?;
     books.complete().await?;
     figures.set("B seconds to all", WHO, books.elapsed_since(begun).as_secs_f64());
     publisher.close().await;

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, ensure};
-use lapin::options::{QueueDeclareOptions, QueueDeleteOptions};
-use lapin::types::FieldTable;
+use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions};
+use lapin::types::{AMQPValue, FieldTable};
 use lapin::uri::AMQPUri;
-use lapin::{Channel, Connection, ConnectionProperties};
+use lapin::{Channel, Connection, ConnectionProperties, ExchangeKind};
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection as _, Row};
 
@@ -144,13 +144,16 @@ impl Services {
         Ok(())
     }
 
-    /// Declares a quorum queue.
-    pub async fn declare_quorum_queue(&self, queue: &str) -> anyhow::Result<()> {
+    /// Declares a quorum queue that gets whatever is published to a topic exchange.
+    pub async fn declare_quorum_queue(&self, queue: &str, exchange: &str) -> anyhow::Result<()> {
         let (connection, channel) = self.channel().await?;
         let mut arguments = FieldTable::default();
-        arguments.insert("x-queue-type".into(), lapin::types::AMQPValue::LongString("quorum".into()));
+        arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
         let options = QueueDeclareOptions { durable: true, ..Default::default() };
         channel.queue_declare(queue.into(), options, arguments).await?;
+        let (options, none) = (ExchangeDeclareOptions { durable: true, ..Default::default() }, FieldTable::default());
+        channel.exchange_declare(exchange.into(), ExchangeKind::Topic, options, none.clone()).await?;
+        channel.queue_bind(queue.into(), exchange.into(), "#".into(), QueueBindOptions::default(), none).await?;
         connection.close(200, "goodbye".into()).await?;
         Ok(())
     }

@@ -76,7 +76,7 @@ impl<'a> Stage<'a> {
 
     /// A publisher to it.
     pub async fn publisher(&self) -> anyhow::Result<Publisher> {
-        let target = Target::Shopbell { exchange: format!("{}.events", self.name) };
+        let target = Target::Events(format!("{}.events", self.name));
         Publisher::connect(&self.services.amqp_url, target).await
     }
 
