@@ -4,7 +4,9 @@
 -- Stores a batch of which nothing was stored before, in one round trip and one transaction; says the last number of each of
 -- in_feeds, or null, with nothing stored, where some event was there before: then append_notifications() tells which.
 -- in_feeds are the batch's feeds, each once, in_added how many events it has for each; in_before_last says of each event how
--- many of its feed follow it in the batch. Locks the feeds in name order, which is the order an upsert is given its rows in.
+-- many of its feed follow it in the batch. Locks the feeds in name order, which is the order an upsert is given its rows in;
+-- append_notifications() locks new feeds first, so the two could wait for each other: then Postgres ends one, which is tried
+-- again.
 create function append_batch(
     in_feeds text[], in_added bigint[],
     in_event_feeds text[], in_before_last bigint[], in_sources text[], in_event_ids text[], in_event_types text[],

@@ -19,6 +19,8 @@ use self::topology::Topology;
 
 /// How long connecting may take: lapin's handshake after the TCP connect has no limit of its own.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long declaring everything may take: RabbitMQ makes a quorum queue on several nodes.
+const DECLARE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Seconds between heartbeats where the URL names none: a broker that is silent for two of them is gone.
 const HEARTBEAT_SECONDS: u16 = 10;
 /// How long a clean close may take before the connection is simply dropped.
@@ -87,25 +89,33 @@ impl Broker {
 
     /// Declares the topology, or verifies it, and does nothing more.
     pub async fn ensure(&self) -> Result<Topology, BrokerError> {
-        let (connection, channel) = self.open("declare").await?;
-        let topology = topology::ensure(&connection, &channel, self).await?;
+        let (connection, _, topology) = self.open("declare").await?;
         close(connection).await;
         Ok(topology)
     }
 
-    /// Opens a connection and a channel on it.
-    async fn open(&self, purpose: &str) -> Result<(Connection, Channel), BrokerError> {
+    /// Opens a connection and a channel on it, with the topology declared or verified.
+    async fn open(&self, purpose: &str) -> Result<(Connection, Channel, Topology), BrokerError> {
         let properties = ConnectionProperties::default().with_connection_name(format!("shopbell {purpose}").into());
         let opening = async {
             let connection = Connection::connect_uri(self.uri.clone(), properties).await?;
             let channel = connection.create_channel().await?;
             Ok((connection, channel))
         };
-        match tokio::time::timeout(CONNECT_TIMEOUT, opening).await {
-            Ok(opened) => opened,
-            Err(_) => Err(BrokerError::Timeout(CONNECT_TIMEOUT, "connecting")),
-        }
+        let (connection, channel) = within(CONNECT_TIMEOUT, "connecting", opening).await?;
+        let ensuring = topology::ensure(&connection, &channel, self);
+        let topology = within(DECLARE_TIMEOUT, "declaring exchanges and queues", ensuring).await?;
+        Ok((connection, channel, topology))
     }
+}
+
+/// Gives an answer of the broker a limit: heartbeats go on while one does not come.
+async fn within<T>(
+    limit: Duration,
+    what: &'static str,
+    answer: impl Future<Output = Result<T, BrokerError>>,
+) -> Result<T, BrokerError> {
+    tokio::time::timeout(limit, answer).await.unwrap_or(Err(BrokerError::Timeout(limit, what)))
 }
 
 /// Closes a connection cleanly if the broker plays along.

@@ -21,7 +21,8 @@ const ACKS_PER_WRITE_MAX: usize = 2_000;
 /// After a write the writer rests so many times as long as the write took, so that acks never cost more than a small part of
 /// the database's time: the busier it is, the more acks become one …
 const REST_TIMES: u32 = 20;
-/// … but at least so long, in which one busy client's acks become one, and at most so long, which is what a crash may replay.
+/// … but at least so long, in which one busy client's acks become one, and at most so long, which is what is
+/// replayed after a crash, or to a client that lost its network and returns through another replica before this one knows.
 const REST_MIN: Duration = Duration::from_millis(100);
 const REST_MAX: Duration = Duration::from_secs(1);
 /// Most sessions whose cursors are opened by one statement.
@@ -89,7 +90,9 @@ impl Cursors {
 
     /// Has what waits written without further rest: a session ended, and its subscriber may come back on another replica.
     pub fn hurry(&self) {
-        self.hurried.notify_one();
+        if !self.lock().waiting.is_empty() {
+            self.hurried.notify_one();
+        }
     }
 
     /// Where each key stands, in the order given. Waits for a database that is away, so the
@@ -110,21 +113,21 @@ impl Cursors {
                 () = stop.cancelled() => break,
             }
             let begun = Instant::now();
-            let rest = match self.write_waiting(pool).await {
+            let (rest, may_hurry) = match self.write_waiting(pool).await {
                 Ok(()) => {
                     backoff.reset();
-                    (begun.elapsed() * REST_TIMES).clamp(REST_MIN, REST_MAX)
+                    ((begun.elapsed() * REST_TIMES).clamp(REST_MIN, REST_MAX), true)
                 }
                 Err(error) => {
                     self.acked.notify_one();
                     let wait = backoff.next_wait();
                     tracing::warn!(%error, wait_ms = wait.as_millis(), "acks could not be written; trying again");
-                    wait
+                    (wait, false)
                 }
             };
             tokio::select! {
                 () = tokio::time::sleep(rest) => {}
-                () = self.hurried.notified() => {}
+                () = self.hurried.notified(), if may_hurry => {}
                 () = stop.cancelled() => {}
             }
         }

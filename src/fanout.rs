@@ -45,11 +45,12 @@ impl Hints {
 /// How long a batch waits for the broker to take its hints. In an alarm the broker takes none, and an alarm that the ingest
 /// queue raised only ends when ingest goes on: so then the other replicas' sweeps must do without.
 const HAND_ON_TIMEOUT: Duration = Duration::from_secs(1);
-/// A larger frame is not sent along: its sessions read it. So a batch's hints stay below RabbitMQ's bound of 16 MiB.
+/// A larger frame is not sent along: its sessions read it. So the hints of the few batches that travel together stay below
+/// RabbitMQ's bound of 16 MiB, for a batch takes no event beyond its first MiB.
 const FRAME_BYTES_MAX: usize = 64 * 1024;
 
-/// How long it is believed that there is no other gateway to tell. One that starts reads by its sweep until then.
-const ALONE_TIME: Duration = Duration::from_secs(1);
+/// How long it is believed that there is another gateway to tell, or none. One that starts reads by its sweep until then.
+const BELIEF_TIME: Duration = Duration::from_secs(1);
 
 /// Proof that batches were handed on: only [`HintPublisher::hand_on`] makes one.
 #[derive(Debug)]
@@ -138,13 +139,14 @@ impl Fanout {
 pub struct HintPublisher {
     fanout: Arc<Fanout>,
     publisher: Publisher,
-    alone_until: Option<Instant>,
+    /// Whether there is none, as of that moment.
+    alone: Option<(bool, Instant)>,
 }
 
 impl HintPublisher {
     /// Publishes over this connection.
     pub fn new(fanout: Arc<Fanout>, publisher: Publisher) -> Self {
-        Self { fanout, publisher, alone_until: None }
+        Self { fanout, publisher, alone: None }
     }
 
     /// Gives what was stored to the other gateways, if there are any. Returns when the broker has confirmed it, or takes
@@ -156,10 +158,13 @@ impl HintPublisher {
             let hint = Outgoing::hint(exchange.clone(), replica, encode(batches).into_bytes());
             let handed_on = self.publisher.try_publish(HAND_ON_TIMEOUT, hint).await;
             let refused_before = health.hints_refused.swap(handed_on.is_err(), Ordering::Relaxed);
-            if let Err(error) = handed_on {
-                metrics.hints_refused.inc_by(hints as u64);
-                if !refused_before {
-                    tracing::warn!(%error, "RabbitMQ takes no hints; other replicas find notifications by their sweep");
+            match handed_on {
+                Ok(()) => _ = metrics.hints_published.inc_by(hints as u64),
+                Err(error) => {
+                    metrics.hints_refused.inc_by(hints as u64);
+                    if !refused_before {
+                        tracing::warn!(%error, "RabbitMQ takes no hints; other replicas find notifications by their sweep");
+                    }
                 }
             }
         }
@@ -168,13 +173,20 @@ impl HintPublisher {
 
     /// Whether every gateway that RabbitMQ knows is this replica, which is told directly. Not, where that cannot be told.
     async fn is_alone(&mut self) -> bool {
-        let now = Instant::now();
-        if self.alone_until.is_none_or(|until| until <= now) {
-            let own = u32::from(self.fanout.receives.load(Ordering::Relaxed));
-            let counted = self.publisher.gateways(HAND_ON_TIMEOUT).await;
-            self.alone_until = counted.is_ok_and(|gateways| gateways <= own).then_some(now + ALONE_TIME);
+        if let Some((alone, at)) = self.alone
+            && at.elapsed() < BELIEF_TIME
+        {
+            return alone;
         }
-        self.alone_until.is_some()
+        let own = u32::from(self.fanout.receives.load(Ordering::Relaxed));
+        let counted = self.publisher.gateways(HAND_ON_TIMEOUT).await;
+        let alone = counted.is_ok_and(|gateways| gateways <= own);
+        if alone {
+            // There is nobody left to miss them.
+            self.fanout.health.hints_refused.store(false, Ordering::Relaxed);
+        }
+        self.alone = Some((alone, Instant::now()));
+        alone
     }
 
     /// Closes the connection cleanly.

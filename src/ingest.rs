@@ -98,42 +98,43 @@ impl Ingest {
         let publisher = Publisher::open(&self.broker).await?;
         // Of the last incarnation: a replica that only stands by from now on would never correct it.
         self.health.hints_refused.store(false, Ordering::Relaxed);
-        let consumer = Consumer::ingest(&self.broker, self.partition, PREFETCH).await?;
+        let mut consumer = Consumer::ingest(&self.broker, self.partition, PREFETCH).await?;
         let acknowledger = consumer.acknowledger();
         let _up = self.health.ingest.up();
         tracing::info!(names = %self.broker.names, partition = self.partition, "ingest consumes or stands by");
         let (done, stored) = mpsc::channel(STORED_MAX);
-        let storing = self.store_batches(consumer, done, stop, backoff);
+        let storing = self.store_batches(&mut consumer, done, stop, backoff);
         let hints = HintPublisher::new(self.fanout.clone(), publisher);
         let handing_on = async { Ok(handing_on::hand_on(stored, hints, &acknowledger).await?) };
-        let (consumer, ()) = tokio::try_join!(storing, handing_on)?;
+        let ended = tokio::try_join!(storing, handing_on);
+        // Also after an error: one that is dropped is cancelled, and what it holds comes back in another order.
         consumer.close().await;
-        Ok(())
+        ended.map(drop)
     }
 
-    /// Stores what comes until told to stop; gives the consumer back to be closed when all is acknowledged.
+    /// Stores what comes until told to stop.
     async fn store_batches(
         &self,
-        mut consumer: Consumer,
+        consumer: &mut Consumer,
         done: mpsc::Sender<Stored>,
         stop: &CancellationToken,
         backoff: &mut Backoff,
-    ) -> Result<Consumer, Ended> {
+    ) -> Result<(), Ended> {
         let mut dead_letters = Publisher::lazy(&self.broker);
         loop {
             let first = tokio::select! {
                 first = consumer.next() => first?,
                 () = stop.cancelled() => break,
             };
-            let batch = Batch::collect(first, &mut consumer)?;
-            let stored = self.take_in(batch, &mut dead_letters, &consumer, stop).await?;
+            let batch = Batch::collect(first, consumer)?;
+            let stored = self.take_in(batch, &mut dead_letters, consumer, stop).await?;
             // Closed only by an error, which then ends this future too.
             let _ = done.send(stored).await;
             // Not before: an event that ends every incarnation must not be delivered again at full speed.
             backoff.reset();
         }
         dead_letters.close().await;
-        Ok(consumer)
+        Ok(())
     }
 
     /// Returns whether it is there; not, when told to stop.

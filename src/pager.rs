@@ -16,8 +16,10 @@ use crate::telemetry::Metrics;
 
 /// Most sessions served by one query: with a page's bounds this also bounds the memory of one answer.
 const REQUESTS_PER_QUERY_MAX: usize = 64;
-/// Queries at once: another only where a whole query's worth waits, so that few sessions do not become many queries.
+/// Queries at once: another only where a whole query's worth waits, so that few sessions do not become many queries …
 const READERS: usize = 2;
+/// … or where the first takes so long that something may be wrong with it.
+const SLOW_QUERY: Duration = Duration::from_millis(200);
 /// Where several sessions shared a query, as when all come back at once, the next is begun only after so many times as long
 /// as it took, or when it is full: so that more share it.
 const REST_TIMES: u32 = 2;
@@ -82,6 +84,7 @@ impl PagerWorker {
     /// Serves until every [`Pager`] is dropped. What waits when a query ends is the next one.
     pub async fn run(mut self) {
         let (mut waiting, mut queries) = (Vec::new(), JoinSet::new());
+        let mut begun = tokio::time::Instant::now();
         loop {
             let room = REQUESTS_PER_QUERY_MAX - waiting.len();
             tokio::select! {
@@ -91,9 +94,11 @@ impl PagerWorker {
                     }
                 }
                 Some(_) = queries.join_next() => {}
+                () = tokio::time::sleep_until(begun + SLOW_QUERY), if queries.len() == 1 && !waiting.is_empty() => {}
             }
-            let full = waiting.len() == REQUESTS_PER_QUERY_MAX;
-            if !waiting.is_empty() && (queries.is_empty() || full && queries.len() < READERS) {
+            let another = waiting.len() == REQUESTS_PER_QUERY_MAX || begun.elapsed() >= SLOW_QUERY;
+            if !waiting.is_empty() && (queries.is_empty() || another && queries.len() < READERS) {
+                begun = tokio::time::Instant::now();
                 let (requests, pool, metrics) = (std::mem::take(&mut waiting), self.pool.clone(), self.metrics.clone());
                 queries.spawn(async move {
                     let (sessions, begun) = (requests.len(), Instant::now());

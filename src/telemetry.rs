@@ -69,6 +69,8 @@ pub struct Metrics {
     pub notifications_sent: Counter,
     /// Acks that moved a cursor.
     pub acks: Counter,
+    /// Hints published for other replicas.
+    pub hints_published: Counter,
     /// Hints received from other replicas.
     pub hints_received: Counter,
     /// Hints that the broker did not take in time.
@@ -110,6 +112,7 @@ impl Default for Metrics {
         let events_duplicate = counter("events_duplicate", "Events that were stored before");
         let notifications_sent = counter("notifications_sent", "Notifications sent to sessions");
         let acks = counter("acks", "Acks that moved a cursor");
+        let hints_published = counter("hints_published", "Fan-out hints published for other replicas");
         let hints_received = counter("hints_received", "Fan-out hints received from other replicas");
         let hints_refused = counter("hints_refused", "Fan-out hints that RabbitMQ did not take in time");
         let pages_read = counter("pages_read", "Pages read for sessions that were behind");
@@ -130,6 +133,7 @@ impl Default for Metrics {
             sessions,
             notifications_sent,
             acks,
+            hints_published,
             hints_received,
             hints_refused,
             pages_read,

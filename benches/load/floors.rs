@@ -29,7 +29,7 @@ use crate::wire::Server;
 /// The argument that makes this program the bare WebSocket server.
 pub const BARE_SERVER: &str = "--bare-server";
 /// Unacknowledged deliveries, as Shopbell has them.
-const PREFETCH: u16 = 512;
+const PREFETCH: u16 = 256;
 /// Rows of one append.
 const ROWS: usize = 500;
 /// Rows of one read.

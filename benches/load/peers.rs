@@ -33,7 +33,7 @@ impl Peer<'_> {
         let mut figures = Figures::default();
         figures.set("T events/s", self.who, events as f64 / books.elapsed().as_secs_f64());
         figures.set_per_100k("T RabbitMQ CPU-s", self.who, cpu.of("RabbitMQ"), events);
-        figures.set_per_100k("T all server CPU-s", self.who, cpu.sum(), events);
+        figures.set_per_100k("T all server CPU-s", self.who, cpu.of("RabbitMQ"), events);
         drop(reading);
         self.forget(MERCHANTS).await?;
         Ok(figures)
@@ -76,7 +76,7 @@ impl Peer<'_> {
         let cpu = processes.cpu()?.since(&cpu);
         let mut figures = Figures::default();
         figures.set("R events/s", self.who, events as f64 / books.elapsed_since(begun).as_secs_f64());
-        figures.set_per_100k("R all server CPU-s", self.who, cpu.sum(), events);
+        figures.set_per_100k("R all server CPU-s", self.who, cpu.of("RabbitMQ"), events);
         drop(reading);
         self.forget(MERCHANTS).await?;
         Ok(figures)

@@ -82,7 +82,7 @@ impl Publisher {
                 for index in 0..events {
                     let due = began + Duration::from_secs_f64(index as f64 / per_second);
                     std::thread::sleep(due.saturating_duration_since(Instant::now()));
-                    books.publish(index);
+                    books.publish_due(index, due);
                     unconfirmed.push_back(self.publish(&run, index, &recipient(index)).await?);
                     while let Some(confirmed) = unconfirmed.front_mut().and_then(FutureExt::now_or_never) {
                         unconfirmed.pop_front();

@@ -43,6 +43,7 @@ pub async fn throughput(services: &Services, events: usize) -> anyhow::Result<Fi
     reset_peak_rss(stage.pid())?;
     let own = own_cpu_seconds()?;
     let run = publish_to_connected(&stage, "t", events, MERCHANTS).await?;
+    stage.balanced(events).await?;
     figures.set("T events/s", WHO, events as f64 / run.elapsed.as_secs_f64());
     for (process, seconds) in run.cpu.each() {
         figures.set_per_100k(format!("T {process} CPU-s"), WHO, seconds, events);
@@ -75,6 +76,7 @@ pub async fn publish_to_connected(
     books.complete().await?;
     stage.settled().await?;
     let cpu = stage.processes().cpu()?.since(&cpu);
+    books.no_fault()?;
     publisher.close().await;
     Ok(Run { elapsed: books.elapsed(), cpu })
 }
@@ -127,6 +129,7 @@ pub async fn hot(services: &Services) -> anyhow::Result<Figures> {
 pub async fn replay(services: &Services, events: usize) -> anyhow::Result<Figures> {
     let stage = Stage::set(services).await?;
     let run = replay_backlog(&stage, "r", events, MERCHANTS).await?;
+    stage.balanced(events).await?;
     let mut figures = Figures::default();
     figures.set("R events/s", WHO, events as f64 / run.elapsed.as_secs_f64());
     for (process, seconds) in run.cpu.each() {
@@ -154,7 +157,9 @@ pub async fn replay_backlog(stage: &Stage<'_>, run: &str, events: usize, merchan
     let _reading = storm(&stage.server, names(merchants), &books);
     books.complete().await?;
     stage.settled().await?;
-    Ok(Run { elapsed: books.elapsed_since(begun), cpu: stage.processes().cpu()?.since(&cpu) })
+    let cpu = stage.processes().cpu()?.since(&cpu);
+    books.no_fault()?;
+    Ok(Run { elapsed: books.elapsed_since(begun), cpu })
 }
 
 /// C: idle connections, then an event to each. B: then one to everybody.
@@ -181,6 +186,7 @@ pub async fn idle(services: &Services, connections: usize) -> anyhow::Result<Fig
     publisher.publish_all("c", &books, connections..connections + 1, |_| "all".into()).await?;
     books.complete().await?;
     figures.set("B seconds to all", WHO, books.elapsed_since(begun).as_secs_f64());
+    stage.balanced(connections + 1).await?;
     publisher.close().await;
     stage.strike().await?;
     Ok(figures)

@@ -122,7 +122,7 @@ impl<'a> Stage<'a> {
         self.child.wait()?;
         self.pool.close().await;
         self.services.drop_database(&self.name).await?;
-        let own = ["ingest", "dead-letter", "unroutable"].map(|queue| format!("{}.{queue}", self.name));
+        let own = ["ingest", "dead-letter", "unroutable", "gateways"].map(|queue| format!("{}.{queue}", self.name));
         self.services.delete_queues(own).await
     }
 

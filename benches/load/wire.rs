@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow, bail, ensure};
 use serde::Deserialize;
 use shopbell::feed::{Feed, Subscriber};
 use tokio_tungstenite::tungstenite::Message;
@@ -125,7 +125,7 @@ impl Server {
             (Self::WebStomp { .. }, Message::Binary(bytes)) => {
                 stomp_frame(std::str::from_utf8(bytes)?).map(Vec::from_iter)
             }
-            (Self::Bare { .. }, Message::Text(text)) => shopbell_frame(name, text).map(Vec::from_iter),
+            (Self::Bare { .. }, Message::Text(text)) => shopbell_frame("bare", text).map(Vec::from_iter),
             (_, other) => bail!("an unexpected message of {} bytes", other.len()),
         }
     }
@@ -143,6 +143,7 @@ fn shopbell_frame(name: &str, text: &str) -> anyhow::Result<Option<Received>> {
     let frame: Frame = serde_json::from_str(text)?;
     match (frame.r#type, frame.feed, frame.seq, frame.id) {
         ("notification", Some(feed), Some(seq), Some(id)) => {
+            ensure!(feed == name || feed == "all", "{name} received what is for {feed}");
             let index = event::index_of(id).with_context(|| format!("{name} received an id of nobody's: {id}"))?;
             let ack = Message::text(format!(r#"{{"type":"ack","feed":"{feed}","seq":{seq}}}"#));
             Ok(Some(Received { index, seq: Some(seq), broadcast: feed != name, ack }))

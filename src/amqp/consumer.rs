@@ -6,7 +6,7 @@ use lapin::types::FieldTable;
 use lapin::{Channel, Connection};
 
 use super::delivery::Delivery;
-use super::{Broker, BrokerError, close, topology};
+use super::{Broker, BrokerError, DECLARE_TIMEOUT, close, topology, within};
 
 /// Of the queue that nobody publishes to: what somebody puts there by mistake is not taken without bound.
 const PREFETCH_OF_NOTHING: u16 = 1;
@@ -17,8 +17,8 @@ pub struct Consumer {
     channel: Channel,
     stream: lapin::Consumer,
     queue: String,
-    /// Held, for a dropped consumer is cancelled: it makes this gateway count.
-    _counted: Option<lapin::Consumer>,
+    /// What makes this gateway count; nothing comes from it but its end.
+    counted: Option<lapin::Consumer>,
 }
 
 impl std::fmt::Debug for Consumer {
@@ -30,8 +30,7 @@ impl std::fmt::Debug for Consumer {
 impl Consumer {
     /// Consumes one partition. `prefetch` bounds what lies unacknowledged, in the broker's books and our memory.
     pub async fn ingest(broker: &Broker, partition: u8, prefetch: u16) -> Result<Self, BrokerError> {
-        let (connection, channel) = broker.open("ingest").await?;
-        let topology = topology::ensure(&connection, &channel, broker).await?;
+        let (connection, channel, topology) = broker.open("ingest").await?;
         // Told by one of the partitions, and no reason to stop: the old replicas drain while partitions are being raised.
         if partition == 1 && topology.more_partitions {
             let (known, unknown) = (broker.partitions, broker.names.partition(broker.partitions + 1));
@@ -46,12 +45,10 @@ impl Consumer {
 
     /// Consumes a fan-out queue of its own, and from then on counts as a gateway.
     pub async fn fanout(broker: &Broker, prefetch: u16) -> Result<Self, BrokerError> {
-        let (connection, channel) = broker.open("fanout").await?;
-        topology::ensure(&connection, &channel, broker).await?;
+        let (connection, channel, _) = broker.open("fanout").await?;
         let queue = topology::ensure_fanout_queue(&channel, &broker.names).await?;
         let mut consumer = Self::consume(connection, channel, queue, prefetch).await?;
-        topology::count_gateways(&consumer.channel, &broker.names).await?;
-        consumer._counted = Some(consume(&consumer.channel, broker.names.gateways(), PREFETCH_OF_NOTHING).await?);
+        consumer.counted = Some(consume(&consumer.channel, broker.names.gateways(), PREFETCH_OF_NOTHING).await?);
         Ok(consumer)
     }
 
@@ -62,12 +59,17 @@ impl Consumer {
         prefetch: u16,
     ) -> Result<Self, BrokerError> {
         let stream = consume(&channel, queue.clone(), prefetch).await?;
-        Ok(Self { connection, channel, stream, queue, _counted: None })
+        Ok(Self { connection, channel, stream, queue, counted: None })
     }
 
     /// The next delivery. Losing this future in a `select!` loses no delivery.
     pub async fn next(&mut self) -> Result<Delivery, BrokerError> {
-        match self.stream.next().await {
+        let delivery = tokio::select! {
+            biased;
+            delivery = self.stream.next() => delivery,
+            () = end(&mut self.counted) => None,
+        };
+        match delivery {
             Some(delivery) => Ok(Delivery { inner: delivery? }),
             None => Err(BrokerError::ConsumerEnded(self.queue.clone())),
         }
@@ -95,10 +97,21 @@ impl Consumer {
     }
 }
 
+/// Returns when a consumer has ended; never, where there is none.
+async fn end(consumer: &mut Option<lapin::Consumer>) {
+    match consumer {
+        Some(consumer) => while let Some(Ok(_)) = consumer.next().await {},
+        None => std::future::pending().await,
+    }
+}
+
 async fn consume(channel: &Channel, queue: String, prefetch: u16) -> Result<lapin::Consumer, BrokerError> {
-    channel.basic_qos(prefetch, BasicQosOptions { global: false }).await?;
-    let options = BasicConsumeOptions::default();
-    Ok(channel.basic_consume(queue.into(), "".into(), options, FieldTable::default()).await?)
+    let consuming = async {
+        channel.basic_qos(prefetch, BasicQosOptions { global: false }).await?;
+        let options = BasicConsumeOptions::default();
+        Ok(channel.basic_consume(queue.into(), "".into(), options, FieldTable::default()).await?)
+    };
+    within(DECLARE_TIMEOUT, "beginning to consume", consuming).await
 }
 
 /// Acknowledges the deliveries of one incarnation of a consumer.

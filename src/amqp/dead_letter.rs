@@ -7,7 +7,7 @@ use lapin::{BasicProperties, Channel, Connection};
 use super::delivery::Delivery;
 use super::publisher::Outgoing;
 use super::topology::Names;
-use super::{Broker, BrokerError, close, topology};
+use super::{Broker, BrokerError, close};
 use crate::event::Rejection;
 
 const ID: &str = "x-shopbell-id";
@@ -131,8 +131,7 @@ impl std::fmt::Debug for DeadLetters {
 impl DeadLetters {
     /// Connects.
     pub async fn open(broker: &Broker) -> Result<Self, BrokerError> {
-        let (connection, channel) = broker.open("dead-letters").await?;
-        topology::ensure(&connection, &channel, broker).await?;
+        let (connection, channel, _) = broker.open("dead-letters").await?;
         Ok(Self { connection, channel, queue: broker.names.dead_letter(), looked_at: 0 })
     }
 

@@ -8,7 +8,7 @@ use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::ShortString;
 use lapin::{BasicProperties, Channel, Confirmation, Connection};
 
-use super::{Broker, BrokerError, close, topology};
+use super::{Broker, BrokerError, DECLARE_TIMEOUT, close, topology, within};
 
 /// A confirm that takes longer is given up with its incarnation: the broker is gone.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
@@ -146,16 +146,19 @@ impl Publisher {
     }
 
     /// How many gateways there are, this replica's own among them; an error where that cannot be told within `limit`.
-    pub async fn gateways(&self, limit: Duration) -> Result<u32, BrokerError> {
-        match &self.incarnation {
-            Some(incarnation) if !incarnation.is_blocked() => {
-                let counting = topology::count_gateways(&incarnation.channel, &self.broker.names);
-                let counted = tokio::time::timeout(limit, counting).await;
-                counted.unwrap_or(Err(BrokerError::Timeout(limit, "counting gateways")))
-            }
-            Some(_) => Err(BrokerError::Blocked),
-            None => Err(BrokerError::FailedBefore(REOPEN_PAUSE)),
+    pub async fn gateways(&mut self, limit: Duration) -> Result<u32, BrokerError> {
+        if self.incarnation.as_ref().is_some_and(Incarnation::is_blocked) {
+            return Err(BrokerError::Blocked);
         }
+        // Taken out, so that an error on the way drops it.
+        let incarnation = match self.incarnation.take() {
+            Some(incarnation) => incarnation,
+            None => self.reopen(limit).await?,
+        };
+        let counting = topology::count_gateways(&incarnation.channel, &self.broker.names);
+        let gateways = within(limit, "counting gateways", counting).await?;
+        self.incarnation = Some(incarnation);
+        Ok(gateways)
     }
 
     /// A new incarnation for what may be lost, not too often.
@@ -165,10 +168,7 @@ impl Publisher {
             return Err(BrokerError::FailedBefore(REOPEN_PAUSE));
         }
         self.reopen_at = Some(now + REOPEN_PAUSE);
-        match tokio::time::timeout(limit, Incarnation::open(&self.broker)).await {
-            Ok(opened) => opened,
-            Err(_) => Err(BrokerError::Timeout(limit, "connecting")),
-        }
+        within(limit, "connecting", Incarnation::open(&self.broker)).await
     }
 
     /// Closes cleanly.
@@ -181,9 +181,9 @@ impl Publisher {
 
 impl Incarnation {
     async fn open(broker: &Broker) -> Result<Self, BrokerError> {
-        let (connection, channel) = broker.open("publisher").await?;
-        topology::ensure(&connection, &channel, broker).await?;
-        channel.confirm_select(ConfirmSelectOptions::default()).await?;
+        let (connection, channel, _) = broker.open("publisher").await?;
+        let confirming = async { Ok(channel.confirm_select(ConfirmSelectOptions::default()).await?) };
+        within(DECLARE_TIMEOUT, "beginning to confirm", confirming).await?;
         Ok(Self { connection, channel })
     }
 

@@ -56,7 +56,7 @@ names! {
     /// The exchange to every replica.
     fanout = "fanout",
     /// The queue that gateways are counted by.
-    gateways = "fanout.gateways",
+    gateways = "gateways",
     /// The topic exchange that Shopbell publishes receipts to.
     receipts = "receipts",
 }
@@ -133,9 +133,12 @@ pub(super) async fn ensure(
         ("x-dead-letter-strategy", text("at-least-once")),
         ("x-overflow", text("reject-publish")),
     ]);
+    let replicated = table([("x-queue-type", text("quorum"))]);
     let partitions = (1..=broker.partitions).map(|number| (names.partition(number), ingest.clone()));
     for (queue, arguments) in
-        [(names.dead_letter(), kept()), (names.unroutable(), kept())].into_iter().chain(partitions)
+        [(names.dead_letter(), kept()), (names.unroutable(), kept()), (names.gateways(), replicated)]
+            .into_iter()
+            .chain(partitions)
     {
         let options = QueueDeclareOptions { durable: true, passive, ..Default::default() };
         channel.queue_declare(queue.as_str().into(), options, arguments).await?;
@@ -208,12 +211,10 @@ pub(super) async fn ensure_fanout_queue(channel: &Channel, names: &Names) -> Res
     Ok(queue)
 }
 
-/// Declares the queue that every gateway consumes and nobody publishes to, and says how many consume it: so RabbitMQ itself
-/// knows which gateways live. It goes with the last of them.
+/// How many gateways there are: RabbitMQ knows by the queue that each of them consumes and nobody publishes to.
 pub(super) async fn count_gateways(channel: &Channel, names: &Names) -> Result<u32, BrokerError> {
-    let options = QueueDeclareOptions { durable: true, auto_delete: true, ..Default::default() };
-    let arguments = table([("x-queue-type", text("classic"))]);
-    Ok(channel.queue_declare(names.gateways().into(), options, arguments).await?.consumer_count())
+    let options = QueueDeclareOptions { passive: true, ..Default::default() };
+    Ok(channel.queue_declare(names.gateways().into(), options, FieldTable::default()).await?.consumer_count())
 }
 
 pub(super) fn table<const N: usize>(entries: [(&str, AMQPValue); N]) -> FieldTable {

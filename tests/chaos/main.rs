@@ -55,15 +55,19 @@ async fn an_alarm_of_rabbitmq_does_not_keep_what_is_in_its_queue_from_the_mercha
     const MERCHANT: &str = "merchant-42";
     let services = Services::up().await;
     let world = World::at(services.database_url.clone(), services.amqp_url.clone()).await;
+    // A replica alone has nobody to tell, and would not notice.
+    let gateway = world.replica().role("gateway").start().await;
     let replica = world.replica().start().await;
     replica.kill();
     let publisher = world.publisher().await;
     publisher.publish_all(Event::orders(MERCHANT, 600)).await;
+    let mut elsewhere = world.merchant(MERCHANT).device("second").connect(gateway.public()).await;
 
     services.set_memory_bound("0").await;
     replica.restart().await;
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
     merchant.take_seqs(1..=600).await;
+    elsewhere.take_seqs(1..=600).await;
     assert!(replica.metric("shopbell_hints_refused_total").await > 0, "the alarm was there");
     let readiness = replica.get("/readyz").await;
     assert!(readiness.status == 200 && readiness.text().contains("degraded"), "{}", readiness.text());

@@ -69,3 +69,34 @@ async fn sessions_that_keep_up_are_served_without_reading_the_database() {
     assert!(pages < 15, "{pages} pages for 29 live notifications");
     world.finish().await;
 }
+
+#[tokio::test]
+async fn a_replica_alone_tells_nobody_and_one_that_joins_is_told() {
+    let world = World::new().await;
+    let first = world.serve().await;
+    let publisher = world.publisher().await;
+    let mut merchant = world.merchant(MERCHANT).connect(first.public()).await;
+    // One by one, more than ingest stores before the first is handed on.
+    for seq in 1..=10 {
+        publisher.publish(&Event::order(MERCHANT)).await;
+        merchant.take_seqs(seq..=seq).await;
+    }
+    assert_eq!(first.metric("shopbell_hints_published_total").await, 0, "there is nobody to tell");
+
+    let second = world.serve().await;
+    let mut elsewhere = world.merchant(MERCHANT).device("second").connect(second.public()).await;
+    eventually("the second replica is told by a hint", PATIENCE, async || {
+        publisher.publish(&Event::order(MERCHANT)).await;
+        let (published, received) = (
+            first.metric("shopbell_hints_published_total").await,
+            second.metric("shopbell_hints_received_total").await,
+        );
+        if published > 0 && received > 0 { Ok(()) } else { Err(format!("{published} published, {received} received")) }
+    })
+    .await;
+    let last = world.last_seq().await;
+    while elsewhere.through(MERCHANT) < last {
+        elsewhere.next_notification().await;
+    }
+    world.finish().await;
+}

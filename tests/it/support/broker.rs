@@ -9,7 +9,7 @@ use lapin::{Channel, Connection, ConnectionProperties, ExchangeKind};
 use super::{PATIENCE, eventually};
 
 /// Queues that Shopbell declares, by what follows the prefix.
-const QUEUES: [&str; 6] = ["ingest", "ingest.2", "ingest.3", "ingest.4", "dead-letter", "unroutable"];
+const QUEUES: [&str; 7] = ["gateways", "ingest", "ingest.2", "ingest.3", "ingest.4", "dead-letter", "unroutable"];
 /// Exchanges that Shopbell declares, by what follows the prefix.
 const EXCHANGES: [&str; 6] = ["events", "partitions", "dead-letter", "unroutable", "fanout", "receipts"];
 
