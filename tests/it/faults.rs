@@ -30,6 +30,32 @@ async fn a_database_that_is_away_is_waited_for_in_place() {
 }
 
 #[tokio::test]
+async fn what_a_replica_held_for_a_database_that_was_away_keeps_its_order_when_it_is_stopped() {
+    let world = World::new().await;
+    let network = Proxy::before_service(world.database_url()).await;
+    let replica = world.replica().with("DATABASE_URL", network.url(world.database_url())).start().await;
+    let orders = Event::orders(MERCHANT, 600);
+    network.cut();
+    world.publisher().await.publish_all(&orders).await;
+    let broker = world.broker().await;
+    eventually("a full prefetch is held", PATIENCE, async || {
+        let ready = broker.depth(&world.name("ingest")).await;
+        holds(ready.is_some_and(|ready| ready <= 344), format!("{ready:?} wait in the queue"))
+    })
+    .await;
+
+    assert!(replica.terminate().await.success());
+    network.mend();
+    replica.restart().await;
+    let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
+    let arrived = merchant.take_seqs(1..=600).await;
+    for (notification, order) in arrived.iter().zip(&orders) {
+        assert_eq!(notification.id, order.event_id(), "at seq {}", notification.seq);
+    }
+    world.finish().await;
+}
+
+#[tokio::test]
 async fn a_database_that_does_not_answer_is_waited_for_in_place() {
     let world = World::new().await;
     let network = Proxy::before_service(world.database_url()).await;
