@@ -182,8 +182,10 @@ pub fn free_port() -> anyhow::Result<u16> {
     free.context("found no free port")
 }
 
+/// Another for an unoptimised run, as of the tests, which must not end a long one.
 fn directory() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench-services")
+    let name = if cfg!(debug_assertions) { "bench-services-debug" } else { "bench-services" };
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("target").join(name)
 }
 
 fn scripts_services(arguments: &[&str]) -> anyhow::Result<String> {
