@@ -41,6 +41,8 @@ pub struct Grant {
     pub subscriber: Subscriber,
     /// What may be read: the token's feeds and the broadcast feed, each once.
     pub feeds: Vec<Feed>,
+    /// The broadcast feed, where the token does not name it: its bearer reads it like everyone, and answers for nobody.
+    pub shared: Option<Feed>,
     /// When the token expires, in seconds since 1970.
     pub expires_at: u64,
 }
@@ -135,10 +137,11 @@ impl Authenticator {
         if feeds.is_empty() {
             return Err(TokenError::NoFeed);
         }
-        feeds.push(self.broadcast_feed.clone());
+        let shared = (!feeds.contains(&self.broadcast_feed)).then(|| self.broadcast_feed.clone());
+        feeds.extend(shared.clone());
         feeds.sort_unstable();
         feeds.dedup();
-        Ok(Grant { subscriber, feeds, expires_at: claims.exp })
+        Ok(Grant { subscriber, feeds, shared, expires_at: claims.exp })
     }
 }
 

@@ -75,11 +75,47 @@ pub struct Event {
     /// `collapsekey`, or what the type's schema puts in its place: a subscriber who is behind gets the newest
     /// notification of each key only.
     pub collapse_key: Option<String>,
+    /// What it tells of an import, where its type does.
+    pub import: Option<Import>,
     /// `traceparent`: W3C Trace Context (CloudEvents extension "Distributed Tracing"); absent where unusable.
     pub traceparent: Option<String>,
     /// The data, byte for byte as published, without the white space around it. `None` where there is none; a published
     /// `null` is data and stays `null`, in both modes.
     pub data: Option<Box<RawValue>>,
+}
+
+/// What an event tells of an import.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Import {
+    /// `import_id`: names one run, in its recipient's feed.
+    pub id: String,
+    /// What happened.
+    pub step: Step,
+}
+
+/// A step of an import.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// `import.started`.
+    Started {
+        /// How many items it has.
+        total: i64,
+    },
+    /// An item was imported.
+    Imported,
+    /// An item was not imported.
+    Failed,
+    /// It is over.
+    Finished,
+    /// It is over before its end.
+    Aborted,
+}
+
+impl Import {
+    /// An item that was imported is progress, not news: nobody has to read or handle it, and only the newest is replayed.
+    pub fn is_progress(&self) -> bool {
+        self.step == Step::Imported
+    }
 }
 
 /// Says everything but the data, which does not belong in a log.
@@ -93,6 +129,7 @@ impl fmt::Debug for Event {
             .field("time", &self.time)
             .field("expires_at", &self.expires_at)
             .field("collapse_key", &self.collapse_key)
+            .field("import", &self.import)
             .field("traceparent", &self.traceparent)
             .field("data_bytes", &self.data.as_ref().map(|data| data.get().len()))
             .finish()

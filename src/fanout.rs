@@ -18,10 +18,11 @@ use crate::amqp::consumer::Consumer;
 use crate::amqp::publisher::{Outgoing, Publisher};
 use crate::amqp::{Broker, BrokerError};
 use crate::backoff::Backoff;
-use crate::feed::{Feed, Seq};
+use crate::change::Change;
+use crate::feed::{Feed, Seq, Version};
 use crate::health::Health;
 use crate::hub::Hub;
-use crate::notification::Notification;
+use crate::notification::{Newest, Notification};
 use crate::telemetry::Metrics;
 
 /// Most batches taken from the broker and not yet spread: each is handled at once.
@@ -34,11 +35,13 @@ pub struct Hints {
     pub stored: Vec<Arc<Notification>>,
     /// Stored before: who has not got it reads it as it is stored.
     pub again: Vec<(Feed, Seq)>,
+    /// What people said.
+    pub changed: Vec<Arc<Change>>,
 }
 
 impl Hints {
     fn len(&self) -> usize {
-        self.stored.len() + self.again.len()
+        self.stored.len() + self.again.len() + self.changed.len()
     }
 }
 
@@ -78,7 +81,9 @@ impl Fanout {
     /// Wakes this replica's sessions.
     pub fn announce(&self, hints: &Hints) {
         self.hub.announce(&hints.stored);
-        self.hub.announce_newest(&hints.again);
+        self.hub.announce_changes(&hints.changed);
+        let again = |(feed, seq): &(Feed, Seq)| (feed.clone(), Newest { seq: *seq, ..Newest::default() });
+        self.hub.announce_newest(&hints.again.iter().map(again).collect::<Vec<_>>());
     }
 
     /// Receives hints until told to stop. A broker that is away is waited for; meanwhile the sweep serves.
@@ -199,7 +204,10 @@ impl HintPublisher {
 #[derive(Deserialize)]
 struct WireHint<'a> {
     feed: &'a str,
+    /// Of a notification its number; of a change the highest number that it speaks of.
     seq: i64,
+    /// Of a change.
+    version: Option<i64>,
     /// Microseconds since 1970, as precise as Postgres keeps it.
     expires_at_us: Option<i64>,
     #[serde(borrow)]
@@ -211,8 +219,9 @@ fn encode(batches: &[&Hints]) -> String {
     const AROUND_A_FRAME: usize = 200;
     let stored = || batches.iter().flat_map(|hints| &hints.stored);
     let again = || batches.iter().flat_map(|hints| &hints.again);
-    let mut body =
-        String::with_capacity(stored().map(|n| n.frame.len() + AROUND_A_FRAME).sum::<usize>() + AROUND_A_FRAME);
+    let changed = || batches.iter().flat_map(|hints| &hints.changed);
+    let frames = stored().map(|n| &n.frame).chain(changed().map(|change| &change.frame));
+    let mut body = String::with_capacity(frames.map(|f| f.len() + AROUND_A_FRAME).sum::<usize>() + AROUND_A_FRAME);
     let mut separator = '[';
     for Notification { feed, seq, expires_at, frame } in stored().map(Arc::as_ref) {
         // Writing to a string cannot fail.
@@ -227,6 +236,11 @@ fn encode(batches: &[&Hints]) -> String {
         body.push('}');
         separator = ',';
     }
+    for Change { feed, version, highest, frame } in changed().map(Arc::as_ref) {
+        let version = version.get();
+        let _ = write!(body, r#"{separator}{{"feed":"{feed}","seq":{highest},"version":{version},"frame":{frame}}}"#);
+        separator = ',';
+    }
     for (feed, seq) in again() {
         let _ = write!(body, r#"{separator}{{"feed":"{feed}","seq":{seq}}}"#);
         separator = ',';
@@ -238,7 +252,7 @@ fn encode(batches: &[&Hints]) -> String {
 /// Reads them back.
 fn decode(body: &[u8]) -> Result<Hints, String> {
     let hints: Vec<WireHint<'_>> = serde_json::from_slice(body).map_err(|error| error.to_string())?;
-    let mut decoded = Hints { stored: Vec::with_capacity(hints.len()), again: Vec::new() };
+    let mut decoded = Hints { stored: Vec::with_capacity(hints.len()), ..Hints::default() };
     for hint in hints {
         let feed = Feed::parse(hint.feed).map_err(|error| error.to_string())?;
         let seq = Seq::new(hint.seq).ok_or("a negative seq")?;
@@ -248,6 +262,11 @@ fn decode(body: &[u8]) -> Result<Hints, String> {
         };
         // Copied out: a frame that waits for a slow client must not hold its whole batch in memory.
         let frame = Utf8Bytes::from(frame.get());
+        if let Some(version) = hint.version {
+            let version = Version::new(version).ok_or("a negative version")?;
+            decoded.changed.push(Arc::new(Change { feed, version, highest: seq, frame }));
+            continue;
+        }
         let expires_at = match hint.expires_at_us {
             Some(us) => Some(
                 OffsetDateTime::from_unix_timestamp_nanos(i128::from(us) * 1_000).map_err(|error| error.to_string())?,
@@ -280,7 +299,13 @@ mod tests {
             notification(2, r#"{"data":null}"#, None),
         ];
         let again = vec![(Feed::parse("m-2").unwrap(), Seq::new(9).unwrap())];
-        let hints = Hints { stored, again };
+        let change = Change {
+            feed: Feed::parse("m-3").unwrap(),
+            version: Version::new(4).unwrap(),
+            highest: Seq::new(7).unwrap(),
+            frame: r#"{"type":"state"}"#.into(),
+        };
+        let hints = Hints { stored, again, changed: vec![Arc::new(change)] };
         assert_eq!(decode(encode(&[&hints]).as_bytes()).unwrap(), hints);
         assert!(decode(b"[{}]").is_err());
     }

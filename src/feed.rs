@@ -1,4 +1,4 @@
-//! The names everything else speaks in: [`Feed`], [`Seq`], [`Subscriber`], [`Device`].
+//! The names everything else speaks in: [`Feed`], [`Seq`], [`Version`], [`Subscriber`], [`Device`].
 //!
 //! They are made only by parsing, at the edge; inside, whoever holds one need not check it again. No I/O.
 
@@ -131,6 +131,31 @@ impl Seq {
 impl fmt::Display for Seq {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
+    }
+}
+
+/// A change's number in its feed: what people said of its notifications, 1, 2, 3 … without a gap.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+#[serde(transparent)]
+pub struct Version(i64);
+
+impl Version {
+    /// Before the first change of every feed.
+    pub const ZERO: Self = Self(0);
+
+    /// Takes a number from a client or the database; `None` where it is negative or does not fit Postgres' `bigint`.
+    pub fn new(number: i64) -> Option<Self> {
+        (number >= 0).then_some(Self(number))
+    }
+
+    /// The number, for SQL and arithmetic at the edge.
+    pub fn get(self) -> i64 {
+        self.0
+    }
+
+    /// The number after this one.
+    pub fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
     }
 }
 

@@ -5,14 +5,18 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
+use tokio_tungstenite::tungstenite::Utf8Bytes;
 
-use crate::feed::{Feed, Seq};
-use crate::notification::Notification;
+use crate::change::Change;
+use crate::feed::Feed;
+use crate::notification::{Newest, Notification};
 
 /// Most hints that wait in an inbox; a session that is that far behind reads pages, which is cheaper.
 const INBOX_HINTS_MAX: usize = 64;
 /// Most bytes of frames that wait in an inbox, beyond the first: large events are read from Postgres by who is slow.
 const INBOX_BYTES_MAX: usize = 256 * 1024;
+/// Most changes that wait in an inbox; past that the session reads them.
+const INBOX_CHANGES_MAX: usize = 64;
 
 /// Feed → sessions.
 #[derive(Debug, Default)]
@@ -25,8 +29,8 @@ pub struct Hub {
 #[derive(Debug, Default)]
 struct Readers {
     inboxes: Vec<Arc<Inbox>>,
-    /// The highest number they were told of: the sweep wakes nobody for what is not new.
-    announced: Seq,
+    /// The highest numbers they were told of: the sweep wakes nobody for what is not new.
+    announced: Newest,
 }
 
 impl Hub {
@@ -47,21 +51,36 @@ impl Hub {
         let mut sessions = lock(&self.feeds);
         for notification in notifications {
             let Some(readers) = sessions.get_mut(&notification.feed) else { continue };
-            readers.announced = readers.announced.max(notification.seq);
+            readers.announced.seq = readers.announced.seq.max(notification.seq);
             for inbox in &readers.inboxes {
                 inbox.put(notification);
             }
         }
     }
 
-    /// Wakes the sessions of feeds that are known to hold a number, without the notification; not those that know it.
-    pub fn announce_newest(&self, newest: &[(Feed, Seq)]) {
+    /// Wakes the sessions of feeds of which people said something.
+    pub fn announce_changes(&self, changes: &[Arc<Change>]) {
         let mut sessions = lock(&self.feeds);
-        for (feed, seq) in newest {
-            let Some(readers) = sessions.get_mut(feed).filter(|readers| readers.announced < *seq) else { continue };
-            readers.announced = *seq;
+        for change in changes {
+            let Some(readers) = sessions.get_mut(&change.feed) else { continue };
+            readers.announced.version = readers.announced.version.max(change.version);
             for inbox in &readers.inboxes {
-                inbox.put_newest(feed, *seq);
+                inbox.put_change(change);
+            }
+        }
+    }
+
+    /// Wakes the sessions of feeds that are known to have grown, without what grew; not those that know it.
+    pub fn announce_newest(&self, newest: &[(Feed, Newest)]) {
+        let mut sessions = lock(&self.feeds);
+        for (feed, newest) in newest {
+            let Some(readers) = sessions.get_mut(feed) else { continue };
+            let announced = readers.announced.max(*newest);
+            if announced != readers.announced {
+                readers.announced = announced;
+                for inbox in &readers.inboxes {
+                    inbox.put_newest(feed, *newest);
+                }
             }
         }
     }
@@ -82,7 +101,7 @@ pub struct Registration {
 
 impl Registration {
     /// Where the hints wait.
-    pub fn inbox(&self) -> &Inbox {
+    pub fn inbox(&self) -> &Arc<Inbox> {
         &self.inbox
     }
 }
@@ -115,8 +134,12 @@ pub struct Waiting {
     pub hints: Vec<Arc<Notification>>,
     /// Bytes of their frames.
     bytes: usize,
-    /// Feeds known to hold a number, whose notification did not fit or was not given.
-    pub newest: Vec<(Feed, Seq)>,
+    /// What people said, in the order announced; after the hints, which may be older.
+    pub changes: Vec<Arc<Change>>,
+    /// Feeds known to have grown, by what did not fit or was not given.
+    pub newest: Vec<(Feed, Newest)>,
+    /// Frames that reply to this session alone, one list for each thing that it said.
+    pub replies: Vec<Vec<Utf8Bytes>>,
 }
 
 impl Inbox {
@@ -136,24 +159,41 @@ impl Inbox {
             waiting.bytes += notification.frame.len();
             waiting.hints.push(notification.clone());
         } else {
-            waiting.raise(&notification.feed, notification.seq);
+            waiting.raise(&notification.feed, Newest { seq: notification.seq, ..Newest::default() });
         }
         drop(waiting);
         self.wake.notify_one();
     }
 
-    fn put_newest(&self, feed: &Feed, seq: Seq) {
-        lock(&self.waiting).raise(feed, seq);
+    fn put_change(&self, change: &Arc<Change>) {
+        let mut waiting = lock(&self.waiting);
+        if waiting.changes.len() < INBOX_CHANGES_MAX {
+            waiting.changes.push(change.clone());
+        } else {
+            waiting.raise(&change.feed, Newest { version: change.version, ..Newest::default() });
+        }
+        drop(waiting);
+        self.wake.notify_one();
+    }
+
+    fn put_newest(&self, feed: &Feed, newest: Newest) {
+        lock(&self.waiting).raise(feed, newest);
+        self.wake.notify_one();
+    }
+
+    /// Replies to something that this session said. It says only so much before it gets a reply, which bounds what waits.
+    pub fn put_reply(&self, frames: Vec<Utf8Bytes>) {
+        lock(&self.waiting).replies.push(frames);
         self.wake.notify_one();
     }
 }
 
 impl Waiting {
-    /// One number a feed, and a session reads few feeds: bounded.
-    fn raise(&mut self, feed: &Feed, seq: Seq) {
+    /// One entry a feed, and a session reads few feeds: bounded.
+    fn raise(&mut self, feed: &Feed, more: Newest) {
         match self.newest.iter_mut().find(|(known, _)| known == feed) {
-            Some((_, newest)) => *newest = seq.max(*newest),
-            None => self.newest.push((feed.clone(), seq)),
+            Some((_, newest)) => *newest = newest.max(more),
+            None => self.newest.push((feed.clone(), more)),
         }
     }
 }

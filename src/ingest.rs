@@ -222,12 +222,12 @@ fn of_deliveries(deliveries: Vec<Delivery>, refused: Vec<Refused>) -> Vec<(Deliv
 
 /// What every replica is told of the batch. Of a duplicate not the event that came, which may differ from the stored one.
 fn hints(placed: &[Placed], received_at: OffsetDateTime) -> Hints {
-    let mut hints = Hints { stored: Vec::with_capacity(placed.len()), again: Vec::new() };
-    for Placed { event, seq, duplicate } in placed {
+    let mut hints = Hints { stored: Vec::with_capacity(placed.len()), ..Hints::default() };
+    for Placed { event, seq, duplicate, progress } in placed {
         if *duplicate {
             hints.again.push((event.recipient.clone(), *seq));
         } else {
-            hints.stored.push(Arc::new(Notification::of_event(event, *seq, received_at)));
+            hints.stored.push(Arc::new(Notification::of_event(event, *seq, received_at, *progress)));
         }
     }
     hints

@@ -8,8 +8,10 @@
 #![forbid(unsafe_code)]
 
 pub mod amqp;
+pub mod answers;
 pub mod auth;
 pub mod backoff;
+pub mod change;
 pub mod commands;
 pub mod config;
 pub mod cursors;

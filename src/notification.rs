@@ -8,8 +8,9 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
-use crate::event::Event;
-use crate::feed::{Feed, Seq};
+use crate::change::Change;
+use crate::event::{Event, Import};
+use crate::feed::{Feed, Seq, Version};
 use crate::protocol::SkipReason;
 
 /// One event, stored for one feed, ready to send: rendered once, shared by every session that sends it.
@@ -27,7 +28,9 @@ pub struct Notification {
 
 impl Notification {
     /// Renders what was just stored for the first time.
-    pub fn of_event(event: &Event, seq: Seq, received_at: OffsetDateTime) -> Self {
+    pub fn of_event(event: &Event, seq: Seq, received_at: OffsetDateTime, progress: Option<Progress>) -> Self {
+        let is_progress = event.import.as_ref().is_some_and(Import::is_progress);
+        let answered_at = is_progress.then_some(received_at);
         Self::render(&NotificationFields {
             feed: &event.recipient,
             seq,
@@ -37,9 +40,10 @@ impl Notification {
             time: event.time.unwrap_or(received_at),
             data: event.data.as_ref().map(|data| data.get()),
             collapse_key: event.collapse_key.as_deref(),
+            progress,
             expires_at: event.expires_at,
-            read_at: None,
-            handled_at: None,
+            read_at: answered_at,
+            handled_at: answered_at,
             handled_by: None,
         })
     }
@@ -57,6 +61,7 @@ impl Notification {
             // Stored data was parsed as JSON before it was stored: it never falls back to null.
             data: fields.data.and_then(|data| serde_json::from_str(data).ok()),
             collapse_key: fields.collapse_key,
+            progress: fields.progress,
             read_at: fields.read_at.map(rfc3339),
             handled_at: fields.handled_at.map(rfc3339),
             handled_by: fields.handled_by,
@@ -88,10 +93,23 @@ pub struct NotificationFields<'a> {
     pub time: OffsetDateTime,
     pub data: Option<&'a str>,
     pub collapse_key: Option<&'a str>,
+    pub progress: Option<Progress>,
     pub expires_at: Option<OffsetDateTime>,
     pub read_at: Option<OffsetDateTime>,
     pub handled_at: Option<OffsetDateTime>,
     pub handled_by: Option<&'a str>,
+}
+
+/// How far an import is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Progress {
+    /// Items that were imported or failed.
+    pub done: i64,
+    /// Of these, the failed ones.
+    pub failed: i64,
+    /// As `import.started` said, where it came.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub total: Option<i64>,
 }
 
 #[derive(Serialize)]
@@ -108,6 +126,8 @@ struct Frame<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     collapse_key: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    progress: Option<Progress>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     read_at: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     handled_at: Option<String>,
@@ -120,7 +140,8 @@ fn rfc3339(time: OffsetDateTime) -> String {
     time.format(&Rfc3339).unwrap_or_default()
 }
 
-/// One read of a feed: what follows `after`, without a hole: every number is an entry or inside a `Skipped`.
+/// One read of a feed: what follows `after`, without a hole: every number is an entry or inside a `Skipped`. And what people
+/// said meanwhile, where that was asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Page {
     /// The feed that was read.
@@ -131,7 +152,27 @@ pub struct Page {
     pub last: Seq,
     /// In order of their numbers.
     pub entries: Vec<Entry>,
+    /// The feed's newest change at that moment: the entries are as they were after it.
+    pub version: Version,
+    /// The changes after the version that was asked for, in order; not all, where there are many.
+    pub changes: Vec<Arc<Change>>,
     through: Seq,
+}
+
+/// How far a feed is known to have grown.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Newest {
+    /// Its newest notification.
+    pub seq: Seq,
+    /// Its newest change.
+    pub version: Version,
+}
+
+impl Newest {
+    /// The further of both, in each.
+    pub fn max(self, other: Self) -> Self {
+        Self { seq: self.seq.max(other.seq), version: self.version.max(other.version) }
+    }
 }
 
 /// What a page holds.
@@ -163,7 +204,8 @@ impl Entry {
 impl Page {
     /// An empty page, to be filled in order.
     pub fn new(feed: Feed, after: Seq) -> Self {
-        Self { feed, after, last: after, entries: Vec::new(), through: after }
+        let (entries, changes) = (Vec::new(), Vec::new());
+        Self { feed, after, last: after, entries, version: Version::ZERO, changes, through: after }
     }
 
     /// Adds the next notification.
@@ -221,6 +263,7 @@ mod tests {
             time: OffsetDateTime::from_unix_timestamp_nanos(1_700_000_000_123_456_000).unwrap(),
             data,
             collapse_key: None,
+            progress: None,
             expires_at: None,
             read_at: None,
             handled_at: None,

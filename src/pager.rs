@@ -8,10 +8,11 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use crate::backoff::Backoff;
-use crate::feed::{Feed, Seq};
+use crate::feed::{Feed, Seq, Version};
 use crate::hub::Hub;
 use crate::notification::Page;
 use crate::store;
+use crate::store::pages::PageRequest;
 use crate::telemetry::Metrics;
 
 /// Most sessions served by one query: with a page's bounds this also bounds the memory of one answer.
@@ -34,9 +35,7 @@ const FEEDS_PER_SWEEP_QUERY_MAX: usize = 5_000;
 /// A page that a session asked for.
 #[derive(Debug)]
 struct Request {
-    feed: Feed,
-    after: Seq,
-    rows: i64,
+    page: PageRequest,
     reply: oneshot::Sender<Arc<Page>>,
 }
 
@@ -61,12 +60,19 @@ impl Pager {
         (Self { requests: sender }, PagerWorker { requests, pool, metrics })
     }
 
-    /// Asks for what follows `after`, `wanted` notifications if there are as many. The answer comes when the database
-    /// gives it; it is dropped with the receiver.
-    pub fn read(&self, feed: Feed, after: Seq, wanted: usize) -> oneshot::Receiver<Arc<Page>> {
+    /// Asks for what follows `after`, `wanted` notifications if there are as many, and for the changes after a version where
+    /// they are wanted. The answer comes when the database gives it; it is dropped with the receiver.
+    pub fn read(
+        &self,
+        feed: Feed,
+        after: Seq,
+        wanted: usize,
+        changes_after: Option<Version>,
+    ) -> oneshot::Receiver<Arc<Page>> {
         let (reply, receiver) = oneshot::channel();
+        let page = PageRequest { feed, after, rows: rows(wanted), changes_after };
         // Full or closed only while stopping: the receiver then sees its sender gone.
-        let _ = self.requests.try_send(Request { feed, after, rows: rows(wanted), reply });
+        let _ = self.requests.try_send(Request { page, reply });
         receiver
     }
 }
@@ -119,8 +125,7 @@ async fn serve(pool: &PgPool, metrics: &Metrics, mut requests: Vec<Request>) {
     let begun = Instant::now();
     while begun.elapsed() < GIVE_UP_AFTER {
         requests.retain(|request| !request.reply.is_closed());
-        let key = |request: &Request| (request.feed.clone(), request.after, request.rows);
-        let mut wanted: Vec<(Feed, Seq, i64)> = requests.iter().map(key).collect();
+        let mut wanted: Vec<PageRequest> = requests.iter().map(|request| request.page.clone()).collect();
         wanted.sort_unstable();
         wanted.dedup();
         if wanted.is_empty() {
@@ -132,7 +137,7 @@ async fn serve(pool: &PgPool, metrics: &Metrics, mut requests: Vec<Request>) {
                 metrics.pages_read.inc_by(pages.len() as u64);
                 let pages: Vec<Arc<Page>> = pages.into_iter().map(Arc::new).collect();
                 for request in requests {
-                    let place = wanted.binary_search(&key(&request));
+                    let place = wanted.binary_search(&request.page);
                     if let Some(page) = place.ok().and_then(|index| pages.get(index)) {
                         // A session that left meanwhile does not want it any more.
                         let _ = request.reply.send(page.clone());

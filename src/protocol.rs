@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::feed::{Device, Feed, Seq, Subscriber};
+use crate::feed::{Device, Feed, Seq, Subscriber, Version};
 
 /// The WebSocket subprotocol this server speaks.
 pub const SUBPROTOCOL: &str = "shopbell.v1";
@@ -23,6 +23,22 @@ pub enum ClientFrame {
         feed: String,
         /// The highest number the client has.
         seq: i64,
+    },
+    /// A person saw these: `seqs`, or all up to `through`.
+    Read {
+        /// The feed.
+        feed: String,
+        /// Which; none at all asks for the feed's counts only.
+        seqs: Option<Vec<i64>>,
+        /// Up to where.
+        through: Option<i64>,
+    },
+    /// A person took these: the bell stops on every device.
+    Handle {
+        /// The feed.
+        feed: String,
+        /// Which.
+        seqs: Vec<i64>,
     },
     /// A fresh token for the same subscriber.
     Auth {
@@ -75,6 +91,35 @@ pub enum ServerFrame<'a> {
         /// The last number sent or skipped.
         seq: Seq,
     },
+    /// Someone read or handled these; also the answer to the one who did. Made in [`crate::change`].
+    State {
+        /// The feed.
+        feed: &'a Feed,
+        /// Which …
+        #[serde(skip_serializing_if = "Option::is_none")]
+        seqs: Option<&'a [i64]>,
+        /// … or all up to this one.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        through: Option<Seq>,
+        /// When they were read (RFC 3339).
+        #[serde(skip_serializing_if = "Option::is_none")]
+        read_at: Option<String>,
+        /// When they were handled (RFC 3339) …
+        #[serde(skip_serializing_if = "Option::is_none")]
+        handled_at: Option<String>,
+        /// … and by which subscriber.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        handled_by: Option<&'a str>,
+        /// Notifications that nobody has read …
+        unread: i64,
+        /// … and that nobody has handled …
+        unhandled: i64,
+        /// … of those up to here.
+        last: Seq,
+        /// Its number among the feed's changes; none where it answers this client alone, with what was true before.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        version: Option<Version>,
+    },
     /// Comes every `heartbeat_seconds`, so that a page can tell a dead connection from a quiet one.
     Heartbeat {
         /// The last number sent or skipped in each feed.
@@ -93,6 +138,9 @@ pub enum ServerFrame<'a> {
         code: ErrorCode,
         /// What, for people.
         message: &'a str,
+        /// The feed that it was about.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        feed: Option<&'a str>,
     },
 }
 
@@ -117,6 +165,11 @@ pub struct WelcomeFeed {
     pub unread: i64,
     /// Notifications that nobody has handled.
     pub unhandled: i64,
+    /// The feed's newest change.
+    pub version: Version,
+    /// Read by everyone, so nobody's to read or handle for all.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub shared: bool,
 }
 
 /// Why a number will not come.
@@ -143,6 +196,16 @@ pub enum ErrorCode {
     UnknownType,
     /// The token of an `auth` was refused; the old one still counts.
     TokenRefused,
+    /// A `read` or `handle` in the broadcast feed, which the token does not name.
+    ReadOnly,
+    /// A `read` or `handle` of a number that the feed does not have.
+    UnknownSeq,
+    /// A `read` or `handle` of more numbers than one frame may name.
+    TooManySeqs,
+    /// A `read` or `handle` while too many of this session wait for the database.
+    Busy,
+    /// A `read` or `handle` that could not be stored: nothing was changed, as far as is known; say it again.
+    NotTaken,
 }
 
 /// Why the server closes a session: the code, and whether the client may come back.
@@ -239,7 +302,11 @@ mod tests {
             ClientFrame::Ack { feed: "m".into(), seq: 3 }
         );
         assert_eq!(parse(r#"{"type":"ping"}"#).unwrap(), ClientFrame::Ping);
-        assert_eq!(parse(r#"{"seqs":[1],"type":"read","feed":"m"}"#).unwrap(), ClientFrame::Unknown);
+        assert_eq!(
+            parse(r#"{"seqs":[1],"type":"read","feed":"m"}"#).unwrap(),
+            ClientFrame::Read { feed: "m".into(), seqs: Some(vec![1]), through: None }
+        );
+        assert_eq!(parse(r#"{"type":"praise","feed":"m"}"#).unwrap(), ClientFrame::Unknown);
         assert!(parse(r#"{"feed":"m"}"#).is_err(), "a frame without a type is not the protocol");
         assert!(parse(r#"{"type":"ack","feed":"m","seq":1.5}"#).is_err());
         assert!(parse("[]").is_err());
@@ -258,7 +325,7 @@ mod tests {
         let heartbeat = ServerFrame::Heartbeat { sent: [(&feed, Seq::ZERO)].into() };
         assert_eq!(heartbeat.to_json(), r#"{"type":"heartbeat","sent":{"m":0}}"#);
         assert_eq!(ServerFrame::Pong.to_json(), r#"{"type":"pong"}"#);
-        let error = ServerFrame::Error { code: ErrorCode::AckNotSent, message: "x" };
+        let error = ServerFrame::Error { code: ErrorCode::AckNotSent, message: "x", feed: None };
         assert_eq!(error.to_json(), r#"{"type":"error","code":"ack_not_sent","message":"x"}"#);
     }
 

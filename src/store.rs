@@ -1,15 +1,19 @@
 //! Postgres, the only truth: every SQL statement of the service is in this folder, as plain functions.
 //!
-//! In come events to store, feeds to read and acks; out go numbers, pages and cursors. Knows neither AMQP nor sockets.
+//! In come events to store, feeds to read, acks and what people say; out go numbers, pages and cursors. Knows neither AMQP nor sockets.
 //! Every write is a single statement, so a caller that is dropped halfway leaves no open transaction behind.
 
+pub mod answers;
 pub mod append;
 pub mod cursors;
+pub mod history;
 pub mod pages;
 
 use std::time::Duration;
 
-use crate::feed::Seq;
+use crate::feed::{Seq, Version};
+use crate::notification::Progress;
+use sqlx::Row;
 use sqlx::migrate::Migrate;
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgConnection, PgPool, PgPoolOptions, PgRow};
 use sqlx::query::Query;
@@ -31,8 +35,12 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
 const INGEST_CONNECTIONS_SPARE: u32 = 1;
 /// Acks are written by one task.
 const ACK_CONNECTIONS_MAX: u32 = 1;
+/// What people say is written by one task.
+const ANSWER_CONNECTIONS_MAX: u32 = 1;
 /// Page and cursor reads: enough to keep Postgres busy, few enough that a replay cannot starve ingest.
 const READ_CONNECTIONS_MAX: u32 = 6;
+/// Who asks for history while this many ask waits for ACQUIRE_TIMEOUT at most.
+const HISTORY_CONNECTIONS_MAX: u32 = 3;
 
 /// What went wrong with the database, told apart by what callers do about it.
 #[derive(Debug, thiserror::Error)]
@@ -74,8 +82,12 @@ pub struct Pools {
     pub ingest: PgPool,
     /// For [`cursors::advance`]; commits without waiting for the disk, for a lost ack only means a replay.
     pub acks: PgPool,
+    /// For [`answers::write`].
+    pub answers: PgPool,
     /// For [`pages`] and [`cursors::open`].
     pub reads: PgPool,
+    /// For [`history`], apart, so that people who look back never hold up a replay.
+    pub history: PgPool,
 }
 
 impl Pools {
@@ -95,13 +107,16 @@ impl Pools {
         Self {
             ingest: pool(u32::from(partitions) + INGEST_CONNECTIONS_SPARE, options.clone()),
             acks: pool(ACK_CONNECTIONS_MAX, options.clone().options([("synchronous_commit", "off")])),
-            reads: pool(READ_CONNECTIONS_MAX, options),
+            answers: pool(ANSWER_CONNECTIONS_MAX, options.clone()),
+            reads: pool(READ_CONNECTIONS_MAX, options.clone()),
+            history: pool(HISTORY_CONNECTIONS_MAX, options),
         }
     }
 
     /// Closes all of them, waiting for statements under way.
     pub async fn close(&self) {
-        tokio::join!(self.ingest.close(), self.acks.close(), self.reads.close());
+        let Self { ingest, acks, answers, reads, history } = self;
+        tokio::join!(ingest.close(), acks.close(), answers.close(), reads.close(), history.close());
     }
 }
 
@@ -157,7 +172,20 @@ async fn rows(pool: &PgPool, query: Query<'_, Postgres, PgArguments>) -> Result<
     }
 }
 
+/// How far its import was when a notification was stored; `None` for one that tells of none.
+fn progress(row: &PgRow) -> Result<Option<Progress>, sqlx::Error> {
+    let (done, failed) =
+        (row.try_get::<Option<i64>, _>("import_done")?, row.try_get::<Option<i64>, _>("import_failed")?);
+    let total = row.try_get("import_total")?;
+    Ok(done.zip(failed).map(|(done, failed)| Progress { done, failed, total }))
+}
+
 /// A number from the database; the schema's checks keep it from being negative.
+fn version(number: i64) -> Result<Version, sqlx::Error> {
+    Version::new(number).ok_or_else(|| sqlx::Error::Decode("a negative version".into()))
+}
+
+/// The same.
 fn seq(number: i64) -> Result<Seq, sqlx::Error> {
     Seq::new(number).ok_or_else(|| sqlx::Error::Decode("a negative seq".into()))
 }

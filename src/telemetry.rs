@@ -69,6 +69,8 @@ pub struct Metrics {
     pub notifications_sent: Counter,
     /// Acks that moved a cursor.
     pub acks: Counter,
+    /// Reads and handles that changed something.
+    pub changes: Counter,
     /// Hints published for other replicas.
     pub hints_published: Counter,
     /// Hints received from other replicas.
@@ -112,6 +114,7 @@ impl Default for Metrics {
         let events_duplicate = counter("events_duplicate", "Events that were stored before");
         let notifications_sent = counter("notifications_sent", "Notifications sent to sessions");
         let acks = counter("acks", "Acks that moved a cursor");
+        let changes = counter("changes", "Reads and handles that changed something");
         let hints_published = counter("hints_published", "Fan-out hints published for other replicas");
         let hints_received = counter("hints_received", "Fan-out hints received from other replicas");
         let hints_refused = counter("hints_refused", "Fan-out hints that RabbitMQ did not take in time");
@@ -133,6 +136,7 @@ impl Default for Metrics {
             sessions,
             notifications_sent,
             acks,
+            changes,
             hints_published,
             hints_received,
             hints_refused,

@@ -19,14 +19,17 @@ use tokio_util::task::TaskTracker;
 use self::parts::{Parts, STOP_STEP_TIMEOUT};
 use super::broker_of;
 use crate::amqp::Broker;
+use crate::amqp::publisher::Publisher;
+use crate::answers::Answers;
 use crate::auth::Authenticator;
 use crate::config::{GatewayConfig, IngestConfig, Role, ServeConfig};
 use crate::cursors::Cursors;
 use crate::event::Limits;
-use crate::fanout::Fanout;
+use crate::fanout::{Fanout, HintPublisher};
 use crate::feed::Feed;
 use crate::health::Health;
 use crate::http::admission::Admission;
+use crate::http::history;
 use crate::http::listener;
 use crate::http::operations::{self, Operations};
 use crate::http::problem::Problem;
@@ -114,6 +117,7 @@ async fn stop_in_order(stops: &Stops, parts: &mut Parts, gateway: Option<&Gatewa
     parts.ended("public port").await;
     stops.cursors.cancel();
     parts.ended("cursor writer").await;
+    parts.ended("answers").await;
     stops.last.cancel();
     parts.ended("operations port").await;
 }
@@ -180,11 +184,14 @@ impl Ground {
         let reads = &self.pools.reads;
         let (pager, pager_worker) = Pager::new(reads.clone(), self.metrics.clone(), session.sessions_max);
         let (cursors, cursor_reader) = Cursors::new(reads.clone());
+        let (answers, answer_writer) =
+            Answers::new(self.pools.answers.clone(), self.fanout.clone(), self.metrics.clone());
         let gateway = Arc::new(Gateway {
             shared: Arc::new(Shared {
                 authenticator,
                 pager,
                 cursors: cursors.clone(),
+                answers,
                 metrics: self.metrics.clone(),
                 rules: Rules { window: session.window, heartbeat: session.heartbeat },
                 age_max: session.age_max,
@@ -193,6 +200,7 @@ impl Ground {
             hub: self.hub.clone(),
             admission: Admission::new(session.sessions_max, session.sessions_per_subscriber_max, self.metrics.clone()),
             health: self.health.clone(),
+            history: self.pools.history.clone(),
             allowed_origins: session.allowed_origins.clone(),
             socket_config: socket_config(session.frame_bytes_max),
             sessions: TaskTracker::new(),
@@ -200,7 +208,10 @@ impl Ground {
         });
         let routes = Router::new()
             .route("/v1/ws", get(websocket::connect))
-            .fallback(async || Problem::new(StatusCode::NOT_FOUND, "there is /v1/ws"))
+            .route("/v1/feeds/{feed}/notifications", get(history::list).layer(history::cors(&session.allowed_origins)))
+            .fallback(async || {
+                Problem::new(StatusCode::NOT_FOUND, "there is /v1/ws and /v1/feeds/{feed}/notifications")
+            })
             .with_state(gateway.clone());
         let (connections_max, stop) = (session.sessions_max + HANDSHAKES_MAX, self.stops.listeners.clone());
         parts.spawn("public port", listener::serve(listener, routes, connections_max, stop));
@@ -209,6 +220,8 @@ impl Ground {
         parts.spawn("sweep", pager::sweep(reads.clone(), self.hub.clone()));
         let (acks, stop) = (self.pools.acks.clone(), self.stops.cursors.clone());
         parts.spawn("cursor writer", async move { cursors.write(&acks, stop).await });
+        let others = HintPublisher::new(self.fanout.clone(), Publisher::lazy(&self.broker));
+        parts.spawn("answers", answer_writer.run(others, self.stops.cursors.clone()));
         let (fanout, broker, stop) = (self.fanout.clone(), self.broker.clone(), self.stops.last.clone());
         parts.spawn("fan-out", async move { fanout.receive(&broker, stop).await });
         tracing::info!(listen = %config.listen, "clients are served");

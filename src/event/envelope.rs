@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 
 use super::content_type::{is_json, unsupported};
 use super::json::{self, Member, MemberValue};
-use super::schema::{self, Collapse};
+use super::schema;
 use super::{Event, Reason, Rejection, timestamp};
 use crate::feed::Feed;
 
@@ -126,10 +126,12 @@ impl<'a> Envelope<'a> {
             Data::Json(data) => Some(data.to_owned()),
             Data::Base64(encoded) => decode(encoded, datacontenttype.as_deref())?,
         };
-        let collapse_key = match schema::check(&event_type, data.as_deref())? {
-            Collapse::AsPublished => published_key,
-            Collapse::ByItself(key) => Some(published_key.unwrap_or(key)),
-            Collapse::Never => None,
+        let import = schema::check(&event_type, data.as_deref())?;
+        let collapse_key = match &import {
+            None => published_key,
+            Some(import) if import.is_progress() => published_key.or_else(|| Some(format!("import/{}", import.id))),
+            // A milestone is never collapsed, whatever the event brings.
+            Some(_) => None,
         };
         Ok(Event {
             recipient,
@@ -139,6 +141,7 @@ impl<'a> Envelope<'a> {
             time,
             expires_at,
             collapse_key,
+            import,
             traceparent: traceparent(self.traceparent),
             data,
         })

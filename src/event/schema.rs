@@ -5,44 +5,31 @@
 use serde_json::value::RawValue;
 
 use super::json::{self, Member, MemberValue};
-use super::{Reason, Rejection, timestamp};
+use super::{Import, Reason, Rejection, Step, timestamp};
 
 /// Longest `import_id`: it is part of a primary key and of the collapse key that its items get by themselves.
 pub const IMPORT_ID_BYTES_MAX: usize = 128;
 /// Longest `total` of an order: 18 digits after the point (the smallest unit of any currency in use) and 12 before.
 const DECIMAL_BYTES_MAX: usize = 32;
-/// Largest count: what Postgres' `bigint` holds.
-const COUNT_MAX: u64 = i64::MAX.unsigned_abs();
-
-/// What a type's schema says about its collapse key.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Collapse {
-    /// It has the key that the event brings, or none.
-    AsPublished,
-    /// It has this key where the event brings none.
-    ByItself(String),
-    /// It is never collapsed, whatever the event brings.
-    Never,
-}
 
 /// What is wrong, by the field's name and the rule: never by its value.
 type Violation = String;
 
-/// Holds data against the schema of its type.
-pub(super) fn check(event_type: &str, data: Option<&RawValue>) -> Result<Collapse, Rejection> {
+/// Holds data against the schema of its type; gives what it tells of an import.
+pub(super) fn check(event_type: &str, data: Option<&RawValue>) -> Result<Option<Import>, Rejection> {
     let schema = match event_type {
         "order.created" => order_created,
         "import.started" => import_started,
         "import.item" => import_item,
         "import.finished" => import_finished,
-        _ => return Ok(Collapse::AsPublished),
+        _ => return Ok(None),
     };
     data.ok_or_else(|| "missing data".to_owned())
         .and_then(schema)
         .map_err(|violation| Rejection::new(Reason::InvalidData, format!("{event_type}: {violation}")))
 }
 
-fn order_created(data: &RawValue) -> Result<Collapse, Violation> {
+fn order_created(data: &RawValue) -> Result<Option<Import>, Violation> {
     let [order_id, total, currency, items, customer, placed_at] =
         fields(data, ["order_id", "total", "currency", "items", "customer", "placed_at"])?;
     required(order_id, FILLED_TEXT)?;
@@ -51,47 +38,38 @@ fn order_created(data: &RawValue) -> Result<Collapse, Violation> {
     required(items, COUNT)?;
     optional(customer, ANYTHING)?;
     optional(placed_at, TIMESTAMP)?;
-    Ok(Collapse::AsPublished)
+    Ok(None)
 }
 
-fn import_started(data: &RawValue) -> Result<Collapse, Violation> {
+fn import_started(data: &RawValue) -> Result<Option<Import>, Violation> {
     let [import_id, total] = fields(data, ["import_id", "total"])?;
-    required(import_id, IMPORT_ID)?;
-    required(total, COUNT)?;
-    Ok(Collapse::Never)
+    let id = required(import_id, IMPORT_ID)?;
+    let total = required(total, COUNT)?;
+    Ok(Some(Import { id, step: Step::Started { total } }))
 }
 
-fn import_item(data: &RawValue) -> Result<Collapse, Violation> {
+fn import_item(data: &RawValue) -> Result<Option<Import>, Violation> {
     let [import_id, index, sku, status, error] = fields(data, ["import_id", "index", "sku", "status", "error"])?;
-    let import_id = required(import_id, IMPORT_ID)?;
+    let id = required(import_id, IMPORT_ID)?;
     required(index, COUNT_FROM_ONE)?;
     required(sku, TEXT)?;
-    match required(status, ITEM_STATUS)? {
-        ItemStatus::Imported => {
-            optional(error, ANYTHING)?;
-            Ok(Collapse::ByItself(format!("import/{import_id}")))
-        }
-        ItemStatus::Failed => {
-            required(error, FILLED_TEXT)?;
-            Ok(Collapse::Never)
-        }
+    let step = required(status, ITEM_STATUS)?;
+    match step {
+        Step::Failed => required(error, FILLED_TEXT)?,
+        _ => _ = optional(error, ANYTHING)?,
     }
+    Ok(Some(Import { id, step }))
 }
 
-fn import_finished(data: &RawValue) -> Result<Collapse, Violation> {
+fn import_finished(data: &RawValue) -> Result<Option<Import>, Violation> {
     let [import_id, status] = fields(data, ["import_id", "status"])?;
-    required(import_id, IMPORT_ID)?;
-    required(status, IMPORT_STATUS)?;
-    Ok(Collapse::Never)
+    let id = required(import_id, IMPORT_ID)?;
+    let step = required(status, IMPORT_STATUS)?;
+    Ok(Some(Import { id, step }))
 }
 
 /// What a field must be, in words and as a function that reads it.
 struct Rule<T>(&'static str, fn(&RawValue) -> Option<T>);
-
-enum ItemStatus {
-    Imported,
-    Failed,
-}
 
 const ANYTHING: Rule<()> = Rule("any JSON", |_| Some(()));
 /// It may be empty: an item without its `sku` is a good reason for its failure.
@@ -102,28 +80,32 @@ const DECIMAL: Rule<()> = Rule("a decimal string like 12.50", |value| is(value, 
 const CURRENCY: Rule<()> = Rule("three capital letters (ISO 4217)", |value| {
     is(value, |text| text.len() == 3 && text.bytes().all(|byte| byte.is_ascii_uppercase()))
 });
-const COUNT: Rule<u64> = Rule("a whole number from 0", count);
-const COUNT_FROM_ONE: Rule<u64> = Rule("a whole number from 1", |value| count(value).filter(|&count| count > 0));
+const COUNT: Rule<i64> = Rule("a whole number from 0", count);
+const COUNT_FROM_ONE: Rule<i64> = Rule("a whole number from 1", |value| count(value).filter(|&count| count > 0));
 const TIMESTAMP: Rule<()> = Rule("an RFC 3339 timestamp", |value| is(value, |text| timestamp::parse(text).is_some()));
 /// It is stored and becomes part of a key, so it is held to what Postgres can store.
 const IMPORT_ID: Rule<String> = Rule("1 to 128 bytes of text without control characters", |value| {
     let text = json::text(value)?;
     ((1..=IMPORT_ID_BYTES_MAX).contains(&text.len()) && !text.contains(char::is_control)).then(|| text.into_owned())
 });
-const ITEM_STATUS: Rule<ItemStatus> = Rule("`imported` or `failed`", |value| match &*json::text(value)? {
-    "imported" => Some(ItemStatus::Imported),
-    "failed" => Some(ItemStatus::Failed),
+const ITEM_STATUS: Rule<Step> = Rule("`imported` or `failed`", |value| match &*json::text(value)? {
+    "imported" => Some(Step::Imported),
+    "failed" => Some(Step::Failed),
     _ => None,
 });
-const IMPORT_STATUS: Rule<()> =
-    Rule("`finished` or `aborted`", |value| is(value, |text| matches!(text, "finished" | "aborted")));
+const IMPORT_STATUS: Rule<Step> = Rule("`finished` or `aborted`", |value| match &*json::text(value)? {
+    "finished" => Some(Step::Finished),
+    "aborted" => Some(Step::Aborted),
+    _ => None,
+});
 
 fn is(value: &RawValue, rule: impl Fn(&str) -> bool) -> Option<()> {
     rule(&json::text(value)?).then_some(())
 }
 
-fn count(value: &RawValue) -> Option<u64> {
-    serde_json::from_str(value.get()).ok().filter(|&count| count <= COUNT_MAX)
+/// What Postgres' `bigint` holds.
+fn count(value: &RawValue) -> Option<i64> {
+    serde_json::from_str(value.get()).ok().filter(|&count| count >= 0)
 }
 
 fn is_decimal(text: &str) -> bool {

@@ -11,11 +11,11 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
 use super::problem::Problem;
-use crate::feed::{Device, Feed, Seq};
+use crate::feed::{Device, Feed, Seq, Version};
 use crate::protocol::{BEARER_SUBPROTOCOL_PREFIX, SUBPROTOCOL};
 
-/// Most `after` parameters: as many as a token may name feeds.
-const AFTER_MAX: usize = 65;
+/// Most `after` parameters, and most `state`: as many as a token may name feeds.
+const PLACES_MAX: usize = 65;
 
 /// A handshake that is WebSocket and ours; who it is from is not known yet.
 #[derive(Debug, PartialEq, Eq)]
@@ -30,6 +30,8 @@ pub struct Handshake {
     pub device: Device,
     /// `?after=FEED:SEQ`, each feed once.
     pub after: Vec<(Feed, Seq)>,
+    /// `?state=FEED:VERSION`, each feed once.
+    pub state: Vec<(Feed, Version)>,
 }
 
 /// A token, by the way it came: a refusal is answered in kind.
@@ -49,8 +51,10 @@ pub fn read(headers: &HeaderMap, uri: &Uri) -> Result<Handshake, Problem> {
     if !offered.is_empty() && !subprotocol {
         return Err(bad(format!("offer the subprotocol {SUBPROTOCOL}")));
     }
-    let (device, after) = query(uri.query().unwrap_or_default())?;
-    Ok(Handshake { key, subprotocol, token: token(headers, &offered), device, after })
+    let token = token(headers, &offered);
+    let mut handshake = Handshake { key, subprotocol, token, device: Device::default(), after: vec![], state: vec![] };
+    read_query(uri.query().unwrap_or_default(), &mut handshake)?;
+    Ok(handshake)
 }
 
 fn websocket_key(headers: &HeaderMap) -> Result<String, Problem> {
@@ -68,12 +72,17 @@ fn websocket_key(headers: &HeaderMap) -> Result<String, Problem> {
 }
 
 fn token(headers: &HeaderMap, offered: &[&str]) -> Option<Token> {
-    if let Some(value) = text(headers, AUTHORIZATION) {
-        let (scheme, token) = value.split_once(' ')?;
-        return scheme.eq_ignore_ascii_case("bearer").then(|| Token::Header(token.trim().into()));
+    if headers.contains_key(AUTHORIZATION) {
+        return bearer(headers).map(|token| Token::Header(token.into()));
     }
     let token = offered.iter().find_map(|name| name.strip_prefix(BEARER_SUBPROTOCOL_PREFIX))?;
     Some(Token::Subprotocol(token.into()))
+}
+
+/// The token of `Authorization: Bearer` (RFC 6750 §2.1).
+pub fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, token) = text(headers, AUTHORIZATION)?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
 /// Whether a browser's page of that origin may connect. A request without `Origin` is no browser's: its token decides.
@@ -88,31 +97,39 @@ pub fn origin_is_allowed(headers: &HeaderMap, allowed: &[String]) -> bool {
     allowed.iter().any(|allowed| allowed.eq_ignore_ascii_case(origin))
 }
 
-fn query(query: &str) -> Result<(Device, Vec<(Feed, Seq)>), Problem> {
-    let (mut device, mut after) = (Device::default(), Vec::new());
+fn read_query(query: &str, handshake: &mut Handshake) -> Result<(), Problem> {
     for (name, value) in query.split('&').filter_map(|pair| pair.split_once('=')) {
         let value = percent_decoded(value).ok_or_else(|| bad(format!("{name} is not percent-encoded UTF-8")))?;
         match name {
-            "device" => device = Device::parse(&value).map_err(|error| bad(error.to_string()))?,
-            "after" => after.push(place(&value).ok_or_else(|| bad("after must be FEED:SEQ"))?),
+            "device" => handshake.device = Device::parse(&value).map_err(|error| bad(error.to_string()))?,
+            "after" => handshake.after.push(place(&value, Seq::new).ok_or_else(|| bad("after must be FEED:SEQ"))?),
+            "state" => {
+                let place = place(&value, Version::new).ok_or_else(|| bad("state must be FEED:VERSION"))?;
+                handshake.state.push(place);
+            }
             // A token in a URL ends in logs and histories.
             "token" | "access_token" => return Err(bad("a token does not belong in a URL")),
             _ => {}
         }
     }
-    if after.len() > AFTER_MAX {
-        return Err(bad("too many after parameters"));
-    }
-    after.sort_unstable();
-    if after.windows(2).any(|pair| pair[0].0 == pair[1].0) {
-        return Err(bad("after names a feed twice"));
-    }
-    Ok((device, after))
+    one_each("after", &mut handshake.after)?;
+    one_each("state", &mut handshake.state)
 }
 
-fn place(value: &str) -> Option<(Feed, Seq)> {
-    let (feed, seq) = value.rsplit_once(':')?;
-    Some((Feed::parse(feed).ok()?, Seq::new(seq.parse().ok()?)?))
+fn place<T>(value: &str, number: impl Fn(i64) -> Option<T>) -> Option<(Feed, T)> {
+    let (feed, written) = value.rsplit_once(':')?;
+    Some((Feed::parse(feed).ok()?, number(written.parse().ok()?)?))
+}
+
+fn one_each<T: Ord>(name: &str, places: &mut [(Feed, T)]) -> Result<(), Problem> {
+    if places.len() > PLACES_MAX {
+        return Err(bad(format!("too many {name} parameters")));
+    }
+    places.sort_unstable();
+    match places.windows(2).any(|pair| pair[0].0 == pair[1].0) {
+        true => Err(bad(format!("{name} names a feed twice"))),
+        false => Ok(()),
+    }
 }
 
 /// Decodes `%XX`; feeds and devices need no `+` for a space.
@@ -163,7 +180,7 @@ mod tests {
         given.iter().chain(more).map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap())).collect()
     }
 
-    fn read_query(query: &str) -> Result<Handshake, Problem> {
+    fn of_query(query: &str) -> Result<Handshake, Problem> {
         read(&headers(&[]), &format!("/v1/ws?{query}").parse().unwrap())
     }
 
@@ -201,13 +218,23 @@ mod tests {
 
     #[test]
     fn device_and_after_are_read_from_the_query() {
-        let handshake = read_query("device=till-2&after=m%2F1:7&after=all:0&other=x").unwrap();
+        let handshake = of_query("device=till-2&after=m%2F1:7&after=all:0&other=x&state=all:3").unwrap();
         assert_eq!(handshake.device.as_str(), "till-2");
         let after: Vec<_> = handshake.after.iter().map(|(feed, seq)| (feed.as_str(), seq.get())).collect();
         assert_eq!(after, [("all", 0), ("m/1", 7)]);
-        for bad in ["after=m", "after=m:-1", "after=m:1&after=m:2", "device=a%20b", "device=%ff", "token=t", "after=a%"]
-        {
-            assert!(read_query(bad).is_err(), "{bad}");
+        assert_eq!(handshake.state.iter().map(|(_, version)| version.get()).collect::<Vec<_>>(), [3]);
+        for bad in [
+            "after=m",
+            "after=m:-1",
+            "after=m:1&after=m:2",
+            "state=m",
+            "state=m:1&state=m:1",
+            "device=a%20b",
+            "device=%ff",
+            "token=t",
+            "after=a%",
+        ] {
+            assert!(of_query(bad).is_err(), "{bad}");
         }
     }
 

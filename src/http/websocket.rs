@@ -11,6 +11,7 @@ use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use sqlx::postgres::PgPool;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
@@ -23,8 +24,9 @@ use super::problem::Problem;
 use crate::auth::{Grant, TokenError};
 use crate::health::Health;
 use crate::hub::Hub;
+use crate::notification::Newest;
 use crate::protocol::{Close, SUBPROTOCOL, WelcomeFeed};
-use crate::session::state::Start;
+use crate::session::state::{KeptByClient, Start};
 use crate::session::task::{self, Opened, Shared};
 use crate::store::cursors::CursorKey;
 
@@ -42,6 +44,8 @@ pub struct Gateway {
     pub admission: Arc<Admission>,
     /// Whether the replica is leaving.
     pub health: Arc<Health>,
+    /// Where the history is read.
+    pub history: PgPool,
     /// `SHOPBELL_ALLOWED_ORIGINS`.
     pub allowed_origins: Vec<String>,
     /// Settings of each socket.
@@ -85,7 +89,8 @@ impl Gateway {
 
     /// Registers first, then reads where the subscriber stands: what is stored in between is in the inbox.
     async fn open(&self, handshake: &Handshake, grant: Grant) -> Result<(Opened, Admitted), Problem> {
-        if let Some((feed, _)) = handshake.after.iter().find(|(feed, _)| !grant.feeds.contains(feed)) {
+        let named = handshake.after.iter().map(|(feed, _)| feed).chain(handshake.state.iter().map(|(feed, _)| feed));
+        if let Some(feed) = named.into_iter().find(|feed| !grant.feeds.contains(feed)) {
             let detail = format!("the token does not name the feed {feed}");
             return Err(Problem::new(StatusCode::FORBIDDEN, detail));
         }
@@ -100,10 +105,22 @@ impl Gateway {
         };
         let (mut starts, mut feeds) = (Vec::with_capacity(standings.len()), Vec::with_capacity(standings.len()));
         for (feed, standing) in grant.feeds.iter().cloned().zip(standings) {
-            let kept_by_client = handshake.after.iter().find(|(named, _)| *named == feed).map(|(_, seq)| *seq);
-            let start = Start::new(feed.clone(), standing.acked, standing.last, kept_by_client);
-            let (unread, unhandled) = (standing.unread, standing.unhandled);
-            feeds.push(WelcomeFeed { feed, cursor: start.after, last: start.last, unread, unhandled });
+            let kept = KeptByClient {
+                after: handshake.after.iter().find(|(named, _)| *named == feed).map(|(_, seq)| *seq),
+                version: handshake.state.iter().find(|(named, _)| *named == feed).map(|(_, version)| *version),
+            };
+            let newest = Newest { seq: standing.last, version: standing.version };
+            let shared = grant.shared.as_ref() == Some(&feed);
+            let start = Start::new(feed.clone(), standing.acked, newest, kept, shared);
+            feeds.push(WelcomeFeed {
+                feed,
+                cursor: start.after,
+                last: start.last,
+                unread: standing.unread,
+                unhandled: standing.unhandled,
+                version: start.newest_version,
+                shared,
+            });
             starts.push(start);
         }
         let opened = Opened {

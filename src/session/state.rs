@@ -16,8 +16,9 @@ use time::OffsetDateTime;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use self::reader::Reader;
-use crate::feed::{Feed, Seq};
-use crate::notification::{Entry, Notification, Page};
+use crate::change::{Change, Said, Which};
+use crate::feed::{Feed, Seq, Version};
+use crate::notification::{Entry, Newest, Notification, Page};
 use crate::protocol::{ClientFrame, Close, ErrorCode, ServerFrame, SkipReason};
 
 /// A session from which nothing is heard for so many heartbeats, each of which asks for a pong, is dead.
@@ -28,8 +29,14 @@ const FRAMES_PER_SECOND: u32 = 50;
 const FRAMES_SAVED_MAX: u32 = 1_000;
 /// Each notification entitles a client to answer with an ack and one frame more.
 const FRAMES_PER_NOTIFICATION: u32 = 2;
+/// Most numbers in one `read` or `handle`.
+const SEQS_PER_FRAME_MAX: usize = 256;
+/// Most of a client's `read` and `handle` that wait for the database.
+const SAID_WAITING_MAX: usize = 64;
 /// What a client that sent too many frames is told to wait, in milliseconds.
 const TOO_MANY_FRAMES_RETRY_MS: u64 = 5_000;
+
+const UNKNOWN_FEED: &str = "this session does not read that feed";
 
 /// How a session behaves, from the configuration.
 #[derive(Debug, Clone, Copy)]
@@ -51,13 +58,36 @@ pub struct Start {
     pub after: Seq,
     /// The newest number stored.
     pub last: Seq,
+    /// Every change after this is sent.
+    pub version: Version,
+    /// The newest change stored.
+    pub newest_version: Version,
+    /// Read by everyone, so that what one says of it is not taken for all.
+    pub shared: bool,
+}
+
+/// Where a client says that it is in a feed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct KeptByClient {
+    /// It has every notification up to here.
+    pub after: Option<Seq>,
+    /// It has every change up to here.
+    pub version: Option<Version>,
 }
 
 impl Start {
-    /// Begins after the cursor, or after the place that the client keeps itself. One that claims to have more than is
-    /// stored, as after a restore of the database, gets what comes.
-    pub fn new(feed: Feed, acked: Seq, last: Seq, kept_by_client: Option<Seq>) -> Self {
-        Self { feed, acked, after: kept_by_client.unwrap_or(acked).min(last), last }
+    /// Begins after the cursor, and with what changes from now on; or after the places that the client keeps itself. One that
+    /// claims to have more than is stored, as after a restore of the database, gets what comes.
+    pub fn new(feed: Feed, acked: Seq, newest: Newest, kept: KeptByClient, shared: bool) -> Self {
+        Self {
+            feed,
+            acked,
+            after: kept.after.unwrap_or(acked).min(newest.seq),
+            last: newest.seq,
+            version: kept.version.unwrap_or(newest.version).min(newest.version),
+            newest_version: newest.version,
+            shared,
+        }
     }
 }
 
@@ -87,6 +117,8 @@ pub enum Output {
         after: Seq,
         /// How many notifications there is room for.
         wanted: usize,
+        /// The last change sent, where later ones are missing.
+        changes_after: Option<Version>,
     },
     /// Record that the subscriber has everything up to `seq`.
     Ack {
@@ -94,6 +126,13 @@ pub enum Output {
         feed: Feed,
         /// The highest number acknowledged.
         seq: Seq,
+    },
+    /// Record what the subscriber says, and hand the reply to [`Session::on_replies`].
+    Say {
+        /// The feed.
+        feed: Feed,
+        /// What it says of it.
+        said: Said,
     },
     /// Check the token of an `auth`, and hand the verdict to [`Session::on_verified`].
     Verify {
@@ -111,6 +150,8 @@ pub struct Session {
     readers: Vec<Reader>,
     /// Notifications sent and not acknowledged, in all feeds together.
     outstanding: usize,
+    /// What the client said and has no reply to yet.
+    said_waiting: usize,
     /// A page was asked for and has not come.
     reading: bool,
     /// Which feed is looked at first the next time, so that none starves the others.
@@ -133,6 +174,7 @@ impl Session {
             rules,
             readers: starts.into_iter().map(Reader::new).collect(),
             outstanding: 0,
+            said_waiting: 0,
             reading: false,
             turn: 0,
             frames_allowed: frames_saved_max,
@@ -170,12 +212,29 @@ impl Session {
         self.advance();
     }
 
-    /// A feed is known to hold `last`: told by a hint without its notification, or by the sweep.
-    pub fn on_newest(&mut self, feed: &Feed, last: Seq) {
+    /// A feed is known to have grown: told by a hint without what grew, or by the sweep.
+    pub fn on_newest(&mut self, feed: &Feed, newest: Newest) {
         if let Some(reader) = self.readers.iter_mut().find(|reader| reader.feed == *feed) {
-            reader.last = reader.last.max(last);
+            reader.grown(newest);
         }
         self.advance();
+    }
+
+    /// People said something of notifications: the next change is sent as it is, after a gap they are read.
+    pub fn on_changes(&mut self, changes: &[Arc<Change>]) {
+        for change in changes {
+            let reader = self.readers.iter_mut().find(|reader| reader.feed == change.feed);
+            if reader.is_some_and(|reader| reader.take_change(change)) {
+                self.outputs.push(Output::Send(change.frame.clone()));
+            }
+        }
+        self.advance();
+    }
+
+    /// What came of things that the client said, for it alone.
+    pub fn on_replies(&mut self, replies: Vec<Vec<Utf8Bytes>>) {
+        self.said_waiting = self.said_waiting.saturating_sub(replies.len());
+        self.outputs.extend(replies.into_iter().flatten().map(Output::Send));
     }
 
     /// The page that was asked for. What the window has no room for is dropped, and read again when acks come.
@@ -184,11 +243,12 @@ impl Session {
         let Some(index) = self.readers.iter().position(|reader| reader.feed == page.feed) else {
             return self.advance();
         };
-        if page.last < page.after {
+        if page.last < page.after || self.readers[index].is_ahead_of(page) {
             // The database was set back, as by a restore: what this session knows of the feed is no longer true.
             return self.close(Close::Internal);
         }
         let reader = &mut self.readers[index];
+        let changes = reader.take_changes(page);
         match page.entries.is_empty() {
             true => reader.found_nothing(page.last),
             false => reader.last = reader.last.max(page.last),
@@ -198,12 +258,17 @@ impl Session {
             match entry {
                 _ if entry.through() < next => {}
                 Entry::Skipped { from, through, reason } if *from <= next => self.skip(index, *through, *reason),
-                Entry::Notification(notification) if notification.seq == next && self.has_room() => {
+                Entry::Notification(notification)
+                    if notification.seq == next
+                        && self.has_room()
+                        && !self.readers[index].is_outdated(notification.seq, page) =>
+                {
                     self.send(index, notification, wall);
                 }
                 _ => break,
             }
         }
+        self.outputs.extend(changes.iter().map(|change| Output::Send(change.frame.clone())));
         self.send_kept(wall);
         self.advance();
     }
@@ -215,9 +280,20 @@ impl Session {
         }
         match frame {
             ClientFrame::Ack { feed, seq } => self.on_ack(&feed, seq),
+            ClientFrame::Read { feed, seqs: Some(seqs), through: None } => {
+                self.on_said(&feed, seqs.len(), Said::Read(Which::Seqs(seqs)));
+            }
+            ClientFrame::Read { feed, seqs: None, through: Some(through) } => {
+                self.on_said(&feed, 1, Said::Read(Which::Through(Seq::new(through).unwrap_or_default())));
+            }
+            // Neither or both: it does not know what it says.
+            ClientFrame::Read { .. } => return self.close(Close::NotTheProtocol),
+            ClientFrame::Handle { feed, seqs } => self.on_said(&feed, seqs.len(), Said::Handled(seqs)),
             ClientFrame::Auth { token } => self.outputs.push(Output::Verify { token }),
             ClientFrame::Ping => self.say(&ServerFrame::Pong),
-            ClientFrame::Unknown => self.complain(ErrorCode::UnknownType, "this server does not know that frame type"),
+            ClientFrame::Unknown => {
+                self.complain(None, ErrorCode::UnknownType, "this server does not know that frame type");
+            }
         }
         self.advance();
     }
@@ -231,7 +307,7 @@ impl Session {
     pub fn on_verified(&mut self, verdict: Result<Instant, &str>) {
         match verdict {
             Ok(token) => self.ends.token = token,
-            Err(message) => self.complain(ErrorCode::TokenRefused, message),
+            Err(message) => self.complain(None, ErrorCode::TokenRefused, message),
         }
     }
 
@@ -262,15 +338,37 @@ impl Session {
 
     fn on_ack(&mut self, feed: &str, seq: i64) {
         let Some(reader) = self.readers.iter_mut().find(|reader| reader.feed.as_str() == feed) else {
-            return self.complain(ErrorCode::UnknownFeed, "this session does not read that feed");
+            return self.complain(Some(feed), ErrorCode::UnknownFeed, UNKNOWN_FEED);
         };
         let Some(seq) = Seq::new(seq).filter(|seq| *seq < reader.next) else {
-            return self.complain(ErrorCode::AckNotSent, "an ack is only for what this session was sent");
+            return self.complain(Some(feed), ErrorCode::AckNotSent, "an ack is only for what this session was sent");
         };
         self.outstanding -= reader.release(seq);
         if seq > reader.acked {
             reader.acked = seq;
             self.outputs.push(Output::Ack { feed: reader.feed.clone(), seq });
+        }
+    }
+
+    fn on_said(&mut self, feed: &str, numbers: usize, said: Said) {
+        let Some(reader) = self.readers.iter().find(|reader| reader.feed.as_str() == feed) else {
+            return self.complain(Some(feed), ErrorCode::UnknownFeed, UNKNOWN_FEED);
+        };
+        let refused = if reader.shared {
+            Some((ErrorCode::ReadOnly, "everyone reads this feed: only a token that names it may answer for all"))
+        } else if numbers > SEQS_PER_FRAME_MAX {
+            Some((ErrorCode::TooManySeqs, "a frame may name 256 numbers at most"))
+        } else if self.said_waiting >= SAID_WAITING_MAX {
+            Some((ErrorCode::Busy, "wait for the answers to what was said before"))
+        } else {
+            None
+        };
+        match refused {
+            Some((code, message)) => self.complain(Some(feed), code, message),
+            None => {
+                self.said_waiting += 1;
+                self.outputs.push(Output::Say { feed: reader.feed.clone(), said });
+            }
         }
     }
 
@@ -284,12 +382,13 @@ impl Session {
                 let caught_up = ServerFrame::CaughtUp { feed: &reader.feed, seq }.to_json();
                 self.outputs.push(Output::Send(caught_up.into()));
             }
-            let wanted = reader.wanted(free);
-            if !self.reading && wanted > 0 {
+            let (wanted, changes_after) = (reader.wanted(free), reader.changes_wanted());
+            if !self.reading && (wanted > 0 || changes_after.is_some()) {
                 self.reading = true;
                 self.turn = index + 1;
-                reader.last_when_asked = reader.last;
-                self.outputs.push(Output::Read { feed: reader.feed.clone(), after: reader.next.previous(), wanted });
+                reader.asks();
+                let (feed, after) = (reader.feed.clone(), reader.next.previous());
+                self.outputs.push(Output::Read { feed, after, wanted, changes_after });
             }
         }
     }
@@ -352,8 +451,8 @@ impl Session {
         self.outputs.push(Output::Send(frame.to_json().into()));
     }
 
-    fn complain(&mut self, code: ErrorCode, message: &str) {
-        self.say(&ServerFrame::Error { code, message });
+    fn complain(&mut self, feed: Option<&str>, code: ErrorCode, message: &str) {
+        self.say(&ServerFrame::Error { code, message, feed });
     }
 
     fn close(&mut self, close: Close) {

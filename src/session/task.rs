@@ -17,6 +17,7 @@ use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 use tokio_util::sync::CancellationToken;
 
 use super::state::{Ends, Output, Rules, Session, Start};
+use crate::answers::Answers;
 use crate::auth::{Authenticator, LEEWAY};
 use crate::cursors::Cursors;
 use crate::feed::{Device, Feed, Subscriber};
@@ -24,6 +25,7 @@ use crate::hub::{Registration, Waiting};
 use crate::notification::Page;
 use crate::pager::Pager;
 use crate::protocol::{ClientFrame, Close, ServerFrame, WelcomeFeed};
+use crate::store::answers::Answer;
 use crate::store::cursors::CursorKey;
 use crate::telemetry::Metrics;
 
@@ -56,6 +58,8 @@ pub struct Shared {
     pub pager: Pager,
     /// Where acks go.
     pub cursors: Arc<Cursors>,
+    /// Where reads and handles go.
+    pub answers: Answers,
     /// The books.
     pub metrics: Arc<Metrics>,
     /// How sessions behave.
@@ -182,11 +186,13 @@ impl Task {
         match input {
             Input::Message(message) => return self.take_message(message),
             Input::Hints => {
-                let Waiting { hints, newest, .. } = self.opened.registration.inbox().take();
-                for (feed, last) in newest {
-                    self.session.on_newest(&feed, last);
+                let Waiting { hints, changes, newest, replies, .. } = self.opened.registration.inbox().take();
+                for (feed, newest) in newest {
+                    self.session.on_newest(&feed, newest);
                 }
                 self.session.on_hints(hints, OffsetDateTime::now_utc());
+                self.session.on_changes(&changes);
+                self.session.on_replies(replies);
             }
             Input::Page(Ok(page)) => self.session.on_page(&page, OffsetDateTime::now_utc()),
             // The pager is gone or has no room: a fault of this replica.
@@ -234,8 +240,13 @@ impl Task {
                     }
                     Output::Send(frame) => Message::Text(frame),
                     Output::Ping => Message::Ping(Default::default()),
-                    Output::Read { feed, after, wanted } => {
-                        self.page = Some(self.shared.pager.read(feed, after, wanted));
+                    Output::Read { feed, after, wanted, changes_after } => {
+                        self.page = Some(self.shared.pager.read(feed, after, wanted, changes_after));
+                        continue;
+                    }
+                    Output::Say { feed, said } => {
+                        let answer = Answer { feed, subscriber: self.opened.subscriber.clone(), said };
+                        self.shared.answers.say(answer, self.opened.registration.inbox().clone());
                         continue;
                     }
                     Output::Ack { feed, seq } => {

@@ -4,7 +4,7 @@ use sqlx::Row;
 use sqlx::postgres::{PgPool, PgRow};
 
 use super::StoreError;
-use crate::feed::{Device, Feed, Seq, Subscriber};
+use crate::feed::{Device, Feed, Seq, Subscriber, Version};
 
 /// How many devices of one subscriber may have a cursor in one feed: far above what a person owns, and a bound on what
 /// a client can make us store by inventing names.
@@ -32,16 +32,25 @@ pub struct Standing {
     pub unread: i64,
     /// Notifications that nobody has handled.
     pub unhandled: i64,
+    /// The feed's newest change, or an older one where they came meanwhile.
+    pub version: Version,
 }
 
 /// Reads where each key stands, in the order given, and makes the cursor of one that is new. One call for many sessions;
 /// walks the primary keys of `cursors` and `feeds`.
 pub async fn open(pool: &PgPool, keys: &[CursorKey]) -> Result<Vec<Standing>, StoreError> {
-    let query = sqlx::query("select * from open_cursors($1::text[], $2::text[], $3::text[], $4)")
-        .bind(keys.iter().map(|key| key.feed.as_str()).collect::<Vec<_>>())
-        .bind(keys.iter().map(|key| key.subscriber.as_str()).collect::<Vec<_>>())
-        .bind(keys.iter().map(|key| key.device.as_str()).collect::<Vec<_>>())
-        .bind(DEVICES_PER_SUBSCRIBER_MAX);
+    // The version of this statement's snapshot, which is older than what the function sees: a change may come twice, none is
+    // missed.
+    let query = sqlx::query(
+        "select o.acked_seq, o.last_seq, o.unread, o.unhandled, coalesce(f.version, 0) as version
+         from open_cursors($1::text[], $2::text[], $3::text[], $4) o
+         left join feeds f on f.feed = ($1::text[])[o.ordinal]
+         order by o.ordinal",
+    )
+    .bind(keys.iter().map(|key| key.feed.as_str()).collect::<Vec<_>>())
+    .bind(keys.iter().map(|key| key.subscriber.as_str()).collect::<Vec<_>>())
+    .bind(keys.iter().map(|key| key.device.as_str()).collect::<Vec<_>>())
+    .bind(DEVICES_PER_SUBSCRIBER_MAX);
     let rows = super::rows(pool, query).await?;
     let standing = |row: &PgRow| {
         Ok(Standing {
@@ -49,6 +58,7 @@ pub async fn open(pool: &PgPool, keys: &[CursorKey]) -> Result<Vec<Standing>, St
             last: super::seq(row.try_get("last_seq")?)?,
             unread: row.try_get("unread")?,
             unhandled: row.try_get("unhandled")?,
+            version: super::version(row.try_get("version")?)?,
         })
     };
     let standings = rows.iter().map(standing).collect::<Result<Vec<_>, sqlx::Error>>()?;

@@ -5,24 +5,40 @@ use std::sync::Arc;
 use sqlx::Row;
 use sqlx::postgres::{PgPool, PgRow};
 
-use super::StoreError;
-use crate::feed::{Feed, Seq};
-use crate::notification::{Notification, NotificationFields, Page};
+use super::{StoreError, answers};
+use crate::feed::{Feed, Seq, Version};
+use crate::notification::{Newest, Notification, NotificationFields, Page};
 use crate::protocol::SkipReason;
 
 /// A page ends before the row that begins beyond this, so that large events make short pages, not large memory.
-const PAGE_BYTES_MAX: i64 = 256 * 1024;
+pub(super) const PAGE_BYTES_MAX: i64 = 256 * 1024;
+/// Most changes in a page.
+const CHANGES_PER_PAGE_MAX: i64 = 256;
 
-/// Reads what follows `after` in each feed, at most so many rows, in the order given: one page a request, one query for
-/// all of them.
+/// What a page is to hold. Ordered, so that equal requests are found together.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PageRequest {
+    /// The feed.
+    pub feed: Feed,
+    /// The notifications after this one …
+    pub after: Seq,
+    /// … at most so many.
+    pub rows: i64,
+    /// The changes after this one too.
+    pub changes_after: Option<Version>,
+}
+
+/// Reads what each request asks for, in the order given: one query for the notifications of all of them, and one for the
+/// changes, where any are wanted.
 ///
 /// Walks `notifications_pkey` from `after`, and `notifications_collapse` for each row that has a collapse key. The feed's
-/// newest number and its rows come from one snapshot.
-pub async fn read(pool: &PgPool, requests: &[(Feed, Seq, i64)]) -> Result<Vec<Page>, StoreError> {
+/// newest number, its version and its rows come from one snapshot, its changes from a later one.
+pub async fn read(pool: &PgPool, requests: &[PageRequest]) -> Result<Vec<Page>, StoreError> {
     let query = sqlx::query(
-        "select r.ordinal, coalesce(f.last_seq, 0) as last_seq, n.seq, n.source, n.event_id, n.event_type, n.time,
+        "select r.ordinal, coalesce(f.last_seq, 0) as last_seq, coalesce(f.version, 0) as version,
+                n.seq, n.source, n.event_id, n.event_type, n.time,
                 case when n.collapsed or n.expired then null else n.data end as data, n.collapse_key,
-                n.expires_at, n.read_at, n.handled_at, n.handled_by, n.collapsed, n.expired
+                n.import_done, n.import_failed, n.import_total, n.expires_at, n.read_at, n.handled_at, n.handled_by, n.collapsed, n.expired
          from unnest($1::text[], $2::bigint[], $3::bigint[]) with ordinality as r (feed, after, rows, ordinal)
          left join feeds f on f.feed = r.feed
          left join lateral (
@@ -40,13 +56,13 @@ pub async fn read(pool: &PgPool, requests: &[(Feed, Seq, i64)]) -> Result<Vec<Pa
                      limit r.rows) judged) sized) n on n.bytes_before < $4
          order by r.ordinal, n.seq",
     )
-    .bind(requests.iter().map(|(feed, ..)| feed.as_str()).collect::<Vec<_>>())
-    .bind(requests.iter().map(|(_, after, _)| after.get()).collect::<Vec<_>>())
-    .bind(requests.iter().map(|(.., rows)| *rows).collect::<Vec<_>>())
+    .bind(requests.iter().map(|request| request.feed.as_str()).collect::<Vec<_>>())
+    .bind(requests.iter().map(|request| request.after.get()).collect::<Vec<_>>())
+    .bind(requests.iter().map(|request| request.rows).collect::<Vec<_>>())
     .bind(PAGE_BYTES_MAX);
     let rows = super::rows(pool, query).await?;
 
-    let mut pages: Vec<Page> = requests.iter().map(|(feed, after, _)| Page::new(feed.clone(), *after)).collect();
+    let mut pages: Vec<Page> = requests.iter().map(|request| Page::new(request.feed.clone(), request.after)).collect();
     for row in &rows {
         let page = usize::try_from(row.try_get::<i64, _>("ordinal")? - 1).ok().and_then(|index| pages.get_mut(index));
         if let Some(page) = page {
@@ -56,11 +72,28 @@ pub async fn read(pool: &PgPool, requests: &[(Feed, Seq, i64)]) -> Result<Vec<Pa
     for page in &mut pages {
         page.close();
     }
+    add_changes(pool, requests, &mut pages).await?;
     Ok(pages)
+}
+
+/// Most pages want none: their sessions missed nothing.
+async fn add_changes(pool: &PgPool, requests: &[PageRequest], pages: &mut [Page]) -> Result<(), StoreError> {
+    let wanted = |(place, request): (usize, &PageRequest)| Some((place, request.feed.clone(), request.changes_after?));
+    let wanted: Vec<_> = requests.iter().enumerate().filter_map(wanted).collect();
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    let places: Vec<_> = wanted.iter().map(|(_, feed, after)| (feed.clone(), *after)).collect();
+    for (index, change) in answers::changes_after(pool, &places, CHANGES_PER_PAGE_MAX).await? {
+        let page = wanted.get(index).and_then(|(place, ..)| pages.get_mut(*place));
+        page.into_iter().for_each(|page| page.changes.push(Arc::new(change.clone())));
+    }
+    Ok(())
 }
 
 fn add(page: &mut Page, row: &PgRow) -> Result<(), sqlx::Error> {
     page.last = super::seq(row.try_get("last_seq")?)?;
+    page.version = super::version(row.try_get("version")?)?;
     let Some(seq) = row.try_get::<Option<i64>, _>("seq")? else {
         return Ok(());
     };
@@ -70,29 +103,36 @@ fn add(page: &mut Page, row: &PgRow) -> Result<(), sqlx::Error> {
     } else if row.try_get("collapsed")? {
         page.skip(seq, SkipReason::Collapsed);
     } else {
-        let notification = Notification::render(&NotificationFields {
-            feed: &page.feed,
-            seq,
-            id: row.try_get("event_id")?,
-            source: row.try_get("source")?,
-            event: row.try_get("event_type")?,
-            time: row.try_get("time")?,
-            data: row.try_get("data")?,
-            collapse_key: row.try_get("collapse_key")?,
-            expires_at: row.try_get("expires_at")?,
-            read_at: row.try_get("read_at")?,
-            handled_at: row.try_get("handled_at")?,
-            handled_by: row.try_get("handled_by")?,
-        });
+        let notification = notification(&page.feed, seq, row)?;
         page.push(Arc::new(notification));
     }
     Ok(())
 }
 
-/// The newest number of each feed that has one: what the sweep compares with what sessions were told. Walks `feeds_pkey`.
-pub async fn newest(pool: &PgPool, feeds: &[Feed]) -> Result<Vec<(Feed, Seq)>, StoreError> {
+/// Renders a stored row.
+pub(super) fn notification(feed: &Feed, seq: Seq, row: &PgRow) -> Result<Notification, sqlx::Error> {
+    Ok(Notification::render(&NotificationFields {
+        feed,
+        seq,
+        id: row.try_get("event_id")?,
+        source: row.try_get("source")?,
+        event: row.try_get("event_type")?,
+        time: row.try_get("time")?,
+        data: row.try_get("data")?,
+        collapse_key: row.try_get("collapse_key")?,
+        progress: super::progress(row)?,
+        expires_at: row.try_get("expires_at")?,
+        read_at: row.try_get("read_at")?,
+        handled_at: row.try_get("handled_at")?,
+        handled_by: row.try_get("handled_by")?,
+    }))
+}
+
+/// The newest number and change of each feed that has one: what the sweep compares with what sessions were told. Walks
+/// `feeds_pkey`.
+pub async fn newest(pool: &PgPool, feeds: &[Feed]) -> Result<Vec<(Feed, Newest)>, StoreError> {
     let query = sqlx::query(
-        "select w.ordinal, f.last_seq
+        "select w.ordinal, f.last_seq, f.version
          from unnest($1::text[]) with ordinality as w (feed, ordinal)
          join feeds f on f.feed = w.feed",
     )
@@ -102,7 +142,8 @@ pub async fn newest(pool: &PgPool, feeds: &[Feed]) -> Result<Vec<(Feed, Seq)>, S
     for row in &rows {
         let feed = usize::try_from(row.try_get::<i64, _>("ordinal")? - 1).ok().and_then(|index| feeds.get(index));
         if let Some(feed) = feed {
-            newest.push((feed.clone(), super::seq(row.try_get("last_seq")?)?));
+            let (seq, version) = (super::seq(row.try_get("last_seq")?)?, super::version(row.try_get("version")?)?);
+            newest.push((feed.clone(), Newest { seq, version }));
         }
     }
     Ok(newest)

@@ -107,8 +107,15 @@ mod tests {
         assert!(matches!(parse(heartbeat), Frame::Heartbeat { sent } if sent["m"] == 3));
         assert!(matches!(parse(ServerFrame::Goaway { retry_after_ms: 7 }), Frame::Goaway { retry_after_ms: 7 }));
         assert!(matches!(parse(ServerFrame::Pong), Frame::Pong));
-        let feeds =
-            [crate::protocol::WelcomeFeed { feed: feed.clone(), cursor: seq, last: seq, unread: 1, unhandled: 1 }];
+        let feeds = [crate::protocol::WelcomeFeed {
+            feed: feed.clone(),
+            cursor: seq,
+            last: seq,
+            unread: 1,
+            unhandled: 1,
+            version: Default::default(),
+            shared: false,
+        }];
         let welcome = parse(ServerFrame::Welcome {
             session: "s",
             subscriber: &feed::Subscriber::parse("m").unwrap(),
@@ -135,6 +142,7 @@ mod tests {
             time: time::OffsetDateTime::UNIX_EPOCH,
             data: Some(data),
             collapse_key: None,
+            progress: None,
             expires_at: None,
             read_at: None,
             handled_at: None,

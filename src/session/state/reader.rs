@@ -4,8 +4,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::Start;
-use crate::feed::{Feed, Seq};
-use crate::notification::Notification;
+use crate::change::Change;
+use crate::feed::{Feed, Seq, Version};
+use crate::notification::{Newest, Notification, Page};
 
 /// Most hints kept while a page is being read, so that a session which catches up under a live flow need not read again.
 const KEPT_MAX: usize = 32;
@@ -23,13 +24,24 @@ pub(super) struct Reader {
     /// The newest number known to be stored.
     pub(super) last: Seq,
     /// The same when the last page was asked for.
-    pub(super) last_when_asked: Seq,
+    last_when_asked: Seq,
     /// What was newest at connect, until `caught_up` was said.
     stored_at_connect: Option<Seq>,
     /// Numbers sent and not acknowledged, at most a window of them.
     unacked: VecDeque<Seq>,
     /// A gapless run of hints that cannot be sent yet.
     kept: VecDeque<Arc<Notification>>,
+    /// The newest change that was sent, and the newest known.
+    version: Version,
+    newest_version: Version,
+    /// The same when the last page was asked for.
+    version_when_asked: Version,
+    newest_version_when_asked: Version,
+    /// Notifications up to this one may have been rendered before the change that was sent already: a page that is as new as
+    /// that change has them as they are now.
+    outdated: (Seq, Version),
+    /// Read by everyone: nobody's to answer for all.
+    pub(super) shared: bool,
 }
 
 impl Reader {
@@ -43,14 +55,79 @@ impl Reader {
             stored_at_connect: Some(start.last),
             unacked: VecDeque::new(),
             kept: VecDeque::new(),
+            version: start.version,
+            newest_version: start.newest_version,
+            version_when_asked: start.version,
+            newest_version_when_asked: start.newest_version,
+            outdated: (Seq::ZERO, Version::ZERO),
+            shared: start.shared,
         }
+    }
+
+    /// Notes how far the feed is known to have grown.
+    pub(super) fn grown(&mut self, newest: Newest) {
+        self.last = self.last.max(newest.seq);
+        self.newest_version = self.newest_version.max(newest.version);
+    }
+
+    /// Whether a change is the next to be sent; notes it.
+    pub(super) fn take_change(&mut self, change: &Change) -> bool {
+        self.newest_version = self.newest_version.max(change.version);
+        if change.version != self.version.next() {
+            return false;
+        }
+        self.version = change.version;
+        if change.highest >= self.next {
+            self.forget_kept();
+            self.outdated = (self.outdated.0.max(change.highest), change.version);
+        }
+        true
+    }
+
+    /// Notes the changes of a page. Where it has none that is next, they are not kept any more: the client sees the gap, and
+    /// looks at the history again.
+    pub(super) fn take_changes(&mut self, page: &Page) -> Vec<Arc<Change>> {
+        if let Some(oldest) = page.changes.first()
+            && oldest.version > self.version.next()
+        {
+            self.version = Version::new(oldest.version.get() - 1).unwrap_or_default();
+        }
+        let taken = page.changes.iter().filter(|change| self.take_change(change)).cloned().collect();
+        // Changes that are not stored are forgotten, as numbers are.
+        if self.newest_version == self.newest_version_when_asked {
+            self.newest_version = self.version.max(page.version);
+        }
+        taken
+    }
+
+    /// Whether the client was told of changes that are not stored.
+    pub(super) fn is_ahead_of(&self, page: &Page) -> bool {
+        page.version < self.version_when_asked
+    }
+
+    /// Notes that a page is asked for.
+    pub(super) fn asks(&mut self) {
+        self.last_when_asked = self.last;
+        self.version_when_asked = self.version;
+        self.newest_version_when_asked = self.newest_version;
+    }
+
+    /// The version to read changes after, where some were missed.
+    pub(super) fn changes_wanted(&self) -> Option<Version> {
+        (self.version < self.newest_version).then_some(self.version)
+    }
+
+    /// Whether a page has this notification as it was before a change that was sent.
+    pub(super) fn is_outdated(&self, seq: Seq, page: &Page) -> bool {
+        let (through, version) = self.outdated;
+        seq <= through && page.version < version
     }
 
     /// Notes a hint.
     pub(super) fn keep(&mut self, notification: Arc<Notification>) {
         let seq = notification.seq;
         self.last = self.last.max(seq);
-        if seq < self.next || self.kept.back().is_some_and(|newest| seq <= newest.seq) {
+        if seq < self.next || seq <= self.outdated.0 || self.kept.back().is_some_and(|newest| seq <= newest.seq) {
             return;
         }
         if self.kept.back().is_some_and(|newest| newest.seq.next() != seq) {

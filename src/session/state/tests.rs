@@ -1,17 +1,31 @@
-//! The session by script, and the promise as properties over any order of what can happen to it.
+//! The session by script.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::collections::BTreeSet;
-
-use proptest::prelude::*;
+mod properties;
 
 use super::*;
+use crate::change::{Counts, Fact};
 use crate::notification::NotificationFields;
 
 const WINDOW: usize = 4;
 
 fn seq(number: i64) -> Seq {
     Seq::new(number).unwrap()
+}
+
+fn version(number: i64) -> Version {
+    Version::new(number).unwrap()
+}
+
+fn stored(last: i64, newest_version: i64) -> Newest {
+    Newest { seq: seq(last), version: version(newest_version) }
+}
+
+/// Somebody handled this one.
+fn change(number: i64, highest: i64) -> Arc<Change> {
+    let counts = Counts { unread: 0, unhandled: 0, last: seq(highest) };
+    let handled = Fact::Handled { at: wall(), by: Some("anna".into()) };
+    Arc::new(Change::new(feed(), version(number), &Which::Seqs(vec![highest]), &handled, counts))
 }
 
 fn feed() -> Feed {
@@ -36,6 +50,7 @@ fn expiring(number: i64, expires_at: Option<OffsetDateTime>) -> Arc<Notification
         time: wall(),
         data: None,
         collapse_key: None,
+        progress: None,
         expires_at,
         read_at: None,
         handled_at: None,
@@ -53,7 +68,7 @@ fn page(after: i64, through: i64, last: i64) -> Page {
 
 fn session_at(now: Instant, acked: i64, last: i64) -> Session {
     let rules = Rules { window: WINDOW, heartbeat: Duration::from_secs(10) };
-    let starts = vec![Start::new(feed(), seq(acked), seq(last), None)];
+    let starts = vec![Start::new(feed(), seq(acked), stored(last, 0), KeptByClient::default(), false)];
     Session::new(rules, starts, Ends { token: now + Duration::from_secs(3_600), age: None }, now)
 }
 
@@ -70,9 +85,11 @@ fn words(session: &mut Session) -> Vec<String> {
     let frame = |text: &str| {
         let frame: serde_json::Value = serde_json::from_str(text).unwrap();
         match frame["type"].as_str().unwrap() {
+            "notification" if frame["id"] == "handled" => format!("{} handled", frame["seq"]),
             "notification" => frame["seq"].to_string(),
             "skipped" => format!("skip {}-{} {}", frame["from"], frame["through"], frame["reason"].as_str().unwrap()),
             "caught_up" => format!("caught_up {}", frame["seq"]),
+            "state" => format!("state {}", frame["version"]),
             "error" => format!("error {}", frame["code"].as_str().unwrap()),
             other => other.into(),
         }
@@ -80,7 +97,11 @@ fn words(session: &mut Session) -> Vec<String> {
     let word = |output| match output {
         Output::Notification(text) | Output::Send(text) => frame(&text),
         Output::Ping => "ping_control".into(),
-        Output::Read { after, wanted, .. } => format!("read {wanted} after {after}"),
+        Output::Read { after, wanted, changes_after: None, .. } => format!("read {wanted} after {after}"),
+        Output::Read { after, wanted, changes_after: Some(version), .. } => {
+            format!("read {wanted} after {after} and changes after {}", version.get())
+        }
+        Output::Say { said, .. } => format!("say {said:?}"),
         Output::Ack { seq, .. } => format!("ack {seq}"),
         Output::Verify { .. } => "verify".into(),
         Output::Close(close) => format!("close {}", close.code()),
@@ -174,25 +195,27 @@ fn an_ack_is_only_for_what_was_sent() {
 fn a_client_that_claims_more_than_is_stored_gets_what_comes() {
     let now = Instant::now();
     let rules = Rules { window: WINDOW, heartbeat: Duration::from_secs(10) };
-    let starts = vec![Start::new(feed(), seq(0), seq(7), Some(seq(90)))];
+    let kept = KeptByClient { after: Some(seq(90)), version: Some(version(9)) };
+    let starts = vec![Start::new(feed(), seq(0), stored(7, 2), kept, false)];
     let mut session = Session::new(rules, starts, Ends { token: now + Duration::from_secs(60), age: None }, now);
     assert_eq!(words(&mut session), ["caught_up 7"]);
     session.on_hints(vec![notification(8)], wall());
-    assert_eq!(words(&mut session), ["8"]);
+    session.on_changes(&[change(3, 8)]);
+    assert_eq!(words(&mut session), ["8", "state 3"]);
 }
 
 #[test]
 fn numbers_that_the_database_does_not_have_are_not_asked_for_again_and_again() {
     let mut session = session(3, 3);
     words(&mut session);
-    session.on_newest(&feed(), seq(9));
+    session.on_newest(&feed(), stored(9, 0));
     assert_eq!(words(&mut session), ["read 4 after 3"]);
     session.on_page(&page(3, 3, 3), wall());
     assert_eq!(words(&mut session), [""; 0], "there is nothing after 3");
 
-    session.on_newest(&feed(), seq(9));
+    session.on_newest(&feed(), stored(9, 0));
     assert_eq!(words(&mut session), ["read 4 after 3"]);
-    session.on_newest(&feed(), seq(10));
+    session.on_newest(&feed(), stored(10, 0));
     session.on_page(&page(3, 3, 3), wall());
     assert_eq!(words(&mut session), ["read 4 after 3"], "what was announced since the question is asked for");
 }
@@ -203,6 +226,93 @@ fn a_database_that_was_set_back_ends_the_session() {
     words(&mut session);
     session.on_page(&page(3, 3, 2), wall());
     assert_eq!(words(&mut session), ["close 1011"]);
+}
+
+#[test]
+fn changes_are_sent_in_order_and_a_gap_is_read() {
+    let mut session = session(5, 5);
+    words(&mut session);
+    session.on_changes(&[change(1, 4)]);
+    assert_eq!(words(&mut session), ["state 1"]);
+    session.on_changes(&[change(3, 4), change(1, 4)]);
+    assert_eq!(words(&mut session), ["read 0 after 5 and changes after 1"], "2 was lost");
+    let mut answer = page(5, 5, 5);
+    answer.version = version(3);
+    answer.changes = vec![change(2, 1), change(3, 4)];
+    session.on_page(&answer, wall());
+    session.on_changes(&[change(2, 1), change(3, 4)]);
+    assert_eq!(words(&mut session), ["state 2", "state 3"], "each once");
+    session.on_newest(&feed(), stored(5, 4));
+    assert_eq!(words(&mut session), ["read 0 after 5 and changes after 3"], "the sweep found it");
+    session.on_page(&answer, wall());
+    assert_eq!(words(&mut session), [""; 0], "it is not stored: it is not asked for again and again");
+}
+
+#[test]
+fn a_client_that_keeps_its_place_gets_the_changes_after_it_and_sees_where_they_are_not_kept_any_more() {
+    let now = Instant::now();
+    let rules = Rules { window: WINDOW, heartbeat: Duration::from_secs(10) };
+    let kept = KeptByClient { after: Some(seq(5)), version: Some(version(2)) };
+    let starts = vec![Start::new(feed(), seq(5), stored(5, 9), kept, false)];
+    let mut session = Session::new(rules, starts, Ends { token: now + Duration::from_secs(60), age: None }, now);
+    assert_eq!(words(&mut session), ["caught_up 5", "read 0 after 5 and changes after 2"]);
+    let mut answer = page(5, 5, 5);
+    answer.version = version(9);
+    answer.changes = vec![change(8, 1), change(9, 4)];
+    session.on_page(&answer, wall());
+    assert_eq!(words(&mut session), ["state 8", "state 9"], "3 to 7 are gone");
+}
+
+#[test]
+fn a_notification_is_never_sent_as_it_was_before_a_change_that_was_sent() {
+    let mut session = session(0, 1);
+    assert_eq!(words(&mut session), ["read 1 after 0"]);
+    session.on_changes(&[change(1, 2)]);
+    assert_eq!(words(&mut session), ["state 1"]);
+    session.on_hints(vec![notification(1), notification(2), notification(3)], wall());
+    assert_eq!(words(&mut session), [""; 0], "these hints may be older than the change");
+    session.on_page(&page(0, 2, 2), wall());
+    assert_eq!(words(&mut session), ["read 3 after 0"], "this page is older");
+    let mut newer = page(0, 2, 3);
+    newer.version = version(1);
+    session.on_page(&newer, wall());
+    assert_eq!(words(&mut session), ["1", "2", "3", "caught_up 3"]);
+}
+
+#[test]
+fn a_person_may_answer_within_bounds() {
+    let read = |seqs: Option<Vec<i64>>, through| ClientFrame::Read { feed: "m".into(), seqs, through };
+    let said = |session: &mut Session, frame| {
+        session.on_frame(frame, Instant::now());
+        words(session).join(", ")
+    };
+    let mut session = session(5, 5);
+    words(&mut session);
+    assert_eq!(said(&mut session, read(Some(vec![4, 5]), None)), "say Read(Seqs([4, 5]))");
+    assert_eq!(said(&mut session, read(None, Some(3))), "say Read(Through(Seq(3)))");
+    let handle = |feed: &str, seqs| ClientFrame::Handle { feed: feed.into(), seqs };
+    assert_eq!(said(&mut session, handle("m", vec![5])), "say Handled([5])");
+    assert_eq!(said(&mut session, handle("other", vec![5])), "error unknown_feed");
+    assert_eq!(said(&mut session, handle("m", vec![5; SEQS_PER_FRAME_MAX + 1])), "error too_many_seqs");
+    for _ in 3..SAID_WAITING_MAX {
+        assert_eq!(said(&mut session, handle("m", vec![1])), "say Handled([1])");
+    }
+    assert_eq!(said(&mut session, handle("m", vec![1])), "error busy");
+    session.on_replies(vec![vec![], vec![r#"{"type":"pong"}"#.into()]]);
+    assert_eq!(words(&mut session), ["pong"]);
+    assert_eq!(said(&mut session, handle("m", vec![1])), "say Handled([1])", "two were answered");
+    assert_eq!(said(&mut session, read(None, None)), "close 4500");
+}
+
+#[test]
+fn nobody_answers_for_everyone() {
+    let now = Instant::now();
+    let rules = Rules { window: WINDOW, heartbeat: Duration::from_secs(10) };
+    let starts = vec![Start::new(feed(), seq(0), stored(0, 0), KeptByClient::default(), true)];
+    let mut session = Session::new(rules, starts, Ends { token: now + Duration::from_secs(60), age: None }, now);
+    words(&mut session);
+    session.on_frame(ClientFrame::Handle { feed: "m".into(), seqs: vec![1] }, now);
+    assert_eq!(words(&mut session), ["error read_only"]);
 }
 
 #[test]
@@ -243,134 +353,4 @@ fn too_many_frames_end_the_session() {
         words(&mut session) == ["close 4429"]
     });
     assert!(sent.is_some_and(|sent| sent >= FRAMES_SAVED_MAX as usize));
-}
-
-/// What can happen to a session and its feed.
-#[derive(Debug, Clone)]
-enum Happening {
-    /// So many are stored; each hint arrives or is lost.
-    Stored(Vec<bool>),
-    /// The page that was asked for comes.
-    Page,
-    /// The client acknowledges this part (in percent) of what it has.
-    Ack(i64),
-    /// The sweep looks.
-    Sweep,
-    /// An old hint comes again.
-    Again(i64),
-}
-
-fn happening() -> impl Strategy<Value = Happening> {
-    prop_oneof![
-        proptest::collection::vec(any::<bool>(), 1..6).prop_map(Happening::Stored),
-        Just(Happening::Page),
-        (0..=100_i64).prop_map(Happening::Ack),
-        Just(Happening::Sweep),
-        (1..30_i64).prop_map(Happening::Again),
-    ]
-}
-
-/// A client and a database around a session, which check every output against the promise.
-struct World {
-    session: Session,
-    stored: i64,
-    asked: Option<i64>,
-    received: i64,
-    acked: i64,
-    skipped: BTreeSet<i64>,
-}
-
-impl World {
-    fn happen(&mut self, happening: Happening) {
-        match happening {
-            Happening::Stored(arrivals) => {
-                for arrives in arrivals {
-                    self.stored += 1;
-                    if arrives {
-                        self.session.on_hints(vec![self.expiring_every_fifth(self.stored)], wall());
-                    }
-                }
-            }
-            Happening::Page => self.answer(),
-            Happening::Ack(percent) => {
-                let number = self.acked + (self.received - self.acked) * percent / 100;
-                ack(&mut self.session, number);
-                self.acked = number;
-            }
-            Happening::Sweep => self.session.on_newest(&feed(), seq(self.stored)),
-            Happening::Again(number) if number <= self.stored => {
-                self.session.on_hints(vec![self.expiring_every_fifth(number)], wall());
-            }
-            Happening::Again(_) => {}
-        }
-        self.check_outputs();
-    }
-
-    fn answer(&mut self) {
-        if let Some(after) = self.asked.take() {
-            let mut page = Page::new(feed(), seq(after));
-            page.last = seq(self.stored);
-            for number in after + 1..=self.stored.min(after + 7) {
-                match number % 5 {
-                    0 => page.skip(seq(number), SkipReason::Expired),
-                    _ => page.push(notification(number)),
-                }
-            }
-            page.close();
-            self.session.on_page(&page, wall());
-        }
-    }
-
-    fn expiring_every_fifth(&self, number: i64) -> Arc<Notification> {
-        expiring(number, (number % 5 == 0).then(wall))
-    }
-
-    fn check_outputs(&mut self) {
-        for word in words(&mut self.session) {
-            if let Ok(number) = word.parse::<i64>() {
-                assert_eq!(number, self.received + 1, "in order, without a gap, none twice");
-                assert_ne!(number % 5, 0, "what expired is not sent");
-                self.received = number;
-            } else if let Some(asked) = word.strip_prefix("read ") {
-                assert!(self.asked.is_none(), "one page at a time");
-                self.asked = asked.rsplit(' ').next().unwrap().parse().ok();
-                assert_eq!(self.asked, Some(self.received), "reads on from what it sent");
-            } else if let Some(range) = word.strip_prefix("skip ") {
-                let (from, through) = range.split(' ').next().unwrap().split_once('-').unwrap();
-                let (from, through) = (from.parse::<i64>().unwrap(), through.parse::<i64>().unwrap());
-                assert_eq!(from, self.received + 1);
-                assert!((from..=through).all(|number| number % 5 == 0), "only what expired is skipped");
-                self.skipped.extend(from..=through);
-                self.received = through;
-            } else {
-                assert!(word.starts_with("ack ") || word.starts_with("caught_up "), "{word}");
-            }
-            let outstanding = (self.acked + 1..=self.received).filter(|number| !self.skipped.contains(number)).count();
-            assert!(outstanding <= WINDOW, "{outstanding} are outstanding");
-        }
-    }
-}
-
-proptest! {
-    #[test]
-    fn whatever_happens_everything_stored_is_sent_once_and_in_order(
-        stored in 0..20_i64,
-        happenings in proptest::collection::vec(happening(), 0..60),
-    ) {
-        let mut world = World {
-            session: session(0, stored),
-            stored,
-            asked: None,
-            received: 0,
-            acked: 0,
-            skipped: BTreeSet::new(),
-        };
-        world.check_outputs();
-        happenings.into_iter().for_each(|happening| world.happen(happening));
-        // Then the world is kind: pages come, acks come, the sweep looks. Nothing may be stuck.
-        for _ in 0..=world.stored {
-            [Happening::Sweep, Happening::Page, Happening::Ack(100)].into_iter().for_each(|kind| world.happen(kind));
-        }
-        prop_assert_eq!(world.received, world.stored, "all of it arrived");
-    }
 }

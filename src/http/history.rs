@@ -1,0 +1,127 @@
+//! `GET /v1/feeds/{feed}/notifications`: looking back, newest first, a page at a time.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
+use axum::http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, WWW_AUTHENTICATE};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use tower_http::cors::CorsLayer;
+
+use super::handshake::bearer;
+use super::problem::Problem;
+use super::websocket::Gateway;
+use crate::auth::TokenError;
+use crate::feed::{Feed, Seq, Version};
+use crate::store::StoreError;
+use crate::store::history::{HistoryPage, Look, read};
+
+const LIMIT_DEFAULT: u8 = 50;
+const LIMIT_MAX: u8 = 200;
+/// How long a browser may remember which origins are let in.
+const PREFLIGHT_MAX_AGE: Duration = Duration::from_secs(600);
+
+/// The query. What is not named here is ignored.
+#[derive(Debug, Deserialize)]
+pub struct Parameters {
+    before: Option<i64>,
+    limit: Option<u8>,
+    #[serde(default)]
+    unread: bool,
+    #[serde(default)]
+    unhandled: bool,
+    collapse: Option<bool>,
+}
+
+/// The answer.
+#[derive(Serialize)]
+struct Answer<'a> {
+    feed: &'a Feed,
+    last: Seq,
+    version: Version,
+    unread: i64,
+    unhandled: i64,
+    /// The `notification` frames of the WebSocket protocol.
+    notifications: Vec<&'a RawValue>,
+    /// `before` of the next page; a page may be short or empty and still have one.
+    next: Option<Seq>,
+}
+
+/// Answers with a page of a feed that the token names.
+pub async fn list(
+    State(gateway): State<Arc<Gateway>>,
+    feed: Result<Path<String>, PathRejection>,
+    parameters: Result<Query<Parameters>, QueryRejection>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let token = bearer(&headers).ok_or_else(|| unauthorized(TokenError::Missing))?;
+    let grant = gateway.shared.authenticator.check(token).map_err(unauthorized)?;
+    let bad = |detail: String| Problem::new(StatusCode::BAD_REQUEST, detail);
+    let Path(feed) = feed.map_err(|error| bad(error.to_string()))?;
+    let feed = Feed::parse(&feed).map_err(|error| bad(error.to_string()))?;
+    let Query(parameters) = parameters.map_err(|error| bad(error.body_text()))?;
+    if !grant.feeds.contains(&feed) {
+        return Err(Problem::new(StatusCode::FORBIDDEN, format!("the token does not name the feed {feed}")));
+    }
+    let look = look(feed, &parameters).map_err(|detail| bad(detail.into()))?;
+    let page = read(&gateway.history, &look).await.map_err(|error| match error {
+        StoreError::Away(_) | StoreError::Silent(_) => {
+            tracing::warn!(%error, "a page of history could not be read");
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the database does not answer").retry_later()
+        }
+        error => {
+            tracing::error!(%error, "a page of history could not be read");
+            Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the history could not be read")
+        }
+    })?;
+    // Numbers and times of a person: not for a cache between us.
+    Ok(([(CONTENT_TYPE, "application/json"), (CACHE_CONTROL, "no-store")], body(&look.feed, &page)).into_response())
+}
+
+/// Lets the pages of these origins ask, as they may connect; without a list only the page's own.
+pub fn cors(allowed_origins: &[String]) -> CorsLayer {
+    // What the configuration took is printable; what were not could not be an origin.
+    let origins = allowed_origins.iter().filter_map(|origin| HeaderValue::from_str(&origin.to_ascii_lowercase()).ok());
+    CorsLayer::new()
+        .allow_origin(origins.collect::<Vec<_>>())
+        .allow_methods([Method::GET])
+        .allow_headers([AUTHORIZATION])
+        .max_age(PREFLIGHT_MAX_AGE)
+}
+
+fn look(feed: Feed, parameters: &Parameters) -> Result<Look, &'static str> {
+    let before = match parameters.before {
+        Some(before) => Some(Seq::new(before).filter(|seq| *seq > Seq::ZERO).ok_or("before must be a seq, from 1")?),
+        None => None,
+    };
+    let limit = parameters.limit.unwrap_or(LIMIT_DEFAULT);
+    if !(1..=LIMIT_MAX).contains(&limit) {
+        return Err("limit must be a whole number from 1 to 200");
+    }
+    let (unread, unhandled) = (parameters.unread, parameters.unhandled);
+    Ok(Look { feed, before, limit, unread, unhandled, collapse: parameters.collapse.unwrap_or(true) })
+}
+
+fn body(feed: &Feed, page: &HistoryPage) -> String {
+    // A frame is JSON: it was rendered as such.
+    let frames = page.notifications.iter().filter_map(|notification| serde_json::from_str(&notification.frame).ok());
+    let answer = Answer {
+        feed,
+        last: page.counts.last,
+        version: page.version,
+        unread: page.counts.unread,
+        unhandled: page.counts.unhandled,
+        notifications: frames.collect(),
+        next: page.next,
+    };
+    // Serialising numbers, names and raw JSON to a string cannot fail.
+    serde_json::to_string(&answer).unwrap_or_default()
+}
+
+fn unauthorized(error: TokenError) -> Problem {
+    Problem::new(StatusCode::UNAUTHORIZED, error.to_string()).with(WWW_AUTHENTICATE, "Bearer")
+}

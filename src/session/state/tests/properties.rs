@@ -1,0 +1,196 @@
+//! The promise, as properties over any order of what can happen to a session.
+
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// What can happen to a session and its feed.
+#[derive(Debug, Clone)]
+enum Happening {
+    /// So many are stored; each hint arrives or is lost.
+    Stored(Vec<bool>),
+    /// The page that was asked for comes.
+    Page,
+    /// The client acknowledges this part (in percent) of what it has.
+    Ack(i64),
+    /// The sweep looks.
+    Sweep,
+    /// An old hint comes again.
+    Again(i64),
+    /// Somebody handles this part (in percent) of what is stored; the change arrives or is lost.
+    Handled(i64, bool),
+}
+
+fn happening() -> impl Strategy<Value = Happening> {
+    prop_oneof![
+        proptest::collection::vec(any::<bool>(), 1..6).prop_map(Happening::Stored),
+        Just(Happening::Page),
+        (0..=100_i64).prop_map(Happening::Ack),
+        Just(Happening::Sweep),
+        (1..30_i64).prop_map(Happening::Again),
+        (0..=100_i64, any::<bool>()).prop_map(|(percent, arrives)| Happening::Handled(percent, arrives)),
+    ]
+}
+
+/// A client and a database around a session, which check every output against the promise.
+struct World {
+    session: Session,
+    stored: i64,
+    /// After which number, and after which version.
+    asked: Option<(i64, Option<i64>)>,
+    received: i64,
+    acked: i64,
+    skipped: BTreeSet<i64>,
+    /// What was handled, by its version from 1.
+    handled: Vec<i64>,
+    /// The version that the session was told of.
+    told: i64,
+    /// The page that was asked for, where it was read before it comes.
+    read: Option<Page>,
+}
+
+impl World {
+    fn happen(&mut self, happening: Happening) {
+        match happening {
+            Happening::Stored(arrivals) => {
+                for arrives in arrivals {
+                    self.stored += 1;
+                    if arrives {
+                        self.session.on_hints(vec![self.expiring_every_fifth(self.stored)], wall());
+                    }
+                }
+            }
+            Happening::Page => self.answer(),
+            Happening::Ack(percent) => {
+                let number = self.acked + (self.received - self.acked) * percent / 100;
+                ack(&mut self.session, number);
+                self.acked = number;
+            }
+            Happening::Sweep => {
+                let newest = stored(self.stored, self.handled.len().try_into().unwrap());
+                self.session.on_newest(&feed(), newest);
+            }
+            Happening::Handled(percent, arrives) if self.stored > 0 => {
+                // The page may have been read before, and come after.
+                self.read_page();
+                let number = 1 + (self.stored - 1) * percent / 100;
+                self.handled.push(number);
+                if arrives {
+                    self.session.on_changes(&[change(self.handled.len().try_into().unwrap(), number)]);
+                }
+            }
+            Happening::Handled(..) => {}
+            Happening::Again(number) if number <= self.stored => {
+                self.session.on_hints(vec![self.expiring_every_fifth(number)], wall());
+            }
+            Happening::Again(_) => {}
+        }
+        self.check_outputs();
+    }
+
+    fn answer(&mut self) {
+        self.read_page();
+        if let Some(page) = self.read.take() {
+            self.session.on_page(&page, wall());
+        }
+    }
+
+    /// As the database would answer now.
+    fn read_page(&mut self) {
+        let Some((after, changes_after)) = self.asked.take() else { return };
+        let mut page = Page::new(feed(), seq(after));
+        page.last = seq(self.stored);
+        page.version = version(self.handled.len().try_into().unwrap());
+        for number in after + 1..=self.stored.min(after + 7) {
+            match number % 5 {
+                0 => page.skip(seq(number), SkipReason::Expired),
+                _ => page.push(self.as_it_is(number)),
+            }
+        }
+        page.close();
+        let changes = (1..).zip(&self.handled).map(|(version, number)| change(version, *number));
+        let after = |after: i64| changes.filter(move |change| change.version.get() > after).take(3);
+        page.changes = changes_after.map(after).into_iter().flatten().collect();
+        self.read = Some(page);
+    }
+
+    fn expiring_every_fifth(&self, number: i64) -> Arc<Notification> {
+        expiring(number, (number % 5 == 0).then(wall))
+    }
+
+    /// With its key as the mark of one that was handled.
+    fn as_it_is(&self, number: i64) -> Arc<Notification> {
+        let mut notification = (*notification(number)).clone();
+        if self.handled.contains(&number) {
+            notification.frame = notification.frame.replace(r#""id":"e""#, r#""id":"handled""#).into();
+        }
+        Arc::new(notification)
+    }
+
+    fn check_outputs(&mut self) {
+        for word in words(&mut self.session) {
+            let (word, is_handled) = match word.strip_suffix(" handled") {
+                Some(word) => (word.to_owned(), true),
+                None => (word, false),
+            };
+            if let Ok(number) = word.parse::<i64>() {
+                let told = &self.handled[..usize::try_from(self.told).unwrap()];
+                assert!(is_handled || !told.contains(&number), "{number} is sent as it was before it was handled");
+                assert_eq!(number, self.received + 1, "in order, without a gap, none twice");
+                assert_ne!(number % 5, 0, "what expired is not sent");
+                self.received = number;
+            } else if let Some(told) = word.strip_prefix("state ") {
+                self.told += 1;
+                assert_eq!(told.parse(), Ok(self.told), "in order, without a gap, none twice");
+            } else if let Some(asked) = word.strip_prefix("read ") {
+                assert!(self.asked.is_none() && self.read.is_none(), "one page at a time");
+                let mut numbers = asked.split(' ').filter_map(|word| word.parse().ok()).skip(1);
+                let (after, changes_after) = (numbers.next().unwrap(), numbers.next());
+                assert_eq!(after, self.received, "reads on from what it sent");
+                assert!(changes_after.is_none_or(|after: i64| after == self.told), "and from what it told");
+                self.asked = Some((after, changes_after));
+            } else if let Some(range) = word.strip_prefix("skip ") {
+                let (from, through) = range.split(' ').next().unwrap().split_once('-').unwrap();
+                let (from, through) = (from.parse::<i64>().unwrap(), through.parse::<i64>().unwrap());
+                assert_eq!(from, self.received + 1);
+                assert!((from..=through).all(|number| number % 5 == 0), "only what expired is skipped");
+                self.skipped.extend(from..=through);
+                self.received = through;
+            } else {
+                assert!(word.starts_with("ack ") || word.starts_with("caught_up "), "{word}");
+            }
+            let outstanding = (self.acked + 1..=self.received).filter(|number| !self.skipped.contains(number)).count();
+            assert!(outstanding <= WINDOW, "{outstanding} are outstanding");
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn whatever_happens_everything_stored_is_sent_once_and_in_order(
+        stored in 0..20_i64,
+        happenings in proptest::collection::vec(happening(), 0..60),
+    ) {
+        let mut world = World {
+            session: session(0, stored),
+            stored,
+            asked: None,
+            received: 0,
+            acked: 0,
+            skipped: BTreeSet::new(),
+            handled: vec![],
+            told: 0,
+            read: None,
+        };
+        world.check_outputs();
+        happenings.into_iter().for_each(|happening| world.happen(happening));
+        // Then the world is kind: pages come, acks come, the sweep looks. Nothing may be stuck.
+        for _ in 0..=world.stored + i64::try_from(world.handled.len()).unwrap() {
+            [Happening::Sweep, Happening::Page, Happening::Ack(100)].into_iter().for_each(|kind| world.happen(kind));
+        }
+        prop_assert_eq!(world.received, world.stored, "all of it arrived");
+        prop_assert_eq!(world.told, i64::try_from(world.handled.len()).unwrap(), "and all that was said of it");
+    }
+}

@@ -1,0 +1,155 @@
+//! What people say of notifications: read, handled.
+
+use sqlx::Row;
+use sqlx::postgres::{PgPool, PgRow};
+use time::OffsetDateTime;
+
+use super::StoreError;
+use crate::change::{Change, Counts, Fact, Said, Which};
+use crate::feed::{Feed, Subscriber, Version};
+
+/// Most numbers that one "read all up to here" looks at while its feed is locked; where there are more it goes on afterwards,
+/// so that ingest waits for a few milliseconds only.
+const ROWS_PER_ANSWER_MAX: i64 = 1_000;
+/// Most changes kept of a feed: who was away for longer fetches history again.
+pub const CHANGES_KEPT_MAX: i64 = 1_000;
+
+/// What someone said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// Of which feed.
+    pub feed: Feed,
+    /// Who.
+    pub subscriber: Subscriber,
+    /// What is to be true.
+    pub said: Said,
+}
+
+/// What came of it; what one person said may have several.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// It became true now, for everyone.
+    Changed(Change),
+    /// It was true before.
+    Was {
+        /// Of these.
+        which: Which,
+        /// Since when, and by whom.
+        fact: Fact,
+        /// The feed's counts.
+        counts: Counts,
+    },
+    /// The feed does not have these numbers.
+    Unknown(Vec<i64>),
+    /// It is true as far as was looked; the rest is to be said again.
+    More,
+}
+
+/// Makes it so in one transaction, in the order given; gives each outcome with the place of what was said. Saying it again does
+/// no harm. Locks the feeds' rows in name order; walks `notifications_pkey`.
+pub async fn write(pool: &PgPool, answers: &[Answer]) -> Result<Vec<(usize, Outcome)>, StoreError> {
+    let kind = |answer: &Answer| match answer.said {
+        Said::Read(_) => "read",
+        Said::Handled(_) => "handled",
+    };
+    let through = |answer: &Answer| match &answer.said {
+        Said::Read(Which::Through(through)) => Some(through.get()),
+        _ => None,
+    };
+    let seqs = |answer: &Answer| match &answer.said {
+        Said::Read(Which::Seqs(seqs)) | Said::Handled(seqs) => Some(array_literal(seqs)),
+        Said::Read(Which::Through(_)) => None,
+    };
+    let query = sqlx::query(
+        "select * from answer_notifications($1::text[], $2::text[], $3::bigint[], $4::text[], $5::text[], $6, $7)",
+    )
+    .bind(answers.iter().map(|answer| answer.feed.as_str()).collect::<Vec<_>>())
+    .bind(answers.iter().map(kind).collect::<Vec<_>>())
+    .bind(answers.iter().map(through).collect::<Vec<_>>())
+    .bind(answers.iter().map(seqs).collect::<Vec<_>>())
+    .bind(answers.iter().map(|answer| answer.subscriber.as_str()).collect::<Vec<_>>())
+    .bind(ROWS_PER_ANSWER_MAX)
+    .bind(CHANGES_KEPT_MAX);
+    let mut outcomes = Vec::with_capacity(answers.len());
+    for row in &super::rows(pool, query).await? {
+        let place = usize::try_from(row.try_get::<i64, _>("ordinal")? - 1).unwrap_or(usize::MAX);
+        if let Some(answer) = answers.get(place) {
+            outcomes.push((place, outcome(answer, row)?));
+        }
+    }
+    Ok(outcomes)
+}
+
+fn outcome(answer: &Answer, row: &PgRow) -> Result<Outcome, sqlx::Error> {
+    let is_read = matches!(answer.said, Said::Read(_));
+    Ok(match row.try_get("outcome")? {
+        "changed" => {
+            let version = super::version(row.try_get("version")?)?;
+            Outcome::Changed(Change::new(
+                answer.feed.clone(),
+                version,
+                &which(row)?,
+                &fact(is_read, row)?,
+                counts(row)?,
+            ))
+        }
+        "was" => Outcome::Was { which: which(row)?, fact: fact(is_read, row)?, counts: counts(row)? },
+        "unknown" => Outcome::Unknown(row.try_get("seqs")?),
+        _ => Outcome::More,
+    })
+}
+
+/// The changes of each feed after its version, in order, no more than `limit` of each. Walks `changes_pkey`.
+pub async fn changes_after(
+    pool: &PgPool,
+    places: &[(Feed, Version)],
+    limit: i64,
+) -> Result<Vec<(usize, Change)>, StoreError> {
+    let query = sqlx::query(
+        "select r.ordinal, c.*
+         from unnest($1::text[], $2::bigint[]) with ordinality as r (feed, after, ordinal)
+         cross join lateral (
+             select * from changes c where c.feed = r.feed and c.version > r.after order by c.version limit $3) c
+         order by r.ordinal, c.version",
+    )
+    .bind(places.iter().map(|(feed, _)| feed.as_str()).collect::<Vec<_>>())
+    .bind(places.iter().map(|(_, after)| after.get()).collect::<Vec<_>>())
+    .bind(limit);
+    let mut changes = Vec::new();
+    for row in &super::rows(pool, query).await? {
+        let place = usize::try_from(row.try_get::<i64, _>("ordinal")? - 1).unwrap_or(usize::MAX);
+        if let Some((feed, _)) = places.get(place) {
+            let version = super::version(row.try_get("version")?)?;
+            let is_read = row.try_get::<&str, _>("kind")? == "read";
+            let change = Change::new(feed.clone(), version, &which(row)?, &fact(is_read, row)?, counts(row)?);
+            changes.push((place, change));
+        }
+    }
+    Ok(changes)
+}
+
+fn which(row: &PgRow) -> Result<Which, sqlx::Error> {
+    Ok(match row.try_get::<Option<i64>, _>("through")? {
+        Some(through) => Which::Through(super::seq(through)?),
+        None => Which::Seqs(row.try_get::<Option<Vec<i64>>, _>("seqs")?.unwrap_or_default()),
+    })
+}
+
+fn fact(is_read: bool, row: &PgRow) -> Result<Fact, sqlx::Error> {
+    let at: Option<OffsetDateTime> = row.try_get("changed_at")?;
+    Ok(match (is_read, at) {
+        (false, Some(at)) => Fact::Handled { at, by: row.try_get("changed_by")? },
+        (_, at) => Fact::Read(at),
+    })
+}
+
+fn counts(row: &PgRow) -> Result<Counts, sqlx::Error> {
+    let (unread, unhandled) = (row.try_get("unread")?, row.try_get("unhandled")?);
+    Ok(Counts { unread, unhandled, last: super::seq(row.try_get::<i64, _>("last_seq")?)? })
+}
+
+/// As Postgres writes an array; its binary form has no arrays of arrays of different lengths.
+fn array_literal(numbers: &[i64]) -> String {
+    let numbers: Vec<String> = numbers.iter().map(i64::to_string).collect();
+    format!("{{{}}}", numbers.join(","))
+}
