@@ -4,12 +4,15 @@
 #![expect(clippy::expect_used, reason = "a test fails by panicking, and says why")]
 #![expect(unreachable_pub, reason = "a test binary exports nothing: `pub` in `support` means: for the stories")]
 
+mod answers;
 mod books;
 mod commands;
 mod drain;
 mod faults;
 mod handshake;
 mod hints;
+mod history;
+mod imports;
 mod poison;
 mod protocol;
 mod real_input;

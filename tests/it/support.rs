@@ -28,7 +28,7 @@ pub use broker::Broker;
 pub use command::Done;
 pub use event::{Event, Parcel};
 pub use eventually::{eventually, holds};
-pub use frames::{Frame, Notification};
+pub use frames::{Frame, Notification, Progress};
 pub use handshake::{Closed, Handshake};
 pub use merchant::Merchant;
 pub use proxy::Proxy;

@@ -55,6 +55,23 @@ impl Event {
         (0..count).map(|_| Self::order(recipient)).collect()
     }
 
+    /// An import begins.
+    pub fn import_started(recipient: &str, import: &str, total: usize) -> Self {
+        Self::new("import.started", recipient, &format!(r#"{{"import_id":"{import}","total":{total}}}"#))
+    }
+
+    /// An item was imported, or failed.
+    pub fn import_item(recipient: &str, import: &str, index: usize, failed: bool) -> Self {
+        let outcome = if failed { r#""failed","error":"no price""# } else { r#""imported""# };
+        let data = format!(r#"{{"import_id":"{import}","index":{index},"sku":"S-{index}","status":{outcome}}}"#);
+        Self::new("import.item", recipient, &data)
+    }
+
+    /// An import is over.
+    pub fn import_finished(recipient: &str, import: &str, status: &str) -> Self {
+        Self::new("import.finished", recipient, &format!(r#"{{"import_id":"{import}","status":"{status}"}}"#))
+    }
+
     /// The event's own id, unique within its source.
     pub fn id(mut self, id: &str) -> Self {
         self.id = id.to_owned();

@@ -16,6 +16,8 @@ pub enum Frame {
     Skipped(Skipped),
     /// All that was stored when the session connected has been sent.
     CaughtUp(CaughtUp),
+    /// Somebody read or handled notifications.
+    State(State),
     /// The session lives.
     Heartbeat(Heartbeat),
     /// The replica is leaving.
@@ -44,6 +46,11 @@ pub struct FeedState {
     pub feed: String,
     pub cursor: u64,
     pub last: u64,
+    pub unread: u64,
+    pub unhandled: u64,
+    pub version: u64,
+    #[serde(default)]
+    pub shared: bool,
 }
 
 /// `notification`
@@ -57,6 +64,32 @@ pub struct Notification {
     pub time: String,
     pub data: Option<Box<RawValue>>,
     pub collapse_key: Option<String>,
+    pub progress: Option<Progress>,
+    pub read_at: Option<String>,
+    pub handled_at: Option<String>,
+}
+
+/// How far an import is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub struct Progress {
+    pub done: u64,
+    pub failed: u64,
+    pub total: Option<u64>,
+}
+
+/// `state`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct State {
+    pub feed: String,
+    pub seqs: Option<Vec<u64>>,
+    pub through: Option<u64>,
+    pub read_at: Option<String>,
+    pub handled_at: Option<String>,
+    pub handled_by: Option<String>,
+    pub unread: u64,
+    pub unhandled: u64,
+    pub last: u64,
+    pub version: Option<u64>,
 }
 
 /// `skipped`
@@ -92,6 +125,7 @@ pub struct Goaway {
 pub struct Refused {
     pub code: String,
     pub message: String,
+    pub feed: Option<String>,
 }
 
 impl Frame {
@@ -107,6 +141,7 @@ impl Frame {
             "notification" => Self::Notification(serde_json::from_str(text)?),
             "skipped" => Self::Skipped(serde_json::from_str(text)?),
             "caught_up" => Self::CaughtUp(serde_json::from_str(text)?),
+            "state" => Self::State(serde_json::from_str(text)?),
             "heartbeat" => Self::Heartbeat(serde_json::from_str(text)?),
             "goaway" => Self::Goaway(serde_json::from_str(text)?),
             "pong" => Self::Pong,
@@ -133,6 +168,24 @@ pub enum Saying<'a> {
         feed: &'a str,
         /// The last of it.
         seq: u64,
+    },
+    /// A person saw these, or all up to one.
+    Read {
+        /// The feed.
+        feed: &'a str,
+        /// These.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        seqs: Option<&'a [u64]>,
+        /// All up to this one.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        through: Option<u64>,
+    },
+    /// A person took these.
+    Handle {
+        /// The feed.
+        feed: &'a str,
+        /// These.
+        seqs: &'a [u64],
     },
     /// A fresh token.
     Auth {

@@ -26,6 +26,7 @@ pub struct Handshake {
     origin: Option<String>,
     query: Vec<String>,
     after: BTreeMap<String, u64>,
+    versions: BTreeMap<String, u64>,
 }
 
 #[derive(Clone)]
@@ -39,7 +40,8 @@ impl Handshake {
     /// As `who`, with `token` in the `Authorization` header: a program, no browser.
     pub fn new(who: &str, token: &Token) -> Self {
         let token = Presented::InHeader(token.sign());
-        Self { who: who.to_owned(), token, origin: None, query: Vec::new(), after: BTreeMap::new() }
+        let (after, versions) = (BTreeMap::new(), BTreeMap::new());
+        Self { who: who.to_owned(), token, origin: None, query: Vec::new(), after, versions }
     }
 
     /// Another token, as text, good or bad.
@@ -81,6 +83,13 @@ impl Handshake {
         self
     }
 
+    /// The client knows what people said up to `version`.
+    pub fn state(mut self, feed: &str, version: u64) -> Self {
+        self.query.push(format!("state={feed}:{version}"));
+        self.versions.insert(feed.to_owned(), version);
+        self
+    }
+
     /// Connects, and reads the welcome.
     pub async fn connect(&self, address: SocketAddr) -> Merchant {
         match self.try_connect(address).await {
@@ -104,7 +113,7 @@ impl Handshake {
         let Frame::Welcome(welcome) = Frame::parse(&text).map_err(|error| error.to_string())? else {
             return Err(text.to_string());
         };
-        let seen = Seen::new(&self.who, &welcome, &self.after);
+        let seen = Seen::new(&self.who, &welcome, &self.after, &self.versions);
         Ok(Merchant::new(&self.who, welcome, seen, socket))
     }
 

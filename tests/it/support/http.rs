@@ -49,9 +49,20 @@ struct Problem {
 
 /// `GET path` on a connection of its own.
 pub async fn get(address: SocketAddr, path: &str) -> io::Result<Reply> {
+    get_with(address, path, &[]).await
+}
+
+/// The same with these headers.
+pub async fn get_with(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> io::Result<Reply> {
+    request("GET", address, path, headers).await
+}
+
+/// Any request without a body, on a connection of its own.
+pub async fn request(method: &str, address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> io::Result<Reply> {
     let mut stream = TcpStream::connect(address).await?;
     // HTTP/1.0: the reply ends with the connection or with its length, never in chunks.
-    let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n");
+    let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    let request = format!("{method} {path} HTTP/1.0\r\nHost: {address}\r\n{headers}\r\n");
     exchange(&mut stream, &request).await
 }
 

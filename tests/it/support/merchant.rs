@@ -12,7 +12,7 @@ use tokio_tungstenite::tungstenite::error::ProtocolError;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::{Error, Message, Utf8Bytes};
 
-use super::frames::{Frame, Goaway, Notification, Refused, Saying, Welcome};
+use super::frames::{Frame, Goaway, Notification, Refused, Saying, State, Welcome};
 use super::handshake::Closed;
 use super::seen::Seen;
 use super::{PATIENCE, Token};
@@ -51,6 +51,11 @@ impl Merchant {
         self.seen.through(feed)
     }
 
+    /// The last change that this session was told of in `feed`.
+    pub fn version(&self, feed: &str) -> u64 {
+        self.seen.version(feed)
+    }
+
     /// The next frame, or how the session ended; panics where neither comes.
     pub async fn next_frame(&mut self) -> Result<Frame, Closed> {
         match self.inbox.pop_front() {
@@ -78,6 +83,11 @@ impl Merchant {
         };
         let notification = self.next("a notification", pick).await;
         (skips, notification)
+    }
+
+    /// The next word of what people said.
+    pub async fn next_state(&mut self) -> State {
+        self.next("a state", |frame| if let Frame::State(state) = frame { Some(state) } else { None }).await
     }
 
     /// The next error.
@@ -140,6 +150,21 @@ impl Merchant {
     pub async fn ack(&mut self, feed: &str, seq: u64) {
         self.seen.on_ack(feed, seq);
         self.say(&Saying::Ack { feed, seq }).await;
+    }
+
+    /// Says that a person saw these.
+    pub async fn read(&mut self, feed: &str, seqs: &[u64]) {
+        self.say(&Saying::Read { feed, seqs: Some(seqs), through: None }).await;
+    }
+
+    /// Says that a person saw all up to this one.
+    pub async fn read_through(&mut self, feed: &str, through: u64) {
+        self.say(&Saying::Read { feed, seqs: None, through: Some(through) }).await;
+    }
+
+    /// Says that a person took these.
+    pub async fn handle(&mut self, feed: &str, seqs: &[u64]) {
+        self.say(&Saying::Handle { feed, seqs }).await;
     }
 
     /// Shows a fresh token.

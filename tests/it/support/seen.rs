@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::frames::{CaughtUp, Frame, Heartbeat, Notification, Skipped, Welcome};
+use super::frames::{CaughtUp, Frame, Heartbeat, Notification, Skipped, State, Welcome};
 
 /// What one session was sent so far. It panics where a number comes twice, out of order or after a gap that no `skipped`
 /// covers, where a foreign feed shows, and where more is outstanding than the window allows.
@@ -19,18 +19,22 @@ struct Place {
     next: u64,
     /// The last one stored when the session connected.
     last_at_welcome: u64,
+    /// The last change that the session was told of.
+    version: u64,
     /// Sent, and not acknowledged by this client.
     outstanding: VecDeque<u64>,
     caught_up: Option<u64>,
 }
 
 impl Seen {
-    /// A session begins. `after` is where the client said it stands, feed by feed.
-    pub fn new(who: &str, welcome: &Welcome, after: &BTreeMap<String, u64>) -> Self {
+    /// A session begins. `after` and `versions` are where the client said it stands, feed by feed.
+    pub fn new(who: &str, welcome: &Welcome, after: &BTreeMap<String, u64>, versions: &BTreeMap<String, u64>) -> Self {
         let feeds = welcome.feeds.iter().map(|state| {
             let cursor = after.get(&state.feed).copied().unwrap_or(state.cursor);
+            let version = versions.get(&state.feed).copied().unwrap_or(state.version);
             let (last_at_welcome, outstanding) = (state.last, VecDeque::new());
-            (state.feed.clone(), Place { next: cursor + 1, last_at_welcome, outstanding, caught_up: None })
+            let place = Place { next: cursor + 1, last_at_welcome, version, outstanding, caught_up: None };
+            (state.feed.clone(), place)
         });
         Self { who: who.to_owned(), window: welcome.window, feeds: feeds.collect() }
     }
@@ -43,6 +47,7 @@ impl Seen {
             Frame::Skipped(skipped) => self.on_skipped(skipped),
             Frame::CaughtUp(caught_up) => self.on_caught_up(caught_up),
             Frame::Heartbeat(heartbeat) => self.on_heartbeat(heartbeat),
+            Frame::State(state) => self.on_state(state),
             Frame::Goaway(_) | Frame::Pong | Frame::Error(_) => {}
         }
     }
@@ -59,6 +64,11 @@ impl Seen {
         self.feeds.get(feed).unwrap_or_else(|| panic!("{}: no feed {feed} in the welcome", self.who)).next - 1
     }
 
+    /// The last change that it was told of in `feed`.
+    pub fn version(&self, feed: &str) -> u64 {
+        self.feeds.get(feed).map_or(0, |place| place.version)
+    }
+
     /// The `seq` of the feed's `caught_up`, where it came.
     pub fn caught_up(&self, feed: &str) -> Option<u64> {
         self.feeds.get(feed).and_then(|place| place.caught_up)
@@ -67,6 +77,16 @@ impl Seen {
     /// How many are sent and not acknowledged.
     pub fn outstanding(&self) -> usize {
         self.feeds.values().map(|place| place.outstanding.len()).sum()
+    }
+
+    fn on_state(&mut self, state: &State) {
+        let who = self.who.clone();
+        let place = self.place(&state.feed);
+        if let Some(version) = state.version {
+            let expected = place.version + 1;
+            place.version = version;
+            assert_eq!(version, expected, "{who}: change {expected} was due and this came: {state:?}");
+        }
     }
 
     fn on_notification(&mut self, notification: &Notification) {

@@ -200,7 +200,49 @@ impl World {
         query.bind(subscriber).fetch_one(&self.pool).await.expect("the database answers")
     }
 
-    /// Ends the story and checks the books: what was received is stored, a duplicate or a dead letter; every replica
+    /// How many of `feed` nobody has read, and how many nobody has handled, counted row by row.
+    pub async fn unanswered(&self, feed: &str) -> (u64, u64) {
+        let query = "select count(*) filter (where read_at is null), count(*) filter (where handled_at is null)
+                     from notifications where feed = $1";
+        let (unread, unhandled): (i64, i64) =
+            sqlx::query_as(query).bind(feed).fetch_one(&self.pool).await.expect("the database answers");
+        (unread.unsigned_abs(), unhandled.unsigned_abs())
+    }
+
+    /// What is kept of an import: done, failed, total, status.
+    pub async fn import(&self, feed: &str, import: &str) -> Option<(i64, i64, Option<i64>, String)> {
+        let query = "select done, failed, total, status from imports where feed = $1 and import_id = $2";
+        sqlx::query_as(query).bind(feed).bind(import).fetch_optional(&self.pool).await.expect("the database answers")
+    }
+
+    /// Runs a statement that sets a story's scene.
+    pub async fn execute(&self, statement: &'static str) {
+        sqlx::query(statement).execute(&self.pool).await.expect("the database takes it");
+    }
+
+    /// Asserts that what is counted as it happens is what is counted row by row.
+    async fn check_counts(&self) {
+        let feeds = "select count(*) from feeds f
+            left join (select feed, max(seq) as last, count(*) filter (where read_at is null) as unread,
+                              count(*) filter (where handled_at is null) as unhandled,
+                              min(seq) filter (where read_at is null) as oldest_unread
+                       from notifications group by feed) n on n.feed = f.feed
+            where (f.last_seq, f.unread, f.unhandled) <>
+                  (coalesce(n.last, 0), coalesce(n.unread, 0), coalesce(n.unhandled, 0))
+               or n.oldest_unread <= f.read_seq
+               or f.version <> (select coalesce(max(c.version), 0) from changes c where c.feed = f.feed)";
+        assert_eq!(self.number(feeds).await, 0, "feeds whose counts are not what their rows say");
+        let imports = "select count(*) from imports i
+            cross join lateral (
+                select count(*) filter (where event_type = 'import.item') as items, max(import_done) as done,
+                       max(import_failed) as failed
+                from notifications n where n.feed = i.feed and n.data::json ->> 'import_id' = i.import_id) n
+            where (i.done, i.done, i.failed) <> (n.items, n.done, n.failed)";
+        assert_eq!(self.number(imports).await, 0, "imports whose totals are not what their items say");
+    }
+
+    /// Ends the story and checks the books: what was received is stored, a duplicate or a dead letter; the counts are what
+    /// the rows say; every replica
     /// leaves with exit status 0; nobody panicked; nothing is left in the queues, nothing unacknowledged.
     pub async fn finish(self) {
         let replicas = self.replicas();
@@ -219,6 +261,7 @@ impl World {
             holds(received == stored + duplicate + dead_lettered, seen)
         })
         .await;
+        self.check_counts().await;
         for replica in &running {
             let status = replica.terminate().await;
             assert!(status.success(), "a replica asked to leave ended with {status}");

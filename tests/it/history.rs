@@ -1,0 +1,178 @@
+//! Looking back over a feed by HTTP: newest first, a page at a time, and only what the token names.
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::support::{Event, Replica, World, http};
+
+const MERCHANT: &str = "merchant-42";
+
+#[derive(Debug, Deserialize)]
+struct Page {
+    feed: String,
+    last: u64,
+    version: u64,
+    unread: u64,
+    unhandled: u64,
+    notifications: Vec<Entry>,
+    next: Option<u64>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Entry {
+    r#type: String,
+    seq: u64,
+    event: String,
+    data: Box<RawValue>,
+    read_at: Option<String>,
+    handled_by: Option<String>,
+}
+
+impl Page {
+    fn seqs(&self) -> Vec<u64> {
+        self.notifications.iter().map(|entry| entry.seq).collect()
+    }
+}
+
+async fn ask(world: &World, replica: &Replica, who: &str, path: &str) -> http::Reply {
+    let authorization = format!("Bearer {}", world.token(who).sign());
+    http::get_with(replica.public(), path, &[("Authorization", &authorization)]).await.expect("an answer")
+}
+
+async fn page(world: &World, replica: &Replica, query: &str) -> Page {
+    let path = format!("/v1/feeds/{MERCHANT}/notifications{query}");
+    let reply = ask(world, replica, MERCHANT, &path).await;
+    assert_eq!((reply.status, reply.header("content-type")), (200, Some("application/json")), "{reply:?}");
+    assert_eq!(reply.header("cache-control"), Some("no-store"));
+    serde_json::from_slice(&reply.body).unwrap_or_else(|error| panic!("{error}: {}", reply.text()))
+}
+
+#[tokio::test]
+async fn a_feed_is_paged_newest_first_with_what_people_said_of_it() {
+    let world = World::new().await;
+    let replica = world.serve().await;
+    let data = r#"{"text" : "as it came", "n":1e400}"#;
+    let publisher = world.publisher().await;
+    publisher.publish_all(Event::orders(MERCHANT, 119)).await;
+    publisher.publish(&Event::new("custom.thing", MERCHANT, data)).await;
+    world.expect_stored(MERCHANT, 120).await;
+    let mut merchant = world.merchant(MERCHANT).after(MERCHANT, 119).connect(replica.public()).await;
+    merchant.take_seqs(120..=120).await;
+    merchant.read_through(MERCHANT, 100).await;
+    merchant.next_state().await;
+    merchant.handle(MERCHANT, &[3, 118]).await;
+    merchant.next_state().await;
+
+    let first = page(&world, &replica, "").await;
+    assert_eq!((first.feed.as_str(), first.last, first.version), (MERCHANT, 120, 2));
+    assert_eq!((first.unread, first.unhandled), (20, 118));
+    assert_eq!((first.seqs(), first.next), ((71..=120).rev().collect(), Some(71)));
+    let newest = &first.notifications[0];
+    assert_eq!(
+        (newest.r#type.as_str(), newest.event.as_str(), newest.data.get()),
+        ("notification", "custom.thing", data)
+    );
+    assert_eq!(first.notifications[2].handled_by.as_deref(), Some(MERCHANT));
+    assert!(first.notifications[20].read_at.is_some() && first.notifications[19].read_at.is_none());
+    let second = page(&world, &replica, "?before=71").await;
+    assert_eq!((second.seqs(), second.next), ((21..=70).rev().collect(), Some(21)));
+    let third = page(&world, &replica, "?before=21&other=ignored").await;
+    assert_eq!((third.seqs(), third.next), ((1..=20).rev().collect(), None));
+
+    assert_eq!(page(&world, &replica, "?unread=true").await.seqs(), (101..=120).rev().collect::<Vec<_>>());
+    let unhandled = page(&world, &replica, "?unhandled=true&limit=4").await;
+    assert_eq!((unhandled.seqs(), unhandled.next), (vec![120, 119, 117, 116], Some(116)));
+    assert_eq!(page(&world, &replica, "?before=5&unhandled=true").await.seqs(), [4, 2, 1]);
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn an_import_is_one_line_of_history_and_its_failures() {
+    let world = World::new().await;
+    let replica = world.serve().await;
+    let publisher = world.publisher().await;
+    publisher.publish(&Event::order(MERCHANT)).await;
+    publisher.publish_all((1..=20).map(|index| Event::import_item(MERCHANT, "i", index, index == 7))).await;
+    publisher.publish(&Event::order(MERCHANT).expires_in_seconds(-1)).await;
+    world.expect_stored(MERCHANT, 22).await;
+    let collapsed = page(&world, &replica, "").await;
+    assert_eq!(collapsed.seqs(), [21, 8, 1], "what expired is not shown either");
+    assert_eq!(page(&world, &replica, "?collapse=false").await.seqs(), (1..=21).rev().collect::<Vec<_>>());
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn where_few_of_many_are_wanted_a_page_may_be_empty_and_says_where_to_go_on() {
+    let world = World::new().await;
+    let replica = world.serve().await;
+    world.publisher().await.publish_all(Event::orders(MERCHANT, 1)).await;
+    world.expect_stored(MERCHANT, 1).await;
+    world
+        .execute(
+            "insert into notifications (feed, seq, source, event_id, event_type, time, read_at, handled_at)
+             select 'merchant-42', n, '/s', n::text, 't', now(), now(), now() from generate_series(2, 12000) n",
+        )
+        .await;
+    world.execute("update feeds set last_seq = 12000 where feed = 'merchant-42'").await;
+    let mut query = "?unhandled=true".to_owned();
+    let (mut found, mut pages) = (Vec::new(), 0);
+    loop {
+        let page = page(&world, &replica, &query).await;
+        found.extend(page.seqs());
+        pages += 1;
+        match page.next {
+            Some(next) => query = format!("?unhandled=true&before={next}"),
+            None => break,
+        }
+    }
+    assert_eq!((found, pages), (vec![1], 3));
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn what_the_token_does_not_name_or_the_contract_does_not_know_is_refused() {
+    let world = World::new().await;
+    let replica = world.serve().await;
+    let path = |feed: &str, query: &str| format!("/v1/feeds/{feed}/notifications{query}");
+    for (path, status) in [
+        (path("merchant-43", ""), 403),
+        (path("a%20b", ""), 400),
+        (path(MERCHANT, "?limit=0"), 400),
+        (path(MERCHANT, "?limit=201"), 400),
+        (path(MERCHANT, "?before=0"), 400),
+        (path(MERCHANT, "?before=x"), 400),
+        (path(MERCHANT, "?unread=maybe"), 400),
+        ("/v1/feeds".into(), 404),
+    ] {
+        ask(&world, &replica, MERCHANT, &path).await.expect_problem(status);
+    }
+    let reply = http::get(replica.public(), &path(MERCHANT, "")).await.expect("an answer");
+    reply.expect_problem(401);
+    assert_eq!(reply.header("www-authenticate"), Some("Bearer"));
+    let slashed = world.token("shop/1").sign();
+    let authorization = format!("Bearer {slashed}");
+    let headers = [("Authorization", authorization.as_str())];
+    let reply = http::get_with(replica.public(), &path("shop%2F1", ""), &headers).await.expect("an answer");
+    assert_eq!(reply.status, 200, "{reply:?}");
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn pages_of_listed_origins_may_ask_and_others_may_not() {
+    let world = World::new().await;
+    let replica = world.replica().with("SHOPBELL_ALLOWED_ORIGINS", "https://admin.example").start().await;
+    let path = format!("/v1/feeds/{MERCHANT}/notifications");
+    for (origin, allowed) in [("https://admin.example", true), ("https://evil.example", false)] {
+        let preflight = [
+            ("Origin", origin),
+            ("Access-Control-Request-Method", "GET"),
+            ("Access-Control-Request-Headers", "authorization"),
+        ];
+        let reply = http::request("OPTIONS", replica.public(), &path, &preflight).await.expect("an answer");
+        assert_eq!(reply.header("access-control-allow-origin"), allowed.then_some(origin), "{reply:?}");
+        let reply = http::get_with(replica.public(), &path, &[("Origin", origin)]).await.expect("an answer");
+        reply.expect_problem(401);
+        assert_eq!(reply.header("access-control-allow-origin"), allowed.then_some(origin), "{reply:?}");
+    }
+    world.finish().await;
+}

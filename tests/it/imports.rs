@@ -1,0 +1,111 @@
+//! How far an import is: exact at every item, live and replayed, whatever is delivered twice.
+
+use std::collections::BTreeMap;
+
+use crate::support::{Event, Merchant, Notification, Progress, World};
+
+const MERCHANT: &str = "merchant-42";
+
+/// Every so many-th item fails.
+const FAILS_EVERY: usize = 9;
+
+fn items(import: &str, count: usize) -> Vec<Event> {
+    (1..=count).map(|index| Event::import_item(MERCHANT, import, index, index.is_multiple_of(FAILS_EVERY))).collect()
+}
+
+fn progress(done: usize, total: Option<usize>) -> Option<Progress> {
+    let number = |number: usize| u64::try_from(number).expect("small");
+    Some(Progress { done: number(done), failed: number(done / FAILS_EVERY), total: total.map(number) })
+}
+
+fn told(notification: &Notification) -> (&str, Option<Progress>) {
+    (&notification.event, notification.progress)
+}
+
+#[tokio::test]
+async fn every_step_says_how_far_the_import_is_and_a_replay_tells_the_end_and_the_failures() {
+    let world = World::new().await;
+    let replica = world.serve().await;
+    let publisher = world.publisher().await;
+    let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
+    merchant.expect_caught_up(MERCHANT).await;
+
+    publisher.publish(&Event::import_started(MERCHANT, "spring", 200)).await;
+    let all = items("spring", 200);
+    publisher.publish_all(&all[..100]).await;
+    publisher.publish(&Event::order(MERCHANT)).await;
+    publisher.publish_all(items("another", 30)).await;
+    publisher.publish_all(&all[100..]).await;
+    publisher.publish(&Event::import_finished(MERCHANT, "spring", "finished")).await;
+
+    // A session that is behind for a moment gets the newest only.
+    let live = take_through(&mut merchant, 233).await;
+    assert!(live.len() > 30, "{} came live", live.len());
+    for notification in live.values() {
+        let expected = match notification.seq {
+            1 => ("import.started", progress(0, Some(200))),
+            102 => ("order.created", None),
+            233 => ("import.finished", progress(200, Some(200))),
+            seq @ 2..=101 => ("import.item", progress(at(seq - 1), Some(200))),
+            seq @ 103..=132 => ("import.item", progress(at(seq - 102), None)),
+            seq => ("import.item", progress(at(seq - 32), Some(200))),
+        };
+        assert_eq!(told(notification), expected, "{notification:?}");
+        let is_progress = notification.data().contains(r#""imported""#);
+        let answered = (notification.read_at.is_some(), notification.handled_at.is_some());
+        assert_eq!(answered, (is_progress, is_progress), "only failures are news: {notification:?}");
+    }
+    assert_eq!(world.import(MERCHANT, "spring").await, Some((200, 22, Some(200), "finished".into())));
+    assert_eq!(world.import(MERCHANT, "another").await, Some((30, 3, None, "running".into())));
+
+    // Started, finished, an order, and 22 and 3 failures: the rest is progress, which nobody has to read.
+    let mut late = world.merchant(MERCHANT).device("late").after(MERCHANT, 0).connect(replica.public()).await;
+    let feed = late.welcome().feeds.iter().find(|feed| feed.feed == MERCHANT).expect("its feed");
+    assert_eq!((feed.unread, feed.unhandled), (28, 28));
+    let replayed = take_through(&mut late, 233).await;
+    assert_eq!(replayed.len(), 30, "the news, and the newest item of each import");
+    for (seq, notification) in &replayed {
+        assert_eq!(format!("{notification:?}"), format!("{:?}", live[seq]), "the same live and replayed");
+    }
+    world.finish().await;
+}
+
+/// Takes and acknowledges what comes up to a number, by number; what does not come is collapsed.
+async fn take_through(merchant: &mut Merchant, last: u64) -> BTreeMap<u64, Notification> {
+    let mut taken = BTreeMap::new();
+    while !taken.contains_key(&last) {
+        let (skips, notification) = merchant.next_after_skips().await;
+        assert!(skips.iter().all(|(_, reason)| reason == "collapsed"), "{skips:?}");
+        merchant.ack(MERCHANT, notification.seq).await;
+        taken.insert(notification.seq, notification);
+    }
+    taken
+}
+
+fn at(index: u64) -> usize {
+    usize::try_from(index).expect("small")
+}
+
+#[tokio::test]
+async fn what_is_published_or_delivered_twice_counts_once() {
+    let world = World::new().await;
+    let replica = world.serve().await;
+    let mut publisher = world.publisher().await;
+    let mut all = vec![Event::import_started(MERCHANT, "spring", 60)];
+    all.extend(items("spring", 60));
+    all.push(Event::import_finished(MERCHANT, "spring", "aborted"));
+    publisher.publish_all(&all[..20]).await;
+    world.expect_stored(MERCHANT, 20).await;
+    // New ones among old ones, and some twice in one batch.
+    publisher.publish_all(&all[10..40]).await;
+    publisher.publish_all(&all[30..50]).await;
+    replica.kill();
+    publisher.publish_until_confirmed(&all).await;
+    replica.restart().await;
+    world.expect_stored(MERCHANT, 62).await;
+    assert_eq!(world.import(MERCHANT, "spring").await, Some((60, 6, Some(60), "aborted".into())));
+
+    let mut merchant = world.merchant(MERCHANT).after(MERCHANT, 61).connect(replica.public()).await;
+    assert_eq!(told(&merchant.take_seqs(62..=62).await[0]), ("import.finished", progress(60, Some(60))));
+    world.finish().await;
+}
