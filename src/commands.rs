@@ -2,6 +2,7 @@
 
 pub mod dead_letters;
 pub mod declare;
+pub mod demo;
 pub mod healthcheck;
 pub mod migrate;
 pub mod publish;
@@ -45,6 +46,8 @@ enum Command {
     Publish(publish::Arguments),
     /// Be a client in the terminal: print notifications, acknowledge them, reconnect.
     Tail(tail::Arguments),
+    /// Run the service on this machine with a dashboard to play with: place orders, run an import, cut the connection.
+    Demo(demo::Arguments),
     /// Mint a development token.
     Token(token::Arguments),
     /// Look at events that could not be stored, bring them back, or drop them.
@@ -64,7 +67,7 @@ impl Cli {
     /// errors come back to the tool, which tells them itself.
     pub fn log_default(&self) -> &'static str {
         match self.command {
-            Command::Serve(_) => "info",
+            Command::Serve(_) | Command::Demo(_) => "info",
             _ => "warn,lapin=off",
         }
     }
@@ -74,6 +77,7 @@ impl Cli {
         let format = self.output;
         match self.command {
             Command::Serve(arguments) => serve::run(Environment::of_process().serve(arguments.role)?).await,
+            Command::Demo(arguments) => demo::run(arguments, Environment::of_process().serve(None)?).await,
             Command::Migrate => migrate::run(format).await,
             Command::Declare => declare::run(format).await,
             Command::Publish(arguments) => publish::run(arguments, format).await,

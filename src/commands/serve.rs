@@ -60,11 +60,16 @@ pub struct Arguments {
 
 /// Runs until SIGTERM or SIGINT; then stops in order and returns. A part that ends by itself is an error.
 pub async fn run(config: ServeConfig) -> anyhow::Result<()> {
+    run_with(config, Router::new()).await
+}
+
+/// The same, with more routes on the public port.
+pub async fn run_with(config: ServeConfig, more: Router) -> anyhow::Result<()> {
     let ground = Ground::new(&config)?;
     let mut parts = Parts::default();
     ground.operate(config.ops_listen, &mut parts).await?;
     let gateway = match &config.gateway {
-        Some(config) => Some(ground.serve(config, &mut parts).await?),
+        Some(config) => Some(ground.serve(config, more, &mut parts).await?),
         None => None,
     };
     if let Some(config) = &config.ingest {
@@ -175,7 +180,7 @@ impl Ground {
     }
 
     /// The half that serves clients.
-    async fn serve(&self, config: &GatewayConfig, parts: &mut Parts) -> anyhow::Result<Arc<Gateway>> {
+    async fn serve(&self, config: &GatewayConfig, more: Router, parts: &mut Parts) -> anyhow::Result<Arc<Gateway>> {
         let listener = bind("SHOPBELL_LISTEN", config.listen)?;
         let broadcast_feed = Feed::parse(&config.session.broadcast_feed)?;
         let (audience, issuer) = (config.jwt.audience.as_deref(), config.jwt.issuer.as_deref());
@@ -212,7 +217,8 @@ impl Ground {
             .fallback(async || {
                 Problem::new(StatusCode::NOT_FOUND, "there is /v1/ws and /v1/feeds/{feed}/notifications")
             })
-            .with_state(gateway.clone());
+            .with_state(gateway.clone())
+            .merge(more);
         let (connections_max, stop) = (session.sessions_max + HANDSHAKES_MAX, self.stops.listeners.clone());
         parts.spawn("public port", listener::serve(listener, routes, connections_max, stop));
         parts.spawn("pager", pager_worker.run());
