@@ -277,6 +277,15 @@ fn a_notification_is_never_sent_as_it_was_before_a_change_that_was_sent() {
     newer.version = version(1);
     session.on_page(&newer, wall());
     assert_eq!(words(&mut session), ["1", "2", "3", "caught_up 3"]);
+
+    let mut session = self::session(0, 1);
+    session.on_hints(vec![notification(2)], wall());
+    session.on_changes(&[change(1, 2)]);
+    assert_eq!(words(&mut session), ["read 1 after 0", "state 1"]);
+    let mut short = page(0, 1, 2);
+    short.version = version(1);
+    session.on_page(&short, wall());
+    assert_eq!(words(&mut session), ["1", "caught_up 1", "read 1 after 1"], "the hint that was kept is older");
 }
 
 #[test]

@@ -1,0 +1,59 @@
+// An order becomes a toast, and nothing is lost or told twice while nobody looks.
+
+import assert from "node:assert/strict";
+import { after, before, test } from "node:test";
+import { badge, bell, orders, seqs, shown, toasts, watchToasts } from "./page.mjs";
+import { World, browser, live, until } from "./world.mjs";
+
+let chromium;
+before(async () => (chromium = await browser()));
+after(() => chromium.close());
+
+test("an order published over AMQP is a toast in an open page; five more for a closed one are there, once", async () => {
+  const world = await World.create();
+  const profile = await world.profile(chromium);
+  await watchToasts(profile);
+  let page = await world.open(profile);
+  await world.publish();
+  await toasts(page).first().waitFor();
+  assert.deepEqual(await seqs(page), [1]);
+  assert.equal(await bell(page).getAttribute("data-ringing"), "true");
+  // Known to the service before the page is gone.
+  await until("the order is acknowledged", async () => (await acked(world)) === "1");
+  await page.close();
+
+  await world.publish("--count", "5");
+  page = await world.open(profile);
+  await until("all six are listed", async () => (await orders(page).count()) === 6);
+  assert.deepEqual(await seqs(page), [6, 5, 4, 3, 2, 1]);
+  await until("a toast tells of them", async () => (await shown(page)).length > 0);
+  const summary = await shown(page);
+  assert.equal(summary.length, 1, `a storm is one toast: ${JSON.stringify(summary)}`);
+  assert.equal(summary[0].kind, "summary");
+  assert.match(summary[0].text, /\b5\b/);
+  await until("they are acknowledged", async () => (await acked(world)) === "6");
+
+  await page.reload();
+  await live(page);
+  await until("all six are listed again", async () => (await orders(page).count()) === 6);
+  assert.deepEqual(await shown(page), [], "and none of them is told again");
+  assert.match(await badge(page).innerText(), /\b6\b/);
+  assert.deepEqual(page.faults, []);
+  await world.finish();
+});
+
+test("a storm of orders does not flood the page, and each is listed", async () => {
+  const world = await World.create();
+  const profile = await world.profile(chromium);
+  const page = await world.open(profile);
+  await world.publish("--count", "40");
+  await until("the badge says forty", async () => /\b40\b/.test(await badge(page).innerText()));
+  assert.ok((await toasts(page).count()) <= 5, "a few at once");
+  await until("the newest is listed", async () => (await seqs(page))[0] === 40);
+  const listed = await seqs(page);
+  assert.deepEqual(listed, [...listed].sort((one, other) => other - one), "newest first");
+  assert.deepEqual(page.faults, []);
+  await world.finish();
+});
+
+const acked = (world) => world.sql(`select acked_seq from feeds where feed = '${world.merchant}'`);

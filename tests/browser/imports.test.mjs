@@ -1,0 +1,93 @@
+// An import of ten thousand items: an exact bar, every failure, and a page that answers meanwhile.
+
+import assert from "node:assert/strict";
+import { after, before, test } from "node:test";
+import { imports, seqs, shown, watchToasts } from "./page.mjs";
+import { World, browser, live, until } from "./world.mjs";
+
+const ITEMS = 10_000;
+const FAILED = 37;
+/** What the page may block its thread for, in milliseconds: a person notices 100; a loaded machine of two cores shares them. */
+const LONGEST_TASK_MS = 200;
+const ORDER_DELAY_MS = 1_000;
+
+let chromium;
+before(async () => (chromium = await browser()));
+after(() => chromium.close());
+
+test("ten thousand items: exact, responsive, and an order in the middle is not held up", async () => {
+  const world = await World.create();
+  const profile = await world.profile(chromium);
+  await watchToasts(profile);
+  await profile.addInitScript(() => {
+    window.longTasks = [];
+    new PerformanceObserver((list) => {
+      window.longTasks.push(...list.getEntries().map(({ duration }) => duration));
+    }).observe({ type: "longtask" });
+  });
+  const page = await world.open(profile);
+  await page.evaluate(() => (window.longTasks.length = 0));
+
+  // As fast as a shop's importer is, so that the order comes in its middle.
+  const importing = world.publishing("--import", String(ITEMS), "--failed", String(FAILED), "--rate", "1500");
+  await until("it is half done", async () => Number(await imports(page).first().getAttribute("data-done")) > ITEMS / 3);
+  const toldBefore = (await shown(page)).filter(({ kind }) => kind === "order").length;
+  await world.publish();
+  const confirmed = Date.now();
+  await until("the order is told", async () => (await shown(page)).filter(({ kind }) => kind === "order").length > toldBefore);
+  const told = (await shown(page)).filter(({ kind }) => kind === "order").at(-1).at;
+  assert.ok(Number(await imports(page).first().getAttribute("data-done")) < ITEMS, "the import was still going on");
+  assert.ok(told - confirmed < ORDER_DELAY_MS, `the order was told after ${told - confirmed} ms`);
+
+  await importing;
+  await finished(page);
+  const longest = Math.max(0, ...(await page.evaluate(() => window.longTasks)));
+  console.log(`longest task ${longest.toFixed(0)} ms, the order's toast after ${(told - confirmed).toFixed(0)} ms`);
+  assert.ok(longest < LONGEST_TASK_MS, `a task of ${longest} ms`);
+  assert.equal(await failures(page), FAILED, "each failure is listed");
+  assert.equal((await seqs(page)).length, 1);
+
+  await page.reload();
+  await live(page);
+  await finished(page);
+  assert.equal(await failures(page), FAILED, "and after a reload");
+  assert.deepEqual(page.faults, []);
+
+  // A browser that was never here is sent the final state and the failures only.
+  const late = await world.profile(chromium);
+  const frames = [];
+  late.on("page", (opened) => {
+    opened.on("websocket", (socket) => {
+      socket.on("framereceived", ({ payload }) => frames.push(JSON.parse(payload)));
+    });
+  });
+  await world.sql(`delete from cursors; update feeds set acked_seq = 0`);
+  const elsewhere = await world.open(late);
+  await finished(elsewhere);
+  assert.equal(await failures(elsewhere), FAILED);
+  const items = frames.filter(({ event }) => event === "import.item");
+  assert.equal(items.filter(({ data }) => data.status === "failed").length, FAILED);
+  assert.equal(items.filter(({ data }) => data.status === "imported").length, 1, "the newest, which has the totals");
+  await world.finish();
+});
+
+async function finished(page) {
+  const card = imports(page).first();
+  await until("the bar is exact", async () => {
+    const seen = await card.evaluate(({ dataset: { done, failed, total, status } }) => [done, failed, total, status].join());
+    return seen === `${ITEMS},${FAILED},${ITEMS},finished` || seen;
+  });
+}
+
+/** How many failures are listed, when everything that is folded is opened. */
+async function failures(page) {
+  const card = imports(page).first();
+  for (;;) {
+    const more = card.getByTestId("more-failures");
+    if ((await more.count()) === 0 || !(await more.isVisible())) break;
+    await more.click();
+  }
+  const listed = await card.getByTestId("failure").evaluateAll((rows) => rows.map((row) => row.dataset.seq));
+  assert.equal(new Set(listed).size, listed.length, "each once");
+  return listed.length;
+}

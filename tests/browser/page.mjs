@@ -1,0 +1,36 @@
+// What the tests look at in the dashboard, by the hooks that web/dashboard/README.md names.
+
+export const toasts = (page) => page.getByTestId("toast");
+export const orders = (page) => page.getByTestId("order");
+export const order = (page, seq) => page.locator(`[data-testid="order"][data-seq="${seq}"]`);
+export const accept = (page, seq) => order(page, seq).getByTestId("accept");
+export const bell = (page) => page.getByTestId("bell");
+export const badge = (page) => page.getByTestId("badge");
+export const imports = (page) => page.getByTestId("import");
+
+/** The numbers of the orders listed, newest first. */
+export async function seqs(page) {
+  return orders(page).evaluateAll((rows) => rows.map((row) => Number(row.dataset.seq)));
+}
+
+/** Keeps every toast that was ever shown, also those that are gone: `await shown(page)` gives their texts. */
+export async function watchToasts(profile) {
+  await profile.addInitScript(() => {
+    window.shownToasts = [];
+    const look = (node) => {
+      if (!(node instanceof Element)) return;
+      const toasts = [...node.querySelectorAll('[data-testid="toast"]')];
+      if (node.matches('[data-testid="toast"]')) toasts.push(node);
+      for (const toast of toasts) {
+        window.shownToasts.push({ toast, kind: toast.dataset.kind, at: performance.timeOrigin + performance.now() });
+      }
+    };
+    new MutationObserver((changes) => {
+      for (const { addedNodes } of changes) addedNodes.forEach(look);
+    }).observe(document, { childList: true, subtree: true });
+  });
+}
+
+export async function shown(page) {
+  return page.evaluate(() => window.shownToasts.map(({ toast, kind, at }) => ({ text: toast.innerText, kind, at })));
+}

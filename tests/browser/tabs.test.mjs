@@ -1,0 +1,62 @@
+// Five tabs of one browser: one socket, one toast, one badge.
+
+import assert from "node:assert/strict";
+import { after, before, test } from "node:test";
+import { badge, orders, shown, watchToasts } from "./page.mjs";
+import { World, browser, until } from "./world.mjs";
+
+let chromium;
+before(async () => (chromium = await browser()));
+after(() => chromium.close());
+
+test("five tabs share a socket and a toast, and the one that led hands over without a gap", async () => {
+  const world = await World.create();
+  const profile = await world.profile(chromium);
+  await watchToasts(profile);
+  const tabs = [];
+  for (let tab = 0; tab < 5; tab += 1) tabs.push(await world.open(profile));
+  assert.equal(await world.metric("shopbell_sessions"), 1);
+
+  await world.publish("--count", "3");
+  await all(tabs, 3);
+  assert.equal(await toastsOf(tabs), 3, "one each, in one tab each");
+
+  // The first has the socket: it was there first.
+  await tabs.shift().close();
+  const publishing = world.publishing("--count", "20", "--rate", "20");
+  await publishing;
+  await all(tabs, 23);
+  assert.equal(await world.metric("shopbell_sessions"), 1, "one socket again");
+  const before = await toastsOf(tabs);
+
+  await world.publish();
+  await all(tabs, 24);
+  await until("it is told", async () => (await toastsOf(tabs)) === before + 1);
+  const told = (await Promise.all(tabs.map(texts))).flat();
+  assert.equal(new Set(told).size, told.length, "no order is told twice");
+
+  // Whichever leads now: tabs go, one after the other, and the last still has all.
+  while (tabs.length > 1) {
+    await tabs.shift().close();
+    await world.publish();
+    await all(tabs, 25 + (3 - tabs.length));
+  }
+  for (const tab of tabs) assert.deepEqual(tab.faults, []);
+  await world.finish();
+});
+
+/** Every tab shows so many orders, and the badge says so. */
+async function all(tabs, count) {
+  for (const tab of tabs) {
+    await until(`${count} orders in every tab`, async () => (await orders(tab).count()) === count);
+    await until(`${count} on every badge`, async () => new RegExp(`\\b${count}\\b`).test(await badge(tab).innerText()));
+  }
+}
+
+async function texts(tab) {
+  return (await shown(tab)).filter(({ kind }) => kind !== "summary").map(({ text }) => text);
+}
+
+async function toastsOf(tabs) {
+  return (await Promise.all(tabs.map(shown))).flat().length;
+}

@@ -1,0 +1,192 @@
+// One test's world: a database of its own, the shipped binary behind a proxy that can fail, and merchants to publish for.
+// The services are the real ones that DATABASE_URL and AMQP_URL name; `scripts/browser` provides them, and the browser.
+
+import { spawn } from "node:child_process";
+import { randomBytes } from "node:crypto";
+import { once } from "node:events";
+import { createServer } from "node:net";
+import { chromium } from "playwright-core";
+import { Proxy } from "./proxy.mjs";
+
+/** How long what must come may take on a loaded machine, in milliseconds: only what never comes runs into it. */
+export const PATIENCE_MS = 30_000;
+/** Short, so that a dead connection is noticed soon. */
+const HEARTBEAT_SECONDS = 2;
+const SHOPBELL = required("SHOPBELL");
+
+/** The browser that all tests of a file share. */
+export async function browser() {
+  return chromium.launch({ executablePath: required("CHROMIUM"), args: ["--no-sandbox"] });
+}
+
+export class World {
+  #environment;
+  #database;
+  #server;
+  #helpers = new Set();
+  /** In front of the service; pages know no other address. */
+  proxy;
+  /** A merchant that no other test has. */
+  merchant;
+
+  static async create() {
+    const world = new World();
+    const name = randomBytes(6).toString("hex");
+    world.#database = `shopbell_browser_${name}`;
+    world.merchant = `merchant-${name}`;
+    await run("psql", [required("DATABASE_URL"), "-qc", `create database ${world.#database}`], process.env);
+    const [listen, operations] = [await freePort(), await freePort()];
+    const url = new URL(required("DATABASE_URL"));
+    url.pathname = `/${world.#database}`;
+    world.#environment = {
+      PATH: process.env.PATH,
+      DATABASE_URL: url.href,
+      AMQP_URL: required("AMQP_URL"),
+      // The same for every world, which run one after the other: nothing piles up in RabbitMQ.
+      SHOPBELL_AMQP_PREFIX: "shopbell-browser",
+      SHOPBELL_JWT_HS256_SECRET: randomBytes(32).toString("hex"),
+      SHOPBELL_LISTEN: `127.0.0.1:${listen}`,
+      SHOPBELL_OPS_LISTEN: `127.0.0.1:${operations}`,
+      SHOPBELL_DASHBOARD: "true",
+      SHOPBELL_HEARTBEAT_SECONDS: String(HEARTBEAT_SECONDS),
+      SHOPBELL_DRAIN_SECONDS: "1",
+    };
+    await world.shopbell("migrate");
+    await world.start();
+    world.proxy = await Proxy.before(listen);
+    return world;
+  }
+
+  /** Starts the service, or starts it again. */
+  async start() {
+    this.#server = spawn(SHOPBELL, ["serve"], { env: this.#environment, stdio: ["ignore", "inherit", "inherit"] });
+    await until("the service is ready", async () => (await this.#operations("/readyz")).ok);
+  }
+
+  /** Ends the service: with SIGTERM as an update does, with SIGKILL as a crash does. */
+  async stop(signal = "SIGTERM") {
+    const server = this.#server;
+    this.#server = undefined;
+    if (server === undefined || server.exitCode !== null) return;
+    const exit = once(server, "exit");
+    server.kill(signal);
+    await exit;
+  }
+
+  /** Runs a command of the binary to its end; gives what it wrote. */
+  async shopbell(...args) {
+    return run(SHOPBELL, args, this.#environment);
+  }
+
+  /** Publishes events over AMQP, each confirmed: sample orders, where nothing else is said. */
+  async publish(...args) {
+    await this.shopbell("publish", "--recipient", this.merchant, ...args);
+  }
+
+  /** The same, in the background. */
+  publishing(...args) {
+    const publishing = this.publish(...args);
+    this.#helpers.add(publishing);
+    return publishing;
+  }
+
+  /** A fresh token of the merchant. */
+  async token(seconds = 3600) {
+    return (await this.shopbell("token", "--subscriber", this.merchant, "--ttl-seconds", String(seconds))).trim();
+  }
+
+  /** A metric, summed over its labels. */
+  async metric(name) {
+    const text = await (await this.#operations("/metrics")).text();
+    const samples = text.split("\n").filter((line) => line.startsWith(name) && " {".includes(line[name.length]));
+    return samples.reduce((sum, line) => sum + Number(line.split(" ").at(-1)), 0);
+  }
+
+  /** One value from the database. */
+  async sql(query) {
+    return (await run("psql", [this.#environment.DATABASE_URL, "-Atqc", query], process.env)).trim();
+  }
+
+  /** Another person's computer, or another browser: cookies, storage and tabs of its own, with fresh tokens for its pages. */
+  async profile(browser, { tokenSeconds = () => 3600, ...options } = {}) {
+    const context = await browser.newContext(options);
+    context.setDefaultTimeout(PATIENCE_MS);
+    await context.route("**/test/token", async (route) => {
+      const token = await this.token(tokenSeconds());
+      await route.fulfill({ body: token, contentType: "text/plain" }).catch(() => {});
+    });
+    return context;
+  }
+
+  /** The dashboard in a tab of that profile, when it has caught up. What it logs as an error fails the test at the end. */
+  async open(profile) {
+    const page = await profile.newPage();
+    page.faults = [];
+    page.on("pageerror", (error) => page.faults.push(String(error)));
+    page.on("console", (message) => {
+      // A network that is cut is no fault of the page, which the browser tells as an error.
+      const isNetwork = /Failed to load resource|WebSocket connection|net::ERR/.test(message.text());
+      if (message.type() === "error" && !isNetwork) page.faults.push(message.text());
+    });
+    await page.goto(`${this.proxy.url}/?token-url=/test/token`);
+    await live(page);
+    return page;
+  }
+
+  /** Ends everything; nothing stays but what the services keep. */
+  async finish() {
+    await Promise.allSettled(this.#helpers);
+    await this.stop();
+    this.proxy?.close();
+    await run("psql", [required("DATABASE_URL"), "-qc", `drop database ${this.#database} with (force)`], process.env);
+  }
+
+  async #operations(path) {
+    return fetch(`http://${this.#environment.SHOPBELL_OPS_LISTEN}${path}`);
+  }
+}
+
+/** Waits until the page says that it is live. */
+export async function live(page) {
+  await page.locator('[data-testid="connection"][data-state="live"]').waitFor({ state: "attached" });
+}
+
+/** Waits for a condition: looks until it holds, and tells what it saw last where it never does. */
+export async function until(what, holds, patienceMs = PATIENCE_MS) {
+  const deadline = Date.now() + patienceMs;
+  let seen;
+  while (Date.now() < deadline) {
+    try {
+      seen = await holds();
+      if (seen === true) return;
+    } catch (error) {
+      seen = error;
+    }
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+  throw new Error(`${what}: it does not come; seen last: ${seen}`);
+}
+
+async function run(command, args, env) {
+  const child = spawn(command, args, { env, stdio: ["ignore", "pipe", "pipe"] });
+  const [out, err] = [[], []];
+  child.stdout.on("data", (data) => out.push(data));
+  child.stderr.on("data", (data) => err.push(data));
+  const [status] = await once(child, "close");
+  if (status !== 0) throw new Error(`${command} ${args.join(" ")} ended with ${status}: ${Buffer.concat(err)}`);
+  return Buffer.concat(out).toString();
+}
+
+async function freePort() {
+  const server = createServer().listen(0, "127.0.0.1");
+  await once(server, "listening");
+  const { port } = server.address();
+  server.close();
+  return port;
+}
+
+function required(name) {
+  const value = process.env[name];
+  if (!value) throw new Error(`${name} is not set: these tests are run by scripts/browser, or make test`);
+  return value;
+}
