@@ -1,13 +1,13 @@
 //! Merchants who stay connected as well as they can, and keep their own books.
 
-use std::net::SocketAddr;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use fastrand::Rng;
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use crate::it::support::{Closed, Event, Frame, Handshake, Merchant, World};
+use crate::it::support::{Closed, Event, Frame, Handshake, Merchant, Replica, World};
 
 /// How many merchants there are.
 const MERCHANTS: u64 = 200;
@@ -18,30 +18,51 @@ pub const EVENTS: u64 = MERCHANTS * EVENTS_PER_MERCHANT;
 /// How often a client that has no session tries to connect, each at a pace of its own.
 const RECONNECT_MS: std::ops::Range<u64> = 300..1_000;
 
-/// All merchants, each on a task of its own.
+/// All merchants, each on a task of its own, and what there is for them.
 pub struct Crowd {
-    merchants: Vec<JoinHandle<()>>,
+    merchants: Vec<JoinHandle<BTreeMap<u64, String>>>,
+    /// The ids of each merchant's events, in the order in which they are published.
+    published: Vec<Vec<String>>,
+}
+
+/// Whether each feed is expected to have the order of its publisher.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Order {
+    AsPublished,
+    Any,
 }
 
 impl Crowd {
-    /// Every merchant begins to connect.
-    pub fn connect(world: &World, address: SocketAddr, random: &mut Rng) -> Self {
-        let follow_one = |number| tokio::spawn(follow(world.merchant(&name(number)), number, address, random.fork()));
-        Self { merchants: (0..MERCHANTS).map(follow_one).collect() }
-    }
-
-    /// What is to be published: every merchant's share, in an order of nobody's choosing.
-    pub fn events(&self, random: &mut Rng) -> Vec<Event> {
-        let mut recipients: Vec<_> = (0..EVENTS).map(|number| name(number % MERCHANTS)).collect();
+    /// Every merchant begins to connect, to one of the replicas after the other; and what is to be published to them: every
+    /// merchant's share, in an order of nobody's choosing.
+    pub fn connect(world: &World, replicas: &[Replica], random: &mut Rng) -> (Self, Vec<Event>) {
+        let mut recipients: Vec<_> = (0..EVENTS).map(|number| number % MERCHANTS).collect();
         random.shuffle(&mut recipients);
-        recipients.iter().map(|recipient| Event::order(recipient)).collect()
+        let mut published = vec![Vec::new(); MERCHANTS as usize];
+        let order = |recipient: &u64| {
+            let event = Event::order(&name(*recipient));
+            published[*recipient as usize].push(event.event_id().to_owned());
+            event
+        };
+        let events = recipients.iter().map(order).collect();
+        let follow_one = |number| {
+            let replicas = replicas.to_vec().into_iter().cycle().skip(number as usize);
+            tokio::spawn(follow(world.merchant(&name(number)), number, replicas, random.fork()))
+        };
+        (Self { merchants: (0..MERCHANTS).map(follow_one).collect(), published }, events)
     }
 
-    /// Waits until every merchant has had its whole share; nothing more is stored than that.
-    pub async fn satisfied(self, world: &World, bound: Duration) {
+    /// Waits until every merchant has had its whole share, each event once; nothing more is stored than that.
+    pub async fn satisfied(self, world: &World, order: Order, bound: Duration) {
         let all = async {
-            for merchant in self.merchants {
-                merchant.await.expect("a merchant's books are in order");
+            for (merchant, mut published) in self.merchants.into_iter().zip(self.published) {
+                let arrived = merchant.await.expect("a merchant's books are in order");
+                let mut arrived: Vec<_> = arrived.into_values().collect();
+                if order == Order::Any {
+                    published.sort_unstable();
+                    arrived.sort_unstable();
+                }
+                assert_eq!(arrived, published);
             }
         };
         timeout(bound, all).await.expect("every merchant gets its whole share in time");
@@ -55,32 +76,48 @@ fn name(number: u64) -> String {
     format!("merchant-{number}")
 }
 
-/// Reads and acknowledges, over as many sessions as it takes, until the whole share is acknowledged.
-async fn follow(handshake: Handshake, number: u64, address: SocketAddr, mut random: Rng) {
-    let (feed, mut acked) = (name(number), 0);
+/// Reads and acknowledges, over as many sessions as it takes, until the whole share is acknowledged. Gives the id that came
+/// with each number: the same one whenever it came again.
+async fn follow(
+    handshake: Handshake,
+    number: u64,
+    mut replicas: impl Iterator<Item = Replica>,
+    mut random: Rng,
+) -> BTreeMap<u64, String> {
+    let (feed, mut acked, mut ids) = (name(number), 0, BTreeMap::new());
     let mut pace = interval(Duration::from_millis(random.u64(RECONNECT_MS)));
     pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while acked < EVENTS_PER_MERCHANT {
         pace.tick().await;
-        let Ok(mut merchant) = handshake.try_connect(address).await else { continue };
+        let replica = replicas.next().expect("they go round");
+        let Ok(mut merchant) = handshake.try_connect(replica.public()).await else { continue };
         let state = merchant.welcome().feeds.iter().find(|state| state.feed == feed).expect("the own feed is read");
         assert!(state.cursor <= acked, "{feed}: {acked} acknowledged, but the replay starts after {}", state.cursor);
-        if let Err(closed) = read_on(&mut merchant, &feed, &mut acked, &mut random).await {
+        if let Err(closed) = read_on(&mut merchant, &feed, &mut acked, &mut ids, &mut random).await {
             let reconnect =
                 [1001, 1006, 1011, 1012, 1013].contains(&closed.code) || (4000..4500).contains(&closed.code);
             assert!(reconnect, "{feed} is told not to come back: {closed:?}");
         }
     }
+    ids
 }
 
 /// Reads until the whole share is there, and acknowledges now and then.
-async fn read_on(merchant: &mut Merchant, feed: &str, acked: &mut u64, random: &mut Rng) -> Result<(), Closed> {
+async fn read_on(
+    merchant: &mut Merchant,
+    feed: &str,
+    acked: &mut u64,
+    ids: &mut BTreeMap<u64, String>,
+    random: &mut Rng,
+) -> Result<(), Closed> {
     while merchant.through(feed) < EVENTS_PER_MERCHANT {
-        if let Frame::Notification(notification) = merchant.next_frame().await?
-            && random.u8(..4) == 0
-        {
-            merchant.ack(feed, notification.seq).await;
-            *acked = notification.seq.max(*acked);
+        if let Frame::Notification(notification) = merchant.next_frame().await? {
+            let id = ids.entry(notification.seq).or_insert_with(|| notification.id.clone());
+            assert_eq!(*id, notification.id, "{feed}: {} was another event before", notification.seq);
+            if random.u8(..4) == 0 {
+                merchant.ack(feed, notification.seq).await;
+                *acked = notification.seq.max(*acked);
+            }
         }
     }
     merchant.ack(feed, EVENTS_PER_MERCHANT).await;
