@@ -32,11 +32,12 @@ pub async fn all(services: &Services, events: usize, output: &Path) -> anyhow::R
             figures.set(format!("{cell}, R events/s"), WHO, events as f64 / r.elapsed.as_secs_f64());
             figures.set_per_100k(format!("{cell}, R server CPU-s"), WHO, r.cpu.sum(), events);
             figures.set_per_100k(format!("{cell}, R Postgres CPU-s"), WHO, r.cpu.of("Postgres"), events);
-            let scans = sequential_scans(&stage).await? - scans;
-            ensure!(scans == 0, "{cell}: notifications were scanned as a whole {scans} times");
             if (stored, recipients) == (1_000_000, 10_000) {
                 std::fs::write(output.join("plans.txt"), plans(&stage).await?)?;
             }
+            end_connections(&stage).await?;
+            let scans = sequential_scans(&stage).await? - scans;
+            ensure!(scans == 0, "{cell}: notifications were scanned as a whole {scans} times");
             stage.strike().await?;
         }
     }
@@ -70,7 +71,18 @@ async fn store_before(stage: &Stage<'_>, stored: usize, recipients: usize) -> an
     Ok(())
 }
 
-/// How often Postgres read all notifications, where an index would do.
+/// Ends the service's connections to Postgres, of which it opens others: each tells what it did up to ten seconds after its last
+/// statement, or when it ends.
+async fn end_connections(stage: &Stage<'_>) -> anyhow::Result<()> {
+    const PATIENCE_MS: i64 = 10_000;
+    let end = "select coalesce(bool_and(pg_terminate_backend(pid, $1)), true) from pg_stat_activity
+               where datname = current_database() and backend_type = 'client backend' and pid <> pg_backend_pid()";
+    let ended: bool = sqlx::query_scalar(end).bind(PATIENCE_MS).fetch_one(&stage.pool).await?;
+    ensure!(ended, "a connection to Postgres does not end");
+    Ok(())
+}
+
+/// How often Postgres read all notifications, where an index would do, as far as connections have told.
 async fn sequential_scans(stage: &Stage<'_>) -> anyhow::Result<i64> {
     let query = "select coalesce(sum(seq_scan), 0)::bigint from pg_stat_user_tables where relname = 'notifications'";
     Ok(sqlx::query_scalar(query).fetch_one(&stage.pool).await?)
