@@ -90,8 +90,9 @@ impl Consumer {
         self.connection.status().connected() && self.channel.status().connected()
     }
 
-    /// Closes cleanly; what is unacknowledged goes back to its place in the queue. Without `basic.cancel` before: RabbitMQ
-    /// (seen with 3.10.8) gives back a cancelled consumer's deliveries in random order, which would break a feed's order.
+    /// Closes cleanly; what is unacknowledged goes back to its place in the queue. Without `basic.cancel` before, which lapin
+    /// sends for a consumer that is dropped: RabbitMQ (seen with 3.10.8) then turns to the standby at once and gives back what
+    /// the cancelled one held only after, so that later events would overtake it.
     pub async fn close(self) {
         close(self.connection).await;
     }
