@@ -171,7 +171,9 @@ impl AnswerWriter {
 async fn tell_others(mut untold: mpsc::Receiver<Hints>, mut others: HintPublisher) {
     let mut waiting = Vec::new();
     while untold.recv_many(&mut waiting, UNTOLD_MAX).await > 0 {
-        others.hand_on(&waiting.iter().collect::<Vec<_>>()).await;
+        if let Err(error) = others.tell(&waiting.iter().collect::<Vec<_>>()).await {
+            tracing::warn!(%error, "RabbitMQ takes no hints; other replicas find what people said by their sweep");
+        }
         waiting.clear();
     }
     others.close().await;

@@ -14,13 +14,13 @@ use time::OffsetDateTime;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 use tokio_util::sync::CancellationToken;
 
-use crate::amqp::consumer::Consumer;
+use crate::amqp::consumer::{Acknowledger, Consumer};
 use crate::amqp::publisher::{Outgoing, Publisher};
 use crate::amqp::{Broker, BrokerError};
 use crate::backoff::Backoff;
 use crate::change::Change;
 use crate::feed::{Feed, Seq, Version};
-use crate::health::Health;
+use crate::health::{Health, HintsRefused};
 use crate::hub::Hub;
 use crate::notification::{Newest, Notification};
 use crate::telemetry::Metrics;
@@ -55,9 +55,32 @@ const FRAME_BYTES_MAX: usize = 64 * 1024;
 /// How long it is believed that there is another gateway to tell, or none. One that starts reads by its sweep until then.
 const BELIEF_TIME: Duration = Duration::from_secs(1);
 
-/// Proof that batches were handed on: only [`HintPublisher::hand_on`] makes one.
+/// A batch that is stored: what there is to tell of it, and the tag that acknowledges all of it and what came before.
 #[derive(Debug)]
-pub struct HandedOn(());
+pub struct Stored {
+    /// For the gateways.
+    pub hints: Hints,
+    /// For RabbitMQ.
+    pub through: u64,
+}
+
+/// Proof that batches were handed on: only [`HintPublisher::hand_on`] makes one, and it acknowledges these and no others.
+#[derive(Debug)]
+pub struct HandedOn {
+    through: u64,
+}
+
+impl HandedOn {
+    /// The tag of the last delivery that was handed on.
+    pub fn through(&self) -> u64 {
+        self.through
+    }
+
+    /// Tells RabbitMQ that all of them are done.
+    pub async fn acknowledge(self, acknowledger: &Acknowledger) -> Result<(), BrokerError> {
+        acknowledger.acknowledge_through(self.through).await
+    }
+}
 
 /// This replica's part in the fan-out.
 #[derive(Debug)]
@@ -146,37 +169,53 @@ pub struct HintPublisher {
     publisher: Publisher,
     /// Whether there is none, as of that moment.
     alone: Option<(bool, Instant)>,
+    /// RabbitMQ took none of a batch the last time. (Not, where there is nobody left to miss them.)
+    refused: Option<HintsRefused>,
 }
 
 impl HintPublisher {
     /// Publishes over this connection.
     pub fn new(fanout: Arc<Fanout>, publisher: Publisher) -> Self {
-        Self { fanout, publisher, alone: None }
+        Self { fanout, publisher, alone: None, refused: None }
     }
 
-    /// Gives what was stored to the other gateways, if there are any. Returns when the broker has confirmed it, or takes
-    /// nothing: hints may be lost, for the sweep makes them good, and must not hold up ingest.
-    pub async fn hand_on(&mut self, batches: &[&Hints]) -> HandedOn {
-        let hints: usize = batches.iter().map(|hints| hints.len()).sum();
-        if hints > 0 && !self.is_alone().await {
-            let Fanout { metrics, health, exchange, replica, .. } = &*self.fanout;
-            let hint = Outgoing::hint(exchange.clone(), replica, encode(batches).into_bytes());
-            let handed_on = self.publisher.try_publish(HAND_ON_TIMEOUT, hint).await;
-            let refused_before = health.hints_refused.swap(handed_on.is_err(), Ordering::Relaxed);
-            match handed_on {
-                Ok(()) => _ = metrics.hints_published.inc_by(hints as u64),
-                Err(error) => {
-                    metrics.hints_refused.inc_by(hints as u64);
-                    if !refused_before {
-                        tracing::warn!(%error, "RabbitMQ takes no hints; other replicas find notifications by their sweep");
-                    }
+    /// Tells the other gateways of what was stored, and proves it. Returns also when the broker takes nothing: hints may be lost,
+    /// for the sweep makes them good, and must not hold up ingest. Proves nothing of no batch.
+    pub async fn hand_on(&mut self, stored: &[Stored]) -> Option<HandedOn> {
+        let through = stored.last()?.through;
+        let batches: Vec<&Hints> = stored.iter().map(|batch| &batch.hints).filter(|hints| hints.len() > 0).collect();
+        if !batches.is_empty() {
+            match self.tell(&batches).await {
+                Ok(()) => self.refused = None,
+                Err(error) if self.refused.is_none() => {
+                    tracing::warn!(%error, "RabbitMQ takes no hints; other replicas find notifications by their sweep");
+                    self.refused = Some(HintsRefused::noted(self.fanout.health.clone()));
                 }
+                Err(_) => {}
             }
         }
-        HandedOn(())
+        Some(HandedOn { through })
+    }
+
+    /// Tells the other gateways, if there are any. Returns when the broker has confirmed it, or takes nothing.
+    pub async fn tell(&mut self, batches: &[&Hints]) -> Result<(), BrokerError> {
+        let hints: usize = batches.iter().map(|hints| hints.len()).sum();
+        if hints == 0 || self.is_alone().await {
+            return Ok(());
+        }
+        let Fanout { metrics, exchange, replica, .. } = &*self.fanout;
+        let hint = Outgoing::hint(exchange.clone(), replica, encode(batches).into_bytes());
+        let told = self.publisher.try_publish(HAND_ON_TIMEOUT, hint).await;
+        let counter = if told.is_ok() { &metrics.hints_published } else { &metrics.hints_refused };
+        counter.inc_by(hints as u64);
+        told
     }
 
     /// Whether every gateway that RabbitMQ knows is this replica, which is told directly. Not, where that cannot be told.
+    ///
+    /// Where RabbitMQ has given up this replica's fan-out connection and this replica not yet, it counts one too few, and
+    /// another gateway passes for this one: until a heartbeat is missed here too (two of `HEARTBEAT_SECONDS`), its sweep
+    /// serves it, as it does one that has just started.
     async fn is_alone(&mut self) -> bool {
         if let Some((alone, at)) = self.alone
             && at.elapsed() < BELIEF_TIME
@@ -186,10 +225,6 @@ impl HintPublisher {
         let own = u32::from(self.fanout.receives.load(Ordering::Relaxed));
         let counted = self.publisher.gateways(HAND_ON_TIMEOUT).await;
         let alone = counted.is_ok_and(|gateways| gateways <= own);
-        if alone {
-            // There is nobody left to miss them.
-            self.fanout.health.hints_refused.store(false, Ordering::Relaxed);
-        }
         self.alone = Some((alone, Instant::now()));
         alone
     }

@@ -1,5 +1,6 @@
 //! What works right now, told by the parts that know, for `/readyz`.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// The state of one replica.
@@ -9,8 +10,8 @@ pub struct Health {
     pub ingest: Part,
     /// Hints are received.
     pub fanout: Part,
-    /// RabbitMQ took no hints the last time, as in an alarm.
-    pub hints_refused: AtomicBool,
+    /// How many partitions RabbitMQ took no hints of the last time, as in an alarm.
+    hints_refused: AtomicUsize,
     /// The replica is leaving.
     pub draining: AtomicBool,
 }
@@ -18,13 +19,13 @@ pub struct Health {
 impl Health {
     /// Of a replica that has this many tasks of each part.
     pub fn new(ingest: usize, fanout: usize) -> Self {
-        let (hints_refused, draining) = (AtomicBool::new(false), AtomicBool::new(false));
+        let (hints_refused, draining) = (AtomicUsize::new(0), AtomicBool::new(false));
         Self { ingest: Part::of(ingest), fanout: Part::of(fanout), hints_refused, draining }
     }
 
     /// Whether RabbitMQ is there for every part that this replica has.
     pub fn has_broker(&self) -> bool {
-        self.ingest.is_up() && self.fanout.is_up() && !self.hints_refused.load(Ordering::Relaxed)
+        self.ingest.is_up() && self.fanout.is_up() && self.hints_refused.load(Ordering::Relaxed) == 0
     }
 }
 
@@ -57,5 +58,39 @@ pub struct Up<'a>(&'a Part);
 impl Drop for Up<'_> {
     fn drop(&mut self) {
         self.0.down.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// A partition whose hints RabbitMQ did not take, until it is dropped, by whatever way the partition's incarnation ends.
+#[derive(Debug)]
+pub struct HintsRefused(Arc<Health>);
+
+impl HintsRefused {
+    /// From now on.
+    pub fn noted(health: Arc<Health>) -> Self {
+        health.hints_refused.fetch_add(1, Ordering::Relaxed);
+        Self(health)
+    }
+}
+
+impl Drop for HintsRefused {
+    fn drop(&mut self) {
+        self.0.hints_refused.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_broker_is_there_when_the_last_partition_is_no_longer_refused() {
+        let health = Arc::new(Health::new(0, 0));
+        let [one, other] = [(); 2].map(|()| HintsRefused::noted(health.clone()));
+        assert!(!health.has_broker());
+        drop(one);
+        assert!(!health.has_broker(), "the other is still refused");
+        drop(other);
+        assert!(health.has_broker());
     }
 }

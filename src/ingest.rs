@@ -9,7 +9,6 @@ mod handing_on;
 mod storing;
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use sqlx::postgres::PgPool;
 use time::OffsetDateTime;
@@ -19,7 +18,7 @@ use tracing::Instrument;
 use uuid::Uuid;
 
 use self::batch::{Batch, Parsed};
-use self::handing_on::{STORED_MAX, Stored};
+use self::handing_on::STORED_MAX;
 use self::storing::{Abandoned, Refused};
 use crate::amqp::consumer::Consumer;
 use crate::amqp::delivery::Delivery;
@@ -27,7 +26,7 @@ use crate::amqp::publisher::Publisher;
 use crate::amqp::{Broker, BrokerError, dead_letter};
 use crate::backoff::Backoff;
 use crate::event::{Limits, Reason, Rejection};
-use crate::fanout::{Fanout, HintPublisher, Hints};
+use crate::fanout::{Fanout, HintPublisher, Hints, Stored};
 use crate::health::Health;
 use crate::notification::Notification;
 use crate::store;
@@ -96,8 +95,6 @@ impl Ingest {
             return Ok(());
         }
         let publisher = Publisher::open(&self.broker).await?;
-        // Of the last incarnation: a replica that only stands by from now on would never correct it.
-        self.health.hints_refused.store(false, Ordering::Relaxed);
         let mut consumer = Consumer::ingest(&self.broker, self.partition, PREFETCH).await?;
         let acknowledger = consumer.acknowledger();
         let _up = self.health.ingest.up();

@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 
 use crate::amqp::BrokerError;
 use crate::amqp::consumer::Acknowledger;
-use crate::fanout::{HandedOn, HintPublisher, Hints};
+use crate::fanout::{HandedOn, HintPublisher, Stored};
 
 /// Most batches that are stored and not yet handed on.
 pub(super) const STORED_MAX: usize = 4;
@@ -17,17 +17,9 @@ const EVENTS_PER_ACKNOWLEDGEMENT: u64 = 64;
 /// … or for those of so long a time; a crash before it makes RabbitMQ deliver them again.
 const ACKNOWLEDGE_AFTER: Duration = Duration::from_millis(10);
 
-/// A batch that is stored: what there is to tell of it, and the tag that acknowledges all of it.
-#[derive(Debug)]
-pub(super) struct Stored {
-    pub(super) hints: Hints,
-    pub(super) through: u64,
-}
-
 /// Batches that RabbitMQ is to be told of.
 struct Unacknowledged {
-    proof: HandedOn,
-    through: u64,
+    handed_on: HandedOn,
     due: Instant,
 }
 
@@ -49,31 +41,24 @@ pub(super) async fn hand_on(
         if ended {
             break;
         }
-        if let Some(newest) = batches.last() {
-            let told: Vec<&Hints> = batches.iter().map(|batch| &batch.hints).collect();
-            let (through, proof) = (newest.through, hints.hand_on(&told).await);
+        if let Some(handed_on) = hints.hand_on(&batches).await {
             let due = due.unwrap_or_else(|| Instant::now() + ACKNOWLEDGE_AFTER);
-            unacknowledged = Some(Unacknowledged { proof, through, due });
+            unacknowledged = Some(Unacknowledged { handed_on, due });
             batches.clear();
         }
         let is_due = |waiting: &mut Unacknowledged| {
-            waiting.due <= Instant::now() || waiting.through - acknowledged >= EVENTS_PER_ACKNOWLEDGEMENT
+            waiting.due <= Instant::now() || waiting.handed_on.through() - acknowledged >= EVENTS_PER_ACKNOWLEDGEMENT
         };
-        if let Some(Unacknowledged { proof, through, .. }) = unacknowledged.take_if(is_due) {
-            acknowledge(acknowledger, through, proof).await?;
-            acknowledged = through;
+        if let Some(Unacknowledged { handed_on, .. }) = unacknowledged.take_if(is_due) {
+            acknowledged = handed_on.through();
+            handed_on.acknowledge(acknowledger).await?;
         }
     }
-    if let Some(Unacknowledged { proof, through, .. }) = unacknowledged {
-        acknowledge(acknowledger, through, proof).await?;
+    if let Some(Unacknowledged { handed_on, .. }) = unacknowledged {
+        handed_on.acknowledge(acknowledger).await?;
     }
     hints.close().await;
     Ok(())
-}
-
-/// Tells RabbitMQ that batches are done: only those that are stored and handed on, as the proof says.
-async fn acknowledge(acknowledger: &Acknowledger, through: u64, _: HandedOn) -> Result<(), BrokerError> {
-    acknowledger.acknowledge_through(through).await
 }
 
 /// Never, where there is nothing due.

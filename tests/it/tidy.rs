@@ -32,11 +32,13 @@ http <- health telemetry feed notification::Newest protocol auth store hub sessi
 ";
 
 /// What stands in these parts only. (Right behind a `\"` it is the name of a log, which may stand anywhere.)
-const OWNED: [(&[&str], &[&str]); 4] = [
+const OWNED: [(&[&str], &[&str]); 5] = [
     (&["lapin::"], &["amqp"]),
     (&["sqlx::query", "sqlx::raw_sql", "sqlx::{"], &["store"]),
     (&["\"select ", "\"insert into ", "\"update ", "\"delete from "], &["store"]),
     (&["anyhow::"], &["commands", "main"]),
+    // So ingest acknowledges with the proof `HandedOn` and with nothing else.
+    (&["acknowledge_through"], &["amqp", "fanout"]),
 ];
 /// The pure parts, and what never stands in them: sockets, clocks, randomness.
 const PURE: [&str; 5] = ["session/state", "event", "protocol", "change", "notification"];
