@@ -4,6 +4,7 @@
 #![expect(clippy::expect_used, reason = "a test fails by panicking, and says why")]
 #![expect(unreachable_pub, reason = "a test binary exports nothing: `pub` in `support` means: for the stories")]
 
+mod acks;
 mod answers;
 mod books;
 mod commands;

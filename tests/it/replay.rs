@@ -1,6 +1,6 @@
 //! What was not acknowledged comes again, in order; what was acknowledged never does.
 
-use crate::support::{Event, World};
+use crate::support::{Event, PATIENCE, World, eventually, holds};
 
 const MERCHANT: &str = "merchant-42";
 
@@ -120,5 +120,47 @@ async fn a_cursor_never_moves_back() {
 
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
     merchant.expect_seqs(9..=10).await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn a_page_that_takes_long_holds_up_nobody_else() {
+    const NEIGHBOUR: &str = "merchant-43";
+    const HELD: &str = "select count(*) from pg_stat_activity
+        where datname = current_database() and application_name = 'shopbell' and wait_event = 'PgSleep'";
+    let world = World::new().await;
+    let replica = world.serve().await;
+    let publisher = world.publisher().await;
+    for recipient in [MERCHANT, NEIGHBOUR] {
+        publisher.publish_all(Event::orders(recipient, 10)).await;
+        world.expect_stored(recipient, 10).await;
+    }
+    // Reading the first one's feed takes until it is no longer held.
+    world
+        .meddle(
+            "create table held as select 'merchant-42' as feed;
+             create function is_free(one text) returns boolean language plpgsql volatile as $$
+             begin
+                 while exists (select from held where feed = one) loop
+                     perform pg_sleep(0.02);
+                 end loop;
+                 return true;
+             end $$;
+             alter table notifications rename to notifications_kept;
+             create view notifications as select * from notifications_kept where is_free(feed)",
+        )
+        .await;
+
+    let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
+    eventually("the page is being read", PATIENCE, async || {
+        let held = world.number(HELD).await;
+        holds(held == 1, held)
+    })
+    .await;
+    let mut neighbour = world.merchant(NEIGHBOUR).connect(replica.public()).await;
+    neighbour.take_seqs(1..=10).await;
+    assert_eq!(world.number("select count(*) from held").await, 1);
+    world.meddle("delete from held").await;
+    merchant.take_seqs(1..=10).await;
     world.finish().await;
 }

@@ -159,7 +159,13 @@ impl World {
         self.number("select coalesce(max(seq), 0) from notifications").await
     }
 
-    async fn number(&self, query: &'static str) -> u64 {
+    /// Changes the world's database behind everybody's back.
+    pub async fn meddle(&self, statements: &'static str) {
+        sqlx::raw_sql(statements).execute(&self.pool).await.expect("the database takes it");
+    }
+
+    /// What a query answers that asks for one number.
+    pub async fn number(&self, query: &'static str) -> u64 {
         let number = sqlx::query_scalar::<_, i64>(query).fetch_one(&self.pool).await;
         number.expect("the database answers").unsigned_abs()
     }
