@@ -1,0 +1,37 @@
+/**
+ * The browser client of Shopbell: notifications with acks, replay, and one socket for all tabs.
+ *
+ * @packageDocumentation
+ */
+
+import { Client, type ConnectOptions } from "./client.js";
+import { browser } from "./platform.js";
+
+/**
+ * Connects, and stays connected until {@link Client.close}.
+ *
+ * @throws TypeError where `url` is no address.
+ */
+export function connect(options: ConnectOptions): Client {
+  return new Client(options, browser());
+}
+
+export type { Client, ConnectOptions, Snapshot, Watched } from "./client.js";
+export { ShopbellError, type ErrorCode, type Problem } from "./errors.js";
+export { isEvent } from "./events.js";
+export type {
+  Events,
+  ImportFinished,
+  ImportItem,
+  ImportStarted,
+  Notification,
+  OrderCreated,
+  Progress,
+} from "./events.js";
+export type { Count, Counts } from "./feeds.js";
+export type { Handler } from "./handlers.js";
+export type { HistoryPage, HistoryQuery } from "./history.js";
+export type { Store } from "./platform.js";
+export type { State } from "./protocol.js";
+export type { TokenSource } from "./socket.js";
+export type { Status } from "./status.js";

@@ -1,0 +1,93 @@
+// `read` and `handle` on their way to the server and back: one at a time a feed, because an `error` names only the feed; sent
+// again after a reconnect until answered. Answers are recognised by the facts they state, whoever caused them. No clock.
+
+import type { ClientFrame, State } from "./protocol.js";
+
+/** So many numbers fit into a frame of the server's smallest limit, however long they are. */
+export const SEQS_MAX = 500;
+
+/** What an app asked for. */
+export type Ask =
+  | { type: "read" | "handle"; feed: string; seqs: number[] }
+  | { type: "read"; feed: string; through: number };
+
+/** Codes after which nothing was changed and asking again may help. */
+const PASSING = new Set(["busy", "not_taken"]);
+
+interface Request {
+  ask: Ask;
+  /** Numbers not confirmed yet; empty where `through` or the counts are asked for. */
+  open: Set<number>;
+  states: State[];
+  done: (outcome: State[] | { code: string; message: string }) => void;
+}
+
+export class Requests {
+  /** The first of each queue is the one that was sent. */
+  #queues = new Map<string, Request[]>();
+
+  /**
+   * @param send writes to the session, if there is one.
+   * @param later calls back after a wait that grows with `attempt`.
+   */
+  constructor(
+    private readonly send: (frame: ClientFrame) => void,
+    private readonly later: (attempt: number, fn: () => void) => void,
+  ) {}
+
+  add(ask: Ask, done: Request["done"]): void {
+    const queue = this.#queues.get(ask.feed) ?? [];
+    this.#queues.set(ask.feed, queue);
+    queue.push({ ask, open: new Set("seqs" in ask ? ask.seqs : []), states: [], done });
+    if (queue.length === 1) this.send(ask);
+  }
+
+  /** A session began: what was not answered by the last one is asked again. */
+  onWelcome(): void {
+    for (const [first] of this.#queues.values()) if (first) this.send(first.ask);
+  }
+
+  onState(state: State): void {
+    const queue = this.#queues.get(state.feed);
+    const first = queue?.[0];
+    if (!queue || !first || !confirms(state, first)) return;
+    first.states.push(state);
+    if (first.open.size > 0) return;
+    first.done(first.states);
+    this.#next(queue);
+  }
+
+  #attempts = 0;
+  onError(code: string, message: string, feed: string | undefined): void {
+    const queue = feed === undefined ? undefined : this.#queues.get(feed);
+    const first = queue?.[0];
+    // An ack can be refused too, and names its feed too.
+    if (!queue || !first || code === "ack_not_sent") return;
+    if (PASSING.has(code)) {
+      return this.later(this.#attempts++, () => {
+        if (queue[0] === first) this.send(first.ask);
+      });
+    }
+    first.done({ code, message });
+    this.#next(queue);
+  }
+
+  #next(queue: Request[]): void {
+    this.#attempts = 0;
+    queue.shift();
+    if (queue[0]) this.send(queue[0].ask);
+  }
+}
+
+/** Takes from what is open what this frame states; gives whether it stated any of it. */
+function confirms(state: State, { ask, open }: Request): boolean {
+  const counts = "seqs" in ask && ask.seqs.length === 0;
+  if (counts) return state.version === undefined && state.seqs?.length === 0;
+  if (!(ask.type === "read" ? state.read_at : state.handled_at)) return false;
+  if ("through" in ask) return (state.through ?? 0) >= ask.through;
+  const before = open.size;
+  for (const seq of open) {
+    if (seq <= (state.through ?? 0) || state.seqs?.includes(seq)) open.delete(seq);
+  }
+  return open.size < before;
+}

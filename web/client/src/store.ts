@@ -1,0 +1,45 @@
+// Up to where this browser profile has handled each feed, kept across reloads: a page that goes away after a handler
+// resolved and before the server has the ack must not ring again.
+
+import type { Store } from "./platform.js";
+
+/** Whose marks these are. */
+export interface Owner {
+  subscriber: string;
+  device: string;
+}
+
+export class Marks {
+  #memory = new Map<string, string>();
+
+  constructor(
+    private readonly store: Store | undefined,
+    private readonly url: string,
+  ) {}
+
+  read(owner: Owner, feed: string): number {
+    const key = this.#key(owner, feed);
+    let text: string | null | undefined;
+    try {
+      text = this.store?.getItem(key);
+    } catch {
+      // A private window, or storage that was forbidden meanwhile.
+    }
+    const seq = Number(text ?? this.#memory.get(key));
+    return Number.isSafeInteger(seq) && seq > 0 ? seq : 0;
+  }
+
+  write(owner: Owner, feed: string, seq: number): void {
+    const key = this.#key(owner, feed);
+    this.#memory.set(key, String(seq));
+    try {
+      this.store?.setItem(key, String(seq));
+    } catch {
+      // Full or forbidden: what is in memory serves until the page goes.
+    }
+  }
+
+  #key({ subscriber, device }: Owner, feed: string): string {
+    return `shopbell:${JSON.stringify([this.url, subscriber, device, feed])}`;
+  }
+}

@@ -1,0 +1,137 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import type { Notification } from "../src/events.js";
+import { ABOVE_MAX, Feeds } from "../src/feeds.js";
+import type { State, Welcome } from "../src/protocol.js";
+
+const welcome = (more: Partial<Welcome["feeds"][number]> = {}): Welcome => ({
+  type: "welcome",
+  session: "s",
+  subscriber: "me",
+  device: "",
+  window: 256,
+  heartbeat_seconds: 25,
+  token_expires_in: 60,
+  feeds: [{ feed: "m", cursor: 0, last: 0, unread: 0, unhandled: 0, version: 0, ...more }],
+});
+const notification = (seq: number, more: Partial<Notification> = {}): Notification =>
+  ({ type: "notification", feed: "m", seq, id: "", source: "", event: "order.created", data: {}, ...more }) as Notification;
+const state = (more: Partial<State>): State =>
+  ({ type: "state", feed: "m", seqs: [1], read_at: "t", unread: 0, unhandled: 0, last: 0, ...more }) as State;
+const feeds = (more?: Partial<Welcome["feeds"][number]>, mark = 0) => {
+  const it = new Feeds(() => mark);
+  it.onWelcome(welcome(more));
+  return it;
+};
+const total = (it: Feeds) => it.counts().total;
+
+test("a number that neither came nor was skipped is a gap", () => {
+  const it = feeds({ cursor: 4, last: 9 });
+  assert.equal(it.onNotification(notification(5), true), "next");
+  assert.equal(it.onNotification(notification(5), true), "old");
+  assert.equal(it.onNotification(notification(7), true), "gap");
+  assert.equal(it.onSkipped({ type: "skipped", feed: "m", from: 7, through: 8, reason: "" }, true), "gap");
+  assert.equal(it.onSkipped({ type: "skipped", feed: "m", from: 6, through: 8, reason: "" }, true), "next");
+  assert.equal(it.onNotification(notification(9), true), "next");
+  assert.equal(it.onNotification(notification(1, { feed: "x" }), true), "unknown");
+});
+
+test("counts are as of last, and what comes above it adds, unless its frame says that it is done", () => {
+  const it = feeds({ last: 2, unread: 2, unhandled: 1 });
+  it.onNotification(notification(1), true);
+  it.onNotification(notification(2), true);
+  assert.deepEqual(total(it), { unread: 2, unhandled: 1 });
+  it.onNotification(notification(3), true);
+  it.onNotification(notification(4, { read_at: "t" }), true);
+  it.onNotification(notification(5, { read_at: "t", handled_at: "t" }), true);
+  assert.deepEqual(total(it), { unread: 3, unhandled: 3 });
+});
+
+test("a state takes the place of the counts up to its last, and only of these", () => {
+  const it = feeds();
+  for (let seq = 1; seq <= 4; seq++) it.onNotification(notification(seq), true);
+  it.onState(state({ version: 1, unread: 2, unhandled: 3, last: 3 }));
+  assert.deepEqual(total(it), { unread: 3, unhandled: 4 });
+  // Its last may also be ahead of what has come.
+  it.onState(state({ version: 2, unread: 5, unhandled: 6, last: 6 }));
+  it.onNotification(notification(5), true);
+  it.onNotification(notification(6), true);
+  assert.deepEqual(total(it), { unread: 5, unhandled: 6 });
+});
+
+test("counts stay exact when more came than is kept one by one", () => {
+  const it = feeds();
+  for (let seq = 1; seq <= 3 * ABOVE_MAX; seq++) it.onNotification(notification(seq), true);
+  assert.deepEqual(total(it), { unread: 3 * ABOVE_MAX, unhandled: 3 * ABOVE_MAX });
+  // As of a number that is summed up already: not to be computed, so to be asked for.
+  it.onState(state({ version: 1, unread: 0, unhandled: 0, last: 1 }));
+  assert.deepEqual(it.stale(), ["m"]);
+});
+
+test("replayed changes that the counts of welcome have already leave them alone", () => {
+  const it = feeds({ version: 3 });
+  it.onWelcome(welcome({ last: 9, unread: 4, unhandled: 5, version: 5 }));
+  assert.equal(it.onState(state({ version: 4, unread: 7, last: 9 })), false);
+  assert.deepEqual(total(it), { unread: 4, unhandled: 5 });
+  assert.equal(it.onState(state({ version: 5, unread: 4, unhandled: 5, last: 9 })), false);
+  assert.equal(it.onState(state({ version: 7, unread: 1, last: 9 })), true, "version 6 is missing");
+  assert.equal(it.query().get("state"), "m:7");
+});
+
+test("an answer without a version counts only where counts were asked for", () => {
+  const it = feeds({ last: 3, unread: 3, unhandled: 3 });
+  it.onState(state({ seqs: [1], unread: 9, last: 3 }));
+  assert.equal(total(it).unread, 3);
+  it.onState(state({ seqs: [], unread: 2, last: 3 }));
+  assert.equal(total(it).unread, 2);
+});
+
+test("what is skipped above last makes the counts be asked for, until an answer covers it", () => {
+  const it = feeds();
+  it.onSkipped({ type: "skipped", feed: "m", from: 1, through: 3, reason: "expired" }, true);
+  assert.deepEqual(it.stale(), ["m"]);
+  it.onState(state({ seqs: [], last: 2 }));
+  assert.deepEqual(it.stale(), ["m"]);
+  it.onState(state({ seqs: [], last: 3 }));
+  assert.deepEqual(it.stale(), []);
+});
+
+test("shared feeds are in no total, and are never asked for", () => {
+  const it = feeds({ shared: true, last: 4, unread: 4, unhandled: 4 });
+  it.onSkipped({ type: "skipped", feed: "m", from: 5, through: 5, reason: "" }, false);
+  assert.deepEqual(total(it), { unread: 0, unhandled: 0 });
+  assert.equal(it.counts().feeds.m?.unread, 4);
+  assert.deepEqual(it.stale(), []);
+});
+
+test("a mark above the server's last is of a database that is no more", () => {
+  const it = feeds({ cursor: 2, last: 5 }, 40);
+  assert.equal(it.mark("m"), 2);
+  assert.ok(it.take(notification(3)));
+  const kept = feeds({ cursor: 2, last: 50 }, 40);
+  assert.equal(kept.mark("m"), 40);
+  assert.equal(kept.take(notification(40)), false);
+});
+
+test("acknowledged elsewhere while this tab was away: the history is to be fetched again", () => {
+  const it = feeds({ cursor: 3, last: 3 });
+  it.onNotification(notification(4), true);
+  it.take(notification(4));
+  assert.deepEqual(it.onWelcome(welcome({ cursor: 4, last: 9 })), []);
+  assert.deepEqual(it.onWelcome(welcome({ cursor: 6, last: 9 })), ["m"]);
+  assert.deepEqual(it.onWelcome(welcome({ cursor: 1, last: 1 })), ["m"], "restored to before what was handled");
+});
+
+test("a tab that comes later stands where the leader stands", () => {
+  const first = feeds({ cursor: 2, last: 4, unread: 4, unhandled: 4 });
+  for (const seq of [3, 4, 5]) first.onNotification(notification(seq), true);
+  first.onHandled("m", 3);
+  const second = new Feeds(() => 0);
+  const snapshot = first.snapshot(welcome());
+  second.onWelcome(snapshot);
+  assert.deepEqual(second.counts(), first.counts());
+  assert.ok(second.take(notification(4)), "pending");
+  assert.equal(second.onNotification(notification(6), false), "next");
+  first.onNotification(notification(6), true);
+  assert.deepEqual(second.counts(), first.counts());
+});

@@ -1,0 +1,165 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { BACKOFF_BASE_MS, BACKOFF_CAP_MS, backoff } from "../src/backoff.js";
+import { ShopbellError } from "../src/errors.js";
+import { matches } from "../src/events.js";
+import { addresses, fetchHistory } from "../src/history.js";
+import { browser, type Platform } from "../src/platform.js";
+import { closeMeaning, parseFrame } from "../src/protocol.js";
+import { Requests } from "../src/requests.js";
+import { Marks } from "../src/store.js";
+import { claims, identity } from "../src/token.js";
+import { jwt } from "./world.js";
+
+test("a wait is between nothing and the doubled base, up to the cap", () => {
+  assert.equal(backoff(0, 0), 0);
+  assert.equal(backoff(0, 1), BACKOFF_BASE_MS);
+  assert.equal(backoff(3, 0.5), BACKOFF_BASE_MS * 4);
+  assert.equal(backoff(2000, 1), BACKOFF_CAP_MS);
+});
+
+test("the close-code table", () => {
+  for (const code of [1000, 1001, 1005, 1006, 1011, 1012, 1013, 3000, 4000, 4401, 4408, 4409, 4429, 4499]) {
+    assert.equal(closeMeaning(code, "").error, undefined, `${code} means reconnect`);
+  }
+  for (const code of [1002, 1003, 1007, 1009, 4500, 4501, 4502, 4503, 4999]) {
+    assert.equal(closeMeaning(code, "").error?.closeCode, code, `${code} is final`);
+  }
+  assert.equal(closeMeaning(4501, "").error?.code, "token_refused");
+  assert.equal(closeMeaning(4777, '{"code":"new_one"}').error?.code, "new_one");
+  assert.equal(closeMeaning(1012, '{"code":"going_away","retry_after_ms":700}').retryAfterMs, 700);
+  for (const reason of ["proxy says no", "null", "[]", '{"retry_after_ms":-1}', '{"retry_after_ms":"1"}']) {
+    assert.equal(closeMeaning(1012, reason).retryAfterMs, undefined);
+  }
+});
+
+test("frames: unknown ones pass, broken ones are faults", () => {
+  assert.equal(parseFrame('{"type":"tomorrow"}'), undefined);
+  assert.equal(parseFrame('{"type":"constructor"}'), undefined);
+  assert.deepEqual(parseFrame('{"type":"pong","new":1}'), { type: "pong", new: 1 });
+  const broken = [
+    "",
+    "[]",
+    "null",
+    '{"feed":"m"}',
+    '{"type":"notification","feed":"m","seq":0,"event":"x"}',
+    '{"type":"notification","feed":"m","seq":1.5,"event":"x"}',
+    '{"type":"skipped","feed":"m","from":3,"through":2}',
+    '{"type":"state","feed":"m","unread":1,"unhandled":1,"last":1}',
+    '{"type":"goaway"}',
+    '{"type":"welcome","subscriber":"s","device":"","window":1,"heartbeat_seconds":1,"token_expires_in":1,"feeds":[{}]}',
+  ];
+  for (const text of broken) assert.throws(() => parseFrame(text), { code: "protocol_fault" }, text);
+  assert.throws(() => parseFrame(new ArrayBuffer(1)), { code: "protocol_fault" });
+});
+
+test("patterns", () => {
+  assert.ok(matches("*", "anything") && matches("import.*", "import.item") && matches("a", "a"));
+  assert.ok(!matches("import.*", "import") && !matches("import.*", "important.item") && !matches("a", "ab"));
+});
+
+test("who a token is for: other rights are another", () => {
+  assert.equal(claims(jwt({ sub: "Žofie 🛎" })).sub, "Žofie 🛎");
+  assert.deepEqual(claims("opaque"), {});
+  assert.equal(identity("opaque"), undefined);
+  assert.equal(identity(jwt({ exp: 1 })), undefined);
+  assert.equal(identity(jwt({ sub: "a", exp: 1, feeds: ["x", "y"] })), identity(jwt({ sub: "a", exp: 2, feeds: ["y", "x"] })));
+  assert.notEqual(identity(jwt({ sub: "a" })), identity(jwt({ sub: "b" })));
+  assert.notEqual(identity(jwt({ sub: "a" })), identity(jwt({ sub: "a", feeds: ["x"] })));
+});
+
+test("addresses from whatever the app has", () => {
+  const page = "https://shop.example/orders?x#y";
+  const ws = (url: string) => addresses(url, page, undefined).ws;
+  assert.equal(ws("/"), "wss://shop.example/v1/ws");
+  assert.equal(ws("http://h:1/bell/"), "ws://h:1/bell/v1/ws");
+  assert.equal(ws("wss://h/bell/v1/ws"), "wss://h/bell/v1/ws");
+  assert.equal(addresses("wss://h/bell/v1/ws", page, "a b").ws, "wss://h/bell/v1/ws?device=a+b");
+  assert.equal(addresses("wss://h/bell/v1/ws", page, "d").http, "https://h/bell");
+  assert.throws(() => ws("ftp://h"), TypeError);
+  assert.throws(() => addresses("/", undefined, undefined), TypeError);
+});
+
+test("a store that throws is one that forgets with the page", () => {
+  const broken = () => {
+    throw new Error("private");
+  };
+  const marks = new Marks({ getItem: broken, setItem: broken }, "u");
+  const owner = { subscriber: "s", device: "" };
+  assert.equal(marks.read(owner, "m"), 0);
+  marks.write(owner, "m", 7);
+  assert.equal(marks.read(owner, "m"), 7);
+  assert.equal(marks.read({ ...owner, device: "other" }, "m"), 0);
+  const odd = new Marks({ getItem: () => "1e400", setItem: () => {} }, "u");
+  assert.equal(odd.read(owner, "m"), 0);
+});
+
+test("requests: one at a time a feed, answered by facts, asked again, refused by error", () => {
+  const sent: unknown[] = [];
+  const later: (() => void)[] = [];
+  const outcomes: unknown[] = [];
+  const it = new Requests((frame) => sent.push(frame), (_, fn) => later.push(fn));
+  const state = { type: "state" as const, feed: "m", unread: 0, unhandled: 0, last: 9 };
+  it.add({ type: "read", feed: "m", seqs: [1, 2] }, (outcome) => outcomes.push(outcome));
+  it.add({ type: "handle", feed: "m", seqs: [2] }, (outcome) => outcomes.push(outcome));
+  it.add({ type: "read", feed: "m", through: 5 }, (outcome) => outcomes.push(outcome));
+  assert.equal(sent.length, 1);
+  it.onWelcome();
+  assert.equal(sent.length, 2, "again, after a reconnect");
+  it.onState({ ...state, seqs: [2], read_at: "t", version: 1 });
+  it.onState({ ...state, seqs: [1], handled_at: "t", version: 2 });
+  assert.equal(outcomes.length, 0, "1 is not read yet");
+  it.onError("ack_not_sent", "", "m");
+  it.onState({ ...state, seqs: [1], read_at: "t" });
+  assert.equal((outcomes[0] as unknown[]).length, 2);
+  it.onError("busy", "", "m");
+  assert.equal(sent.length, 3);
+  later[0]?.();
+  assert.deepEqual(sent[3], { type: "handle", feed: "m", seqs: [2] });
+  it.onError("unknown_seq", "no", "m");
+  assert.deepEqual(outcomes[1], { code: "unknown_seq", message: "no" });
+  it.onState({ ...state, through: 4, read_at: "t", version: 3 });
+  assert.equal(outcomes.length, 2);
+  it.onState({ ...state, through: 6, read_at: "t", version: 4 });
+  assert.equal(outcomes.length, 3);
+});
+
+test("history: one more try with a fresh token, then the problem as a typed error", async () => {
+  const asked: [string, string][] = [];
+  const answers: Response[] = [];
+  const platform = {
+    fetch: async (url: string, init: RequestInit) => {
+      asked.push([url, (init.headers as Record<string, string>).authorization ?? ""]);
+      return answers.shift() ?? Response.error();
+    },
+  } as unknown as Platform;
+  let tokens = 0;
+  const history = (query = {}) => fetchHistory(platform, "https://h", async () => `t${++tokens}`, "a/b", query);
+  const refusal = (status: number) =>
+    new Response('{"title":"No","detail":"not yours"}', { status, headers: { "content-type": "application/problem+json" } });
+
+  answers.push(refusal(401), new Response('{"feed":"a/b","notifications":[],"next":null}'));
+  assert.equal((await history({ before: 9, unread: true, limit: undefined })).next, null);
+  assert.deepEqual(asked[1], ["https://h/v1/feeds/a%2Fb/notifications?before=9&unread=true", "Bearer t2"]);
+  answers.push(refusal(401), refusal(401));
+  await assert.rejects(history(), { code: "http_failed", status: 401, problem: { title: "No", detail: "not yours" } });
+  assert.equal(tokens, 4);
+  answers.push(new Response("<html>", { status: 502 }));
+  await assert.rejects(history(), (error: ShopbellError) => error.status === 502 && error.problem === undefined);
+});
+
+test("a timer beyond 31 bits does not fire at once", async (context) => {
+  context.mock.timers.enable({ apis: ["setTimeout"] });
+  let fired = 0;
+  browser().after(2 ** 31 + 5, () => fired++);
+  context.mock.timers.tick(2 ** 31 - 1);
+  assert.equal(fired, 0);
+  context.mock.timers.tick(6);
+  assert.equal(fired, 1);
+  const cancel = browser().after(2 ** 32, () => fired++);
+  context.mock.timers.tick(2 ** 31);
+  cancel();
+  context.mock.timers.tick(2 ** 31);
+  context.mock.timers.tick(2 ** 31);
+  assert.equal(fired, 1);
+});

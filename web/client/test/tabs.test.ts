@@ -1,0 +1,236 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import type { ConnectOptions } from "../src/client.js";
+import { MISSED_MAX, PING_MS } from "../src/tabs.js";
+import { World, jwt, type Tab } from "./world.js";
+
+/** Numbers that rang, with the tab that did, in the order in which the handlers resolved. */
+type Rung = { tab: Tab; seq: number }[];
+
+function open(world: World, rung: Rung, page: Partial<Tab> = {}, handlerMs = 0, options: Partial<ConnectOptions> = {}): Tab {
+  const tab = world.open(options, page);
+  tab.client.ring("*", async ({ seq }) => {
+    if (handlerMs > 0) await tab.sleep(handlerMs);
+    rung.push({ tab, seq });
+  });
+  tab.client.watch("error", ({ error }) => tab.errors.push(error.code));
+  return tab;
+}
+const seqs = (rung: Rung) => rung.map(({ seq }) => seq);
+const leader = (tabs: Tab[]) => tabs.find((tab) => tab.sockets.some(({ state }) => state === "open"));
+
+test("five tabs: one socket, every list is up to date, one toast, in the tab that is looked at", async () => {
+  const world = new World();
+  const rung: Rung = [];
+  const lists: number[][] = [];
+  const tabs: Tab[] = [];
+  for (let n = 0; n < 5; n++) {
+    const tab = open(world, rung);
+    const list: number[] = [];
+    lists.push(list);
+    tab.client.on("order.created", ({ seq }) => list.push(seq));
+    tabs.push(tab);
+    await world.pass(50);
+  }
+  tabs[3]?.look(true);
+  await world.pass(300);
+  for (let n = 0; n < 10; n++) world.server.publish();
+  await world.pass(500);
+  assert.equal(world.server.sockets.length, 1);
+  for (const list of lists) assert.deepEqual(list, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
+  assert.deepEqual(seqs(rung), [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
+  assert.ok(rung.every(({ tab }) => tab === tabs[3]));
+  assert.equal(world.server.cursor(), 10);
+  for (const tab of tabs) {
+    assert.equal(tab.client.status.state, "live");
+    assert.deepEqual(tab.client.counts.total, { unread: 10, unhandled: 10 });
+  }
+  tabs[3]?.look(false);
+  tabs[1]?.look(true);
+  await world.pass(50);
+  world.server.publish();
+  await world.pass(300);
+  assert.equal(rung.at(-1)?.tab, tabs[1]);
+});
+
+test("a tab without a handler for it is not chosen, however much it is looked at", async () => {
+  const world = new World();
+  const rung: Rung = [];
+  const silent = world.open({}, { visible: true, focused: true });
+  await world.pass(100);
+  const other = open(world, rung);
+  await world.pass(200);
+  world.server.publish();
+  await world.pass(200);
+  assert.equal(rung[0]?.tab, other);
+  assert.equal(leader([silent, other]), silent);
+});
+
+test("the leader closes: the next takes over at once, nothing is lost or rung twice", async () => {
+  const world = new World();
+  const rung: Rung = [];
+  const tabs = [open(world, rung), open(world, rung), open(world, rung)];
+  await world.pass(300);
+  for (let n = 0; n < 50; n++) {
+    world.server.publish();
+    if (n === 20) tabs[0]?.client.close();
+    if (n === 35) tabs[1]?.page("suspend");
+    await world.pass(7);
+  }
+  await world.pass(500);
+  assert.deepEqual(seqs(rung), [...Array(50).keys()].map((n) => n + 1));
+  assert.equal(tabs[2]?.client.status.state, "live");
+  assert.deepEqual(world.server.violations, []);
+});
+
+test("the chosen tab crashes before it answers: another does it", async () => {
+  const world = new World();
+  const rung: Rung = [];
+  const first = open(world, rung);
+  await world.pass(100);
+  const chosen = open(world, rung, { visible: true, focused: true }, 60_000);
+  await world.pass(300);
+  world.server.publish();
+  await world.pass(200);
+  assert.deepEqual(rung, []);
+  chosen.crash();
+  await world.pass(PING_MS * (MISSED_MAX + 2));
+  assert.deepEqual(rung.map(({ tab }) => tab), [first]);
+  assert.equal(world.server.cursor(), 1);
+});
+
+test("a slow handler in another tab is waited for, as long as that tab lives", async () => {
+  const world = new World();
+  const rung: Rung = [];
+  open(world, rung);
+  await world.pass(100);
+  const chosen = open(world, rung, { visible: true, focused: true }, 120_000);
+  await world.pass(300);
+  world.server.publish();
+  await world.pass(119_000);
+  assert.equal(world.server.cursor(), 0);
+  await world.pass(2_000);
+  assert.deepEqual(rung.map(({ tab }) => tab), [chosen]);
+  assert.equal(world.server.cursor(), 1);
+});
+
+test("the leader dies while another tab is at it: the new leader does not have it rung again", async () => {
+  const world = new World();
+  const rung: Rung = [];
+  const first = open(world, rung);
+  await world.pass(100);
+  const chosen = open(world, rung, { visible: true, focused: true }, 5_000);
+  await world.pass(100);
+  open(world, rung);
+  await world.pass(300);
+  world.server.publish();
+  await world.pass(200);
+  first.crash();
+  await world.pass(10_000);
+  assert.deepEqual(rung.map(({ tab }) => tab), [chosen]);
+  assert.equal(world.server.cursor(), 1);
+});
+
+test("a frozen leader is replaced when somebody looks, and does no harm when it thaws", async () => {
+  const world = new World();
+  const rung: Rung = [];
+  const frozen = open(world, rung, { visible: true });
+  await world.pass(200);
+  const second = open(world, rung);
+  await world.pass(200);
+  frozen.look(false);
+  frozen.freeze();
+  world.server.publish();
+  await world.pass(60_000);
+  assert.deepEqual(rung, [], "nobody looks");
+  second.look(true);
+  await world.pass(PING_MS * (MISSED_MAX + 1) + 2_000);
+  assert.deepEqual(rung.map(({ tab }) => tab), [second]);
+  world.server.publish();
+  await world.pass(300);
+  await frozen.thaw();
+  await world.pass(5_000);
+  assert.deepEqual(seqs(rung), [1, 2]);
+  assert.equal(leader([frozen, second]), second);
+  assert.equal(world.server.sessions.size, 1);
+  second.client.close();
+  await world.pass(500);
+  assert.equal(frozen.client.status.state, "live");
+});
+
+test("a leader that lives is never stolen from", async () => {
+  const world = new World();
+  const rung: Rung = [];
+  const first = open(world, rung);
+  await world.pass(100);
+  const second = open(world, rung, { visible: true, focused: true });
+  await world.pass(300_000);
+  assert.equal(leader([first, second]), first);
+  assert.equal(world.server.sockets.length, 1);
+});
+
+test("a follower's read and handle survive the leader", async () => {
+  const world = new World();
+  const rung: Rung = [];
+  const first = open(world, rung);
+  await world.pass(100);
+  const second = open(world, rung, { visible: true });
+  world.server.publish();
+  await world.pass(300);
+  for (const socket of first.sockets) socket.dead = true;
+  const read = second.client.read("m", { seqs: [1] });
+  const handled = second.client.handle("m", [1]);
+  await world.pass(10);
+  first.crash();
+  await world.pass(500);
+  assert.equal((await read)[0]?.feed, "m");
+  assert.equal((await handled)[0]?.handled_by, "merchant-1");
+  const refused = assert.rejects(second.client.handle("m", [7]), { code: "unknown_seq" });
+  await world.pass(100);
+  await refused;
+});
+
+test("two people in one browser never share", async () => {
+  const world = new World();
+  const rung: Rung = [];
+  const token = (claims: object) => ({ token: () => jwt({ exp: world.now / 1000 + 3600, ...claims }) });
+  open(world, rung, {}, 0, token({ sub: "a" }));
+  open(world, rung, {}, 0, token({ sub: "a", iat: 5 }));
+  open(world, rung, {}, 0, token({ sub: "b" }));
+  open(world, rung, {}, 0, token({ sub: "a", feeds: ["a", "b"] }));
+  open(world, rung, {}, 0, { ...token({ sub: "a" }), shareKey: "till" });
+  open(world, rung, {}, 0, { token: () => "opaque" });
+  await world.pass(500);
+  assert.equal(world.server.sockets.length, 5);
+});
+
+test("without locks or channel each tab has its socket, and the store still keeps the second toast away", async () => {
+  const world = new World();
+  const rung: Rung = [];
+  open(world, rung, { shares: false });
+  open(world, rung, { shares: false });
+  await world.pass(300);
+  assert.equal(world.server.sessions.size, 2);
+  world.server.publish();
+  await world.pass(300);
+  assert.deepEqual(seqs(rung), [1]);
+});
+
+test("back from the back/forward cache a tab hears what it missed", async () => {
+  const world = new World();
+  const rung: Rung = [];
+  open(world, rung);
+  await world.pass(100);
+  const cached = open(world, rung);
+  const resyncs: string[] = [];
+  cached.client.watch("resync", ({ feed }) => resyncs.push(feed));
+  await world.pass(300);
+  cached.page("suspend");
+  world.server.publish();
+  await world.pass(1_000);
+  cached.page("resume");
+  await world.pass(300);
+  assert.deepEqual(resyncs, ["m"]);
+  assert.deepEqual(cached.client.counts.total, { unread: 1, unhandled: 1 });
+  assert.deepEqual(seqs(rung), [1]);
+});
