@@ -139,6 +139,8 @@ pub struct GatewayConfig {
     pub jwt: JwtConfig,
     /// Sessions.
     pub session: SessionConfig,
+    /// `SHOPBELL_DASHBOARD`.
+    pub dashboard: bool,
 }
 
 /// The variables that are ours, as far as they were not taken, and what was wrong with those that were.
@@ -264,12 +266,13 @@ impl Environment {
         let listen =
             self.parse("SHOPBELL_LISTEN", SocketAddr::from(([0, 0, 0, 0], 8080)), "an address like 0.0.0.0:8080");
         let session = self.read_session();
+        let dashboard = self.parse("SHOPBELL_DASHBOARD", false, "true or false");
         if !is_wanted {
             self.given.retain(|name, _| !name.starts_with("shopbell_jwt_"));
             return Some(None);
         }
         let jwt = self.read_jwt()?;
-        Some(Some(GatewayConfig { listen, jwt, session }))
+        Some(Some(GatewayConfig { listen, jwt, session, dashboard }))
     }
 
     fn read_jwt(&mut self) -> Option<JwtConfig> {

@@ -1,6 +1,7 @@
-//! HTTP: the listener, the WebSocket handshake, the history, the operations port. Errors are `application/problem+json` (RFC 9457).
+//! HTTP: the listener, the WebSocket handshake, the history, the dashboard, the operations port. Errors are `application/problem+json` (RFC 9457).
 
 pub mod admission;
+pub mod dashboard;
 pub mod handshake;
 pub mod history;
 pub mod listener;

@@ -29,6 +29,7 @@ use crate::fanout::{Fanout, HintPublisher};
 use crate::feed::Feed;
 use crate::health::Health;
 use crate::http::admission::Admission;
+use crate::http::dashboard;
 use crate::http::history;
 use crate::http::listener;
 use crate::http::operations::{self, Operations};
@@ -219,6 +220,7 @@ impl Ground {
             })
             .with_state(gateway.clone())
             .merge(more);
+        let routes = if config.dashboard { routes.merge(dashboard::router()) } else { routes };
         let (connections_max, stop) = (session.sessions_max + HANDSHAKES_MAX, self.stops.listeners.clone());
         parts.spawn("public port", listener::serve(listener, routes, connections_max, stop));
         parts.spawn("pager", pager_worker.run());

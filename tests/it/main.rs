@@ -8,6 +8,7 @@ mod acks;
 mod answers;
 mod books;
 mod commands;
+mod dashboard;
 mod drain;
 mod faults;
 mod handshake;

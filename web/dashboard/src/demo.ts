@@ -1,0 +1,33 @@
+// Buttons for a demonstration, where the service has the demo's paths.
+
+import { button, h } from "./dom.js";
+import { texts } from "./texts.js";
+
+const ACTIONS: { testid: string; label: string; path: string; body: Record<string, number> }[] = [
+  { testid: "demo-order", label: "Place an order", path: "/demo/orders", body: { count: 1 } },
+  { testid: "demo-orders", label: "Place 20 orders", path: "/demo/orders", body: { count: 20 } },
+  { testid: "demo-import", label: "Run an import of 500", path: "/demo/imports", body: { items: 500, failed: 7 } },
+  { testid: "demo-cut", label: "Cut the connection for 10 s", path: "/demo/cut", body: { seconds: 10, orders: 5 } },
+];
+
+export function showDemo(root: HTMLElement, token: () => Promise<string>, failed: (what: string) => void): void {
+  const act = async (at: HTMLButtonElement, path: string, body: Record<string, number>) => {
+    if (at.getAttribute("aria-disabled") === "true") return;
+    at.setAttribute("aria-disabled", "true");
+    try {
+      const headers = { authorization: `Bearer ${await token()}`, "content-type": "application/json" };
+      const answer = await fetch(path, { method: "POST", headers, body: JSON.stringify(body) });
+      if (!answer.ok) throw new Error(`${answer.status} ${answer.statusText}`.trim());
+    } catch (error) {
+      failed(texts.demoFailed((error as Error).message));
+    } finally {
+      at.setAttribute("aria-disabled", "false");
+    }
+  };
+  const buttons = ACTIONS.map(({ testid, label, path, body }) => {
+    const one: HTMLButtonElement = button(label, { class: "secondary", testid }, () => void act(one, path, body));
+    return one;
+  });
+  root.replaceChildren(h("h2", { attributes: { id: "demo-heading" } }, "Try it"), h("div", { class: "demo-buttons" }, ...buttons));
+  root.hidden = false;
+}

@@ -1,0 +1,113 @@
+// The bar on top: the bell, who this is, and how the connection is.
+
+import type { Status } from "../../client/src/index.js";
+import { button, h, icon, setAttribute, setData, setText } from "./dom.js";
+import { ago, clip } from "./format.js";
+import { texts } from "./texts.js";
+
+export type ConnectionState = "connecting" | "catching_up" | "live" | "reconnecting" | "offline" | "ended";
+
+export interface HeaderActions {
+  showWaiting(): void;
+  acceptAll(): void;
+  setSound(on: boolean): void;
+  signOut(): void;
+}
+
+export interface BellView {
+  waiting: number;
+  /** There are more than the page has seen. */
+  isAtLeast: boolean;
+  oldestAt: number | undefined;
+  /** Whether there ever was an order. */
+  any: boolean;
+  accepting: boolean;
+}
+
+export class Header {
+  readonly #bell: HTMLButtonElement;
+  readonly #headline = h("p", { class: "headline", testid: "headline" });
+  readonly #merchant = h("bdi", { class: "merchant", testid: "merchant" });
+  readonly #since = h("span", { class: "since" });
+  readonly #connection = h("p", { class: "connection", testid: "connection" });
+  readonly #word = h("span");
+  readonly #acceptAll: HTMLButtonElement;
+  readonly #sound: HTMLButtonElement;
+
+  constructor(
+    private readonly root: HTMLElement,
+    sound: boolean,
+    actions: HeaderActions,
+  ) {
+    this.#bell = button(icon("bell"), { class: "bell", testid: "bell" }, actions.showWaiting);
+    this.#acceptAll = button(texts.acceptAll, { class: "primary accept-all", testid: "accept-all" }, actions.acceptAll);
+    this.#sound = button(icon("mute"), { class: "quiet icon-button", testid: "sound" }, () => {
+      const on = this.#sound.getAttribute("aria-pressed") !== "true";
+      this.#showSound(on);
+      actions.setSound(on);
+    });
+    this.#showSound(sound);
+    this.#connection.append(h("span", { class: "dot" }), this.#word);
+    const who = h("h1", { class: "who" }, h("span", {}, texts.product), this.#merchant);
+    const signOut = button(icon("out"), { class: "quiet icon-button", testid: "sign-out", attributes: { "aria-label": texts.signOut, title: texts.signOut } }, actions.signOut);
+    root.replaceChildren(
+      h(
+        "div",
+        { class: "bar" },
+        this.#bell,
+        h("div", { class: "said" }, this.#headline, h("div", { class: "below" }, who, this.#since)),
+        h("div", { class: "tools" }, this.#connection, this.#sound, signOut),
+        this.#acceptAll,
+      ),
+    );
+  }
+
+  showMerchant(name: string): void {
+    setText(this.#merchant, clip(name, 80));
+  }
+
+  showBell({ waiting, isAtLeast, oldestAt, any, accepting }: BellView, now: number): void {
+    const rings = waiting > 0;
+    setData(this.root, "ringing", String(rings));
+    setData(this.#bell, "ringing", String(rings));
+    setAttribute(this.#bell, "aria-label", rings ? texts.bellRings(waiting) : texts.bellQuiet);
+    setText(this.#headline, rings ? texts.ringing(waiting, isAtLeast) : any ? texts.quiet : texts.quietEmpty);
+    setText(this.#since, oldestAt === undefined ? "" : texts.oldest(ago(oldestAt, now)));
+    this.#acceptAll.hidden = !rings;
+    setText(this.#acceptAll, accepting ? texts.acceptingAll : texts.acceptAll);
+    setAttribute(this.#acceptAll, "aria-disabled", String(accepting));
+  }
+
+  showConnection(state: ConnectionState, status: Status, now: number): void {
+    const words: Record<ConnectionState, string> = {
+      connecting: texts.connecting,
+      catching_up: texts.catchingUp,
+      live: texts.live,
+      offline: texts.offline,
+      reconnecting: texts.reconnectingIn(status.state === "waiting" ? Math.ceil((status.retryAt - now) / 1_000) : 0),
+      ended: texts.ended(status.state === "closed" ? (status.error?.message ?? "") : ""),
+    };
+    setData(this.#connection, "state", state);
+    setText(this.#word, words[state]);
+    setAttribute(this.#connection, "title", state === "live" || state === "catching_up" ? texts.liveHint : texts.awayHint);
+  }
+
+  #showSound(on: boolean): void {
+    setAttribute(this.#sound, "aria-pressed", String(on));
+    setAttribute(this.#sound, "aria-label", texts.soundOn);
+    setAttribute(this.#sound, "title", on ? texts.soundOn : texts.soundOff);
+    this.#sound.replaceChildren(icon(on ? "sound" : "mute"));
+  }
+}
+
+/** The client's status, and whether there is a network at all, in one word. */
+export function connectionState(status: Status, online: boolean): ConnectionState {
+  switch (status.state) {
+    case "closed":
+      return "ended";
+    case "waiting":
+      return online ? "reconnecting" : "offline";
+    default:
+      return !online && status.state === "connecting" ? "offline" : status.state;
+  }
+}

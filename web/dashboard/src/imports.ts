@@ -1,0 +1,174 @@
+// One card for each import: how far it is, what failed, how it ended.
+
+import type WaProgressBar from "@awesome.me/webawesome/dist/components/progress-bar/progress-bar.js";
+import { arrange, bdi, button, h, icon, setData, setText, whole } from "./dom.js";
+import { ago, clip, exact } from "./format.js";
+import { failures, type Import, type Item } from "./model.js";
+import { texts } from "./texts.js";
+
+const CARDS_STEP = 6;
+const FAILURES_FIRST = 5;
+const FAILURES_STEP = 50;
+
+export interface ImportActions {
+  /** A person has seen to it. */
+  dismiss(items: Item[]): void;
+  read(items: Item[]): void;
+}
+
+export class Imports {
+  #cards = new Map<string, Card>();
+  #shown = CARDS_STEP;
+  #imports: Import[] = [];
+  readonly #list = h("div", { class: "cards" });
+  readonly #empty = h("div", { class: "card empty" }, icon("box"), h("p", { class: "strong" }, texts.noImports), h("p", { class: "muted" }, texts.noImportsHint));
+  readonly #more: HTMLButtonElement;
+
+  constructor(
+    root: HTMLElement,
+    private readonly actions: ImportActions,
+  ) {
+    this.#more = button("", { class: "secondary", testid: "more-imports" }, () => {
+      this.#shown += CARDS_STEP;
+      this.render(this.#imports);
+    });
+    root.replaceChildren(h("div", { class: "heading" }, h("h2", { attributes: { id: "imports-heading" } }, "Imports")), this.#list, this.#empty, h("div", { class: "older" }, this.#more));
+  }
+
+  render(imports: Import[]): void {
+    this.#imports = imports;
+    const part = imports.slice(0, this.#shown);
+    const keys = new Set(part.map(({ key }) => key));
+    for (const key of this.#cards.keys()) if (!keys.has(key)) this.#cards.delete(key);
+    const now = Date.now();
+    const cards = part.map((one) => {
+      let card = this.#cards.get(one.key);
+      if (!card) {
+        card = new Card(one, this.actions);
+        this.#cards.set(one.key, card);
+      }
+      card.render(one, now);
+      return card.element;
+    });
+    arrange(this.#list, cards);
+    this.#empty.hidden = imports.length > 0;
+    this.#more.hidden = imports.length <= this.#shown;
+    setText(this.#more, texts.moreImports(imports.length - this.#shown));
+  }
+
+  tick(now: number): void {
+    for (const card of this.#cards.values()) card.tick(now);
+  }
+}
+
+class Card {
+  readonly element: HTMLElement;
+  readonly #status = h("span", { class: "status" });
+  readonly #time = h("time");
+  readonly #bar = document.createElement("wa-progress-bar") as WaProgressBar;
+  readonly #progress = h("span", { class: "progress" });
+  readonly #failed = h("span", { class: "failed-count" });
+  readonly #failures = h("details", { class: "failures" });
+  readonly #summary = h("summary");
+  readonly #rows = h("ul", { class: "failure-rows" });
+  readonly #more: HTMLButtonElement;
+  readonly #beyond = h("p", { class: "muted small" });
+  readonly #dismiss: HTMLButtonElement;
+  #shown = FAILURES_FIRST;
+  /** Failed items by number: each has one row, made once. */
+  #made = new Map<number, HTMLElement>();
+  #failuresAt = -1;
+
+  constructor(
+    private one: Import,
+    private readonly actions: ImportActions,
+  ) {
+    this.#bar.label = texts.importProgress(clip(one.id, 60));
+    this.#more = button("", { class: "secondary small", testid: "more-failures" }, () => {
+      this.#shown += FAILURES_STEP;
+      this.#failuresAt = -1;
+      this.render(this.one, Date.now());
+    });
+    this.#dismiss = button(texts.dismiss, { class: "secondary small", testid: "dismiss-import" }, () => this.actions.dismiss([...this.one.items.values()]));
+    this.#failures.append(this.#summary, this.#rows, this.#more, this.#beyond);
+    this.#failures.addEventListener("toggle", () => {
+      const unread = [...this.one.items.values()].filter(({ facts }) => facts.read_at === undefined);
+      if (this.#failures.open && unread.length > 0) this.actions.read(unread);
+    });
+    this.element = h(
+      "article",
+      { class: "card import", testid: "import" },
+      h("header", {}, h("h3", {}, h("span", { class: "hidden-text" }, "Import "), bdi(one.id)), this.#status),
+      this.#bar,
+      h("p", { class: "numbers" }, this.#progress, this.#failed, this.#time),
+      this.#failures,
+      h("footer", {}, this.#dismiss),
+    );
+    this.element.dataset["importId"] = one.id;
+    this.element.dataset["feed"] = one.feed;
+  }
+
+  render(one: Import, now: number): void {
+    this.one = one;
+    const { status, done, failed, total } = one;
+    setData(this.element, "status", status);
+    setData(this.element, "done", String(done));
+    setData(this.element, "failed", String(failed));
+    setData(this.element, "total", total === undefined ? "" : String(total));
+    const words = { running: texts.importRunning, finished: texts.importFinished, aborted: texts.importAborted };
+    setText(this.#status, words[status]);
+    setData(this.#status, "status", status);
+    this.#bar.indeterminate = total === undefined && status === "running";
+    // Never full before it is: 9,999 of 10,000 is 99 %.
+    this.#bar.value = total === undefined ? (status === "running" ? 0 : 100) : total === 0 ? 100 : Math.floor((Math.min(done, total) / total) * 1_000) / 10;
+    setText(this.#progress, status === "running" ? texts.progress(done, total) : total !== undefined && done < total ? `${texts.progress(done, total)}: ${texts.tally(done - failed, failed)}` : texts.tally(done - failed, failed));
+    setText(this.#failed, failed > 0 && status === "running" ? texts.failed(failed) : "");
+    this.#time.dateTime = new Date(one.at).toISOString();
+    this.#time.title = exact(one.at);
+    this.tick(now);
+    this.#renderFailures();
+    const unhandled = [...one.items.values()].some(({ facts }) => facts.handled_at === undefined);
+    this.#dismiss.hidden = status === "running" || !unhandled;
+    setData(this.element, "unhandled", String(unhandled));
+    if (this.#dismiss.hidden && this.#dismiss === document.activeElement) this.#summary.focus();
+  }
+
+  tick(now: number): void {
+    setText(this.#time, ago(this.one.at, now));
+  }
+
+  #renderFailures(): void {
+    const { failed, items } = this.one;
+    this.#failures.hidden = failed === 0;
+    if (failed === 0 || items.size === this.#failuresAt) return;
+    this.#failuresAt = items.size;
+    const known = failures(this.one);
+    setText(this.#summary, texts.failures(Math.max(failed, known.length)));
+    const part = known.slice(0, this.#shown);
+    const seqs = new Set(part.map(({ seq }) => seq));
+    for (const seq of this.#made.keys()) if (!seqs.has(seq)) this.#made.delete(seq);
+    arrange(
+      this.#rows,
+      part.map((item) => {
+        const row = this.#made.get(item.seq) ?? failureRow(item);
+        this.#made.set(item.seq, row);
+        return row;
+      }),
+    );
+    this.#more.hidden = known.length <= this.#shown;
+    setText(this.#more, texts.moreFailures(Math.min(FAILURES_STEP, known.length - this.#shown)));
+    const beyond = failed - known.length;
+    setText(this.#beyond, beyond > 0 && known.length <= this.#shown ? texts.olderFailures(beyond) : "");
+  }
+}
+
+function failureRow(item: Item): HTMLElement {
+  const { index, sku, error } = item.notification.data as { index: number; sku: string; error?: string };
+  return h(
+    "li",
+    { testid: "failure", attributes: { "data-seq": String(item.seq), "data-index": String(index) } },
+    h("span", { class: "sku" }, `#${index} `, bdi(sku)),
+    h("span", { class: "error" }, whole(error ?? "")),
+  );
+}
+

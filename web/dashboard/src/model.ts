@@ -1,0 +1,326 @@
+// What the page knows: notifications by feed and number, from the socket and from history in any order. Facts only grow, so
+// hearing a thing twice, or late, changes nothing. Pure.
+
+import type { Notification, Progress } from "../../client/src/index.js";
+
+/** Orders kept; the oldest accepted ones go first, and history has them. */
+export const ORDERS_MAX = 2_000;
+/** Other notifications kept. */
+export const OTHERS_MAX = 300;
+/** Failed items kept of an import. */
+export const FAILURES_MAX = 2_000;
+/** Imports kept. */
+export const IMPORTS_MAX = 100;
+/** Facts kept about notifications that have not come yet. */
+const EARLY_MAX = 10_000;
+
+export interface Fact {
+  read_at?: string;
+  handled_at?: string;
+  handled_by?: string;
+}
+
+/** What a `state` frame says, as far as the page needs it. */
+export interface Change extends Fact {
+  feed: string;
+  seqs?: readonly number[];
+  through?: number;
+}
+
+/** A notification as the page keeps it. */
+export interface Item {
+  readonly key: string;
+  readonly feed: string;
+  readonly seq: number;
+  readonly kind: Kind;
+  readonly notification: Notification;
+  /** Milliseconds since 1970: the event's time, or when it was first seen here. */
+  readonly at: number;
+  facts: Fact;
+}
+
+export type Kind = "order" | "import" | "other" | "notice";
+
+export interface Order {
+  order_id: string;
+  total: string;
+  currency: string;
+  items: number;
+  customer?: unknown;
+  placed_at?: string;
+}
+
+export interface Import {
+  readonly key: string;
+  readonly feed: string;
+  readonly id: string;
+  status: "running" | "finished" | "aborted";
+  done: number;
+  failed: number;
+  total: number | undefined;
+  /** Of its newest notification. */
+  seq: number;
+  at: number;
+  /** Started, finished and failed: what people read and handle. */
+  items: Map<number, Item>;
+}
+
+interface Feed {
+  shared: boolean;
+  items: Map<number, Item>;
+  /** Facts about numbers that are not here yet. */
+  early: Map<number, Fact>;
+  readThrough: { through: number; read_at: string } | undefined;
+  last: number;
+}
+
+export class Model {
+  #feeds = new Map<string, Feed>();
+  #imports = new Map<string, Import>();
+  #lists: { orders: Item[]; others: Item[]; notices: Item[] } | undefined;
+  #ordersMax = ORDERS_MAX;
+
+  /** Names a feed; a shared one brings notices. */
+  addFeed(name: string, shared: boolean): void {
+    const feed = this.#feed(name);
+    feed.shared = shared;
+  }
+
+  feeds(): string[] {
+    return [...this.#feeds].filter(([, feed]) => !feed.shared).map(([name]) => name);
+  }
+
+  sharedFeeds(): string[] {
+    return [...this.#feeds].filter(([, feed]) => feed.shared).map(([name]) => name);
+  }
+
+  /** The newest number known in a feed. */
+  last(name: string): number {
+    return this.#feeds.get(name)?.last ?? 0;
+  }
+
+  /** Takes in a notification, from wherever. Gives it as it is kept; nothing where only its progress was of interest. */
+  add(notification: Notification, now: number): Item | undefined {
+    const { feed: name, seq } = notification;
+    const feed = this.#feed(name);
+    feed.last = Math.max(feed.last, seq);
+    const kind = kindOf(notification, feed.shared);
+    if (kind === "import") this.#onImport(notification, now);
+    // Progress, not news: there may be hundreds of thousands.
+    if (kind === "import" && isImported(notification)) return undefined;
+    const known = feed.items.get(seq);
+    if (known) {
+      grow(known.facts, notification);
+      return known;
+    }
+    const item: Item = { key: `${name}/${seq}`, feed: name, seq, kind, notification, at: timeOf(notification, now), facts: {} };
+    grow(item.facts, notification);
+    grow(item.facts, feed.early.get(seq) ?? {});
+    feed.early.delete(seq);
+    if (feed.readThrough && seq <= feed.readThrough.through) grow(item.facts, { read_at: feed.readThrough.read_at });
+    feed.items.set(seq, item);
+    if (kind === "import") this.#attach(item);
+    this.#lists = undefined;
+    return item;
+  }
+
+  /** Takes in what people said. */
+  change(change: Change): void {
+    const feed = this.#feed(change.feed);
+    if (change.through !== undefined && change.read_at !== undefined) {
+      if (change.through > (feed.readThrough?.through ?? 0)) feed.readThrough = { through: change.through, read_at: change.read_at };
+      for (const item of feed.items.values()) if (item.seq <= change.through) grow(item.facts, { read_at: change.read_at });
+    }
+    for (const seq of change.seqs ?? []) {
+      const item = feed.items.get(seq);
+      if (item) grow(item.facts, change);
+      else {
+        const early = feed.early.get(seq) ?? {};
+        grow(early, change);
+        feed.early.set(seq, early);
+      }
+    }
+    for (const seq of feed.early.keys()) {
+      if (feed.early.size <= EARLY_MAX) break;
+      feed.early.delete(seq);
+    }
+  }
+
+  /** Forgets what a feed had up to a number: something was missed, and history tells it anew. */
+  forget(name: string, through: number): void {
+    const feed = this.#feed(name);
+    for (const seq of [...feed.items.keys()]) if (seq <= through) feed.items.delete(seq);
+    for (const one of this.#imports.values()) {
+      if (one.feed === name) for (const seq of [...one.items.keys()]) if (seq <= through) one.items.delete(seq);
+    }
+    this.#lists = undefined;
+  }
+
+  /** Newest first. */
+  orders(): Item[] {
+    return this.#sorted().orders;
+  }
+
+  others(): Item[] {
+    return this.#sorted().others;
+  }
+
+  notices(): Item[] {
+    return this.#sorted().notices;
+  }
+
+  waiting(): Item[] {
+    return this.orders().filter((order) => order.facts.handled_at === undefined);
+  }
+
+  /** Imports: those that run, then those that nobody has seen to, then the others; newest first. */
+  imports(): Import[] {
+    const isOpen = (one: Import) => [...one.items.values()].some(({ facts }) => facts.handled_at === undefined);
+    const ranks = new Map([...this.#imports.values()].map((one) => [one, one.status === "running" ? 2 : isOpen(one) ? 1 : 0]));
+    const rank = (one: Import) => ranks.get(one) ?? 0;
+    return [...this.#imports.values()].sort((a, b) => rank(b) - rank(a) || b.seq - a.seq || compare(a.key, b.key));
+  }
+
+  /** A person wants to see further back. */
+  keepMore(orders: number): void {
+    this.#ordersMax += orders;
+  }
+
+  /** Lets go of what is over the bounds. Gives, by feed, the number below which history has to be asked. */
+  trim(): Map<string, number> {
+    const gone = new Map<string, number>();
+    const drop = (items: Item[], max: number, mayGo: (item: Item) => boolean) => {
+      for (let at = items.length - 1, over = items.length - max; at >= 0 && over > 0; at--) {
+        const item = items[at] as Item;
+        if (!mayGo(item)) continue;
+        this.#feeds.get(item.feed)?.items.delete(item.seq);
+        gone.set(item.feed, Math.max(gone.get(item.feed) ?? 0, item.seq + 1));
+        this.#lists = undefined;
+        over--;
+      }
+    };
+    const { orders, others, notices } = this.#sorted();
+    drop(orders, this.#ordersMax, ({ facts }) => facts.handled_at !== undefined);
+    drop(others, OTHERS_MAX, () => true);
+    drop(notices, OTHERS_MAX, () => true);
+    const imports = this.#imports.size > IMPORTS_MAX ? this.imports().slice(IMPORTS_MAX) : [];
+    for (const one of imports) {
+      this.#imports.delete(one.key);
+      for (const seq of one.items.keys()) this.#feeds.get(one.feed)?.items.delete(seq);
+    }
+    return gone;
+  }
+
+  #feed(name: string): Feed {
+    let feed = this.#feeds.get(name);
+    if (!feed) {
+      feed = { shared: false, items: new Map(), early: new Map(), readThrough: undefined, last: 0 };
+      this.#feeds.set(name, feed);
+    }
+    return feed;
+  }
+
+  #onImport(notification: Notification, now: number): void {
+    const { feed, seq, event } = notification;
+    const data = notification.data as { import_id: string; total?: number; status?: string };
+    const key = `${feed}/${data.import_id}`;
+    let one = this.#imports.get(key);
+    if (!one) {
+      one = { key, feed, id: data.import_id, status: "running", done: 0, failed: 0, total: undefined, seq: 0, at: 0, items: new Map() };
+      this.#imports.set(key, one);
+    }
+    const progress: Partial<Progress> = notification.progress ?? {};
+    one.done = Math.max(one.done, progress.done ?? 0);
+    one.failed = Math.max(one.failed, progress.failed ?? 0);
+    const total = progress.total ?? (event === "import.started" ? data.total : undefined);
+    if (total !== undefined) one.total = total;
+    if (event === "import.finished") one.status = data.status === "aborted" ? "aborted" : "finished";
+    if (seq > one.seq) {
+      one.seq = seq;
+      one.at = timeOf(notification, now);
+    }
+  }
+
+  #attach(item: Item): void {
+    const { import_id } = item.notification.data as { import_id: string };
+    const one = this.#imports.get(`${item.feed}/${import_id}`);
+    // Of the oldest failures beyond the bound only the count stays.
+    if (!one || one.items.size >= FAILURES_MAX) return;
+    one.items.set(item.seq, item);
+  }
+
+  #sorted() {
+    if (this.#lists) return this.#lists;
+    const lists = { orders: [] as Item[], others: [] as Item[], notices: [] as Item[] };
+    for (const feed of this.#feeds.values()) {
+      for (const item of feed.items.values()) {
+        if (item.kind === "order") lists.orders.push(item);
+        else if (item.kind === "other") lists.others.push(item);
+        else if (item.kind === "notice") lists.notices.push(item);
+      }
+    }
+    // A feed's numbers are its order; between feeds only the time can say.
+    const single = this.feeds().length === 1;
+    const order = (a: Item, b: Item) => (single ? 0 : b.at - a.at) || b.seq - a.seq || compare(a.feed, b.feed);
+    lists.orders.sort(order);
+    lists.others.sort(order);
+    lists.notices.sort((a, b) => b.at - a.at || b.seq - a.seq);
+    this.#lists = lists;
+    return lists;
+  }
+}
+
+/** What kind of row an event is. */
+export function kindOf({ event, data }: Notification, shared: boolean): Kind {
+  const fields = typeof data === "object" && data !== null ? (data as Record<string, unknown>) : {};
+  if (event === "order.created" && typeof fields["order_id"] === "string" && typeof fields["total"] === "string") return "order";
+  if (/^import\.(started|item|finished)$/.test(event) && typeof fields["import_id"] === "string") return "import";
+  return shared ? "notice" : "other";
+}
+
+export function isImported({ event, data }: Notification): boolean {
+  return event === "import.item" && (data as { status?: string }).status === "imported";
+}
+
+export function isFailure({ event, data }: Notification): boolean {
+  return event === "import.item" && (data as { status?: string }).status === "failed";
+}
+
+/** Failed items of an import, in its order. */
+export function failures(one: Import): Item[] {
+  const index = (item: Item) => (item.notification.data as { index?: number }).index ?? 0;
+  return [...one.items.values()].filter((item) => isFailure(item.notification)).sort((a, b) => index(a) - index(b) || a.seq - b.seq);
+}
+
+/** The text of a notice or of an event whose data nobody knows. */
+export function headline({ event, data }: Notification): string {
+  if (typeof data === "string") return data;
+  const fields = typeof data === "object" && data !== null ? (data as Record<string, unknown>) : {};
+  for (const name of ["message", "title", "text", "summary"]) {
+    const text = fields[name];
+    if (typeof text === "string" && text !== "") return text;
+  }
+  return event;
+}
+
+/** Facts only grow: what is known stays. */
+function grow(facts: Fact, more: Fact): void {
+  if (facts.read_at === undefined && more.read_at) facts.read_at = more.read_at;
+  if (facts.handled_at === undefined && more.handled_at) {
+    facts.handled_at = more.handled_at;
+    if (more.handled_by) facts.handled_by = more.handled_by;
+  }
+}
+
+function timeOf({ time, data }: Notification, now: number): number {
+  const placed = (data as { placed_at?: unknown } | null)?.placed_at;
+  for (const text of [time, placed]) {
+    const at = typeof text === "string" ? Date.parse(text) : Number.NaN;
+    if (!Number.isNaN(at)) return at;
+  }
+  return now;
+}
+
+function compare(a: string, b: string): number {
+  return a < b ? -1 : a > b ? 1 : 0;
+}

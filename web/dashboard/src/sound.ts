@@ -1,0 +1,73 @@
+// The chime: two strokes on a small bell, synthesised. Off until a person turns it on.
+
+const KEY = "shopbell.dashboard.sound";
+/** While an order waits, the bell sounds again after so long. */
+export const CHIME_INTERVAL_MS = 20_000;
+
+export class Sound {
+  #context: AudioContext | undefined;
+  #playedAt = 0;
+  on = read();
+
+  constructor() {
+    // Browsers let a page sound only after a person has touched it.
+    const wake = () => void (this.on && this.#audio()?.resume());
+    addEventListener("pointerdown", wake);
+    addEventListener("keydown", wake);
+  }
+
+  set(on: boolean): void {
+    this.on = on;
+    try {
+      localStorage.setItem(KEY, on ? "on" : "off");
+    } catch {
+      // Remembered for this page only.
+    }
+    if (on) void this.#audio()?.resume().then(() => this.#strike());
+  }
+
+  /** Sounds in one tab of the browser at a time, and not more often than is bearable. */
+  async chime(now: number, again = false): Promise<void> {
+    if (!this.on || now - this.#playedAt < (again ? CHIME_INTERVAL_MS : 1_000)) return;
+    this.#playedAt = now;
+    const play = async () => {
+      this.#strike();
+      await new Promise((done) => setTimeout(done, 1_500));
+    };
+    const locks = navigator.locks as LockManager | undefined;
+    if (locks) await locks.request("shopbell.chime", { ifAvailable: true }, async (lock) => lock && play());
+    else await play();
+  }
+
+  #audio(): AudioContext | undefined {
+    if (!("AudioContext" in globalThis)) return undefined;
+    return (this.#context ??= new AudioContext());
+  }
+
+  #strike(): void {
+    const audio = this.#audio();
+    if (audio?.state !== "running") return;
+    // A bell's partials are no harmonics; each dies away at its own pace.
+    for (const [after, pitch] of [[0, 1], [0.22, 0.794]] as const) {
+      for (const [ratio, loudness, seconds] of [[1, 0.16, 1.1], [2.76, 0.05, 0.6], [5.4, 0.02, 0.3]] as const) {
+        const at = audio.currentTime + after;
+        const tone = new OscillatorNode(audio, { frequency: 1_175 * pitch * ratio });
+        const gain = new GainNode(audio, { gain: 0 });
+        gain.gain.setValueAtTime(0, at);
+        gain.gain.linearRampToValueAtTime(loudness, at + 0.005);
+        gain.gain.exponentialRampToValueAtTime(0.0001, at + seconds);
+        tone.connect(gain).connect(audio.destination);
+        tone.start(at);
+        tone.stop(at + seconds);
+      }
+    }
+  }
+}
+
+function read(): boolean {
+  try {
+    return localStorage.getItem(KEY) === "on";
+  } catch {
+    return false;
+  }
+}

@@ -1,0 +1,130 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import type { Notification } from "../../client/src/index.js";
+import { failures, Model, ORDERS_MAX, type Change, type Item } from "../src/model.js";
+import { plan, REPLAYED_MAX, type Arrival } from "../src/toast-plan.js";
+
+const FEED = "merchant-42";
+const NOW = Date.parse("2026-11-21T12:00:00Z");
+
+test("in whatever order things are heard, and however often, the same is known", () => {
+  const told: ((model: Model) => void)[] = [];
+  for (let seq = 1; seq <= 6; seq++) told.push((model) => model.add(order(seq), NOW));
+  const accepted = order(2, { read_at: "r", handled_at: "h", handled_by: "Ada" });
+  const finished = { event: "import.finished", data: { import_id: "i", status: "finished" }, progress: { done: 4, failed: 1, total: 4 } };
+  for (const one of [accepted, item(7, 1, "imported", 1, 0), item(8, 2, "failed", 2, 1), order(9, finished)]) {
+    told.push((model) => model.add(one, NOW));
+  }
+  const changes: Change[] = [
+    { feed: FEED, seqs: [1, 3], handled_at: "h", handled_by: "Bo" },
+    { feed: FEED, through: 4, read_at: "r" },
+    { feed: FEED, seqs: [8], read_at: "r", handled_at: "h", handled_by: "Bo" },
+  ];
+  for (const change of changes) told.push((model) => model.change(change));
+
+  const expected = known(told);
+  assert.deepEqual(expected.orders.map(({ seq }) => seq), [6, 5, 4, 3, 2, 1]);
+  const failure = { seq: 8, read_at: "r", handled_at: "h", handled_by: "Bo" };
+  assert.deepEqual(expected.imports, [{ done: 4, failed: 1, total: 4, status: "finished", failures: [failure] }]);
+  for (let seed = 1; seed <= 300; seed++) {
+    assert.deepEqual(known(shuffled([...told, ...told], randomOf(seed))), expected, `seed ${seed}`);
+  }
+});
+
+test("the first who accepted stays the one who did", () => {
+  const model = new Model();
+  model.add(order(1), NOW);
+  model.change({ feed: FEED, seqs: [1], handled_at: "1", handled_by: "Ada" });
+  model.change({ feed: FEED, seqs: [1], handled_at: "2", handled_by: "Bo" });
+  assert.equal(model.orders()[0]?.facts.handled_by, "Ada");
+  assert.equal(model.waiting().length, 0);
+});
+
+test("a day's orders do not pile up, but one that waits is never let go", () => {
+  const model = new Model();
+  model.addFeed(FEED, false);
+  model.add(order(1), NOW);
+  for (let seq = 2; seq <= ORDERS_MAX + 500; seq++) model.add(order(seq, { handled_at: "h" }), NOW);
+  const gone = model.trim();
+  assert.equal(model.orders().length, ORDERS_MAX);
+  assert.equal(model.waiting()[0]?.seq, 1);
+  assert.equal(gone.get(FEED), 502, "history goes on below the oldest that is kept");
+});
+
+test("ten thousand imported items are one import", () => {
+  const model = new Model();
+  for (let seq = 1; seq <= 10_000; seq++) assert.equal(model.add(item(seq, seq, "imported", seq, 0), NOW), undefined);
+  assert.equal(model.imports().length, 1);
+  assert.equal(model.imports()[0]?.done, 10_000);
+});
+
+test("a known type with unknown data is a plain row", () => {
+  const model = new Model();
+  model.add(order(1, { data: null }), NOW);
+  model.add(order(2, { event: "import.item", data: "what" }), NOW);
+  assert.deepEqual([model.orders().length, model.others().length], [0, 2]);
+});
+
+test("what comes on the shared feed is a notice", () => {
+  const model = new Model();
+  model.addFeed("all", true);
+  model.add(order(1, { feed: "all", event: "notice", data: { message: "Hello" } }), NOW);
+  assert.deepEqual([model.notices().length, model.others().length, model.feeds()], [1, 0, []]);
+});
+
+test("a storm that was missed is one toast, a few are a toast each", () => {
+  assert.deepEqual(plan(arrivals(REPLAYED_MAX, true)).map(({ kind }) => kind), ["order", "order", "order"]);
+  const [toast, ...more] = plan(arrivals(12, true));
+  assert.deepEqual([toast?.kind, toast?.kind === "away" && toast.orders, more.length], ["away", 12, 0]);
+  assert.equal(plan([...arrivals(12, true), ...arrivals(2, false)]).length, 3);
+});
+
+test("an import's failures share a toast, and what was handled has none", () => {
+  const news = [item(1, 1, "failed", 1, 1), item(2, 2, "failed", 2, 2), order(3, { handled_at: "h" })];
+  const [toast, ...more] = plan(news.map((one) => ({ item: kept(one), replayed: false })));
+  assert.ok(toast?.kind === "failed" && toast.items.length === 2 && more.length === 0);
+});
+
+function known(told: ((model: Model) => void)[]) {
+  const model = new Model();
+  model.addFeed(FEED, false);
+  for (const tell of told) tell(model);
+  const plain = (items: Item[]) => items.map(({ seq, facts }) => ({ seq, ...facts }));
+  const imports = model.imports().map((one) => {
+    const { done, failed, total, status } = one;
+    return { done, failed, total, status, failures: plain(failures(one)) };
+  });
+  return { orders: plain(model.orders()), imports };
+}
+
+function order(seq: number, more: Partial<Notification> = {}): Notification {
+  const data = { order_id: `o${seq}`, total: "1.00", currency: "EUR", items: 1 };
+  return { type: "notification", feed: FEED, seq, id: `e${seq}`, source: "/t", event: "order.created", data, ...more };
+}
+
+function item(seq: number, index: number, status: string, done: number, failed: number): Notification {
+  const data = { import_id: "i", index, sku: `s${index}`, status };
+  return order(seq, { event: "import.item", data, progress: { done, failed, total: 4 } });
+}
+
+function kept(notification: Notification): Item {
+  const one = new Model().add(notification, NOW);
+  assert.ok(one);
+  return one;
+}
+
+function arrivals(number: number, replayed: boolean): Arrival[] {
+  return Array.from({ length: number }, (_, at) => ({ item: kept(order(at + 1)), replayed }));
+}
+
+function shuffled<T>(list: T[], random: () => number): T[] {
+  return list.map((one) => [random(), one] as const).sort(([a], [b]) => a - b).map(([, one]) => one);
+}
+
+/** Deterministic: a failure can be looked at again. */
+function randomOf(seed: number): () => number {
+  return () => {
+    seed = (seed * 1_664_525 + 1_013_904_223) % 4_294_967_296;
+    return seed / 4_294_967_296;
+  };
+}

@@ -1,0 +1,29 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { asToken, claims, readAddress, samePath } from "../src/token.js";
+
+test("the token is taken from the fragment, and nothing of it stays there", () => {
+  const address = readAddress("?x=1", "#token=a.b.c&demo");
+  assert.deepEqual(address, { token: "a.b.c", tokenUrl: undefined, demo: true, fragment: "#demo" });
+  assert.equal(readAddress("", "#token=a.b.c").fragment, "");
+  assert.equal(readAddress("?token=a.b.c", "").token, undefined);
+});
+
+test("a token's address is a path of this host", () => {
+  assert.equal(samePath("/account/token?for=shopbell"), "/account/token?for=shopbell");
+  const elsewhere = ["//evil.example/t", "/\\evil.example", "https://evil.example/", "token", "", "/\t/evil.example", "javascript:alert(1)"];
+  for (const path of elsewhere) assert.equal(samePath(path), undefined, path);
+  assert.equal(samePath(null), undefined);
+});
+
+test("what was pasted may have a word before it", () => {
+  assert.equal(asToken("  Bearer aa.bb.cc\n"), "aa.bb.cc");
+  assert.equal(asToken("hello"), undefined);
+  assert.equal(asToken("a.b"), undefined);
+});
+
+test("a token says whose it is, in any letters", () => {
+  const payload = Buffer.from(JSON.stringify({ sub: "mérchant-ß", exp: 7, feeds: ["a", 1] })).toString("base64url");
+  assert.deepEqual(claims(`h.${payload}.s`), { sub: "mérchant-ß", exp: 7, feeds: ["a"] });
+  assert.deepEqual(claims("nonsense"), {});
+});
