@@ -202,7 +202,11 @@ export class Client {
     this.#tabs = new Tabs(this.#platform, this.#me, name, {
       receive: (message) => this.#receive(message),
       lead: () => this.#lead(name === undefined),
-      follow: () => this.#follow(),
+      follow: () => {
+        this.#follow();
+        // What the new leader said meanwhile, this tab did not take for its own.
+        this.#present(true);
+      },
     });
     if (!this.#suspended) this.#join();
   }

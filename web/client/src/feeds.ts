@@ -73,14 +73,16 @@ export class Feeds {
     const before = this.#places;
     this.#places = new Map();
     const missed: string[] = [];
-    for (const feed of welcome.feeds) {
+    for (const feed of welcome.feeds as SnapshotFeed[]) {
       const known = before.get(feed.feed);
       const place = begin(feed, known, () => this.storedMark(welcome, feed.feed));
       this.#places.set(feed.feed, place);
       if (!known) continue;
       // Acknowledged elsewhere meanwhile; or the database was set back, and what this tab shows may never have been.
       const setBack = feed.last < known.mark || (feed.version ?? 0) < (known.version ?? 0);
-      if (setBack || feed.cursor > known.seen) missed.push(feed.feed);
+      // The server sends the changes after the leader's version; a leader does not.
+      const changed = feed.position !== undefined && feed.version !== known.version;
+      if (setBack || changed || feed.cursor > known.seen) missed.push(feed.feed);
     }
     return missed;
   }
@@ -218,7 +220,7 @@ function begin(feed: SnapshotFeed, known: Place | undefined, storedMark: () => n
   // The server is believed: where it has less than was handled, its database was restored, and its numbers begin anew.
   const setBack = feed.last < earlier;
   const mark = setBack ? feed.cursor : Math.max(earlier, feed.cursor);
-  const behind = known && !setBack && (feed.version ?? 0) >= (known.version ?? 0);
+  const behind = known && feed.position === undefined && !setBack && (feed.version ?? 0) >= (known.version ?? 0);
   return {
     shared: feed.shared === true,
     position: feed.position ?? feed.cursor,

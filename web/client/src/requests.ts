@@ -3,8 +3,8 @@
 
 import type { ClientFrame, State } from "./protocol.js";
 
-/** So many numbers fit into a frame of the server's smallest limit, however long they are. */
-export const SEQS_MAX = 500;
+/** The server takes so many numbers in a frame. */
+export const SEQS_MAX = 256;
 
 /** What an app asked for. */
 export type Ask =
@@ -25,6 +25,7 @@ interface Request {
 export class Requests {
   /** The first of each queue is the one that was sent. */
   #queues = new Map<string, Request[]>();
+  #attempts = 0;
 
   /**
    * @param send writes to the session, if there is one.
@@ -44,7 +45,7 @@ export class Requests {
 
   /** A session began: what was not answered by the last one is asked again. */
   onWelcome(): void {
-    for (const [first] of this.#queues.values()) if (first) this.send(first.ask);
+    for (const [first] of this.#queues.values()) if (first) this.send(rest(first));
   }
 
   onState(state: State): void {
@@ -52,24 +53,26 @@ export class Requests {
     const first = queue?.[0];
     if (!queue || !first || !confirms(state, first)) return;
     first.states.push(state);
-    if (first.open.size > 0) return;
+    // Stated in part: the rest is asked for again, should its answer not be on its way.
+    if (first.open.size > 0) return this.#again(queue, first);
     first.done(first.states);
     this.#next(queue);
   }
 
-  #attempts = 0;
   onError(code: string, message: string, feed: string | undefined): void {
     const queue = feed === undefined ? undefined : this.#queues.get(feed);
     const first = queue?.[0];
     // An ack can be refused too, and names its feed too.
     if (!queue || !first || code === "ack_not_sent") return;
-    if (PASSING.has(code)) {
-      return this.later(this.#attempts++, () => {
-        if (queue[0] === first) this.send(first.ask);
-      });
-    }
+    if (PASSING.has(code)) return this.#again(queue, first);
     first.done({ code, message });
     this.#next(queue);
+  }
+
+  #again(queue: Request[], first: Request): void {
+    this.later(this.#attempts++, () => {
+      if (queue[0] === first) this.send(rest(first));
+    });
   }
 
   #next(queue: Request[]): void {
@@ -77,6 +80,11 @@ export class Requests {
     queue.shift();
     if (queue[0]) this.send(queue[0].ask);
   }
+}
+
+/** What is still to be asked for. */
+function rest({ ask, open }: Request): Ask {
+  return "seqs" in ask ? { ...ask, seqs: [...open] } : ask;
 }
 
 /** Takes from what is open what this frame states; gives whether it stated any of it. */

@@ -10,6 +10,7 @@ export interface Owner {
 }
 
 export class Marks {
+  /** What the store did not take. */
   #memory = new Map<string, string>();
 
   constructor(
@@ -19,21 +20,23 @@ export class Marks {
 
   read(owner: Owner, feed: string): number {
     const key = this.#key(owner, feed);
-    let text: string | null | undefined;
+    let text: string | null | undefined = this.#memory.get(key);
     try {
-      text = this.store?.getItem(key);
+      text ??= this.store?.getItem(key);
     } catch {
       // A private window, or storage that was forbidden meanwhile.
     }
-    const seq = Number(text ?? this.#memory.get(key));
+    const seq = Number(text);
     return Number.isSafeInteger(seq) && seq > 0 ? seq : 0;
   }
 
   write(owner: Owner, feed: string, seq: number): void {
     const key = this.#key(owner, feed);
     this.#memory.set(key, String(seq));
+    if (!this.store) return;
     try {
-      this.store?.setItem(key, String(seq));
+      this.store.setItem(key, String(seq));
+      this.#memory.delete(key);
     } catch {
       // Full or forbidden: what is in memory serves until the page goes.
     }

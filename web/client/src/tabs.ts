@@ -6,8 +6,8 @@
 // the lock when several questions in a row stay unanswered. Only visible tabs judge: their own timers run on time, hidden
 // ones' do not, and where no tab is visible nobody waits for a toast. A leader does not hand over just because it is
 // hidden: its socket and channel work there as before, and each change of leader costs a connection. A stolen leader learns
-// it from its lock or from the new leader's first word, whichever comes first; what it may still hold in its hands is
-// stopped by the mark in the store, which is looked at before each handler.
+// it from its lock alone (another's word may be older than its own lead: tabs that believe such words depose each other for
+// ever); what it has in its hands until then is stopped by the mark in the store, which is looked at before each handler.
 
 import type { Notification } from "./events.js";
 import type { Platform } from "./platform.js";
@@ -142,11 +142,7 @@ export class Tabs {
   }
 
   #onMessage(message: TabsMessage): void {
-    if (message.leader) {
-      this.#missed = 0;
-      // Stolen from: the lock will say so too, but perhaps only after frames that wait in this tab's queue.
-      if (message.kind === "lead" && this.#stay?.leading) this.#follow();
-    }
+    if (message.leader) this.#missed = 0;
     if (!("to" in message) || message.to === this.me) this.hooks.receive(message);
   }
 

@@ -316,6 +316,35 @@ test("changes made while away come after, a gap in them asks for the history", a
   assert.deepEqual(resyncs, ["m"]);
 });
 
+test("an answer about counts from before a change is not believed after it", async () => {
+  const world = new World();
+  const { tab } = alone(world);
+  const unread: number[] = [];
+  tab.client.watch("counts", ({ total }) => unread.push(total.unread));
+  await world.pass(200);
+  const [socket] = tab.sockets;
+  world.server.publish();
+  world.server.publish();
+  await world.pass(100);
+  world.server.feed("m").notifications.push({ type: "notification", feed: "m", seq: 3, read_at: "t" } as Notification);
+  socket?.fromServer({ type: "skipped", feed: "m", from: 3, through: 3, reason: "expired" });
+  world.server.change("m", "read", [1, 2], "somebody");
+  socket?.fromServer({ type: "state", feed: "m", seqs: [], unread: 2, unhandled: 2, last: 3 });
+  await world.pass(3_000);
+  assert.deepEqual(unread, [0, 1, 2, 0]);
+});
+
+test("a token that comes after the page was put aside opens nothing", async () => {
+  const world = new World();
+  const { tab } = alone(world, { token: () => tab.sleep(1_000).then(() => world.server.token()) });
+  await world.pass(500);
+  tab.page("suspend");
+  tab.page("resume");
+  await world.pass(5_000);
+  assert.equal(tab.sockets.length, 1);
+  assert.equal(tab.client.status.state, "live");
+});
+
 test("after a skipped above last the counts are asked for, once a second at most", async () => {
   const world = new World();
   const { tab } = alone(world);

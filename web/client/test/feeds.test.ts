@@ -135,3 +135,12 @@ test("a tab that comes later stands where the leader stands", () => {
   first.onNotification(notification(6), true);
   assert.deepEqual(second.counts(), first.counts());
 });
+
+test("a tab that comes back is told of changes that it missed", () => {
+  const first = feeds();
+  const second = feeds();
+  assert.deepEqual(second.onWelcome(first.snapshot(welcome())), []);
+  first.onState(state({ version: 1 }));
+  assert.deepEqual(second.onWelcome(first.snapshot(welcome())), ["m"]);
+  assert.equal(second.onState(state({ version: 2 })), false);
+});

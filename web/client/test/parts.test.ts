@@ -90,6 +90,9 @@ test("a store that throws is one that forgets with the page", () => {
   marks.write(owner, "m", 7);
   assert.equal(marks.read(owner, "m"), 7);
   assert.equal(marks.read({ ...owner, device: "other" }, "m"), 0);
+  const full = new Marks({ getItem: () => "3", setItem: broken }, "u");
+  full.write(owner, "m", 8);
+  assert.equal(full.read(owner, "m"), 8, "not what the store had before it was full");
   const odd = new Marks({ getItem: () => "1e400", setItem: () => {} }, "u");
   assert.equal(odd.read(owner, "m"), 0);
 });
@@ -108,6 +111,8 @@ test("requests: one at a time a feed, answered by facts, asked again, refused by
   assert.equal(sent.length, 2, "again, after a reconnect");
   it.onState({ ...state, seqs: [2], read_at: "t", version: 1 });
   it.onState({ ...state, seqs: [1], handled_at: "t", version: 2 });
+  later.shift()?.();
+  assert.deepEqual(sent.pop(), { type: "read", feed: "m", seqs: [1] }, "the rest, again");
   assert.equal(outcomes.length, 0, "1 is not read yet");
   it.onError("ack_not_sent", "", "m");
   it.onState({ ...state, seqs: [1], read_at: "t" });

@@ -6,7 +6,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { World, type Tab } from "./world.js";
 
-const SEEDS = Number(process.env.SEEDS ?? 150);
+const SEEDS = Number(process.env.SEEDS ?? 200);
 const FIRST_SEED = Number(process.env.SEED ?? 1);
 
 async function run(seed: number, deadly: boolean): Promise<void> {
@@ -80,8 +80,10 @@ async function run(seed: number, deadly: boolean): Promise<void> {
     const { last } = server.counts(feed);
     assert.equal(server.cursor(feed), last, `all of ${feed} acknowledged, ${context}`);
     const firsts = seqs.filter((seq, index) => seqs.indexOf(seq) === index);
-    assert.deepEqual(firsts, [...firsts].sort((a, b) => a - b), `order, ${context}`);
     const skippable = (seq: number) => server.feed(feed).notifications[seq - 1]?.collapse_key !== undefined;
+    // A tab frozen in the middle of a handler ends it when it thaws, when others may have been told that it is skipped.
+    const ordered = firsts.filter((seq) => !deadly || !skippable(seq));
+    assert.deepEqual(ordered, [...ordered].sort((a, b) => a - b), `order, ${context}`);
     for (let seq = 1; seq <= last; seq++) {
       assert.ok(firsts.includes(seq) || skippable(seq), `${feed}/${seq} of ${published} never rang, ${context}`);
     }

@@ -99,6 +99,20 @@ test("the chosen tab crashes before it answers: another does it", async () => {
   assert.equal(world.server.cursor(), 1);
 });
 
+test("the ack waits for the chosen tab's every-tab handlers too", async () => {
+  const world = new World();
+  const rung: Rung = [];
+  const tab = open(world, rung);
+  tab.client.on("*", () => tab.sleep(1_000));
+  await world.pass(100);
+  world.server.publish();
+  await world.pass(900);
+  assert.equal(world.server.cursor(), 0);
+  assert.deepEqual(rung, []);
+  await world.pass(200);
+  assert.equal(world.server.cursor(), 1);
+});
+
 test("a slow handler in another tab is waited for, as long as that tab lives", async () => {
   const world = new World();
   const rung: Rung = [];
@@ -121,11 +135,18 @@ test("the leader dies while another tab is at it: the new leader does not have i
   await world.pass(100);
   const chosen = open(world, rung, { visible: true, focused: true }, 5_000);
   await world.pass(100);
-  open(world, rung);
+  const third = open(world, rung);
   await world.pass(300);
   world.server.publish();
   await world.pass(200);
+  chosen.look(false);
+  third.look(true);
+  await world.pass(50);
+  // Busy for so long that the new leader is connected before it can say what it is at.
+  chosen.freeze();
   first.crash();
+  await world.pass(80);
+  await chosen.thaw();
   await world.pass(10_000);
   assert.deepEqual(rung.map(({ tab }) => tab), [chosen]);
   assert.equal(world.server.cursor(), 1);

@@ -112,7 +112,8 @@ export class World {
       if (steal) {
         for (const other of this.locks.filter((other) => other.name === name && other.held)) {
           this.locks = this.locks.filter((one) => one !== other);
-          other.tab.run(() => other.reject(abort()));
+          // Nothing says whether the tab learns it before or after what waits in its channel.
+          this.after(this.random() * 100, () => other.tab.run(() => other.reject(abort())));
         }
         this.locks.unshift(lock);
       } else this.locks.push(lock);
@@ -270,7 +271,7 @@ export class Tab {
 export class FakeSocket implements SocketLike {
   onmessage: ((event: MessageEvent) => void) | null = null;
   onclose: ((event: CloseEvent) => void) | null = null;
-  state: "open" | "closed" = "open";
+  state: "open" | "closing" | "closed" = "open";
   /** Nothing comes through any more, and nobody is told. */
   dead = false;
   closedWith: number | undefined;
@@ -285,6 +286,8 @@ export class FakeSocket implements SocketLike {
   ) {
     const { server } = tab.world;
     server.sockets.push(this);
+    // Promises of a tab that crashed still settle here.
+    if (!tab.alive) this.state = "closed";
     this.deliver("up", () => {
       if (this.state === "open" && server.up) this.#session = server.accept(this);
       else if (this.state === "open") this.close1006();
@@ -299,8 +302,14 @@ export class FakeSocket implements SocketLike {
   }
 
   close(code = 1005): void {
-    this.closedWith ??= code;
-    this.lost();
+    if (this.state !== "open") return;
+    this.closedWith = code;
+    this.state = "closing";
+    // What is on its way still arrives, and the answer to the close after it.
+    this.deliver("up", () => {
+      this.#session?.end();
+      this.fromServer(undefined, code);
+    });
   }
 
   /** The client's end is gone; what it sent before still arrives. */
