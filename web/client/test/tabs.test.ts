@@ -133,9 +133,9 @@ test("the leader dies while another tab is at it: the new leader does not have i
   const rung: Rung = [];
   const first = open(world, rung);
   await world.pass(100);
-  const chosen = open(world, rung, { visible: true, focused: true }, 5_000);
-  await world.pass(100);
   const third = open(world, rung);
+  await world.pass(100);
+  const chosen = open(world, rung, { visible: true, focused: true }, 5_000);
   await world.pass(300);
   world.server.publish();
   await world.pass(200);
@@ -173,6 +173,7 @@ test("a frozen leader is replaced when somebody looks, and does no harm when it 
   await world.pass(5_000);
   assert.deepEqual(seqs(rung), [1, 2]);
   assert.equal(leader([frozen, second]), second);
+  assert.deepEqual(frozen.client.counts.total, { unread: 2, unhandled: 2 });
   assert.equal(world.server.sessions.size, 1);
   second.client.close();
   await world.pass(500);
