@@ -1,8 +1,8 @@
 Embedded {
     page: include_str!("index.html"),
-    page_tag: "\"97a4a4413f02\"",
+    page_tag: "\"7291bb5d5345\"",
     assets: &[
-        ("app-2dfe2a4f1dd7.js", include_bytes!("app-2dfe2a4f1dd7.js"), include_bytes!("app-2dfe2a4f1dd7.js.gz")),
-        ("style-296ccbd785fb.css", include_bytes!("style-296ccbd785fb.css"), include_bytes!("style-296ccbd785fb.css.gz")),
+        ("app-fac91a4b1085.js", include_bytes!("app-fac91a4b1085.js"), include_bytes!("app-fac91a4b1085.js.gz")),
+        ("style-ad75b66b38be.css", include_bytes!("style-ad75b66b38be.css"), include_bytes!("style-ad75b66b38be.css.gz")),
     ],
 }

@@ -34,7 +34,7 @@ export interface Ending {
 
 export class Dashboard {
   readonly #model = new Model();
-  readonly #frames = new Frames();
+  readonly #frames = new Frames(() => this.#render());
   readonly #sound = new Sound();
   readonly #pending = new Set<string>();
   readonly #replayed = new Set<string>();
@@ -72,11 +72,12 @@ export class Dashboard {
       readAll: () => void this.#readAll(),
       loadOlder: () => void this.#loader.loadOlder(),
       isPending: (key) => this.#pending.has(key),
+      drawOn: () => this.#frames.ask(),
     });
     this.#imports = new Imports(byId("imports"), { read, dismiss: accept });
     this.#others = new Others(byId("others"), read);
     this.#notices = new Notices(byId("notices"));
-    this.toasts = new Toasts(byId("toasts"), accept);
+    this.toasts = new Toasts(byId("toasts"), accept, (feed, id) => model.import(feed, id)?.failed ?? 0);
 
     client.on("*", (notification) => this.#onNotification(notification));
     client.ring("*", (notification) => this.#onRing(notification));
@@ -164,14 +165,14 @@ export class Dashboard {
   }
 
   #draw(): void {
-    this.#frames.ask(this.#render);
+    this.#frames.ask();
     this.#title ??= setTimeout(() => {
       this.#title = undefined;
       this.#drawTitle();
     }, TITLE_MS);
   }
 
-  #render = (): void => {
+  #render(): void {
     const model = this.#model;
     this.#loader.forgotten(model.trim());
     const orders = model.orders();
@@ -180,7 +181,7 @@ export class Dashboard {
     this.#imports.render(model.imports());
     this.#others.render(model.others());
     this.#notices.render(model.notices());
-  };
+  }
 
   #drawBell(): void {
     const waiting = this.#model.waiting();

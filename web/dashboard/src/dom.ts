@@ -105,20 +105,29 @@ export function icon(name: Icon): SVGSVGElement {
   return svg;
 }
 
-/** Runs each of these once in the next frame, however often it was asked for. */
-export class Frames {
-  #due = new Set<() => void>();
-  #asked = false;
+/** While much comes, so long between two drawings: laying out costs more than scripts do, and nobody reads faster. */
+const DRAW_INTERVAL_MS = 100;
 
-  ask(render: () => void): void {
-    this.#due.add(render);
+/** Draws in the next frame, once however often it was asked; not at all while the page is hidden. */
+export class Frames {
+  #asked = false;
+  #drawnAt = 0;
+
+  constructor(private readonly draw: () => void) {}
+
+  ask(): void {
     if (this.#asked) return;
     this.#asked = true;
+    const wait = this.#drawnAt + DRAW_INTERVAL_MS - performance.now();
+    if (wait > 0) setTimeout(() => this.#inFrame(), wait);
+    else this.#inFrame();
+  }
+
+  #inFrame(): void {
     requestAnimationFrame(() => {
       this.#asked = false;
-      const due = [...this.#due];
-      this.#due.clear();
-      for (const one of due) one();
+      this.#drawnAt = performance.now();
+      this.draw();
     });
   }
 }

@@ -30,16 +30,30 @@ export function asText(value: unknown): string {
   return JSON.stringify(value) ?? "";
 }
 
+/** Making one costs more than all the rest of a row. */
+const moneyFormats = new Map<string, Intl.NumberFormat>();
+const MONEY_FORMATS_MAX = 100;
+
+function moneyFormat(locale: string | undefined, currency: string, digits: number): Intl.NumberFormat {
+  const key = `${locale}/${currency}/${digits}`;
+  let format = moneyFormats.get(key);
+  if (!format) {
+    const options: Intl.NumberFormatOptions = { style: "currency", currency };
+    const usual = new Intl.NumberFormat(locale, options).resolvedOptions().maximumFractionDigits ?? 2;
+    format = new Intl.NumberFormat(locale, { ...options, maximumFractionDigits: Math.max(usual, digits) });
+    if (moneyFormats.size >= MONEY_FORMATS_MAX) moneyFormats.clear();
+    moneyFormats.set(key, format);
+  }
+  return format;
+}
+
 /** Money, every digit of the decimal string kept, and written as the reader's country does. */
 export function money(total: string, currency: string, locale?: string): string {
   const digits = /^-?\d{1,60}(?:\.(\d{1,60}))?$/.exec(total);
   if (!digits) return clip(`${total} ${currency}`, 60);
   try {
-    const options: Intl.NumberFormatOptions = { style: "currency", currency };
-    const usual = new Intl.NumberFormat(locale, options).resolvedOptions().maximumFractionDigits ?? 2;
-    const least = Math.max(usual, digits[1]?.length ?? 0);
     // As a string: a number would round what a double cannot hold.
-    return new Intl.NumberFormat(locale, { ...options, maximumFractionDigits: least }).format(total as Intl.StringNumericLiteral);
+    return moneyFormat(locale, currency, digits[1]?.length ?? 0).format(total as Intl.StringNumericLiteral);
   } catch {
     return clip(`${total} ${currency}`, 60);
   }

@@ -29,6 +29,8 @@ export class Header {
   readonly #headline = h("p", { class: "headline", testid: "headline" });
   readonly #merchant = h("bdi", { class: "merchant", testid: "merchant" });
   readonly #since = h("span", { class: "since" });
+  #oldest = "";
+  #isAway = false;
   readonly #connection = h("p", { class: "connection", testid: "connection" });
   readonly #word = h("span");
   readonly #acceptAll: HTMLButtonElement;
@@ -72,7 +74,8 @@ export class Header {
     setData(this.#bell, "ringing", String(rings));
     setAttribute(this.#bell, "aria-label", rings ? texts.bellRings(waiting) : texts.bellQuiet);
     setText(this.#headline, rings ? texts.ringing(waiting, isAtLeast) : any ? texts.quiet : texts.quietEmpty);
-    setText(this.#since, oldestAt === undefined ? "" : texts.oldest(ago(oldestAt, now)));
+    this.#oldest = oldestAt === undefined ? "" : texts.oldest(ago(oldestAt, now));
+    this.#showSince();
     this.#acceptAll.hidden = !rings;
     setText(this.#acceptAll, accepting ? texts.acceptingAll : texts.acceptAll);
     setAttribute(this.#acceptAll, "aria-disabled", String(accepting));
@@ -89,7 +92,14 @@ export class Header {
     };
     setData(this.#connection, "state", state);
     setText(this.#word, words[state]);
+    this.#isAway = state === "reconnecting" || state === "offline";
     setAttribute(this.#connection, "title", state === "live" || state === "catching_up" ? texts.liveHint : texts.awayHint);
+    this.#showSince();
+  }
+
+  /** What a person without a connection wants to know comes first. */
+  #showSince(): void {
+    setText(this.#since, this.#isAway ? texts.away : this.#oldest);
   }
 
   #showSound(on: boolean): void {

@@ -173,6 +173,10 @@ export class Model {
     return this.orders().filter((order) => order.facts.handled_at === undefined);
   }
 
+  import(feed: string, id: string): Import | undefined {
+    return this.#imports.get(`${feed}/${id}`);
+  }
+
   /** Imports: those that run, then those that nobody has seen to, then the others; newest first. */
   imports(): Import[] {
     const isOpen = (one: Import) => [...one.items.values()].some(({ facts }) => facts.handled_at === undefined);

@@ -8,12 +8,17 @@ import { texts } from "./texts.js";
 /** Rows in the document at first, and added each time a person wants to see more. */
 export const ROWS_STEP = 50;
 
+/** Rows made in one drawing, which a slow machine does within a frame or few; the newest first, the others right after. */
+const ROWS_MADE_MAX = 15;
+
 export interface OrderActions {
   accept(items: Item[]): void;
   read(items: Item[]): void;
   readAll(): void;
   loadOlder(): void;
   isPending(key: string): boolean;
+  /** There is more to draw than was drawn. */
+  drawOn(): void;
 }
 
 export type Older = "more" | "loading" | "end" | "failed";
@@ -90,16 +95,20 @@ export class Orders {
       this.#rows.delete(key);
     }
     const now = Date.now();
-    const rows = part.map((item) => {
+    const rows: Row[] = [];
+    let made = 0;
+    for (const item of part) {
       let row = this.#rows.get(item.key);
       if (!row) {
+        if (++made > ROWS_MADE_MAX) continue;
         row = new Row(item, this.actions, (row) => this.#focusAfter(row));
         this.#rows.set(item.key, row);
       }
       row.render(now);
-      return row.element;
-    });
-    arrange(this.#list, rows);
+      rows.push(row);
+    }
+    arrange(this.#list, rows.map(({ element }) => element));
+    if (made > ROWS_MADE_MAX) this.actions.drawOn();
     setText(this.#waitingCount, waiting > 0 ? String(waiting) : "");
     setAttribute(this.#all, "aria-pressed", String(this.#filter === "all"));
     setAttribute(this.#waiting, "aria-pressed", String(this.#filter === "waiting"));

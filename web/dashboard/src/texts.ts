@@ -27,6 +27,7 @@ export const texts = {
   ended: (why: string) => `Ended: ${why}`,
   liveHint: "Connected. New orders appear at once.",
   awayHint: "Not connected. Nothing is lost: what you miss comes as soon as the connection is back.",
+  away: "nothing is lost: it comes when the connection is back",
   // Sound
   soundOn: "Sound is on",
   soundOff: "Sound is off",
@@ -84,7 +85,7 @@ export const texts = {
   toastFinished: "Import finished",
   toastAborted: "Import aborted",
   toastMore: (n: number) => `and ${count(n)} more`,
-  away: (parts: string[]) =>
+  missed: (parts: string[]) =>
     `${parts.length > 1 ? `${parts.slice(0, -1).join(", ")} and ${parts.at(-1)}` : parts[0]} came while you were away`,
   awayFailed: (n: number) => many(n, "failed item"),
   awayImports: (n: number) => many(n, "import result"),

@@ -16,9 +16,9 @@ const UPDATE_MS = 2_000;
 interface Shown {
   element: HTMLElement;
   remaining: number;
-  /** Whether everything that it is about has been handled. */
+  /** Whether everything that it is about has been seen. */
   isSettled: () => boolean;
-  failed?: { key: string; count: number; text: HTMLElement; told: number };
+  failed?: { key: string; count: () => number; text: HTMLElement; told: number; items: Item[] };
 }
 
 export class Toasts {
@@ -33,6 +33,8 @@ export class Toasts {
   constructor(
     root: HTMLElement,
     private readonly accept: (items: Item[]) => void,
+    /** How many items of an import have failed by now. */
+    private readonly failedOf: (feed: string, id: string) => number,
   ) {
     root.replaceChildren(this.#list, this.#moreText);
     this.#showMore();
@@ -73,7 +75,7 @@ export class Toasts {
     this.#add({ element, remaining: ALERT_MS, isSettled: () => false });
   }
 
-  /** What was accepted meanwhile, here or elsewhere, is no news any more. */
+  /** What somebody has seen or accepted meanwhile, here or elsewhere, is no news any more. */
   settle(): void {
     for (const one of [...this.#shown]) if (one.isSettled()) this.#close(one);
   }
@@ -92,7 +94,7 @@ export class Toasts {
       one.remaining -= passed;
       const { failed } = one;
       if (failed && failed.told > UPDATE_MS) {
-        setText(failed.text, texts.toastFailed(failed.count));
+        setText(failed.text, texts.toastFailed(failed.count()));
         failed.told = 0;
       } else if (failed) failed.told += passed;
       if (one.remaining <= 0) this.#close(one);
@@ -122,7 +124,7 @@ export class Toasts {
   #grow(toast: Extract<Toast, { kind: "failed" }>): boolean {
     const one = this.#shown.find(({ failed }) => failed?.key === `${toast.feed}/${toast.id}`);
     if (!one?.failed) return false;
-    one.failed.count += toast.items.length;
+    one.failed.items.push(...toast.items);
     one.remaining = ALERT_MS;
     return true;
   }
@@ -135,7 +137,7 @@ export class Toasts {
   }
 
   #make(toast: Toast): Shown {
-    const handled = (item: Item) => item.facts.handled_at !== undefined;
+    const isSeen = ({ facts }: Item) => facts.handled_at !== undefined || facts.read_at !== undefined;
     switch (toast.kind) {
       case "order": {
         const { item } = toast;
@@ -145,14 +147,15 @@ export class Toasts {
         const element = this.#frame("bell", "status", text, detail, item);
         const accept = button(texts.accept, { class: "primary small", testid: "toast-accept" }, () => this.accept([item]));
         element.querySelector(".toast-body")?.after(accept);
-        return { element, remaining: ROUTINE_MS, isSettled: () => handled(item) };
+        return { element, remaining: ROUTINE_MS, isSettled: () => isSeen(item) };
       }
       case "failed": {
         const { items, feed, id } = toast;
-        const count = h("span", {}, texts.toastFailed(items.length));
-        const element = this.#frame("alert", "alert", count, bdi(id), items[0]);
-        const failed = { key: `${feed}/${id}`, count: items.length, text: count, told: 0 };
-        return { element, remaining: ALERT_MS, isSettled: () => items.every(handled), failed };
+        const count = () => Math.max(items.length, this.failedOf(feed, id));
+        const text = h("span", {}, texts.toastFailed(count()));
+        const element = this.#frame("alert", "alert", text, bdi(id), items[0]);
+        const failed = { key: `${feed}/${id}`, count, text, told: 0, items };
+        return { element, remaining: ALERT_MS, isSettled: () => items.every(isSeen), failed };
       }
       case "finished": {
         const { notification } = toast.item;
@@ -162,10 +165,10 @@ export class Toasts {
         const bad = isAlert(toast);
         const detail = h("span", {}, bdi(data.import_id), `: ${texts.tally(done - failed, failed)}`);
         const element = this.#frame(bad ? "alert" : "check", bad ? "alert" : "status", aborted ? texts.toastAborted : texts.toastFinished, detail, toast.item);
-        return { element, remaining: bad ? ALERT_MS : ROUTINE_MS, isSettled: () => handled(toast.item) };
+        return { element, remaining: bad ? ALERT_MS : ROUTINE_MS, isSettled: () => isSeen(toast.item) };
       }
       case "other":
-        return { element: this.#frame("bell", "status", bdi(toast.item.notification.event), undefined, toast.item), remaining: ROUTINE_MS, isSettled: () => handled(toast.item) };
+        return { element: this.#frame("bell", "status", bdi(toast.item.notification.event), undefined, toast.item), remaining: ROUTINE_MS, isSettled: () => isSeen(toast.item) };
       case "away": {
         const parts = [
           toast.orders > 0 && texts.orders(toast.orders),
@@ -173,9 +176,9 @@ export class Toasts {
           toast.imports > 0 && texts.awayImports(toast.imports),
           toast.others > 0 && texts.awayOthers(toast.others),
         ].filter((part) => part !== false);
-        const element = this.#frame("away", toast.failed > 0 ? "alert" : "status", texts.away(parts), undefined);
+        const element = this.#frame("away", toast.failed > 0 ? "alert" : "status", texts.missed(parts), undefined);
         element.dataset["kind"] = "summary";
-        return { element, remaining: ALERT_MS, isSettled: () => toast.items.every(handled) };
+        return { element, remaining: ALERT_MS, isSettled: () => toast.items.every(isSeen) };
       }
     }
   }
