@@ -1,8 +1,8 @@
 Embedded {
     page: include_str!("index.html"),
-    page_tag: "\"7291bb5d5345\"",
+    page_tag: "\"256f3166423e\"",
     assets: &[
-        ("app-fac91a4b1085.js", include_bytes!("app-fac91a4b1085.js"), include_bytes!("app-fac91a4b1085.js.gz")),
-        ("style-ad75b66b38be.css", include_bytes!("style-ad75b66b38be.css"), include_bytes!("style-ad75b66b38be.css.gz")),
+        ("app-1e652481c4c5.js", include_bytes!("app-1e652481c4c5.js"), include_bytes!("app-1e652481c4c5.js.gz")),
+        ("style-8ad6d41c67ca.css", include_bytes!("style-8ad6d41c67ca.css"), include_bytes!("style-8ad6d41c67ca.css.gz")),
     ],
 }

@@ -4,10 +4,10 @@ import { button, h } from "./dom.js";
 import { texts } from "./texts.js";
 
 const ACTIONS: { testid: string; label: string; path: string; body: Record<string, number> }[] = [
-  { testid: "demo-order", label: "Place an order", path: "/demo/orders", body: { count: 1 } },
-  { testid: "demo-orders", label: "Place 20 orders", path: "/demo/orders", body: { count: 20 } },
-  { testid: "demo-import", label: "Run an import of 500", path: "/demo/imports", body: { items: 500, failed: 7 } },
-  { testid: "demo-cut", label: "Cut the connection for 10 s", path: "/demo/cut", body: { seconds: 10, orders: 5 } },
+  { testid: "demo-order", label: texts.demoOrder, path: "/demo/orders", body: { count: 1 } },
+  { testid: "demo-orders", label: texts.demoOrders, path: "/demo/orders", body: { count: 20 } },
+  { testid: "demo-import", label: texts.demoImport, path: "/demo/imports", body: { items: 500, failed: 7 } },
+  { testid: "demo-cut", label: texts.demoCut, path: "/demo/cut", body: { seconds: 10, orders: 5 } },
 ];
 
 export function showDemo(root: HTMLElement, token: () => Promise<string>, failed: (what: string) => void): void {
@@ -28,6 +28,6 @@ export function showDemo(root: HTMLElement, token: () => Promise<string>, failed
     const one: HTMLButtonElement = button(label, { class: "secondary", testid }, () => void act(one, path, body));
     return one;
   });
-  root.replaceChildren(h("h2", { attributes: { id: "demo-heading" } }, "Try it"), h("div", { class: "demo-buttons" }, ...buttons));
+  root.replaceChildren(h("h2", { attributes: { id: "demo-heading" } }, texts.demoHeading), h("div", { class: "demo-buttons" }, ...buttons));
   root.hidden = false;
 }

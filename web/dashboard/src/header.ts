@@ -104,7 +104,7 @@ export class Header {
 
   #showSound(on: boolean): void {
     setAttribute(this.#sound, "aria-pressed", String(on));
-    setAttribute(this.#sound, "aria-label", texts.soundOn);
+    setAttribute(this.#sound, "aria-label", texts.sound);
     setAttribute(this.#sound, "title", on ? texts.soundOn : texts.soundOff);
     this.#sound.replaceChildren(icon(on ? "sound" : "mute"));
   }

@@ -32,7 +32,7 @@ export class Imports {
       this.#shown += CARDS_STEP;
       this.render(this.#imports);
     });
-    root.replaceChildren(h("div", { class: "heading" }, h("h2", { attributes: { id: "imports-heading" } }, "Imports")), this.#list, this.#empty, h("div", { class: "older" }, this.#more));
+    root.replaceChildren(h("div", { class: "heading" }, h("h2", { attributes: { id: "imports-heading" } }, texts.importsHeading)), this.#list, this.#empty, h("div", { class: "older" }, this.#more));
   }
 
   render(imports: Import[]): void {
@@ -98,7 +98,7 @@ class Card {
     this.element = h(
       "article",
       { class: "card import", testid: "import" },
-      h("header", {}, h("h3", {}, h("span", { class: "hidden-text" }, "Import "), bdi(one.id)), this.#status),
+      h("header", {}, h("h3", {}, h("span", { class: "hidden-text" }, texts.importPrefix), bdi(one.id)), this.#status),
       this.#bar,
       h("p", { class: "numbers" }, this.#progress, this.#failed, this.#time),
       this.#failures,
@@ -121,6 +121,8 @@ class Card {
     this.#bar.indeterminate = total === undefined && status === "running";
     // Never full before it is: 9,999 of 10,000 is 99 %.
     this.#bar.value = total === undefined ? (status === "running" ? 0 : 100) : total === 0 ? 100 : Math.floor((Math.min(done, total) / total) * 1_000) / 10;
+    // The failed part of the bar is drawn in its own colour.
+    this.#bar.style.setProperty("--good", `${done === 0 ? 100 : ((done - failed) / done) * 100}%`);
     setText(this.#progress, status === "running" ? texts.progress(done, total) : total !== undefined && done < total ? `${texts.progress(done, total)}: ${texts.tally(done - failed, failed)}` : texts.tally(done - failed, failed));
     setText(this.#failed, failed > 0 && status === "running" ? texts.failed(failed) : "");
     this.#time.dateTime = new Date(one.at).toISOString();

@@ -55,9 +55,9 @@ export class Orders {
     this.#waiting = button(texts.filterWaiting, { testid: "filter-waiting" }, () => this.show("waiting"));
     this.#waiting.append(this.#waitingCount);
     this.#older = button(texts.loadOlder, { class: "secondary", testid: "load-older" }, () => this.more());
-    const filters = h("div", { class: "segments", attributes: { role: "group", "aria-label": "Which orders" } }, this.#all, this.#waiting);
+    const filters = h("div", { class: "segments", attributes: { role: "group", "aria-label": texts.filters } }, this.#all, this.#waiting);
     root.replaceChildren(
-      h("div", { class: "heading" }, h("h2", { attributes: { id: "orders-heading" } }, "Orders"), filters, this.#badge, this.#readAll),
+      h("div", { class: "heading" }, h("h2", { attributes: { id: "orders-heading" } }, texts.ordersHeading), filters, this.#badge, this.#readAll),
       h("div", { class: "card" }, this.#list, this.#empty),
       h("div", { class: "older" }, this.#older, this.#olderText),
     );
@@ -250,11 +250,11 @@ class Row {
     rows.push([texts.received, exact(at)]);
     if (placed_at !== undefined && Date.parse(placed_at) !== at) rows.push([texts.placed, exactOf(placed_at)]);
     if (facts.handled_at !== undefined) {
-      rows.push([texts.acceptedAt, h("span", {}, exactOf(facts.handled_at), facts.handled_by !== undefined && " by ", facts.handled_by !== undefined && bdi(facts.handled_by))]);
+      rows.push([texts.acceptedAt, h("span", {}, exactOf(facts.handled_at), facts.handled_by !== undefined && texts.by, facts.handled_by !== undefined && bdi(facts.handled_by))]);
     }
     if (Object.keys(more).length > 0) rows.push([texts.data, whole(JSON.stringify(more))]);
-    rows.push([texts.eventId, h("span", {}, whole(notification.id), " from ", whole(notification.source))]);
-    rows.push([texts.number, h("span", {}, `${seq} in `, bdi(feed))]);
+    rows.push([texts.eventId, h("span", {}, whole(notification.id), texts.from, whole(notification.source))]);
+    rows.push([texts.number, h("span", {}, `${seq}${texts.inFeed}`, bdi(feed))]);
     list.replaceChildren(...rows.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
   }
 }

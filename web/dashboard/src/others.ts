@@ -18,7 +18,7 @@ export class Others {
     private readonly root: HTMLElement,
     private readonly read: (items: Item[]) => void,
   ) {
-    root.replaceChildren(h("div", { class: "heading" }, h("h2", { attributes: { id: "others-heading" } }, "Other news")), this.#list);
+    root.replaceChildren(h("div", { class: "heading" }, h("h2", { attributes: { id: "others-heading" } }, texts.othersHeading)), this.#list);
   }
 
   render(items: Item[]): void {

@@ -15,7 +15,7 @@ export function showSignIn(root: HTMLElement, why: string | undefined, take: (to
     field.setAttribute("aria-invalid", "true");
     field.focus();
   };
-  const submit = h("button", { class: "primary large", testid: "token-submit", attributes: { type: "submit" } }, "Open the dashboard");
+  const submit = h("button", { class: "primary large", testid: "token-submit", attributes: { type: "submit" } }, texts.signIn);
   const form = h(
     "form",
     {
@@ -32,10 +32,10 @@ export function showSignIn(root: HTMLElement, why: string | undefined, take: (to
     },
     h("div", { class: "emblem" }, icon("bell")),
     h("h1", {}, texts.product),
-    h("p", { class: "muted" }, "See your orders and imports as they come."),
-    h("label", { attributes: { for: "token" } }, "Your access token"),
+    h("p", { class: "muted" }, texts.signInHint),
+    h("label", { attributes: { for: "token" } }, texts.tokenLabel),
     field,
-    h("p", { class: "muted small", attributes: { id: "token-hint" } }, "It stays in this tab, and goes nowhere but to this service."),
+    h("p", { class: "muted small", attributes: { id: "token-hint" } }, texts.tokenHint),
     error,
     submit,
   );

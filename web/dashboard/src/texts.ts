@@ -29,10 +29,13 @@ export const texts = {
   awayHint: "Not connected. Nothing is lost: what you miss comes as soon as the connection is back.",
   away: "nothing is lost: it comes when the connection is back",
   // Sound
+  sound: "Sound",
   soundOn: "Sound is on",
   soundOff: "Sound is off",
   signOut: "Forget the token",
   // Orders
+  ordersHeading: "Orders",
+  filters: "Which orders",
   accept: "Accept",
   accepting: "Accepting…",
   acceptLabel: (id: string) => `Accept order ${id}`,
@@ -63,7 +66,12 @@ export const texts = {
   number: "Number",
   data: "Data",
   acceptedAt: "Accepted",
+  by: " by ",
+  from: " from ",
+  inFeed: " in ",
   // Imports
+  importsHeading: "Imports",
+  importPrefix: "Import ",
   importRunning: "Running",
   importFinished: "Finished",
   importAborted: "Aborted",
@@ -79,6 +87,14 @@ export const texts = {
   noImportsHint: "A catalogue import shows its progress here while it runs.",
   moreImports: (n: number) => `Show ${many(n, "earlier import")}`,
   importProgress: (id: string) => `Progress of import ${id}`,
+  // Other news
+  othersHeading: "Other news",
+  // Demo
+  demoHeading: "Try it",
+  demoOrder: "Place an order",
+  demoOrders: "Place 20 orders",
+  demoImport: "Run an import of 500",
+  demoCut: "Cut the connection for 10 s",
   // Toasts
   toastOrder: "New order",
   toastFailed: (n: number) => `${many(n, "item")} failed to import`,
@@ -93,6 +109,10 @@ export const texts = {
   close: "Close",
   dismissNotice: "Hide this notice",
   // Token
+  signInHint: "See your orders and imports as they come.",
+  tokenLabel: "Your access token",
+  tokenHint: "It stays in this tab, and goes nowhere but to this service.",
+  signIn: "Open the dashboard",
   tokenExpired: "The token has expired. Paste a fresh one.",
   tokenRefused: "The token was refused. Check that it is for this service, and paste another.",
   tokenNoFeed: "The token is good, but names no feed that may be read.",
