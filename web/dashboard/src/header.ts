@@ -58,8 +58,9 @@ export class Header {
         { class: "bar" },
         this.#bell,
         h("div", { class: "said" }, this.#headline, h("div", { class: "below" }, who, this.#since)),
-        h("div", { class: "tools" }, this.#connection, this.#sound, signOut),
+        // Before the tools: what goes away must not leave another button under the pointer.
         this.#acceptAll,
+        h("div", { class: "tools" }, this.#connection, this.#sound, signOut),
       ),
     );
   }
@@ -76,6 +77,7 @@ export class Header {
     setText(this.#headline, rings ? texts.ringing(waiting, isAtLeast) : any ? texts.quiet : texts.quietEmpty);
     this.#oldest = oldestAt === undefined ? "" : texts.oldest(ago(oldestAt, now));
     this.#showSince();
+    if (!rings && document.activeElement === this.#acceptAll) this.#bell.focus();
     this.#acceptAll.hidden = !rings;
     setText(this.#acceptAll, accepting ? texts.acceptingAll : texts.acceptAll);
     setAttribute(this.#acceptAll, "aria-disabled", String(accepting));
