@@ -10,7 +10,7 @@ help: ## list these chores
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name what; do \
 		printf '  make %-10s %s\n' "$$name" "$$what"; done
 
-demo: toolchain ## watch a merchant get orders, leave, come back and miss nothing
+demo: toolchain ## open a merchant's dashboard with buttons to play with
 	@scripts/demo
 
 test: toolchain ## run every check and test, against a private RabbitMQ and Postgres

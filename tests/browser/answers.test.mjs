@@ -15,8 +15,8 @@ const rings = (page, ringing) =>
     return seen === String(ringing) || seen;
   });
 
-test("accepted on one device, the bell of the other stops within a second; one that was away learns it", async () => {
-  const world = await World.create();
+test("accepted on one device, the bell of the other stops within a second; one that was away learns it", async (t) => {
+  const world = await World.create(t);
   const [laptop, phone] = [await world.profile(chromium), await world.profile(chromium)];
   const [here, there] = [await world.open(laptop), await world.open(phone)];
   await world.publish("--count", "2");
@@ -71,11 +71,10 @@ test("accepted on one device, the bell of the other stops within a second; one t
   await until("all are listed", async () => (await orders(again).count()) === 4);
   await rings(again, false);
   assert.deepEqual([...here.faults, ...there.faults, ...again.faults], []);
-  await world.finish();
 });
 
-test("the badge is what nobody has read, on every device and in the database", async () => {
-  const world = await World.create();
+test("the badge is what nobody has read, on every device and in the database", async (t) => {
+  const world = await World.create(t);
   const [here, there] = [await world.open(await world.profile(chromium)), await world.open(await world.profile(chromium))];
   await world.publish("--count", "7");
   const says = (page, count) =>
@@ -89,7 +88,6 @@ test("the badge is what nobody has read, on every device and in the database", a
   for (const page of [here, there]) {
     await until("no unread is left", async () => !/[1-9]/.test((await badge(page).isVisible()) ? await badge(page).innerText() : ""));
   }
-  await world.finish();
 });
 
 const unhandled = (world) => world.sql(`select unhandled from feeds where feed = '${world.merchant}'`);

@@ -9,8 +9,8 @@ let chromium;
 before(async () => (chromium = await browser()));
 after(() => chromium.close());
 
-test("an order published over AMQP is a toast in an open page; five more for a closed one are there, once", async () => {
-  const world = await World.create();
+test("an order published over AMQP is a toast in an open page; five more for a closed one are there, once", async (t) => {
+  const world = await World.create(t);
   const profile = await world.profile(chromium);
   await watchToasts(profile);
   let page = await world.open(profile);
@@ -39,11 +39,10 @@ test("an order published over AMQP is a toast in an open page; five more for a c
   assert.deepEqual(await shown(page), [], "and none of them is told again");
   assert.match(await badge(page).innerText(), /\b6\b/);
   assert.deepEqual(page.faults, []);
-  await world.finish();
 });
 
-test("a storm of orders does not flood the page, and each is listed", async () => {
-  const world = await World.create();
+test("a storm of orders does not flood the page, and each is listed", async (t) => {
+  const world = await World.create(t);
   const profile = await world.profile(chromium);
   const page = await world.open(profile);
   await world.publish("--count", "40");
@@ -53,7 +52,6 @@ test("a storm of orders does not flood the page, and each is listed", async () =
   const listed = await seqs(page);
   assert.deepEqual(listed, [...listed].sort((one, other) => other - one), "newest first");
   assert.deepEqual(page.faults, []);
-  await world.finish();
 });
 
 const acked = (world) => world.sql(`select acked_seq from feeds where feed = '${world.merchant}'`);

@@ -21,8 +21,8 @@ const HOSTILE = [
   "\u0007\u001b[31mred\u0000",
 ];
 
-test("markup, right-to-left overrides and names of ten kilobytes are harmless text", async () => {
-  const world = await World.create();
+test("markup, right-to-left overrides and names of ten kilobytes are harmless text", async (t) => {
+  const world = await World.create(t);
   const page = await world.open(await world.profile(chromium, { viewport: { width: 900, height: 800 } }));
   for (const text of HOSTILE) {
     const data = { order_id: text, total: "1.00", currency: "EUR", items: 1, customer: { name: text } };
@@ -55,12 +55,11 @@ test("markup, right-to-left overrides and names of ten kilobytes are harmless te
   });
   assert.deepEqual(isolated, []);
   assert.deepEqual(page.faults, []);
-  await world.finish();
 });
 
 for (const colorScheme of ["light", "dark"]) {
-  test(`axe finds nothing to complain of, in ${colorScheme}`, async () => {
-    const world = await World.create();
+  test(`axe finds nothing to complain of, in ${colorScheme}`, async (t) => {
+    const world = await World.create(t);
     // The page's own policy lets nobody else's script in, axe's neither.
     const profile = await world.profile(chromium, { colorScheme, bypassCSP: true, reducedMotion: "reduce" });
     const page = await world.open(profile);
@@ -84,12 +83,11 @@ for (const colorScheme of ["light", "dark"]) {
     await page.goto(`${world.proxy.url}/`);
     await page.getByTestId("token").waitFor();
     await check("the form that asks for a token");
-    await world.finish();
   });
 }
 
-test("the whole way goes by keyboard: to an order, to accept it, to close a toast", async () => {
-  const world = await World.create();
+test("the whole way goes by keyboard: to an order, to accept it, to close a toast", async (t) => {
+  const world = await World.create(t);
   const page = await world.open(await world.profile(chromium));
   await world.publish();
   const toast = toasts(page).first();
@@ -105,5 +103,4 @@ test("the whole way goes by keyboard: to an order, to accept it, to close a toas
   await reach("accept");
   await page.keyboard.press("Enter");
   await order(page, 1).getByTestId("accepted").waitFor();
-  await world.finish();
 });

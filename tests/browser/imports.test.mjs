@@ -15,8 +15,8 @@ let chromium;
 before(async () => (chromium = await browser()));
 after(() => chromium.close());
 
-test("ten thousand items: exact, responsive, and an order in the middle is not held up", async () => {
-  const world = await World.create();
+test("ten thousand items: exact, responsive, and an order in the middle is not held up", async (t) => {
+  const world = await World.create(t);
   const profile = await world.profile(chromium);
   await watchToasts(profile);
   await profile.addInitScript(() => {
@@ -31,11 +31,11 @@ test("ten thousand items: exact, responsive, and an order in the middle is not h
   // As fast as a shop's importer is, so that the order comes in its middle.
   const importing = world.publishing("--import", String(ITEMS), "--failed", String(FAILED), "--rate", "1500");
   await until("it is half done", async () => Number(await imports(page).first().getAttribute("data-done")) > ITEMS / 3);
-  const toldBefore = (await shown(page)).filter(({ kind }) => kind === "order").length;
+  const toldBefore = (await shown(page)).filter(({ isOrder }) => isOrder).length;
   await world.publish();
   const confirmed = Date.now();
-  await until("the order is told", async () => (await shown(page)).filter(({ kind }) => kind === "order").length > toldBefore);
-  const told = (await shown(page)).filter(({ kind }) => kind === "order").at(-1).at;
+  await until("the order is told", async () => (await shown(page)).filter(({ isOrder }) => isOrder).length > toldBefore);
+  const told = (await shown(page)).filter(({ isOrder }) => isOrder).at(-1).at;
   assert.ok(Number(await imports(page).first().getAttribute("data-done")) < ITEMS, "the import was still going on");
   assert.ok(told - confirmed < ORDER_DELAY_MS, `the order was told after ${told - confirmed} ms`);
 
@@ -44,6 +44,13 @@ test("ten thousand items: exact, responsive, and an order in the middle is not h
   const longest = Math.max(0, ...(await page.evaluate(() => window.longTasks)));
   console.log(`longest task ${longest.toFixed(0)} ms, the order's toast after ${(told - confirmed).toFixed(0)} ms`);
   assert.ok(longest < LONGEST_TASK_MS, `a task of ${longest} ms`);
+  const busyMs = 2 * LONGEST_TASK_MS;
+  await page.evaluate((ms) => {
+    setTimeout(() => {
+      for (const end = performance.now() + ms; performance.now() < end; );
+    });
+  }, busyMs);
+  await until("a long task is seen where there is one", async () => (await page.evaluate(() => Math.max(...window.longTasks))) >= busyMs);
   assert.equal(await failures(page), FAILED, "each failure is listed");
   assert.equal((await seqs(page)).length, 1);
 
@@ -68,7 +75,6 @@ test("ten thousand items: exact, responsive, and an order in the middle is not h
   const items = frames.filter(({ event }) => event === "import.item");
   assert.equal(items.filter(({ data }) => data.status === "failed").length, FAILED);
   assert.equal(items.filter(({ data }) => data.status === "imported").length, 1, "the newest, which has the totals");
-  await world.finish();
 });
 
 async function finished(page) {
@@ -82,6 +88,7 @@ async function finished(page) {
 /** How many failures are listed, when everything that is folded is opened. */
 async function failures(page) {
   const card = imports(page).first();
+  if (!(await card.getByTestId("failure").first().isVisible())) await card.locator("summary").click();
   for (;;) {
     const more = card.getByTestId("more-failures");
     if ((await more.count()) === 0 || !(await more.isVisible())) break;

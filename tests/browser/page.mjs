@@ -32,5 +32,10 @@ export async function watchToasts(profile) {
 }
 
 export async function shown(page) {
-  return page.evaluate(() => window.shownToasts.map(({ toast, kind, at }) => ({ text: toast.innerText, kind, at })));
+  return page.evaluate(() =>
+    window.shownToasts.map(({ toast, kind, at }) => {
+      const isOrder = toast.querySelector('[data-testid="toast-accept"]') !== null;
+      return { text: toast.innerText, kind, isOrder, at };
+    }),
+  );
 }

@@ -13,8 +13,8 @@ before(async () => (chromium = await browser()));
 after(() => chromium.close());
 
 /** A page that has had two orders, and tells each toast that it shows. */
-async function stage(options) {
-  const world = await World.create();
+async function stage(t, options) {
+  const world = await World.create(t);
   const profile = await world.profile(chromium, options);
   await watchToasts(profile);
   const page = await world.open(profile);
@@ -41,8 +41,8 @@ async function away(page) {
   await page.locator('[data-testid="connection"]:not([data-state="live"])').waitFor({ state: "attached" });
 }
 
-test("the service is restarted, and crashes", async () => {
-  const { world, page } = await stage();
+test("the service is restarted, and crashes", async (t) => {
+  const { world, page } = await stage(t);
   await world.stop();
   await away(page);
   await world.publish("--count", "2");
@@ -55,11 +55,10 @@ test("the service is restarted, and crashes", async () => {
   await listed(page, 5);
   await toldOnce(page);
   assert.deepEqual(page.faults, []);
-  await world.finish();
 });
 
-test("the network is cut for thirty seconds", async () => {
-  const { world, page } = await stage();
+test("the network is cut for thirty seconds", async (t) => {
+  const { world, page } = await stage(t);
   world.proxy.cut();
   await away(page);
   const cut = Date.now();
@@ -72,22 +71,20 @@ test("the network is cut for thirty seconds", async () => {
   assert.ok(Date.now() - mended < CUT_MS + 5_000, "no later than its longest wait");
   await toldOnce(page);
   assert.deepEqual(page.faults, []);
-  await world.finish();
 });
 
-test("the network goes silent: a dead connection is noticed, and left", async () => {
-  const { world, page } = await stage();
+test("the network goes silent: a dead connection is noticed, and left", async (t) => {
+  const { world, page } = await stage(t);
   world.proxy.stall();
   await away(page);
   await world.publish();
   world.proxy.mend();
   await listed(page, 3);
   await toldOnce(page);
-  await world.finish();
 });
 
-test("the browser says that it is offline, and online again", async () => {
-  const { world, profile, page } = await stage();
+test("the browser says that it is offline, and online again", async (t) => {
+  const { world, profile, page } = await stage(t);
   world.proxy.cut();
   await profile.setOffline(true);
   await away(page);
@@ -98,12 +95,11 @@ test("the browser says that it is offline, and online again", async () => {
   await listed(page, 6);
   assert.ok(Date.now() - online < 5_000, "at once, not after its wait");
   await toldOnce(page);
-  await world.finish();
 });
 
-test("the laptop sleeps, the connection dies meanwhile, and the token expires", async () => {
+test("the laptop sleeps, the connection dies meanwhile, and the token expires", async (t) => {
   // Longer than the leeway of a clock.
-  const { world, profile, page } = await stage({ tokenSeconds: () => 4 });
+  const { world, profile, page } = await stage(t, { tokenSeconds: () => 4 });
   const devtools = await profile.newCDPSession(page);
   await devtools.send("Page.setWebLifecycleState", { state: "frozen" });
   world.proxy.stall();
@@ -116,16 +112,14 @@ test("the laptop sleeps, the connection dies meanwhile, and the token expires", 
   await live(page);
   await toldOnce(page);
   assert.deepEqual(page.faults, []);
-  await world.finish();
 });
 
-test("tokens that live for seconds are replaced without a reconnect", async () => {
+test("tokens that live for seconds are replaced without a reconnect", async (t) => {
   let lifetime = 12;
-  const { world, page } = await stage({ tokenSeconds: () => lifetime });
+  const { world, page } = await stage(t, { tokenSeconds: () => lifetime });
   lifetime = 3600;
   await new Promise((resolve) => setTimeout(resolve, 20_000));
   await world.publish();
   await listed(page, 3);
   assert.equal(await world.metric("shopbell_sessions"), 1);
-  await world.finish();
 });

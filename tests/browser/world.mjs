@@ -24,13 +24,19 @@ export class World {
   #database;
   #server;
   #helpers = new Set();
+  #demo;
+  /** What `shopbell demo` says. */
+  demoUrl;
   /** In front of the service; pages know no other address. */
   proxy;
   /** A merchant that no other test has. */
   merchant;
 
-  static async create() {
+  /** Ends with the test that it is for. */
+  static async create(test, { demo = false } = {}) {
     const world = new World();
+    world.#demo = demo;
+    test.after(() => world.#finish());
     const name = randomBytes(6).toString("hex");
     world.#database = `shopbell_browser_${name}`;
     world.merchant = `merchant-${name}`;
@@ -59,7 +65,9 @@ export class World {
 
   /** Starts the service, or starts it again. */
   async start() {
-    this.#server = spawn(SHOPBELL, ["serve"], { env: this.#environment, stdio: ["ignore", "inherit", "inherit"] });
+    const args = this.#demo ? ["demo", "--recipient", this.merchant] : ["serve"];
+    this.#server = spawn(SHOPBELL, args, { env: this.#environment, stdio: ["ignore", "pipe", "inherit"] });
+    this.#server.stdout.on("data", (line) => (this.demoUrl = String(line).trim()));
     await until("the service is ready", async () => (await this.#operations("/readyz")).ok);
   }
 
@@ -111,7 +119,7 @@ export class World {
   async profile(browser, { tokenSeconds = () => 3600, ...options } = {}) {
     const context = await browser.newContext(options);
     context.setDefaultTimeout(PATIENCE_MS);
-    await context.route("**/test/token", async (route) => {
+    await context.route((url) => url.pathname === "/test/token", async (route) => {
       const token = await this.token(tokenSeconds());
       await route.fulfill({ body: token, contentType: "text/plain" }).catch(() => {});
     });
@@ -119,7 +127,7 @@ export class World {
   }
 
   /** The dashboard in a tab of that profile, when it has caught up. What it logs as an error fails the test at the end. */
-  async open(profile) {
+  async open(profile, url = `${this.proxy.url}/?token-url=/test/token`) {
     const page = await profile.newPage();
     page.faults = [];
     page.on("pageerror", (error) => page.faults.push(String(error)));
@@ -128,13 +136,13 @@ export class World {
       const isNetwork = /Failed to load resource|WebSocket connection|net::ERR/.test(message.text());
       if (message.type() === "error" && !isNetwork) page.faults.push(message.text());
     });
-    await page.goto(`${this.proxy.url}/?token-url=/test/token`);
+    await page.goto(url);
     await live(page);
     return page;
   }
 
   /** Ends everything; nothing stays but what the services keep. */
-  async finish() {
+  async #finish() {
     await Promise.allSettled(this.#helpers);
     await this.stop();
     this.proxy?.close();
