@@ -212,8 +212,8 @@ $$;
 --   'changed'   what became true now, with its version; the same is in changes;
 --   'was'       what was true before, one row for each time and person;
 --   'unknown'   the numbers that are not stored;
---   'more'      that it goes on after through: no more than in_rows_max numbers are looked at, for the feed is locked.
--- Every row has the feed's counts after the call's changes so far.
+--   'more'      that it goes on after through: one call looks at in_rows_max numbers up to a through, for it locks feeds.
+-- Who asks for counts only, with no numbers, locks nothing. Every row has the feed's counts after the call's changes so far.
 create function answer_notifications(
     in_feeds text[], in_kinds text[], in_throughs bigint[], in_seqs text[], in_subscribers text[], in_rows_max bigint,
     in_changes_max bigint)
@@ -227,9 +227,12 @@ declare
     wanted   bigint[];
     upper    bigint;
     changed  bigint[];
+    left_to  bigint := in_rows_max;
     moment   timestamptz := now();
 begin
-    perform from feeds f where f.feed = any (in_feeds) order by f.feed for update;
+    perform from feeds f
+        where f.feed in (select s.feed from unnest(in_feeds, in_seqs) as s (feed, seqs) where s.seqs is distinct from '{}')
+        order by f.feed for update;
 
     for said in
         select * from unnest(in_feeds, in_kinds, in_throughs, in_seqs, in_subscribers)
@@ -239,13 +242,14 @@ begin
         wanted := said.seqs::bigint[];
         upper := null;
         if said.through is not null then
-            upper := greatest(least(said.through, feed_row.last_seq, feed_row.read_seq + in_rows_max), 0);
+            upper := greatest(least(said.through, coalesce(feed_row.last_seq, 0), feed_row.read_seq + left_to), 0);
+            left_to := left_to - greatest(upper - feed_row.read_seq, 0);
             with answered as (
                 update notifications n set read_at = moment
                 where n.feed = said.feed and n.seq > feed_row.read_seq and n.seq <= upper and n.read_at is null
                 returning n.seq)
             select array_agg(a.seq) into changed from answered a;
-            update feeds f set read_seq = greatest(f.read_seq, upper) where f.feed = said.feed;
+            update feeds f set read_seq = upper where f.feed = said.feed and f.read_seq < upper;
         elsif said.kind = 'read' then
             with answered as (
                 update notifications n set read_at = moment
@@ -275,13 +279,13 @@ begin
                 moment, said.subscriber, feed_row.unread, feed_row.unhandled, feed_row.last_seq;
         end if;
 
-        if upper < least(said.through, feed_row.last_seq) then
+        if upper < least(said.through, coalesce(feed_row.last_seq, 0)) then
             return query select said.ordinal, 'more', null::bigint, null::bigint[], upper, null::timestamptz, null::text,
                 feed_row.unread, feed_row.unhandled, feed_row.last_seq;
         elsif said.through is not null and changed is null then
-            return query select said.ordinal, 'was', null::bigint, null::bigint[], said.through,
-                (select n.read_at from notifications n
-                 where n.feed = said.feed and n.seq <= said.through order by n.seq desc limit 1),
+            return query select said.ordinal, 'was', null::bigint, null::bigint[], upper,
+                coalesce((select n.read_at from notifications n
+                          where n.feed = said.feed and n.seq <= upper order by n.seq desc limit 1), moment),
                 null::text, coalesce(feed_row.unread, 0), coalesce(feed_row.unhandled, 0), coalesce(feed_row.last_seq, 0);
         elsif cardinality(wanted) = 0 then
             return query select said.ordinal, 'was', null::bigint, wanted, null::bigint, null::timestamptz, null::text,

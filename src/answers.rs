@@ -102,8 +102,10 @@ impl AnswerWriter {
             // What takes several writes goes on before anything else is waited for.
             while !waiting.is_empty() {
                 let changed = self.write(&mut waiting).await;
-                // Full where RabbitMQ is slow: the other replicas look for themselves.
-                let _ = told.try_send(changed);
+                if !changed.changed.is_empty() {
+                    // Full where RabbitMQ is slow: the other replicas look for themselves.
+                    let _ = told.try_send(changed);
+                }
                 while waiting.len() < ANSWERS_PER_WRITE_MAX
                     && let Ok(request) = self.requests.try_recv()
                 {
@@ -169,11 +171,16 @@ impl AnswerWriter {
 
 /// Apart from the writing, which must not wait for RabbitMQ.
 async fn tell_others(mut untold: mpsc::Receiver<Hints>, mut others: HintPublisher) {
-    let mut waiting = Vec::new();
+    let (mut waiting, mut refused_before) = (Vec::new(), false);
     while untold.recv_many(&mut waiting, UNTOLD_MAX).await > 0 {
-        if let Err(error) = others.tell(&waiting.iter().collect::<Vec<_>>()).await {
+        let told = others.tell(&waiting.iter().collect::<Vec<_>>()).await;
+        // Once, until it takes them again: clients set the pace.
+        if let Err(error) = &told
+            && !refused_before
+        {
             tracing::warn!(%error, "RabbitMQ takes no hints; other replicas find what people said by their sweep");
         }
+        refused_before = told.is_err();
         waiting.clear();
     }
     others.close().await;

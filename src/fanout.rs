@@ -247,6 +247,10 @@ struct WireHint<'a> {
     expires_at_us: Option<i64>,
     #[serde(borrow)]
     frame: Option<&'a RawValue>,
+    /// Of a change its frame, by another name: a replica that knows no changes then reads the notification that it speaks of,
+    /// rather than take this for it.
+    #[serde(borrow)]
+    change: Option<&'a RawValue>,
 }
 
 /// Writes the hints as JSON around the ready-made frames, without parsing those again. Feeds need no escaping.
@@ -273,7 +277,7 @@ fn encode(batches: &[&Hints]) -> String {
     }
     for Change { feed, version, highest, frame } in changed().map(Arc::as_ref) {
         let version = version.get();
-        let _ = write!(body, r#"{separator}{{"feed":"{feed}","seq":{highest},"version":{version},"frame":{frame}}}"#);
+        let _ = write!(body, r#"{separator}{{"feed":"{feed}","seq":{highest},"version":{version},"change":{frame}}}"#);
         separator = ',';
     }
     for (feed, seq) in again() {
@@ -291,17 +295,18 @@ fn decode(body: &[u8]) -> Result<Hints, String> {
     for hint in hints {
         let feed = Feed::parse(hint.feed).map_err(|error| error.to_string())?;
         let seq = Seq::new(hint.seq).ok_or("a negative seq")?;
+        if let Some((version, frame)) = hint.version.zip(hint.change) {
+            let version = Version::new(version).ok_or("a negative version")?;
+            let frame = Utf8Bytes::from(frame.get());
+            decoded.changed.push(Arc::new(Change { feed, version, highest: seq, frame }));
+            continue;
+        }
         let Some(frame) = hint.frame else {
             decoded.again.push((feed, seq));
             continue;
         };
         // Copied out: a frame that waits for a slow client must not hold its whole batch in memory.
         let frame = Utf8Bytes::from(frame.get());
-        if let Some(version) = hint.version {
-            let version = Version::new(version).ok_or("a negative version")?;
-            decoded.changed.push(Arc::new(Change { feed, version, highest: seq, frame }));
-            continue;
-        }
         let expires_at = match hint.expires_at_us {
             Some(us) => Some(
                 OffsetDateTime::from_unix_timestamp_nanos(i128::from(us) * 1_000).map_err(|error| error.to_string())?,
@@ -341,7 +346,12 @@ mod tests {
             frame: r#"{"type":"state"}"#.into(),
         };
         let hints = Hints { stored, again, changed: vec![Arc::new(change)] };
-        assert_eq!(decode(encode(&[&hints]).as_bytes()).unwrap(), hints);
+        let encoded = encode(&[&hints]);
+        assert_eq!(decode(encoded.as_bytes()).unwrap(), hints);
+        // Replicas of two versions talk to each other while one rolls out: each reads what it does not know as "read again".
+        let change = r#"{"feed":"m-3","seq":7,"version":4,"change":{"type":"state"}}"#;
+        let again = r#"{"feed":"m-2","seq":9}"#;
+        assert!(encoded.ends_with(&format!("{change},{again}]")), "{encoded}");
         assert!(decode(b"[{}]").is_err());
     }
 }

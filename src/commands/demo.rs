@@ -58,11 +58,13 @@ pub async fn run(arguments: Arguments, mut config: ServeConfig) -> anyhow::Resul
         return Err(UsageError("the demo needs the whole service".into()).into());
     };
     let public = gateway.listen;
-    if !public.ip().is_loopback() {
-        let complaint =
-            "SHOPBELL_LISTEN must be on loopback, like 127.0.0.1:8080: the demo lets its visitor place orders";
-        return Err(UsageError(complaint.into()).into());
+    for (variable, address) in [("SHOPBELL_LISTEN", public), ("SHOPBELL_OPS_LISTEN", config.ops_listen)] {
+        if !address.ip().is_loopback() {
+            let complaint = "must be on loopback, like 127.0.0.1:8080: the demo lets its visitor place orders";
+            return Err(UsageError(format!("{variable} {complaint}")).into());
+        }
     }
+    gateway.dashboard = true;
     gateway.listen = free_address().context("no free port for the service")?;
     let doors = Doors::open(public, gateway.listen).await.with_context(|| format!("SHOPBELL_LISTEN={public}"))?;
     let token = token(&gateway.jwt, &arguments.recipient)?;

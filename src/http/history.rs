@@ -103,7 +103,9 @@ fn look(feed: Feed, parameters: &Parameters) -> Result<Look, &'static str> {
         return Err("limit must be a whole number from 1 to 200");
     }
     let (unread, unhandled) = (parameters.unread, parameters.unhandled);
-    Ok(Look { feed, before, limit, unread, unhandled, collapse: parameters.collapse.unwrap_or(true) })
+    // Who asks for what is counted gets what is counted.
+    let collapse = parameters.collapse.unwrap_or(!unread && !unhandled);
+    Ok(Look { feed, before, limit, unread, unhandled, collapse })
 }
 
 fn body(feed: &Feed, page: &HistoryPage) -> String {

@@ -14,6 +14,11 @@ use tokio_util::task::TaskTracker;
 
 /// A client that has not sent the head of its request by then is closed.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// A connection that has not become a WebSocket by then takes no further request: one that reads no answers, or asks without end,
+/// must not keep its place.
+const CONNECTION_AGE_MAX: Duration = Duration::from_secs(30);
+/// How long the request under way may then take, or when the replica stops.
+const END_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest head of a request: a token of 8 KiB and the rest of the headers.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
 /// How long to wait after an accept that failed, as when file descriptors ran out, instead of spinning.
@@ -60,13 +65,15 @@ async fn serve_connection(stream: TcpStream, router: Router, stop: CancellationT
         .with_upgrades();
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
-        ended = &mut connection => ended,
-        () = stop.cancelled() => {
+        ended = &mut connection => Ok(ended),
+        _ = tokio::time::timeout(CONNECTION_AGE_MAX, stop.cancelled()) => {
             connection.as_mut().graceful_shutdown();
-            connection.await
+            tokio::time::timeout(END_TIMEOUT, connection).await
         }
     };
-    if let Err(error) = ended {
-        tracing::debug!(%error, "a connection ended early");
+    match ended {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "a connection ended early"),
+        Err(_) => tracing::debug!("a connection that took no answer was dropped"),
     }
 }

@@ -281,7 +281,11 @@ impl Task {
         if grant.subscriber != self.opened.subscriber {
             return Err("the token is for another subscriber".into());
         }
-        if !self.opened.feeds.iter().all(|open| grant.feeds.contains(&open.feed)) {
+        // The broadcast feed is in every grant: who could answer for all must still be named to it.
+        let is_kept = |open: &WelcomeFeed| {
+            grant.feeds.contains(&open.feed) && (open.shared || grant.shared.as_ref() != Some(&open.feed))
+        };
+        if !self.opened.feeds.iter().all(is_kept) {
             return Err("the token does not name every feed of this session: reconnect with it".into());
         }
         Ok(Instant::now() + grant.remaining() + LEEWAY)

@@ -8,9 +8,9 @@ use super::StoreError;
 use crate::change::{Change, Counts, Fact, Said, Which};
 use crate::feed::{Feed, Subscriber, Version};
 
-/// Most numbers that one "read all up to here" looks at while its feed is locked; where there are more it goes on afterwards,
-/// so that ingest waits for a few milliseconds only.
-const ROWS_PER_ANSWER_MAX: i64 = 1_000;
+/// Most numbers that the "read all up to here" of one call look at together while their feeds are locked; where there are more
+/// they go on afterwards, so that ingest never waits long.
+const ROWS_PER_WRITE_MAX: i64 = 1_000;
 /// Most changes kept of a feed: who was away for longer fetches history again.
 pub const CHANGES_KEPT_MAX: i64 = 1_000;
 
@@ -61,14 +61,15 @@ pub async fn write(pool: &PgPool, answers: &[Answer]) -> Result<Vec<(usize, Outc
         Said::Read(Which::Through(_)) => None,
     };
     let query = sqlx::query(
-        "select * from answer_notifications($1::text[], $2::text[], $3::bigint[], $4::text[], $5::text[], $6, $7)",
+        "select ordinal, outcome, version, seqs, through, changed_at, changed_by, unread, unhandled, last_seq
+         from answer_notifications($1::text[], $2::text[], $3::bigint[], $4::text[], $5::text[], $6, $7)",
     )
     .bind(answers.iter().map(|answer| answer.feed.as_str()).collect::<Vec<_>>())
     .bind(answers.iter().map(kind).collect::<Vec<_>>())
     .bind(answers.iter().map(through).collect::<Vec<_>>())
     .bind(answers.iter().map(seqs).collect::<Vec<_>>())
     .bind(answers.iter().map(|answer| answer.subscriber.as_str()).collect::<Vec<_>>())
-    .bind(ROWS_PER_ANSWER_MAX)
+    .bind(ROWS_PER_WRITE_MAX)
     .bind(CHANGES_KEPT_MAX);
     let mut outcomes = Vec::with_capacity(answers.len());
     for row in &super::rows(pool, query).await? {
@@ -106,7 +107,7 @@ pub async fn changes_after(
     limit: i64,
 ) -> Result<Vec<(usize, Change)>, StoreError> {
     let query = sqlx::query(
-        "select r.ordinal, c.*
+        "select r.ordinal, c.version, c.kind, c.seqs, c.through, c.changed_at, c.changed_by, c.unread, c.unhandled, c.last_seq
          from unnest($1::text[], $2::bigint[]) with ordinality as r (feed, after, ordinal)
          cross join lateral (
              select * from changes c where c.feed = r.feed and c.version > r.after order by c.version limit $3) c

@@ -84,7 +84,7 @@ async fn append_new(
         |(event, place): (&Event, &i64)| added.get(recipient(event)).map_or(0, |(added, _)| added - place);
     let before_last: Vec<i64> = events.iter().zip(&places).map(before_last).collect();
     let query = sqlx::query(
-        "select * from append_batch(
+        "select last_seqs, steps_done, steps_failed, steps_total from append_batch(
              $1::text[], $2::bigint[], $3::bigint[], $4::text[], $5::bigint[], $6::text[], $7::text[], $8::text[],
              $9::timestamptz[], $10::text[], $11::text[], $12::timestamptz[], $13::timestamptz, $14::bigint[],
              $15::text[], $16::bigint[], $17::bigint[], $18::bigint[], $19::text[])",
@@ -126,7 +126,7 @@ fn steps(row: &PgRow) -> Result<Vec<Progress>, sqlx::Error> {
 /// Stores those that were not stored before; see `append_notifications` in `migrations/`.
 async fn append_any(pool: &PgPool, events: &[Event], received_at: OffsetDateTime) -> Result<Vec<Place>, StoreError> {
     let query = sqlx::query(
-        "select * from append_notifications(
+        "select seq, duplicate, import_done, import_failed, import_total from append_notifications(
              $1::text[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::text[], $7::text[], $8::timestamptz[],
              $9::timestamptz, $10::bigint[], $11::text[], $12::bigint[], $13::bigint[], $14::bigint[], $15::text[])",
     )

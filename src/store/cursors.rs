@@ -42,9 +42,9 @@ pub async fn open(pool: &PgPool, keys: &[CursorKey]) -> Result<Vec<Standing>, St
     // The version of this statement's snapshot, which is older than what the function sees: a change may come twice, none is
     // missed.
     let query = sqlx::query(
-        "select o.acked_seq, o.last_seq, o.unread, o.unhandled, coalesce(f.version, 0) as version
+        "select o.acked_seq, o.last_seq, o.unread, o.unhandled,
+                coalesce((select f.version from feeds f where f.feed = ($1::text[])[o.ordinal]), 0) as version
          from open_cursors($1::text[], $2::text[], $3::text[], $4) o
-         left join feeds f on f.feed = ($1::text[])[o.ordinal]
          order by o.ordinal",
     )
     .bind(keys.iter().map(|key| key.feed.as_str()).collect::<Vec<_>>())

@@ -9,9 +9,9 @@ use crate::change::Counts;
 use crate::feed::{Feed, Seq, Version};
 use crate::notification::Notification;
 
-/// Most rows looked at for one page: where few of many are wanted, a page is short and says where to go on, rather than take
+/// Most numbers looked at for one page: where few of many are wanted, a page is short and says where to go on, rather than take
 /// long.
-const ROWS_LOOKED_AT_MAX: i64 = 5_000;
+const NUMBERS_LOOKED_AT_MAX: i64 = 5_000;
 
 /// What to look for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,7 +26,7 @@ pub struct Look {
     pub unread: bool,
     /// Only what nobody has handled.
     pub unhandled: bool,
-    /// Of each collapse key only the newest, as in a replay.
+    /// As in a replay: of each collapse key only the newest, and nothing that expired.
     pub collapse: bool,
 }
 
@@ -37,45 +37,43 @@ pub struct HistoryPage {
     pub counts: Counts,
     /// The feed's newest change at that moment: the notifications are as they were after it.
     pub version: Version,
-    /// Newest first; without those that expired.
+    /// Newest first.
     pub notifications: Vec<Notification>,
     /// Where the next page begins: before this. `None` at the end.
     pub next: Option<Seq>,
 }
 
-/// Reads a page. Walks `notifications_pkey` backwards, from no further than the number up to which all is read where only
-/// unread ones are wanted, and `notifications_collapse` for what has a collapse key. One snapshot.
+/// Reads a page. Walks `notifications_pkey` backwards as far as the page needs, and no further than the number up to which all is
+/// read where only unread ones are wanted; and `notifications_collapse` for what has a collapse key. One snapshot.
 pub async fn read(pool: &PgPool, look: &Look) -> Result<HistoryPage, StoreError> {
     let query = sqlx::query(
-        "with looked_at as (
-             select n.*
-             from notifications n
-             where n.feed = $1 and n.seq < $2
-               and n.seq > case when $4 then coalesce((select f.read_seq from feeds f where f.feed = $1), 0) else 0 end
-             order by n.seq desc
-             limit $7
+        "with place as (
+             select f.*, greatest(f.upper - $7, case when $4 then f.read_seq + 1 else 1 end) as lower,
+                    case when $4 then f.read_seq + 1 else 1 end as lowest
+             from (select coalesce(max(last_seq), 0) as last_seq, coalesce(max(version), 0) as version,
+                          coalesce(max(unread), 0) as unread, coalesce(max(unhandled), 0) as unhandled,
+                          coalesce(max(read_seq), 0) as read_seq, least($2, coalesce(max(last_seq), 0) + 1) as upper
+                   from feeds where feed = $1) f
          ), wanted as (
-             select *, sum(coalesce(octet_length(data), 0)) over (order by seq desc) - coalesce(octet_length(data), 0) as before
-             from looked_at l
-             where (not $4 or l.read_at is null) and (not $5 or l.handled_at is null)
-               and coalesce(l.expires_at > now(), true)
-               and not ($6 and l.collapse_key is not null and exists (
-                   select from notifications m
-                   where m.feed = l.feed and m.collapse_key = l.collapse_key and m.seq > l.seq))
-             order by seq desc
-             limit $3
-         ), fitting as (
-             select * from wanted w where w.before < $8
+             select n.*, sum(coalesce(octet_length(n.data), 0)) over (order by n.seq desc)
+                         - coalesce(octet_length(n.data), 0) as bytes_before
+             from (
+                 select n.*
+                 from notifications n
+                 where n.feed = $1 and n.seq < (select upper from place) and n.seq >= (select lower from place)
+                   and (not $4 or n.read_at is null) and (not $5 or n.handled_at is null)
+                   and not ($6 and (coalesce(n.expires_at <= now(), false)
+                                    or n.collapse_key is not null and exists (
+                                        select from notifications m
+                                        where m.feed = n.feed and m.collapse_key = n.collapse_key and m.seq > n.seq)))
+                 order by n.seq desc
+                 limit $3) n
          )
-         select f.last_seq, f.version, f.unread, f.unhandled,
-                case when (select count(*) from fitting) = $3 or (select count(*) from fitting) < (select count(*) from wanted)
-                     then (select min(seq) from fitting)
-                     when (select count(*) from looked_at) = $7 then (select min(seq) from looked_at)
-                end as next, n.*
-         from (select coalesce(max(last_seq), 0) as last_seq, coalesce(max(version), 0) as version,
-                      coalesce(max(unread), 0) as unread, coalesce(max(unhandled), 0) as unhandled
-               from feeds where feed = $1) f
-         left join fitting n on true
+         select p.last_seq, p.version, p.unread, p.unhandled, p.lower, p.lowest, (select count(*) from wanted) as found,
+                n.seq, n.source, n.event_id, n.event_type, n.time, n.data, n.collapse_key, n.import_done, n.import_failed,
+                n.import_total, n.expires_at, n.read_at, n.handled_at, n.handled_by
+         from place p
+         left join wanted n on n.bytes_before < $8
          order by n.seq desc",
     )
     .bind(look.feed.as_str())
@@ -84,7 +82,7 @@ pub async fn read(pool: &PgPool, look: &Look) -> Result<HistoryPage, StoreError>
     .bind(look.unread)
     .bind(look.unhandled)
     .bind(look.collapse)
-    .bind(ROWS_LOOKED_AT_MAX)
+    .bind(NUMBERS_LOOKED_AT_MAX)
     .bind(PAGE_BYTES_MAX);
     let rows = super::rows(pool, query).await?;
     // There is a row even where there is no notification: the feed's.
@@ -96,12 +94,18 @@ pub async fn read(pool: &PgPool, look: &Look) -> Result<HistoryPage, StoreError>
             notifications.push(notification(&look.feed, super::seq(seq)?, row)?);
         }
     }
-    // Nothing stands before the first.
-    let next = feed_row.try_get::<Option<i64>, _>("next")?.filter(|next| *next > 1).map(super::seq).transpose()?;
+    let (lower, lowest): (i64, i64) = (feed_row.try_get("lower")?, feed_row.try_get("lowest")?);
+    let found = usize::try_from(feed_row.try_get::<i64, _>("found")?).unwrap_or(usize::MAX);
+    let is_cut_short = found > notifications.len() || found == usize::from(look.limit);
+    let next = match notifications.last() {
+        Some(oldest) if is_cut_short => oldest.seq.get(),
+        _ => lower,
+    };
     Ok(HistoryPage {
         counts: Counts { unread: feed_row.try_get("unread")?, unhandled: feed_row.try_get("unhandled")?, last },
         version: super::version(feed_row.try_get("version")?)?,
         notifications,
-        next,
+        // Nothing that is wanted stands before the lowest.
+        next: (next > lowest).then(|| super::seq(next)).transpose()?,
     })
 }

@@ -85,8 +85,9 @@ async fn add_changes(pool: &PgPool, requests: &[PageRequest], pages: &mut [Page]
     }
     let places: Vec<_> = wanted.iter().map(|(_, feed, after)| (feed.clone(), *after)).collect();
     for (index, change) in answers::changes_after(pool, &places, CHANGES_PER_PAGE_MAX).await? {
-        let page = wanted.get(index).and_then(|(place, ..)| pages.get_mut(*place));
-        page.into_iter().for_each(|page| page.changes.push(Arc::new(change.clone())));
+        if let Some(page) = wanted.get(index).and_then(|(place, ..)| pages.get_mut(*place)) {
+            page.changes.push(Arc::new(change));
+        }
     }
     Ok(())
 }

@@ -97,7 +97,9 @@ async fn an_import_is_one_line_of_history_and_its_failures() {
     world.expect_stored(MERCHANT, 22).await;
     let collapsed = page(&world, &replica, "").await;
     assert_eq!(collapsed.seqs(), [21, 8, 1], "what expired is not shown either");
-    assert_eq!(page(&world, &replica, "?collapse=false").await.seqs(), (1..=21).rev().collect::<Vec<_>>());
+    assert_eq!(page(&world, &replica, "?collapse=false").await.seqs(), (1..=22).rev().collect::<Vec<_>>());
+    let counted = page(&world, &replica, "?unhandled=true").await;
+    assert_eq!((counted.seqs(), counted.unhandled), (vec![22, 8, 1], 3), "what is counted is there to be found");
     world.finish().await;
 }
 

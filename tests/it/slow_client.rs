@@ -2,6 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
+
 use crate::support::{Event, PATIENCE, Proxy, World, eventually, holds};
 
 const MERCHANT: &str = "merchant-42";
@@ -173,5 +176,35 @@ async fn a_slow_line_gets_everything_in_its_own_time() {
     world.publisher().await.publish_all(&large).await;
     let mut merchant = world.merchant(MERCHANT).connect(network.address()).await;
     merchant.take_seqs(1..=300).await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn a_client_that_asks_for_history_and_reads_no_answer_is_let_go() {
+    /// Past the age at which a connection that is no WebSocket is ended, and the time for its last answer.
+    const BOUND: Duration = Duration::from_secs(60);
+    let world = World::new().await;
+    let replica = world.serve().await;
+    let large = format!(r#"{{"text":"{}"}}"#, "x".repeat(EVENT_BYTES));
+    world.publisher().await.publish_all((0..16).map(|_| Event::new("custom.thing", MERCHANT, &large))).await;
+    world.expect_stored(MERCHANT, 16).await;
+
+    let mut stream = TcpStream::connect(replica.public()).await.expect("a connection");
+    let token = world.token(MERCHANT).sign();
+    let request =
+        format!("GET /v1/feeds/{MERCHANT}/notifications HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n");
+    // Far more answers than any buffer on the way holds.
+    let asked = tokio::time::timeout(BOUND, async {
+        for _ in 0..200 {
+            stream.write_all(request.as_bytes()).await?;
+        }
+        std::io::Result::Ok(())
+    });
+    asked.await.expect("the requests fit into the buffers").ok();
+    eventually("the replica ends the connection", BOUND, async || match stream.write_all(b"GET").await {
+        Ok(()) => Err("it still takes requests".to_owned()),
+        Err(_) => Ok(()),
+    })
+    .await;
     world.finish().await;
 }

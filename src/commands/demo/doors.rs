@@ -1,4 +1,4 @@
-//! A relay in front of the service whose connections can be cut, as a network cuts them: without a word.
+//! A relay in front of the service whose connections can be cut as a network cuts them: without a goodbye of the protocol.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -59,7 +59,12 @@ impl Reader {
             newest_version: start.newest_version,
             version_when_asked: start.version,
             newest_version_when_asked: start.newest_version,
-            outdated: (Seq::ZERO, Version::ZERO),
+            // What was stored before may have been changed before, too: a hint of it may be late.
+            outdated: if start.newest_version > Version::ZERO {
+                (start.last, start.newest_version)
+            } else {
+                Default::default()
+            },
             shared: start.shared,
         }
     }
@@ -92,10 +97,13 @@ impl Reader {
         {
             self.version = Version::new(oldest.version.get() - 1).unwrap_or_default();
         }
-        let taken = page.changes.iter().filter(|change| self.take_change(change)).cloned().collect();
-        // Changes that are not stored are forgotten, as numbers are.
+        let taken: Vec<_> = page.changes.iter().filter(|change| self.take_change(change)).cloned().collect();
+        // Changes that are not stored are forgotten, as numbers are: those that are only announced, and those that are gone.
         if self.newest_version == self.newest_version_when_asked {
             self.newest_version = self.version.max(page.version);
+        }
+        if page.changes.is_empty() && self.version_when_asked < self.newest_version_when_asked {
+            self.version = self.version.max(page.version);
         }
         taken
     }

@@ -67,9 +67,17 @@ fn page(after: i64, through: i64, last: i64) -> Page {
 }
 
 fn session_at(now: Instant, acked: i64, last: i64) -> Session {
+    begin(now, Start::new(feed(), seq(acked), stored(last, 0), KeptByClient::default(), false))
+}
+
+/// One that begins after people said something already.
+fn session_after(acked: i64, last: i64, newest_version: i64) -> Session {
+    begin(Instant::now(), Start::new(feed(), seq(acked), stored(last, newest_version), KeptByClient::default(), false))
+}
+
+fn begin(now: Instant, start: Start) -> Session {
     let rules = Rules { window: WINDOW, heartbeat: Duration::from_secs(10) };
-    let starts = vec![Start::new(feed(), seq(acked), stored(last, 0), KeptByClient::default(), false)];
-    Session::new(rules, starts, Ends { token: now + Duration::from_secs(3_600), age: None }, now)
+    Session::new(rules, vec![start], Ends { token: now + Duration::from_secs(3_600), age: None }, now)
 }
 
 fn session(acked: i64, last: i64) -> Session {
@@ -193,11 +201,8 @@ fn an_ack_is_only_for_what_was_sent() {
 
 #[test]
 fn a_client_that_claims_more_than_is_stored_gets_what_comes() {
-    let now = Instant::now();
-    let rules = Rules { window: WINDOW, heartbeat: Duration::from_secs(10) };
     let kept = KeptByClient { after: Some(seq(90)), version: Some(version(9)) };
-    let starts = vec![Start::new(feed(), seq(0), stored(7, 2), kept, false)];
-    let mut session = Session::new(rules, starts, Ends { token: now + Duration::from_secs(60), age: None }, now);
+    let mut session = begin(Instant::now(), Start::new(feed(), seq(0), stored(7, 2), kept, false));
     assert_eq!(words(&mut session), ["caught_up 7"]);
     session.on_hints(vec![notification(8)], wall());
     session.on_changes(&[change(3, 8)]);
@@ -250,11 +255,8 @@ fn changes_are_sent_in_order_and_a_gap_is_read() {
 
 #[test]
 fn a_client_that_keeps_its_place_gets_the_changes_after_it_and_sees_where_they_are_not_kept_any_more() {
-    let now = Instant::now();
-    let rules = Rules { window: WINDOW, heartbeat: Duration::from_secs(10) };
     let kept = KeptByClient { after: Some(seq(5)), version: Some(version(2)) };
-    let starts = vec![Start::new(feed(), seq(5), stored(5, 9), kept, false)];
-    let mut session = Session::new(rules, starts, Ends { token: now + Duration::from_secs(60), age: None }, now);
+    let mut session = begin(Instant::now(), Start::new(feed(), seq(5), stored(5, 9), kept, false));
     assert_eq!(words(&mut session), ["caught_up 5", "read 0 after 5 and changes after 2"]);
     let mut answer = page(5, 5, 5);
     answer.version = version(9);
@@ -289,6 +291,32 @@ fn a_notification_is_never_sent_as_it_was_before_a_change_that_was_sent() {
 }
 
 #[test]
+fn a_hint_that_is_older_than_what_people_said_before_the_session_began_is_not_sent() {
+    let mut session = begin(Instant::now(), Start::new(feed(), seq(9), stored(10, 5), KeptByClient::default(), false));
+    assert_eq!(words(&mut session), ["read 1 after 9"]);
+    session.on_hints(vec![notification(10)], wall());
+    assert_eq!(words(&mut session), [""; 0], "10 may have been handled since");
+    let mut answer = page(9, 10, 10);
+    answer.version = version(5);
+    session.on_page(&answer, wall());
+    session.on_hints(vec![notification(11)], wall());
+    assert_eq!(words(&mut session), ["10", "caught_up 10", "11"]);
+}
+
+#[test]
+fn changes_that_are_gone_from_the_database_are_not_asked_for_again_and_again() {
+    let kept = KeptByClient { after: None, version: Some(version(2)) };
+    let mut session = begin(Instant::now(), Start::new(feed(), seq(5), stored(5, 9), kept, false));
+    assert_eq!(words(&mut session), ["caught_up 5", "read 0 after 5 and changes after 2"]);
+    let mut answer = page(5, 5, 5);
+    answer.version = version(9);
+    session.on_page(&answer, wall());
+    assert_eq!(words(&mut session), [""; 0]);
+    session.on_changes(&[change(10, 4)]);
+    assert_eq!(words(&mut session), ["state 10"], "the client sees the gap");
+}
+
+#[test]
 fn a_person_may_answer_within_bounds() {
     let read = |seqs: Option<Vec<i64>>, through| ClientFrame::Read { feed: "m".into(), seqs, through };
     let said = |session: &mut Session, frame| {
@@ -315,12 +343,9 @@ fn a_person_may_answer_within_bounds() {
 
 #[test]
 fn nobody_answers_for_everyone() {
-    let now = Instant::now();
-    let rules = Rules { window: WINDOW, heartbeat: Duration::from_secs(10) };
-    let starts = vec![Start::new(feed(), seq(0), stored(0, 0), KeptByClient::default(), true)];
-    let mut session = Session::new(rules, starts, Ends { token: now + Duration::from_secs(60), age: None }, now);
+    let mut session = begin(Instant::now(), Start::new(feed(), seq(0), stored(0, 0), KeptByClient::default(), true));
     words(&mut session);
-    session.on_frame(ClientFrame::Handle { feed: "m".into(), seqs: vec![1] }, now);
+    session.on_frame(ClientFrame::Handle { feed: "m".into(), seqs: vec![1] }, Instant::now());
     assert_eq!(words(&mut session), ["error read_only"]);
 }
 

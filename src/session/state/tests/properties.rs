@@ -171,17 +171,18 @@ proptest! {
     #[test]
     fn whatever_happens_everything_stored_is_sent_once_and_in_order(
         stored in 0..20_i64,
+        said_before in 0..3_i64,
         happenings in proptest::collection::vec(happening(), 0..60),
     ) {
         let mut world = World {
-            session: session(0, stored),
+            session: session_after(0, stored, said_before),
             stored,
             asked: None,
             received: 0,
             acked: 0,
             skipped: BTreeSet::new(),
-            handled: vec![],
-            told: 0,
+            handled: vec![stored; said_before.try_into().unwrap()],
+            told: said_before,
             read: None,
         };
         world.check_outputs();
