@@ -70,7 +70,6 @@ test("accepted on one device, the bell of the other stops within a second; one t
   const again = await world.open(phone);
   await until("all are listed", async () => (await orders(again).count()) === 4);
   await rings(again, false);
-  assert.deepEqual([...here.faults, ...there.faults, ...again.faults], []);
 });
 
 test("the badge is what nobody has read, on every device and in the database", async (t) => {

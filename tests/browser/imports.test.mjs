@@ -58,7 +58,6 @@ test("ten thousand items: exact, responsive, and an order in the middle is not h
   await live(page);
   await finished(page);
   assert.equal(await failures(page), FAILED, "and after a reload");
-  assert.deepEqual(page.faults, []);
 
   // A browser that was never here is sent the final state and the failures only.
   const late = await world.profile(chromium);

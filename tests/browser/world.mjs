@@ -1,6 +1,7 @@
 // One test's world: a database of its own, the shipped binary behind a proxy that can fail, and merchants to publish for.
 // The services are the real ones that DATABASE_URL and AMQP_URL name; `scripts/browser` provides them, and the browser.
 
+import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { randomBytes } from "node:crypto";
 import { once } from "node:events";
@@ -24,6 +25,7 @@ export class World {
   #database;
   #server;
   #helpers = new Set();
+  #pages = [];
   #demo;
   /** What `shopbell demo` says. */
   demoUrl;
@@ -130,12 +132,16 @@ export class World {
   async open(profile, url = `${this.proxy.url}/?token-url=/test/token`) {
     const page = await profile.newPage();
     page.faults = [];
+    page.sockets = 0;
+    page.on("websocket", () => (page.sockets += 1));
     page.on("pageerror", (error) => page.faults.push(String(error)));
     page.on("console", (message) => {
       // A network that is cut is no fault of the page, which the browser tells as an error.
       const isNetwork = /Failed to load resource|WebSocket connection|net::ERR/.test(message.text());
-      if (message.type() === "error" && !isNetwork) page.faults.push(message.text());
+      const isFault = message.type() === "error" || /protocol_fault/.test(message.text());
+      if (isFault && !isNetwork) page.faults.push(message.text());
     });
+    this.#pages.push(page);
     await page.goto(url);
     await live(page);
     return page;
@@ -143,10 +149,13 @@ export class World {
 
   /** Ends everything; nothing stays but what the services keep. */
   async #finish() {
+    // Every page of every test, at its end.
+    const faults = this.#pages.flatMap((page) => page.faults);
     await Promise.allSettled(this.#helpers);
     await this.stop();
     this.proxy?.close();
     await run("psql", [required("DATABASE_URL"), "-qc", `drop database ${this.#database} with (force)`], process.env);
+    assert.deepEqual(faults, [], "what the pages complained of");
   }
 
   async #operations(path) {
