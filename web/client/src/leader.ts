@@ -130,7 +130,7 @@ export class Leader {
     this.#acked = new Map(frame.feeds.map(({ feed, cursor }) => [feed, cursor]));
     this.#countsAskedAt.clear();
     this.#applied(frame);
-    this.#requests.onWelcome();
+    this.#requests.onWelcome(frame);
   }
 
   #onFrame(frame: ServerFrame): void {

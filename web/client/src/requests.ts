@@ -1,7 +1,7 @@
 // `read` and `handle` on their way to the server and back: one at a time a feed, because an `error` names only the feed; sent
 // again after a reconnect until answered. Answers are recognised by the facts they state, whoever caused them. No clock.
 
-import type { ClientFrame, State } from "./protocol.js";
+import type { ClientFrame, State, Welcome } from "./protocol.js";
 
 /** The server takes so many numbers in a frame. */
 export const SEQS_MAX = 256;
@@ -26,6 +26,8 @@ export class Requests {
   /** The first of each queue is the one that was sent. */
   #queues = new Map<string, Request[]>();
   #attempts = 0;
+  /** Each feed's version when the session began: changes up to it are replayed. */
+  #begun = new Map<string, number | undefined>();
 
   /**
    * @param send writes to the session, if there is one.
@@ -44,14 +46,15 @@ export class Requests {
   }
 
   /** A session began: what was not answered by the last one is asked again. */
-  onWelcome(): void {
+  onWelcome({ feeds }: Welcome): void {
+    this.#begun = new Map(feeds.map(({ feed, version }) => [feed, version]));
     for (const [first] of this.#queues.values()) if (first) this.send(rest(first));
   }
 
   onState(state: State): void {
     const queue = this.#queues.get(state.feed);
     const first = queue?.[0];
-    if (!queue || !first || !confirms(state, first)) return;
+    if (!queue || !first || !this.#confirms(state, first)) return;
     first.states.push(state);
     // Stated in part: the rest is asked for again, should its answer not be on its way.
     if (first.open.size > 0) return this.#again(queue, first);
@@ -75,6 +78,22 @@ export class Requests {
     });
   }
 
+  /** Takes from what is open what this frame states; gives whether it stated any of it. */
+  #confirms({ feed, version, seqs, through, last, read_at, handled_at }: State, { ask, open }: Request): boolean {
+    if ("through" in ask) {
+      // All that is stored is enough, but a replayed frame's `last` is from before.
+      const now = version === undefined || version > (this.#begun.get(feed) ?? 0);
+      return now && !handled_at && through !== undefined && through >= Math.min(ask.through, last);
+    }
+    if (ask.seqs.length === 0) return version === undefined && seqs?.length === 0;
+    if (!(ask.type === "read" ? read_at : handled_at)) return false;
+    const before = open.size;
+    for (const seq of open) {
+      if (seq <= (through ?? 0) || seqs?.includes(seq)) open.delete(seq);
+    }
+    return open.size < before;
+  }
+
   #next(queue: Request[]): void {
     this.#attempts = 0;
     queue.shift();
@@ -85,17 +104,4 @@ export class Requests {
 /** What is still to be asked for. */
 function rest({ ask, open }: Request): Ask {
   return "seqs" in ask ? { ...ask, seqs: [...open] } : ask;
-}
-
-/** Takes from what is open what this frame states; gives whether it stated any of it. */
-function confirms(state: State, { ask, open }: Request): boolean {
-  const counts = "seqs" in ask && ask.seqs.length === 0;
-  if (counts) return state.version === undefined && state.seqs?.length === 0;
-  if (!(ask.type === "read" ? state.read_at : state.handled_at)) return false;
-  if ("through" in ask) return (state.through ?? 0) >= ask.through;
-  const before = open.size;
-  for (const seq of open) {
-    if (seq <= (state.through ?? 0) || state.seqs?.includes(seq)) open.delete(seq);
-  }
-  return open.size < before;
 }

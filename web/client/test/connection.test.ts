@@ -359,3 +359,23 @@ test("after a skipped above last the counts are asked for, once a second at most
   assert.ok(asks >= 1 && asks <= 3, `${asks} asks`);
   assert.deepEqual(tab.client.counts.total, { unread: 40, unhandled: 40 });
 });
+
+test("read through more than is stored, in steps, of an empty feed, and what was read before", async () => {
+  const world = new World();
+  const { tab } = alone(world);
+  await world.pass(200);
+  const settled: (number | undefined)[] = [];
+  const read = async (through: number) => {
+    void tab.client.read("m", { through }).then((states) => settled.push(states.at(-1)?.through));
+    await world.pass(200);
+  };
+  await read(5);
+  assert.deepEqual(settled, [0]);
+  for (let n = 0; n < 9; n++) world.server.publish();
+  await read(6);
+  await read(1_000);
+  await read(3);
+  await read(9);
+  assert.deepEqual(settled, [0, 6, 9, 3, 9]);
+  assert.deepEqual(tab.client.counts.total, { unread: 0, unhandled: 9 });
+});

@@ -11,6 +11,17 @@ import { Marks } from "../src/store.js";
 import { claims, identity } from "../src/token.js";
 import { jwt } from "./world.js";
 
+const welcome = (version = 0) => ({
+  type: "welcome" as const,
+  session: "s",
+  subscriber: "me",
+  device: "",
+  window: 256,
+  heartbeat_seconds: 25,
+  token_expires_in: 60,
+  feeds: [{ feed: "m", cursor: 0, last: 9, unread: 0, unhandled: 0, version }],
+});
+
 test("a wait is between nothing and the doubled base, up to the cap", () => {
   assert.equal(backoff(0, 0), 0);
   assert.equal(backoff(0, 1), BACKOFF_BASE_MS);
@@ -107,7 +118,7 @@ test("requests: one at a time a feed, answered by facts, asked again, refused by
   it.add({ type: "handle", feed: "m", seqs: [2] }, (outcome) => outcomes.push(outcome));
   it.add({ type: "read", feed: "m", through: 5 }, (outcome) => outcomes.push(outcome));
   assert.equal(sent.length, 1);
-  it.onWelcome();
+  it.onWelcome(welcome());
   assert.equal(sent.length, 2, "again, after a reconnect");
   it.onState({ ...state, seqs: [2], read_at: "t", version: 1 });
   it.onState({ ...state, seqs: [1], handled_at: "t", version: 2 });
@@ -126,6 +137,26 @@ test("requests: one at a time a feed, answered by facts, asked again, refused by
   it.onState({ ...state, through: 4, read_at: "t", version: 3 });
   assert.equal(outcomes.length, 2);
   it.onState({ ...state, through: 6, read_at: "t", version: 4 });
+  assert.equal(outcomes.length, 3);
+});
+
+test("requests: read through is settled by what covers all that is stored, but not by a replay from before", () => {
+  const outcomes: unknown[] = [];
+  const it = new Requests(() => {}, () => {});
+  const state = { type: "state" as const, feed: "m", unread: 0, unhandled: 0, last: 5, through: 5 };
+  const ask = () => it.add({ type: "read", feed: "m", through: 9 }, (outcome) => outcomes.push(outcome));
+  it.onWelcome(welcome(7));
+  ask();
+  it.onState({ ...state, read_at: "t", version: 7 });
+  it.onState({ ...state, handled_at: "t", version: 8 });
+  it.onState({ ...state, last: 8, read_at: "t", version: 9 });
+  it.onState({ type: "state", feed: "m", unread: 0, unhandled: 0, last: 0, seqs: [] });
+  assert.equal(outcomes.length, 0, "a replay, a handle, a step, counts");
+  it.onState({ ...state, read_at: "t", version: 10 });
+  ask();
+  it.onState({ ...state, last: 12, through: 9 });
+  ask();
+  it.onState({ ...state, last: 0, through: 0 });
   assert.equal(outcomes.length, 3);
 });
 

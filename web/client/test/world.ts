@@ -431,6 +431,32 @@ export class Server {
     return { type: "state", feed: name, seqs: already, ...fact(already[0]), ...this.counts(name) };
   }
 
+  /** Reads everything up to what is asked for or stored, in steps; each is stated, to all where it changed anything. */
+  readThrough(name: string, asked: number, asker: Session): void {
+    const feed = this.feed(name);
+    const end = Math.min(asked, feed.notifications.length);
+    let through = 0;
+    do {
+      const from = through;
+      through = Math.min(through + READ_STEP, end);
+      const read_at = new Date(this.world.now).toISOString();
+      let changed = false;
+      for (let index = from; index < through; index++) {
+        const one = feed.notifications[index] as Notification;
+        if (one.read_at) continue;
+        feed.notifications[index] = { ...one, read_at };
+        changed = true;
+      }
+      const state: State = { type: "state", feed: name, through, read_at, ...this.counts(name) };
+      if (!changed) {
+        asker.socket.fromServer(state);
+        continue;
+      }
+      feed.states.push({ ...state, version: feed.states.length + 1 });
+      for (const { socket } of this.sessions) socket.fromServer(feed.states.at(-1));
+    } while (through < end);
+  }
+
   accept(socket: FakeSocket): Session | undefined {
     const refusal = this.refusals.shift();
     if (refusal) {
@@ -448,6 +474,9 @@ export class Server {
     }
   }
 }
+
+/** Of a `read` with `through` the server takes so many at a time. */
+const READ_STEP = 4;
 
 /** The server's end: the rules of `shopbell.v1`. */
 export class Session {
@@ -534,7 +563,8 @@ export class Session {
     }
     const error = server.errors.shift() ?? (feed.shared ? "read_only" : undefined);
     if (error) return this.socket.fromServer({ type: "error", code: error, message: error, feed: frame.feed });
-    const seqs = "through" in frame ? [...Array(frame.through).keys()].map((index) => index + 1) : frame.seqs;
+    if ("through" in frame) return server.readThrough(frame.feed, frame.through, this);
+    const { seqs } = frame;
     if (seqs.some((seq) => !feed.notifications[seq - 1])) {
       return this.socket.fromServer({ type: "error", code: "unknown_seq", message: "no such", feed: frame.feed });
     }
