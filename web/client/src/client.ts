@@ -310,8 +310,7 @@ export class Client {
     switch (message.kind) {
       case "lead":
         this.#present();
-        for (const [id, { ask }] of this.#pending) this.#say({ kind: "ask", from: this.#me, id, ask });
-        return;
+        return this.#askPending();
       case "frame":
         // The leader's own tab has taken it in already.
         if (!this.#leader) this.#apply(message.frame, false);
@@ -321,6 +320,8 @@ export class Client {
       case "snapshot":
         if (message.welcome) this.#apply(message.welcome, false);
         for (const notification of message.pending) this.#give(notification);
+        // No leader heard what was asked before this tab joined; what it did hear, it drops.
+        this.#askPending();
         return this.#update({ status: message.status });
       case "ring":
         return void this.#ring(message.notification);
@@ -435,6 +436,10 @@ export class Client {
       this.#pending.set(id, { ask, resolve, reject });
       this.#say({ kind: "ask", from: this.#me, id, ask });
     });
+  }
+
+  #askPending(): void {
+    for (const [id, { ask }] of this.#pending) this.#say({ kind: "ask", from: this.#me, id, ask });
   }
 
   #update(change: Partial<Snapshot>): void {

@@ -56,8 +56,8 @@ export class Requests {
     const first = queue?.[0];
     if (!queue || !first || !this.#confirms(state, first)) return;
     first.states.push(state);
-    // Stated in part: the rest is asked for again, should its answer not be on its way.
-    if (first.open.size > 0) return this.#again(queue, first);
+    // Stated in part: the answer to the rest is on its way, and asking again could earn a second error.
+    if (first.open.size > 0) return;
     first.done(first.states);
     this.#next(queue);
   }
@@ -67,15 +67,15 @@ export class Requests {
     const first = queue?.[0];
     // An ack can be refused too, and names its feed too.
     if (!queue || !first || code === "ack_not_sent") return;
-    if (PASSING.has(code)) return this.#again(queue, first);
+    if (PASSING.has(code)) {
+      const session = this.#begun;
+      return this.later(this.#attempts++, () => {
+        // A later session has asked it already.
+        if (queue[0] === first && session === this.#begun) this.send(rest(first));
+      });
+    }
     first.done({ code, message });
     this.#next(queue);
-  }
-
-  #again(queue: Request[], first: Request): void {
-    this.later(this.#attempts++, () => {
-      if (queue[0] === first) this.send(rest(first));
-    });
   }
 
   /** Takes from what is open what this frame states; gives whether it stated any of it. */

@@ -122,9 +122,9 @@ test("requests: one at a time a feed, answered by facts, asked again, refused by
   assert.equal(sent.length, 2, "again, after a reconnect");
   it.onState({ ...state, seqs: [2], read_at: "t", version: 1 });
   it.onState({ ...state, seqs: [1], handled_at: "t", version: 2 });
-  later.shift()?.();
-  assert.deepEqual(sent.pop(), { type: "read", feed: "m", seqs: [1] }, "the rest, again");
   assert.equal(outcomes.length, 0, "1 is not read yet");
+  it.onWelcome(welcome());
+  assert.deepEqual(sent.pop(), { type: "read", feed: "m", seqs: [1] }, "the rest, again");
   it.onError("ack_not_sent", "", "m");
   it.onState({ ...state, seqs: [1], read_at: "t" });
   assert.equal((outcomes[0] as unknown[]).length, 2);
@@ -138,6 +138,24 @@ test("requests: one at a time a feed, answered by facts, asked again, refused by
   assert.equal(outcomes.length, 2);
   it.onState({ ...state, through: 6, read_at: "t", version: 4 });
   assert.equal(outcomes.length, 3);
+});
+
+test("requests: one answer is awaited at a time, so that an error is never taken for the next one's", () => {
+  const sent: unknown[] = [];
+  const later: (() => void)[] = [];
+  const it = new Requests((frame) => sent.push(frame), (_, fn) => later.push(fn));
+  const pass = () => later.splice(0).forEach((fn) => fn());
+  it.add({ type: "read", feed: "m", seqs: [1, 99] }, () => {});
+  it.onState({ type: "state", feed: "m", seqs: [1], read_at: "t", version: 1, unread: 0, unhandled: 0, last: 9 });
+  pass();
+  assert.equal(sent.length, 1, "its answer is on its way");
+  it.onError("busy", "", "m");
+  it.onWelcome(welcome());
+  pass();
+  assert.equal(sent.length, 2, "the new session asked it already");
+  it.onError("busy", "", "m");
+  pass();
+  assert.deepEqual(sent[2], { type: "read", feed: "m", seqs: [99] });
 });
 
 test("requests: read through is settled by what covers all that is stored, but not by a replay from before", () => {

@@ -256,3 +256,31 @@ test("back from the back/forward cache a tab hears what it missed", async () => 
   assert.deepEqual(cached.client.counts.total, { unread: 1, unhandled: 1 });
   assert.deepEqual(seqs(rung), [1]);
 });
+
+test("what a tab asks before it has joined, or while it is put aside, is asked when it has", async () => {
+  const world = new World();
+  const rung: Rung = [];
+  open(world, rung);
+  await world.pass(100);
+  for (let n = 0; n < 3; n++) world.server.publish();
+  await world.pass(300);
+  const other = open(world, rung);
+  const answers: unknown[] = [];
+  const read = (seq: number) => void other.client.read("m", { seqs: [seq] }).then(([state]) => answers.push(state?.seqs));
+  read(1);
+  await world.pass(500);
+  assert.deepEqual(answers, [[1]]);
+  other.page("suspend");
+  read(2);
+  await world.pass(500);
+  other.page("resume");
+  await world.pass(500);
+  assert.deepEqual(answers, [[1], [2]]);
+  read(3);
+  other.page("suspend");
+  await world.pass(500);
+  other.page("resume");
+  await world.pass(500);
+  assert.deepEqual(answers, [[1], [2], [3]], "answered while it was away");
+  assert.equal(world.server.sockets.length, 1);
+});
