@@ -14,7 +14,10 @@ export interface HistoryQuery {
   unread?: boolean;
   /** Only what nobody has handled. */
   unhandled?: boolean;
-  /** `false` for every notification, also where a newer one of the same `collapse_key` says it better. */
+  /**
+   * `false` for those too of which a newer one of the same `collapse_key` says it better. Where absent these are left out,
+   * and what expired, but not with `unread` or `unhandled`.
+   */
   collapse?: boolean;
   /** Gives up. */
   signal?: AbortSignal;
@@ -42,9 +45,10 @@ export async function fetchHistory(
   feed: string,
   { signal, ...filters }: HistoryQuery,
 ): Promise<HistoryPage> {
-  const query = new URLSearchParams();
-  for (const [name, value] of Object.entries(filters)) if (value !== undefined) query.set(name, String(value));
-  const url = `${base}/v1/feeds/${encodeURIComponent(feed)}/notifications${query.size > 0 ? `?${query}` : ""}`;
+  const params = new URLSearchParams();
+  for (const [name, value] of Object.entries(filters)) if (value !== undefined) params.set(name, String(value));
+  const query = params.toString();
+  const url = `${base}/v1/feeds/${encodeURIComponent(feed)}/notifications${query && `?${query}`}`;
   const get = async () => {
     const headers = { authorization: `Bearer ${await token()}`, accept: "application/json, application/problem+json" };
     return platform.fetch(url, { headers, ...(signal && { signal }) });

@@ -178,7 +178,9 @@ test("requests: read through is settled by what covers all that is stored, but n
   assert.equal(outcomes.length, 3);
 });
 
-test("history: one more try with a fresh token, then the problem as a typed error", async () => {
+test("history: one more try with a fresh token, then the problem as a typed error", async (context) => {
+  // Browsers of early 2023 have no `size`.
+  context.mock.getter(URLSearchParams.prototype, "size", () => undefined);
   const asked: [string, string][] = [];
   const answers: Response[] = [];
   const platform = {
@@ -195,9 +197,15 @@ test("history: one more try with a fresh token, then the problem as a typed erro
   answers.push(refusal(401), new Response('{"feed":"a/b","notifications":[],"next":null}'));
   assert.equal((await history({ before: 9, unread: true, limit: undefined })).next, null);
   assert.deepEqual(asked[1], ["https://h/v1/feeds/a%2Fb/notifications?before=9&unread=true", "Bearer t2"]);
+  answers.push(Response.json({ next: null }));
+  await history({ limit: 5 });
+  assert.match(asked[2]?.[0] ?? "", /\?limit=5$/);
+  answers.push(Response.json({ next: null }));
+  await history();
+  assert.match(asked[3]?.[0] ?? "", /notifications$/);
   answers.push(refusal(401), refusal(401));
   await assert.rejects(history(), { code: "http_failed", status: 401, problem: { title: "No", detail: "not yours" } });
-  assert.equal(tokens, 4);
+  assert.equal(tokens, 6);
   answers.push(new Response("<html>", { status: 502 }));
   await assert.rejects(history(), (error: ShopbellError) => error.status === 502 && error.problem === undefined);
 });
