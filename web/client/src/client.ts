@@ -231,6 +231,9 @@ export class Client {
   async #token(): Promise<string> {
     const token = await fetchToken(this.#platform, this.options.token);
     const whose = identity(token);
+    if (whose === undefined && this.#whose !== undefined) {
+      throw new ShopbellError("token_failed", "the token does not say whose it is");
+    }
     if (whose !== (this.#whose ??= whose)) {
       throw new ShopbellError("subscriber_changed", "the token is for somebody else, or for other feeds");
     }

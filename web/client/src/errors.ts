@@ -2,13 +2,13 @@
 
 /** Why something failed, for programs; what the server says under another code comes through as it is. */
 export type ErrorCode =
-  /** `url` or the token cannot be used for a WebSocket at all. */
+  /** `url` cannot be used for a WebSocket at all. */
   | "bad_request"
   /** The app closed the client; a promise of `read` or `handle` that was open is rejected with it. */
   | "closed"
   /** A handler of the app threw or rejected; it is tried again. */
   | "handler_failed"
-  /** The `token` callback threw, rejected or took too long; it is tried again. */
+  /** The `token` callback threw, rejected, took too long or gave no usable token; it is tried again. */
   | "token_failed"
   /** The `token` callback returned a token of somebody else: connect anew for another subscriber. */
   | "subscriber_changed"

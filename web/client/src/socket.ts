@@ -37,6 +37,9 @@ export const REFRESH_MARGIN_MS = 10_000;
 /** An app that hands out a token about to expire is not asked more often than this. */
 export const REFRESH_MS_MIN = 1_000;
 
+/** What a subprotocol may be made of: a token in the sense of RFC 7230. */
+const SENDABLE = /^[\w!#$%&'*+.^`|~-]+$/;
+
 /** Where the app's token comes from. */
 export type TokenSource = () => string | Promise<string>;
 
@@ -168,8 +171,9 @@ export class Connection {
     try {
       const url = query && `${this.url.includes("?") ? "&" : "?"}${query}`;
       socket = this.platform.socket(this.url + url, [SUBPROTOCOL, BEARER_SUBPROTOCOL_PREFIX + token]);
-    } catch (cause) {
-      return this.#finish(new ShopbellError("bad_request", "this address or token cannot be connected with", { cause }));
+    } catch {
+      // Without the cause, whose message may quote the token.
+      return this.#finish(new ShopbellError("bad_request", "this address cannot be connected with"));
     }
     this.#enter({ name: "opening", socket, token });
     this.#later(CONNECT_TIMEOUT_MS, () => this.#wait());
@@ -328,7 +332,7 @@ export async function fetchToken(platform: Platform, source: TokenSource): Promi
   });
   try {
     const token = await Promise.race([source(), timeout]);
-    if (typeof token !== "string" || token === "") throw new Error("the token callback gave no token");
+    if (typeof token !== "string" || !SENDABLE.test(token)) throw new Error("the token callback gave no token");
     return token;
   } catch (cause) {
     throw new ShopbellError("token_failed", "the token callback failed", { cause });

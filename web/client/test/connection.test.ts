@@ -379,3 +379,29 @@ test("read through more than is stored, in steps, of an empty feed, and what was
   assert.deepEqual(settled, [0, 6, 9, 3, 9]);
   assert.deepEqual(tab.client.counts.total, { unread: 0, unhandled: 9 });
 });
+
+test("what is no token for a handshake, or no longer says whose it is, is asked for again", async () => {
+  const world = new World();
+  const page = "<html>502 Bad Gateway</html>";
+  const gives = [() => page, () => "two words", () => "é", () => world.server.token(), () => page, () => "opaque"];
+  const { tab } = alone(world, { token: () => (gives.shift() ?? (() => world.server.token()))() });
+  await world.pass(10_000);
+  assert.deepEqual(tab.errors, ["token_failed", "token_failed", "token_failed"]);
+  assert.equal(tab.client.status.state, "live");
+  world.server.dropAll();
+  await world.pass(10_000);
+  assert.deepEqual(tab.errors.slice(3), ["token_failed", "token_failed"]);
+  assert.equal(tab.client.status.state, "live");
+});
+
+test("an address that no socket takes is final, and the error does not quote the token", async () => {
+  const world = new World();
+  const { tab } = alone(world);
+  tab.refuse = (protocols) => {
+    throw new Error(`no ${protocols.join()}`);
+  };
+  await world.pass(1_000);
+  const { status } = tab.client;
+  assert.ok(status.state === "closed" && status.error?.code === "bad_request");
+  assert.equal(status.error.cause, undefined);
+});

@@ -148,6 +148,8 @@ export class Tab {
   alive = true;
   frozen = false;
   shares = true;
+  /** Throws as the `WebSocket` constructor does. */
+  refuse: ((protocols: string[]) => void) | undefined;
   errors: string[] = [];
   sockets: FakeSocket[] = [];
   #waiting: (() => void)[] = [];
@@ -220,6 +222,7 @@ export class Tab {
         };
       },
       socket: (url, protocols) => {
+        this.refuse?.(protocols);
         const socket = new FakeSocket(this, url, protocols);
         this.sockets.push(socket);
         return socket;
@@ -463,6 +466,11 @@ export class Server {
       socket.fromServer(undefined, refusal.code, refusal.reason);
       return undefined;
     }
+    // A feed that the token does not name: 400, which a browser does not show.
+    if (statesOf(socket).some(([feed]) => !this.feeds.has(feed))) {
+      socket.close1006();
+      return undefined;
+    }
     return new Session(this, socket);
   }
 
@@ -473,6 +481,13 @@ export class Server {
       session.socket.fromServer(undefined, code, reason);
     }
   }
+}
+
+function statesOf({ url }: FakeSocket): [string, number][] {
+  return new URL(url).searchParams.getAll("state").map((one) => {
+    const [feed = "", version] = one.split(":");
+    return [feed, Number(version)];
+  });
 }
 
 /** Of a `read` with `through` the server takes so many at a time. */
@@ -491,7 +506,6 @@ export class Session {
     readonly socket: FakeSocket,
   ) {
     server.sessions.add(this);
-    const asked = new URL(socket.url).searchParams.getAll("state");
     const feeds = [...server.feeds].map(([name, feed]) => {
       const cursor = Math.min(feed.cursors.get(server.subscriber) ?? 0, feed.notifications.length);
       this.#next.set(name, cursor + 1);
@@ -509,9 +523,8 @@ export class Session {
       token_expires_in: server.tokenSeconds,
       feeds,
     });
-    for (const one of asked) {
-      const [feed = "", version] = one.split(":");
-      for (const state of server.feed(feed).states.slice(Number(version))) socket.fromServer(state);
+    for (const [feed, version] of statesOf(socket)) {
+      for (const state of server.feed(feed).states.slice(version)) socket.fromServer(state);
     }
     this.pump();
     this.#beat();
