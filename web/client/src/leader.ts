@@ -56,6 +56,9 @@ export class Leader {
   #acked = new Map<string, number>();
   /** Handled since the last acks. */
   #unacked = 0;
+  /** Attempts since the last `welcome`. */
+  #attempts = 0;
+  #bare = false;
   #asked = new Set<string>();
   /** The version when counts were asked for: an answer from before a change is worth nothing after it. */
   #countsAskedAt = new Map<string, number | undefined>();
@@ -71,7 +74,7 @@ export class Leader {
     private readonly hooks: LeaderHooks,
   ) {
     this.#connection = new Connection(platform, url, token, {
-      query: () => feeds.query(),
+      query: () => this.#query(),
       connecting: () => this.#setStatus({ state: "connecting" }),
       waiting: (retryAt) => this.#setStatus({ state: "waiting", retryAt }),
       welcome: (frame) => this.#onWelcome(frame),
@@ -123,7 +126,16 @@ export class Leader {
     }
   }
 
+  /** A browser does not tell a refused query from a dead network: every third attempt in a row goes without it. */
+  #query(): URLSearchParams {
+    this.#bare = ++this.#attempts % 3 === 0;
+    return this.#bare ? new URLSearchParams() : this.feeds.query();
+  }
+
   #onWelcome(frame: Welcome): void {
+    this.#attempts = 0;
+    // What people said meanwhile does not come: each tab learns it from the versions, as one that joins does.
+    if (this.#bare) frame = { ...frame, feeds: frame.feeds.map((feed) => ({ ...feed, position: feed.cursor })) };
     this.#welcome = frame;
     // What was not handled comes again, or is skipped. What a tab has in its hands stays there.
     this.#queues = new Map(frame.feeds.map(({ feed }) => [feed, []]));

@@ -405,3 +405,29 @@ test("an address that no socket takes is final, and the error does not quote the
   assert.ok(status.state === "closed" && status.error?.code === "bad_request");
   assert.equal(status.error.cause, undefined);
 });
+
+test("a handshake that is refused for a feed that the token names no more is tried without it", async () => {
+  const world = new World();
+  world.server.feed("gone");
+  for (let n = 0; n < 3; n++) world.server.publish();
+  const tabs = [alone(world, { share: true }).tab, alone(world, { share: true }).tab];
+  const resyncs: string[] = [];
+  for (const { client } of tabs) client.watch("resync", ({ feed }) => resyncs.push(feed));
+  await world.pass(300);
+  world.server.feeds.delete("gone");
+  world.server.dropAll();
+  await world.pass(10);
+  world.server.change("m", "read", [1], "x");
+  await world.pass(30_000);
+  for (const { client } of tabs) {
+    assert.equal(client.status.state, "live");
+    assert.deepEqual(client.counts.total, { unread: 2, unhandled: 3 });
+  }
+  assert.deepEqual(resyncs, ["m", "m"], "what was said meanwhile does not come");
+  assert.equal(world.server.sockets.length, 4);
+  world.server.change("m", "read", [2], "x");
+  world.server.dropAll();
+  await world.pass(30_000);
+  assert.match(world.server.sockets.at(-1)?.url ?? "", /state=m%3A2$/);
+  assert.equal(resyncs.length, 2);
+});
