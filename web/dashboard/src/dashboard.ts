@@ -6,7 +6,7 @@ import { count } from "./format.js";
 import { connectionState, Header } from "./header.js";
 import { Imports } from "./imports.js";
 import { Loader } from "./loader.js";
-import { Model, type Item } from "./model.js";
+import { Model, type Import, type Item } from "./model.js";
 import { Orders } from "./orders.js";
 import { Notices, Others } from "./others.js";
 import { Sound } from "./sound.js";
@@ -59,7 +59,10 @@ export class Dashboard {
     const model = this.#model;
     const read = (items: Item[]) => void this.#say(items, "read");
     const accept = (items: Item[]) => void this.#accept(items);
-    this.#loader = new Loader(client, model, () => this.#draw());
+    this.#loader = new Loader(client, model, () => {
+      this.#draw();
+      this.toasts.settle();
+    });
     this.#header = new Header(byId("header"), this.#sound.on, {
       showWaiting: () => this.#showWaiting(),
       acceptAll: () => void this.#acceptAll(),
@@ -74,8 +77,9 @@ export class Dashboard {
       isPending: (key) => this.#pending.has(key),
       drawOn: () => this.#frames.ask(),
     });
-    this.#imports = new Imports(byId("imports"), { read, dismiss: accept });
-    this.#others = new Others(byId("others"), read);
+    this.#imports = new Imports(byId("imports"), { read, dismiss: (one) => void this.#dismiss(one) });
+    // Nothing rings for these: who opens one has taken it, too.
+    this.#others = new Others(byId("others"), accept);
     this.#notices = new Notices(byId("notices"));
     this.toasts = new Toasts(byId("toasts"), accept, (feed, id) => model.import(feed, id)?.failed ?? 0);
 
@@ -174,10 +178,10 @@ export class Dashboard {
 
   #render(): void {
     const model = this.#model;
-    this.#loader.forgotten(model.trim());
+    this.#trim();
     const orders = model.orders();
     this.#drawBell();
-    this.#orders.render({ orders, unread: this.client.counts.total.unread, older: this.#loader.older, loading: this.#loader.loading });
+    this.#orders.render({ orders, unread: this.client.counts.total.unread, older: this.#loader.older, loading: this.#loader.loading, looking: this.#isLooking() });
     this.#imports.render(model.imports());
     this.#others.render(model.others());
     this.#notices.render(model.notices());
@@ -188,7 +192,16 @@ export class Dashboard {
     const oldestAt = waiting.at(-1)?.at;
     const any = this.#model.orders().length > 0;
     const isAtLeast = !this.#loader.complete;
-    this.#header.showBell({ waiting: waiting.length, isAtLeast, oldestAt, any, accepting: this.#accepting }, Date.now());
+    this.#header.showBell({ waiting: waiting.length, isAtLeast, looking: this.#isLooking(), oldestAt, any, accepting: this.#accepting }, Date.now());
+  }
+
+  /** Something is unhandled, and may be an order that has not been found yet. */
+  #isLooking(): boolean {
+    return !this.#loader.complete && this.client.counts.total.unhandled > 0;
+  }
+
+  #trim(): void {
+    this.#loader.forgotten(this.#model.trim());
   }
 
   #drawTitle(): void {
@@ -202,6 +215,9 @@ export class Dashboard {
 
   #tick(): void {
     const now = Date.now();
+    // A hidden page draws nothing, and must not grow for it.
+    this.#trim();
+    if (this.client.status.state === "live") this.#loader.retry();
     this.#drawBell();
     this.#orders.tick(now);
     this.#imports.tick(now);
@@ -238,8 +254,23 @@ export class Dashboard {
     this.#draw();
   }
 
+  /** A person has seen to an import: to all of it, also to failures that are not kept here. */
+  async #dismiss(one: Import): Promise<void> {
+    await this.#accept([...one.items.values()]);
+    if (!one.overflowed) return;
+    try {
+      for await (const seqs of this.#loader.unhandledOf(one.feed, one.id)) {
+        if (seqs.length > 0) await this.#try([this.client.handle(one.feed, seqs), this.client.read(one.feed, { seqs })]);
+      }
+    } catch {
+      this.toasts.say(texts.failedAct);
+    }
+  }
+
   async #readAll(): Promise<void> {
-    await this.#try(this.#model.feeds().map((feed) => this.client.read(feed, { through: this.#model.last(feed) })));
+    const feeds = this.#model.feeds().map((feed) => ({ feed, through: this.#model.last(feed) }));
+    // An empty feed has no number that could be read.
+    await this.#try(feeds.filter(({ through }) => through > 0).map(({ feed, through }) => this.client.read(feed, { through })));
   }
 
   async #say(items: Item[], what: "read" | "handle"): Promise<void> {

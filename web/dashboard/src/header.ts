@@ -18,6 +18,8 @@ export interface BellView {
   waiting: number;
   /** There are more than the page has seen. */
   isAtLeast: boolean;
+  /** Whether any waits is not known yet. */
+  looking: boolean;
   oldestAt: number | undefined;
   /** Whether there ever was an order. */
   any: boolean;
@@ -69,12 +71,12 @@ export class Header {
     setText(this.#merchant, clip(name, 80));
   }
 
-  showBell({ waiting, isAtLeast, oldestAt, any, accepting }: BellView, now: number): void {
+  showBell({ waiting, isAtLeast, looking, oldestAt, any, accepting }: BellView, now: number): void {
     const rings = waiting > 0;
     setData(this.root, "ringing", String(rings));
     setData(this.#bell, "ringing", String(rings));
-    setAttribute(this.#bell, "aria-label", rings ? texts.bellRings(waiting) : texts.bellQuiet);
-    setText(this.#headline, rings ? texts.ringing(waiting, isAtLeast) : any ? texts.quiet : texts.quietEmpty);
+    setAttribute(this.#bell, "aria-label", rings ? texts.bellRings(waiting) : looking ? texts.looking : texts.bellQuiet);
+    setText(this.#headline, rings ? texts.ringing(waiting, isAtLeast) : looking ? texts.looking : any ? texts.quiet : texts.quietEmpty);
     this.#oldest = oldestAt === undefined ? "" : texts.oldest(ago(oldestAt, now));
     this.#showSince();
     if (!rings && document.activeElement === this.#acceptAll) this.#bell.focus();

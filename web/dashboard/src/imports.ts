@@ -12,7 +12,7 @@ const FAILURES_STEP = 50;
 
 export interface ImportActions {
   /** A person has seen to it. */
-  dismiss(items: Item[]): void;
+  dismiss(one: Import): void;
   read(items: Item[]): void;
 }
 
@@ -76,8 +76,8 @@ class Card {
   readonly #dismiss: HTMLButtonElement;
   #shown = FAILURES_FIRST;
   /** Failed items by number: each has one row, made once. */
-  #made = new Map<number, HTMLElement>();
-  #failuresAt = -1;
+  #made = new Map<number, { element: HTMLElement; item: Item }>();
+  #failuresAt = "";
 
   constructor(
     private one: Import,
@@ -86,10 +86,10 @@ class Card {
     this.#bar.label = texts.importProgress(clip(one.id, 60));
     this.#more = button("", { class: "secondary small", testid: "more-failures" }, () => {
       this.#shown += FAILURES_STEP;
-      this.#failuresAt = -1;
+      this.#failuresAt = "";
       this.render(this.one, Date.now());
     });
-    this.#dismiss = button(texts.dismiss, { class: "secondary small", testid: "dismiss-import" }, () => this.actions.dismiss([...this.one.items.values()]));
+    this.#dismiss = button(texts.dismiss, { class: "secondary small", testid: "dismiss-import" }, () => this.actions.dismiss(this.one));
     this.#failures.append(this.#summary, this.#rows, this.#more, this.#beyond);
     this.#failures.addEventListener("toggle", () => {
       const unread = [...this.one.items.values()].filter(({ facts }) => facts.read_at === undefined);
@@ -140,10 +140,11 @@ class Card {
   }
 
   #renderFailures(): void {
-    const { failed, items } = this.one;
+    const { failed, changes, overflowed } = this.one;
     this.#failures.hidden = failed === 0;
-    if (failed === 0 || items.size === this.#failuresAt) return;
-    this.#failuresAt = items.size;
+    const at = `${changes}/${failed}`;
+    if (failed === 0 || at === this.#failuresAt) return;
+    this.#failuresAt = at;
     const known = failures(this.one);
     setText(this.#summary, texts.failures(Math.max(failed, known.length)));
     const part = known.slice(0, this.#shown);
@@ -152,15 +153,16 @@ class Card {
     arrange(
       this.#rows,
       part.map((item) => {
-        const row = this.#made.get(item.seq) ?? failureRow(item);
+        const made = this.#made.get(item.seq);
+        const row = made?.item === item ? made : { element: failureRow(item), item };
         this.#made.set(item.seq, row);
-        return row;
+        return row.element;
       }),
     );
     this.#more.hidden = known.length <= this.#shown;
     setText(this.#more, texts.moreFailures(Math.min(FAILURES_STEP, known.length - this.#shown)));
     const beyond = failed - known.length;
-    setText(this.#beyond, beyond > 0 && known.length <= this.#shown ? texts.olderFailures(beyond) : "");
+    setText(this.#beyond, beyond > 0 && known.length <= this.#shown ? (overflowed ? texts.failuresNotKept : texts.olderFailures)(beyond) : "");
   }
 }
 

@@ -1,14 +1,15 @@
 // Brings history into the model: the first page and everything unhandled when a feed is first heard of or something was missed,
 // older pages when a person asks.
 
-import type { Client, HistoryPage } from "../../client/src/index.js";
+import type { Client, HistoryPage, Notification } from "../../client/src/index.js";
 import type { Model } from "./model.js";
 import type { Older } from "./orders.js";
 
 const PAGE = 50;
 const UNHANDLED_PAGE = 200;
-/** So much of what waits is looked for: an order that is not found here still stands in the history. */
-const UNHANDLED_PAGES_MAX = 10;
+/** So much of what waits is looked for at once; then on, page by page, as nobody notices. */
+const UNHANDLED_PAGES_AT_ONCE = 10;
+const UNHANDLED_PAUSE_MS = 500;
 const OLDER_PAGE = 100;
 /** A page may hold few orders: so many are asked for at once, until there are enough. */
 const OLDER_PAGES_MAX = 5;
@@ -20,7 +21,8 @@ interface Place {
   next: number | null | undefined;
   /** Everything unhandled has been seen. */
   complete: boolean;
-  loading: boolean;
+  /** What is under way. */
+  running: Promise<void> | undefined;
   /** Something was missed while it was loading. */
   again: boolean;
   failed: boolean;
@@ -29,11 +31,14 @@ interface Place {
 export class Loader {
   #places = new Map<string, Place>();
   #older: "loading" | "failed" | undefined;
+  /** Somebody waits until everything has been found. */
+  #hurried = 0;
 
   constructor(
     private readonly client: Client,
     private readonly model: Model,
     private readonly changed: () => void,
+    private readonly pause = (ms: number) => new Promise<void>((resolve) => setTimeout(resolve, ms)),
   ) {}
 
   /** Something is not here yet that ought to be shown first. */
@@ -57,49 +62,74 @@ export class Loader {
     return this.#places.has(feed);
   }
 
-  /** Fetches what a page shows first, anew. */
-  async refresh(feed: string, shared: boolean): Promise<void> {
-    const place = this.#places.get(feed) ?? { next: shared ? null : undefined, complete: shared, loading: false, again: false, failed: false };
+  /** Fetches what a page shows first, anew, and everything that waits. What was known stays until that is here. */
+  refresh(feed: string, shared: boolean): Promise<void> {
+    const place = this.#places.get(feed) ?? { next: shared ? null : undefined, complete: shared, running: undefined, again: false, failed: false };
     this.#places.set(feed, place);
-    if (place.loading) {
-      place.again = true;
-      return;
-    }
-    place.loading = true;
-    try {
-      const anew = place.next !== undefined;
-      const first = await this.client.history(feed, { limit: shared ? NOTICES_PAGE : PAGE });
-      if (anew) this.model.forget(feed, first.last);
-      this.#take(first);
-      if (!shared) {
-        place.next = first.next;
-        this.changed();
-        place.complete = await this.#unhandled(feed, UNHANDLED_PAGES_MAX);
-      }
-      place.failed = false;
-    } catch {
-      // Said beside the list; tried again when the connection is back, or when a person asks.
-      place.failed = true;
-    }
-    place.loading = false;
-    this.changed();
-    if (place.again) {
+    if (place.running) place.again = true;
+    else place.running = this.#run(feed, shared, place);
+    return place.running;
+  }
+
+  async #run(feed: string, shared: boolean, place: Place): Promise<void> {
+    do {
       place.again = false;
-      await this.refresh(feed, shared);
+      place.complete = shared;
+      this.model.beginRefresh(feed);
+      try {
+        await this.#fetch(feed, shared, place);
+        place.failed = false;
+      } catch {
+        // Said beside the list; tried again after a while, when the connection is back, or when a person asks.
+        place.failed = true;
+        this.model.giveUpRefresh(feed);
+      }
+    } while (place.again);
+    place.running = undefined;
+    this.changed();
+  }
+
+  async #fetch(feed: string, shared: boolean, place: Place): Promise<void> {
+    const before = this.model.last(feed);
+    const first = await this.client.history(feed, { limit: shared ? NOTICES_PAGE : PAGE });
+    this.model.told(feed, first.last, before);
+    this.#take(first);
+    if (!shared) {
+      place.next = first.next;
+      this.changed();
+      if (!(await this.#unhandled(feed, place))) return;
     }
+    this.model.endRefresh(feed, first.last);
+    place.complete = true;
   }
 
   /** What failed, once more. */
   retry(): void {
-    for (const [feed, place] of this.#places) if (place.failed) void this.refresh(feed, this.model.sharedFeeds().includes(feed));
+    for (const [feed, place] of this.#places) if (place.failed && !place.running) void this.refresh(feed, this.model.sharedFeeds().includes(feed));
   }
 
-  /** Everything that waits, however much. */
+  /** Waits for everything that waits, however much. */
   async findAllUnhandled(): Promise<void> {
-    for (const [feed, place] of this.#places) {
-      if (!place.complete) place.complete = await this.#unhandled(feed, 1_000);
+    this.#hurried++;
+    try {
+      for (const [feed, place] of this.#places) {
+        if (place.complete) continue;
+        await (place.running ?? this.refresh(feed, false));
+        if (!place.complete) throw new Error(`not all that waits in ${feed} was found`);
+      }
+    } finally {
+      this.#hurried--;
     }
-    this.changed();
+  }
+
+  /** Gives the numbers of everything unhandled of an import, page by page, also of what the page does not keep. */
+  async *unhandledOf(feed: string, id: string): AsyncGenerator<number[]> {
+    for (let before: number | null | undefined; before !== null; ) {
+      const page: HistoryPage = await this.client.history(feed, { unhandled: true, limit: UNHANDLED_PAGE, ...(before !== undefined && { before }) });
+      const isOfIt = ({ event, data }: Notification) => event.startsWith("import.") && (data as { import_id?: unknown } | null)?.import_id === id;
+      yield page.notifications.filter(isOfIt).map(({ seq }) => seq);
+      before = page.next;
+    }
   }
 
   async loadOlder(): Promise<void> {
@@ -108,16 +138,18 @@ export class Loader {
     this.#older = "loading";
     this.changed();
     try {
-      const before = this.model.orders().length;
+      const had = this.model.orders().length;
       for (let pages = 0; pages < OLDER_PAGES_MAX; pages++) {
         for (const [feed, place] of this.#places) {
           if (typeof place.next !== "number") continue;
-          const page = await this.client.history(feed, { before: place.next, limit: OLDER_PAGE });
+          const before = place.next;
+          const page = await this.client.history(feed, { before, limit: OLDER_PAGE });
           this.model.keepMore(OLDER_PAGE);
           this.#take(page);
-          place.next = page.next;
+          // A refresh meanwhile begins from the top again.
+          if (place.next === before) place.next = page.next;
         }
-        if (this.model.orders().length - before >= OLDER_ORDERS_MIN || this.older === "end") break;
+        if (this.model.orders().length - had >= OLDER_ORDERS_MIN || this.older === "end") break;
       }
       this.#older = undefined;
     } catch {
@@ -134,13 +166,15 @@ export class Loader {
     }
   }
 
-  async #unhandled(feed: string, pagesMax: number): Promise<boolean> {
+  /** Gives whether it came to the end: where something was missed meanwhile, all is asked for anew. */
+  async #unhandled(feed: string, place: Place): Promise<boolean> {
     let before: number | null = null;
-    for (let pages = 0; pages < pagesMax; pages++) {
+    for (let pages = 1; !place.again; pages++) {
       const page: HistoryPage = await this.client.history(feed, { unhandled: true, limit: UNHANDLED_PAGE, ...(before !== null && { before }) });
       this.#take(page);
       if (page.next === null) return true;
       before = page.next;
+      if (pages >= UNHANDLED_PAGES_AT_ONCE && this.#hurried === 0) await this.pause(UNHANDLED_PAUSE_MS);
     }
     return false;
   }

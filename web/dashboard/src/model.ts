@@ -25,6 +25,8 @@ export interface Change extends Fact {
   feed: string;
   seqs?: readonly number[];
   through?: number;
+  /** The newest number stored. */
+  last?: number;
 }
 
 /** A notification as the page keeps it. */
@@ -37,6 +39,8 @@ export interface Item {
   /** Milliseconds since 1970: the event's time, or when it was first seen here. */
   readonly at: number;
   facts: Fact;
+  /** The feed has it no more, or has it with other facts that nobody told: it is no news. */
+  gone?: true;
 }
 
 export type Kind = "order" | "import" | "other" | "notice";
@@ -63,6 +67,10 @@ export interface Import {
   at: number;
   /** Started, finished and failed: what people read and handle. */
   items: Map<number, Item>;
+  /** Grows with each change of `items`. */
+  changes: number;
+  /** There were more failures than are kept. */
+  overflowed: boolean;
 }
 
 interface Feed {
@@ -72,6 +80,8 @@ interface Feed {
   early: Map<number, Fact>;
   readThrough: { through: number; read_at: string } | undefined;
   last: number;
+  /** What was heard since a refresh began; nothing where none is under way. */
+  heard: Set<number> | undefined;
 }
 
 export class Model {
@@ -104,12 +114,20 @@ export class Model {
     const { feed: name, seq } = notification;
     const feed = this.#feed(name);
     feed.last = Math.max(feed.last, seq);
+    feed.heard?.add(seq);
+    const known = feed.items.get(seq);
+    const isOther = known && (known.notification.id !== notification.id || known.notification.source !== notification.source);
+    if (isOther) {
+      // A restored database gives its numbers again: what was known about them is of others.
+      feed.early.clear();
+      feed.readThrough = undefined;
+      this.#detach(feed, known);
+    }
     const kind = kindOf(notification, feed.shared);
     if (kind === "import") this.#onImport(notification, now);
     // Progress, not news: there may be hundreds of thousands.
     if (kind === "import" && isImported(notification)) return undefined;
-    const known = feed.items.get(seq);
-    if (known) {
+    if (known && !isOther) {
       grow(known.facts, notification);
       return known;
     }
@@ -127,6 +145,7 @@ export class Model {
   /** Takes in what people said. */
   change(change: Change): void {
     const feed = this.#feed(change.feed);
+    feed.last = Math.max(feed.last, change.last ?? 0);
     if (change.through !== undefined && change.read_at !== undefined) {
       if (change.through > (feed.readThrough?.through ?? 0)) feed.readThrough = { through: change.through, read_at: change.read_at };
       for (const item of feed.items.values()) if (item.seq <= change.through) grow(item.facts, { read_at: change.read_at });
@@ -140,20 +159,50 @@ export class Model {
         feed.early.set(seq, early);
       }
     }
-    for (const seq of feed.early.keys()) {
-      if (feed.early.size <= EARLY_MAX) break;
-      feed.early.delete(seq);
-    }
+    boundEarly(feed);
   }
 
-  /** Forgets what a feed had up to a number: something was missed, and history tells it anew. */
-  forget(name: string, through: number): void {
+  /** What a feed has is about to be fetched anew. */
+  beginRefresh(name: string): void {
+    this.#feed(name).heard = new Set();
+  }
+
+  /**
+   * It has been fetched, with everything that waits, as of this number: what was not heard again is let go.
+   * What stays is the same object, whose facts have only grown.
+   */
+  endRefresh(name: string, through: number): void {
     const feed = this.#feed(name);
-    for (const seq of [...feed.items.keys()]) if (seq <= through) feed.items.delete(seq);
-    for (const one of this.#imports.values()) {
-      if (one.feed === name) for (const seq of [...one.items.keys()]) if (seq <= through) one.items.delete(seq);
+    for (const [seq, item] of feed.items) {
+      if (seq > through || feed.heard?.has(seq)) continue;
+      this.#detach(feed, item);
+      // An older page that is on its way may not know them yet.
+      if (item.facts.read_at ?? item.facts.handled_at) feed.early.set(seq, item.facts);
     }
-    this.#lists = undefined;
+    boundEarly(feed);
+    feed.heard = undefined;
+  }
+
+  /** It could not be fetched: what was known stays. */
+  giveUpRefresh(name: string): void {
+    this.#feed(name).heard = undefined;
+  }
+
+  /** History's word on the newest number of a feed, and what was the newest here when it was asked. */
+  told(name: string, last: number, before: number): void {
+    const feed = this.#feed(name);
+    if (last < before) {
+      // A restored database: nothing from before is about what is stored now.
+      feed.early.clear();
+      feed.readThrough = undefined;
+      feed.last = 0;
+      for (const [seq, item] of feed.items) {
+        if (feed.heard?.has(seq)) feed.last = Math.max(feed.last, seq);
+        else this.#detach(feed, item);
+      }
+      for (const one of this.#imports.values()) if (one.feed === name && one.items.size === 0) this.#imports.delete(one.key);
+    }
+    feed.last = Math.max(feed.last, last);
   }
 
   /** Newest first. */
@@ -218,7 +267,7 @@ export class Model {
   #feed(name: string): Feed {
     let feed = this.#feeds.get(name);
     if (!feed) {
-      feed = { shared: false, items: new Map(), early: new Map(), readThrough: undefined, last: 0 };
+      feed = { shared: false, items: new Map(), early: new Map(), readThrough: undefined, last: 0, heard: undefined };
       this.#feeds.set(name, feed);
     }
     return feed;
@@ -230,7 +279,7 @@ export class Model {
     const key = `${feed}/${data.import_id}`;
     let one = this.#imports.get(key);
     if (!one) {
-      one = { key, feed, id: data.import_id, status: "running", done: 0, failed: 0, total: undefined, seq: 0, at: 0, items: new Map() };
+      one = { key, feed, id: data.import_id, status: "running", done: 0, failed: 0, total: undefined, seq: 0, at: 0, items: new Map(), changes: 0, overflowed: false };
       this.#imports.set(key, one);
     }
     const progress: Partial<Progress> = notification.progress ?? {};
@@ -248,9 +297,26 @@ export class Model {
   #attach(item: Item): void {
     const { import_id } = item.notification.data as { import_id: string };
     const one = this.#imports.get(`${item.feed}/${import_id}`);
-    // Of the oldest failures beyond the bound only the count stays.
-    if (!one || one.items.size >= FAILURES_MAX) return;
+    if (!one) return;
     one.items.set(item.seq, item);
+    one.changes++;
+    if (one.items.size <= FAILURES_MAX) return;
+    // Of the oldest failures beyond the bound only the count stays.
+    let oldest: Item | undefined;
+    for (const other of one.items.values()) if (isFailure(other.notification) && other.seq < (oldest?.seq ?? Infinity)) oldest = other;
+    if (!oldest) return;
+    one.items.delete(oldest.seq);
+    one.overflowed = true;
+    this.#feeds.get(item.feed)?.items.delete(oldest.seq);
+  }
+
+  #detach(feed: Feed, item: Item): void {
+    feed.items.delete(item.seq);
+    item.gone = true;
+    this.#lists = undefined;
+    if (item.kind !== "import") return;
+    const one = this.import(item.feed, (item.notification.data as { import_id: string }).import_id);
+    if (one?.items.get(item.seq) === item && one.items.delete(item.seq)) one.changes++;
   }
 
   #sorted() {
@@ -305,6 +371,13 @@ export function headline({ event, data }: Notification): string {
     if (typeof text === "string" && text !== "") return text;
   }
   return event;
+}
+
+function boundEarly({ early }: Feed): void {
+  for (const seq of early.keys()) {
+    if (early.size <= EARLY_MAX) break;
+    early.delete(seq);
+  }
 }
 
 /** Facts only grow: what is known stays. */

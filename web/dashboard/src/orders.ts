@@ -29,13 +29,15 @@ export interface OrdersView {
   older: Older;
   /** What is there has not been fetched yet. */
   loading: boolean;
+  /** Whether any waits is not known yet. */
+  looking: boolean;
 }
 
 export class Orders {
   #rows = new Map<string, Row>();
   #shown = ROWS_STEP;
   #filter: "all" | "waiting" = "all";
-  #view: OrdersView = { orders: [], unread: 0, older: "more", loading: true };
+  #view: OrdersView = { orders: [], unread: 0, older: "more", loading: true, looking: false };
   readonly #list = h("ul", { class: "list", testid: "orders" });
   readonly #empty = h("div", { class: "empty" });
   readonly #badge = h("span", { class: "badge", testid: "badge" });
@@ -99,7 +101,7 @@ export class Orders {
     let made = 0;
     for (const item of part) {
       let row = this.#rows.get(item.key);
-      if (!row) {
+      if (row?.item !== item) {
         if (++made > ROWS_MADE_MAX) continue;
         row = new Row(item, this.actions, (row) => this.#focusAfter(row));
         this.#rows.set(item.key, row);
@@ -138,10 +140,11 @@ export class Orders {
     this.#list.hidden = isEmpty;
     this.#empty.hidden = !isEmpty;
     if (!isEmpty) return;
-    const state = this.#view.loading ? "loading" : this.#filter;
+    const state = this.#view.loading ? "loading" : this.#view.looking ? "looking" : this.#filter;
     if (this.#empty.dataset["state"] === state) return;
     this.#empty.dataset["state"] = state;
     if (state === "loading") return this.#empty.replaceChildren(h("p", { class: "muted" }, texts.loading));
+    if (state === "looking") return this.#empty.replaceChildren(h("p", { class: "muted" }, texts.looking));
     const [title, hint] = state === "all" ? [texts.noOrders, texts.noOrdersHint] : [texts.noWaiting, texts.noWaitingHint];
     this.#empty.replaceChildren(icon(state === "all" ? "bell" : "check"), h("p", { class: "strong" }, title), h("p", { class: "muted" }, hint));
   }
@@ -167,7 +170,7 @@ class Row {
   #shows = "";
 
   constructor(
-    private readonly item: Item,
+    readonly item: Item,
     private readonly actions: OrderActions,
     private readonly focusAfter: (row: Row) => void,
   ) {

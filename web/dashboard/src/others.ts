@@ -16,7 +16,7 @@ export class Others {
 
   constructor(
     private readonly root: HTMLElement,
-    private readonly read: (items: Item[]) => void,
+    private readonly take: (items: Item[]) => void,
   ) {
     root.replaceChildren(h("div", { class: "heading" }, h("h2", { attributes: { id: "others-heading" } }, texts.othersHeading)), this.#list);
   }
@@ -29,7 +29,8 @@ export class Others {
     arrange(
       this.#list,
       part.map((item) => {
-        const row = this.#rows.get(item.key) ?? this.#make(item);
+        const made = this.#rows.get(item.key);
+        const row = made?.item === item ? made : this.#make(item);
         this.#rows.set(item.key, row);
         setData(row.element, "unread", String(item.facts.read_at === undefined));
         setText(row.time, ago(item.at, now));
@@ -53,7 +54,7 @@ export class Others {
       if (!details.open) return;
       // A large event is written out only for who asks.
       if (details.children.length === 1) details.append(h("div", { class: "details raw" }, whole(asText(notification.data))));
-      if (item.facts.read_at === undefined) this.read([item]);
+      if ((item.facts.read_at && item.facts.handled_at) === undefined) this.take([item]);
     });
     return { element: h("li", { class: "other", testid: "other", attributes: { "data-seq": String(item.seq) } }, details), time, item };
   }
@@ -61,13 +62,15 @@ export class Others {
 
 export class Notices {
   #hidden: Set<string>;
-  #banners = new Map<string, HTMLElement>();
+  #items: Item[] = [];
+  #banners = new Map<string, { element: HTMLElement; item: Item }>();
 
   constructor(private readonly root: HTMLElement) {
     this.#hidden = new Set(stored());
   }
 
   render(items: Item[]): void {
+    this.#items = items;
     const since = Date.now() - NOTICE_AGE_MS_MAX;
     const part = items.filter(({ key, at }) => at > since && !this.#hidden.has(key)).slice(0, BANNERS_MAX);
     const keys = new Set(part.map(({ key }) => key));
@@ -75,19 +78,24 @@ export class Notices {
     arrange(
       this.root,
       part.map((item) => {
-        const banner = this.#banners.get(item.key) ?? this.#make(item, items);
+        const made = this.#banners.get(item.key);
+        const banner = made?.item === item ? made : { element: this.#make(item), item };
         this.#banners.set(item.key, banner);
-        return banner;
+        return banner.element;
       }),
     );
   }
 
-  #make(item: Item, items: Item[]): HTMLElement {
+  #make(item: Item): HTMLElement {
     const attributes = { "aria-label": texts.dismissNotice, title: texts.dismissNotice };
     const close = button(icon("close"), { class: "quiet icon-button", attributes }, () => {
       this.#hidden.add(item.key);
-      localStorage.setItem(KEY, JSON.stringify([...this.#hidden].slice(-50)));
-      this.render(items);
+      try {
+        localStorage.setItem(KEY, JSON.stringify([...this.#hidden].slice(-50)));
+      } catch {
+        // Remembered for this page only.
+      }
+      this.render(this.#items);
     });
     return h("div", { class: "notice", testid: "notice", attributes: { "data-seq": String(item.seq) } }, icon("megaphone"), h("p", {}, whole(headline(item.notification).slice(0, 600)), " ", h("time", { class: "muted" }, ago(item.at, Date.now()))), close);
   }

@@ -12,6 +12,7 @@ export const texts = {
   // Bell
   quiet: "All orders accepted",
   quietEmpty: "Waiting for orders",
+  looking: "Looking for orders to accept…",
   ringing: (n: number, isAtLeast: boolean) => `${many(n, "order")}${isAtLeast ? " or more" : ""} to accept`,
   oldest: (since: string) => `oldest ${since}`,
   bellQuiet: "The bell is quiet: no order waits",
@@ -82,6 +83,7 @@ export const texts = {
   failures: (n: number) => `Failed items (${count(n)})`,
   moreFailures: (n: number) => `Show ${count(n)} more`,
   olderFailures: (n: number) => `${count(n)} more are further back: load older`,
+  failuresNotKept: (n: number) => `${count(n)} earlier ones are not shown here`,
   dismiss: "Mark as done",
   noImports: "No imports yet",
   noImportsHint: "A catalogue import shows its progress here while it runs.",

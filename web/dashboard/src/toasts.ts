@@ -3,7 +3,7 @@
 
 import { bdi, button, h, icon, setText, type Icon } from "./dom.js";
 import { money } from "./format.js";
-import type { Item, Order } from "./model.js";
+import { FAILURES_MAX, type Item, type Order } from "./model.js";
 import { texts } from "./texts.js";
 import type { Toast } from "./toast-plan.js";
 
@@ -124,7 +124,7 @@ export class Toasts {
   #grow(toast: Extract<Toast, { kind: "failed" }>): boolean {
     const one = this.#shown.find(({ failed }) => failed?.key === `${toast.feed}/${toast.id}`);
     if (!one?.failed) return false;
-    one.failed.items.push(...toast.items);
+    one.failed.items = [...one.failed.items, ...toast.items].slice(-FAILURES_MAX);
     one.remaining = ALERT_MS;
     return true;
   }
@@ -137,7 +137,7 @@ export class Toasts {
   }
 
   #make(toast: Toast): Shown {
-    const isSeen = ({ facts }: Item) => facts.handled_at !== undefined || facts.read_at !== undefined;
+    const isSeen = ({ facts, gone }: Item) => gone === true || facts.handled_at !== undefined || facts.read_at !== undefined;
     switch (toast.kind) {
       case "order": {
         const { item } = toast;
@@ -151,11 +151,11 @@ export class Toasts {
       }
       case "failed": {
         const { items, feed, id } = toast;
-        const count = () => Math.max(items.length, this.failedOf(feed, id));
-        const text = h("span", {}, texts.toastFailed(count()));
+        const count = () => Math.max(failed.items.length, this.failedOf(feed, id));
+        const text = h("span", {}, texts.toastFailed(Math.max(items.length, this.failedOf(feed, id))));
         const element = this.#frame("alert", "alert", text, bdi(id), items[0]);
         const failed = { key: `${feed}/${id}`, count, text, told: 0, items };
-        return { element, remaining: ALERT_MS, isSettled: () => items.every(isSeen), failed };
+        return { element, remaining: ALERT_MS, isSettled: () => failed.items.every(isSeen), failed };
       }
       case "finished": {
         const { notification } = toast.item;

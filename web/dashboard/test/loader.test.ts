@@ -47,6 +47,76 @@ test("a history that fails is said, and asked for again", async () => {
   assert.equal(loader.older, "end");
 });
 
+test("a refresh keeps the objects that rows and toasts hold, and loses no word that comes meanwhile", async () => {
+  const shop = new Shop(200, [10, 150, 199]);
+  const { model, loader } = shop.page();
+  await loader.refresh(FEED, false);
+  const [held] = model.waiting();
+  const old = model.orders().find(({ seq }) => seq === 10);
+  assert.equal(held?.seq, 199);
+  shop.waiting.delete(10);
+  shop.onHistory = () => {
+    assert.equal(model.waiting().length, 3, "what was known stays until history has told it anew");
+    // Accepted after the server looked: history does not know it yet.
+    model.change({ feed: FEED, seqs: [199], handled_at: "h", handled_by: "Ada" });
+    shop.onHistory = () => {};
+  };
+  await loader.refresh(FEED, false);
+  assert.deepEqual(model.waiting().map(({ seq }) => seq), [150]);
+  assert.equal(model.orders().find(({ seq }) => seq === 199), held);
+  assert.equal(held?.facts.handled_by, "Ada");
+  assert.ok(old?.gone, "what is told of no more is no news");
+});
+
+test("a refresh that fails forgets nothing", async () => {
+  const shop = new Shop(200, [10]);
+  const { model, loader } = shop.page();
+  await loader.refresh(FEED, false);
+  shop.away = true;
+  await loader.refresh(FEED, false);
+  assert.deepEqual([model.orders().length, model.waiting().length, loader.older], [51, 1, "failed"]);
+});
+
+test("nothing of before stays when the database was restored", async () => {
+  const { model, loader } = new Shop(200, [10, 199]).page();
+  await loader.refresh(FEED, false);
+  const restored = new Shop(20, [15], "other");
+  const again = restored.page(model);
+  restored.onHistory = () => {
+    // Live already, before history is here.
+    model.add(restored.order(FEED, 21), 0);
+  };
+  await again.loader.refresh(FEED, false);
+  assert.deepEqual(model.waiting().map(({ seq }) => seq), [15]);
+  assert.deepEqual(model.orders().map(({ seq }) => seq), Array.from({ length: 21 }, (_, at) => 21 - at));
+  assert.equal(model.last(FEED), 21);
+});
+
+test("what waits is looked for to its end, with pauses, and nobody is told before that all is accepted", async () => {
+  const waiting = Array.from({ length: 5_000 }, (_, at) => at + 1);
+  const shop = new Shop(6_000, waiting);
+  let pauses = 0;
+  const { model, loader } = shop.page(undefined, async () => {
+    pauses++;
+    assert.ok(!loader.complete);
+  });
+  await loader.refresh(FEED, false);
+  assert.ok(loader.complete && pauses > 5);
+  assert.equal(model.waiting().length, 5_000);
+});
+
+test("who wants to accept all waits for all, without pauses", async () => {
+  const shop = new Shop(6_000, Array.from({ length: 5_000 }, (_, at) => at + 1));
+  let pauses = 0;
+  const { model, loader } = shop.page(undefined, async () => void pauses++);
+  void loader.refresh(FEED, false);
+  await loader.findAllUnhandled();
+  assert.deepEqual([model.waiting().length, pauses], [5_000, 0]);
+  shop.away = true;
+  await loader.refresh(FEED, false);
+  await assert.rejects(loader.findAllUnhandled());
+});
+
 /** A service with so many orders. */
 class Shop {
   away = false;
@@ -55,14 +125,17 @@ class Shop {
   constructor(
     private readonly last: number,
     waiting: number[],
+    private readonly ids = "e",
   ) {
     this.waiting = new Set(waiting);
   }
 
-  page() {
-    const model = new Model();
+  /** What happens between the server's look and the answer. */
+  onHistory = () => {};
+
+  page(model = new Model(), pause?: () => Promise<void>) {
     model.addFeed(FEED, false);
-    return { model, loader: new Loader(this as unknown as Client, model, () => {}) };
+    return { model, loader: new Loader(this as unknown as Client, model, () => {}, pause) };
   }
 
   async history(feed: string, { before = this.last + 1, limit = 50, unhandled = false }: HistoryQuery) {
@@ -71,12 +144,14 @@ class Shop {
     for (let seq = before - 1; seq > 0 && seqs.length < limit; seq--) if (!unhandled || this.waiting.has(seq)) seqs.push(seq);
     const lowest = seqs.at(-1) ?? 1;
     const next = seqs.length === limit && lowest > 1 ? lowest : null;
-    return { feed, last: this.last, version: 0, unread: 0, unhandled: this.waiting.size, notifications: seqs.map((seq) => this.#order(feed, seq)), next };
+    const page = { feed, last: this.last, version: 0, unread: 0, unhandled: this.waiting.size, notifications: seqs.map((seq) => this.order(feed, seq)), next };
+    this.onHistory();
+    return page;
   }
 
-  #order(feed: string, seq: number): Notification {
+  order(feed: string, seq: number): Notification {
     const data = { order_id: `o${seq}`, total: "1.00", currency: "EUR", items: 1 };
     const facts = this.waiting.has(seq) ? {} : { read_at: "r", handled_at: "h" };
-    return { type: "notification", feed, seq, id: `e${seq}`, source: "/t", event: "order.created", data, ...facts };
+    return { type: "notification", feed, seq, id: `${this.ids}${seq}`, source: "/t", event: "order.created", data, ...facts };
   }
 }

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import type { Notification } from "../../client/src/index.js";
-import { failures, Model, ORDERS_MAX, type Change, type Item } from "../src/model.js";
+import { failures, FAILURES_MAX, Model, ORDERS_MAX, type Change, type Item } from "../src/model.js";
 import { plan, REPLAYED_MAX, type Arrival } from "../src/toast-plan.js";
 
 const FEED = "merchant-42";
@@ -56,6 +56,33 @@ test("ten thousand imported items are one import", () => {
   for (let seq = 1; seq <= 10_000; seq++) assert.equal(model.add(item(seq, seq, "imported", seq, 0), NOW), undefined);
   assert.equal(model.imports().length, 1);
   assert.equal(model.imports()[0]?.done, 10_000);
+});
+
+test("of an import's failures the newest are kept, and the count of all", () => {
+  const model = new Model();
+  model.addFeed(FEED, false);
+  const number = FAILURES_MAX + 500;
+  for (let seq = 1; seq <= number; seq++) model.add(item(seq, seq, "failed", seq, seq), NOW);
+  const [one] = model.imports();
+  assert.ok(one?.overflowed && one.failed === number);
+  assert.deepEqual([failures(one).length, failures(one)[0]?.seq], [FAILURES_MAX, 501]);
+  const held = model.add(item(number, number, "failed", number, number), NOW);
+  assert.equal(held, failures(one).at(-1));
+  model.endRefresh(FEED, number);
+  assert.equal(one.items.size, 0, "nothing is kept beside what is shown");
+});
+
+test("a number that is another's now has nothing of the one before", () => {
+  const model = new Model();
+  const before = model.add(order(1), NOW);
+  model.add(order(2), NOW);
+  model.change({ feed: FEED, through: 2, read_at: "r" });
+  model.change({ feed: FEED, seqs: [1], handled_at: "h" });
+  const after = model.add(order(1, { id: "another" }), NOW);
+  assert.ok(before?.gone && after !== before);
+  assert.deepEqual(after?.facts, {});
+  assert.equal(model.waiting().length, 2);
+  assert.notEqual(model.add(order(2, { source: "/elsewhere" }), NOW)?.facts.read_at, "r");
 });
 
 test("a known type with unknown data is a plain row", () => {
