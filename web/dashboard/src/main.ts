@@ -7,7 +7,7 @@ import { showDemo } from "./demo.js";
 import { byId } from "./dom.js";
 import { showSignIn } from "./sign-in.js";
 import { texts } from "./texts.js";
-import { asToken, claims, readAddress } from "./token.js";
+import { asToken, asWhy, claims, fragmentOf, readAddress, type Why } from "./token.js";
 
 const KEY = "shopbell.dashboard.token";
 const WHY_KEY = "shopbell.dashboard.why";
@@ -21,20 +21,30 @@ const memory = {
       return undefined;
     }
   },
-  write: (key: string, value: string | undefined): void => {
+  /** Gives whether it is remembered. */
+  write: (key: string, value: string | undefined): boolean => {
     try {
       if (value === undefined) sessionStorage.removeItem(key);
       else sessionStorage.setItem(key, value);
+      return true;
     } catch {
       // The token lives in this page only.
+      return false;
     }
   },
 };
 
+const WHYS: Record<Why, string> = {
+  expired: texts.tokenExpired,
+  refused: texts.tokenRefused,
+  no_feed: texts.tokenNoFeed,
+  changed: texts.tokenChanged,
+};
+
 const address = readAddress(location.search, location.hash);
 let given = address.token;
-if (given !== undefined) {
-  memory.write(KEY, given);
+if (given !== undefined) memory.write(KEY, given);
+if (given !== undefined || address.why !== undefined) {
   // Not in the address bar, the history or a bookmark.
   history.replaceState(null, "", location.pathname + location.search + address.fragment);
 }
@@ -47,14 +57,12 @@ document.querySelector(".skip")?.addEventListener("click", (event) => {
 addEventListener("hashchange", () => {
   const { token } = readAddress("", location.hash);
   if (token === undefined) return;
-  memory.write(KEY, token);
-  history.replaceState(null, "", location.pathname + location.search + address.fragment);
-  location.reload();
+  anew({ token });
 });
 
-const why = memory.read(WHY_KEY);
+const why = asWhy(memory.read(WHY_KEY)) ?? address.why;
 memory.write(WHY_KEY, undefined);
-if (given !== undefined && isExpired(given)) askForToken(texts.tokenExpired);
+if (given !== undefined && isExpired(given)) askForToken("expired");
 else if (given === undefined && (address.tokenUrl === undefined || why !== undefined)) askForToken(why);
 else start();
 
@@ -64,7 +72,7 @@ function start(): void {
     const fresh = given ?? (await fetchToken(address.tokenUrl as string));
     if (given !== undefined && isExpired(given)) {
       // Nobody but a person can give a new one.
-      over(client, texts.tokenExpired);
+      over(client, "expired");
       throw new Error("the token has expired");
     }
     dashboard?.showMerchant(merchantOf(fresh));
@@ -73,9 +81,9 @@ function start(): void {
   const client: Client = connect({ url: "/", token });
   dashboard = new Dashboard(client, {
     ended: ({ error }) => {
-      if (error?.code === "token_refused") over(client, texts.tokenRefused);
-      else if (error?.code === "no_feed") over(client, texts.tokenNoFeed);
-      else if (error?.code === "subscriber_changed") over(client, texts.tokenChanged);
+      if (error?.code === "token_refused") over(client, "refused");
+      else if (error?.code === "no_feed") over(client, "no_feed");
+      else if (error?.code === "subscriber_changed") over(client, "changed");
     },
     signOut: () => over(client, undefined),
   });
@@ -85,20 +93,25 @@ function start(): void {
 }
 
 /** Ends this page's client and begins anew, with the form. */
-function over(client: Client, reason: string | undefined): void {
+function over(client: Client, reason: Why | undefined): void {
   client.close();
   memory.write(KEY, undefined);
-  if (reason !== undefined) memory.write(WHY_KEY, reason);
   // What the page shows is one subscriber's: nothing of it may stay for the next.
   if (address.tokenUrl !== undefined && reason === undefined) location.replace(location.pathname + location.hash);
-  else location.reload();
+  else anew({ why: reason });
 }
 
-function askForToken(reason: string | undefined): void {
-  showSignIn(byId("sign-in"), reason, (token) => {
-    memory.write(KEY, token);
-    location.reload();
-  });
+/** Loads the page anew with these: through the tab's storage, and where that is forbidden through the fragment, whence they go at once. */
+function anew({ token, why }: { token?: string; why?: Why | undefined }): void {
+  const keptToken = token === undefined || memory.write(KEY, token);
+  const keptWhy = why === undefined || memory.write(WHY_KEY, why);
+  const fragment = fragmentOf({ demo: address.demo, token: keptToken ? undefined : token, why: keptWhy ? undefined : why });
+  history.replaceState(null, "", location.pathname + location.search + fragment);
+  location.reload();
+}
+
+function askForToken(reason: Why | undefined): void {
+  showSignIn(byId("sign-in"), reason && WHYS[reason], (token) => anew({ token }));
 }
 
 async function fetchToken(url: string): Promise<string> {

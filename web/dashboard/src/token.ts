@@ -5,8 +5,24 @@ export interface Address {
   token: string | undefined;
   tokenUrl: string | undefined;
   demo: boolean;
-  /** The fragment without the token. */
+  /** Why the page before this one ended. */
+  why: Why | undefined;
+  /** The fragment without the token and the reason. */
   fragment: string;
+}
+
+/** Why a token is asked for. A word, not a text: a link must not be able to put words on the page. */
+const WHYS = ["expired", "refused", "no_feed", "changed"] as const;
+export type Why = (typeof WHYS)[number];
+
+export function asWhy(text: string | null | undefined): Why | undefined {
+  return WHYS.find((why) => why === text);
+}
+
+/** The fragment that hands these to the page as it is loaded anew, where a browser forbids storage. */
+export function fragmentOf({ demo, token, why }: { demo: boolean; token?: string | undefined; why?: Why | undefined }): string {
+  const parts = [demo && "demo", token !== undefined && `token=${encodeURIComponent(token)}`, why && `why=${why}`].filter((part) => part !== false && part !== undefined);
+  return parts.length > 0 ? `#${parts.join("&")}` : "";
 }
 
 /** Reads `?token-url=` and `#token=…&demo`. */
@@ -14,7 +30,7 @@ export function readAddress(search: string, hash: string): Address {
   const fragment = new URLSearchParams(hash.replace(/^#/, ""));
   const demo = fragment.has("demo");
   const token = fragment.get("token") ?? undefined;
-  return { token, tokenUrl: samePath(new URLSearchParams(search).get("token-url")), demo, fragment: demo ? "#demo" : "" };
+  return { token, tokenUrl: samePath(new URLSearchParams(search).get("token-url")), demo, why: asWhy(fragment.get("why")), fragment: fragmentOf({ demo }) };
 }
 
 /** Only a path on this host: `//host` and `/\host` are addresses elsewhere. */

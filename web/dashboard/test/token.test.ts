@@ -1,12 +1,22 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { asToken, claims, readAddress, samePath } from "../src/token.js";
+import { asToken, claims, fragmentOf, readAddress, samePath } from "../src/token.js";
 
 test("the token is taken from the fragment, and nothing of it stays there", () => {
   const address = readAddress("?x=1", "#token=a.b.c&demo");
-  assert.deepEqual(address, { token: "a.b.c", tokenUrl: undefined, demo: true, fragment: "#demo" });
+  assert.deepEqual(address, { token: "a.b.c", tokenUrl: undefined, demo: true, why: undefined, fragment: "#demo" });
   assert.equal(readAddress("", "#token=a.b.c").fragment, "");
   assert.equal(readAddress("?token=a.b.c", "").token, undefined);
+});
+
+test("where storage is forbidden the fragment says why the page was loaded anew, in the page's words only", () => {
+  for (const demo of [true, false]) {
+    const refused = readAddress("?token-url=/t", fragmentOf({ demo, why: "refused" }));
+    assert.deepEqual([refused.why, refused.demo, refused.token, refused.fragment], ["refused", demo, undefined, demo ? "#demo" : ""]);
+    const pasted = readAddress("", fragmentOf({ demo, token: "a-_.b.c" }));
+    assert.deepEqual([pasted.token, pasted.why], ["a-_.b.c", undefined]);
+  }
+  assert.equal(readAddress("", "#why=Call+0900+for+a+token").why, undefined);
 });
 
 test("a token's address is a path of this host", () => {
