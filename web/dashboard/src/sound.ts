@@ -1,8 +1,19 @@
 // The chime: two strokes on a small bell, synthesised. Off until a person turns it on.
 
 const KEY = "shopbell.dashboard.sound";
+/** When it sounded last, in any tab. */
+const PLAYED_KEY = "shopbell.dashboard.chimed";
 /** While an order waits, the bell sounds again after so long. */
 export const CHIME_INTERVAL_MS = 20_000;
+const NEWS_INTERVAL_MS = 1_500;
+
+/** A time further ahead than this is of a clock that was set back since. */
+const CLOCK_MS_MAX = 10_000;
+
+/** Whether it may sound again. */
+export function mayChime(now: number, playedAt: number, again: boolean): boolean {
+  return playedAt - now > CLOCK_MS_MAX || now - playedAt >= (again ? CHIME_INTERVAL_MS : NEWS_INTERVAL_MS);
+}
 
 export class Sound {
   #context: AudioContext | undefined;
@@ -28,9 +39,18 @@ export class Sound {
 
   /** Sounds in one tab of the browser at a time, and not more often than is bearable. */
   async chime(now: number, again = false): Promise<void> {
-    if (!this.on || now - this.#playedAt < (again ? CHIME_INTERVAL_MS : 1_000)) return;
-    this.#playedAt = now;
+    // A tab that may not sound yet must not keep the others from it.
+    if (!this.on || this.#audio()?.state !== "running" || !mayChime(now, this.#playedAt, again)) return;
     const play = async () => {
+      // Every tab has its own timer: what counts is when any of them sounded.
+      this.#playedAt = Math.max(this.#playedAt, playedAt());
+      if (!mayChime(now, this.#playedAt, again)) return;
+      this.#playedAt = now;
+      try {
+        localStorage.setItem(PLAYED_KEY, String(now));
+      } catch {
+        // Only the lock keeps the tabs apart.
+      }
       this.#strike();
       await new Promise((done) => setTimeout(done, 1_500));
     };
@@ -61,6 +81,14 @@ export class Sound {
         tone.stop(at + seconds);
       }
     }
+  }
+}
+
+function playedAt(): number {
+  try {
+    return Number(localStorage.getItem(PLAYED_KEY)) || 0;
+  } catch {
+    return 0;
   }
 }
 
