@@ -1,9 +1,10 @@
 // The page while a client runs: what comes goes into the model, and what changed is drawn in the next frame.
 
 import type { Client, Notification, Status } from "../../client/src/index.js";
+import { Announcer } from "./announcer.js";
 import { byId, Frames } from "./dom.js";
 import { count } from "./format.js";
-import { connectionState, Header } from "./header.js";
+import { connectionState, ConnectionNews, Header } from "./header.js";
 import { Imports } from "./imports.js";
 import { Loader } from "./loader.js";
 import { Model, type Import, type Item } from "./model.js";
@@ -44,6 +45,8 @@ export class Dashboard {
   readonly #imports: Imports;
   readonly #others: Others;
   readonly #notices: Notices;
+  readonly #announcer = new Announcer(byId("app"));
+  readonly #connectionNews = new ConnectionNews();
   readonly toasts: Toasts;
   #arrivals: Arrival[] = [];
   #firstArrivalAt = 0;
@@ -81,7 +84,7 @@ export class Dashboard {
     // Nothing rings for these: who opens one has taken it, too.
     this.#others = new Others(byId("others"), accept);
     this.#notices = new Notices(byId("notices"));
-    this.toasts = new Toasts(byId("toasts"), accept, (feed, id) => model.import(feed, id)?.failed ?? 0);
+    this.toasts = new Toasts(byId("toasts"), this.#announcer, accept, (feed, id) => model.import(feed, id)?.failed ?? 0);
 
     client.on("*", (notification) => this.#onNotification(notification));
     client.ring("*", (notification) => this.#onRing(notification));
@@ -165,7 +168,10 @@ export class Dashboard {
 
   #drawConnection(): void {
     const { status } = this.client;
-    this.#header.showConnection(connectionState(status, navigator.onLine), status, Date.now());
+    const state = connectionState(status, navigator.onLine);
+    this.#header.showConnection(state, status, Date.now());
+    const news = this.#connectionNews.next(state);
+    if (news) this.#announcer.say("status", news === "lost" ? texts.connectionLost : texts.connectionRegained, "connection");
   }
 
   #draw(): void {

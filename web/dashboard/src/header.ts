@@ -114,6 +114,25 @@ export class Header {
   }
 }
 
+/** What is to be said of the connection: that it was lost, once, and that it is back. Pure. */
+export class ConnectionNews {
+  #wasLive = false;
+  #isLost = false;
+
+  next(state: ConnectionState): "lost" | "regained" | undefined {
+    const isAway = state === "reconnecting" || state === "offline";
+    if (isAway && this.#wasLive && !this.#isLost) {
+      this.#isLost = true;
+      return "lost";
+    }
+    if (state !== "live") return undefined;
+    this.#wasLive = true;
+    const regained = this.#isLost;
+    this.#isLost = false;
+    return regained ? "regained" : undefined;
+  }
+}
+
 /** The client's status, and whether there is a network at all, in one word. */
 export function connectionState(status: Status, online: boolean): ConnectionState {
   switch (status.state) {

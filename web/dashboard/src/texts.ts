@@ -29,6 +29,8 @@ export const texts = {
   liveHint: "Connected. New orders appear at once.",
   awayHint: "Not connected. Nothing is lost: what you miss comes as soon as the connection is back.",
   away: "nothing is lost: it comes when the connection is back",
+  connectionLost: "The connection is lost. What you miss comes when it is back.",
+  connectionRegained: "The connection is back.",
   // Sound
   sound: "Sound",
   soundOn: "Sound is on",

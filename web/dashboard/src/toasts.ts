@@ -1,6 +1,7 @@
-// News in the corner, a few at once. This is the page's only live region: routine is told when there is time (`status`), what
-// failed at once (`alert`), and a storm is one sentence.
+// News in the corner, a few at once; a storm is one sentence. Routine is told when there is time (`status`), what failed at once
+// (`alert`): by the page's persistent lines, so the toasts themselves have the role but stay silent.
 
+import type { Announcer } from "./announcer.js";
 import { bdi, button, h, icon, setText, type Icon } from "./dom.js";
 import { money } from "./format.js";
 import { FAILURES_MAX, type Item, type Order } from "./model.js";
@@ -25,24 +26,26 @@ export class Toasts {
   #shown: Shown[] = [];
   #more = 0;
   #moreRemaining = 0;
-  #paused = false;
+  /** A person looks at them, or is among them. */
+  #hovered = false;
+  #focused = false;
   #tickedAt = 0;
   readonly #list = h("div", { class: "toast-list" });
-  readonly #moreText = h("p", { class: "toast-more", testid: "toast-more", attributes: { role: "status" } });
+  readonly #moreText = h("p", { class: "toast-more", testid: "toast-more" });
 
   constructor(
     root: HTMLElement,
+    private readonly announcer: Announcer,
     private readonly accept: (items: Item[]) => void,
     /** How many items of an import have failed by now. */
     private readonly failedOf: (feed: string, id: string) => number,
   ) {
     root.replaceChildren(this.#list, this.#moreText);
     this.#showMore();
-    const pause = (paused: boolean) => () => void (this.#paused = paused);
-    root.addEventListener("pointerenter", pause(true));
-    root.addEventListener("pointerleave", pause(false));
-    root.addEventListener("focusin", pause(true));
-    root.addEventListener("focusout", pause(false));
+    root.addEventListener("pointerenter", () => void (this.#hovered = true));
+    for (const event of ["pointerleave", "pointercancel"]) root.addEventListener(event, () => void (this.#hovered = false));
+    root.addEventListener("focusin", () => void (this.#focused = true));
+    root.addEventListener("focusout", (event) => void (this.#focused = root.contains(event.relatedTarget as Node | null)));
     root.addEventListener("keydown", (event) => {
       const at = this.#shown.findIndex(({ element }) => element.contains(event.target as Node));
       if (event.key === "Escape" && at >= 0) this.#close(this.#shown[at] as Shown);
@@ -62,11 +65,10 @@ export class Toasts {
         if (!routine) continue;
         this.#close(routine);
       }
-      const shown = this.#make(toast);
-      this.#shown.push(shown);
-      this.#list.append(shown.element);
+      this.#put(this.#make(toast));
     }
     this.#showMore();
+    if (this.#more > 0 && toasts.length > 0) this.announcer.say("status", texts.toastMore(this.#more), "more");
   }
 
   /** Something about the whole page, in the words of `texts`. */
@@ -82,14 +84,20 @@ export class Toasts {
 
   #add(shown: Shown): void {
     if (this.#shown.length >= TOASTS_MAX) this.#close(this.#shown[0] as Shown);
+    this.#put(shown);
+  }
+
+  #put(shown: Shown): void {
     this.#shown.push(shown);
     this.#list.append(shown.element);
+    const words = [...shown.element.querySelectorAll(".toast-body p")].map(({ textContent }) => textContent);
+    this.announcer.say(shown.element.getAttribute("role") as "status" | "alert", words.join(", "));
   }
 
   #tick(now: number): void {
     const passed = now - (this.#tickedAt || now);
     this.#tickedAt = now;
-    if (this.#paused || document.hidden) return;
+    if (this.#hovered || this.#focused || document.hidden) return;
     for (const one of [...this.#shown]) {
       one.remaining -= passed;
       const { failed } = one;
@@ -115,8 +123,10 @@ export class Toasts {
     this.#shown = this.#shown.filter((other) => other !== one);
     const hadFocus = one.element.contains(document.activeElement);
     one.element.remove();
+    // What is removed under the pointer, or with the focus, tells nobody that it was left.
+    if (this.#shown.length === 0) this.#hovered = false;
     if (!hadFocus) return;
-    this.#paused = false;
+    this.#focused = false;
     (this.#shown.at(-1)?.element.querySelector("button") ?? document.querySelector<HTMLElement>('[data-testid="bell"]'))?.focus();
   }
 
@@ -189,7 +199,7 @@ export class Toasts {
       if (one) this.#close(one);
     });
     const body = h("div", { class: "toast-body" }, h("p", { class: "toast-title" }, text), detail && h("p", { class: "toast-detail" }, detail));
-    const element = h("div", { class: "toast", testid: "toast", attributes: { role, "data-kind": name } }, icon(name), body, close);
+    const element = h("div", { class: "toast", testid: "toast", attributes: { role, "aria-live": "off", "data-kind": name } }, icon(name), body, close);
     if (item) element.dataset["seq"] = String(item.seq);
     return element;
   }

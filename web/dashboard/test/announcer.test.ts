@@ -1,0 +1,31 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { Sayings } from "../src/announcer.js";
+import { ConnectionNews, type ConnectionState } from "../src/header.js";
+import { CHIME_INTERVAL_MS, mayChime } from "../src/sound.js";
+
+test("a lost connection is told once, and once that it is back", () => {
+  const news = new ConnectionNews();
+  const states: ConnectionState[] = ["connecting", "reconnecting", "connecting", "catching_up", "live", "reconnecting", "connecting", "offline", "reconnecting", "catching_up", "live", "live"];
+  assert.deepEqual(states.map((state) => news.next(state)).filter((one) => one), ["lost", "regained"]);
+});
+
+test("a storm is not read out", () => {
+  const sayings = new Sayings();
+  for (let n = 1; n <= 50; n++) sayings.add(`and ${n} more`, "more");
+  for (let n = 1; n <= 3; n++) sayings.add(`New order ${n}`);
+  assert.equal(sayings.take(), "and 50 more. New order 1. New order 2. New order 3");
+  for (let n = 1; n <= 50; n++) sayings.add(`New order ${n}`);
+  assert.equal(sayings.take().split(". ").length, 4);
+  assert.equal(sayings.take(), "");
+});
+
+test("what one tab has sounded no other sounds again", () => {
+  const now = 1_000_000;
+  assert.ok(mayChime(now, 0, true));
+  assert.ok(!mayChime(now, now - CHIME_INTERVAL_MS + 1, true), "another tab's reminder");
+  assert.ok(mayChime(now, now - CHIME_INTERVAL_MS, true));
+  assert.ok(!mayChime(now, now - 500, false));
+  assert.ok(!mayChime(now, now + 5, false), "another tab was quicker");
+  assert.ok(mayChime(now, now + 60_000, false), "the clock was set back");
+});
