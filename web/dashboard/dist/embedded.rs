@@ -1,8 +1,8 @@
 Embedded {
     page: include_str!("index.html"),
-    page_tag: "\"fa592108f352\"",
+    page_tag: "\"7ee003db957d\"",
     assets: &[
-        ("app-5b5c1d4a6941.js", include_bytes!("app-5b5c1d4a6941.js"), include_bytes!("app-5b5c1d4a6941.js.gz")),
-        ("style-8ad6d41c67ca.css", include_bytes!("style-8ad6d41c67ca.css"), include_bytes!("style-8ad6d41c67ca.css.gz")),
+        ("app-d1da84f833f8.js", include_bytes!("app-d1da84f833f8.js"), include_bytes!("app-d1da84f833f8.js.gz")),
+        ("style-f79ccaaa0231.css", include_bytes!("style-f79ccaaa0231.css"), include_bytes!("style-f79ccaaa0231.css.gz")),
     ],
 }

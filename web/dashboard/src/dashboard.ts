@@ -14,6 +14,7 @@ import { Sound } from "./sound.js";
 import { texts } from "./texts.js";
 import { plan, type Arrival } from "./toast-plan.js";
 import { Toasts } from "./toasts.js";
+import { Untold } from "./untold.js";
 
 /** Relative times are written anew so often. */
 const TICK_MS = 15_000;
@@ -26,6 +27,7 @@ const HOLD_MS_MAX = 1_000;
 const TITLE_MS = 300;
 /** Where another tab tells people, what is remembered of a replay here is worth nothing. */
 const REPLAYED_MAX = 10_000;
+const TOLD_MAX = 1_000;
 
 export interface Ending {
   /** The client has ended for good. */
@@ -37,6 +39,7 @@ export class Dashboard {
   readonly #model = new Model();
   readonly #frames = new Frames(() => this.#render());
   readonly #sound = new Sound();
+  readonly #untold = new Untold(() => sessionStorage);
   readonly #pending = new Set<string>();
   readonly #replayed = new Set<string>();
   readonly #loader: Loader;
@@ -48,6 +51,8 @@ export class Dashboard {
   readonly #announcer = new Announcer(byId("app"));
   readonly #connectionNews = new ConnectionNews();
   readonly toasts: Toasts;
+  /** What the page before left to tell may be replayed, too. */
+  readonly #told = new Set<string>();
   #arrivals: Arrival[] = [];
   #firstArrivalAt = 0;
   #flush: ReturnType<typeof setTimeout> | undefined;
@@ -65,6 +70,8 @@ export class Dashboard {
     this.#loader = new Loader(client, model, () => {
       this.#draw();
       this.toasts.settle();
+      const isAll = this.#loader.complete && !this.#loader.loading;
+      for (const item of this.#untold.take((feed, seq) => model.item(feed, seq), isAll)) this.#arrived({ item, replayed: true });
     });
     this.#header = new Header(byId("header"), this.#sound.on, {
       showWaiting: () => this.#showWaiting(),
@@ -99,6 +106,9 @@ export class Dashboard {
     client.watch("status", (status) => this.#onStatus(status));
     client.watch("error", ({ error }) => console.warn(`shopbell: ${error.code}: ${error.message}`, error.cause ?? ""));
     for (const event of ["online", "offline"]) addEventListener(event, () => this.#drawConnection());
+    addEventListener("pagehide", () => this.#untold.keep(this.#arrivals.map(({ item }) => item)));
+    // Back as it was left: it tells them itself.
+    addEventListener("pageshow", ({ persisted }) => persisted && this.#untold.keep([]));
     document.addEventListener("visibilitychange", () => this.#draw());
 
     setInterval(() => this.#tick(), TICK_MS);
@@ -128,9 +138,21 @@ export class Dashboard {
   /** This tab was chosen to tell people. */
   #onRing(notification: Notification): void {
     const item = this.#model.add(notification, Date.now());
-    if (!item) return;
+    if (item) this.#arrived({ item, replayed: this.#replayed.delete(item.key) });
+  }
+
+  /** Told of with what else comes about now. */
+  #arrived(arrival: Arrival): void {
+    const { key, notification } = arrival.item;
+    const once = `${key}/${notification.id}`;
+    if (this.#told.has(once)) return;
+    this.#told.add(once);
+    for (const old of this.#told) {
+      if (this.#told.size <= TOLD_MAX) break;
+      this.#told.delete(old);
+    }
     if (this.#arrivals.length === 0) this.#firstArrivalAt = performance.now();
-    this.#arrivals.push({ item, replayed: this.#replayed.delete(item.key) });
+    this.#arrivals.push(arrival);
     this.#flushSoon();
   }
 

@@ -222,6 +222,10 @@ export class Model {
     return this.orders().filter((order) => order.facts.handled_at === undefined);
   }
 
+  item(feed: string, seq: number): Item | undefined {
+    return this.#feeds.get(feed)?.items.get(seq);
+  }
+
   import(feed: string, id: string): Import | undefined {
     return this.#imports.get(`${feed}/${id}`);
   }
