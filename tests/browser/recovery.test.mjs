@@ -93,16 +93,15 @@ test("the network goes silent: a dead connection is noticed, and left", async (t
 });
 
 test("the browser says that it is online again: the page does not wait for its next try", async (t) => {
-  const { world, profile, page } = await stage(t);
+  const { world, page } = await stage(t);
   world.proxy.cut();
-  await profile.setOffline(true);
   await away(page);
   await world.publish("--count", "4");
-  world.proxy.mend();
   // Tries in vain until its waits are long.
   const waitsLong = () => page.evaluate(() => Number(/\d+/.exec(document.querySelector('[data-testid="connection"]').innerText)?.[0] ?? 0));
   await until("its next try is far away", async () => (await waitsLong()) >= 8, 120_000);
-  await profile.setOffline(false);
+  world.proxy.mend();
+  await page.evaluate(() => dispatchEvent(new Event("online")));
   const online = Date.now();
   await listed(page, 6);
   assert.ok(Date.now() - online < 4_000, "at once, not after its wait");

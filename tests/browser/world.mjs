@@ -6,6 +6,7 @@ import { spawn } from "node:child_process";
 import { randomBytes } from "node:crypto";
 import { once } from "node:events";
 import { createServer } from "node:net";
+import { basename } from "node:path";
 import { chromium } from "playwright-core";
 import { Proxy } from "./proxy.mjs";
 
@@ -50,8 +51,9 @@ export class World {
       PATH: process.env.PATH,
       DATABASE_URL: url.href,
       AMQP_URL: required("AMQP_URL"),
-      // The same for every world, which run one after the other: nothing piles up in RabbitMQ.
-      SHOPBELL_AMQP_PREFIX: "shopbell-browser",
+      // The same for every world of a file, which come one after the other: nothing piles up in RabbitMQ, and what a file that
+      // was cut off left running takes no other's events.
+      SHOPBELL_AMQP_PREFIX: `shopbell-browser-${basename(process.argv[1], ".test.mjs")}`,
       SHOPBELL_JWT_HS256_SECRET: randomBytes(32).toString("hex"),
       SHOPBELL_LISTEN: `127.0.0.1:${listen}`,
       SHOPBELL_OPS_LISTEN: `127.0.0.1:${operations}`,
