@@ -7,6 +7,7 @@
 pub mod consumer;
 pub mod dead_letter;
 pub mod delivery;
+pub mod depths;
 pub mod publisher;
 pub mod topology;
 
@@ -96,16 +97,21 @@ impl Broker {
 
     /// Opens a connection and a channel on it, with the topology declared or verified.
     async fn open(&self, purpose: &str) -> Result<(Connection, Channel, Topology), BrokerError> {
+        let (connection, channel) = self.connect(purpose).await?;
+        let ensuring = topology::ensure(&connection, &channel, self);
+        let topology = within(DECLARE_TIMEOUT, "declaring exchanges and queues", ensuring).await?;
+        Ok((connection, channel, topology))
+    }
+
+    /// Opens a connection and a channel on it.
+    async fn connect(&self, purpose: &str) -> Result<(Connection, Channel), BrokerError> {
         let properties = ConnectionProperties::default().with_connection_name(format!("shopbell {purpose}").into());
         let opening = async {
             let connection = Connection::connect_uri(self.uri.clone(), properties).await?;
             let channel = connection.create_channel().await?;
             Ok((connection, channel))
         };
-        let (connection, channel) = within(CONNECT_TIMEOUT, "connecting", opening).await?;
-        let ensuring = topology::ensure(&connection, &channel, self);
-        let topology = within(DECLARE_TIMEOUT, "declaring exchanges and queues", ensuring).await?;
-        Ok((connection, channel, topology))
+        within(CONNECT_TIMEOUT, "connecting", opening).await
     }
 }
 

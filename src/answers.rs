@@ -6,7 +6,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sqlx::postgres::PgPool;
 use tokio::sync::mpsc;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 use tokio_util::sync::CancellationToken;
@@ -18,7 +17,8 @@ use crate::hub::Inbox;
 use crate::protocol::{ErrorCode, ServerFrame};
 use crate::store::StoreError;
 use crate::store::answers::{Answer, Outcome, write};
-use crate::telemetry::Metrics;
+use crate::store::pools::Pool;
+use crate::telemetry::metrics::Metrics;
 
 /// Most answers written by one statement.
 const ANSWERS_PER_WRITE_MAX: usize = 64;
@@ -39,7 +39,7 @@ pub struct Answers {
 #[derive(Debug)]
 pub struct AnswerWriter {
     requests: mpsc::Receiver<Request>,
-    pool: PgPool,
+    pool: Pool,
     fanout: Arc<Fanout>,
     metrics: Arc<Metrics>,
 }
@@ -67,7 +67,7 @@ impl Request {
 
 impl Answers {
     /// Nothing runs yet.
-    pub fn new(pool: PgPool, fanout: Arc<Fanout>, metrics: Arc<Metrics>) -> (Self, AnswerWriter) {
+    pub fn new(pool: Pool, fanout: Arc<Fanout>, metrics: Arc<Metrics>) -> (Self, AnswerWriter) {
         let (sender, requests) = mpsc::channel(ANSWERS_WAITING_MAX);
         (Self { requests: sender }, AnswerWriter { requests, pool, fanout, metrics })
     }
@@ -161,6 +161,7 @@ impl AnswerWriter {
                 Err(error) if begun.elapsed() >= GIVE_UP_AFTER => return Err(error),
                 Err(error) => {
                     let wait = backoff.next_wait();
+                    self.metrics.retries.inc("answers");
                     tracing::warn!(%error, answers = answers.len(), wait_ms = wait.as_millis(), "what people said could not be stored; trying again");
                     tokio::time::sleep(wait).await;
                 }

@@ -7,7 +7,6 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use sqlx::postgres::PgPool;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -15,6 +14,8 @@ use crate::backoff::Backoff;
 use crate::feed::Seq;
 use crate::store::StoreError;
 use crate::store::cursors::{CursorKey, Standing, advance, open};
+use crate::store::pools::Pool;
+use crate::telemetry::metrics::Metrics;
 
 /// Most cursors moved by one statement.
 const ACKS_PER_WRITE_MAX: usize = 2_000;
@@ -47,6 +48,7 @@ pub struct Cursors {
     acked: Notify,
     hurried: Notify,
     openings: mpsc::Sender<Opening>,
+    metrics: Arc<Metrics>,
 }
 
 #[derive(Debug, Default)]
@@ -62,18 +64,19 @@ struct Pending {
 pub struct CursorReader {
     cursors: Arc<Cursors>,
     openings: mpsc::Receiver<Opening>,
-    pool: PgPool,
+    pool: Pool,
 }
 
 impl Cursors {
     /// Nothing runs yet: run the reader, and [`Cursors::write`].
-    pub fn new(reads: PgPool) -> (Arc<Self>, CursorReader) {
+    pub fn new(reads: Pool, metrics: Arc<Metrics>) -> (Arc<Self>, CursorReader) {
         let (sender, openings) = mpsc::channel(SESSIONS_WAITING_MAX);
         let cursors = Arc::new(Self {
             pending: Mutex::default(),
             acked: Notify::new(),
             hurried: Notify::new(),
             openings: sender,
+            metrics,
         });
         let reader = CursorReader { cursors: cursors.clone(), openings, pool: reads };
         (cursors, reader)
@@ -105,7 +108,7 @@ impl Cursors {
 
     /// Writes acks until told to stop, then once more. A database that is away is waited for: acks only grow, and there is
     /// one for each cursor, so what waits is bounded by the sessions.
-    pub async fn write(&self, pool: &PgPool, stop: CancellationToken) {
+    pub async fn write(&self, pool: &Pool, stop: CancellationToken) {
         let mut backoff = Backoff::default();
         while !stop.is_cancelled() {
             tokio::select! {
@@ -121,6 +124,7 @@ impl Cursors {
                 Err(error) => {
                     self.acked.notify_one();
                     let wait = backoff.next_wait();
+                    self.metrics.retries.inc("acks");
                     tracing::warn!(%error, wait_ms = wait.as_millis(), "acks could not be written; trying again");
                     (wait, false)
                 }
@@ -142,7 +146,7 @@ impl Cursors {
     }
 
     /// Writes what waits now; what comes meanwhile is for the next time.
-    async fn write_waiting(&self, pool: &PgPool) -> Result<(), StoreError> {
+    async fn write_waiting(&self, pool: &Pool) -> Result<(), StoreError> {
         loop {
             let (acks, more) = self.next_write();
             if acks.is_empty() {
@@ -211,6 +215,7 @@ impl CursorReader {
                 Ok(standings) => return reply(waiting, merge(standings, &not_written)),
                 Err(error) => {
                     let wait = backoff.next_wait();
+                    self.cursors.metrics.retries.inc("cursors");
                     tracing::warn!(%error, sessions = waiting.len(), wait_ms = wait.as_millis(), "cursors could not be read; trying again");
                     tokio::time::sleep(wait).await;
                 }

@@ -77,7 +77,8 @@ pub struct Event {
     pub collapse_key: Option<String>,
     /// What it tells of an import, where its type does.
     pub import: Option<Import>,
-    /// `traceparent`: W3C Trace Context (CloudEvents extension "Distributed Tracing"); absent where unusable.
+    /// `traceparent`: W3C Trace Context (CloudEvents extension "Distributed Tracing"), or where the event has none the header
+    /// of that name, which instrumented publishers set; absent where unusable.
     pub traceparent: Option<String>,
     /// The data, byte for byte as published, without the white space around it. `None` where there is none; a published
     /// `null` is data and stays `null`, in both modes.
@@ -149,7 +150,12 @@ pub fn parse(message: &Message<'_>, limits: Limits) -> Result<Event, Rejection> 
         Mode::Structured => structured::envelope(body)?,
         Mode::Binary => binary::envelope(&message.headers, body)?,
     };
-    envelope.into_event()
+    let mut event = envelope.into_event()?;
+    if event.traceparent.is_none() {
+        let header = message.headers.iter().find(|(name, _)| name == "traceparent");
+        event.traceparent = header.and_then(|(_, value)| envelope::traceparent(value));
+    }
+    Ok(event)
 }
 
 fn check_size(message: &Message<'_>, limits: Limits) -> Result<(), Rejection> {

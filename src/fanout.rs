@@ -6,7 +6,7 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -23,7 +23,8 @@ use crate::feed::{Feed, Seq, Version};
 use crate::health::{Health, HintsRefused};
 use crate::hub::Hub;
 use crate::notification::{Newest, Notification};
-use crate::telemetry::Metrics;
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::traces::{self, Origin};
 
 /// Most batches taken from the broker and not yet spread: each is handled at once.
 const PREFETCH: u16 = 64;
@@ -119,6 +120,7 @@ impl Fanout {
             };
             self.receives.store(false, Ordering::Relaxed);
             let wait = backoff.next_wait();
+            self.metrics.retries.inc("fanout");
             tracing::warn!(error = %ended, wait_ms = wait.as_millis(), "the fan-out consumer ended; it is opened again");
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
@@ -205,7 +207,14 @@ impl HintPublisher {
         }
         let Fanout { metrics, exchange, replica, .. } = &*self.fanout;
         let hint = Outgoing::hint(exchange.clone(), replica, encode(batches).into_bytes());
+        let begun = SystemTime::now();
         let told = self.publisher.try_publish(HAND_ON_TIMEOUT, hint).await;
+        if told.is_ok() {
+            let stored = batches.iter().flat_map(|hints| &hints.stored);
+            stored.filter_map(|notification| notification.origin.as_ref()).for_each(|origin| {
+                traces::handed_on(origin, exchange, begun);
+            });
+        }
         let counter = if told.is_ok() { &metrics.hints_published } else { &metrics.hints_refused };
         counter.inc_by(hints as u64);
         told
@@ -245,6 +254,10 @@ struct WireHint<'a> {
     version: Option<i64>,
     /// Microseconds since 1970, as precise as Postgres keeps it.
     expires_at_us: Option<i64>,
+    /// The same of the event's time.
+    time_us: Option<i64>,
+    /// Where its trace goes on (W3C Trace Context).
+    traceparent: Option<&'a str>,
     #[serde(borrow)]
     frame: Option<&'a RawValue>,
     /// Of a change its frame, by another name: a replica that knows no changes then reads the notification that it speaks of,
@@ -262,11 +275,16 @@ fn encode(batches: &[&Hints]) -> String {
     let frames = stored().map(|n| &n.frame).chain(changed().map(|change| &change.frame));
     let mut body = String::with_capacity(frames.map(|f| f.len() + AROUND_A_FRAME).sum::<usize>() + AROUND_A_FRAME);
     let mut separator = '[';
-    for Notification { feed, seq, expires_at, frame } in stored().map(Arc::as_ref) {
+    for Notification { feed, seq, expires_at, time, origin, frame } in stored().map(Arc::as_ref) {
         // Writing to a string cannot fail.
         let _ = write!(body, r#"{separator}{{"feed":"{feed}","seq":{seq}"#);
-        if let Some(at) = expires_at {
-            let _ = write!(body, r#","expires_at_us":{}"#, at.unix_timestamp_nanos() / 1_000);
+        for (name, at) in [("expires_at_us", expires_at), ("time_us", time)] {
+            if let Some(at) = at {
+                let _ = write!(body, r#","{name}":{}"#, at.unix_timestamp_nanos() / 1_000);
+            }
+        }
+        if let Some(origin) = origin {
+            let _ = write!(body, r#","traceparent":"{origin}""#);
         }
         if frame.len() <= FRAME_BYTES_MAX {
             body.push_str(r#","frame":"#);
@@ -307,15 +325,17 @@ fn decode(body: &[u8]) -> Result<Hints, String> {
         };
         // Copied out: a frame that waits for a slow client must not hold its whole batch in memory.
         let frame = Utf8Bytes::from(frame.get());
-        let expires_at = match hint.expires_at_us {
-            Some(us) => Some(
-                OffsetDateTime::from_unix_timestamp_nanos(i128::from(us) * 1_000).map_err(|error| error.to_string())?,
-            ),
-            None => None,
-        };
-        decoded.stored.push(Arc::new(Notification { feed, seq, expires_at, frame }));
+        let (expires_at, time) = (moment(hint.expires_at_us)?, moment(hint.time_us)?);
+        let origin = hint.traceparent.and_then(Origin::received);
+        decoded.stored.push(Arc::new(Notification { feed, seq, expires_at, time, origin, frame }));
     }
     Ok(decoded)
+}
+
+/// Of microseconds since 1970.
+fn moment(us: Option<i64>) -> Result<Option<OffsetDateTime>, String> {
+    let moment = us.map(|us| OffsetDateTime::from_unix_timestamp_nanos(i128::from(us) * 1_000)).transpose();
+    moment.map_err(|error| error.to_string())
 }
 
 #[cfg(test)]
@@ -325,15 +345,17 @@ mod tests {
 
     #[test]
     fn what_is_encoded_is_decoded_byte_for_byte() {
+        let at = OffsetDateTime::from_unix_timestamp_nanos(1_700_000_000_123_456_000).unwrap();
         let notification = |seq, frame: &str, expires_at| {
             Arc::new(Notification {
                 feed: Feed::parse("m-1").unwrap(),
                 seq: Seq::new(seq).unwrap(),
                 expires_at,
+                time: Some(at),
+                origin: None,
                 frame: frame.into(),
             })
         };
-        let at = OffsetDateTime::from_unix_timestamp_nanos(1_700_000_000_123_456_000).unwrap();
         let stored = vec![
             notification(1, r#"{"data":{ "b":1e400,"a":"\u0000" }}"#, Some(at)),
             notification(2, r#"{"data":null}"#, None),

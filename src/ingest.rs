@@ -9,12 +9,11 @@ mod handing_on;
 mod storing;
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
-use sqlx::postgres::PgPool;
 use time::OffsetDateTime;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tracing::Instrument;
 use uuid::Uuid;
 
 use self::batch::{Batch, Parsed};
@@ -31,7 +30,9 @@ use crate::health::Health;
 use crate::notification::Notification;
 use crate::store;
 use crate::store::append::Placed;
-use crate::telemetry::{Metrics, ReasonLabel, Word, traces};
+use crate::store::pools::Pool;
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::traces;
 
 /// Most deliveries unacknowledged at once: the batches in work and the one that forms meanwhile. RabbitMQ bounds their number
 /// and not their bytes; what one may have at most is its `max_message_size`. Never 1: RabbitMQ 3.10.8 then delivers what
@@ -55,7 +56,7 @@ pub struct Ingest {
     /// From which of its partitions, counted from 1.
     pub partition: u8,
     /// Where they are stored.
-    pub pool: PgPool,
+    pub pool: Pool,
     /// What every replica is told.
     pub fanout: Arc<Fanout>,
     /// What is taken from publishers.
@@ -69,16 +70,14 @@ pub struct Ingest {
 impl Ingest {
     /// Ingests until told to stop, then finishes the batch in work.
     pub async fn run(&self, stop: CancellationToken) {
-        // One time series for each reason from the start: an alert on an increase needs the zero before it.
-        for reason in Reason::ALL {
-            drop(self.metrics.events_dead_lettered.get_or_create(&ReasonLabel { reason: Word(reason.as_str()) }));
-        }
+        self.metrics.events_dead_lettered.begin(&Reason::ALL.map(Reason::as_str));
         let mut backoff = Backoff::default();
         while !stop.is_cancelled() {
             match self.one_incarnation(&stop, &mut backoff).await {
                 Ok(()) => return,
                 Err(error) => {
                     let wait = backoff.next_wait();
+                    self.metrics.retries.inc("ingest");
                     tracing::warn!(%error, wait_ms = wait.as_millis(), "ingest ended; it is opened again");
                     tokio::select! {
                         () = tokio::time::sleep(wait) => {}
@@ -139,6 +138,7 @@ impl Ingest {
         let mut backoff = Backoff::default();
         while let Err(error) = store::check(&self.pool).await {
             let wait = backoff.next_wait();
+            self.metrics.retries.inc("ingest");
             tracing::warn!(%error, wait_ms = wait.as_millis(), "ingest waits for the database");
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
@@ -157,11 +157,14 @@ impl Ingest {
         stop: &CancellationToken,
     ) -> Result<Stored, Ended> {
         let received_at = microseconds(OffsetDateTime::now_utc());
+        let _held = self.metrics.holding.begin(self.partition);
         let parsed = batch.parse(self.limits);
-        let traceparents = parsed.events.iter().filter_map(|(_, event)| event.traceparent.as_deref());
         let deliveries = parsed.events.len() + parsed.rejected.len();
-        let span = traces::batch(&self.broker.names.partition(self.partition), deliveries, traceparents);
-        self.settle(parsed, received_at, dead_letters, consumer, stop).instrument(span).await
+        self.metrics.batch_events.observe(deliveries as f64);
+        let traceparents = parsed.events.iter().filter_map(|(_, event)| event.traceparent.as_deref());
+        let queue = || self.broker.names.partition(self.partition);
+        let trace = traces::Batch::begin(queue, deliveries, traceparents);
+        self.settle(parsed, received_at, trace, dead_letters, consumer, stop).await
     }
 
     /// What can never be stored is dead-lettered, the rest stored and told to the sessions of this replica. Dying between any
@@ -170,6 +173,7 @@ impl Ingest {
         &self,
         parsed: Parsed,
         received_at: OffsetDateTime,
+        trace: Option<traces::Batch>,
         dead_letters: &mut Publisher,
         consumer: &Consumer,
         stop: &CancellationToken,
@@ -177,15 +181,31 @@ impl Ingest {
         self.bury(dead_letters, &parsed.rejected).await?;
 
         let (deliveries, events) = parsed.events.into_iter().unzip();
+        let begun = SystemTime::now();
         let (placed, refused) = self.store(events, received_at, consumer, stop).await?;
+        if let Some(trace) = &trace {
+            trace.committed(begun);
+        }
         self.bury(dead_letters, &of_deliveries(deliveries, refused)).await?;
 
-        let hints = hints(&placed, received_at);
+        let hints = hints(&placed, received_at, trace.as_ref());
         self.metrics.events_received.inc_by(placed.len() as u64);
         self.metrics.events_stored.inc_by(hints.stored.len() as u64);
         self.metrics.events_duplicate.inc_by(hints.again.len() as u64);
         self.fanout.announce(&hints);
+        if trace.is_some() {
+            self.keep_traces(&hints).await;
+        }
         Ok(Stored { through: parsed.through, hints })
+    }
+
+    /// For who reads them later. The sessions that are here have them already.
+    async fn keep_traces(&self, hints: &Hints) {
+        let traced = |stored: &Arc<Notification>| Some((stored.feed.clone(), stored.seq, stored.origin.clone()?));
+        let traced: Vec<_> = hints.stored.iter().filter_map(traced).collect();
+        if let Err(error) = store::traces::keep(&self.pool, &traced).await {
+            tracing::warn!(%error, traces = traced.len(), "where traces go on could not be kept; they end for who reads later");
+        }
     }
 
     /// Publishes dead letters and waits until the broker has them.
@@ -204,7 +224,7 @@ impl Ingest {
             let (reason, routing_key) = (rejection.reason.as_str(), delivery.routing_key());
             tracing::warn!(dead_letter, reason, detail = %rejection.detail, routing_key, "an event was dead-lettered");
             self.metrics.events_received.inc();
-            self.metrics.events_dead_lettered.get_or_create(&ReasonLabel { reason: Word(reason) }).inc();
+            self.metrics.events_dead_lettered.inc(reason);
         }
         Ok(())
     }
@@ -218,13 +238,17 @@ fn of_deliveries(deliveries: Vec<Delivery>, refused: Vec<Refused>) -> Vec<(Deliv
 }
 
 /// What every replica is told of the batch. Of a duplicate not the event that came, which may differ from the stored one.
-fn hints(placed: &[Placed], received_at: OffsetDateTime) -> Hints {
+fn hints(placed: &[Placed], received_at: OffsetDateTime, trace: Option<&traces::Batch>) -> Hints {
     let mut hints = Hints { stored: Vec::with_capacity(placed.len()), ..Hints::default() };
     for Placed { event, seq, duplicate, progress } in placed {
         if *duplicate {
             hints.again.push((event.recipient.clone(), *seq));
         } else {
-            hints.stored.push(Arc::new(Notification::of_event(event, *seq, received_at, *progress)));
+            let mut notification = Notification::of_event(event, *seq, received_at, *progress);
+            notification.origin = trace.zip(event.traceparent.as_deref()).and_then(|(trace, traceparent)| {
+                trace.stored(traceparent, &event.id, event.recipient.as_str(), seq.get())
+            });
+            hints.stored.push(Arc::new(notification));
         }
     }
     hints

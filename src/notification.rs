@@ -12,6 +12,7 @@ use crate::change::Change;
 use crate::event::{Event, Import};
 use crate::feed::{Feed, Seq, Version};
 use crate::protocol::SkipReason;
+use crate::telemetry::traces::Origin;
 
 /// One event, stored for one feed, ready to send: rendered once, shared by every session that sends it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +23,10 @@ pub struct Notification {
     pub seq: Seq,
     /// After this it is skipped.
     pub expires_at: Option<OffsetDateTime>,
+    /// The event's time; `None` where a replica of an earlier version told of it.
+    pub time: Option<OffsetDateTime>,
+    /// Where its trace goes on, for an event that is traced.
+    pub origin: Option<Origin>,
     /// The `notification` frame.
     pub frame: Utf8Bytes,
 }
@@ -70,6 +75,8 @@ impl Notification {
             feed: fields.feed.clone(),
             seq: fields.seq,
             expires_at: fields.expires_at,
+            time: Some(fields.time),
+            origin: None,
             // Serialising strings, numbers and raw JSON to a string cannot fail.
             frame: serde_json::to_string(&frame).unwrap_or_default().into(),
         }
@@ -213,6 +220,17 @@ impl Page {
         self.skip_missing_before(notification.seq);
         self.through = notification.seq;
         self.entries.push(Entry::Notification(notification));
+    }
+
+    /// Says where the trace of one of its notifications goes on.
+    pub fn trace(&mut self, seq: Seq, origin: Origin) {
+        let notification = self.entries.iter_mut().find_map(|entry| match entry {
+            Entry::Notification(notification) if notification.seq == seq => Some(notification),
+            _ => None,
+        });
+        if let Some(notification) = notification {
+            Arc::make_mut(notification).origin = Some(origin);
+        }
     }
 
     /// Adds a number that is stored but not to be sent.

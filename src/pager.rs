@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sqlx::postgres::PgPool;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
@@ -13,7 +12,8 @@ use crate::hub::Hub;
 use crate::notification::Page;
 use crate::store;
 use crate::store::pages::PageRequest;
-use crate::telemetry::Metrics;
+use crate::store::pools::Pool;
+use crate::telemetry::metrics::Metrics;
 
 /// Most sessions served by one query: with a page's bounds this also bounds the memory of one answer.
 const REQUESTS_PER_QUERY_MAX: usize = 64;
@@ -49,13 +49,13 @@ pub struct Pager {
 #[derive(Debug)]
 pub struct PagerWorker {
     requests: mpsc::Receiver<Request>,
-    pool: PgPool,
+    pool: Pool,
     metrics: Arc<Metrics>,
 }
 
 impl Pager {
     /// A session asks for one page at a time, so `sessions_max` bounds what waits.
-    pub fn new(pool: PgPool, metrics: Arc<Metrics>, sessions_max: usize) -> (Self, PagerWorker) {
+    pub fn new(pool: Pool, metrics: Arc<Metrics>, sessions_max: usize) -> (Self, PagerWorker) {
         let (sender, requests) = mpsc::channel(sessions_max.max(1));
         (Self { requests: sender }, PagerWorker { requests, pool, metrics })
     }
@@ -120,7 +120,7 @@ impl PagerWorker {
 
 /// Reads each wanted page once and gives it to all that want it; waits for a database that is away, but not for ever: it may
 /// be this query that cannot succeed.
-async fn serve(pool: &PgPool, metrics: &Metrics, mut requests: Vec<Request>) {
+async fn serve(pool: &Pool, metrics: &Metrics, mut requests: Vec<Request>) {
     let mut backoff = Backoff::default();
     let begun = Instant::now();
     while begun.elapsed() < GIVE_UP_AFTER {
@@ -147,6 +147,7 @@ async fn serve(pool: &PgPool, metrics: &Metrics, mut requests: Vec<Request>) {
             }
             Err(error) => {
                 let wait = backoff.next_wait();
+                metrics.retries.inc("pages");
                 tracing::warn!(%error, pages = wanted.len(), wait_ms = wait.as_millis(), "pages could not be read; trying again");
                 tokio::time::sleep(wait).await;
             }
@@ -155,7 +156,7 @@ async fn serve(pool: &PgPool, metrics: &Metrics, mut requests: Vec<Request>) {
 }
 
 /// Tells sessions what their feeds hold, every few seconds: whatever hint was lost, they notice the gap and read it.
-pub async fn sweep(pool: PgPool, hub: Arc<Hub>) {
+pub async fn sweep(pool: Pool, hub: Arc<Hub>, metrics: Arc<Metrics>) {
     let mut interval = tokio::time::interval(SWEEP_INTERVAL);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -163,7 +164,10 @@ pub async fn sweep(pool: PgPool, hub: Arc<Hub>) {
         for feeds in hub.feeds().chunks(FEEDS_PER_SWEEP_QUERY_MAX) {
             match store::pages::newest(&pool, feeds).await {
                 Ok(newest) => hub.announce_newest(&newest),
-                Err(error) => tracing::warn!(%error, "the sweep could not read what feeds hold; it looks again"),
+                Err(error) => {
+                    metrics.retries.inc("sweep");
+                    tracing::warn!(%error, "the sweep could not read what feeds hold; it looks again");
+                }
             }
         }
     }

@@ -265,23 +265,34 @@ impl Close {
         }
     }
 
+    /// What it is called in a close reason, and where closes are counted.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Answered => "answered",
+            Self::BrokenFraming => "broken_framing",
+            Self::NotUtf8 => "not_utf8",
+            Self::TooBig => "too_big",
+            Self::Internal => "internal",
+            Self::GoingAway { .. } => "going_away",
+            Self::TokenExpired => "token_expired",
+            Self::Silent => "silent",
+            Self::TooOld => "too_old",
+            Self::TooManyFrames { .. } => "too_many_frames",
+            Self::NotTheProtocol => "not_the_protocol",
+            Self::TokenRefused => "token_refused",
+            Self::NoFeed => "no_feed",
+        }
+    }
+
     /// The close reason: JSON of at most 123 bytes (RFC 6455 §5.5), with `retry_after_ms` where the server has a wish.
     pub fn reason(self) -> String {
-        let (code, retry_after_ms) = match self {
+        let retry_after_ms = match self {
             Self::Answered => return String::new(),
-            Self::BrokenFraming => ("broken_framing", None),
-            Self::NotUtf8 => ("not_utf8", None),
-            Self::TooBig => ("too_big", None),
-            Self::Internal => ("internal", None),
-            Self::GoingAway { retry_after_ms } => ("going_away", Some(retry_after_ms)),
-            Self::TokenExpired => ("token_expired", Some(0)),
-            Self::Silent => ("silent", None),
-            Self::TooOld => ("too_old", Some(0)),
-            Self::TooManyFrames { retry_after_ms } => ("too_many_frames", Some(retry_after_ms)),
-            Self::NotTheProtocol => ("not_the_protocol", None),
-            Self::TokenRefused => ("token_refused", None),
-            Self::NoFeed => ("no_feed", None),
+            Self::GoingAway { retry_after_ms } | Self::TooManyFrames { retry_after_ms } => Some(retry_after_ms),
+            Self::TokenExpired | Self::TooOld => Some(0),
+            _ => None,
         };
+        let code = self.word();
         match retry_after_ms {
             Some(ms) => format!(r#"{{"code":"{code}","retry_after_ms":{ms}}}"#),
             None => format!(r#"{{"code":"{code}"}}"#),

@@ -5,42 +5,31 @@
 
 pub mod answers;
 pub mod append;
+pub mod canaries;
 pub mod cursors;
 pub mod history;
 pub mod pages;
+pub mod pools;
+pub mod traces;
+pub mod undelivered;
 
 use std::time::Duration;
 
+use self::pools::Pool;
 use crate::feed::{Seq, Version};
 use crate::notification::Progress;
 use sqlx::Row;
 use sqlx::migrate::Migrate;
-use sqlx::postgres::{PgArguments, PgConnectOptions, PgConnection, PgPool, PgPoolOptions, PgRow};
+use sqlx::postgres::{PgArguments, PgConnectOptions, PgConnection, PgRow};
 use sqlx::query::Query;
 use sqlx::{Connection as _, Postgres};
 
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!();
 
-/// How long a caller waits for a free connection, or a new one, before the database counts as away.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
-/// A statement that takes longer is ended by Postgres: something is wrong, and its caller tries again.
-const STATEMENT_TIMEOUT: &str = "10s";
 /// An answer that takes longer never comes: the connection is half open. A little above the former.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(12);
-/// No statement of ours opens a transaction; one that is left open by whatever means must not hold a feed's lock.
-const IDLE_IN_TRANSACTION_TIMEOUT: &str = "10s";
 /// The same for the check that probes ask for, which reads a few rows.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
-/// Each partition stores one batch at a time; beyond these, one serves a retry while another is being closed.
-const INGEST_CONNECTIONS_SPARE: u32 = 1;
-/// Acks are written by one task.
-const ACK_CONNECTIONS_MAX: u32 = 1;
-/// What people say is written by one task.
-const ANSWER_CONNECTIONS_MAX: u32 = 1;
-/// Page and cursor reads: enough to keep Postgres busy, few enough that a replay cannot starve ingest.
-const READ_CONNECTIONS_MAX: u32 = 6;
-/// Who asks for history while this many ask waits for ACQUIRE_TIMEOUT at most.
-const HISTORY_CONNECTIONS_MAX: u32 = 3;
 
 /// What went wrong with the database, told apart by what callers do about it.
 #[derive(Debug, thiserror::Error)]
@@ -75,51 +64,6 @@ impl From<sqlx::Error> for StoreError {
     }
 }
 
-/// One pool for each kind of work, so that none can starve another.
-#[derive(Debug, Clone)]
-pub struct Pools {
-    /// For [`append`].
-    pub ingest: PgPool,
-    /// For [`cursors::advance`]; commits without waiting for the disk, for a lost ack only means a replay.
-    pub acks: PgPool,
-    /// For [`answers::write`].
-    pub answers: PgPool,
-    /// For [`pages`] and [`cursors::open`].
-    pub reads: PgPool,
-    /// For [`history`], apart, so that people who look back never hold up a replay.
-    pub history: PgPool,
-}
-
-impl Pools {
-    /// Makes the pools; connects only when the first statement needs it, so that the database may come up later.
-    pub fn lazy(options: &PgConnectOptions, partitions: u8) -> Self {
-        let pool = |size: u32, options: PgConnectOptions| {
-            PgPoolOptions::new()
-                .max_connections(size)
-                .acquire_timeout(ACQUIRE_TIMEOUT)
-                .test_before_acquire(false)
-                .connect_lazy_with(options)
-        };
-        let options = options.clone().application_name("shopbell").options([
-            ("statement_timeout", STATEMENT_TIMEOUT),
-            ("idle_in_transaction_session_timeout", IDLE_IN_TRANSACTION_TIMEOUT),
-        ]);
-        Self {
-            ingest: pool(u32::from(partitions) + INGEST_CONNECTIONS_SPARE, options.clone()),
-            acks: pool(ACK_CONNECTIONS_MAX, options.clone().options([("synchronous_commit", "off")])),
-            answers: pool(ANSWER_CONNECTIONS_MAX, options.clone()),
-            reads: pool(READ_CONNECTIONS_MAX, options.clone()),
-            history: pool(HISTORY_CONNECTIONS_MAX, options),
-        }
-    }
-
-    /// Closes all of them, waiting for statements under way.
-    pub async fn close(&self) {
-        let Self { ingest, acks, answers, reads, history } = self;
-        tokio::join!(ingest.close(), acks.close(), answers.close(), reads.close(), history.close());
-    }
-}
-
 /// Brings the schema up to date. Safe to run from several replicas at once: sqlx takes an advisory lock.
 pub async fn migrate(options: &PgConnectOptions) -> Result<usize, StoreError> {
     // Not from a pool, which would hide why the database cannot be reached behind its own timeout.
@@ -131,7 +75,7 @@ pub async fn migrate(options: &PgConnectOptions) -> Result<usize, StoreError> {
 
 /// Says whether the database answers and has every migration this binary knows (a newer schema is fine: migrations only
 /// add, so an old replica works on while a new one rolls out).
-pub async fn check(pool: &PgPool) -> Result<(), StoreError> {
+pub async fn check(pool: &Pool) -> Result<(), StoreError> {
     let mut connection = pool.acquire().await?;
     match tokio::time::timeout(CHECK_TIMEOUT, check_on(&mut connection)).await {
         Ok(checked) => checked,
@@ -161,7 +105,7 @@ async fn check_on(connection: &mut PgConnection) -> Result<(), StoreError> {
 
 /// Runs a statement and gives its rows. No answer in time closes the connection, so that the next call gets another:
 /// sqlx itself would wait for as long as the kernel does.
-async fn rows(pool: &PgPool, query: Query<'_, Postgres, PgArguments>) -> Result<Vec<PgRow>, StoreError> {
+async fn rows(pool: &Pool, query: Query<'_, Postgres, PgArguments>) -> Result<Vec<PgRow>, StoreError> {
     let mut connection = pool.acquire().await?;
     match tokio::time::timeout(ANSWER_TIMEOUT, query.fetch_all(&mut *connection)).await {
         Ok(rows) => Ok(rows?),

@@ -11,6 +11,7 @@ use anyhow::{Context, bail};
 use axum::Router;
 use axum::http::StatusCode;
 use axum::routing::get;
+use prometheus_client::registry::Registry;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -19,6 +20,7 @@ use tokio_util::task::TaskTracker;
 use self::parts::{Parts, STOP_STEP_TIMEOUT};
 use super::broker_of;
 use crate::amqp::Broker;
+use crate::amqp::depths::Watcher;
 use crate::amqp::publisher::Publisher;
 use crate::answers::Answers;
 use crate::auth::Authenticator;
@@ -28,6 +30,7 @@ use crate::event::Limits;
 use crate::fanout::{Fanout, HintPublisher};
 use crate::feed::Feed;
 use crate::health::Health;
+use crate::housekeeping;
 use crate::http::admission::Admission;
 use crate::http::dashboard;
 use crate::http::history;
@@ -39,9 +42,11 @@ use crate::hub::Hub;
 use crate::ingest::Ingest;
 use crate::pager::{self, Pager};
 use crate::session::state::Rules;
-use crate::session::task::{Shared, socket_config};
-use crate::store::Pools;
-use crate::telemetry::Metrics;
+use crate::session::task::{self, Shared, socket_config};
+use crate::store::pools::Pools;
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::process::Process;
+use crate::watch;
 
 /// Connections that are not sessions yet, beside one for each session there may be.
 const HANDSHAKES_MAX: usize = 1_024;
@@ -135,6 +140,7 @@ struct Ground {
     hub: Arc<Hub>,
     fanout: Arc<Fanout>,
     metrics: Arc<Metrics>,
+    registry: Arc<Registry>,
     health: Arc<Health>,
     stops: Stops,
 }
@@ -145,16 +151,23 @@ impl Ground {
         let pools = Pools::lazy(&config.database, broker.partitions);
         let ingests = if config.ingest.is_some() { broker.partitions } else { 0 };
         let health = Arc::new(Health::new(usize::from(ingests), usize::from(config.gateway.is_some())));
-        let (metrics, hub) = (Arc::<Metrics>::default(), Arc::<Hub>::default());
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(Process::starting()));
+        registry.sub_registry_with_prefix("shopbell").register_collector(Box::new(pools.clone()));
+        let (metrics, hub) = (Arc::new(Metrics::new(&mut registry)), Arc::<Hub>::default());
         let fanout = Arc::new(Fanout::new(hub.clone(), metrics.clone(), health.clone(), &broker));
-        Ok(Self { broker, pools, hub, fanout, metrics, health, stops: Stops::default() })
+        let registry = Arc::new(registry);
+        Ok(Self { broker, pools, hub, fanout, metrics, registry, health, stops: Stops::default() })
     }
 
-    /// The operations port.
+    /// The operations port, and what looks around for it.
     async fn operate(&self, listen: SocketAddr, parts: &mut Parts) -> anyhow::Result<()> {
         let listener = bind("SHOPBELL_OPS_LISTEN", listen)?;
         let (health, metrics, pool) = (self.health.clone(), self.metrics.clone(), self.pools.reads.clone());
-        let routes = operations::router(Operations { health, metrics, pool });
+        let registry = self.registry.clone();
+        parts.spawn("watch", watch::database(pool.clone(), self.hub.clone(), metrics.clone()));
+        parts.spawn("watch", watch::broker(Watcher::new(&self.broker), metrics.clone()));
+        let routes = operations::router(Operations { health, metrics, registry, pool });
         let stop = self.stops.last.clone();
         parts.spawn("operations port", listener::serve(listener, routes, OPERATIONS_CONNECTIONS_MAX, stop));
         Ok(())
@@ -178,6 +191,7 @@ impl Ground {
             let stop = self.stops.ingest.clone();
             parts.spawn("ingest", async move { ingest.run(stop).await });
         }
+        parts.spawn("housekeeping", housekeeping::run(self.pools.reads.clone()));
     }
 
     /// The half that serves clients.
@@ -189,7 +203,9 @@ impl Ground {
         let session = &config.session;
         let reads = &self.pools.reads;
         let (pager, pager_worker) = Pager::new(reads.clone(), self.metrics.clone(), session.sessions_max);
-        let (cursors, cursor_reader) = Cursors::new(reads.clone());
+        let (cursors, cursor_reader) = Cursors::new(reads.clone(), self.metrics.clone());
+        task::begin_counting(&self.metrics);
+        self.metrics.sessions_max.set(i64::try_from(session.sessions_max).unwrap_or(i64::MAX));
         let (answers, answer_writer) =
             Answers::new(self.pools.answers.clone(), self.fanout.clone(), self.metrics.clone());
         let gateway = Arc::new(Gateway {
@@ -225,7 +241,7 @@ impl Ground {
         parts.spawn("public port", listener::serve(listener, routes, connections_max, stop));
         parts.spawn("pager", pager_worker.run());
         parts.spawn("cursor reader", cursor_reader.run());
-        parts.spawn("sweep", pager::sweep(reads.clone(), self.hub.clone()));
+        parts.spawn("sweep", pager::sweep(reads.clone(), self.hub.clone(), self.metrics.clone()));
         let (acks, stop) = (self.pools.acks.clone(), self.stops.cursors.clone());
         parts.spawn("cursor writer", async move { cursors.write(&acks, stop).await });
         let others = HintPublisher::new(self.fanout.clone(), Publisher::lazy(&self.broker));

@@ -142,7 +142,10 @@ impl<'a> Envelope<'a> {
             expires_at,
             collapse_key,
             import,
-            traceparent: traceparent(self.traceparent),
+            traceparent: match self.traceparent.value {
+                AttributeValue::Text(text) => traceparent(&text),
+                _ => None,
+            },
             data,
         })
     }
@@ -170,14 +173,9 @@ fn recipient(attribute: Attribute<'_>) -> Result<Feed, Rejection> {
 }
 
 /// Telemetry never costs an event: what cannot be used is as good as absent.
-fn traceparent(attribute: Attribute<'_>) -> Option<String> {
-    let usable = |text: &str| {
-        (1..=TRACEPARENT_BYTES_MAX).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
-    };
-    match attribute.value {
-        AttributeValue::Text(text) if usable(&text) => Some(text.into_owned()),
-        _ => None,
-    }
+pub(super) fn traceparent(text: &str) -> Option<String> {
+    let usable = (1..=TRACEPARENT_BYTES_MAX).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
+    usable.then(|| text.to_owned())
 }
 
 /// Takes JSON out of base64 (RFC 4648 §4, padded). No bytes at all are no data, like an empty body in binary mode.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::feed::Subscriber;
-use crate::telemetry::Metrics;
+use crate::telemetry::metrics::{Counted, Metrics};
 
 /// Counts sessions.
 #[derive(Debug)]
@@ -51,8 +51,8 @@ impl Admission {
         }
         *of += 1;
         counts.all += 1;
-        self.metrics.sessions.inc();
-        Ok(Admitted { admission: self.clone(), subscriber: subscriber.clone() })
+        let counted = Counted::in_gauge(&self.metrics.sessions);
+        Ok(Admitted { admission: self.clone(), subscriber: subscriber.clone(), _counted: counted })
     }
 
     fn lock(&self) -> MutexGuard<'_, Counts> {
@@ -65,13 +65,13 @@ impl Admission {
 pub struct Admitted {
     admission: Arc<Admission>,
     subscriber: Subscriber,
+    _counted: Counted,
 }
 
 impl Drop for Admitted {
     fn drop(&mut self) {
         let mut counts = self.admission.lock();
         counts.all -= 1;
-        self.admission.metrics.sessions.dec();
         if let Some(of) = counts.of.get_mut(&self.subscriber) {
             *of -= 1;
             if *of == 0 {

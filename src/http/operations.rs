@@ -5,18 +5,20 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::extract::State;
-use axum::http::StatusCode;
-use axum::http::header::CONTENT_TYPE;
+use axum::http::header::{ACCEPT, CONTENT_TYPE};
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
+use prometheus_client::registry::Registry;
 use serde::Serialize;
-use sqlx::postgres::PgPool;
 
 use super::problem::Problem;
 use crate::health::Health;
+use crate::store::pools::Pool;
 use crate::store::{self, StoreError};
-use crate::telemetry::Metrics;
+use crate::telemetry::exposition::Exposition;
+use crate::telemetry::metrics::Metrics;
 
 /// A database that has not answered by then does not answer.
 const DATABASE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -28,8 +30,10 @@ pub struct Operations {
     pub health: Arc<Health>,
     /// The counts.
     pub metrics: Arc<Metrics>,
+    /// Where all metrics are found.
+    pub registry: Arc<Registry>,
     /// Asked whether the database answers.
-    pub pool: PgPool,
+    pub pool: Pool,
 }
 
 /// `/readyz`'s answer.
@@ -73,7 +77,7 @@ async fn ready(State(operations): State<Operations>) -> Response {
 }
 
 /// A connection that broke while it lay in the pool says nothing of the database: then another is tried.
-async fn check(pool: &PgPool) -> Result<(), StoreError> {
+async fn check(pool: &Pool) -> Result<(), StoreError> {
     for _ in 0..pool.size() {
         match store::check(pool).await {
             Err(StoreError::Away(_) | StoreError::Silent(_)) => {}
@@ -83,9 +87,16 @@ async fn check(pool: &PgPool) -> Result<(), StoreError> {
     store::check(pool).await
 }
 
-async fn metrics(State(operations): State<Operations>) -> Response {
-    match operations.metrics.render() {
-        Ok(text) => ([(CONTENT_TYPE, Metrics::CONTENT_TYPE)], text).into_response(),
+async fn metrics(State(operations): State<Operations>, headers: HeaderMap) -> Response {
+    let Operations { health, metrics, registry, .. } = operations;
+    for (part, works) in health.parts() {
+        metrics.part_up.set(part, works.into());
+    }
+    metrics.draining.set(health.draining.load(Ordering::Relaxed).into());
+    let accept = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+    let exposition = Exposition::of_accept(accept);
+    match exposition.render(&registry) {
+        Ok(text) => ([(CONTENT_TYPE, exposition.content_type())], text).into_response(),
         Err(error) => Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
 }

@@ -11,7 +11,6 @@ use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use sqlx::postgres::PgPool;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
@@ -29,7 +28,10 @@ use crate::protocol::{Close, SUBPROTOCOL, WelcomeFeed};
 use crate::session::state::{KeptByClient, Start};
 use crate::session::task::{self, Opened, Shared};
 use crate::store::cursors::CursorKey;
+use crate::store::pools::Pool;
 
+/// How a refusal is counted that a client makes good by trying again.
+const NOT_READY: &str = "not_ready";
 /// How long a handshake may wait for its cursors before it is refused as not ready.
 const CURSORS_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -45,7 +47,7 @@ pub struct Gateway {
     /// Whether the replica is leaving.
     pub health: Arc<Health>,
     /// Where the history is read.
-    pub history: PgPool,
+    pub history: Pool,
     /// `SHOPBELL_ALLOWED_ORIGINS`.
     pub allowed_origins: Vec<String>,
     /// Settings of each socket.
@@ -59,21 +61,25 @@ pub struct Gateway {
 /// Answers a handshake; the session then runs on its own.
 pub async fn connect(State(gateway): State<Arc<Gateway>>, mut request: Request) -> Response {
     let upgrade = hyper::upgrade::on(&mut request);
+    let refused = |why, problem: Problem| {
+        gateway.shared.metrics.handshakes_refused.inc(why);
+        problem.into_response()
+    };
     let handshake = match handshake::read(request.headers(), request.uri()) {
         Ok(handshake) => handshake,
-        Err(problem) => return problem.into_response(),
+        Err(problem) => return refused("bad_request", problem),
     };
     if !handshake::origin_is_allowed(request.headers(), &gateway.allowed_origins) {
         let detail = "this origin may not connect: add it to SHOPBELL_ALLOWED_ORIGINS";
-        return Problem::new(StatusCode::FORBIDDEN, detail).into_response();
+        return refused("origin", Problem::new(StatusCode::FORBIDDEN, detail));
     }
     if gateway.health.draining.load(Ordering::Relaxed) {
-        return not_ready("this replica is leaving").into_response();
+        return refused(NOT_READY, not_ready("this replica is leaving"));
     }
     match gateway.authenticate(&handshake) {
         Ok(grant) => match gateway.open(&handshake, grant).await {
             Ok((opened, admitted)) => gateway.accept(&handshake, upgrade, opened, admitted),
-            Err(problem) => problem.into_response(),
+            Err((why, problem)) => refused(why, problem),
         },
         Err(error) => gateway.refuse(&handshake, upgrade, error),
     }
@@ -87,21 +93,23 @@ impl Gateway {
         }
     }
 
-    /// Registers first, then reads where the subscriber stands: what is stored in between is in the inbox.
-    async fn open(&self, handshake: &Handshake, grant: Grant) -> Result<(Opened, Admitted), Problem> {
+    /// Registers first, then reads where the subscriber stands: what is stored in between is in the inbox. An error is how
+    /// the refusal is counted, and what the client is told.
+    async fn open(&self, handshake: &Handshake, grant: Grant) -> Result<(Opened, Admitted), (&'static str, Problem)> {
         let named = handshake.after.iter().map(|(feed, _)| feed).chain(handshake.state.iter().map(|(feed, _)| feed));
         if let Some(feed) = named.into_iter().find(|feed| !grant.feeds.contains(feed)) {
             let detail = format!("the token does not name the feed {feed}");
-            return Err(Problem::new(StatusCode::FORBIDDEN, detail));
+            return Err(("feed", Problem::new(StatusCode::FORBIDDEN, detail)));
         }
-        let full = |full: Full| Problem::new(StatusCode::TOO_MANY_REQUESTS, full.to_string()).retry_later();
+        let full =
+            |full: Full| ("too_many", Problem::new(StatusCode::TOO_MANY_REQUESTS, full.to_string()).retry_later());
         let admitted = self.admission.admit(&grant.subscriber).map_err(full)?;
         let registration = self.hub.register(grant.feeds.clone());
         let key = |feed| CursorKey { feed, subscriber: grant.subscriber.clone(), device: handshake.device.clone() };
         let keys = grant.feeds.iter().cloned().map(key).collect();
         let standings = match tokio::time::timeout(CURSORS_TIMEOUT, self.shared.cursors.open(keys)).await {
             Ok(Some(standings)) => standings,
-            Ok(None) | Err(_) => return Err(not_ready("the database does not answer")),
+            Ok(None) | Err(_) => return Err((NOT_READY, not_ready("the database does not answer"))),
         };
         let (mut starts, mut feeds) = (Vec::with_capacity(standings.len()), Vec::with_capacity(standings.len()));
         for (feed, standing) in grant.feeds.iter().cloned().zip(standings) {
@@ -152,6 +160,8 @@ impl Gateway {
     /// A page's script sees no HTTP status: where its token was refused, the upgrade is completed and closed at once.
     fn refuse(&self, handshake: &Handshake, upgrade: OnUpgrade, error: TokenError) -> Response {
         tracing::debug!(%error, "a handshake was refused");
+        let why = if matches!(error, TokenError::NoFeed) { "feed" } else { "token" };
+        self.shared.metrics.handshakes_refused.inc(why);
         if let Some(Token::Subprotocol(_)) = handshake.token {
             let close = match error {
                 TokenError::Expired => Close::TokenExpired,

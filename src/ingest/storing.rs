@@ -81,7 +81,10 @@ impl Ingest {
         let held_since = Instant::now();
         let mut backoff = Backoff::default();
         loop {
-            let error = match append(&self.pool, events, received_at).await {
+            let begun = Instant::now();
+            let appended = append(&self.pool, events, received_at).await;
+            self.metrics.append.observe(begun.elapsed().as_secs_f64());
+            let error = match appended {
                 Ok(placed) => return Ok(Ok(placed)),
                 Err(NotAppended { events, error: error @ StoreError::Refused(_) }) => return Ok(Err((error, events))),
                 Err(not_appended) => {
@@ -90,6 +93,7 @@ impl Ingest {
                 }
             };
             let wait = backoff.next_wait();
+            self.metrics.retries.inc("append");
             tracing::warn!(%error, events = events.len(), wait_ms = wait.as_millis(), "a batch could not be stored; trying again");
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}

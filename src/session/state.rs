@@ -20,6 +20,7 @@ use crate::change::{Change, Said, Which};
 use crate::feed::{Feed, Seq, Version};
 use crate::notification::{Entry, Newest, Notification, Page};
 use crate::protocol::{ClientFrame, Close, ErrorCode, ServerFrame, SkipReason};
+use crate::telemetry::traces::Origin;
 
 /// A session from which nothing is heard for so many heartbeats, each of which asks for a pong, is dead.
 const SILENT_HEARTBEATS_MAX: u32 = 3;
@@ -104,7 +105,7 @@ pub struct Ends {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Output {
     /// Send a notification.
-    Notification(Utf8Bytes),
+    Notification(Arc<Notification>),
     /// Send another frame.
     Send(Utf8Bytes),
     /// Send a WebSocket ping.
@@ -120,6 +121,8 @@ pub enum Output {
         /// The last change sent, where later ones are missing.
         changes_after: Option<Version>,
     },
+    /// Count that the client acknowledged what it was sent.
+    Acknowledged(Sent),
     /// Record that the subscriber has everything up to `seq`.
     Ack {
         /// The feed.
@@ -141,6 +144,16 @@ pub enum Output {
     },
     /// Close; nothing follows.
     Close(Close),
+}
+
+/// A notification that was sent, until it is acknowledged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sent {
+    seq: Seq,
+    /// The event's time.
+    pub time: Option<OffsetDateTime>,
+    /// Where its trace goes on, for one that is traced.
+    pub origin: Option<Origin>,
 }
 
 /// One session's place in its feeds.
@@ -273,6 +286,19 @@ impl Session {
         self.advance();
     }
 
+    /// A notification that is traced went out: there its trace goes on.
+    pub fn on_traced(&mut self, sent: &Notification, origin: Origin) {
+        let reader = self.readers.iter_mut().find(|reader| reader.feed == sent.feed);
+        if let Some(sent) = reader.and_then(|reader| reader.unacked(sent.seq)) {
+            sent.origin = Some(origin);
+        }
+    }
+
+    /// Whether the client is to acknowledge before it gets more.
+    pub fn is_behind(&self) -> bool {
+        !self.has_room()
+    }
+
     /// The client said something.
     pub fn on_frame(&mut self, frame: ClientFrame, now: Instant) {
         if !self.admit_frame(now) {
@@ -343,7 +369,9 @@ impl Session {
         let Some(seq) = Seq::new(seq).filter(|seq| *seq < reader.next) else {
             return self.complain(Some(feed), ErrorCode::AckNotSent, "an ack is only for what this session was sent");
         };
-        self.outstanding -= reader.release(seq);
+        let before = self.outputs.len();
+        self.outputs.extend(reader.release(seq).map(Output::Acknowledged));
+        self.outstanding -= self.outputs.len() - before;
         if seq > reader.acked {
             reader.acked = seq;
             self.outputs.push(Output::Ack { feed: reader.feed.clone(), seq });
@@ -410,14 +438,14 @@ impl Session {
         self.outstanding < self.rules.window
     }
 
-    fn send(&mut self, index: usize, notification: &Notification, wall: OffsetDateTime) {
+    fn send(&mut self, index: usize, notification: &Arc<Notification>, wall: OffsetDateTime) {
         if notification.is_expired(wall) {
             return self.skip(index, notification.seq, SkipReason::Expired);
         }
-        self.readers[index].sent(notification.seq);
+        self.readers[index].sent(notification);
         self.outstanding += 1;
         self.frames_allowed = self.frames_allowed.saturating_add(FRAMES_PER_NOTIFICATION).min(self.frames_saved_max);
-        self.outputs.push(Output::Notification(notification.frame.clone()));
+        self.outputs.push(Output::Notification(notification.clone()));
     }
 
     fn skip(&mut self, index: usize, through: Seq, reason: SkipReason) {

@@ -3,7 +3,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::{FutureExt, SinkExt, StreamExt};
 use time::OffsetDateTime;
@@ -22,12 +22,13 @@ use crate::auth::{Authenticator, LEEWAY};
 use crate::cursors::Cursors;
 use crate::feed::{Device, Feed, Subscriber};
 use crate::hub::{Registration, Waiting};
-use crate::notification::Page;
+use crate::notification::{Notification, Page};
 use crate::pager::Pager;
 use crate::protocol::{ClientFrame, Close, ServerFrame, WelcomeFeed};
 use crate::store::answers::Answer;
 use crate::store::cursors::CursorKey;
-use crate::telemetry::Metrics;
+use crate::telemetry::metrics::{Counted, Metrics};
+use crate::telemetry::traces;
 
 /// A client that takes less than this in that time reads nothing, or as good as: it is closed, and what it missed is
 /// replayed. A large event has longer, by its size.
@@ -46,6 +47,8 @@ const WRITE_BUFFER_BYTES: usize = 16 * 1024;
 const WRITE_BUFFER_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// A replica that leaves uses this part of its drain time to spread the closes; the rest is for the closes themselves.
 const DRAIN_SPREAD: f64 = 0.8;
+/// How it is called where a client went without a word, or its network did.
+const GONE: &str = "gone";
 /// Longest that a client of a leaving replica is told to wait, in milliseconds.
 const GOAWAY_RETRY_MS_MAX: u64 = 2_000;
 
@@ -115,6 +118,36 @@ enum Next {
     Gone,
 }
 
+impl Next {
+    /// Why it ended.
+    fn word(&self) -> &'static str {
+        match self {
+            Self::Close(close) => close.word(),
+            Self::Go | Self::Gone => GONE,
+        }
+    }
+}
+
+/// Begins counting how sessions end, at zero of each.
+pub fn begin_counting(metrics: &Metrics) {
+    let retry_after_ms = 0;
+    let closes = [
+        Close::Answered,
+        Close::Internal,
+        Close::GoingAway { retry_after_ms },
+        Close::TokenExpired,
+        Close::Silent,
+        Close::TooOld,
+        Close::TooManyFrames { retry_after_ms },
+        Close::NotTheProtocol,
+        Close::BrokenFraming,
+        Close::NotUtf8,
+        Close::TooBig,
+    ];
+    metrics.sessions_closed.begin(&closes.map(Close::word));
+    metrics.sessions_closed.begin(&[GONE]);
+}
+
 /// Runs a session to its end.
 pub async fn run<S>(mut socket: WebSocketStream<S>, mut opened: Opened, shared: Arc<Shared>, drain: CancellationToken)
 where
@@ -124,7 +157,9 @@ where
     let ends =
         Ends { token: now + opened.token_remaining + LEEWAY, age: shared.age_max.map(|age| now + jittered(age)) };
     let session = Session::new(shared.rules, std::mem::take(&mut opened.starts), ends, now);
-    let mut task = Task { session, opened, shared, page: None };
+    let opened_at = OffsetDateTime::now_utc();
+    let mut task = Task { session, opened, shared, page: None, opened_at, behind: None };
+    task.shared.metrics.sessions_opened.inc();
 
     let mut next = task.welcome(&mut socket).await;
     let mut timer = pin!(tokio::time::sleep_until(task.session.deadline().into()));
@@ -148,8 +183,10 @@ where
             Next::Go => task.put_out(&mut socket).await,
             end => end,
         };
+        task.count_behind();
     }
     task.shared.cursors.hurry();
+    task.shared.metrics.sessions_closed.inc(next.word());
     if let Next::Close(close) = next {
         tracing::debug!(session = task.opened.id, code = close.code(), "the session is closed");
         say_goodbye(socket, close).await;
@@ -162,6 +199,10 @@ struct Task {
     shared: Arc<Shared>,
     /// The page that was asked for.
     page: Option<oneshot::Receiver<Arc<Page>>>,
+    /// When the merchant came: what was published before could not reach it earlier.
+    opened_at: OffsetDateTime,
+    /// Counted among the sessions that are behind.
+    behind: Option<Counted>,
 }
 
 impl Task {
@@ -233,13 +274,17 @@ impl Task {
                 break;
             }
             for output in outputs {
-                let message = match output {
-                    Output::Notification(frame) => {
-                        self.shared.metrics.notifications_sent.inc();
-                        Message::Text(frame)
+                let (message, notification) = match output {
+                    Output::Notification(sent) => (Message::Text(sent.frame.clone()), Some(sent)),
+                    Output::Send(frame) => (Message::Text(frame), None),
+                    Output::Ping => (Message::Ping(Default::default()), None),
+                    Output::Acknowledged(sent) => {
+                        self.shared.metrics.publish_to_ack.observe(self.waited_since(sent.time));
+                        if let Some(origin) = sent.origin {
+                            traces::acknowledged(&origin);
+                        }
+                        continue;
                     }
-                    Output::Send(frame) => Message::Text(frame),
-                    Output::Ping => Message::Ping(Default::default()),
                     Output::Read { feed, after, wanted, changes_after } => {
                         self.page = Some(self.shared.pager.read(feed, after, wanted, changes_after));
                         continue;
@@ -263,15 +308,44 @@ impl Task {
                 };
                 // At least one, for a ping without a payload.
                 largest_bytes = message.len().max(largest_bytes).max(1);
+                let begun = notification.as_ref().and_then(|sent| sent.origin.as_ref()).map(|_| SystemTime::now());
                 match within_write_timeout(largest_bytes, socket.feed(message)).await {
                     Next::Go => {}
                     end => return end,
+                }
+                if let Some(notification) = notification {
+                    self.count_sent(&notification, begun);
                 }
             }
         }
         match largest_bytes {
             0 => Next::Go,
             bytes => within_write_timeout(bytes, socket.flush()).await,
+        }
+    }
+
+    fn count_sent(&mut self, notification: &Notification, begun: Option<SystemTime>) {
+        let metrics = &self.shared.metrics;
+        metrics.notifications_sent.inc();
+        metrics.publish_to_delivery.observe(self.waited_since(notification.time));
+        if let Some((origin, begun)) = notification.origin.as_ref().zip(begun) {
+            let (feed, seq) = (notification.feed.as_str(), notification.seq.get());
+            if let Some(origin) = traces::delivered(origin, feed, seq, begun) {
+                self.session.on_traced(notification, origin);
+            }
+        }
+    }
+
+    /// How long a merchant who was there has waited, in seconds. A publisher whose clock is ahead made nobody wait.
+    fn waited_since(&self, time: Option<OffsetDateTime>) -> f64 {
+        let since = time.unwrap_or(self.opened_at).max(self.opened_at);
+        (OffsetDateTime::now_utc() - since).as_seconds_f64().max(0.0)
+    }
+
+    fn count_behind(&mut self) {
+        if self.session.is_behind() != self.behind.is_some() {
+            let gauge = &self.shared.metrics.sessions_behind;
+            self.behind = self.session.is_behind().then(|| Counted::in_gauge(gauge));
         }
     }
 

@@ -1,10 +1,11 @@
 //! What people say of notifications: read, handled.
 
 use sqlx::Row;
-use sqlx::postgres::{PgPool, PgRow};
+use sqlx::postgres::PgRow;
 use time::OffsetDateTime;
 
 use super::StoreError;
+use super::pools::Pool;
 use crate::change::{Change, Counts, Fact, Said, Which};
 use crate::feed::{Feed, Subscriber, Version};
 
@@ -47,7 +48,7 @@ pub enum Outcome {
 
 /// Makes it so in one transaction, in the order given; gives each outcome with the place of what was said. Saying it again does
 /// no harm. Locks the feeds' rows in name order; walks `notifications_pkey`.
-pub async fn write(pool: &PgPool, answers: &[Answer]) -> Result<Vec<(usize, Outcome)>, StoreError> {
+pub async fn write(pool: &Pool, answers: &[Answer]) -> Result<Vec<(usize, Outcome)>, StoreError> {
     let kind = |answer: &Answer| match answer.said {
         Said::Read(_) => "read",
         Said::Handled(_) => "handled",
@@ -102,7 +103,7 @@ fn outcome(answer: &Answer, row: &PgRow) -> Result<Outcome, sqlx::Error> {
 
 /// The changes of each feed after its version, in order, no more than `limit` of each. Walks `changes_pkey`.
 pub async fn changes_after(
-    pool: &PgPool,
+    pool: &Pool,
     places: &[(Feed, Version)],
     limit: i64,
 ) -> Result<Vec<(usize, Change)>, StoreError> {

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use sqlx::postgres::{PgArguments, PgPool, PgRow};
+use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::query::Query;
 use sqlx::{Postgres, Row};
 use time::OffsetDateTime;
 
 use super::StoreError;
+use super::pools::Pool;
 use crate::event::{Event, Import, Step};
 use crate::feed::Seq;
 use crate::notification::Progress;
@@ -37,11 +38,7 @@ pub struct NotAppended {
 /// Stores the events in one transaction, numbers the new ones in the order given, and says which were stored before.
 ///
 /// An event without a `time` gets `received_at`. Locks the batch's feeds in name order (`feeds_pkey`).
-pub async fn append(
-    pool: &PgPool,
-    events: Vec<Event>,
-    received_at: OffsetDateTime,
-) -> Result<Vec<Placed>, NotAppended> {
+pub async fn append(pool: &Pool, events: Vec<Event>, received_at: OffsetDateTime) -> Result<Vec<Placed>, NotAppended> {
     let places = match append_new(pool, &events, received_at).await {
         Ok(None) => append_any(pool, &events, received_at).await,
         Ok(Some(places)) => Ok(places),
@@ -67,7 +64,7 @@ struct Place {
 /// Stores them if none was stored before, which `notifications_source_event_id_feed_key` finds out; see `append_batch` in
 /// `migrations/`.
 async fn append_new(
-    pool: &PgPool,
+    pool: &Pool,
     events: &[Event],
     received_at: OffsetDateTime,
 ) -> Result<Option<Vec<Place>>, StoreError> {
@@ -124,7 +121,7 @@ fn steps(row: &PgRow) -> Result<Vec<Progress>, sqlx::Error> {
 }
 
 /// Stores those that were not stored before; see `append_notifications` in `migrations/`.
-async fn append_any(pool: &PgPool, events: &[Event], received_at: OffsetDateTime) -> Result<Vec<Place>, StoreError> {
+async fn append_any(pool: &Pool, events: &[Event], received_at: OffsetDateTime) -> Result<Vec<Place>, StoreError> {
     let query = sqlx::query(
         "select seq, duplicate, import_done, import_failed, import_total from append_notifications(
              $1::text[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::text[], $7::text[], $8::timestamptz[],

@@ -1,9 +1,10 @@
 //! Where subscribers stand.
 
 use sqlx::Row;
-use sqlx::postgres::{PgPool, PgRow};
+use sqlx::postgres::PgRow;
 
 use super::StoreError;
+use super::pools::Pool;
 use crate::feed::{Device, Feed, Seq, Subscriber, Version};
 
 /// How many devices of one subscriber may have a cursor in one feed: far above what a person owns, and a bound on what
@@ -38,7 +39,7 @@ pub struct Standing {
 
 /// Reads where each key stands, in the order given, and makes the cursor of one that is new. One call for many sessions;
 /// walks the primary keys of `cursors` and `feeds`.
-pub async fn open(pool: &PgPool, keys: &[CursorKey]) -> Result<Vec<Standing>, StoreError> {
+pub async fn open(pool: &Pool, keys: &[CursorKey]) -> Result<Vec<Standing>, StoreError> {
     // The version of this statement's snapshot, which is older than what the function sees: a change may come twice, none is
     // missed.
     let query = sqlx::query(
@@ -70,7 +71,7 @@ pub async fn open(pool: &PgPool, keys: &[CursorKey]) -> Result<Vec<Standing>, St
 }
 
 /// Moves cursors forward, never back. Each key at most once. Locks the feeds' rows in name order.
-pub async fn advance(pool: &PgPool, acks: &[(CursorKey, Seq)]) -> Result<(), StoreError> {
+pub async fn advance(pool: &Pool, acks: &[(CursorKey, Seq)]) -> Result<(), StoreError> {
     let query = sqlx::query("select advance_cursors($1::text[], $2::text[], $3::text[], $4::bigint[])")
         .bind(acks.iter().map(|(key, _)| key.feed.as_str()).collect::<Vec<_>>())
         .bind(acks.iter().map(|(key, _)| key.subscriber.as_str()).collect::<Vec<_>>())

@@ -1,10 +1,10 @@
 //! Looking back over a feed, newest first.
 
 use sqlx::Row;
-use sqlx::postgres::PgPool;
 
 use super::StoreError;
 use super::pages::{PAGE_BYTES_MAX, notification};
+use super::pools::Pool;
 use crate::change::Counts;
 use crate::feed::{Feed, Seq, Version};
 use crate::notification::Notification;
@@ -45,7 +45,7 @@ pub struct HistoryPage {
 
 /// Reads a page. Walks `notifications_pkey` backwards as far as the page needs, and no further than the number up to which all is
 /// read where only unread ones are wanted; and `notifications_collapse` for what has a collapse key. One snapshot.
-pub async fn read(pool: &PgPool, look: &Look) -> Result<HistoryPage, StoreError> {
+pub async fn read(pool: &Pool, look: &Look) -> Result<HistoryPage, StoreError> {
     let query = sqlx::query(
         "with place as (
              select f.*, greatest(f.upper - $7, case when $4 then f.read_seq + 1 else 1 end) as lower,

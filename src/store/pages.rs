@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use sqlx::Row;
-use sqlx::postgres::{PgPool, PgRow};
+use sqlx::postgres::PgRow;
 
-use super::{StoreError, answers};
+use super::pools::Pool;
+use super::{StoreError, answers, traces};
 use crate::feed::{Feed, Seq, Version};
 use crate::notification::{Newest, Notification, NotificationFields, Page};
 use crate::protocol::SkipReason;
+use crate::telemetry;
 
 /// A page ends before the row that begins beyond this, so that large events make short pages, not large memory.
 pub(super) const PAGE_BYTES_MAX: i64 = 256 * 1024;
@@ -33,7 +35,7 @@ pub struct PageRequest {
 ///
 /// Walks `notifications_pkey` from `after`, and `notifications_collapse` for each row that has a collapse key. The feed's
 /// newest number, its version and its rows come from one snapshot, its changes from a later one.
-pub async fn read(pool: &PgPool, requests: &[PageRequest]) -> Result<Vec<Page>, StoreError> {
+pub async fn read(pool: &Pool, requests: &[PageRequest]) -> Result<Vec<Page>, StoreError> {
     let query = sqlx::query(
         "select r.ordinal, coalesce(f.last_seq, 0) as last_seq, coalesce(f.version, 0) as version,
                 n.seq, n.source, n.event_id, n.event_type, n.time,
@@ -73,11 +75,16 @@ pub async fn read(pool: &PgPool, requests: &[PageRequest]) -> Result<Vec<Page>, 
         page.close();
     }
     add_changes(pool, requests, &mut pages).await?;
+    if telemetry::traces::are_on()
+        && let Err(error) = traces::add(pool, &mut pages).await
+    {
+        tracing::warn!(%error, "where traces go on could not be read; they end here");
+    }
     Ok(pages)
 }
 
 /// Most pages want none: their sessions missed nothing.
-async fn add_changes(pool: &PgPool, requests: &[PageRequest], pages: &mut [Page]) -> Result<(), StoreError> {
+async fn add_changes(pool: &Pool, requests: &[PageRequest], pages: &mut [Page]) -> Result<(), StoreError> {
     let wanted = |(place, request): (usize, &PageRequest)| Some((place, request.feed.clone(), request.changes_after?));
     let wanted: Vec<_> = requests.iter().enumerate().filter_map(wanted).collect();
     if wanted.is_empty() {
@@ -131,7 +138,7 @@ pub(super) fn notification(feed: &Feed, seq: Seq, row: &PgRow) -> Result<Notific
 
 /// The newest number and change of each feed that has one: what the sweep compares with what sessions were told. Walks
 /// `feeds_pkey`.
-pub async fn newest(pool: &PgPool, feeds: &[Feed]) -> Result<Vec<(Feed, Newest)>, StoreError> {
+pub async fn newest(pool: &Pool, feeds: &[Feed]) -> Result<Vec<(Feed, Newest)>, StoreError> {
     let query = sqlx::query(
         "select w.ordinal, f.last_seq, f.version
          from unnest($1::text[]) with ordinality as w (feed, ordinal)

@@ -15,17 +15,20 @@ config <- feed::Feed
 event <- feed
 protocol <- feed
 change <- feed protocol::ServerFrame
-notification <- feed event protocol::SkipReason change::Change
+notification <- telemetry::traces::Origin feed event protocol::SkipReason change::Change
 auth <- feed
-store <- feed event protocol::SkipReason change notification
+store <- telemetry feed event protocol::SkipReason change notification
 amqp <- event
 hub <- feed change::Change notification
 fanout <- backoff health telemetry feed change::Change notification amqp hub
 pager <- backoff telemetry feed notification store hub::Hub
-cursors <- backoff feed store
+cursors <- backoff telemetry feed store
 answers <- backoff telemetry protocol change::state store fanout hub::Inbox
 ingest <- backoff health telemetry event notification store amqp fanout
-session/state <- feed protocol change notification
+watch <- telemetry store amqp hub::Hub
+housekeeping <- store
+canary <- telemetry feed config::JwtConfig protocol::SUBPROTOCOL auth store amqp
+session/state <- telemetry::traces::Origin feed protocol change notification
 session/task <- telemetry feed protocol notification auth store::answers::Answer store::cursors::CursorKey hub pager cursors answers::Answers
 session <-
 http <- health telemetry feed notification::Newest protocol auth store hub session

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::Start;
+use super::{Sent, Start};
 use crate::change::Change;
 use crate::feed::{Feed, Seq, Version};
 use crate::notification::{Newest, Notification, Page};
@@ -27,8 +27,8 @@ pub(super) struct Reader {
     last_when_asked: Seq,
     /// What was newest at connect, until `caught_up` was said.
     stored_at_connect: Option<Seq>,
-    /// Numbers sent and not acknowledged, at most a window of them.
-    unacked: VecDeque<Seq>,
+    /// What was sent and not acknowledged, at most a window of them.
+    unacked: VecDeque<Sent>,
     /// A gapless run of hints that cannot be sent yet.
     kept: VecDeque<Arc<Notification>>,
     /// The newest change that was sent, and the newest known.
@@ -169,16 +169,22 @@ impl Reader {
     }
 
     /// Notes that the next number was sent.
-    pub(super) fn sent(&mut self, seq: Seq) {
-        self.unacked.push_back(seq);
+    pub(super) fn sent(&mut self, notification: &Notification) {
+        let Notification { seq, time, .. } = *notification;
+        self.unacked.push_back(Sent { seq, time, origin: None });
         self.next = seq.next();
     }
 
-    /// Takes an ack up to `seq`, and says how much room it makes in the window.
-    pub(super) fn release(&mut self, seq: Seq) -> usize {
-        let released = self.unacked.partition_point(|unacked| *unacked <= seq);
-        self.unacked.drain(..released);
-        released
+    /// Takes an ack up to `seq`, and gives what it was for: so much room it makes in the window.
+    pub(super) fn release(&mut self, seq: Seq) -> impl Iterator<Item = Sent> {
+        let released = self.unacked.partition_point(|unacked| unacked.seq <= seq);
+        self.unacked.drain(..released)
+    }
+
+    /// What was sent with this number, if it is not acknowledged yet.
+    pub(super) fn unacked(&mut self, seq: Seq) -> Option<&mut Sent> {
+        let place = self.unacked.binary_search_by_key(&seq, |sent| sent.seq).ok()?;
+        self.unacked.get_mut(place)
     }
 
     /// The number that `caught_up` is to name, once.

@@ -102,19 +102,24 @@ fn words(session: &mut Session) -> Vec<String> {
             other => other.into(),
         }
     };
-    let word = |output| match output {
-        Output::Notification(text) | Output::Send(text) => frame(&text),
-        Output::Ping => "ping_control".into(),
-        Output::Read { after, wanted, changes_after: None, .. } => format!("read {wanted} after {after}"),
-        Output::Read { after, wanted, changes_after: Some(version), .. } => {
-            format!("read {wanted} after {after} and changes after {}", version.get())
-        }
-        Output::Say { said, .. } => format!("say {said:?}"),
-        Output::Ack { seq, .. } => format!("ack {seq}"),
-        Output::Verify { .. } => "verify".into(),
-        Output::Close(close) => format!("close {}", close.code()),
+    let word = |output| {
+        Some(match output {
+            Output::Notification(notification) => frame(&notification.frame),
+            Output::Send(text) => frame(&text),
+            Output::Ping => "ping_control".into(),
+            Output::Read { after, wanted, changes_after: None, .. } => format!("read {wanted} after {after}"),
+            Output::Read { after, wanted, changes_after: Some(version), .. } => {
+                format!("read {wanted} after {after} and changes after {}", version.get())
+            }
+            Output::Say { said, .. } => format!("say {said:?}"),
+            // Told by a test of its own.
+            Output::Acknowledged(_) => return None,
+            Output::Ack { seq, .. } => format!("ack {seq}"),
+            Output::Verify { .. } => "verify".into(),
+            Output::Close(close) => format!("close {}", close.code()),
+        })
     };
-    session.take_outputs().into_iter().map(word).collect()
+    session.take_outputs().into_iter().filter_map(word).collect()
 }
 
 #[test]
@@ -137,6 +142,27 @@ fn a_backlog_is_read_in_pages_as_far_as_the_window_goes() {
     assert_eq!(words(&mut session), ["ack 3"], "one read at a time");
     session.on_page(&page(4, 6, 6), wall());
     assert_eq!(words(&mut session), ["5", "6", "caught_up 6"]);
+}
+
+#[test]
+fn each_notification_is_told_once_to_be_acknowledged_with_its_time() {
+    let mut session = session(0, 0);
+    session.on_hints((1..=4).map(notification).collect(), wall());
+    session.take_outputs();
+    assert!(session.is_behind(), "the window is full");
+    let acknowledged = |session: &mut Session| {
+        let outputs = session.take_outputs().into_iter();
+        outputs
+            .filter_map(|output| if let Output::Acknowledged(sent) = output { Some(sent) } else { None })
+            .collect::<Vec<_>>()
+    };
+    for (through, numbers) in [(3, vec![1, 2, 3]), (3, vec![]), (4, vec![4])] {
+        ack(&mut session, through);
+        let expected: Vec<_> =
+            numbers.into_iter().map(|number| Sent { seq: seq(number), time: Some(wall()), origin: None }).collect();
+        assert_eq!(acknowledged(&mut session), expected);
+    }
+    assert!(!session.is_behind());
 }
 
 #[test]

@@ -1,0 +1,25 @@
+//! Forgets, every hour, what is of no use any more and that nobody else takes away.
+
+use std::time::Duration;
+
+use crate::store::StoreError;
+use crate::store::pools::Pool;
+use crate::store::{canaries, traces};
+
+const INTERVAL: Duration = Duration::from_secs(3_600);
+
+/// Runs in every replica that ingests: what one has taken away, another does not find.
+pub async fn run(pool: Pool) {
+    let mut interval = tokio::time::interval(INTERVAL);
+    loop {
+        interval.tick().await;
+        if let Err(error) = once(&pool).await {
+            tracing::warn!(%error, "what is of no use any more could not be forgotten; it is tried in an hour");
+        }
+    }
+}
+
+async fn once(pool: &Pool) -> Result<(), StoreError> {
+    while traces::forget(pool).await? > 0 {}
+    canaries::forget_left_behind(pool).await
+}

@@ -1,0 +1,96 @@
+//! Metrics as text, in the format that who asks understands.
+
+use std::fmt::{Error, Write as _};
+
+use prometheus_client::encoding::text;
+use prometheus_client::registry::Registry;
+
+/// How metrics are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exposition {
+    /// Prometheus' own text format 0.0.4, which everything reads.
+    Text,
+    /// OpenMetrics 1.0, which Prometheus asks for.
+    OpenMetrics,
+}
+
+impl Exposition {
+    /// What a request's `Accept` asks for: Prometheus names OpenMetrics where it knows it.
+    pub fn of_accept(accept: &str) -> Self {
+        if accept.contains("application/openmetrics-text") { Self::OpenMetrics } else { Self::Text }
+    }
+
+    /// The content type of what [`Exposition::render`] gives.
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Self::Text => "text/plain; version=0.0.4; charset=utf-8",
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        }
+    }
+
+    /// The metrics, as they are now.
+    pub fn render(self, registry: &Registry) -> Result<String, Error> {
+        let mut open_metrics = String::new();
+        text::encode(&mut open_metrics, registry)?;
+        match self {
+            Self::Text => plain(&open_metrics),
+            Self::OpenMetrics => Ok(open_metrics),
+        }
+    }
+}
+
+/// OpenMetrics names a counter without `_total` and an info without `_info` where it describes it, and ends with a mark; the
+/// older format names both as their samples are named, knows no info and no mark.
+fn plain(open_metrics: &str) -> Result<String, Error> {
+    let mut plain = String::with_capacity(open_metrics.len());
+    let mut help = "";
+    for line in open_metrics.lines() {
+        if let Some(described) = line.strip_prefix("# HELP ") {
+            help = described.split_once(' ').map_or("", |(_, help)| help);
+        } else if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|described| described.split_once(' '))
+        {
+            let (suffix, kind) = match kind {
+                "counter" => ("_total", kind),
+                "info" => ("_info", "gauge"),
+                _ => ("", kind),
+            };
+            write!(plain, "# HELP {name}{suffix} {help}\n# TYPE {name}{suffix} {kind}\n")?;
+        } else if !line.starts_with('#') {
+            plain.push_str(line);
+            plain.push('\n');
+        }
+    }
+    Ok(plain)
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
+mod tests {
+    use super::*;
+    use crate::telemetry::metrics::Metrics;
+
+    #[test]
+    fn counters_and_infos_are_described_by_the_names_of_their_samples() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::new(&mut registry);
+        metrics.acks.inc();
+        let plain = Exposition::Text.render(&registry).unwrap();
+        assert!(
+            plain.contains(
+                "# HELP shopbell_acks_total Acks that moved a cursor.\n# TYPE shopbell_acks_total counter\nshopbell_acks_total 1\n"
+            ),
+            "{plain}"
+        );
+        assert!(plain.contains("# TYPE shopbell_build_info gauge\nshopbell_build_info{version="), "{plain}");
+        assert!(plain.contains("# TYPE shopbell_sessions gauge\nshopbell_sessions 0\n"), "{plain}");
+        assert!(!plain.contains("# EOF"));
+        assert!(Exposition::OpenMetrics.render(&registry).unwrap().ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn who_asks_for_open_metrics_gets_them() {
+        let prometheus = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.1";
+        assert_eq!(Exposition::of_accept(prometheus), Exposition::OpenMetrics);
+        assert_eq!(Exposition::of_accept("*/*"), Exposition::Text);
+    }
+}

@@ -1,0 +1,81 @@
+//! Looks every few seconds at what nobody tells of by itself, for the metrics: whether Postgres and RabbitMQ answer, what waits
+//! in the queues, and what lies undelivered for merchants who are here.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Interval, MissedTickBehavior};
+
+use crate::amqp::depths::Watcher;
+use crate::hub::Hub;
+use crate::store;
+use crate::store::StoreError;
+use crate::store::pools::Pool;
+use crate::store::undelivered::Undelivered;
+use crate::telemetry::metrics::Metrics;
+
+/// Often enough for an alert that waits a minute, seldom enough to cost nothing.
+const INTERVAL: Duration = Duration::from_secs(5);
+/// Most feeds asked for in one statement.
+const FEEDS_PER_QUERY_MAX: usize = 5_000;
+
+/// Looks at Postgres.
+pub async fn database(pool: Pool, hub: Arc<Hub>, metrics: Arc<Metrics>) {
+    let mut interval = interval();
+    loop {
+        interval.tick().await;
+        let looked = look(&pool, &hub).await;
+        metrics.database_up.set(i64::from(looked.is_ok()));
+        match looked {
+            Ok(undelivered) => {
+                metrics.undelivered.set(undelivered.count);
+                metrics.oldest_undelivered.set(undelivered.oldest_seconds);
+            }
+            // What was undelivered still is, as far as anybody knows.
+            Err(error) => {
+                metrics.retries.inc("watch");
+                tracing::warn!(%error, "the database could not be looked at");
+            }
+        }
+    }
+}
+
+async fn look(pool: &Pool, hub: &Hub) -> Result<Undelivered, StoreError> {
+    store::check(pool).await?;
+    let mut all = Undelivered::default();
+    for feeds in hub.feeds().chunks(FEEDS_PER_QUERY_MAX) {
+        all = all.and(store::undelivered::look(pool, feeds).await?);
+    }
+    Ok(all)
+}
+
+/// Looks at RabbitMQ.
+pub async fn broker(mut watcher: Watcher, metrics: Arc<Metrics>) {
+    let mut interval = interval();
+    loop {
+        interval.tick().await;
+        let looked = watcher.look().await;
+        metrics.broker_up.set(i64::from(looked.is_ok()));
+        // A number that is no longer known is none, rather than an old one.
+        metrics.queue_messages.clear();
+        metrics.queue_consumers.clear();
+        match looked {
+            Ok(depths) => {
+                for (queue, depth) in depths {
+                    metrics.queue_messages.set(queue, depth.messages.into());
+                    metrics.queue_consumers.set(queue, depth.consumers.into());
+                }
+            }
+            Err(error) => {
+                metrics.retries.inc("watch");
+                tracing::warn!(%error, "RabbitMQ could not be looked at");
+            }
+        }
+    }
+}
+
+fn interval() -> Interval {
+    let mut interval = tokio::time::interval(INTERVAL);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    interval
+}
