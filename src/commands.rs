@@ -1,5 +1,6 @@
 //! The command line: one file a subcommand. Data goes to stdout, talk to stderr; `anyhow` is used here and nowhere else.
 
+pub mod config;
 pub mod dead_letters;
 pub mod declare;
 pub mod demo;
@@ -22,6 +23,9 @@ use crate::config::{AmqpConfig, Environment};
 
 /// How long RabbitMQ may take to answer anything but a publish, which has a limit of its own.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// What `serve` logs where `RUST_LOG` says nothing.
+const SERVICE_LOG: &str = "info";
 
 /// Order events from RabbitMQ to the merchant's dashboard over WebSocket: stored, acknowledged, replayed.
 #[derive(Debug, Parser)]
@@ -55,6 +59,8 @@ enum Command {
     DeadLetters(dead_letters::Action),
     /// Ask the service on this machine whether it can work now.
     Healthcheck,
+    /// Tell each setting that `serve` would run on, without secrets, or all that is wrong with them.
+    Config(config::Arguments),
 }
 
 /// The command was asked for something that cannot be; the text says what.
@@ -67,7 +73,7 @@ impl Cli {
     /// errors come back to the tool, which tells them itself.
     pub fn log_default(&self) -> &'static str {
         match self.command {
-            Command::Serve(_) | Command::Demo(_) => "info",
+            Command::Serve(_) | Command::Demo(_) => SERVICE_LOG,
             _ => "warn,lapin=off",
         }
     }
@@ -85,6 +91,7 @@ impl Cli {
             Command::Token(arguments) => token::run(&arguments, format),
             Command::DeadLetters(action) => dead_letters::run(action, format).await,
             Command::Healthcheck => healthcheck::run().await,
+            Command::Config(arguments) => config::run(&arguments, format),
         }
     }
 }

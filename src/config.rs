@@ -2,14 +2,17 @@
 //!
 //! A command asks for the parts it needs; each part is a small struct of plain values.
 
-use std::collections::BTreeMap;
+mod environment;
+
 use std::fmt;
 use std::net::SocketAddr;
-use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
-use sqlx::postgres::PgConnectOptions;
+use sqlx::postgres::{PgConnectOptions, PgSslMode};
+use url::Url;
+
+pub use self::environment::{Environment, Origin, Setting};
 
 /// Shortest HS256 secret (RFC 7518 §3.2: as long as the hash).
 const SECRET_BYTES_MIN: usize = 32;
@@ -141,62 +144,28 @@ pub struct GatewayConfig {
     pub session: SessionConfig,
     /// `SHOPBELL_DASHBOARD`.
     pub dashboard: bool,
-}
-
-/// The variables that are ours, as far as they were not taken, and what was wrong with those that were.
-#[derive(Debug, Default)]
-pub struct Environment {
-    given: BTreeMap<String, String>,
-    complaints: Vec<String>,
+    /// `SHOPBELL_CANARY_SECONDS`.
+    pub canary: Option<Duration>,
 }
 
 impl Environment {
-    /// Reads the process's environment. An empty variable counts as unset.
-    pub fn of_process() -> Self {
-        let mut complaints = Vec::new();
-        let mut ours = Vec::new();
-        // Not `vars()`, which panics on a variable that is not Unicode, whosever it is.
-        for (name, value) in std::env::vars_os() {
-            let Ok(name) = name.into_string() else { continue };
-            if !is_ours(&name) || value.is_empty() {
-                continue;
-            }
-            match value.into_string() {
-                Ok(value) => ours.push((name, value)),
-                Err(_) => complaints.push(format!("{name} is not UTF-8")),
-            }
-        }
-        Self { complaints, ..Self::of(ours) }
-    }
-
-    /// Reads these variables.
-    pub fn of(variables: Vec<(String, String)>) -> Self {
-        // A map of strings takes whatever strings there are: envy has nothing to refuse.
-        let given = envy::from_iter::<_, BTreeMap<String, String>>(variables).unwrap_or_default();
-        Self { given, complaints: Vec::new() }
-    }
-
     /// Everything that `serve` needs in this role, or in all of them.
     pub fn serve(mut self, role: Option<Role>) -> Result<ServeConfig, ConfigError> {
-        let database = self.read_database();
-        let amqp = self.read_amqp();
-        let ops_listen = self.read_ops_listen();
-        let ingest = self.read_ingest();
-        let gateway = self.read_gateway(role != Some(Role::Ingest));
-        // The token of `tail`, which may well run in the same shell.
-        self.take("SHOPBELL_TOKEN");
-        for unknown in self.given.keys().filter(|name| name.starts_with("shopbell_")) {
-            tracing::warn!(variable = unknown.to_uppercase(), "this variable is not known and has no effect");
+        let config = self.read_serve(role);
+        for unknown in self.unknown() {
+            tracing::warn!(variable = unknown, "this variable is not known and has no effect");
         }
-        let ingest = (role != Some(Role::Gateway)).then_some(ingest);
-        let parts = database.zip(amqp).zip(gateway);
-        self.finish(parts.map(|((database, amqp), gateway)| ServeConfig {
-            database,
-            amqp,
-            ops_listen,
-            ingest,
-            gateway,
-        }))
+        self.finish(config)
+    }
+
+    /// The same, with each setting that it would run on. Here an unknown variable is an error: somebody asks.
+    pub fn explain(mut self, role: Option<Role>) -> Result<(ServeConfig, Vec<Setting>), ConfigError> {
+        let config = self.read_serve(role);
+        for unknown in self.unknown().collect::<Vec<_>>() {
+            self.complain(&unknown, "is not known and has no effect");
+        }
+        let config = self.finish(config)?;
+        Ok((config, self.into_settings()))
     }
 
     /// Postgres alone.
@@ -223,168 +192,148 @@ impl Environment {
         self.finish(Some(address))
     }
 
-    fn finish<T>(self, value: Option<T>) -> Result<T, ConfigError> {
-        match value {
-            Some(value) if self.complaints.is_empty() => Ok(value),
-            _ => Err(ConfigError { complaints: self.complaints }),
-        }
+    fn read_serve(&mut self, role: Option<Role>) -> Option<ServeConfig> {
+        let database = self.read_database();
+        let amqp = self.read_amqp();
+        let ops_listen = self.read_ops_listen();
+        let ingest = self.read_ingest(role != Some(Role::Gateway));
+        let gateway = self.read_gateway(role != Some(Role::Ingest));
+        // The token of `tail`, which may well run in the same shell.
+        self.take("SHOPBELL_TOKEN");
+        let ((database, amqp), gateway) = database.zip(amqp).zip(gateway)?;
+        Some(ServeConfig { database, amqp, ops_listen, ingest, gateway })
     }
 
     fn read_database(&mut self) -> Option<PgConnectOptions> {
-        let url = self.required_secret("DATABASE_URL")?;
-        let is_postgres = ["postgres://", "postgresql://"].iter().any(|scheme| url.reveal().starts_with(scheme));
-        let options = PgConnectOptions::from_str(url.reveal()).ok().filter(|_| is_postgres);
-        if options.is_none() {
-            self.complain("DATABASE_URL", "must be a URL like postgres://user:password@host:5432/database");
-        }
-        options
+        let read = |url: &Secret| {
+            let is_postgres = ["postgres://", "postgresql://"].iter().any(|scheme| url.reveal().starts_with(scheme));
+            let options = PgConnectOptions::from_str(url.reveal()).ok().filter(|_| is_postgres);
+            options.ok_or("must be a URL like postgres://user:password@host:5432/database")
+        };
+        self.secret("DATABASE_URL", read, |options| Some(shown_database(options)))
     }
 
     fn read_amqp(&mut self) -> Option<AmqpConfig> {
-        let prefix = self.take("SHOPBELL_AMQP_PREFIX").unwrap_or_else(|| "shopbell".into());
-        let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-        if !(1..=100).contains(&prefix.len()) || !prefix.chars().all(allowed) {
-            self.complain("SHOPBELL_AMQP_PREFIX", "must be 1 to 100 of A-Z a-z 0-9 . _ -");
-        }
+        let read = |url: &Secret| {
+            let parsed = Url::parse(url.reveal()).ok().filter(|url| ["amqp", "amqps"].contains(&url.scheme()));
+            let parsed = parsed.ok_or("must be a URL like amqp://user:password@host:5672/vhost")?;
+            Ok((url.clone(), parsed))
+        };
+        let url = self.secret("AMQP_URL", read, |(_, url)| Some(environment::without_secrets(url.clone())));
+        let prefix = self.text("SHOPBELL_AMQP_PREFIX", "shopbell", |prefix| {
+            let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+            let is_good = (1..=100).contains(&prefix.len()) && prefix.chars().all(allowed);
+            if is_good { Ok(()) } else { Err("must be 1 to 100 of A-Z a-z 0-9 . _ -".into()) }
+        });
         let partitions = self.number("SHOPBELL_INGEST_PARTITIONS", 1, 1..=PARTITIONS_MAX);
         let declare = self.parse("SHOPBELL_AMQP_DECLARE", true, "true or false");
-        let url = self.required_secret("AMQP_URL")?;
-        if !["amqp://", "amqps://"].iter().any(|scheme| url.reveal().starts_with(scheme)) {
-            self.complain("AMQP_URL", "must be a URL like amqp://user:password@host:5672/vhost");
-        }
+        let (url, _) = url?;
         Some(AmqpConfig { url, prefix, partitions, declare })
     }
 
-    fn read_ingest(&mut self) -> IngestConfig {
+    /// Read also where the role has none, because roles may share an environment; then none of it is used.
+    fn read_ingest(&mut self, is_wanted: bool) -> Option<IngestConfig> {
+        let used = self.settings.len();
         let event_bytes_max = self.number("SHOPBELL_MAX_EVENT_BYTES", EVENT_BYTES_MAX_DEFAULT, 65_536..=16_777_216);
-        IngestConfig { event_bytes_max }
+        if !is_wanted {
+            self.settings.truncate(used);
+            return None;
+        }
+        Some(IngestConfig { event_bytes_max })
     }
 
-    /// The outer `None` is a complaint, the inner one a role without it. Its settings are read either way, because roles
-    /// may share an environment; its secret is not.
+    /// The outer `None` is a complaint, the inner one a role without it. Its settings are read either way; its secret is
+    /// not.
     fn read_gateway(&mut self, is_wanted: bool) -> Option<Option<GatewayConfig>> {
+        let used = self.settings.len();
         let listen =
             self.parse("SHOPBELL_LISTEN", SocketAddr::from(([0, 0, 0, 0], 8080)), "an address like 0.0.0.0:8080");
         let session = self.read_session();
         let dashboard = self.parse("SHOPBELL_DASHBOARD", false, "true or false");
+        let canary = self.seconds_or_off("SHOPBELL_CANARY_SECONDS", 30, 3_600);
         if !is_wanted {
+            self.settings.truncate(used);
             self.given.retain(|name, _| !name.starts_with("shopbell_jwt_"));
             return Some(None);
         }
         let jwt = self.read_jwt()?;
-        Some(Some(GatewayConfig { listen, jwt, session, dashboard }))
+        Some(Some(GatewayConfig { listen, jwt, session, dashboard, canary }))
     }
 
     fn read_jwt(&mut self) -> Option<JwtConfig> {
-        let (audience, issuer) = (self.take("SHOPBELL_JWT_AUDIENCE"), self.take("SHOPBELL_JWT_ISSUER"));
-        let secret = self.required_secret("SHOPBELL_JWT_HS256_SECRET")?;
-        if secret.reveal().len() < SECRET_BYTES_MIN {
-            self.complain("SHOPBELL_JWT_HS256_SECRET", "must have at least 32 bytes");
-        }
-        Some(JwtConfig { secret, audience, issuer })
+        let read = |secret: &Secret| {
+            let is_long_enough = secret.reveal().len() >= SECRET_BYTES_MIN;
+            is_long_enough.then(|| secret.clone()).ok_or("must have at least 32 bytes")
+        };
+        let secret = self.secret("SHOPBELL_JWT_HS256_SECRET", read, |_| None);
+        let audience = self.optional_text("SHOPBELL_JWT_AUDIENCE");
+        let issuer = self.optional_text("SHOPBELL_JWT_ISSUER");
+        Some(JwtConfig { secret: secret?, audience, issuer })
     }
 
     fn read_session(&mut self) -> SessionConfig {
-        let seconds = |number: usize| Duration::from_secs(number as u64);
-        let broadcast_feed = self.take("SHOPBELL_BROADCAST_FEED").unwrap_or_else(|| "all".into());
-        if let Err(error) = crate::feed::Feed::parse(&broadcast_feed) {
-            self.complain("SHOPBELL_BROADCAST_FEED", &error.to_string());
-        }
         SessionConfig {
+            allowed_origins: self.read_origins(),
+            broadcast_feed: self.text("SHOPBELL_BROADCAST_FEED", "all", |feed| match crate::feed::Feed::parse(feed) {
+                Ok(_) => Ok(()),
+                Err(error) => Err(error.to_string()),
+            }),
             window: self.number("SHOPBELL_WINDOW", 256, 1..=65_536),
-            heartbeat: seconds(self.number("SHOPBELL_HEARTBEAT_SECONDS", 25, 1..=3_600)),
+            heartbeat: Duration::from_secs(self.number("SHOPBELL_HEARTBEAT_SECONDS", 25, 1..=3_600)),
             sessions_max: self.number("SHOPBELL_MAX_SESSIONS", 50_000, 1..=1_000_000),
             sessions_per_subscriber_max: self.number("SHOPBELL_MAX_SESSIONS_PER_SUBSCRIBER", 50, 1..=1_000_000),
-            age_max: match self.number("SHOPBELL_MAX_SESSION_SECONDS", 0, 0..=31_536_000) {
-                0 => None,
-                age => Some(seconds(age)),
-            },
+            age_max: self.seconds_or_off("SHOPBELL_MAX_SESSION_SECONDS", 0, 31_536_000),
             frame_bytes_max: self.number("SHOPBELL_MAX_FRAME_BYTES", 16_384, 1_024..=1_048_576),
-            drain: seconds(self.number("SHOPBELL_DRAIN_SECONDS", 20, 0..=3_600)),
-            allowed_origins: self.read_origins(),
-            broadcast_feed,
+            drain: Duration::from_secs(self.number("SHOPBELL_DRAIN_SECONDS", 20, 0..=3_600)),
         }
     }
 
     fn read_origins(&mut self) -> Vec<String> {
-        let list = self.take("SHOPBELL_ALLOWED_ORIGINS").unwrap_or_default();
-        let origins: Vec<String> = list.split(',').map(str::trim).filter(|o| !o.is_empty()).map(Into::into).collect();
-        let is_origin = |origin: &String| {
-            let host = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
-            host.is_some_and(|host| !host.is_empty() && !host.contains(['/', '*', '@', '?', '#']))
+        let read = |list: &str| {
+            let origins = list.split(',').map(str::trim).filter(|origin| !origin.is_empty()).map(String::from);
+            let is_origin = |origin: &String| {
+                let host = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
+                host.is_some_and(|host| !host.is_empty() && !host.contains(['/', '*', '@', '?', '#']))
+            };
+            let origins: Vec<_> = origins.collect();
+            let expected = "must be origins like https://shop.example, comma separated, without path or *";
+            if origins.iter().all(is_origin) { Ok(origins) } else { Err(expected.into()) }
         };
-        if !origins.iter().all(is_origin) {
-            self.complain(
-                "SHOPBELL_ALLOWED_ORIGINS",
-                "must be origins like https://shop.example, comma separated, without path or *",
-            );
-        }
-        origins
+        self.read("SHOPBELL_ALLOWED_ORIGINS", Vec::new(), read, |origins| {
+            (!origins.is_empty()).then(|| origins.join(","))
+        })
     }
 
     fn read_ops_listen(&mut self) -> SocketAddr {
         self.parse("SHOPBELL_OPS_LISTEN", SocketAddr::from(([0, 0, 0, 0], 9090)), "an address like 0.0.0.0:9090")
     }
 
-    /// A variable, or the content of the file that `NAME_FILE` names.
-    fn required_secret(&mut self, name: &'static str) -> Option<Secret> {
-        let direct = self.take(name);
-        let file = self.take(&format!("{name}_FILE"));
-        let value = match (direct, file) {
-            (Some(_), Some(_)) => {
-                self.complain(name, &format!("and {name}_FILE are both set: set one"));
-                return None;
-            }
-            (Some(value), None) => value,
-            (None, Some(path)) => match std::fs::read_to_string(&path) {
-                Ok(content) => content.trim_end_matches(['\r', '\n']).to_owned(),
-                Err(error) => {
-                    self.complain(&format!("{name}_FILE"), &format!("names {path}, which cannot be read: {error}"));
-                    return None;
-                }
-            },
-            (None, None) => String::new(),
-        };
-        if value.is_empty() {
-            self.complain(name, "is required");
-            return None;
+    /// 0 turns it off.
+    fn seconds_or_off(&mut self, name: &'static str, default: u64, max: u64) -> Option<Duration> {
+        match self.number(name, default, 0..=max) {
+            0 => None,
+            seconds => Some(Duration::from_secs(seconds)),
         }
-        Some(Secret(value))
-    }
-
-    fn number<T: Copy + FromStr + PartialOrd + fmt::Display>(
-        &mut self,
-        name: &'static str,
-        default: T,
-        range: RangeInclusive<T>,
-    ) -> T {
-        let value = self.take(name).map(|text| text.trim().parse().ok().filter(|number| range.contains(number)));
-        value.unwrap_or(Some(default)).unwrap_or_else(|| {
-            self.complain(name, &format!("must be a whole number from {} to {}", range.start(), range.end()));
-            default
-        })
-    }
-
-    fn parse<T: FromStr>(&mut self, name: &'static str, default: T, expected: &str) -> T {
-        let Some(text) = self.take(name) else { return default };
-        text.trim().parse().unwrap_or_else(|_| {
-            self.complain(name, &format!("must be {expected}"));
-            default
-        })
-    }
-
-    /// envy names variables in lower case.
-    fn take(&mut self, name: &str) -> Option<String> {
-        self.given.remove(&name.to_lowercase())
-    }
-
-    fn complain(&mut self, name: &str, problem: &str) {
-        self.complaints.push(format!("{name} {problem}"));
     }
 }
 
-fn is_ours(name: &str) -> bool {
-    name.starts_with("SHOPBELL_") || ["DATABASE_URL", "DATABASE_URL_FILE", "AMQP_URL", "AMQP_URL_FILE"].contains(&name)
+/// What of it is no secret, as it is used: a URL says less, for libpq's own variables fill in the rest.
+fn shown_database(options: &PgConnectOptions) -> String {
+    let sslmode = match options.get_ssl_mode() {
+        PgSslMode::Disable => "disable",
+        PgSslMode::Allow => "allow",
+        PgSslMode::Prefer => "prefer",
+        PgSslMode::Require => "require",
+        PgSslMode::VerifyCa => "verify-ca",
+        PgSslMode::VerifyFull => "verify-full",
+    };
+    let (user, port) = (options.get_username(), options.get_port());
+    let host = match options.get_socket() {
+        Some(socket) => socket.display().to_string(),
+        None => options.get_host().to_owned(),
+    };
+    let database = options.get_database().unwrap_or(user);
+    format!("postgres://{user}@{host}:{port}/{database}?sslmode={sslmode}")
 }
 
 #[cfg(test)]
@@ -447,5 +396,72 @@ mod tests {
         assert!(!message.contains("hidden"), "{message}");
         let missing = environment(&[]).serve(None).unwrap_err();
         assert_eq!(missing.complaints.len(), 3, "{missing}");
+    }
+
+    fn explained(variables: &[(&str, &str)], role: Option<Role>) -> Vec<Setting> {
+        environment(variables).explain(role).unwrap().1
+    }
+
+    fn of<'a>(settings: &'a [Setting], variable: &str) -> Option<(&'a str, Origin)> {
+        let setting = settings.iter().find(|setting| setting.variable == variable)?;
+        Some((setting.value.as_deref().unwrap_or_default(), setting.origin))
+    }
+
+    #[test]
+    fn each_setting_is_explained_with_its_value_and_origin() {
+        let mut given = GOOD.to_vec();
+        given.extend([
+            ("SHOPBELL_WINDOW", " 7 "),
+            ("SHOPBELL_ALLOWED_ORIGINS", "https://a.example , https://b.example"),
+        ]);
+        let settings = explained(&given, None);
+        let of = |variable| of(&settings, variable).unwrap();
+        assert_eq!(of("SHOPBELL_WINDOW"), ("7", Origin::Set));
+        assert_eq!(of("SHOPBELL_CANARY_SECONDS"), ("30", Origin::Default));
+        assert_eq!(of("SHOPBELL_ALLOWED_ORIGINS"), ("https://a.example,https://b.example", Origin::Set));
+        assert_eq!(of("SHOPBELL_JWT_ISSUER"), ("", Origin::Default));
+        assert_eq!(of("SHOPBELL_JWT_HS256_SECRET"), ("(secret)", Origin::Set));
+        let told = format!("{settings:?}");
+        assert!(!told.contains("hidden") && !told.contains(GOOD[2].1), "{told}");
+    }
+
+    #[test]
+    fn a_url_is_explained_without_what_is_secret_in_it() {
+        let urls = [
+            ("DATABASE_URL", "postgres://me:hidden@db.example/shop?sslmode=verify-full&application_name=hidden"),
+            ("AMQP_URL", "amqps://me:hidden@mq.example/%2f?heartbeat=5&auth=hidden#hidden"),
+            GOOD[2],
+        ];
+        let settings = explained(&urls, None);
+        let told = |variable| of(&settings, variable).unwrap().0;
+        assert_eq!(told("DATABASE_URL"), "postgres://me@db.example:5432/shop?sslmode=verify-full");
+        assert_eq!(told("AMQP_URL"), "amqps://me@mq.example/%2f");
+    }
+
+    #[test]
+    fn a_role_is_explained_without_the_other_s_settings() {
+        let settings = explained(&GOOD, Some(Role::Ingest));
+        assert!(of(&settings, "SHOPBELL_WINDOW").is_none() && of(&settings, "SHOPBELL_JWT_HS256_SECRET").is_none());
+        assert!(of(&settings, "SHOPBELL_MAX_EVENT_BYTES").is_some());
+        let settings = explained(&GOOD, Some(Role::Gateway));
+        assert!(of(&settings, "SHOPBELL_WINDOW").is_some() && of(&settings, "SHOPBELL_MAX_EVENT_BYTES").is_none());
+    }
+
+    #[test]
+    fn an_unknown_variable_is_an_error_only_to_who_asks() {
+        let mut given = GOOD.to_vec();
+        given.extend([("SHOPBELL_WINDOWS", "7"), ("SHOPBELL_TOKEN", "hidden"), ("SHOPBELL_DRAIN_SECONDS", "soon")]);
+        let refused = environment(&given).explain(None).unwrap_err();
+        assert_eq!(refused.complaints.len(), 2, "{refused}");
+        assert!(refused.to_string().contains("SHOPBELL_WINDOWS is not known"), "{refused}");
+        given.pop();
+        assert!(environment(&given).serve(None).is_ok());
+    }
+
+    #[test]
+    fn the_canary_sings_unless_it_is_turned_off() {
+        let canary = |given: &[_]| environment(given).serve(None).unwrap().gateway.unwrap().canary;
+        assert_eq!(canary(&GOOD), Some(Duration::from_secs(30)));
+        assert_eq!(canary(&[&GOOD[..], &[("SHOPBELL_CANARY_SECONDS", "0")]].concat()), None);
     }
 }

@@ -8,6 +8,7 @@ mod acks;
 mod answers;
 mod books;
 mod commands;
+mod commands_config;
 mod dashboard;
 mod drain;
 mod faults;

@@ -141,7 +141,7 @@ fn the_readme_lists_every_setting() {
         let known = |name: &&str| name.starts_with("SHOPBELL_") && !["SHOPBELL_", "SHOPBELL_TOKEN"].contains(name);
         names.filter(known).map(Into::into).collect()
     };
-    let config = code().into_iter().filter(|(part, ..)| part == "config").map(|(.., text)| text + "\n");
+    let config = code().into_iter().filter(|(part, ..)| within(part, "config")).map(|(.., text)| text + "\n");
     let table = section("README.md", "## Configure");
     let cells = table.lines().filter_map(|row| row.strip_prefix("| ")?.split(" | ").next());
     let (listed, taken) = (settings(cells.collect::<Vec<_>>().join("\n")), settings(config.collect()));

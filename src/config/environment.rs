@@ -1,0 +1,239 @@
+//! The variables that are ours: taken one by one, each with a note of what is used and where that is from.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::str::FromStr;
+
+use serde::Serialize;
+use url::Url;
+
+use super::{ConfigError, Secret};
+
+/// What stands where a secret does.
+const REDACTED: &str = "(secret)";
+/// Read by libraries and not by us: told, never judged.
+const OF_OTHERS: [&str; 2] = ["RUST_LOG", "OTEL_"];
+
+/// One variable as it is used, without what must not be shown.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Setting {
+    /// The variable.
+    pub variable: String,
+    /// What is used; `None` where nothing is.
+    pub value: Option<String>,
+    /// Where that is from.
+    pub origin: Origin,
+    /// The file that it is from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+}
+
+/// Where a value is from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Origin {
+    /// Nobody set it.
+    Default,
+    /// The variable itself.
+    Set,
+    /// The file that `NAME_FILE` names.
+    File,
+}
+
+/// The variables that are ours, as far as they were not taken, what became of those that were, and what was wrong.
+#[derive(Debug, Default)]
+pub struct Environment {
+    pub(super) given: BTreeMap<String, String>,
+    of_others: Vec<Setting>,
+    pub(super) settings: Vec<Setting>,
+    pub(super) complaints: Vec<String>,
+}
+
+impl Environment {
+    /// Reads the process's environment. An empty variable counts as unset.
+    pub fn of_process() -> Self {
+        let (mut ours, mut of_others, mut complaints) = (Vec::new(), Vec::new(), Vec::new());
+        // Not `vars()`, which panics on a variable that is not Unicode, whosever it is.
+        for (name, value) in std::env::vars_os() {
+            let Ok(name) = name.into_string() else { continue };
+            if OF_OTHERS.iter().any(|prefix| name.starts_with(prefix)) {
+                of_others.push(Setting::of_others(name, &value.to_string_lossy()));
+            } else if !is_ours(&name) || value.is_empty() {
+                continue;
+            } else {
+                match value.into_string() {
+                    Ok(value) => ours.push((name, value)),
+                    Err(_) => complaints.push(format!("{name} is not UTF-8")),
+                }
+            }
+        }
+        of_others.sort_by(|one, other| one.variable.cmp(&other.variable));
+        Self { complaints, of_others, ..Self::of(ours) }
+    }
+
+    /// Reads these variables.
+    pub fn of(variables: Vec<(String, String)>) -> Self {
+        // A map of strings takes whatever strings there are: envy has nothing to refuse.
+        let given = envy::from_iter::<_, BTreeMap<String, String>>(variables).unwrap_or_default();
+        Self { given, ..Self::default() }
+    }
+
+    /// What was taken, in that order, and what libraries take.
+    pub(super) fn into_settings(self) -> Vec<Setting> {
+        self.settings.into_iter().chain(self.of_others).collect()
+    }
+
+    pub(super) fn finish<T>(&mut self, value: Option<T>) -> Result<T, ConfigError> {
+        match value {
+            Some(value) if self.complaints.is_empty() => Ok(value),
+            _ => Err(ConfigError { complaints: std::mem::take(&mut self.complaints) }),
+        }
+    }
+
+    /// What is left of ours when all was taken: nobody knows it.
+    pub(super) fn unknown(&self) -> impl Iterator<Item = String> {
+        self.given.keys().filter(|name| name.starts_with("shopbell_")).map(|name| name.to_uppercase())
+    }
+
+    /// A variable, or the content of the file that `NAME_FILE` names; `shown` tells as much of it as may be shown.
+    pub(super) fn secret<T>(
+        &mut self,
+        name: &'static str,
+        read: impl FnOnce(&Secret) -> Result<T, &'static str>,
+        shown: impl FnOnce(&T) -> Option<String>,
+    ) -> Option<T> {
+        let file = self.take(&format!("{name}_FILE"));
+        let (value, origin) = match (self.take(name), &file) {
+            (Some(_), Some(_)) => {
+                self.complain(name, &format!("and {name}_FILE are both set: set one"));
+                return None;
+            }
+            (Some(value), None) => (value, Origin::Set),
+            (None, Some(path)) => match std::fs::read_to_string(path) {
+                Ok(content) => (content.trim_end_matches(['\r', '\n']).to_owned(), Origin::File),
+                Err(error) => {
+                    self.complain(&format!("{name}_FILE"), &format!("names {path}, which cannot be read: {error}"));
+                    return None;
+                }
+            },
+            (None, None) => (String::new(), Origin::Default),
+        };
+        if value.is_empty() {
+            self.complain(name, "is required");
+            return None;
+        }
+        match read(&Secret(value)) {
+            Ok(value) => {
+                let told = shown(&value).unwrap_or_else(|| REDACTED.into());
+                self.settings.push(Setting { variable: name.into(), value: Some(told), origin, file });
+                Some(value)
+            }
+            Err(expected) => {
+                self.complain(name, expected);
+                None
+            }
+        }
+    }
+
+    pub(super) fn number<T: Copy + FromStr + PartialOrd + fmt::Display>(
+        &mut self,
+        name: &'static str,
+        default: T,
+        range: RangeInclusive<T>,
+    ) -> T {
+        let expected = format!("must be a whole number from {} to {}", range.start(), range.end());
+        let read = |text: &str| text.trim().parse().ok().filter(|number| range.contains(number)).ok_or(expected);
+        self.read(name, default, read, |number| Some(number.to_string()))
+    }
+
+    pub(super) fn parse<T: FromStr + fmt::Display>(&mut self, name: &'static str, default: T, expected: &str) -> T {
+        let read = |text: &str| text.trim().parse().map_err(|_| format!("must be {expected}"));
+        self.read(name, default, read, |value| Some(value.to_string()))
+    }
+
+    pub(super) fn text(
+        &mut self,
+        name: &'static str,
+        default: &str,
+        check: impl FnOnce(&str) -> Result<(), String>,
+    ) -> String {
+        let read = |text: &str| check(text).map(|()| text.to_owned());
+        self.read(name, default.to_owned(), read, |text| Some(text.clone()))
+    }
+
+    pub(super) fn optional_text(&mut self, name: &'static str) -> Option<String> {
+        self.read(name, None, |text| Ok(Some(text.to_owned())), Option::clone)
+    }
+
+    /// Takes a variable, notes what is used, and complains where that cannot be the given one.
+    pub(super) fn read<T>(
+        &mut self,
+        name: &'static str,
+        default: T,
+        read: impl FnOnce(&str) -> Result<T, String>,
+        shown: impl FnOnce(&T) -> Option<String>,
+    ) -> T {
+        let (value, origin) = match self.take(name) {
+            Some(text) => match read(&text) {
+                Ok(value) => (value, Origin::Set),
+                Err(problem) => {
+                    self.complain(name, &problem);
+                    (default, Origin::Default)
+                }
+            },
+            None => (default, Origin::Default),
+        };
+        self.settings.push(Setting { variable: name.into(), value: shown(&value), origin, file: None });
+        value
+    }
+
+    /// envy names variables in lower case.
+    pub(super) fn take(&mut self, name: &str) -> Option<String> {
+        self.given.remove(&name.to_lowercase())
+    }
+
+    pub(super) fn complain(&mut self, name: &str, problem: &str) {
+        self.complaints.push(format!("{name} {problem}"));
+    }
+}
+
+impl Setting {
+    /// OpenTelemetry's headers hold keys; so may the URL of a collector.
+    fn of_others(variable: String, value: &str) -> Self {
+        let value = match Url::parse(value) {
+            _ if variable.ends_with("_HEADERS") => REDACTED.to_owned(),
+            Ok(url) if url.has_host() => without_secrets(url),
+            _ => value.to_owned(),
+        };
+        Self { variable, value: Some(value), origin: Origin::Set, file: None }
+    }
+}
+
+/// A URL without its password and its query.
+pub(super) fn without_secrets(mut url: Url) -> String {
+    // It fails for a URL that cannot have a password.
+    let _ = url.set_password(None);
+    url.set_query(None);
+    url.set_fragment(None);
+    url.into()
+}
+
+fn is_ours(name: &str) -> bool {
+    name.starts_with("SHOPBELL_") || ["DATABASE_URL", "DATABASE_URL_FILE", "AMQP_URL", "AMQP_URL_FILE"].contains(&name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_library_s_variable_is_told_without_its_keys() {
+        let told = |variable: &str, value| Setting::of_others(variable.into(), value).value.unwrap_or_default();
+        assert_eq!(told("RUST_LOG", "info,shopbell::ingest=debug"), "info,shopbell::ingest=debug");
+        assert_eq!(told("OTEL_EXPORTER_OTLP_HEADERS", "api-key=hidden"), "(secret)");
+        assert_eq!(told("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "api-key=hidden"), "(secret)");
+        let url = "https://me:hidden@collector.example:4318/v1?key=hidden";
+        assert_eq!(told("OTEL_EXPORTER_OTLP_ENDPOINT", url), "https://me@collector.example:4318/v1");
+    }
+}

@@ -1,0 +1,71 @@
+//! `shopbell config`: what a service would run on, and all that is wrong with it.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use crate::support::World;
+
+#[derive(Debug, Deserialize)]
+struct Setting {
+    variable: String,
+    value: Option<String>,
+    origin: String,
+    file: Option<String>,
+}
+
+#[tokio::test]
+async fn every_setting_is_told_and_no_secret() {
+    let world = World::new().await;
+    let secret = "s3cr3t-0123456789abcdef0123456789";
+    let file = world.file("jwt-secret", format!("{secret}\n").as_bytes());
+    let settings = [
+        ("SHOPBELL_JWT_HS256_SECRET", ""),
+        ("SHOPBELL_JWT_HS256_SECRET_FILE", file.as_str()),
+        ("SHOPBELL_WINDOW", "7"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "key=s3cr3t"),
+    ];
+    let told = world.shopbell_with(&settings, &["config", "--output", "json"]).await.succeeded();
+    let secrets = [secret, "s3cr3t", password(world.database_url()), password(world.amqp_url())];
+    for secret in secrets {
+        assert!(!told.stdout.contains(secret) && !told.stderr.contains(secret), "{told:?}");
+    }
+    let lines = told.json_lines::<Setting>();
+    let by_name: BTreeMap<_, _> = lines.iter().map(|setting| (setting.variable.as_str(), setting)).collect();
+    assert_eq!(lines.len(), by_name.len(), "each is told once: {lines:?}");
+    let of = |variable| (by_name[variable].value.as_deref(), by_name[variable].origin.as_str());
+    assert_eq!(of("SHOPBELL_WINDOW"), (Some("7"), "set"));
+    assert_eq!(of("SHOPBELL_LISTEN"), (Some("0.0.0.0:8080"), "default"));
+    assert_eq!(of("SHOPBELL_JWT_AUDIENCE"), (None, "default"));
+    assert_eq!(of("SHOPBELL_JWT_HS256_SECRET"), (Some("(secret)"), "file"));
+    assert_eq!(by_name["SHOPBELL_JWT_HS256_SECRET"].file.as_deref(), Some(file.as_str()));
+    assert_eq!(of("OTEL_EXPORTER_OTLP_HEADERS"), (Some("(secret)"), "set"));
+    assert_eq!(of("RUST_LOG"), (Some("info"), "set"));
+    for row in ["DATABASE_URL", "AMQP_URL"] {
+        assert!(of(row).0.is_some_and(|url| url.contains("@127.0.0.1:")), "{:?}", by_name[row]);
+    }
+
+    // For people, and of the half that has no public port.
+    let told = world.shopbell_with(&settings, &["config", "--role", "ingest"]).await.succeeded().stdout;
+    assert!(told.contains("SHOPBELL_MAX_EVENT_BYTES") && !told.contains("SHOPBELL_LISTEN"), "{told}");
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn all_that_is_bad_or_unknown_is_named_at_once() {
+    let world = World::new().await;
+    let bad = [("SHOPBELL_WINDOWS", "7"), ("SHOPBELL_HEARTBEAT_SECONDS", "0"), ("DATABASE_URL", "mysql://s3cr3t")];
+    let refused = world.shopbell_with(&bad, &["config"]).await.failed_with(2);
+    for (variable, _) in bad {
+        assert!(refused.stderr.contains(variable), "{variable} is not named in {}", refused.stderr);
+    }
+    assert_eq!(refused.stdout, "");
+    assert!(!refused.stderr.contains("s3cr3t"), "{}", refused.stderr);
+    world.finish().await;
+}
+
+fn password(url: &str) -> &str {
+    let (_, rest) = url.split_once("://").expect("a URL");
+    let (user, _) = rest.split_once('@').expect("a URL with a user");
+    user.split_once(':').expect("a URL with a password").1
+}
