@@ -78,13 +78,19 @@ impl Canary {
                 Some(Ok(took)) => self.metrics.canary.observe(took.as_secs_f64()),
                 Some(Err(Lost { step, why })) => {
                     self.metrics.canary_failures.inc(step);
-                    tracing::error!(step, why, "the canary was lost: merchants may not get their orders through this replica");
+                    tracing::error!(
+                        step,
+                        why,
+                        "the canary was lost: merchants may not get their orders through this replica"
+                    );
                     publisher = Publisher::lazy(&self.broker);
                 }
                 None => break,
             }
         }
         publisher.close().await;
+        // What is not forgotten now is forgotten by the housekeeping of any replica.
+        let _ = canaries::forget(&self.pool, &feed, &self.broadcast_feed).await;
     }
 
     async fn fly(&self, feed: &Feed, subscriber: &Subscriber, publisher: &mut Publisher) -> Result<Duration, Lost> {

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Interval, MissedTickBehavior};
+use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 use crate::amqp::depths::Watcher;
 use crate::hub::Hub;
@@ -16,6 +16,8 @@ use crate::telemetry::metrics::Metrics;
 
 /// Often enough for an alert that waits a minute, seldom enough to cost nothing.
 const INTERVAL: Duration = Duration::from_secs(5);
+/// Soon, but when the queues of a new broker are there.
+const FIRST_AFTER: Duration = Duration::from_secs(1);
 /// Most feeds asked for in one statement.
 const FEEDS_PER_QUERY_MAX: usize = 5_000;
 
@@ -75,7 +77,7 @@ pub async fn broker(mut watcher: Watcher, metrics: Arc<Metrics>) {
 }
 
 fn interval() -> Interval {
-    let mut interval = tokio::time::interval(INTERVAL);
+    let mut interval = tokio::time::interval_at(Instant::now() + FIRST_AFTER, INTERVAL);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     interval
 }

@@ -1,6 +1,6 @@
 //! `shopbell healthcheck`: asks the service on this machine for `/readyz`, for container runtimes without curl.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -9,6 +9,7 @@ use tokio::net::TcpStream;
 
 use super::{terminal, within};
 use crate::config::Environment;
+use crate::http::listener::reachable;
 
 /// A service that needs longer to say that it is ready is not.
 const TIMEOUT: Duration = Duration::from_secs(3);
@@ -24,16 +25,6 @@ pub async fn run() -> anyhow::Result<()> {
     let (status, body) = parse(&answer).with_context(|| format!("what listens on {address} does not speak HTTP"))?;
     anyhow::ensure!(status == "200", "not ready: /readyz on {address} says {status}: {body}");
     terminal::write_lines(&terminal::text_line(body))
-}
-
-/// A listener on every address is asked on the loopback one.
-fn reachable(listen: SocketAddr) -> SocketAddr {
-    let ip = match listen.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
-        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
-        ip => ip,
-    };
-    SocketAddr::new(ip, listen.port())
 }
 
 async fn ask(address: SocketAddr) -> std::io::Result<String> {
@@ -53,18 +44,8 @@ fn parse(answer: &str) -> Option<(&str, &str)> {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test may panic")]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_listener_on_every_address_is_asked_on_the_loopback_one() {
-        for (listen, asked) in
-            [("0.0.0.0:9090", "127.0.0.1:9090"), ("[::]:9090", "[::1]:9090"), ("10.0.0.7:1", "10.0.0.7:1")]
-        {
-            assert_eq!(reachable(listen.parse().unwrap()).to_string(), asked);
-        }
-    }
 
     #[test]
     fn an_answer_is_status_and_body() {

@@ -18,6 +18,7 @@ use super::{BROKER_TIMEOUT, UsageError, broker, within};
 use crate::amqp::publisher::{Outgoing, Publisher};
 use crate::config::EVENT_BYTES_MAX_DEFAULT;
 use crate::event::{self, Limits, Message};
+use crate::telemetry::traces::Publishing;
 
 /// Events published at once where no rate is asked for: what lies unconfirmed when something fails.
 const CHUNK: usize = 256;
@@ -77,7 +78,7 @@ pub async fn run(arguments: Arguments, format: Format) -> anyhow::Result<()> {
     let plan = Plan::new(arguments)?;
     let total = plan.total();
     // A mistake shows in the first event, and needs no broker to be named.
-    plan.event(0)?;
+    plan.event(0, None)?;
     let broker = broker()?;
     let exchange = broker.names.events();
     let mut publisher = within(BROKER_TIMEOUT, "opening a connection to publish", Publisher::open(&broker))
@@ -93,7 +94,8 @@ pub async fn run(arguments: Arguments, format: Format) -> anyhow::Result<()> {
             ticks.tick().await;
         }
         let through = total.min(first.saturating_add(chunk as u64));
-        let events = (first..through).map(|index| plan.event(index)).collect::<anyhow::Result<Vec<_>>>()?;
+        let mut events =
+            (first..through).map(|index| plan.event(index, Some(&exchange))).collect::<anyhow::Result<Vec<_>>>()?;
         let recipient = &plan.arguments.recipient;
         let outgoing: Vec<_> = events
             .iter()
@@ -102,6 +104,7 @@ pub async fn run(arguments: Arguments, format: Format) -> anyhow::Result<()> {
         publisher.publish(&outgoing).await.with_context(|| {
             format!("{first} of {total} events were confirmed; of the next {} nobody knows", outgoing.len())
         })?;
+        events.iter_mut().for_each(|event| drop(event.trace.take()));
         let lines = events.iter().map(|event| plan.line(event, format)).collect::<anyhow::Result<String>>()?;
         terminal::write_lines(&lines)?;
     }
@@ -124,6 +127,8 @@ fn rate(text: &str) -> Result<f64, String> {
 /// One event, ready to be published.
 struct Planned {
     id: String,
+    /// Ends when it is confirmed.
+    trace: Option<Publishing>,
     event_type: String,
     body: Vec<u8>,
 }
@@ -166,7 +171,8 @@ impl Plan {
         self.import.as_ref().map_or(self.arguments.count, Import::total)
     }
 
-    fn event(&self, index: u64) -> anyhow::Result<Planned> {
+    /// Traced, where it goes to an exchange.
+    fn event(&self, index: u64, exchange: Option<&str>) -> anyhow::Result<Planned> {
         let (event_type, data) = match &self.import {
             Some(import) => {
                 let (event_type, data) = import.event(index);
@@ -178,18 +184,25 @@ impl Plan {
             None => (self.arguments.event_type.as_str(), self.data.clone()),
         };
         let id = self.arguments.id.clone().unwrap_or_else(|| uuid::Uuid::now_v7().to_string());
-        let body = self.body(&id, event_type, data.as_deref())?;
+        let trace = exchange.and_then(|exchange| Publishing::begin(exchange, event_type, &id));
+        let body = self.body(&id, event_type, trace.as_ref(), data.as_deref())?;
         if !self.arguments.unchecked {
             let message = Message { content_type: Some(CONTENT_TYPE), headers: vec![], body: &body };
             event::parse(&message, Limits { event_bytes_max: EVENT_BYTES_MAX }).map_err(|rejection| {
                 UsageError(format!("this event would be a dead letter: {rejection} (--unchecked publishes it anyway)"))
             })?;
         }
-        Ok(Planned { id, event_type: event_type.into(), body })
+        Ok(Planned { id, trace, event_type: event_type.into(), body })
     }
 
     /// The event in CloudEvents' JSON format. The data is put in by hand, for its bytes to stay what they are.
-    fn body(&self, id: &str, event_type: &str, data: Option<&[u8]>) -> anyhow::Result<Vec<u8>> {
+    fn body(
+        &self,
+        id: &str,
+        event_type: &str,
+        trace: Option<&Publishing>,
+        data: Option<&[u8]>,
+    ) -> anyhow::Result<Vec<u8>> {
         let now = OffsetDateTime::now_utc();
         let expiry = self.arguments.expires_in_seconds.map(|seconds| now + Duration::from_secs(seconds));
         let mut body = serde_json::to_vec(&Envelope {
@@ -201,6 +214,7 @@ impl Plan {
             time: now.format(&Rfc3339)?,
             expirytime: expiry.map(|at| at.format(&Rfc3339)).transpose()?,
             collapsekey: self.arguments.collapse_key.as_deref(),
+            traceparent: trace.map(ToString::to_string),
         })?;
         if let Some(data) = data {
             body.pop();
@@ -235,6 +249,8 @@ struct Envelope<'a> {
     expirytime: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     collapsekey: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    traceparent: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -269,7 +285,7 @@ mod tests {
         ];
         for line in lines {
             let plan = plan(line).unwrap();
-            assert!((0..plan.total()).all(|index| plan.event(index).is_ok()), "{line:?}");
+            assert!((0..plan.total()).all(|index| plan.event(index, None).is_ok()), "{line:?}");
         }
     }
 
@@ -277,7 +293,7 @@ mod tests {
     fn data_is_published_byte_for_byte() {
         let data = r#"{ "b":1e400, "a":"\ud800",  "b":2}"#;
         let plan = plan(&["--type", "custom.thing", "--data", data, "--id", "e-1"]).unwrap();
-        let body = String::from_utf8(plan.event(0).unwrap().body).unwrap();
+        let body = String::from_utf8(plan.event(0, None).unwrap().body).unwrap();
         assert!(body.ends_with(&format!(r#","data":{data}}}"#)), "{body}");
         assert!(body.contains(r#""id":"e-1""#));
     }
@@ -292,9 +308,9 @@ mod tests {
             (&["--type", ""], "invalid_envelope"),
         ];
         for (line, expected) in cases {
-            let error = plan(line).and_then(|plan| plan.event(0).map(drop)).unwrap_err();
+            let error = plan(line).and_then(|plan| plan.event(0, None).map(drop)).unwrap_err();
             assert!(error.is::<UsageError>() && error.to_string().contains(expected), "{error}");
-            assert!(plan(&[line, &["--unchecked"]].concat()).unwrap().event(0).is_ok());
+            assert!(plan(&[line, &["--unchecked"]].concat()).unwrap().event(0, None).is_ok());
         }
         assert!(plan(&["--import", "3", "--failed", "4"]).is_err());
     }
@@ -302,7 +318,7 @@ mod tests {
     #[test]
     fn a_line_tells_what_was_confirmed() {
         let plan = plan(&["--type", "a\x1b", "--unchecked", "--id", "e-1"]).unwrap();
-        let event = plan.event(0).unwrap();
+        let event = plan.event(0, None).unwrap();
         assert_eq!(plan.line(&event, Format::Text).unwrap(), "a\\u{1b} e-1 m\n");
         let json = r#"{"id":"e-1","type":"a\u001b","recipient":"m","source":"/shopbell/publish"}"#;
         assert_eq!(plan.line(&event, Format::Json).unwrap(), format!("{json}\n"));

@@ -24,6 +24,7 @@ use crate::amqp::depths::Watcher;
 use crate::amqp::publisher::Publisher;
 use crate::answers::Answers;
 use crate::auth::Authenticator;
+use crate::canary::Canary;
 use crate::config::{GatewayConfig, IngestConfig, Role, ServeConfig};
 use crate::cursors::Cursors;
 use crate::event::Limits;
@@ -199,7 +200,8 @@ impl Ground {
         let listener = bind("SHOPBELL_LISTEN", config.listen)?;
         let broadcast_feed = Feed::parse(&config.session.broadcast_feed)?;
         let (audience, issuer) = (config.jwt.audience.as_deref(), config.jwt.issuer.as_deref());
-        let authenticator = Authenticator::new(config.jwt.secret.reveal().as_bytes(), audience, issuer, broadcast_feed);
+        let authenticator =
+            Authenticator::new(config.jwt.secret.reveal().as_bytes(), audience, issuer, broadcast_feed.clone());
         let session = &config.session;
         let reads = &self.pools.reads;
         let (pager, pager_worker) = Pager::new(reads.clone(), self.metrics.clone(), session.sessions_max);
@@ -248,6 +250,18 @@ impl Ground {
         parts.spawn("answers", answer_writer.run(others, self.stops.cursors.clone()));
         let (fanout, broker, stop) = (self.fanout.clone(), self.broker.clone(), self.stops.last.clone());
         parts.spawn("fan-out", async move { fanout.receive(&broker, stop).await });
+        if let Some(every) = config.canary {
+            let canary = Canary {
+                address: listener::reachable(config.listen),
+                jwt: config.jwt.clone(),
+                broker: self.broker.clone(),
+                pool: reads.clone(),
+                broadcast_feed,
+                metrics: self.metrics.clone(),
+            };
+            // Before clients are told to leave: it would be refused as they are.
+            parts.spawn("canary", canary.run(every, self.stops.ingest.clone()));
+        }
         tracing::info!(listen = %config.listen, "clients are served");
         Ok(gateway)
     }
