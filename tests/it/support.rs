@@ -4,6 +4,7 @@
 //! Nothing here knows the inside of Shopbell: it speaks AMQP, WebSocket, HTTP and SQL, as everybody else does.
 
 mod broker;
+mod collector;
 mod command;
 mod event;
 mod eventually;
@@ -25,6 +26,7 @@ mod url;
 mod world;
 
 pub use broker::Broker;
+pub use collector::{Collector, Span};
 pub use command::Done;
 pub use event::{Event, Parcel};
 pub use eventually::{eventually, holds};

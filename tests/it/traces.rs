@@ -1,62 +1,133 @@
-//! Where a collector is named, it is told of every batch and of the publishers behind it.
+//! Where a publisher traces an event, its trace goes on to the ack; seen in a real collector.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use lapin::types::AMQPValue;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpListener;
-
-use crate::support::{PATIENCE, Parcel, World, eventually, holds};
+use crate::support::{Collector, Event, PATIENCE, Parcel, Replica, Span, World, eventually};
 
 const MERCHANT: &str = "merchant-42";
-const TRACE_ID: [u8; 16] =
-    [0x0a, 0xf7, 0x65, 0x19, 0x16, 0xcd, 0x43, 0xdd, 0x84, 0x48, 0xeb, 0x21, 0x1c, 0x80, 0x31, 0x9c];
+const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
+const PUBLISHERS_SPAN: &str = "b7ad6b7169203331";
+
+/// A replica that tells the collector.
+async fn traced(world: &World, collector: &Collector) -> Replica {
+    let replica = world.replica().with("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint());
+    replica.with("OTEL_BSP_SCHEDULE_DELAY", 100).start().await
+}
+
+/// What comes before the collector has as many spans as `named` of this name; then those.
+async fn spans(collector: &Collector, name: &str, count: usize) -> Vec<Span> {
+    eventually(&format!("{count} spans {name:?}"), PATIENCE, async || {
+        let spans = collector.spans();
+        let found: Vec<Span> = spans.iter().filter(|span| span.name == name).cloned().collect();
+        if found.len() == count { Ok(found) } else { Err(format!("{spans:#?}")) }
+    })
+    .await
+}
+
+/// The one span of this name.
+async fn span(collector: &Collector, name: &str) -> Span {
+    spans(collector, name, 1).await.remove(0)
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_batch_is_traced_and_linked_to_the_publishers_trace() {
-    let world = World::new().await;
-    let (collector, received) = collector().await;
-    let replica = world
-        .replica()
-        .with("OTEL_EXPORTER_OTLP_ENDPOINT", &collector)
-        .with("OTEL_BSP_SCHEDULE_DELAY", 100)
-        .start()
-        .await;
-    let order = format!(
-        r#"{{"specversion":"1.0","id":"traced","source":"/checkout","type":"shop.opened","recipient":"{MERCHANT}",
-            "traceparent":"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}}"#
-    );
-    world.publisher().await.publish(Parcel::structured("shop.opened", order)).await;
-    world.expect_stored(MERCHANT, 1).await;
+async fn one_trace_goes_from_the_publisher_to_the_clients_ack_over_two_replicas() {
+    let (world, collector) = (World::new().await, Collector::start().await);
+    let replicas = [traced(&world, &collector).await, traced(&world, &collector).await];
+    let mut merchants = Vec::new();
+    for (replica, device) in replicas.iter().zip(["till", "phone"]) {
+        let mut merchant = world.merchant(MERCHANT).device(device).connect(replica.public()).await;
+        merchant.expect_caught_up(MERCHANT).await;
+        merchants.push(merchant);
+    }
+    // Only a gateway that is known to be there is told over RabbitMQ, so that both are.
+    let settings = [("OTEL_EXPORTER_OTLP_ENDPOINT", &*collector.endpoint())];
+    let published = ["publish", "--recipient", MERCHANT, "--type", "shop.opened", "--id", "traced"];
+    world.shopbell_with(&settings, &published).await.succeeded();
+    for merchant in &mut merchants {
+        merchant.expect_seqs(1..=1).await;
+        merchant.ack(MERCHANT, 1).await;
+    }
 
-    let span = format!("process {}", world.name("ingest"));
-    eventually("the collector is told of the batch", PATIENCE, async || {
-        let received = received.lock().unwrap_or_else(PoisonError::into_inner);
-        let has = |bytes: &[u8]| received.windows(bytes.len()).any(|window| window == bytes);
-        let found = (has(b"shopbell"), has(span.as_bytes()), has(&TRACE_ID));
-        holds(found == (true, true, true), format!("service, span and link: {found:?}"))
-    })
-    .await;
-    assert!(replica.terminate().await.success(), "the last export does not hold up the stop");
+    let publish = span(&collector, &format!("send {}", world.name("events"))).await;
+    assert_eq!((publish.parent.as_str(), publish.kind.as_str()), ("", "SPAN_KIND_PRODUCER"));
+    let process = span(&collector, &format!("process {}", world.name("ingest"))).await;
+    assert_eq!((&process.trace, &process.parent), (&publish.trace, &publish.id));
+    for attribute in [
+        "messaging.system: Str(rabbitmq)".to_owned(),
+        "messaging.operation.name: Str(process)".to_owned(),
+        "messaging.operation.type: Str(process)".to_owned(),
+        format!("messaging.destination.name: Str({})", world.name("ingest")),
+        "messaging.message.id: Str(traced)".to_owned(),
+        format!("shopbell.feed: Str({MERCHANT})"),
+        "shopbell.seq: Int(1)".to_owned(),
+    ] {
+        assert!(process.attributes.contains(&attribute), "{attribute} in {process:#?}");
+    }
+    // The batch, with its commit, is a trace of its own: each of the two knows the other.
+    let batch = span(&collector, &format!("batch {}", world.name("ingest"))).await;
+    assert_eq!(batch.links, [(publish.trace.clone(), publish.id.clone())]);
+    assert_eq!(process.links, [(batch.trace.clone(), batch.id.clone())]);
+    let commit = span(&collector, "append notifications").await;
+    assert_eq!((&commit.trace, &commit.parent), (&batch.trace, &batch.id));
+
+    let fan_out = span(&collector, &format!("send {}", world.name("fanout"))).await;
+    assert_eq!((&fan_out.trace, &fan_out.parent), (&publish.trace, &process.id));
+    let sends = spans(&collector, "send shopbell.v1", 2).await;
+    let acks = spans(&collector, "ack shopbell.v1", 2).await;
+    for send in &sends {
+        assert_eq!((&send.trace, &send.parent), (&publish.trace, &process.id));
+        assert!(acks.iter().any(|ack| (&ack.trace, &ack.parent) == (&send.trace, &send.id)), "{send:#?} in {acks:#?}");
+    }
     world.finish().await;
 }
 
-/// An OTLP receiver over HTTP, which keeps the bytes of what it is sent: protobuf has names and ids in them as they are.
-async fn collector() -> (String, Arc<Mutex<Vec<u8>>>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
-    let address = listener.local_addr().expect("a listener has an address");
-    let received = Arc::<Mutex<Vec<u8>>>::default();
-    let kept = received.clone();
-    tokio::spawn(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            let kept = kept.clone();
-            tokio::spawn(async move {
-                let mut buffer = vec![0; 64 * 1024];
-                while let Ok(read @ 1..) = stream.read(&mut buffer).await {
-                    kept.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(&buffer[..read]);
-                    stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.ok();
-                }
-            });
-        }
-    });
-    (format!("http://{address}"), received)
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_stored_meanwhile_begins_a_trace_that_is_linked_to_its_events() {
+    let (world, collector) = (World::new().await, Collector::start().await);
+    let replica = traced(&world, &collector).await;
+    let mut parcel = Parcel::from(Event::order(MERCHANT));
+    // As an instrumented AMQP client sends it along.
+    let traceparent = format!("00-{TRACE}-{PUBLISHERS_SPAN}-01");
+    parcel.headers.insert("traceparent".into(), AMQPValue::LongString(traceparent.into()));
+    world.publisher().await.publish(parcel).await;
+    let process = span(&collector, &format!("process {}", world.name("ingest"))).await;
+    assert_eq!((process.trace.as_str(), process.parent.as_str()), (TRACE, PUBLISHERS_SPAN));
+
+    let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
+    merchant.expect_seqs(1..=1).await;
+    merchant.ack(MERCHANT, 1).await;
+    let send = span(&collector, "send shopbell.v1").await;
+    assert_eq!(send.parent, "", "it lay in the database: the wait is no part of it");
+    assert_eq!(send.links, [(process.trace.clone(), process.id.clone())]);
+    let ack = span(&collector, "ack shopbell.v1").await;
+    assert_eq!((&ack.trace, &ack.parent), (&send.trace, &send.id));
+    world.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_its_publisher_does_not_sample_is_not_traced_nor_is_a_stop_held_up_by_a_collector_that_is_gone() {
+    let (world, collector) = (World::new().await, Collector::start().await);
+    let replica = traced(&world, &collector).await;
+    let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
+    merchant.expect_caught_up(MERCHANT).await;
+    for (seq, flags) in [(1, "00"), (2, "01")] {
+        let mut parcel = Parcel::from(Event::order(MERCHANT));
+        let traceparent = format!("00-{TRACE}-{PUBLISHERS_SPAN}-{flags}");
+        parcel.headers.insert("traceparent".into(), AMQPValue::LongString(traceparent.into()));
+        world.publisher().await.publish(parcel).await;
+        merchant.take_seqs(seq..=seq).await;
+    }
+    let ack = span(&collector, "ack shopbell.v1").await;
+    assert_eq!(ack.trace, TRACE);
+    let sends = spans(&collector, "send shopbell.v1", 1).await;
+    assert!(sends[0].attributes.contains(&"shopbell.seq: Int(2)".to_owned()), "{sends:#?}");
+
+    drop(collector);
+    let mut parcel = Parcel::from(Event::order(MERCHANT));
+    let traceparent = format!("00-{TRACE}-{PUBLISHERS_SPAN}-01");
+    parcel.headers.insert("traceparent".into(), AMQPValue::LongString(traceparent.into()));
+    world.publisher().await.publish(parcel).await;
+    merchant.take_seqs(3..=3).await;
+    assert!(replica.terminate().await.success());
+    world.finish().await;
 }
