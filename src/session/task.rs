@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::oneshot;
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::error::{CapacityError, Error};
+use tokio_tungstenite::tungstenite::error::{CapacityError, Error, ProtocolError};
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::protocol::frame::CloseFrame;
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
@@ -258,6 +258,8 @@ impl Task {
                 return Next::Close(Close::TooBig);
             }
             Some(Err(Error::Utf8(_))) => return Next::Close(Close::NotUtf8),
+            // Many clients go like this; nobody is left to be told anything.
+            Some(Err(Error::Protocol(ProtocolError::ResetWithoutClosingHandshake))) => return Next::Gone,
             Some(Err(Error::Protocol(_))) => return Next::Close(Close::BrokenFraming),
             Some(Err(_)) | None => return Next::Gone,
         }

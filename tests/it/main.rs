@@ -5,8 +5,10 @@
 #![expect(unreachable_pub, reason = "a test binary exports nothing: `pub` in `support` means: for the stories")]
 
 mod acks;
+mod alarms;
 mod answers;
 mod books;
+mod canary;
 mod commands;
 mod commands_config;
 mod dashboard;

@@ -2,6 +2,7 @@
 
 use lapin::options::{
     BasicGetOptions, ExchangeDeclareOptions, ExchangeDeleteOptions, QueueDeclareOptions, QueueDeleteOptions,
+    QueuePurgeOptions,
 };
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Connection, ConnectionProperties, ExchangeKind};
@@ -77,6 +78,19 @@ impl Broker {
         let declared =
             declare.exchange_declare(name.into(), ExchangeKind::Fanout, options, FieldTable::default()).await;
         declared.expect("an exchange can be declared");
+    }
+
+    /// Takes a queue's binding to a topic exchange away, behind everybody's back.
+    pub async fn unbind(&self, queue: &str, exchange: &str) {
+        let (key, none) = ("#".into(), FieldTable::default());
+        let unbound = self.channel().await.queue_unbind(queue.into(), exchange.into(), key, none).await;
+        unbound.expect("a binding can be taken away");
+    }
+
+    /// Throws away what lies in a queue.
+    pub async fn purge(&self, queue: &str) {
+        let purged = self.channel().await.queue_purge(queue.into(), QueuePurgeOptions::default()).await;
+        purged.expect("a queue can be purged");
     }
 
     /// Removes all that Shopbell declared under `prefix`.

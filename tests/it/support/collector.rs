@@ -91,7 +91,9 @@ impl Collector {
                 ("Links", _) => in_links = true,
                 ("-> Trace ID", true) => span.links.push((value, String::new())),
                 ("-> ID", true) => span.links.last_mut().expect("a link begins with its trace").1 = value,
-                (name, false) => span.attributes.extend(name.strip_prefix("-> ").map(|name| format!("{name}: {value}"))),
+                (name, false) => {
+                    span.attributes.extend(name.strip_prefix("-> ").map(|name| format!("{name}: {value}")))
+                }
                 _ => {}
             }
         }

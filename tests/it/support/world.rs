@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use sqlx::postgres::{PgPool, PgPoolOptions};
+use sqlx::{Postgres, Transaction};
 use uuid::Uuid;
 
 use super::process::Environment;
@@ -228,6 +229,22 @@ impl World {
         sqlx::query(statement).execute(&self.pool).await.expect("the database takes it");
     }
 
+    /// Nobody else writes to `feeds`, until what this gives is dropped: as an operator's forgotten transaction does it.
+    pub async fn lock_feeds(&self) -> Lock {
+        self.lock("lock table feeds in exclusive mode").await
+    }
+
+    /// Nobody else reads `notifications`, until what this gives is dropped.
+    pub async fn lock_notifications(&self) -> Lock {
+        self.lock("lock table notifications in access exclusive mode").await
+    }
+
+    async fn lock(&self, statement: &'static str) -> Lock {
+        let mut transaction = self.pool.begin().await.expect("the database answers");
+        sqlx::query(statement).execute(&mut *transaction).await.expect("the database takes it");
+        Lock(transaction)
+    }
+
     /// Asserts that what is counted as it happens is what is counted row by row.
     async fn check_counts(&self) {
         let feeds = "select count(*) from feeds f
@@ -324,6 +341,9 @@ impl Drop for World {
         }
     }
 }
+
+/// A transaction that stands in others' way; over when it is dropped.
+pub struct Lock(#[expect(dead_code, reason = "it only has to be there")] Transaction<'static, Postgres>);
 
 /// A replica being set up.
 pub struct Setup<'a> {

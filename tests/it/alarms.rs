@@ -1,0 +1,277 @@
+//! Faults, and the alert that the runbook names for each: the fault moves the metrics of a real replica, and the real rules fire
+//! on what they then show.
+
+use std::time::Duration;
+
+use crate::support::{Event, Monitor, PATIENCE, Parcel, Proxy, World, eventually, holds};
+
+const MERCHANT: &str = "merchant-42";
+/// Longer than a rule waits that has no `for`.
+const HELD_SECONDS: u64 = 31;
+
+#[tokio::test]
+async fn a_service_that_was_killed() {
+    let world = World::new().await;
+    let replica = world.serve().await;
+    let monitor = Monitor::of(&world, [&replica]).await;
+    replica.kill();
+    monitor.expect_alert("ShopbellDown", "page").await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn one_service_of_two_that_was_killed() {
+    let world = World::new().await;
+    let replicas = [world.serve().await, world.serve().await];
+    let monitor = Monitor::of(&world, &replicas).await;
+    replicas[0].kill();
+    monitor.expect_alert("ShopbellDown", "ticket").await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn a_service_that_ends_as_soon_as_it_starts() {
+    let world = World::new().await;
+    let replica = world.serve().await;
+    let mut monitor = Monitor::of(&world, [&replica]).await;
+    for _ in 0..3 {
+        replica.restart().await;
+        monitor.look().await;
+    }
+    monitor.expect_alert("ShopbellRestarting", "ticket").await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn a_broker_that_is_away_and_a_canary_that_does_not_come_through() {
+    let world = World::new().await;
+    let network = Proxy::before_service(world.amqp_url()).await;
+    let replica = world
+        .replica()
+        .with("AMQP_URL", network.url(world.amqp_url()))
+        .with("SHOPBELL_CANARY_SECONDS", 1)
+        .start()
+        .await;
+    replica.metric_reaches("shopbell_canary_publish_to_ack_seconds_count", 3).await;
+    assert_eq!(replica.metric("shopbell_canary_failures_total").await, 0);
+    let monitor = [Monitor::of(&world, [&replica]).await, Monitor::of(&world, [&replica]).await];
+
+    network.cut();
+    eventually("the broker is seen to be away", PATIENCE, async || {
+        let up = replica.metric("shopbell_broker_up").await + replica.metric("shopbell_part_up").await;
+        holds(up == 0, up)
+    })
+    .await;
+    replica.metric_reaches("shopbell_canary_failures_total", 2).await;
+    assert_eq!(replica.metric_where("shopbell_canary_failures_total", "publish").await, 2);
+    assert_eq!(replica.metric("shopbell_queue_messages").await, 0, "what is not known is not told");
+    let [broker, canary] = monitor;
+    broker.expect_alert("ShopbellBrokerAway", "page").await;
+    canary.expect_alert("ShopbellCanaryFailing", "page").await;
+    network.mend();
+    replica.metric_reaches("shopbell_broker_up", 1).await;
+    world.execute("delete from feeds where starts_with(feed, 'shopbell-canary/')").await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn a_database_that_is_away() {
+    let world = World::new().await;
+    let network = Proxy::before_service(world.database_url()).await;
+    let replica = world.replica().with("DATABASE_URL", network.url(world.database_url())).start().await;
+    let monitor = Monitor::of(&world, [&replica]).await;
+    network.cut();
+    eventually("the database is seen to be away", PATIENCE, async || {
+        let up = replica.metric("shopbell_database_up").await;
+        holds(up == 0, up)
+    })
+    .await;
+    monitor.expect_alert("ShopbellDatabaseAway", "page").await;
+    network.mend();
+    replica.metric_reaches("shopbell_database_up", 1).await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn events_that_can_never_be_stored() {
+    let world = World::new().await;
+    let replica = world.serve().await;
+    let monitor = [Monitor::of(&world, [&replica]).await, Monitor::of(&world, [&replica]).await];
+    let publisher = world.publisher().await;
+    publisher.publish(Parcel::structured("order.created", "no JSON")).await;
+    replica.metric_reaches("shopbell_events_dead_lettered_total", 1).await;
+    eventually("the dead letter is seen to wait", PATIENCE, async || {
+        let waiting = replica.metric_where("shopbell_queue_messages", "dead-letter").await;
+        holds(waiting == 1, waiting)
+    })
+    .await;
+    let [at_once, mut in_an_hour] = monitor;
+    at_once.expect_alert("ShopbellDeadLetters", "ticket").await;
+    for _ in 0..4 {
+        in_an_hour.look().await;
+    }
+    in_an_hour.expect_alert("ShopbellDeadLettersWaiting", "ticket").await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn a_publisher_most_of_whose_events_can_never_be_stored() {
+    let world = World::new().await;
+    let replica = world.serve().await;
+    let monitor = Monitor::of(&world, [&replica]).await;
+    let broken = (0..50).map(|_| Parcel::structured("order.created", "no JSON"));
+    world.publisher().await.publish_all(broken).await;
+    replica.metric_reaches("shopbell_events_dead_lettered_total", 50).await;
+    monitor.expect_alert("ShopbellDeadLetters", "page").await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn events_that_no_queue_takes() {
+    let world = World::new().await;
+    let replica = world.serve().await;
+    let monitor = Monitor::of(&world, [&replica]).await;
+    let broker = world.broker().await;
+    broker.unbind(&world.name("ingest"), &world.name("events")).await;
+    world.publisher().await.publish(&Event::order(MERCHANT)).await;
+    eventually("the unroutable event is seen", PATIENCE, async || {
+        let waiting = replica.metric_where("shopbell_queue_messages", "unroutable").await;
+        holds(waiting == 1, waiting)
+    })
+    .await;
+    monitor.expect_alert("ShopbellUnroutable", "page").await;
+    broker.purge(&world.name("unroutable")).await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn a_consumer_that_is_stuck() {
+    let world = World::new().await;
+    let replica = world.serve().await;
+    let monitor = Monitor::of(&world, [&replica]).await;
+    let lock = world.lock_feeds().await;
+    world.publisher().await.publish_all(Event::orders(MERCHANT, 3)).await;
+    eventually("the delivery is held for long", Duration::from_secs(2 * HELD_SECONDS), async || {
+        let text = replica.get("/metrics").await.text();
+        let held = text.lines().find_map(|line| line.strip_prefix("shopbell_oldest_delivery_held_seconds "));
+        let held: f64 = held.expect("the metric is there").parse().expect("seconds");
+        holds(held > HELD_SECONDS as f64, held)
+    })
+    .await;
+    assert!(replica.metric_where("shopbell_retries_total", "append").await > 0);
+    monitor.expect_alert("ShopbellIngestStuck", "page").await;
+    drop(lock);
+    world.expect_stored(MERCHANT, 3).await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn an_ingest_queue_without_a_consumer() {
+    let world = World::new().await;
+    let ingest = world.replica().role("ingest").start().await;
+    let gateway = world.replica().role("gateway").start().await;
+    eventually("the gateway sees the consumer", PATIENCE, async || {
+        let consumers = gateway.metric_where("shopbell_queue_consumers", "ingest").await;
+        holds(consumers == 1, consumers)
+    })
+    .await;
+    let monitor = Monitor::of(&world, [&gateway, &ingest]).await;
+    ingest.kill();
+    eventually("the gateway sees none", PATIENCE, async || {
+        let consumers = gateway.metric_where("shopbell_queue_consumers", "ingest").await;
+        holds(consumers == 0, consumers)
+    })
+    .await;
+    monitor.expect_alert("ShopbellNoConsumer", "page").await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn clients_that_do_not_acknowledge() {
+    let world = World::new().await;
+    let replica = world.replica().with("SHOPBELL_WINDOW", 4).start().await;
+    let publisher = world.publisher().await;
+    let mut merchants = Vec::new();
+    for number in 0..4 {
+        let name = format!("merchant-{number}");
+        let mut merchant = world.merchant(&name).connect(replica.public()).await;
+        merchant.expect_caught_up(&name).await;
+        merchants.push((name, merchant));
+    }
+    let monitor = [Monitor::of(&world, [&replica]).await, Monitor::of(&world, [&replica]).await];
+    for (name, merchant) in &mut merchants {
+        publisher.publish_all(Event::orders(name, 6)).await;
+        merchant.expect_seqs(1..=4).await;
+    }
+    replica.metric_reaches("shopbell_sessions_behind", 4).await;
+    // As if they had gone on like this for a while.
+    world.execute("update notifications set created_at = now() - interval '3 minutes'").await;
+    eventually("it is seen how long orders wait", PATIENCE, async || {
+        let text = replica.get("/metrics").await.text();
+        let age = text.lines().find_map(|line| line.strip_prefix("shopbell_oldest_undelivered_age_seconds "));
+        let age: f64 = age.expect("the metric is there").parse().expect("seconds");
+        holds(age > 180.0, age)
+    })
+    .await;
+    assert_eq!(replica.metric("shopbell_undelivered_notifications").await, 24);
+    let [slow, late] = monitor;
+    slow.expect_alert("ShopbellSlowClients", "ticket").await;
+    late.expect_alert("ShopbellOrdersLate", "page").await;
+
+    for (name, merchant) in &mut merchants {
+        merchant.ack(name, 4).await;
+        merchant.expect_seqs(5..=6).await;
+        merchant.ack(name, 6).await;
+    }
+    eventually("nobody is behind, and nothing waits", PATIENCE, async || {
+        let behind = replica.metric("shopbell_sessions_behind").await;
+        let undelivered = replica.metric("shopbell_undelivered_notifications").await;
+        holds((behind, undelivered) == (0, 0), format!("{behind} behind, {undelivered} undelivered"))
+    })
+    .await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn a_pool_that_is_exhausted() {
+    let world = World::new().await;
+    let replica = world.serve().await;
+    let monitor = Monitor::of(&world, [&replica]).await;
+    let lock = world.lock_notifications().await;
+    // More people look back than there are connections for that, and wait longer than they may.
+    let token = world.token(MERCHANT).sign();
+    let looking = (0..12).map(|_| {
+        let (address, authorization) = (replica.public(), format!("Bearer {token}"));
+        tokio::spawn(async move {
+            let path = format!("/v1/feeds/{MERCHANT}/notifications");
+            crate::support::http::get_with(address, &path, &[("authorization", &authorization)]).await
+        })
+    });
+    let looking: Vec<_> = looking.collect();
+    eventually("waits for a connection are in vain", PATIENCE, async || {
+        let timeouts = replica.metric_where("shopbell_pool_timeouts_total", "history").await;
+        holds(timeouts >= 9, timeouts)
+    })
+    .await;
+    let text = replica.get("/metrics").await.text();
+    assert!(text.contains(r#"shopbell_pool_connections{pool="history",state="used"} 3"#), "{text}");
+    monitor.expect_alert("ShopbellPoolExhausted", "ticket").await;
+    drop(lock);
+    for look in looking {
+        look.await.expect("a look does not panic").expect("an answer comes");
+    }
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn a_replica_that_is_nearly_full() {
+    let world = World::new().await;
+    let replica = world.replica().with("SHOPBELL_MAX_SESSIONS", 2).start().await;
+    let monitor = Monitor::of(&world, [&replica]).await;
+    let _one = world.merchant("merchant-1").connect(replica.public()).await;
+    let _other = world.merchant("merchant-2").connect(replica.public()).await;
+    world.merchant("merchant-3").refused(replica.public()).await.expect_problem(429);
+    assert_eq!(replica.metric_where("shopbell_handshakes_refused_total", "too_many").await, 1);
+    monitor.expect_alert("ShopbellSessionsNearLimit", "ticket").await;
+    world.finish().await;
+}

@@ -1,0 +1,112 @@
+//! Prometheus' part in a story: it looks at replicas, and says which of the real rules that would have fired, with Prometheus'
+//! own evaluation (`promtool test rules`), so that no story waits for the minutes that a rule waits for.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::command::run_any;
+use super::{Replica, World};
+
+/// How long an evaluation may take.
+const PROMTOOL_BOUND: Duration = Duration::from_secs(60);
+/// How long installing promtool may take: on a slow network.
+const INSTALL_BOUND: Duration = Duration::from_secs(900);
+/// What a look shows is taken to have been so for as many scrapes, 15 s apart: 15 minutes.
+const SCRAPES_PER_LOOK: usize = 60;
+
+/// Replicas that are looked at.
+pub struct Monitor<'a> {
+    world: &'a World,
+    replicas: Vec<&'a Replica>,
+    looks: Vec<BTreeMap<String, String>>,
+}
+
+impl<'a> Monitor<'a> {
+    /// Of these replicas: the first look, when all of them see that all is well.
+    pub async fn of(world: &'a World, replicas: impl IntoIterator<Item = &'a Replica>) -> Self {
+        let mut monitor = Self { world, replicas: replicas.into_iter().collect(), looks: Vec::new() };
+        for replica in &monitor.replicas {
+            replica.metric_reaches("shopbell_database_up", 1).await;
+            replica.metric_reaches("shopbell_broker_up", 1).await;
+        }
+        monitor.look().await;
+        monitor
+    }
+
+    /// Scrapes all of them, each a target of the job `shopbell`.
+    pub async fn look(&mut self) {
+        let mut look = BTreeMap::new();
+        for (number, replica) in self.replicas.iter().enumerate() {
+            let target = format!(r#"job="shopbell",instance="replica-{number}""#);
+            let scraped = if replica.is_running() { Some(replica.get("/metrics").await.text()) } else { None };
+            look.insert(format!("up{{{target}}}"), u8::from(scraped.is_some()).to_string());
+            for line in scraped.iter().flat_map(|text| text.lines()).filter(|line| !line.starts_with('#')) {
+                let (series, value) = line.rsplit_once(' ').expect("a sample is a series and a value");
+                let (name, labels) = series.split_once('{').unwrap_or((series, "}"));
+                look.insert(format!("{name}{{{target},{labels}").replace(",}", "}"), value.to_owned());
+            }
+        }
+        self.looks.push(look);
+    }
+
+    /// Looks once more, and asserts that nothing fired while all was well, and that this alert fires within 15 minutes of what
+    /// is so now.
+    pub async fn expect_alert(mut self, alert: &str, severity: &str) {
+        self.look().await;
+        let fires = format!(r#"ALERTS{{alertname="{alert}",severity="{severity}",alertstate="firing"}}"#);
+        let minutes = |looks: usize| looks * SCRAPES_PER_LOOK / 4;
+        let (well, now) = (format!("{}m", minutes(1) - 1), format!("{}m", minutes(self.looks.len())));
+        let rules = Path::new(env!("CARGO_MANIFEST_DIR")).join("observability/alerts.yaml");
+        // JSON is YAML too.
+        let test = json!({
+            "rule_files": [rules],
+            "evaluation_interval": "15s",
+            "tests": [{
+                "interval": "15s",
+                "input_series": self.series(),
+                "promql_expr_test": [
+                    { "expr": r#"ALERTS{alertstate="firing"}"#, "eval_time": well, "exp_samples": [] },
+                    {
+                        "expr": format!("max_over_time(count({fires})[{}m:15s]) > bool 0", minutes(1)),
+                        "eval_time": now,
+                        "exp_samples": [{ "labels": "{}", "value": 1 }],
+                    },
+                ],
+            }],
+        });
+        let test = self.world.file(&format!("{alert}_test.json"), test.to_string().as_bytes());
+        let mut install = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/promtool"));
+        install.stdin(Stdio::null());
+        run_any(install, INSTALL_BOUND).await.succeeded();
+        let mut promtool = Command::new("promtool");
+        promtool.args(["test", "rules", &test]);
+        let done = run_any(promtool, PROMTOOL_BOUND).await;
+        let mut moved = String::new();
+        for (series, value) in self.looks.last().expect("the last look").iter() {
+            let before = self.looks[0].get(series);
+            if before != Some(value) {
+                writeln!(moved, "{series} {} -> {value}", before.map_or("none", String::as_str)).ok();
+            }
+        }
+        assert_eq!(done.status, Some(0), "{alert} ({severity}): {}{}\n{moved}", done.stdout, done.stderr);
+    }
+
+    /// Every series over all looks, in the notation of rule tests. One that a look does not show is stale.
+    fn series(&self) -> Vec<serde_json::Value> {
+        let names: std::collections::BTreeSet<&String> = self.looks.iter().flat_map(BTreeMap::keys).collect();
+        let repeats = SCRAPES_PER_LOOK - 1;
+        let values = |name: &String| {
+            let of_look = |look: &BTreeMap<String, String>| match look.get(name) {
+                Some(value) => format!("{value}x{repeats}"),
+                None => format!("stale _x{repeats}"),
+            };
+            self.looks.iter().map(of_look).collect::<Vec<_>>().join(" ")
+        };
+        names.into_iter().map(|name| json!({ "series": name, "values": values(name) })).collect()
+    }
+}
