@@ -63,7 +63,7 @@ async fn a_broker_that_is_away_and_a_canary_that_does_not_come_through() {
     })
     .await;
     replica.metric_reaches("shopbell_canary_failures_total", 2).await;
-    assert_eq!(replica.metric_where("shopbell_canary_failures_total", "publish").await, 2);
+    assert!(replica.metric_where("shopbell_canary_failures_total", "publish").await >= 2);
     assert_eq!(replica.metric("shopbell_queue_messages").await, 0, "what is not known is not told");
     let [broker, canary] = monitor;
     broker.expect_alert("ShopbellBrokerAway", "page").await;
