@@ -1,5 +1,5 @@
 //! `shopbell demo`: the service behind doors that can be shut, with buttons for the dashboard: place orders, run an import, cut
-//! the connection. For one's own machine: it listens on loopback only.
+//! the connection. For one's own machine: it listens on loopback only, or in a container that is published there only.
 
 mod doors;
 
@@ -23,6 +23,7 @@ use crate::auth::{self, Authenticator};
 use crate::config::{JwtConfig, ServeConfig};
 use crate::feed::{Feed, Subscriber};
 use crate::http::handshake::bearer;
+use crate::http::listener::reachable;
 use crate::http::problem::Problem;
 
 /// A development token is good for so long.
@@ -42,6 +43,9 @@ pub struct Arguments {
     /// The merchant whose dashboard it is.
     #[arg(long, default_value = "merchant-42", value_name = "FEED", value_parser = Feed::parse)]
     recipient: Feed,
+    /// Listen beyond loopback too: for a container, whose ports are published on this machine's loopback only.
+    #[arg(long)]
+    in_container: bool,
 }
 
 /// What the buttons need.
@@ -59,7 +63,7 @@ pub async fn run(arguments: Arguments, mut config: ServeConfig) -> anyhow::Resul
     };
     let public = gateway.listen;
     for (variable, address) in [("SHOPBELL_LISTEN", public), ("SHOPBELL_OPS_LISTEN", config.ops_listen)] {
-        if !address.ip().is_loopback() {
+        if !address.ip().is_loopback() && !arguments.in_container {
             let complaint = "must be on loopback, like 127.0.0.1:8080: the demo lets its visitor place orders";
             return Err(UsageError(format!("{variable} {complaint}")).into());
         }
@@ -77,7 +81,9 @@ pub async fn run(arguments: Arguments, mut config: ServeConfig) -> anyhow::Resul
         .route("/demo/imports", post(import))
         .route("/demo/cut", post(cut))
         .with_state(stage);
-    terminal::write_lines(&terminal::text_line(&format!("http://{public}/#token={token}&demo")))?;
+    // In a container it is published under the same port.
+    let address = reachable(public);
+    terminal::write_lines(&terminal::text_line(&format!("http://{address}/#token={token}&demo")))?;
     serve::run_with(config, buttons).await
 }
 

@@ -1,5 +1,7 @@
 //! The command line, as an operator and a newcomer use it.
 
+use std::net::TcpListener;
+
 use serde::Deserialize;
 
 use crate::support::{Event, Frame, World};
@@ -145,5 +147,21 @@ async fn migrating_twice_is_as_good_as_once() {
         world.shopbell(&["migrate"]).await.succeeded();
     }
     world.serve().await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn the_demo_is_reached_from_beyond_loopback_only_in_a_container() {
+    let world = World::new().await;
+    let everywhere = ("SHOPBELL_LISTEN", "0.0.0.0:0");
+    let refused = world.shopbell_with(&[everywhere], &["demo"]).await.failed_with(2);
+    assert!(refused.stderr.contains("SHOPBELL_LISTEN must be on loopback"), "{refused:?}");
+
+    // The operations port is taken, so it says where it is, and ends.
+    let taken = TcpListener::bind("0.0.0.0:0").expect("a free port");
+    let operations = taken.local_addr().expect("an address").to_string();
+    let settings = [everywhere, ("SHOPBELL_OPS_LISTEN", operations.as_str())];
+    let ended = world.shopbell_with(&settings, &["demo", "--in-container"]).await.failed_with(1);
+    assert!(ended.stdout.starts_with("http://127.0.0.1:0/#token="), "{ended:?}");
     world.finish().await;
 }
