@@ -1,0 +1,17 @@
+"""What the linters of scripts/containers do not know of the image and of docker-compose.yml.
+usage: check.py SHOPBELL    (from the top of the checkout, with the binary that was built there)"""
+
+import sys
+
+import compose
+import dockerfile
+import observability
+from checkout import COMPLAINTS
+
+shopbell = sys.argv[1]
+dockerfile.checks(shopbell)
+compose.checks(shopbell)
+observability.checks()
+for complaint in COMPLAINTS:
+    print(f"containers: {complaint}", file=sys.stderr)
+sys.exit(1 if COMPLAINTS else 0)

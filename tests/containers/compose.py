@@ -1,0 +1,124 @@
+"""docker-compose.yml: what is started is pinned, closed to the network, watched, and given what it reads."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+from checkout import check, yaml
+from dockerfile import instructions, is_pinned
+
+# Why it has none is said beside it.
+WITHOUT_HEALTHCHECK = {"otel-collector"}
+VARIABLE = re.compile(r"\$\{(\w+)(:-)?([^}]*)\}")
+
+
+class Service:
+    def __init__(self, name, given):
+        self.name, self.given = name, given
+        self.is_ours = "build" in given
+        self.is_task = given.get("restart") == "no"
+        self.profiles = set(given.get("profiles", []))
+        self.environment = given.get("environment", {})
+        self.healthcheck = given.get("healthcheck", {})
+        self.depends_on = given.get("depends_on", {})
+
+    def check(self, holds, complaint):
+        check(holds, f"docker-compose.yml: {self.name}: {complaint}")
+
+    def is_watched(self):
+        return "test" in self.healthcheck
+
+
+def hardened(service):
+    given = service.given
+    service.check(service.is_ours or is_pinned(given.get("image", "")), f"{given.get('image')} is not pinned by a tag")
+    service.check(given.get("cap_drop") == ["ALL"], "cap_drop must be [ALL]")
+    service.check("no-new-privileges:true" in given.get("security_opt", []), "security_opt must have no-new-privileges:true")
+    service.check("mem_limit" in given, "mem_limit is missing")
+    restarts = ("no", "unless-stopped")
+    service.check(given.get("restart") in restarts, f"restart must be one of {restarts}")
+    for port in given.get("ports", []):
+        service.check(re.fullmatch(r"127\.0\.0\.1:\d+:\d+", str(port)), f"port {port} must be 127.0.0.1:HOST:CONTAINER")
+
+
+def watched(service, services):
+    if not service.is_task and service.name not in WITHOUT_HEALTHCHECK:
+        service.check(service.is_watched(), "it runs on and has no healthcheck")
+    service.check(isinstance(service.depends_on, dict), "depends_on must say the conditions")
+    for name, dependency in service.depends_on.items():
+        other = services.get(name)
+        service.check(other, f"depends on {name}, which is not there")
+        if other:
+            wanted = "service_completed_successfully" if other.is_task else "service_healthy"
+            service.check(dependency["condition"] == wanted, f"the condition of {name} must be {wanted}")
+            service.check(other.profiles <= service.profiles, f"depends on {name}, which other profiles may leave out")
+
+
+def mounted(service, volumes):
+    for volume in service.given.get("volumes", []):
+        source, _, rest = volume.partition(":")
+        if source.startswith("."):
+            service.check(Path(source).exists(), f"mounts {source}, which is not there")
+            service.check(rest.endswith(":ro"), f"mounts {source} to write into the checkout: add :ro")
+        else:
+            service.check(source in volumes, f"the volume {source} is not declared")
+
+
+def ours(service, services, shopbell):
+    """What our own image is told, the binary takes."""
+    exposed = {name: rest for name, rest in instructions()}["EXPOSE"].split()
+    listened = exposed + [str(service.environment.get("SHOPBELL_LISTEN", "")).rpartition(":")[2]]
+    for port in service.given.get("ports", []):
+        service.check(port.rpartition(":")[2] in listened, f"publishes {port}, where it does not listen")
+    for command in [service.given["command"], service.healthcheck.get("test", ["", "", "healthcheck"])[2:]]:
+        asked = subprocess.run([shopbell, *command, "--help"], capture_output=True, text=True)
+        service.check(asked.returncode == 0, f"`shopbell {' '.join(command)}`: {asked.stderr.strip()}")
+    # A task has not all that the whole service needs: the rest is the service's.
+    environment = {**services["shopbell"].environment, **service.environment}
+    # The values of the observability file, whose variables are empty otherwise: what is empty is not told.
+    values = assignments("observability/compose.env")
+    for name, value in environment.items():
+        environment[name] = VARIABLE.sub(lambda found: values.get(found[1], found[3]), value)
+    environment["PATH"] = os.environ["PATH"]
+    told = subprocess.run([shopbell, "config"], env=environment, capture_output=True, text=True)
+    service.check(told.returncode == 0, f"`shopbell config`: {told.stderr.strip()}")
+    known = [line.split()[0] for line in told.stdout.splitlines()]
+    for name in service.environment if known else []:
+        service.check(name in known, f"{name} is no variable that Shopbell reads")
+
+
+def assignments(path):
+    """Of an environment file."""
+    lines = [line for line in Path(path).read_text().splitlines() if line and not line.startswith("#")]
+    return {name: value for name, _, value in (line.partition("=") for line in lines)}
+
+
+def variables(services):
+    """What may be set from outside: each has a default, and the environment files set nothing else."""
+    text = re.sub(r"(?m)^\s*#.*$", "", Path("docker-compose.yml").read_text())
+    for name, default, _ in VARIABLE.findall(text):
+        check(default, f"docker-compose.yml: ${{{name}}} needs a default, so that `docker compose up` needs no setting")
+    known = {name for name, _, _ in VARIABLE.findall(text)} | {"COMPOSE_PROFILES"}
+    profiles = set().union(*(service.profiles for service in services.values()))
+    for path in (".env", "observability/compose.env"):
+        for name, value in assignments(path).items():
+            check(name in known, f"{path}: docker-compose.yml has no ${{{name}}}")
+            if name == "COMPOSE_PROFILES":
+                for profile in value.split(","):
+                    check(profile in profiles, f"{path}: there is no profile {profile}")
+
+
+def checks(shopbell):
+    compose = yaml("docker-compose.yml")
+    services = {name: Service(name, given) for name, given in compose["services"].items()}
+    used = {volume.partition(":")[0] for service in services.values() for volume in service.given.get("volumes", [])}
+    for volume in compose["volumes"]:
+        check(volume in used, f"docker-compose.yml: nobody uses the volume {volume}")
+    for service in services.values():
+        hardened(service)
+        watched(service, services)
+        mounted(service, compose["volumes"])
+        if service.is_ours:
+            ours(service, services, shopbell)
+    variables(services)

@@ -1,0 +1,81 @@
+"""The Dockerfile: what it builds from, that its context is enough and no more, and as whom the image runs."""
+
+import re
+import subprocess
+import tempfile
+import tomllib
+from pathlib import Path
+from shutil import copyfile
+
+from checkout import check, is_sent, tracked
+
+
+def instructions():
+    """Every instruction as (name, rest), with continued lines joined."""
+    text = re.sub(r"\\\n\s*", "", Path("Dockerfile").read_text())
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    return [tuple(line.split(None, 1)) for line in lines]
+
+
+def is_pinned(image):
+    """By a tag, and by one that stays what it is."""
+    name, _, tag = image.rpartition("/")[2].partition(":")
+    return bool(name and tag) and tag != "latest"
+
+
+def images_and_versions(lines):
+    stages = set()
+    for image, stage in [(rest.split()[0], rest.split()[-1]) for name, rest in lines if name == "FROM"]:
+        check(image in stages or is_pinned(image), f"Dockerfile: FROM {image} is not pinned by a tag")
+        stages.add(stage)
+        if rust := re.match(r"rust:(\d+)\.(\d+)", image):
+            wanted = tomllib.loads(Path("Cargo.toml").read_text())["package"]["rust-version"]
+            is_new_enough = [int(part) for part in rust.groups()] >= [int(part) for part in wanted.split(".")]
+            check(is_new_enough, f"Dockerfile: {image} is older than Cargo.toml's rust-version {wanted}")
+    for rest in [rest for name, rest in lines if name == "RUN"]:
+        for command in re.findall(r"cargo (?:install|chef cook|build)[^&;]*", rest):
+            check("--locked" in command, f"Dockerfile: `{command.strip()}` is without --locked")
+
+
+def runtime(lines):
+    last = lines[max(index for index, (name, _) in enumerate(lines) if name == "FROM"):]
+    found = {name: rest for name, rest in last}
+    # Kubernetes verifies runAsNonRoot by number only.
+    check(re.fullmatch(r"[1-9]\d*:[1-9]\d*", found.get("USER", "")), "Dockerfile: USER must be two numbers, not root's")
+    # There is no shell in the image that could run a command that is no list.
+    for name in ("ENTRYPOINT", "CMD", "HEALTHCHECK"):
+        check(re.search(r"(^|CMD )\[.*\]$", found.get(name, "")), f"Dockerfile: {name} must be a list")
+    table = Path("README.md").read_text()
+    listened = re.findall(r"`0\.0\.0\.0:(\d+)`", table.split("\n## Configure\n")[1].split("\n## ")[0])
+    check(found.get("EXPOSE", "").split() == listened, f"Dockerfile: EXPOSE must be the default ports: {listened}")
+
+
+def context(lines, shopbell):
+    sent = [path for path in tracked() if is_sent(path)]
+    # With the dependencies that lie in the checkout, and every file that is embedded.
+    depended_on = Path(f"{shopbell}.d").read_text().split(": ", 1)[1].split()
+    root = Path.cwd()
+    used = [Path(path).relative_to(root) for path in depended_on if Path(path).is_relative_to(root)]
+    check(len(used) > 50, f"{shopbell}.d names {len(used)} files of this checkout: build it here first")
+    for path in used:
+        check(path.is_dir() or str(path) in sent, f".dockerignore keeps out {path}, which the binary is built from")
+    for source in [source for name, rest in lines if name == "COPY" and "--from" not in rest for source in rest.split()[:-1]]:
+        there = any(source == "." or path == source or path.startswith(f"{source}/") for path in sent)
+        check(there, f"Dockerfile: COPY {source}: not there, or kept out by .dockerignore")
+    rules = [line for line in Path(".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
+    check(rules[0] == "*", ".dockerignore must begin with `*`: what is not named must stay out")
+    with tempfile.TemporaryDirectory() as folder:
+        for path in sent:
+            copy = Path(folder, path)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copyfile(path, copy)
+        command = ["cargo", "metadata", "--locked", "--format-version", "1", "--manifest-path", f"{folder}/Cargo.toml"]
+        resolved = subprocess.run(command, capture_output=True, text=True)
+        check(resolved.returncode == 0, f"the build's context does not resolve: {resolved.stderr.strip()}")
+
+
+def checks(shopbell):
+    lines = instructions()
+    images_and_versions(lines)
+    runtime(lines)
+    context(lines, shopbell)
