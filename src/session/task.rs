@@ -402,12 +402,20 @@ async fn within_write_timeout(bytes: usize, mut write: impl Future<Output = Resu
 }
 
 /// Sends the close and waits, within bounds, for the client's: dropped at once, TCP would reset and the client might never
-/// see the code.
+/// see the code. Our side ends only after that (RFC 6455 §7.1.1): a proxy takes one side's end for the end of both, and would
+/// reset a client that is just writing.
 pub async fn say_goodbye<S: AsyncRead + AsyncWrite + Unpin>(mut socket: WebSocketStream<S>, close: Close) {
     let goodbye = async {
         if close != Close::Answered {
             let frame = CloseFrame { code: close.code().into(), reason: Utf8Bytes::from(close.reason()) };
             let _ = socket.send(Message::Close(Some(frame))).await;
+            let mut bytes = 0;
+            while let Some(Ok(message)) = socket.next().await {
+                bytes += message.len() as u64;
+                if message.is_close() || bytes > CLOSE_BYTES_MAX {
+                    break;
+                }
+            }
         } else {
             // The answer to the client's close waits in the write buffer.
             let _ = socket.flush().await;
@@ -428,4 +436,32 @@ async fn leave(drain: CancellationToken, spread: Duration) {
 /// Up to a tenth less, so that sessions which began together do not end together.
 fn jittered(age: Duration) -> Duration {
     age.mul_f64(1.0 - fastrand::f64() / 10.0)
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
+mod tests {
+    use tokio_tungstenite::tungstenite::protocol::Role;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_connection_ends_only_after_the_clients_close() {
+        let (ours, mut theirs) = tokio::io::duplex(1_024);
+        let socket = WebSocketStream::from_raw_socket(ours, Role::Server, None).await;
+        let mut goodbye = Box::pin(say_goodbye(socket, Close::GoingAway { retry_after_ms: 700 }));
+        assert!((&mut goodbye).now_or_never().is_none(), "the client's close is waited for");
+
+        let mut bytes = Vec::new();
+        theirs.read_buf(&mut bytes).await.unwrap();
+        assert_eq!((bytes[0], bytes.len()), (0x88, 2 + usize::from(bytes[1])), "one whole close frame: {bytes:?}");
+        assert!(theirs.read_buf(&mut bytes).now_or_never().is_none(), "the connection ended with the close");
+
+        // A pong that was on its way, then the answer; both masked with zeros.
+        theirs.write_all(&[0x8a, 0x80, 0, 0, 0, 0, 0x88, 0x82, 0, 0, 0, 0, 0x03, 0xf4]).await.unwrap();
+        assert!((&mut goodbye).now_or_never().is_none(), "the client's end is waited for");
+        assert_eq!(theirs.read_buf(&mut bytes).await.unwrap(), 0, "more than a close");
+        drop(theirs);
+        goodbye.await;
+    }
 }
