@@ -46,7 +46,7 @@ impl Crowd {
         };
         let events = recipients.iter().map(order).collect();
         let follow_one = |number| {
-            let replicas = replicas.to_vec().into_iter().cycle().skip(number as usize);
+            let replicas = Vec::from(replicas).into_iter().cycle().skip(number as usize);
             tokio::spawn(follow(world.merchant(&name(number)), number, replicas, random.fork()))
         };
         (Self { merchants: (0..MERCHANTS).map(follow_one).collect(), published }, events)
