@@ -7,6 +7,10 @@
 #![expect(unreachable_pub, reason = "a test binary exports nothing: `pub` in `support` means: for the stories")]
 
 mod crowd;
+mod dashboards;
+mod files;
+mod nginx;
+mod rolling;
 mod services;
 #[path = "../it"]
 mod it {

@@ -233,8 +233,8 @@ impl Drop for Inner {
     }
 }
 
-/// A loopback address that nobody listens on, and that no other replica of this process was given.
-fn free_address() -> SocketAddr {
+/// A loopback address that nobody listens on, and that nobody else in this process was given.
+pub fn free_address() -> SocketAddr {
     static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
     let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
     for _ in PORTS {

@@ -1,0 +1,236 @@
+//! A rolling update behind nginx, while two thousand dashboards are open and orders are placed.
+//!
+//! As a Deployment with `maxSurge: 1` and `maxUnavailable: 0` does it: a new replica starts, is ready and becomes an endpoint;
+//! then an old one is told to leave, and ceases to be an endpoint. In this order, the worst that Kubernetes has, for a kubelet
+//! waits for no load balancer: nginx sends clients to a replica that drains, and its log says what comes of that. The list of
+//! endpoints is replaced by a reload, as an ingress does it; a list that had all six from the start would hide who answers
+//! behind nginx's own list of the dead.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use fastrand::Rng;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use crate::dashboards::{Dashboards, Diary, LAST_EVENT, Move};
+use crate::files;
+use crate::it::support::{Event, PATIENCE, Replica, World, eventually, holds, http};
+use crate::nginx::{Answered, Nginx};
+use crate::services::Services;
+
+/// How many merchants there are, and how many dashboards each of them has open.
+const MERCHANTS: usize = 500;
+const DEVICES: usize = 4;
+const DASHBOARDS: usize = MERCHANTS * DEVICES;
+/// How many replicas there are, all of which are replaced.
+const REPLICAS: usize = 3;
+/// How long each spreads its closes.
+const DRAIN: Duration = Duration::from_secs(10);
+/// Orders come in small batches: this many, so often. 200 a second.
+const BATCH: usize = 10;
+const BATCH_EVERY: Duration = Duration::from_millis(50);
+/// How often somebody else opens a dashboard, and closes it again.
+const VISIT_EVERY: Duration = Duration::from_millis(50);
+/// In how many parts the drain is looked at.
+const SLICES: usize = 5;
+/// How long coming back may take beyond the time that a client was told to wait.
+const BACK_BOUND: Duration = Duration::from_secs(1);
+/// How long everything together may take, on a loaded machine of two cores.
+const BOUND: Duration = Duration::from_secs(150);
+/// Files that a process of this story has open at most, with room: nginx has two a client.
+const FILES: u64 = 8_192;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rolling_update_behind_nginx_loses_nothing_and_sends_nobody_an_error() {
+    let began = Instant::now();
+    files::allow(FILES);
+    let services = Services::up().await;
+    let world = World::at(services.database_url.clone(), services.amqp_url.clone()).await;
+    let mut replicas = Vec::new();
+    for _ in 0..REPLICAS {
+        replicas.push(start_one(&world).await);
+    }
+    let nginx = Nginx::start(&replicas).await;
+    let merchants: Vec<_> = (0..MERCHANTS).map(|number| format!("merchant-{number}")).collect();
+    let dashboards = Dashboards::open(&world, nginx.address(), &merchants, DEVICES);
+    all_are_open(&replicas).await;
+
+    let updated = Cell::new(false);
+    let updating = async {
+        let drains = update(&world, &nginx, &mut replicas).await;
+        updated.set(true);
+        drains
+    };
+    let placing = place_orders(&world, &merchants, &updated);
+    let visiting = visit(&world, &nginx, &updated);
+    let (drains, orders, visits, diaries) = tokio::join!(updating, placing, visiting, dashboards.closed(BOUND));
+
+    assert_eq!(diaries.len(), DASHBOARDS);
+    for Diary { feed, ids, refusals, .. } in &diaries {
+        assert_eq!(*ids, orders[feed], "what {feed} got is what was confirmed, in its order");
+        assert_eq!(*refusals, Vec::<String>::new(), "{feed} was refused");
+    }
+    for (merchant, orders) in &orders {
+        world.expect_stored(merchant, orders.len() as u64).await;
+    }
+    eventually("every order is acknowledged", PATIENCE, async || {
+        let undelivered = world.number("select count(*) from undelivered").await;
+        holds(undelivered == 0, undelivered)
+    })
+    .await;
+    let answers = nginx.finish().await;
+    let events: usize = orders.values().map(Vec::len).sum();
+    let repeated: u64 = diaries.iter().map(|diary| diary.repeated).sum();
+    eprintln!(
+        "{events} events to {MERCHANTS} merchants, {DEVICES} dashboards each; {repeated} came again in a later session"
+    );
+    check_moves(&diaries, &drains);
+    check_answers(&answers, &diaries, visits);
+    world.finish().await;
+    eprintln!("the whole story took {:.1?}", began.elapsed());
+}
+
+async fn start_one(world: &World) -> Replica {
+    let replica = world.replica().with("SHOPBELL_DRAIN_SECONDS", DRAIN.as_secs());
+    replica.with("SHOPBELL_HEARTBEAT_SECONDS", 5).start().await
+}
+
+async fn all_are_open(replicas: &[Replica]) {
+    eventually("all dashboards are open", BOUND, async || {
+        let mut sessions = 0;
+        for replica in replicas {
+            sessions += replica.metric("shopbell_sessions").await;
+        }
+        holds(sessions == DASHBOARDS as u64, sessions)
+    })
+    .await;
+}
+
+/// Replaces one replica after the other, never with less than all of them ready. Gives when each was told to leave.
+async fn update(world: &World, nginx: &Nginx, replicas: &mut Vec<Replica>) -> Vec<Instant> {
+    let mut drains = Vec::new();
+    for _ in 0..REPLICAS {
+        replicas.push(start_one(world).await);
+        nginx.send_to(replicas);
+        let leaving = replicas.remove(0);
+        drains.push(Instant::now());
+        leaving.ask_to_leave();
+        nginx.has_given_up(drains.len()).await;
+        nginx.send_to(replicas);
+        let status = leaving.ended().await;
+        assert!(status.success(), "a replica asked to leave ended with {status}");
+    }
+    drains
+}
+
+/// Places orders, one for every merchant in each round and in an order of nobody's choosing, until the update is over; then the
+/// last event. Gives the ids that were confirmed.
+async fn place_orders(world: &World, merchants: &[String], updated: &Cell<bool>) -> BTreeMap<String, Vec<String>> {
+    let publisher = world.publisher().await;
+    let mut placed: BTreeMap<_, _> = merchants.iter().map(|merchant| (merchant.clone(), Vec::new())).collect();
+    let mut round = merchants.to_vec();
+    let mut pace = interval(BATCH_EVERY);
+    pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut is_last = false;
+    while !is_last {
+        is_last = updated.get();
+        Rng::new().shuffle(&mut round);
+        for batch in round.chunks(BATCH) {
+            pace.tick().await;
+            let event = |merchant: &String| match is_last {
+                true => Event::new(LAST_EVENT, merchant, "{}"),
+                false => Event::order(merchant),
+            };
+            let events: Vec<_> = batch.iter().map(event).collect();
+            publisher.publish_all(&events).await;
+            for (merchant, event) in batch.iter().zip(events) {
+                placed.entry(merchant.clone()).or_default().push(event.event_id().to_owned());
+            }
+        }
+    }
+    placed
+}
+
+/// Until the update is over, somebody opens a dashboard now and then, looks back, and closes it: it never fails. Gives how
+/// often.
+async fn visit(world: &World, nginx: &Nginx, updated: &Cell<bool>) -> usize {
+    const VISITOR: &str = "visitor";
+    let (handshake, token) = (world.merchant(VISITOR), world.token(VISITOR).sign());
+    let authorization = format!("Bearer {token}");
+    let mut pace = interval(VISIT_EVERY);
+    pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut visits = 0;
+    while !updated.get() {
+        pace.tick().await;
+        let visitor = handshake.connect(nginx.address()).await;
+        let path = format!("/v1/feeds/{VISITOR}/notifications");
+        let history = http::get_with(nginx.address(), &path, &[("Authorization", &authorization)]).await;
+        let history = history.expect("history is answered");
+        assert_eq!(history.status, 200, "{history:?}");
+        visitor.leave().await;
+        visits += 1;
+    }
+    visits
+}
+
+/// The dashboards were sent away spread over each drain, and were back when they were told to be.
+fn check_moves(diaries: &[Diary], drains: &[Instant]) {
+    let moves: Vec<Move> = diaries.iter().flat_map(|diary| diary.moves.clone()).collect();
+    for (number, began) in drains.iter().enumerate() {
+        // Also who saw it a little late, on a loaded machine: only a replica that leaves closes with 1012.
+        let next = drains.get(number + 1);
+        let is_of_this = |one: &&Move| one.closed >= *began && next.is_none_or(|next| one.closed < *next);
+        let moves: Vec<_> = moves.iter().filter(is_of_this).collect();
+        check_spread("closes", *began, moves.iter().map(|one| one.closed));
+        check_spread("comebacks", *began, moves.iter().map(|one| one.back));
+    }
+    let mut gaps: Vec<_> = moves.iter().map(|one| one.back - one.closed).collect();
+    let mut late: Vec<_> = moves.iter().map(|one| (one.back - one.closed).saturating_sub(one.retry_after)).collect();
+    gaps.sort_unstable();
+    late.sort_unstable();
+    let line = |of: &[Duration]| format!("p50 {:.1?}, p99 {:.1?}, max {:.1?}", at(of, 0.5), at(of, 0.99), at(of, 1.0));
+    eprintln!("{} moves; without a session: {}; beyond retry_after: {}", moves.len(), line(&gaps), line(&late));
+    assert!(at(&late, 0.99) < BACK_BOUND, "coming back took too long: {}", line(&late));
+}
+
+/// None of the drain's slices has more than twice its share, and all of them together have most of it.
+fn check_spread(what: &str, began: Instant, moments: impl Iterator<Item = Instant>) {
+    let mut after: Vec<_> = moments.map(|moment| moment - began).collect();
+    after.sort_unstable();
+    let mut slices = [0; SLICES];
+    for after in &after {
+        let slice = (after.as_secs_f64() / DRAIN.as_secs_f64() * SLICES as f64) as usize;
+        slices[slice.min(SLICES - 1)] += 1;
+    }
+    let span = at(&after, 0.99) - at(&after, 0.01);
+    let seen = format!("{} {what} in slices of {:?}: {slices:?}, over {span:.1?}", after.len(), DRAIN / SLICES as u32);
+    eprintln!("{seen}");
+    assert!(after.len() >= DASHBOARDS / REPLICAS / 2, "too few to say anything: {seen}");
+    assert!(slices.iter().all(|slice| slice * SLICES <= 2 * after.len()), "not spread over the drain: {seen}");
+    assert!(span >= DRAIN.mul_f64(0.6), "not spread over the drain: {seen}");
+}
+
+/// Every request was answered as it should be, also those that nginx sent to a replica that was leaving.
+fn check_answers(answers: &[Answered], diaries: &[Diary], visits: usize) {
+    let mut statuses = BTreeMap::<_, usize>::new();
+    for answered in answers {
+        *statuses.entry((answered.status, answered.upstream.clone())).or_default() += 1;
+    }
+    eprintln!("nginx answered, with what it heard from the replicas: {statuses:?}");
+    let wrong: Vec<_> = answers.iter().filter(|answered| answered.status >= 400).collect();
+    assert!(wrong.is_empty(), "clients got errors: {wrong:?}");
+    // A replica that leaves refuses those that are still sent to it: it does not close its port on them.
+    let unanswered = |answered: &&Answered| answered.upstream.iter().any(|status| [502, 504].contains(status));
+    let unanswered: Vec<_> = answers.iter().filter(unanswered).collect();
+    assert!(unanswered.is_empty(), "replicas did not answer nginx: {unanswered:?}");
+    let sessions: usize = diaries.iter().map(|diary| diary.sessions).sum();
+    let upgraded = answers.iter().filter(|answered| answered.status == 101).count();
+    assert_eq!(upgraded, sessions + visits, "the log tells of every session");
+}
+
+/// The value at this part of what is sorted.
+fn at(sorted: &[Duration], part: f64) -> Duration {
+    let place = (sorted.len().saturating_sub(1) as f64 * part) as usize;
+    sorted.get(place).copied().unwrap_or_default()
+}
