@@ -4,6 +4,7 @@
 //! one opened by its owner. lapin's own recovery is off, because it reopens a channel whose delivery tags begin anew, where
 //! a late acknowledgement would acknowledge deliveries that nobody stored.
 
+pub mod checkup;
 pub mod consumer;
 pub mod dead_letter;
 pub mod delivery;

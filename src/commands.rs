@@ -4,6 +4,7 @@ pub mod config;
 pub mod dead_letters;
 pub mod declare;
 pub mod demo;
+pub mod doctor;
 pub mod healthcheck;
 pub mod migrate;
 pub mod publish;
@@ -61,6 +62,8 @@ enum Command {
     Healthcheck,
     /// Tell each setting that `serve` would run on, without secrets, or all that is wrong with them.
     Config(config::Arguments),
+    /// Look for what would keep the service from its promise: here, in Postgres, in RabbitMQ. Changes nothing.
+    Doctor(doctor::Arguments),
 }
 
 /// The command was asked for something that cannot be; the text says what.
@@ -92,6 +95,7 @@ impl Cli {
             Command::DeadLetters(action) => dead_letters::run(action, format).await,
             Command::Healthcheck => healthcheck::run().await,
             Command::Config(arguments) => config::run(&arguments, format),
+            Command::Doctor(arguments) => doctor::run(&arguments, format).await,
         }
     }
 }

@@ -27,33 +27,9 @@ async fn main() -> ExitCode {
         // Whoever reads our stdout has had enough, as `head` does: nothing is wrong.
         Err(error) if error.is::<StdoutClosed>() => ExitCode::SUCCESS,
         Err(error) => {
-            terminal::talk(&format!("shopbell: {}", chain(&error)));
+            terminal::talk(&format!("shopbell: {}", terminal::chain(&error)));
             let asked_wrongly = error.is::<ConfigError>() || error.is::<UsageError>();
             ExitCode::from(if asked_wrongly { ASKED_WRONGLY } else { FAILED })
         }
-    }
-}
-
-/// An error and its causes in one line. A cause that the text before it quotes already is not told again.
-fn chain(error: &anyhow::Error) -> String {
-    let mut told = String::new();
-    for cause in error.chain().map(ToString::to_string) {
-        if told.is_empty() {
-            told = cause;
-        } else if !told.contains(&cause) {
-            told = format!("{told}: {cause}");
-        }
-    }
-    told
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_cause_is_told_once() {
-        let error = anyhow::anyhow!("refused").context("RabbitMQ: refused").context("publishing");
-        assert_eq!(chain(&error), "publishing: RabbitMQ: refused");
     }
 }

@@ -6,6 +6,7 @@
 pub mod answers;
 pub mod append;
 pub mod canaries;
+pub mod checkup;
 pub mod cursors;
 pub mod history;
 pub mod pages;
@@ -87,20 +88,26 @@ pub async fn check(pool: &Pool) -> Result<(), StoreError> {
 }
 
 async fn check_on(connection: &mut PgConnection) -> Result<(), StoreError> {
-    let applied =
-        connection.list_applied_migrations(MIGRATIONS.table_name.as_ref()).await.map_err(|error| match error {
-            sqlx::migrate::MigrateError::Execute(sqlx::Error::Database(database))
-                if database.code().as_deref() == Some("42P01") =>
-            {
-                StoreError::Schema("it was never migrated".into())
-            }
-            sqlx::migrate::MigrateError::Execute(error) => StoreError::from(error),
-            other => StoreError::Schema(other.to_string()),
-        })?;
-    match MIGRATIONS.iter().find(|known| !applied.iter().any(|done| done.version == known.version)) {
+    let applied = applied(connection).await?;
+    match MIGRATIONS.iter().find(|known| !applied.contains(&known.version)) {
         Some(missing) => Err(StoreError::Schema(format!("migration {} is missing", missing.version))),
         None => Ok(()),
     }
+}
+
+/// The migrations that the database has.
+async fn applied(connection: &mut PgConnection) -> Result<Vec<i64>, StoreError> {
+    let applied = connection.list_applied_migrations(MIGRATIONS.table_name.as_ref()).await;
+    let applied = applied.map_err(|error| match error {
+        sqlx::migrate::MigrateError::Execute(sqlx::Error::Database(database))
+            if database.code().as_deref() == Some("42P01") =>
+        {
+            StoreError::Schema("it was never migrated".into())
+        }
+        sqlx::migrate::MigrateError::Execute(error) => StoreError::from(error),
+        other => StoreError::Schema(other.to_string()),
+    })?;
+    Ok(applied.into_iter().map(|migration| migration.version).collect())
 }
 
 /// Runs a statement and gives its rows. No answer in time closes the connection, so that the next call gets another:

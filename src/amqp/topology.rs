@@ -105,41 +105,13 @@ pub(super) async fn ensure(
     broker: &Broker,
 ) -> Result<Topology, BrokerError> {
     let (names, passive) = (&broker.names, !broker.declare);
-    let mut exchanges = vec![
-        (names.unroutable(), ExchangeKind::Fanout, FieldTable::default()),
-        (names.events(), ExchangeKind::Topic, table([("alternate-exchange", text(names.unroutable()))])),
-        (names.dead_letter(), ExchangeKind::Fanout, FieldTable::default()),
-        (names.fanout(), ExchangeKind::Fanout, FieldTable::default()),
-        (names.receipts(), ExchangeKind::Topic, FieldTable::default()),
-    ];
-    if broker.partitions > 1 {
-        let by_recipient = table([("hash-header", text(RECIPIENT_HEADER))]);
-        exchanges.push((names.partitions(), ExchangeKind::Custom("x-consistent-hash".into()), by_recipient));
-    }
     let mut topology = Topology::default();
-    for (exchange, kind, arguments) in exchanges {
+    for (exchange, kind, arguments) in exchanges(broker) {
         let options = ExchangeDeclareOptions { durable: true, passive, ..Default::default() };
         channel.exchange_declare(exchange.as_str().into(), kind, options, arguments).await?;
         topology.exchanges.push(exchange);
     }
-
-    let kept = || table([("x-queue-type", text("quorum")), ("x-delivery-limit", number(LOOKS_AT_DEAD_LETTERS_MAX))]);
-    // At-least-once dead-lettering needs reject-publish, and loses nothing where the broker itself dead-letters.
-    let ingest = table([
-        ("x-queue-type", text("quorum")),
-        ("x-single-active-consumer", AMQPValue::Boolean(true)),
-        ("x-delivery-limit", number(DELIVERY_LIMIT)),
-        ("x-dead-letter-exchange", text(names.dead_letter())),
-        ("x-dead-letter-strategy", text("at-least-once")),
-        ("x-overflow", text("reject-publish")),
-    ]);
-    let replicated = table([("x-queue-type", text("quorum"))]);
-    let partitions = (1..=broker.partitions).map(|number| (names.partition(number), ingest.clone()));
-    for (queue, arguments) in
-        [(names.dead_letter(), kept()), (names.unroutable(), kept()), (names.gateways(), replicated)]
-            .into_iter()
-            .chain(partitions)
-    {
+    for (queue, arguments) in queues(broker) {
         let options = QueueDeclareOptions { durable: true, passive, ..Default::default() };
         channel.queue_declare(queue.as_str().into(), options, arguments).await?;
         topology.queues.push(queue);
@@ -157,6 +129,42 @@ pub(super) async fn ensure(
         }
     }
     Ok(topology)
+}
+
+/// The durable exchanges, each after those that it names.
+pub(super) fn exchanges(broker: &Broker) -> Vec<(String, ExchangeKind, FieldTable)> {
+    let names = &broker.names;
+    let mut exchanges = vec![
+        (names.unroutable(), ExchangeKind::Fanout, FieldTable::default()),
+        (names.events(), ExchangeKind::Topic, table([("alternate-exchange", text(names.unroutable()))])),
+        (names.dead_letter(), ExchangeKind::Fanout, FieldTable::default()),
+        (names.fanout(), ExchangeKind::Fanout, FieldTable::default()),
+        (names.receipts(), ExchangeKind::Topic, FieldTable::default()),
+    ];
+    if broker.partitions > 1 {
+        let by_recipient = table([("hash-header", text(RECIPIENT_HEADER))]);
+        exchanges.push((names.partitions(), ExchangeKind::Custom("x-consistent-hash".into()), by_recipient));
+    }
+    exchanges
+}
+
+/// The durable queues.
+pub(super) fn queues(broker: &Broker) -> Vec<(String, FieldTable)> {
+    let names = &broker.names;
+    let kept = || table([("x-queue-type", text("quorum")), ("x-delivery-limit", number(LOOKS_AT_DEAD_LETTERS_MAX))]);
+    // At-least-once dead-lettering needs reject-publish, and loses nothing where the broker itself dead-letters.
+    let ingest = table([
+        ("x-queue-type", text("quorum")),
+        ("x-single-active-consumer", AMQPValue::Boolean(true)),
+        ("x-delivery-limit", number(DELIVERY_LIMIT)),
+        ("x-dead-letter-exchange", text(names.dead_letter())),
+        ("x-dead-letter-strategy", text("at-least-once")),
+        ("x-overflow", text("reject-publish")),
+    ]);
+    let replicated = table([("x-queue-type", text("quorum"))]);
+    let mut queues = vec![(names.dead_letter(), kept()), (names.unroutable(), kept()), (names.gateways(), replicated)];
+    queues.extend((1..=broker.partitions).map(|number| (names.partition(number), ingest.clone())));
+    queues
 }
 
 /// Events go to the partitions when all of these are bound, and only then no longer straight to the first: what comes
@@ -177,7 +185,7 @@ async fn bind(channel: &Channel, queue: String, exchange: String, key: &str) -> 
 }
 
 /// Asks on a channel of its own, which RabbitMQ closes where the answer is no.
-async fn is_there(connection: &Connection, queue: String) -> Result<bool, BrokerError> {
+pub(super) async fn is_there(connection: &Connection, queue: String) -> Result<bool, BrokerError> {
     let channel = connection.create_channel().await?;
     let options = QueueDeclareOptions { passive: true, ..Default::default() };
     match channel.queue_declare(queue.into(), options, FieldTable::default()).await {
@@ -190,7 +198,7 @@ async fn is_there(connection: &Connection, queue: String) -> Result<bool, Broker
     }
 }
 
-fn is_not_found(error: &lapin::Error) -> bool {
+pub(super) fn is_not_found(error: &lapin::Error) -> bool {
     let not_found = AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND);
     matches!(error.kind(), ErrorKind::ProtocolError(error) if *error.kind() == not_found)
 }

@@ -30,7 +30,7 @@ pub fn run(arguments: &Arguments, format: Format) -> anyhow::Result<()> {
 
 fn text(setting: &Setting, width: usize) -> String {
     let Setting { variable, value, origin, file } = setting;
-    let value = value.as_deref().unwrap_or("(unset)");
+    let Some(value) = value else { return format!("{variable:width$}  (unset)") };
     match (origin, file) {
         (Origin::Default, _) => format!("{variable:width$}  {value}  (default)"),
         (Origin::File, Some(file)) => format!("{variable:width$}  {value}  (from {file})"),

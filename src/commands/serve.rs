@@ -50,12 +50,12 @@ use crate::telemetry::process::Process;
 use crate::watch;
 
 /// Connections that are not sessions yet, beside one for each session there may be.
-const HANDSHAKES_MAX: usize = 1_024;
+pub(super) const HANDSHAKES_MAX: usize = 1_024;
 /// Connections that wait to be accepted: when all clients come back at once, one that finds no place tries again only after
 /// a second. The kernel has a bound of its own (`net.core.somaxconn`, 4096 on Linux).
-const BACKLOG: u32 = 4_096;
+pub(super) const BACKLOG: u32 = 4_096;
 /// Connections to the operations port.
-const OPERATIONS_CONNECTIONS_MAX: usize = 64;
+pub(super) const OPERATIONS_CONNECTIONS_MAX: usize = 64;
 
 /// How it is run.
 #[derive(Debug, clap::Args)]

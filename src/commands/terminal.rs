@@ -82,6 +82,19 @@ pub fn visible(text: &str) -> String {
     visible
 }
 
+/// An error and its causes in one line. A cause that the text before it quotes already is not told again.
+pub fn chain(error: &anyhow::Error) -> String {
+    let mut told = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if told.is_empty() {
+            told = cause;
+        } else if !told.contains(&cause) {
+            told = format!("{told}: {cause}");
+        }
+    }
+    told
+}
+
 /// Unicode's bidirectional controls (UAX #9 §2) and its two line breaks that are no control characters.
 fn turns_direction_or_breaks_line(c: char) -> bool {
     matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
@@ -97,6 +110,12 @@ mod tests {
         assert_eq!(visible("Zoë 🎉 50 €"), "Zoë 🎉 50 €");
         assert_eq!(visible("a\x1b[2Jb\rc\nd\te"), r"a\u{1b}[2Jb\rc\nd\te");
         assert_eq!(visible("\u{9b}31m\u{7f}\u{202e}\u{2028}\0"), r"\u{9b}31m\u{7f}\u{202e}\u{2028}\u{0}");
+    }
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let error = anyhow::anyhow!("refused").context("RabbitMQ: refused").context("publishing");
+        assert_eq!(chain(&error), "publishing: RabbitMQ: refused");
     }
 
     #[test]

@@ -101,6 +101,11 @@ impl Pools {
         }
     }
 
+    /// How many connections a replica takes at most.
+    pub fn connections_max(&self) -> u32 {
+        self.all().map(|pool| pool.connections.options().get_max_connections()).iter().sum()
+    }
+
     /// Closes all of them, waiting for statements under way.
     pub async fn close(&self) {
         let [ingest, acks, answers, reads, history] = self.all().map(|pool| pool.connections.close());

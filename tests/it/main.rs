@@ -11,6 +11,7 @@ mod books;
 mod canary;
 mod commands;
 mod commands_config;
+mod commands_doctor;
 mod dashboard;
 mod drain;
 mod faults;

@@ -93,6 +93,13 @@ impl Broker {
         purged.expect("a queue can be purged");
     }
 
+    /// Declares a durable queue with no arguments, which is a classic one.
+    pub async fn declare_classic(&self, name: &str) {
+        let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+        let declared = self.channel().await.queue_declare(name.into(), options, FieldTable::default()).await;
+        declared.expect("a queue can be declared");
+    }
+
     /// Removes all that Shopbell declared under `prefix`.
     pub async fn clear(&self, prefix: &str) {
         let channel = self.channel().await;

@@ -1,0 +1,125 @@
+//! `shopbell doctor`: looks for what would keep the service from its promise, and says what to do. Changes nothing.
+
+mod machine;
+mod postgres;
+mod rabbitmq;
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::terminal::{self, Format};
+use super::{BROKER_TIMEOUT, broker_of, within};
+use crate::amqp;
+use crate::config::{Environment, Role};
+use crate::store::checkup;
+use crate::store::pools::Pools;
+
+/// How long Postgres may take to answer everything.
+const POSTGRES_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Of whom.
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    /// The half that would be run; both, where it is not said.
+    #[arg(long, value_enum, value_name = "ingest|gateway", hide_possible_values = true)]
+    role: Option<Role>,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+struct Finding {
+    check: String,
+    state: State,
+    found: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    remedy: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum State {
+    Ok,
+    /// The service works, and will not always.
+    Warning,
+    /// The promise does not hold.
+    Error,
+}
+
+impl Finding {
+    fn ok(check: impl Into<String>, found: impl Into<String>) -> Self {
+        Self { check: check.into(), state: State::Ok, found: found.into(), remedy: None }
+    }
+
+    fn warning(check: impl Into<String>, found: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { state: State::Warning, remedy: Some(remedy.into()), ..Self::ok(check, found) }
+    }
+
+    fn error(check: impl Into<String>, found: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { state: State::Error, ..Self::warning(check, found, remedy) }
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = match self.state {
+            State::Ok => "ok",
+            State::Warning => "warning",
+            State::Error => "ERROR",
+        };
+        write!(f, "{state:7}  {}: {}", self.check, self.found)?;
+        self.remedy.iter().try_for_each(|remedy| write!(f, ". {remedy}"))
+    }
+}
+
+/// Writes a line for each thing looked at, as far as it can be reached; fails where one is an error.
+pub async fn run(arguments: &Arguments, format: Format) -> anyhow::Result<()> {
+    let mut findings = Vec::new();
+    match Environment::of_process().explain(arguments.role) {
+        Ok((config, settings)) => {
+            findings.push(Finding::ok("configuration", format!("{} settings are good", settings.len())));
+            findings.extend(config.gateway.iter().flat_map(|gateway| machine::look(gateway.session.sessions_max)));
+        }
+        Err(error) => {
+            let found = error.to_string().replace("\n  ", " ");
+            findings.push(Finding::error("configuration", found, "Correct it; `shopbell config` tells all of it"));
+        }
+    }
+    // What is wrong elsewhere in the environment does not keep us from looking further.
+    let partitions = Environment::of_process().amqp().map_or(1, |config| config.partitions);
+    if let Ok(options) = Environment::of_process().database() {
+        let connections = Pools::lazy(&options, partitions).connections_max();
+        match within(POSTGRES_TIMEOUT, "asking Postgres", checkup::look(&options)).await {
+            Ok(checkup) => findings.extend(postgres::findings(&checkup, connections)),
+            Err(error) => findings.push(postgres::away(&error)),
+        }
+    }
+    if let Ok(config) = Environment::of_process().amqp() {
+        let broker = broker_of(&config)?;
+        match within(BROKER_TIMEOUT, "asking RabbitMQ", amqp::checkup::look(&broker)).await {
+            Ok(checkup) => findings.extend(rabbitmq::findings(&checkup, &broker)),
+            Err(error) => findings.push(rabbitmq::away(&error)),
+        }
+    }
+    let lines = findings.iter().map(|finding| match format {
+        Format::Text => Ok(terminal::text_line(&finding.to_string())),
+        Format::Json => terminal::json_line(finding),
+    });
+    terminal::write_lines(&lines.collect::<anyhow::Result<String>>()?)?;
+    let errors = findings.iter().filter(|finding| finding.state == State::Error).count();
+    anyhow::ensure!(errors == 0, "{errors} of {} checks found an error", findings.len());
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_finding_is_one_line_that_says_what_to_do() {
+        let line = Finding::error("postgres.fsync", "it is off", "Turn it on").to_string();
+        assert_eq!(line, "ERROR    postgres.fsync: it is off. Turn it on");
+        assert_eq!(Finding::ok("postgres.fsync", "on").to_string(), "ok       postgres.fsync: on");
+    }
+}

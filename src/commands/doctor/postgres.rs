@@ -1,0 +1,245 @@
+//! What Postgres' answers mean.
+
+use super::Finding;
+use crate::commands::terminal;
+use crate::store::checkup::Checkup;
+
+/// What the SQL needs (`shopbell migrate` would fail on an older one).
+const MAJOR_MIN: i32 = 15;
+/// Clocks further apart than this make `time`, tokens and latencies hard to believe.
+const CLOCK_APART_SECONDS_MAX: f64 = 2.0;
+
+/// It could not be asked.
+pub(super) fn away(error: &anyhow::Error) -> Finding {
+    let remedy = "Is it running, and are host, user, password and database in DATABASE_URL right?";
+    Finding::error("postgres", terminal::chain(error), remedy)
+}
+
+/// Judges what it answered, for replicas that take up to `needed` connections each.
+pub(super) fn findings(checkup: &Checkup, needed: u32) -> Vec<Finding> {
+    let mut findings = vec![
+        version(checkup),
+        writable(checkup),
+        schema(checkup),
+        on("fsync", &checkup.fsync, "a crash of the machine may leave a database that cannot be read"),
+        on(
+            "full_page_writes",
+            &checkup.full_page_writes,
+            "a crash of the machine may leave pages that are half written",
+        ),
+        synchronous_commit(&checkup.synchronous_commit),
+        standbys(checkup),
+        clock(checkup.clock_ahead_seconds),
+        connections(checkup, i64::from(needed)),
+        idle_in_transaction(&checkup.idle_in_transaction_timeout),
+    ];
+    findings.extend(transactions(checkup));
+    findings.extend(slots(checkup));
+    findings
+}
+
+fn version(checkup: &Checkup) -> Finding {
+    const CHECK: &str = "postgres.version";
+    match checkup.major >= MAJOR_MIN {
+        true => Finding::ok(CHECK, &checkup.version),
+        false => Finding::error(CHECK, &checkup.version, format!("Upgrade it: {MAJOR_MIN} is the least")),
+    }
+}
+
+fn writable(checkup: &Checkup) -> Finding {
+    const CHECK: &str = "postgres.writable";
+    match (checkup.in_recovery, checkup.read_only) {
+        (true, _) => Finding::error(CHECK, "this server is a standby", "Let DATABASE_URL name the primary"),
+        (_, true) => {
+            Finding::error(CHECK, "default_transaction_read_only is on", "Turn it off for this database and user")
+        }
+        _ => Finding::ok(CHECK, "it takes writes"),
+    }
+}
+
+fn schema(checkup: &Checkup) -> Finding {
+    const CHECK: &str = "postgres.schema";
+    let list = |versions: &[i64]| versions.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let (missing, newer) = (&checkup.missing_migrations, &checkup.newer_migrations);
+    if !missing.is_empty() {
+        return Finding::error(CHECK, format!("missing migrations: {}", list(missing)), "Run `shopbell migrate`");
+    }
+    match newer.is_empty() {
+        true => Finding::ok(CHECK, "every migration is in place"),
+        false => Finding::ok(
+            CHECK,
+            format!("every migration is in place, and newer ones ({}): this version works on them", list(newer)),
+        ),
+    }
+}
+
+fn on(setting: &str, value: &str, danger: &str) -> Finding {
+    let check = format!("postgres.{setting}");
+    match value {
+        "on" => Finding::ok(check, "on"),
+        _ => Finding::error(check, format!("{value}: {danger}"), format!("Set {setting} = on")),
+    }
+}
+
+fn synchronous_commit(value: &str) -> Finding {
+    const CHECK: &str = "postgres.synchronous_commit";
+    match value {
+        "off" => Finding::error(
+            CHECK,
+            "off: RabbitMQ is told that an order is stored before it is on disk, and a crash loses it",
+            "Set it to on, for the server, the database and the user (acks do without by themselves)",
+        ),
+        "local" => Finding::warning(
+            CHECK,
+            "local: commits wait for this server's disk, but for no standby",
+            "Set it to on where a standby is to take over",
+        ),
+        _ => Finding::ok(CHECK, value),
+    }
+}
+
+fn standbys(checkup: &Checkup) -> Finding {
+    const CHECK: &str = "postgres.standbys";
+    let (names, connected) = (checkup.synchronous_standbys.as_str(), checkup.standbys);
+    match (names.is_empty(), connected) {
+        (true, 0) => Finding::ok(CHECK, "none: what is stored is as safe as this server's disk and your backups"),
+        (true, _) => Finding::warning(
+            CHECK,
+            format!("{connected} connected, but synchronous_standby_names is empty: a failover loses the last orders"),
+            "Name them in synchronous_standby_names; until then publish again after a failover (docs/backup.md)",
+        ),
+        (false, 0) => Finding::error(
+            CHECK,
+            format!("synchronous_standby_names is {names:?}, but none is connected: every commit waits"),
+            "Bring a standby back, or take it out of synchronous_standby_names",
+        ),
+        (false, _) => Finding::ok(CHECK, format!("synchronous: {names}; {connected} connected")),
+    }
+}
+
+fn clock(ahead_seconds: f64) -> Finding {
+    const CHECK: &str = "postgres.clock";
+    if ahead_seconds.abs() <= CLOCK_APART_SECONDS_MAX {
+        return Finding::ok(CHECK, format!("{:.1} s from this machine's", ahead_seconds.abs()));
+    }
+    let which = if ahead_seconds > 0.0 { "ahead of" } else { "behind" };
+    Finding::warning(
+        CHECK,
+        format!("{:.1} s {which} this machine's", ahead_seconds.abs()),
+        "Let NTP set both: expiry and measured latencies are off by as much",
+    )
+}
+
+fn connections(checkup: &Checkup, needed: i64) -> Finding {
+    const CHECK: &str = "postgres.connections";
+    let (max, used) = (checkup.connections_max, checkup.connections);
+    let found = format!("{used} of {max} are taken; a replica takes up to {needed}");
+    let remedy = "Raise max_connections (or the limit of the role or the database), or run fewer replicas";
+    if max < needed {
+        Finding::error(CHECK, found, remedy)
+    } else if max - used < needed {
+        Finding::warning(CHECK, format!("{found}: there is no room for one more, as a rolling update needs"), remedy)
+    } else {
+        Finding::ok(CHECK, format!("{found}: there is room for {} more", (max - used) / needed.max(1)))
+    }
+}
+
+fn idle_in_transaction(timeout: &str) -> Finding {
+    const CHECK: &str = "postgres.idle_in_transaction_session_timeout";
+    match timeout {
+        "0" => Finding::ok(CHECK, "off; Shopbell sets one for its own sessions, others may forget a transaction"),
+        _ => Finding::ok(CHECK, timeout),
+    }
+}
+
+fn transactions(checkup: &Checkup) -> Vec<Finding> {
+    const CHECK: &str = "postgres.transactions";
+    if checkup.old_transactions.is_empty() {
+        return vec![Finding::ok(CHECK, "none that we may see has been open for more than five minutes")];
+    }
+    let old = checkup.old_transactions.iter().map(|transaction| {
+        let found = format!("{} has been open for {} s: vacuum is held back", transaction.whose, transaction.seconds);
+        Finding::warning(CHECK, found, "End it: select pg_terminate_backend(PID), or rollback prepared 'NAME'")
+    });
+    old.collect()
+}
+
+fn slots(checkup: &Checkup) -> Vec<Finding> {
+    const CHECK: &str = "postgres.replication_slots";
+    if checkup.idle_slots.is_empty() {
+        return vec![Finding::ok(CHECK, "none is idle")];
+    }
+    let idle = checkup.idle_slots.iter().map(|slot| {
+        let found = format!("nobody reads {}, and {} MiB of the log are kept for it", slot.name, slot.bytes >> 20);
+        Finding::warning(
+            CHECK,
+            found,
+            "Bring its reader back, or drop it (pg_drop_replication_slot): the disk fills up",
+        )
+    });
+    idle.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::State;
+    use super::*;
+    use crate::store::checkup::{IdleSlot, OldTransaction};
+
+    fn healthy() -> Checkup {
+        Checkup {
+            version: "15.18".into(),
+            major: 15,
+            in_recovery: false,
+            read_only: false,
+            fsync: "on".into(),
+            full_page_writes: "on".into(),
+            synchronous_commit: "on".into(),
+            synchronous_standbys: String::new(),
+            standbys: 0,
+            idle_in_transaction_timeout: "0".into(),
+            clock_ahead_seconds: -0.2,
+            connections_max: 97,
+            connections: 14,
+            old_transactions: Vec::new(),
+            idle_slots: Vec::new(),
+            missing_migrations: Vec::new(),
+            newer_migrations: Vec::new(),
+        }
+    }
+
+    /// The one check that is not ok with this change, and how bad it is.
+    #[track_caller]
+    fn check(change: impl FnOnce(&mut Checkup), expected: &[(&str, State)]) {
+        let mut checkup = healthy();
+        change(&mut checkup);
+        let findings = findings(&checkup, 13);
+        let bad = findings.iter().filter(|finding| finding.state != State::Ok);
+        let bad: Vec<_> = bad.map(|finding| (finding.check.as_str(), finding.state)).collect();
+        assert_eq!(bad, expected, "{findings:?}");
+    }
+
+    #[test]
+    fn each_thing_that_is_wrong_is_found_and_nothing_else() {
+        use State::{Error, Warning};
+        check(|_| {}, &[]);
+        check(|checkup| checkup.newer_migrations = vec![9], &[]);
+        check(|checkup| checkup.major = 14, &[("postgres.version", Error)]);
+        check(|checkup| checkup.in_recovery = true, &[("postgres.writable", Error)]);
+        check(|checkup| checkup.read_only = true, &[("postgres.writable", Error)]);
+        check(|checkup| checkup.missing_migrations = vec![1, 2], &[("postgres.schema", Error)]);
+        check(|checkup| checkup.fsync = "off".into(), &[("postgres.fsync", Error)]);
+        check(|checkup| checkup.full_page_writes = "off".into(), &[("postgres.full_page_writes", Error)]);
+        check(|checkup| checkup.synchronous_commit = "off".into(), &[("postgres.synchronous_commit", Error)]);
+        check(|checkup| checkup.synchronous_commit = "local".into(), &[("postgres.synchronous_commit", Warning)]);
+        check(|checkup| checkup.standbys = 1, &[("postgres.standbys", Warning)]);
+        check(|checkup| checkup.synchronous_standbys = "*".into(), &[("postgres.standbys", Error)]);
+        check(|checkup| checkup.clock_ahead_seconds = -2.5, &[("postgres.clock", Warning)]);
+        check(|checkup| checkup.connections = 90, &[("postgres.connections", Warning)]);
+        check(|checkup| checkup.connections_max = 12, &[("postgres.connections", Error)]);
+        let old = OldTransaction { whose: "pid 7 (psql, idle in transaction)".into(), seconds: 301 };
+        check(|checkup| checkup.old_transactions = vec![old], &[("postgres.transactions", Warning)]);
+        let slot = IdleSlot { name: "standby_2".into(), bytes: 1 << 30 };
+        check(|checkup| checkup.idle_slots = vec![slot], &[("postgres.replication_slots", Warning)]);
+    }
+}

@@ -1,0 +1,141 @@
+//! `shopbell doctor`: what is wrong is found, named, and changed by nobody but the operator.
+
+use serde::Deserialize;
+
+use crate::support::{Done, World};
+
+#[derive(Debug, Deserialize)]
+struct Finding {
+    check: String,
+    state: String,
+    found: String,
+    remedy: Option<String>,
+}
+
+/// Room for few sessions, so that no machine is too small.
+const FEW_SESSIONS: (&str, &str) = ("SHOPBELL_MAX_SESSIONS", "100");
+
+#[tokio::test]
+async fn a_healthy_service_is_told_so() {
+    let world = World::new().await;
+    let _replica = world.serve().await;
+    let done = doctor(&world, &[]).await.succeeded();
+    let findings = done.json_lines::<Finding>();
+    let bad: Vec<_> = findings.iter().filter(|finding| finding.state != "ok").collect();
+    // The machine that tests run on may have its own limits, and others' transactions.
+    let ours =
+        |finding: &&&Finding| !["machine.listen_backlog", "postgres.transactions"].contains(&finding.check.as_str());
+    assert_eq!(bad.iter().filter(ours).count(), 0, "{bad:?}");
+    let of = |check: &str| findings.iter().filter(|finding| finding.check == check).count();
+    assert_eq!((of("rabbitmq.version"), of("rabbitmq.exchange"), of("rabbitmq.queue")), (1, 5, 4), "{findings:?}");
+    assert_eq!((of("postgres.fsync"), of("postgres.clock"), of("configuration")), (1, 1, 1), "{findings:?}");
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn a_database_that_was_never_migrated_is_found() {
+    let world = World::new().await;
+    world.meddle("drop schema public cascade; create schema public").await;
+    let finding = the(&doctor(&world, &[]).await.failed_with(1), "postgres.schema");
+    assert_eq!(finding.state, "error");
+    assert!(finding.remedy.is_some_and(|remedy| remedy.contains("shopbell migrate")));
+    world.shopbell(&["migrate"]).await.succeeded();
+    assert_eq!(the(&doctor(&world, &[]).await.succeeded(), "postgres.schema").state, "ok");
+
+    world.execute("update _sqlx_migrations set version = 9999 where version = 1").await;
+    let finding = the(&doctor(&world, &[]).await.failed_with(1), "postgres.schema");
+    assert!(finding.found.contains("migrations: 1"), "{finding:?}");
+    world.execute("update _sqlx_migrations set version = 1 where version = 9999").await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn commits_that_do_not_wait_for_the_disk_are_found() {
+    let world = World::new().await;
+    world
+        .meddle(
+            "do $$ begin execute format('alter database %I set synchronous_commit = off', current_database()); end $$",
+        )
+        .await;
+    let finding = the(&doctor(&world, &[]).await.failed_with(1), "postgres.synchronous_commit");
+    assert!(finding.state == "error" && finding.remedy.is_some(), "{finding:?}");
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn what_somebody_declared_otherwise_is_found_and_nothing_is_declared() {
+    let world = World::new().await;
+    let (prefix, broker) = (world.another_prefix(), world.broker().await);
+    let (queue, exchange) = (format!("{prefix}.ingest"), format!("{prefix}.receipts"));
+    broker.declare_classic(&queue).await;
+    broker.declare_fanout(&exchange).await;
+    let done = doctor(&world, &[("SHOPBELL_AMQP_PREFIX", &prefix)]).await.failed_with(1);
+    let findings = done.json_lines::<Finding>();
+    for (check, name) in [("rabbitmq.queue", &queue), ("rabbitmq.exchange", &exchange)] {
+        let finding = findings.iter().find(|finding| finding.found.starts_with(name)).expect("it is told");
+        assert_eq!((finding.check.as_str(), finding.state.as_str()), (check, "error"));
+        assert!(finding.found.contains("PRECONDITION_FAILED - inequivalent arg"), "{finding:?}");
+    }
+    let missing = findings.iter().filter(|finding| finding.found.ends_with("is not there"));
+    assert_eq!(missing.count(), 7, "{findings:?}");
+    assert_eq!(broker.depth(&format!("{prefix}.dead-letter")).await, None, "a doctor declares nothing");
+
+    // Nobody here may declare it: now it is an error.
+    let settings = [("SHOPBELL_AMQP_PREFIX", prefix.as_str()), ("SHOPBELL_AMQP_DECLARE", "false")];
+    let findings = doctor(&world, &settings).await.failed_with(1).json_lines::<Finding>();
+    let events = format!("{prefix}.events");
+    let finding = findings.iter().find(|finding| finding.found.starts_with(&events)).expect("it is told");
+    assert_eq!(finding.state, "error", "{finding:?}");
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn what_is_away_is_named_and_the_rest_is_looked_at() {
+    let world = World::new().await;
+    let closed = [("AMQP_URL", "amqp://shop:s3cr3t@127.0.0.1:1/"), ("SHOPBELL_WINDOWS", "7")];
+    let done = doctor(&world, &closed).await.failed_with(1);
+    assert!(!done.stdout.contains("s3cr3t"), "{}", done.stdout);
+    let finding = the(&done, "rabbitmq");
+    assert!(finding.state == "error" && finding.remedy.is_some_and(|remedy| remedy.contains("AMQP_URL")));
+    assert!(the(&done, "configuration").found.contains("SHOPBELL_WINDOWS"));
+    assert_eq!(the(&done, "postgres.schema").state, "ok");
+
+    let closed = [("DATABASE_URL", "postgres://shop:s3cr3t@127.0.0.1:1/shop")];
+    let done = doctor(&world, &closed).await.failed_with(1);
+    assert_eq!(the(&done, "postgres").state, "error");
+    assert_eq!(the(&done, "rabbitmq.version").state, "ok");
+    assert!(!done.stdout.contains("s3cr3t"), "{}", done.stdout);
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn dead_letters_and_a_queue_without_a_consumer_are_warned_of() {
+    let world = World::new().await;
+    let replica = world.serve().await;
+    let bad = ["publish", "--recipient", "merchant-42", "--type", "order.created", "--data", "{}", "--unchecked"];
+    world.shopbell(&bad).await.succeeded();
+    replica.metric_reaches("shopbell_events_dead_lettered_total", 1).await;
+    let done = doctor(&world, &[]).await.succeeded();
+    let finding = the(&done, "rabbitmq.dead_letters");
+    assert!(finding.state == "warning" && finding.found.starts_with("1 wait"), "{finding:?}");
+    assert_eq!(the(&done, "rabbitmq.ingest").state, "ok");
+
+    replica.terminate().await;
+    let done = doctor(&world, &[]).await.succeeded();
+    assert_eq!(the(&done, "rabbitmq.ingest").state, "warning");
+    world.finish().await;
+}
+
+async fn doctor(world: &World, settings: &[(&str, &str)]) -> Done {
+    let settings = [&[FEW_SESSIONS][..], settings].concat();
+    world.shopbell_with(&settings, &["doctor", "--output", "json"]).await
+}
+
+/// What was found of a check that is told once.
+#[track_caller]
+fn the(done: &Done, check: &str) -> Finding {
+    let mut findings: Vec<Finding> = done.json_lines();
+    findings.retain(|finding| finding.check == check);
+    assert_eq!(findings.len(), 1, "{check} in {done:?}");
+    findings.remove(0)
+}
