@@ -6,6 +6,7 @@ pub mod declare;
 pub mod demo;
 pub mod doctor;
 pub mod healthcheck;
+pub mod inspect;
 pub mod migrate;
 pub mod publish;
 pub mod serve;
@@ -62,6 +63,8 @@ enum Command {
     Healthcheck,
     /// Tell each setting that `serve` would run on, without secrets, or all that is wrong with them.
     Config(config::Arguments),
+    /// Tell what is known of a feed: what it holds, who has acknowledged how much, what is undelivered.
+    Inspect(inspect::Arguments),
     /// Look for what would keep the service from its promise: here, in Postgres, in RabbitMQ. Changes nothing.
     Doctor(doctor::Arguments),
 }
@@ -95,6 +98,7 @@ impl Cli {
             Command::DeadLetters(action) => dead_letters::run(action, format).await,
             Command::Healthcheck => healthcheck::run().await,
             Command::Config(arguments) => config::run(&arguments, format),
+            Command::Inspect(arguments) => inspect::run(&arguments, format).await,
             Command::Doctor(arguments) => doctor::run(&arguments, format).await,
         }
     }

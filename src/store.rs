@@ -9,6 +9,7 @@ pub mod canaries;
 pub mod checkup;
 pub mod cursors;
 pub mod history;
+pub mod inspect;
 pub mod pages;
 pub mod pools;
 pub mod traces;

@@ -12,6 +12,7 @@ mod canary;
 mod commands;
 mod commands_config;
 mod commands_doctor;
+mod commands_inspect;
 mod dashboard;
 mod drain;
 mod faults;

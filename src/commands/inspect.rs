@@ -1,0 +1,148 @@
+//! `shopbell inspect`: one feed's state, for whoever is asked where an order is. Shows data only where that is asked for.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use serde::Serialize;
+use serde_json::value::RawValue;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::terminal::{self, Format};
+use super::within;
+use crate::config::Environment;
+use crate::feed::{Feed, Seq};
+use crate::store::inspect::{self, Cursor, Envelope, FeedState, Import};
+
+/// How long Postgres may take.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What to look at.
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    /// The feed: the recipient that events are published to.
+    #[arg(value_parser = Feed::parse)]
+    feed: Feed,
+    /// Only this notification of it.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..))]
+    seq: Option<i64>,
+    /// With its data, which may be personal.
+    #[arg(long, requires = "seq")]
+    data: bool,
+}
+
+/// Writes what is known; fails where there is nothing of that name.
+pub async fn run(arguments: &Arguments, format: Format) -> anyhow::Result<()> {
+    let Arguments { feed, seq, data } = arguments;
+    let options = Environment::of_process().database()?;
+    let hint = "could not ask the database at DATABASE_URL (is it running, is it migrated?)";
+    let lines = match seq.and_then(Seq::new) {
+        Some(seq) => {
+            let found = within(TIMEOUT, "reading a notification", inspect::notification(&options, feed, seq));
+            let found = found.await.context(hint)?;
+            let (envelope, text) = found.with_context(|| format!("there is no notification #{seq} in {feed}"))?;
+            let shown = if *data { Some(text.as_deref().unwrap_or("null")) } else { None };
+            one(&envelope, shown, format)?
+        }
+        None => {
+            let state = within(TIMEOUT, "reading a feed", inspect::feed(&options, feed)).await.context(hint)?;
+            let state = state.with_context(|| {
+                format!("there is no feed {feed}: nothing was ever stored for it, and nobody has connected to read it")
+            })?;
+            match format {
+                Format::Text => text(&state),
+                Format::Json => terminal::json_line(&state)?,
+            }
+        }
+    };
+    terminal::write_lines(&lines)
+}
+
+#[derive(Serialize)]
+struct Shown<'a> {
+    notification: &'a Envelope,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<&'a RawValue>,
+}
+
+fn one(notification: &Envelope, data: Option<&str>, format: Format) -> anyhow::Result<String> {
+    match format {
+        Format::Text => {
+            let data = data.into_iter().flat_map(str::lines).map(terminal::text_line);
+            Ok(terminal::text_line(&envelope(notification)) + &data.collect::<String>())
+        }
+        Format::Json => {
+            let data = data.map(serde_json::from_str).transpose().context("the stored data is no JSON")?;
+            terminal::json_line(&Shown { notification, data })
+        }
+    }
+}
+
+fn text(state: &FeedState) -> String {
+    let FeedState { feed, last, unread, unhandled, acked, undelivered, .. } = state;
+    let mut lines = vec![
+        format!("{feed}: {last} notifications, {unread} unread, {unhandled} unhandled"),
+        format!("undelivered: {undelivered} (the highest ack of anyone is #{acked})"),
+    ];
+    lines.extend(state.oldest_undelivered.iter().map(|oldest| format!("oldest undelivered: {}", envelope(oldest))));
+    lines.extend(state.cursors.iter().map(cursor));
+    lines.extend(state.imports.iter().map(import));
+    lines.extend(state.newest.iter().map(envelope));
+    lines.iter().map(|line| terminal::text_line(line)).collect()
+}
+
+fn envelope(envelope: &Envelope) -> String {
+    let Envelope { seq, id, source, event, time, stored_at, .. } = envelope;
+    let mut line = format!("#{seq}  {}  {event}  {id} of {source}, stored {}", at(*time), at(*stored_at));
+    line += if envelope.delivered { ", delivered" } else { ", not delivered" };
+    for (did, when) in [("read", envelope.read_at), ("handled", envelope.handled_at), ("expires", envelope.expires_at)]
+    {
+        line += &when.map(|when| format!(", {did} {}", at(when))).unwrap_or_default();
+    }
+    line + &envelope.handled_by.iter().map(|who| format!(" by {who}")).collect::<String>()
+}
+
+fn cursor(cursor: &Cursor) -> String {
+    let Cursor { subscriber, device, acked, updated_at } = cursor;
+    let device = if device.is_empty() { String::new() } else { format!(" on {device}") };
+    format!("cursor of {subscriber}{device}: #{acked}, moved {}", at(*updated_at))
+}
+
+fn import(import: &Import) -> String {
+    let Import { import_id, done, failed, total, started_at, updated_at } = import;
+    let total = total.map_or_else(|| "?".into(), |total| total.to_string());
+    let (started_at, updated_at) = (at(*started_at), at(*updated_at));
+    format!("import {import_id}: {done} of {total} done, {failed} failed, since {started_at}, last news {updated_at}")
+}
+
+fn at(time: OffsetDateTime) -> String {
+    let time = time.replace_nanosecond(0).unwrap_or(time);
+    time.format(&Rfc3339).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+
+    #[test]
+    fn a_notification_is_told_in_a_line_without_its_data() {
+        let told = envelope(&Envelope {
+            seq: 7,
+            id: "5f0c".into(),
+            source: "/checkout".into(),
+            event: "order.created".into(),
+            time: datetime!(2026-11-21 10:00:00 UTC),
+            stored_at: datetime!(2026-11-21 10:00:01.5 UTC),
+            expires_at: None,
+            delivered: true,
+            read_at: None,
+            handled_at: Some(datetime!(2026-11-21 10:01:00 UTC)),
+            handled_by: Some("merchant-42".into()),
+        });
+        let line = "#7  2026-11-21T10:00:00Z  order.created  5f0c of /checkout, stored 2026-11-21T10:00:01Z, \
+                    delivered, handled 2026-11-21T10:01:00Z by merchant-42";
+        assert_eq!(told, line);
+    }
+}
