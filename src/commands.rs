@@ -1,5 +1,6 @@
 //! The command line: one file a subcommand. Data goes to stdout, talk to stderr; `anyhow` is used here and nowhere else.
 
+pub mod completions;
 pub mod config;
 pub mod dead_letters;
 pub mod declare;
@@ -67,6 +68,8 @@ enum Command {
     Inspect(inspect::Arguments),
     /// Look for what would keep the service from its promise: here, in Postgres, in RabbitMQ. Changes nothing.
     Doctor(doctor::Arguments),
+    /// Write a script with which a shell completes these commands.
+    Completions(completions::Arguments),
 }
 
 /// The command was asked for something that cannot be; the text says what.
@@ -100,6 +103,7 @@ impl Cli {
             Command::Config(arguments) => config::run(&arguments, format),
             Command::Inspect(arguments) => inspect::run(&arguments, format).await,
             Command::Doctor(arguments) => doctor::run(&arguments, format).await,
+            Command::Completions(arguments) => completions::run(&arguments),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::net::TcpListener;
 
 use serde::Deserialize;
 
-use crate::support::{Event, Frame, World};
+use crate::support::{Event, Frame, PATIENCE, World, run_any};
 
 const MERCHANT: &str = "merchant-42";
 
@@ -163,5 +163,25 @@ async fn the_demo_is_reached_from_beyond_loopback_only_in_a_container() {
     let settings = [everywhere, ("SHOPBELL_OPS_LISTEN", operations.as_str())];
     let ended = world.shopbell_with(&settings, &["demo", "--in-container"]).await.failed_with(1);
     assert!(ended.stdout.starts_with("http://127.0.0.1:0/#token="), "{ended:?}");
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn a_shell_completes_what_there_is() {
+    let world = World::new().await;
+    for shell in ["zsh", "fish", "elvish", "powershell"] {
+        let script = world.shopbell(&["completions", shell]).await.succeeded().stdout;
+        assert!(script.contains("dead-letters"), "{shell}: {script}");
+    }
+    let script = world.shopbell(&["completions", "bash"]).await.succeeded().stdout;
+    let file = world.file("completions.bash", script.as_bytes());
+    // As bash itself asks, when somebody presses the tab key behind `dead-letters re`.
+    let ask = format!(
+        "set -eu; . {file}; COMP_WORDS=(shopbell dead-letters re); COMP_CWORD=2
+         _shopbell shopbell re dead-letters; echo \"${{COMPREPLY[@]}}\""
+    );
+    let mut bash = std::process::Command::new("bash");
+    bash.args(["-c", &ask]);
+    assert_eq!(run_any(bash, PATIENCE).await.succeeded().stdout, "replay\n");
     world.finish().await;
 }

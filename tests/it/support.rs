@@ -28,7 +28,7 @@ mod world;
 
 pub use broker::Broker;
 pub use collector::{Collector, Span};
-pub use command::Done;
+pub use command::{Done, run_any};
 pub use event::{Event, Parcel};
 pub use eventually::{eventually, holds};
 pub use frames::{Frame, Notification, Progress};
