@@ -15,6 +15,7 @@ pub mod pools;
 pub mod traces;
 pub mod undelivered;
 
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use self::pools::Pool;
@@ -26,7 +27,12 @@ use sqlx::postgres::{PgArguments, PgConnectOptions, PgConnection, PgRow};
 use sqlx::query::Query;
 use sqlx::{Connection as _, Postgres};
 
-static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!();
+/// A newer schema is fine: its migrations are not ours to miss.
+static MIGRATIONS: LazyLock<sqlx::migrate::Migrator> = LazyLock::new(|| {
+    let mut migrations = sqlx::migrate!();
+    migrations.set_ignore_missing(true);
+    migrations
+});
 
 /// An answer that takes longer never comes: the connection is half open. A little above the former.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(12);

@@ -167,6 +167,23 @@ async fn the_demo_is_reached_from_beyond_loopback_only_in_a_container() {
 }
 
 #[tokio::test]
+async fn an_old_version_works_on_a_newer_schema() {
+    let world = World::new().await;
+    world
+        .execute(
+            "insert into _sqlx_migrations (version, description, success, checksum, execution_time)
+             values (9999, 'of a newer version', true, '', 0)",
+        )
+        .await;
+    world.shopbell(&["migrate"]).await.succeeded();
+    let told = world.shopbell(&["doctor"]).await.succeeded().stdout;
+    assert!(told.contains("every migration is in place, and newer ones (9999)"), "{told}");
+    let replica = world.serve().await;
+    replica.shopbell(&["healthcheck"]).await.succeeded();
+    world.finish().await;
+}
+
+#[tokio::test]
 async fn a_shell_completes_what_there_is() {
     let world = World::new().await;
     for shell in ["zsh", "fish", "elvish", "powershell"] {
