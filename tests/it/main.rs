@@ -26,6 +26,7 @@ mod real_input;
 mod redelivery;
 mod replay;
 mod replicas;
+mod restore;
 mod scale_out;
 mod sessions;
 mod slow_client;

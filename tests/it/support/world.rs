@@ -21,6 +21,8 @@ pub struct World {
     pool: PgPool,
     /// The first is the world's own; a story may add one.
     prefixes: Mutex<Vec<String>>,
+    /// Those that a story makes beside the world's own.
+    more_databases: Mutex<Vec<String>>,
     replicas: Mutex<Vec<Replica>>,
 }
 
@@ -44,6 +46,7 @@ impl World {
             secret: Uuid::new_v4().simple().to_string() + &Uuid::new_v4().simple().to_string(),
             pool,
             prefixes: Mutex::new(vec![format!("t-{name}")]),
+            more_databases: Mutex::default(),
             replicas: Mutex::default(),
         };
         template::create_database(&world.server_url, &world.database, &world.environment()).await;
@@ -119,6 +122,21 @@ impl World {
         let prefix = format!("{}-{}", self.prefixes()[0], self.prefixes().len());
         self.prefixes.lock().unwrap_or_else(PoisonError::into_inner).push(prefix.clone());
         prefix
+    }
+
+    /// The URL of a database that is not there yet, for a story to make.
+    pub fn another_database(&self) -> String {
+        let mut more = self.more_databases.lock().unwrap_or_else(PoisonError::into_inner);
+        let database = format!("{}_{}", self.database, more.len() + 1);
+        more.push(database.clone());
+        url::with_database(&self.server_url, &database)
+    }
+
+    /// A folder of this test run; gives its path.
+    pub fn folder(&self, name: &str) -> String {
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}-{name}", self.database));
+        std::fs::create_dir_all(&path).expect("a folder can be made");
+        path.to_str().expect("the target directory has a plain name").to_owned()
     }
 
     /// RabbitMQ's URL, to stand a proxy in front of.
@@ -324,12 +342,15 @@ impl Drop for World {
             replica.kill();
         }
         let (server_url, amqp_url) = (self.server_url.clone(), self.amqp_url.clone());
-        let (database, prefixes) = (self.database.clone(), self.prefixes());
+        let (mut databases, prefixes) = (vec![self.database.clone()], self.prefixes());
+        databases.append(&mut self.more_databases.lock().unwrap_or_else(PoisonError::into_inner));
         // On a thread of its own: a runtime cannot wait inside another one.
         let cleaning = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
             runtime.block_on(async {
-                template::drop_database(&server_url, &database).await;
+                for database in databases {
+                    template::drop_database(&server_url, &database).await;
+                }
                 let broker = Broker::connect(&amqp_url).await;
                 for prefix in prefixes {
                     broker.clear(&prefix).await;
