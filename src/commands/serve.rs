@@ -12,6 +12,7 @@ use axum::Router;
 use axum::http::StatusCode;
 use axum::routing::get;
 use prometheus_client::registry::Registry;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -72,6 +73,7 @@ pub async fn run(config: ServeConfig) -> anyhow::Result<()> {
 
 /// The same, with more routes on the public port.
 pub async fn run_with(config: ServeConfig, more: Router) -> anyhow::Result<()> {
+    raise_open_files();
     let ground = Ground::new(&config)?;
     let mut parts = Parts::default();
     ground.operate(config.ops_listen, &mut parts).await?;
@@ -103,6 +105,18 @@ pub async fn run_with(config: ServeConfig, more: Router) -> anyhow::Result<()> {
     }
     tracing::info!("shopbell stopped");
     Ok(())
+}
+
+/// Takes as many files as the system allows: some containers start with 1024, and each session is one.
+fn raise_open_files() {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    // `None` is without a limit.
+    if current.is_some()
+        && current != maximum
+        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
+    {
+        tracing::warn!(%error, ?current, "the limit of open files stays as it is: it bounds how many clients can connect");
+    }
 }
 
 /// One switch for each step of the stop.

@@ -131,3 +131,16 @@ async fn everyone_gets_the_broadcast_feed() {
     assert_eq!(again.expect_caught_up("all").await, 1, "it was acknowledged");
     world.finish().await;
 }
+
+#[tokio::test]
+async fn a_replica_takes_as_many_files_as_the_system_allows() {
+    let world = World::new().await;
+    let replica = world.replica().open_files(64).start().await;
+    // More than the limit that it was started under.
+    let mut merchants = Vec::new();
+    for number in 0..80 {
+        merchants.push(world.merchant(&format!("merchant-{number}")).connect(replica.public()).await);
+    }
+    assert_eq!(replica.metric("shopbell_sessions").await, 80);
+    world.finish().await;
+}

@@ -15,10 +15,10 @@ pub(super) fn look(sessions_max: usize) -> Vec<Finding> {
     files.into_iter().chain(backlog).collect()
 }
 
-/// The soft limit: the one that counts.
+/// The hard limit: `serve` takes all that it may.
 fn open_files_max(limits: &str) -> Option<usize> {
     let row = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
-    match row.split_whitespace().next()? {
+    match row.split_whitespace().nth(1)? {
         "unlimited" => Some(usize::MAX),
         number => number.parse().ok(),
     }
@@ -55,10 +55,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_limit_that_counts_is_the_soft_one() {
-        let row = |soft: &str| {
-            format!("Limit    Soft Limit  Hard Limit  Units\nMax open files    {soft}    524288    files\n")
-        };
+    fn the_limit_that_counts_is_the_hard_one() {
+        let row =
+            |hard: &str| format!("Limit    Soft Limit  Hard Limit  Units\nMax open files    256    {hard}    files\n");
         assert_eq!(open_files_max(&row("1024")), Some(1_024));
         assert_eq!(open_files_max(&row("unlimited")), Some(usize::MAX));
         assert_eq!(open_files_max(""), None);

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::process::{Child, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use std::{fs, thread};
@@ -26,6 +26,7 @@ pub struct Replica(Arc<Inner>);
 struct Inner {
     environment: Environment,
     role: Option<&'static str>,
+    open_files: Option<u32>,
     public: SocketAddr,
     operations: SocketAddr,
     drain: Duration,
@@ -36,14 +37,22 @@ struct Inner {
 
 impl Replica {
     /// Starts the binary on ports of its own; it may not be ready yet.
-    pub(super) fn spawn(mut environment: Environment, role: Option<&'static str>) -> Self {
+    pub(super) fn spawn(mut environment: Environment, role: Option<&'static str>, open_files: Option<u32>) -> Self {
         let (public, operations) = (free_address(), free_address());
         environment.insert("SHOPBELL_LISTEN".to_owned(), public.to_string());
         environment.insert("SHOPBELL_OPS_LISTEN".to_owned(), operations.to_string());
         let drain_seconds = environment.entry("SHOPBELL_DRAIN_SECONDS".to_owned()).or_insert_with(|| "0".to_owned());
         let drain = Duration::from_secs(drain_seconds.parse().expect("a drain in seconds"));
-        let inner =
-            Inner { environment, role, public, operations, drain, log: Log::default(), child: Mutex::new(None) };
+        let inner = Inner {
+            environment,
+            role,
+            open_files,
+            public,
+            operations,
+            drain,
+            log: Log::default(),
+            child: Mutex::new(None),
+        };
         let replica = Self(Arc::new(inner));
         replica.launch();
         replica
@@ -203,6 +212,9 @@ impl Replica {
 
     fn launch(&self) {
         let mut command = shopbell(&self.0.environment);
+        if let Some(files) = self.0.open_files {
+            command = limited(command, files);
+        }
         command
             .arg("serve")
             .args(self.0.role.map(|role| format!("--role={role}")))
@@ -231,6 +243,14 @@ impl Drop for Inner {
             eprintln!("{text}---");
         }
     }
+}
+
+/// The same command, under a soft limit of open files.
+fn limited(command: Command, files: u32) -> Command {
+    let mut limited = Command::new("sh");
+    limited.args(["-c", &format!("ulimit -Sn {files} && exec \"$0\" \"$@\"")]).arg(command.get_program());
+    limited.env_clear().envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    limited
 }
 
 /// A loopback address that nobody listens on, and that nobody else in this process was given.

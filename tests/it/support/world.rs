@@ -55,7 +55,7 @@ impl World {
 
     /// A replica to be set up, and started with [`Setup::start`].
     pub fn replica(&self) -> Setup<'_> {
-        Setup { world: self, environment: self.environment(), role: None }
+        Setup { world: self, environment: self.environment(), role: None, open_files: None }
     }
 
     /// A replica that serves, as it comes.
@@ -371,6 +371,7 @@ pub struct Setup<'a> {
     world: &'a World,
     environment: Environment,
     role: Option<&'static str>,
+    open_files: Option<u32>,
 }
 
 impl Setup<'_> {
@@ -392,9 +393,15 @@ impl Setup<'_> {
         self
     }
 
+    /// As a container that allows it only so many open files at first.
+    pub fn open_files(mut self, files: u32) -> Self {
+        self.open_files = Some(files);
+        self
+    }
+
     /// Starts it, and waits until it serves.
     pub async fn start(self) -> Replica {
-        let replica = Replica::spawn(self.environment, self.role);
+        let replica = Replica::spawn(self.environment, self.role, self.open_files);
         self.world.replicas.lock().unwrap_or_else(PoisonError::into_inner).push(replica.clone());
         replica.ready().await;
         replica
