@@ -20,6 +20,7 @@ mod handshake;
 mod hints;
 mod history;
 mod imports;
+mod observability;
 mod poison;
 mod protocol;
 mod real_input;

@@ -4,18 +4,11 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use serde_json::json;
 
-use super::command::run_any;
-use super::{Replica, World};
+use super::{Replica, World, promtool};
 
-/// How long an evaluation may take.
-const PROMTOOL_BOUND: Duration = Duration::from_secs(60);
-/// How long installing promtool may take: on a slow network.
-const INSTALL_BOUND: Duration = Duration::from_secs(900);
 /// What a look shows is taken to have been so for as many scrapes, 15 s apart: 15 minutes.
 const SCRAPES_PER_LOOK: usize = 60;
 
@@ -80,12 +73,7 @@ impl<'a> Monitor<'a> {
             }],
         });
         let test = self.world.file(&format!("{alert}_test.json"), test.to_string().as_bytes());
-        let mut install = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/promtool"));
-        install.stdin(Stdio::null());
-        run_any(install, INSTALL_BOUND).await.succeeded();
-        let mut promtool = Command::new("promtool");
-        promtool.args(["test", "rules", &test]);
-        let done = run_any(promtool, PROMTOOL_BOUND).await;
+        let done = promtool(&["test", "rules", &test], None).await;
         let mut moved = String::new();
         for (series, value) in self.looks.last().expect("the last look").iter() {
             let before = self.looks[0].get(series);
