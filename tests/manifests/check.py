@@ -1,0 +1,199 @@
+"""Renders every kustomization of k8s/ that is meant to work and checks it: schemas, what must hold among the objects, and the
+real binary with the settings, secrets, users and queues that the manifests give it. Ends with 1 and all complaints.
+
+usage: check.py KUBECTL BINARY FOLDER      in the checkout, with DATABASE_URL and AMQP_URL of the private services
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import broker
+import objects
+import rendering
+import running
+
+OVERLAYS = {name: Path("k8s/overlays") / name for name in ("development", "production")}
+# Each component once more than where the overlays have it. KEDA's query names production's namespace.
+COMBINATIONS = [
+    ("development", []),
+    ("development", ["gateway-api"]),
+    ("development", ["ingress"]),
+    ("development", ["monitoring"]),
+    ("development", ["traces"]),
+    ("development", ["rabbitmq"]),
+    ("development", ["cloudnative-pg"]),
+    ("development", ["rabbitmq", "partitions"]),
+    ("production", []),
+    ("production", ["partitions", "traces"]),
+]
+
+
+def main(kubectl, binary, folder):
+    schemas, program = rendering.Schemas(), running.Program(str(Path(binary).resolve()))
+    documentation = Path("docs/kubernetes.md").read_text()
+    documented = {name: names_in(keys) for name, keys in rows(documentation, "## Secrets")}
+    version = tomllib.loads(Path("Cargo.toml").read_text())["package"]["version"]
+    complaints, whole = [], {}
+    for overlay, components in COMBINATIONS:
+        name = "+".join([overlay, *components])
+        directory = rendering.compose(OVERLAYS[overlay], components, folder / name) if components else OVERLAYS[overlay]
+        rendered = objects.Objects(rendering.render(kubectl, directory))
+        whole[name] = rendered
+        found = [(item, text) for item in rendered.items for text in schemas.complaints(item)]
+        # What is not of the right form would only trip the other checks.
+        if not found:
+            found = list(objects.check(rendered, documented, version))
+            found += [(item, text) for item in rendered.of("Deployment") for text in settings(program, rendered, item, folder)]
+        complaints += [f"{name}: {item['kind']} {item['metadata']['name']}: {text}" for item, text in found]
+        say(f"{name}: {len(rendered.items)} objects")
+    complaints += [*every_component_is_rendered(), *undocumented(whole.values(), documentation)]
+    if not complaints:
+        for name in ("production", "production+partitions+traces"):
+            complaints += [f"{name}: {text}" for text in against_services(program, whole[name], folder / name)]
+            say(f"{name}: declared in RabbitMQ, and served with it")
+    if complaints:
+        sys.exit("\n".join(f"manifests: {complaint}" for complaint in complaints))
+
+
+def every_component_is_rendered():
+    """A component or an overlay that nobody tests would rot."""
+    known = {name for _, components in COMBINATIONS for name in components}
+    known |= {name for overlay in OVERLAYS.values() for name in rendering.components_of(overlay)}
+    found = {path.name for path in Path("k8s/components").iterdir()}
+    untested = found - known | {path.name for path in Path("k8s/overlays").iterdir()} - OVERLAYS.keys()
+    return [f"k8s/: {name} is in no combination of tests/manifests/check.py" for name in sorted(untested)]
+
+
+def undocumented(rendered, documentation):
+    """The tables of docs/kubernetes.md name every component and every NetworkPolicy, and no other."""
+    policies = {item["metadata"]["name"] for whole in rendered for item in whole.of("NetworkPolicy")}
+    policies.remove("shopbell-default-deny")
+    components = {path.name for path in Path("k8s/components").iterdir()}
+    for what, there, told in (
+        ("the NetworkPolicy", policies, rows(documentation, "## What may talk to what")),
+        ("the component", components, rows(documentation, "# Kubernetes")),
+    ):
+        names = {name for name, _ in told if not name.startswith("k8s/")}
+        yield from (f"{what} {name} stands in k8s/ or in docs/kubernetes.md, not in both" for name in sorted(there ^ names))
+
+
+def rows(documentation, heading):
+    """Of the tables between a heading and the next: the name that begins each row, and the cell beside it."""
+    section = documentation.partition(f"{heading}\n")[2].partition("\n## ")[0]
+    return re.findall(r"^\| `([\w/-]+)`[^|]*\| ([^|]*) \|", section, re.MULTILINE)
+
+
+def names_in(cell):
+    return set(re.findall(r"`([\w.-]+)`", cell))
+
+
+def settings(program, rendered, deployment, folder):
+    pod = running.Pod(rendered, deployment, folder / "files")
+    jwt_secret = running.new_secret()
+    pod.give(
+        DATABASE_URL="postgresql://shopbell:secret@postgres.example:5432/shopbell",
+        AMQP_URL="amqp://shopbell:secret@rabbitmq.example:5672/shopbell",
+        SHOPBELL_JWT_HS256_SECRET=jwt_secret,
+    )
+    yield from running.settings_complaints(program, pod, jwt_secret)
+
+
+def against_services(program, rendered, folder):
+    """Declares the manifests' topology, compares it with the program's, and serves with the users that they make."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with broker.Broker(os.environ["AMQP_URL"], os.getpid()) as rabbitmq:
+        theirs, ours = rabbitmq.vhost("manifests"), rabbitmq.vhost("program")
+        rabbitmq.apply(rendered, theirs, folder / "definitions.json")
+        partitions = {"SHOPBELL_INGEST_PARTITIONS": rendered.settings()["SHOPBELL_INGEST_PARTITIONS"]}
+        program.must("a new virtual host", "declare", AMQP_URL=rabbitmq.url(ours), **partitions)
+        manifests, declared = rabbitmq.content(theirs), rabbitmq.content(ours)
+        if manifests != declared:
+            yield from (f"only the program declares {what} {line}" for what, line in sorted(declared - manifests))
+            yield from (f"only the manifests declare {what} {line}" for what, line in sorted(manifests - declared))
+            return
+        # And in RabbitMQ's own judgement, which refuses what differs from what is there.
+        program.must("over the manifests' topology", "declare", AMQP_URL=rabbitmq.url(theirs), **partitions)
+
+        urls = {
+            item["metadata"]["name"]: rabbitmq.user(
+                item["metadata"]["name"], running.new_secret(), theirs, item["spec"]["permissions"]
+            )
+            for item in rendered.of("Permission")
+        }
+        with new_database() as database:
+            yield from serve(program, rendered, folder, database, urls["shopbell"], urls["shopbell-publisher"], partitions)
+
+
+def serve(program, rendered, folder, database, amqp_url, publisher_url, partitions):
+    """An order and a dead letter through the pods as the manifests run them."""
+    secret = running.new_secret()
+    pods = {item["metadata"]["name"]: running.Pod(rendered, item, folder / "files") for item in rendered.workloads()}
+    for pod in pods.values():
+        pod.give(DATABASE_URL=database, AMQP_URL=amqp_url, SHOPBELL_JWT_HS256_SECRET=secret)
+    (migrate,) = [pod for name, pod in pods.items() if name.startswith("shopbell-migrate-")]
+    program.must(migrate.name, *migrate.container["args"], **migrate.environment)
+    gateway, ingest = pods["shopbell-gateway"], pods["shopbell-ingest"]
+    # Of 60 s here nothing would be learnt.
+    gateway.environment["SHOPBELL_DRAIN_SECONDS"] = "0"
+    with (
+        program.serving(ingest, folder / "ingest.log") as (_, ingest_operations),
+        program.serving(gateway, folder / "gateway.log") as (public, gateway_operations),
+    ):
+        for pod, operations in ((ingest, ingest_operations), (gateway, gateway_operations)):
+            yield from running.probe_complaints(pod, operations)
+            # `degraded` is answered 200 too: without a permission it would stay so.
+            what = f"{pod.name} is ready with the permissions of the user shopbell (see {folder}/*.log)"
+            running.eventually(what, is_ready, operations)
+        order = ["publish", "--recipient", "merchant-42"]
+        publisher = {"AMQP_URL": publisher_url, "SHOPBELL_AMQP_DECLARE": "false", **partitions}
+        program.must("as the publisher", *order, **publisher)
+        token = program.must("a token", "token", "--subscriber", "merchant-42", SHOPBELL_JWT_HS256_SECRET=secret).strip()
+        tail = ["tail", "--url", f"ws://127.0.0.1:{public}/v1/ws", "--count", "1", "--output", "json"]
+        received = program.must("as the merchant", *tail, SHOPBELL_TOKEN=token)
+        if "order.created" not in received:
+            yield f"the merchant got no order, but: {received}"
+        bad = [*order, "--type", "order.created", "--data", "{}", "--unchecked"]
+        program.must("as the publisher", *bad, **publisher)
+        letters = {**publisher, "AMQP_URL": amqp_url}
+        running.eventually("the dead letter is there", has_dead_letter, program, letters)
+        if "ACCESS_REFUSED" not in program.run("dead-letters", "list", **publisher).stderr:
+            yield "RabbitMQ lets the user shopbell-publisher read"
+
+
+def is_ready(operations):
+    answer = running.ask(operations, "/readyz")
+    return answer and json.loads(answer[1])["status"] == "ready"
+
+
+def has_dead_letter(program, environment):
+    return "invalid_data" in program.must("as shopbell", "dead-letters", "list", **environment)
+
+
+@contextmanager
+def new_database():
+    """A database of our own in the private Postgres; its URL."""
+    url, name = urlsplit(os.environ["DATABASE_URL"]), f"manifests_{os.getpid()}"
+
+    def execute(statement):
+        subprocess.run(["psql", "-qX", url.geturl(), "-c", statement], check=True)
+
+    execute(f"create database {name}")
+    try:
+        yield url._replace(path=f"/{name}").geturl()
+    finally:
+        execute(f"drop database {name} with (force)")
+
+
+def say(text):
+    print(f"manifests: {text}", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))

@@ -1,0 +1,83 @@
+"""Kustomizations become objects, and objects are held against schemas."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import jsonschema
+import kubernetes_validate
+import yaml
+
+SCHEMAS = Path(__file__).parent / "schemas"
+# The name says it: the kubectl that renders is of the same version.
+KUBERNETES = kubernetes_validate.latest_version()
+
+
+def render(kubectl, directory):
+    """What `kubectl apply -k` would send."""
+    result = subprocess.run([kubectl, "kustomize", str(directory)], capture_output=True, text=True)
+    if result.returncode != 0 or "warning" in result.stderr.lower():
+        raise SystemExit(f"manifests: {directory} cannot be rendered:\n{result.stderr}")
+    return [item for item in yaml.safe_load_all(result.stdout) if item]
+
+
+def compose(overlay, components, to):
+    """An overlay with more components, as somebody would have written it into the overlay itself."""
+    text = yaml.safe_load((overlay / "kustomization.yaml").read_text())
+    to.mkdir(parents=True, exist_ok=True)
+
+    def moved(path):
+        return os.path.relpath((overlay / path).resolve(), to.resolve())
+
+    text["resources"] = [moved(path) for path in text["resources"]]
+    more = [f"../../components/{name}" for name in components]
+    text["components"] = [moved(path) for path in text.get("components", []) + more]
+    (to / "kustomization.yaml").write_text(yaml.safe_dump(text))
+    return to
+
+
+def components_of(overlay):
+    """The names of the components that an overlay has by itself."""
+    return {Path(path).name for path in yaml.safe_load((overlay / "kustomization.yaml").read_text()).get("components", [])}
+
+
+class Schemas:
+    """Kubernetes' own kinds by its own schemas, custom resources by ours; both refuse what they do not know."""
+
+    def __init__(self):
+        definitions = yaml.safe_load((SCHEMAS / "definitions.yaml").read_text())
+        self.custom = {}
+        for file in SCHEMAS.glob("*.*.yaml"):
+            for kind, schema in yaml.safe_load(file.read_text()).items():
+                whole = strict({**schema, "$defs": definitions})
+                jsonschema.Draft202012Validator.check_schema(whole)
+                self.custom[file.stem, kind] = jsonschema.Draft202012Validator(whole)
+
+    def complaints(self, item):
+        """Everything that the API server would refuse, and a field that it would drop unseen."""
+        group = item["apiVersion"].rpartition("/")[0]
+        if validator := self.custom.get((group, item["kind"])):
+            unknown = item.keys() - {"apiVersion", "kind", "metadata", "spec"}
+            yield from (f"has a field {name!r} beside its spec" for name in sorted(unknown))
+            for error in validator.iter_errors(item.get("spec")):
+                yield f"spec.{'.'.join(map(str, error.path))}: {error.message}"
+            return
+        try:
+            kubernetes_validate.validate(item, KUBERNETES, strict=True)
+        except kubernetes_validate.SchemaNotFoundError:
+            yield f"is of a kind without a schema in {SCHEMAS}"
+        except kubernetes_validate.ValidationError as error:
+            yield f"{'.'.join(map(str, error.path))}: {error.message}"
+
+
+def strict(schema):
+    """An object that names its properties has no others."""
+    if isinstance(schema, list):
+        return [strict(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    schema = {key: strict(value) for key, value in schema.items()}
+    # A property may be called `properties`, but then it is a schema and not a boolean or a type.
+    if isinstance(schema.get("properties"), dict):
+        schema = {"type": "object", "additionalProperties": False, **schema}
+    return schema
