@@ -1,7 +1,7 @@
 //! Prometheus' part in a story: it looks at replicas, and says which of the real rules that would have fired, with Prometheus'
 //! own evaluation (`promtool test rules`), so that no story waits for the minutes that a rule waits for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::Path;
 
@@ -86,7 +86,7 @@ impl<'a> Monitor<'a> {
 
     /// Every series over all looks, in the notation of rule tests. One that a look does not show is stale.
     fn series(&self) -> Vec<serde_json::Value> {
-        let names: std::collections::BTreeSet<&String> = self.looks.iter().flat_map(BTreeMap::keys).collect();
+        let names: BTreeSet<&String> = self.looks.iter().flat_map(BTreeMap::keys).collect();
         let repeats = SCRAPES_PER_LOOK - 1;
         let values = |name: &String| {
             let of_look = |look: &BTreeMap<String, String>| match look.get(name) {
