@@ -32,6 +32,7 @@ pub async fn database(pool: Pool, hub: Arc<Hub>, metrics: Arc<Metrics>) {
             Ok(undelivered) => {
                 metrics.undelivered.set(undelivered.count);
                 metrics.oldest_undelivered.set(undelivered.oldest_seconds);
+                metrics.late_feeds.set(undelivered.late_feeds);
             }
             // What was undelivered still is, as far as anybody knows.
             Err(error) => {

@@ -112,6 +112,8 @@ pub struct Metrics {
     pub undelivered: Gauge,
     /// How long ago the oldest of them was stored.
     pub oldest_undelivered: Seconds,
+    /// Feeds with a session here whose oldest undelivered notification was stored more than a minute ago.
+    pub late_feeds: Gauge,
     /// Whether RabbitMQ answers.
     pub broker_up: Gauge,
     /// Messages ready in RabbitMQ, and consumers of them, by queue; empty where it does not answer.
@@ -222,6 +224,10 @@ impl Metrics {
                 "oldest_undelivered_age_seconds",
                 "How long ago the oldest undelivered notification of a feed with a session here was stored",
                 Seconds::default(),
+            ),
+            late_feeds: named.gauge(
+                "late_feeds",
+                "Feeds with a session here of which a notification is undelivered for more than a minute",
             ),
             broker_up: named.gauge("broker_up", "Whether RabbitMQ answers"),
             queue_messages: named.gauges("queue_messages", "Messages ready in RabbitMQ, by queue", "queue"),

@@ -214,6 +214,7 @@ async fn clients_that_do_not_acknowledge() {
     })
     .await;
     assert_eq!(replica.metric("shopbell_undelivered_notifications").await, 24);
+    assert_eq!(replica.metric("shopbell_late_feeds").await, 4);
     let [slow, late] = monitor;
     slow.expect_alert("ShopbellSlowClients", "ticket").await;
     late.expect_alert("ShopbellOrdersLate", "page").await;
