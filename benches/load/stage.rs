@@ -47,6 +47,8 @@ impl<'a> Stage<'a> {
             .env("SHOPBELL_LISTEN", format!("127.0.0.1:{public_port}"))
             .env("SHOPBELL_OPS_LISTEN", format!("127.0.0.1:{operations_port}"))
             .env("SHOPBELL_DRAIN_SECONDS", "0")
+            // Its events would be in the books.
+            .env("SHOPBELL_CANARY_SECONDS", "0")
             .env("RUST_LOG", "warn");
         // An experiment may add settings: SHOPBELL_BENCH_ENV="NAME=value NAME=value".
         let extra = std::env::var("SHOPBELL_BENCH_ENV").unwrap_or_default();
