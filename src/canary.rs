@@ -29,8 +29,14 @@ use crate::store::canaries;
 use crate::store::pools::Pool;
 use crate::telemetry::metrics::Metrics;
 
-/// A canary that needs longer is lost: ten times what a merchant would call slow.
-const TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a client waits to be let in.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long RabbitMQ may take to confirm the event.
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(10);
+/// An event that needs longer is lost: ten times what a merchant would call slow.
+const DELIVERY_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long the replica may take to take the ack in.
+const ACK_TIMEOUT: Duration = Duration::from_secs(5);
 /// Its token is good for one flight.
 const TOKEN_TTL: Duration = Duration::from_secs(60);
 const EVENT_TYPE: &str = "shopbell.canary";
@@ -73,50 +79,56 @@ impl Canary {
         let mut wait = every.mul_f64(0.5 + fastrand::f64() / 2.0);
         while stop.run_until_cancelled(tokio::time::sleep(wait)).await.is_some() {
             wait = every;
+            let Some(flown) = stop.run_until_cancelled(self.fly(&feed, &subscriber, &mut publisher)).await else {
+                break;
+            };
             self.metrics.canary_runs.inc();
-            match stop.run_until_cancelled(self.fly(&feed, &subscriber, &mut publisher)).await {
-                Some(Ok(took)) => self.metrics.canary.observe(took.as_secs_f64()),
-                Some(Err(Lost { step, why })) => {
+            match flown {
+                Ok(took) => self.metrics.canary.observe(took.as_secs_f64()),
+                Err(Lost { step, why }) => {
                     self.metrics.canary_failures.inc(step);
                     tracing::error!(
                         step,
                         why,
                         "the canary was lost: merchants may not get their orders through this replica"
                     );
-                    publisher = Publisher::lazy(&self.broker);
                 }
-                None => break,
             }
         }
         publisher.close().await;
         // What is not forgotten now is forgotten by the housekeeping of any replica.
-        let _ = canaries::forget(&self.pool, &feed, &self.broadcast_feed).await;
+        let _ = canaries::end(&self.pool, &feed).await;
     }
 
     async fn fly(&self, feed: &Feed, subscriber: &Subscriber, publisher: &mut Publisher) -> Result<Duration, Lost> {
-        let deadline = tokio::time::Instant::now() + TIMEOUT;
-        let mut client = step("connect", deadline, self.connect(feed, subscriber)).await?;
+        let mut client = step("connect", CONNECT_TIMEOUT, self.connect(feed, subscriber)).await?;
         let (id, begun) = (uuid::Uuid::now_v7().to_string(), Instant::now());
         let publishing = async {
             let event = event(feed, &id)?;
             let outgoing = Outgoing::event(self.broker.names.events(), EVENT_TYPE, feed.as_str(), event);
-            Ok(publisher.publish(&[outgoing]).await?)
+            // Once more, because RabbitMQ may have gone and come back since the last one.
+            if publisher.try_publish(PUBLISH_TIMEOUT, outgoing.clone()).await.is_err() {
+                publisher.try_publish(PUBLISH_TIMEOUT, outgoing).await?;
+            }
+            Ok(())
         };
-        step("publish", deadline, publishing).await?;
-        let seq = step("deliver", deadline, client.notified_of(&id)).await?;
-        step("ack", deadline, client.acknowledge(feed, seq)).await?;
+        // Limited by itself, and never dropped halfway: a connection that an alarm has blocked cannot even be closed.
+        publishing.await.map_err(|trouble: Trouble| Lost { step: "publish", why: trouble.to_string() })?;
+        let seq = step("deliver", DELIVERY_TIMEOUT, client.notified_of(&id)).await?;
+        step("ack", ACK_TIMEOUT, client.acknowledge(feed, seq)).await?;
         let took = begun.elapsed();
         client.leave().await;
         Ok(took)
     }
 
-    /// Forgets the last flight, then connects as any client does.
+    /// Forgets the last flight, then connects as any client does; to everyone's feed at its end, which is none of its business.
     async fn connect(&self, feed: &Feed, subscriber: &Subscriber) -> Result<Client, Trouble> {
-        canaries::forget(&self.pool, feed, &self.broadcast_feed).await?;
+        canaries::begin(&self.pool, feed, &self.broadcast_feed).await?;
         let JwtConfig { secret, audience, issuer } = &self.jwt;
         let (secret, audience, issuer) = (secret.reveal().as_bytes(), audience.as_deref(), issuer.as_deref());
         let token = auth::mint(secret, subscriber, &[], TOKEN_TTL, audience, issuer)?;
-        let mut request = format!("ws://{}/v1/ws", self.address).into_client_request()?;
+        let mut request =
+            format!("ws://{}/v1/ws?after={}:{}", self.address, self.broadcast_feed, i64::MAX).into_client_request()?;
         let headers: [(HeaderName, HeaderValue); 2] = [
             (AUTHORIZATION, format!("Bearer {token}").parse()?),
             (SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL)),
@@ -127,15 +139,15 @@ impl Canary {
     }
 }
 
-/// Gives a step its part of the time.
+/// Gives a step a limit.
 async fn step<T>(
     step: &'static str,
-    deadline: tokio::time::Instant,
+    limit: Duration,
     doing: impl Future<Output = Result<T, Trouble>>,
 ) -> Result<T, Lost> {
-    match tokio::time::timeout_at(deadline, doing).await {
+    match tokio::time::timeout(limit, doing).await {
         Ok(done) => done.map_err(|trouble| Lost { step, why: trouble.to_string() }),
-        Err(_) => Err(Lost { step, why: format!("not done within {} s", TIMEOUT.as_secs()) }),
+        Err(_) => Err(Lost { step, why: format!("not done within {} s", limit.as_secs()) }),
     }
 }
 
@@ -149,7 +161,7 @@ fn event(feed: &Feed, id: &str) -> Result<Vec<u8>, Trouble> {
         kind: EVENT_TYPE,
         recipient: feed.as_str(),
         time: now.format(&Rfc3339)?,
-        expirytime: (now + TIMEOUT).format(&Rfc3339)?,
+        expirytime: (now + DELIVERY_TIMEOUT).format(&Rfc3339)?,
     })?)
 }
 

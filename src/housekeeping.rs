@@ -21,5 +21,5 @@ pub async fn run(pool: Pool) {
 
 async fn once(pool: &Pool) -> Result<(), StoreError> {
     while traces::forget(pool).await? > 0 {}
-    canaries::forget_left_behind(pool).await
+    canaries::end_left_behind(pool).await
 }

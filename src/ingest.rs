@@ -7,6 +7,7 @@
 mod batch;
 mod handing_on;
 mod storing;
+pub mod traces;
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -19,6 +20,7 @@ use uuid::Uuid;
 use self::batch::{Batch, Parsed};
 use self::handing_on::STORED_MAX;
 use self::storing::{Abandoned, Refused};
+use self::traces::TraceKeeper;
 use crate::amqp::consumer::Consumer;
 use crate::amqp::delivery::Delivery;
 use crate::amqp::publisher::Publisher;
@@ -32,7 +34,7 @@ use crate::store;
 use crate::store::append::Placed;
 use crate::store::pools::Pool;
 use crate::telemetry::metrics::Metrics;
-use crate::telemetry::traces;
+use crate::telemetry::traces::Batch as BatchTrace;
 
 /// Most deliveries unacknowledged at once: the batches in work and the one that forms meanwhile. RabbitMQ bounds their number
 /// and not their bytes; what one may have at most is its `max_message_size`. Never 1: RabbitMQ 3.10.8 then delivers what
@@ -61,6 +63,8 @@ pub struct Ingest {
     pub fanout: Arc<Fanout>,
     /// What is taken from publishers.
     pub limits: Limits,
+    /// Where traces are kept for who reads later.
+    pub traces: TraceKeeper,
     /// The books.
     pub metrics: Arc<Metrics>,
     /// Whether it works.
@@ -163,7 +167,7 @@ impl Ingest {
         self.metrics.batch_events.observe(deliveries as f64);
         let traceparents = parsed.events.iter().filter_map(|(_, event)| event.traceparent.as_deref());
         let queue = || self.broker.names.partition(self.partition);
-        let trace = traces::Batch::begin(queue, deliveries, traceparents);
+        let trace = BatchTrace::begin(queue, deliveries, traceparents);
         self.settle(parsed, received_at, trace, dead_letters, consumer, stop).await
     }
 
@@ -173,7 +177,7 @@ impl Ingest {
         &self,
         parsed: Parsed,
         received_at: OffsetDateTime,
-        trace: Option<traces::Batch>,
+        trace: Option<BatchTrace>,
         dead_letters: &mut Publisher,
         consumer: &Consumer,
         stop: &CancellationToken,
@@ -194,18 +198,9 @@ impl Ingest {
         self.metrics.events_duplicate.inc_by(hints.again.len() as u64);
         self.fanout.announce(&hints);
         if trace.is_some() {
-            self.keep_traces(&hints).await;
+            self.traces.keep(&hints);
         }
         Ok(Stored { through: parsed.through, hints })
-    }
-
-    /// For who reads them later. The sessions that are here have them already.
-    async fn keep_traces(&self, hints: &Hints) {
-        let traced = |stored: &Arc<Notification>| Some((stored.feed.clone(), stored.seq, stored.origin.clone()?));
-        let traced: Vec<_> = hints.stored.iter().filter_map(traced).collect();
-        if let Err(error) = store::traces::keep(&self.pool, &traced).await {
-            tracing::warn!(%error, traces = traced.len(), "where traces go on could not be kept; they end for who reads later");
-        }
     }
 
     /// Publishes dead letters and waits until the broker has them.
@@ -238,7 +233,7 @@ fn of_deliveries(deliveries: Vec<Delivery>, refused: Vec<Refused>) -> Vec<(Deliv
 }
 
 /// What every replica is told of the batch. Of a duplicate not the event that came, which may differ from the stored one.
-fn hints(placed: &[Placed], received_at: OffsetDateTime, trace: Option<&traces::Batch>) -> Hints {
+fn hints(placed: &[Placed], received_at: OffsetDateTime, trace: Option<&BatchTrace>) -> Hints {
     let mut hints = Hints { stored: Vec::with_capacity(placed.len()), ..Hints::default() };
     for Placed { event, seq, duplicate, progress } in placed {
         if *duplicate {

@@ -34,8 +34,10 @@ static MIGRATIONS: LazyLock<sqlx::migrate::Migrator> = LazyLock::new(|| {
     migrations
 });
 
-/// An answer that takes longer never comes: the connection is half open. A little above the former.
+/// An answer that takes longer never comes: the connection is half open. A little above the statement timeout of the pools.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(12);
+/// A migration that waits longer for a lock gives up, and is run again: all who come after it wait for the same lock.
+const LOCK_TIMEOUT: &str = "10s";
 /// The same for the check that probes ask for, which reads a few rows.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -75,7 +77,8 @@ impl From<sqlx::Error> for StoreError {
 /// Brings the schema up to date. Safe to run from several replicas at once: sqlx takes an advisory lock.
 pub async fn migrate(options: &PgConnectOptions) -> Result<usize, StoreError> {
     // Not from a pool, which would hide why the database cannot be reached behind its own timeout.
-    let mut connection = PgConnection::connect_with(&options.clone().application_name("shopbell-migrate")).await?;
+    let options = options.clone().application_name("shopbell-migrate").options([("lock_timeout", LOCK_TIMEOUT)]);
+    let mut connection = PgConnection::connect_with(&options).await?;
     let migrated = MIGRATIONS.run(&mut connection).await;
     connection.close().await?;
     migrated.map(|()| MIGRATIONS.iter().count()).map_err(|error| StoreError::Migration(error.to_string()))
@@ -120,12 +123,21 @@ async fn applied(connection: &mut PgConnection) -> Result<Vec<i64>, StoreError> 
 /// Runs a statement and gives its rows. No answer in time closes the connection, so that the next call gets another:
 /// sqlx itself would wait for as long as the kernel does.
 async fn rows(pool: &Pool, query: Query<'_, Postgres, PgArguments>) -> Result<Vec<PgRow>, StoreError> {
+    rows_within(ANSWER_TIMEOUT, pool, query).await
+}
+
+/// The same for what is not worth a longer wait.
+async fn rows_within(
+    limit: Duration,
+    pool: &Pool,
+    query: Query<'_, Postgres, PgArguments>,
+) -> Result<Vec<PgRow>, StoreError> {
     let mut connection = pool.acquire().await?;
-    match tokio::time::timeout(ANSWER_TIMEOUT, query.fetch_all(&mut *connection)).await {
+    match tokio::time::timeout(limit, query.fetch_all(&mut *connection)).await {
         Ok(rows) => Ok(rows?),
         Err(_) => {
             connection.close_on_drop();
-            Err(StoreError::Silent(ANSWER_TIMEOUT))
+            Err(StoreError::Silent(limit))
         }
     }
 }

@@ -26,8 +26,12 @@ pub async fn database(pool: Pool, hub: Arc<Hub>, metrics: Arc<Metrics>) {
     let mut interval = interval();
     loop {
         interval.tick().await;
-        let looked = look(&pool, &hub).await;
-        metrics.database_up.set(i64::from(looked.is_ok()));
+        let checked = store::check(&pool).await;
+        metrics.database_up.set(i64::from(checked.is_ok()));
+        let looked = match checked {
+            Ok(()) => look(&pool, &hub).await,
+            Err(error) => Err(error),
+        };
         match looked {
             Ok(undelivered) => {
                 metrics.undelivered.set(undelivered.count);
@@ -44,7 +48,6 @@ pub async fn database(pool: Pool, hub: Arc<Hub>, metrics: Arc<Metrics>) {
 }
 
 async fn look(pool: &Pool, hub: &Hub) -> Result<Undelivered, StoreError> {
-    store::check(pool).await?;
     let mut all = Undelivered::default();
     for feeds in hub.feeds().chunks(FEEDS_PER_QUERY_MAX) {
         all = all.and(store::undelivered::look(pool, feeds).await?);

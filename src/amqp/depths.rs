@@ -1,17 +1,22 @@
 //! How much waits in the queues, and who consumes them.
 
+use std::time::Duration;
+
 use lapin::options::QueueDeclareOptions;
 use lapin::types::FieldTable;
 use lapin::{Channel, Connection};
 
-use super::{Broker, BrokerError, DECLARE_TIMEOUT, within};
+use super::{Broker, BrokerError, topology, within};
+
+/// A broker that needs longer to say what lies in a queue is as good as away.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What RabbitMQ says of a queue, or of several together.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Depth {
-    /// Messages that are ready, and with no consumer yet.
+    /// Messages that are ready, and with no consumer yet; of all of them.
     pub messages: u32,
-    /// Consumers, those that stand by among them.
+    /// Consumers, those that stand by among them; the fewest that one of them has.
     pub consumers: u32,
 }
 
@@ -33,35 +38,57 @@ impl Watcher {
         Self { broker: broker.clone(), incarnation: None }
     }
 
-    /// Each queue by its name in the contract, all partitions of ingest together.
+    /// Each queue by its name in the contract, all partitions of ingest together. One that is not there is left out.
     pub async fn look(&mut self) -> Result<Vec<(&'static str, Depth)>, BrokerError> {
         // Taken out, so that an error on the way drops it.
         let incarnation = match self.incarnation.take() {
             Some(incarnation) => incarnation,
             None => self.broker.connect("watch").await?,
         };
-        let depths = within(DECLARE_TIMEOUT, "looking at the queues", self.depths(&incarnation.1)).await?;
-        self.incarnation = Some(incarnation);
+        let (connection, channel) = incarnation;
+        let mut channel = channel;
+        let depths = within(LOOK_TIMEOUT, "looking at the queues", self.depths(&connection, &mut channel)).await?;
+        self.incarnation = Some((connection, channel));
         Ok(depths)
     }
 
-    async fn depths(&self, channel: &Channel) -> Result<Vec<(&'static str, Depth)>, BrokerError> {
+    async fn depths(
+        &self,
+        connection: &Connection,
+        channel: &mut Channel,
+    ) -> Result<Vec<(&'static str, Depth)>, BrokerError> {
         let names = &self.broker.names;
-        let mut ingest = Depth::default();
-        for partition in 1..=self.broker.partitions {
-            let Depth { messages, consumers } = depth(channel, names.partition(partition)).await?;
-            ingest.messages = ingest.messages.saturating_add(messages);
-            ingest.consumers = ingest.consumers.saturating_add(consumers);
+        let partitions = (1..=self.broker.partitions).map(|number| names.partition(number)).collect();
+        let queues = [
+            ("ingest", partitions),
+            ("dead-letter", vec![names.dead_letter()]),
+            ("unroutable", vec![names.unroutable()]),
+        ];
+        let mut depths = Vec::with_capacity(queues.len());
+        for (name, queues) in queues {
+            let mut together: Option<Depth> = None;
+            for queue in queues {
+                match depth(channel, queue).await {
+                    Ok(depth) => together = Some(together.map_or(depth, |others| others.and(depth))),
+                    // RabbitMQ has closed the channel over that.
+                    Err(error) if topology::is_not_found(&error) => *channel = connection.create_channel().await?,
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            depths.extend(together.map(|depth| (name, depth)));
         }
-        Ok(vec![
-            ("ingest", ingest),
-            ("dead-letter", depth(channel, names.dead_letter()).await?),
-            ("unroutable", depth(channel, names.unroutable()).await?),
-        ])
+        Ok(depths)
     }
 }
 
-async fn depth(channel: &Channel, queue: String) -> Result<Depth, BrokerError> {
+impl Depth {
+    fn and(self, other: Self) -> Self {
+        let messages = self.messages.saturating_add(other.messages);
+        Self { messages, consumers: self.consumers.min(other.consumers) }
+    }
+}
+
+async fn depth(channel: &Channel, queue: String) -> Result<Depth, lapin::Error> {
     let options = QueueDeclareOptions { passive: true, ..Default::default() };
     let queue = channel.queue_declare(queue.into(), options, FieldTable::default()).await?;
     Ok(Depth { messages: queue.message_count(), consumers: queue.consumer_count() })

@@ -42,6 +42,7 @@ use crate::http::problem::Problem;
 use crate::http::websocket::{self, Gateway};
 use crate::hub::Hub;
 use crate::ingest::Ingest;
+use crate::ingest::traces::TraceKeeper;
 use crate::pager::{self, Pager};
 use crate::session::state::Rules;
 use crate::session::task::{self, Shared, socket_config};
@@ -132,6 +133,7 @@ struct Stops {
 async fn stop_in_order(stops: &Stops, parts: &mut Parts, gateway: Option<&Gateway>, drain: Duration) {
     stops.ingest.cancel();
     parts.ended("ingest").await;
+    parts.ended("canary").await;
     if let Some(gateway) = gateway {
         gateway.drain.cancel();
         gateway.sessions.close();
@@ -180,7 +182,7 @@ impl Ground {
         let listener = bind("SHOPBELL_OPS_LISTEN", listen)?;
         let (health, metrics, pool) = (self.health.clone(), self.metrics.clone(), self.pools.reads.clone());
         let registry = self.registry.clone();
-        parts.spawn("watch", watch::database(pool.clone(), self.hub.clone(), metrics.clone()));
+        parts.spawn("watch", watch::database(self.pools.upkeep.clone(), self.hub.clone(), metrics.clone()));
         parts.spawn("watch", watch::broker(Watcher::new(&self.broker), metrics.clone()));
         let routes = operations::router(Operations { health, metrics, registry, pool });
         let stop = self.stops.last.clone();
@@ -190,6 +192,8 @@ impl Ground {
 
     /// The ingesting half: a task for each partition.
     fn ingest(&self, config: &IngestConfig, parts: &mut Parts) {
+        let (traces, trace_writer) = TraceKeeper::new(self.pools.upkeep.clone());
+        parts.spawn("traces", trace_writer.run());
         // RabbitMQ gives a partition to whoever comes first: in another order each, replicas that start together share.
         let mut partitions: Vec<u8> = (1..=self.broker.partitions).collect();
         fastrand::shuffle(&mut partitions);
@@ -199,6 +203,7 @@ impl Ground {
                 partition,
                 pool: self.pools.ingest.clone(),
                 fanout: self.fanout.clone(),
+                traces: traces.clone(),
                 limits: Limits { event_bytes_max: config.event_bytes_max },
                 metrics: self.metrics.clone(),
                 health: self.health.clone(),
@@ -206,7 +211,7 @@ impl Ground {
             let stop = self.stops.ingest.clone();
             parts.spawn("ingest", async move { ingest.run(stop).await });
         }
-        parts.spawn("housekeeping", housekeeping::run(self.pools.reads.clone()));
+        parts.spawn("housekeeping", housekeeping::run(self.pools.upkeep.clone()));
     }
 
     /// The half that serves clients.
@@ -269,7 +274,7 @@ impl Ground {
                 address: listener::reachable(config.listen),
                 jwt: config.jwt.clone(),
                 broker: self.broker.clone(),
-                pool: reads.clone(),
+                pool: self.pools.upkeep.clone(),
                 broadcast_feed,
                 metrics: self.metrics.clone(),
             };

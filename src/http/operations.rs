@@ -95,8 +95,14 @@ async fn metrics(State(operations): State<Operations>, headers: HeaderMap) -> Re
     metrics.draining.set(health.draining.load(Ordering::Relaxed).into());
     let accept = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
     let exposition = Exposition::of_accept(accept);
-    match exposition.render(&registry) {
-        Ok(text) => ([(CONTENT_TYPE, exposition.content_type())], text).into_response(),
-        Err(error) => Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    // It counts the open files, one by one on older kernels: not between the sessions' work.
+    match tokio::task::spawn_blocking(move || exposition.render(&registry)).await {
+        Ok(Ok(text)) => ([(CONTENT_TYPE, exposition.content_type())], text).into_response(),
+        Ok(Err(error)) => internal(&error),
+        Err(error) => internal(&error),
     }
+}
+
+fn internal(error: &dyn std::error::Error) -> Response {
+    Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response()
 }

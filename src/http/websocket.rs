@@ -27,6 +27,7 @@ use crate::notification::Newest;
 use crate::protocol::{Close, SUBPROTOCOL, WelcomeFeed};
 use crate::session::state::{KeptByClient, Start};
 use crate::session::task::{self, Opened, Shared};
+use crate::store::canaries;
 use crate::store::cursors::CursorKey;
 use crate::store::pools::Pool;
 
@@ -134,6 +135,7 @@ impl Gateway {
         let opened = Opened {
             id: uuid::Uuid::now_v7().to_string(),
             token_remaining: grant.remaining(),
+            is_canary: grant.subscriber.as_str().starts_with(canaries::PREFIX),
             subscriber: grant.subscriber,
             device: handshake.device.clone(),
             starts,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::{FutureExt, SinkExt, StreamExt};
+use prometheus_client::metrics::histogram::Histogram;
 use time::OffsetDateTime;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::oneshot;
@@ -88,6 +89,8 @@ pub struct Opened {
     pub feeds: Vec<WelcomeFeed>,
     /// Time until the token expires.
     pub token_remaining: Duration,
+    /// It is ours, and measures by itself.
+    pub is_canary: bool,
     /// Its place in the hub, taken before its cursors were read.
     pub registration: Registration,
 }
@@ -269,7 +272,7 @@ impl Task {
     /// Does what the session wants, then flushes once.
     async fn put_out<S: AsyncRead + AsyncWrite + Unpin>(&mut self, socket: &mut WebSocketStream<S>) -> Next {
         // What waits in the write buffer is never much more than the largest message.
-        let mut largest_bytes = 0;
+        let (mut largest_bytes, mut sent, begun) = (0, Vec::new(), SystemTime::now());
         loop {
             let outputs = self.session.take_outputs();
             if outputs.is_empty() {
@@ -277,11 +280,13 @@ impl Task {
             }
             for output in outputs {
                 let (message, notification) = match output {
-                    Output::Notification(sent) => (Message::Text(sent.frame.clone()), Some(sent)),
+                    Output::Notification(notification) => {
+                        (Message::Text(notification.frame.clone()), Some(notification))
+                    }
                     Output::Send(frame) => (Message::Text(frame), None),
                     Output::Ping => (Message::Ping(Default::default()), None),
                     Output::Acknowledged(sent) => {
-                        self.shared.metrics.publish_to_ack.observe(self.waited_since(sent.time));
+                        self.observe_wait(&self.shared.metrics.publish_to_ack, sent.time, OffsetDateTime::now_utc());
                         if let Some(origin) = sent.origin {
                             traces::acknowledged(&origin);
                         }
@@ -310,27 +315,33 @@ impl Task {
                 };
                 // At least one, for a ping without a payload.
                 largest_bytes = message.len().max(largest_bytes).max(1);
-                let begun = notification.as_ref().and_then(|sent| sent.origin.as_ref()).map(|_| SystemTime::now());
                 match within_write_timeout(largest_bytes, socket.feed(message)).await {
-                    Next::Go => {}
+                    Next::Go => sent.extend(notification),
                     end => return end,
-                }
-                if let Some(notification) = notification {
-                    self.count_sent(&notification, begun);
                 }
             }
         }
-        match largest_bytes {
-            0 => Next::Go,
-            bytes => within_write_timeout(bytes, socket.flush()).await,
+        if largest_bytes > 0 {
+            match within_write_timeout(largest_bytes, socket.flush()).await {
+                Next::Go => self.count_sent(&sent, begun),
+                end => return end,
+            }
         }
+        Next::Go
     }
 
-    fn count_sent(&mut self, notification: &Notification, begun: Option<SystemTime>) {
-        let metrics = &self.shared.metrics;
-        metrics.notifications_sent.inc();
-        metrics.publish_to_delivery.observe(self.waited_since(notification.time));
-        if let Some((origin, begun)) = notification.origin.as_ref().zip(begun) {
+    /// Counts what was written and flushed, since then.
+    fn count_sent(&mut self, sent: &[Arc<Notification>], begun: SystemTime) {
+        if sent.is_empty() {
+            return;
+        }
+        let (metrics, now) = (&self.shared.metrics, OffsetDateTime::now_utc());
+        metrics.notifications_sent.inc_by(sent.len() as u64);
+        for notification in sent {
+            self.observe_wait(&metrics.publish_to_delivery, notification.time, now);
+        }
+        for notification in sent {
+            let Some(origin) = &notification.origin else { continue };
             let (feed, seq) = (notification.feed.as_str(), notification.seq.get());
             if let Some(origin) = traces::delivered(origin, feed, seq, begun) {
                 self.session.on_traced(notification, origin);
@@ -338,10 +349,16 @@ impl Task {
         }
     }
 
-    /// How long a merchant who was there has waited, in seconds. A publisher whose clock is ahead made nobody wait.
-    fn waited_since(&self, time: Option<OffsetDateTime>) -> f64 {
-        let since = time.unwrap_or(self.opened_at).max(self.opened_at);
-        (OffsetDateTime::now_utc() - since).as_seconds_f64().max(0.0)
+    /// Only of what was published while the merchant was there: a replay is as old as the merchant was long away. And no
+    /// canary's, whose share would hide what merchants wait for.
+    fn observe_wait(&self, histogram: &Histogram, published_at: Option<OffsetDateTime>, now: OffsetDateTime) {
+        if let Some(published_at) = published_at
+            && published_at >= self.opened_at
+            && !self.opened.is_canary
+        {
+            // A publisher whose clock is ahead made nobody wait.
+            histogram.observe((now - published_at).as_seconds_f64().max(0.0));
+        }
     }
 
     fn count_behind(&mut self) {

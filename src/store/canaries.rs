@@ -4,40 +4,43 @@ use super::StoreError;
 use super::pools::Pool;
 use crate::feed::Feed;
 
-/// How the names of their feeds begin. No recipient's should.
+/// How the names of their feeds begin.
 pub const PREFIX: &str = "shopbell-canary/";
-/// What was left behind by a replica that died is that old.
-const LEFT_BEHIND: &str = "1 hour";
+/// What a replica that died has left behind is that old: longer than any canary's interval.
+const LEFT_BEHIND: &str = "2 hours";
 
-/// Forgets a feed with all that is in it, and where its one subscriber stood in everyone's feed.
-pub async fn forget(pool: &Pool, feed: &Feed, broadcast_feed: &Feed) -> Result<(), StoreError> {
+/// Notes that a canary flies, and forgets what is left of its last flight.
+pub async fn begin(pool: &Pool, feed: &Feed, broadcast_feed: &Feed) -> Result<(), StoreError> {
     let query = sqlx::query(
-        "with n as (delete from notifications where feed = $1),
-              c as (delete from cursors where feed in ($1, $2) and subscriber = $1),
-              t as (delete from traces where feed = $1)
-         delete from feeds where feed = $1",
+        "with noted as (
+             insert into canaries (feed, broadcast_feed) values ($1, $2)
+             on conflict (feed) do update set flown_at = now())
+         select forget_canary($1, $2)",
     )
     .bind(feed.as_str())
     .bind(broadcast_feed.as_str());
     super::rows(pool, query).await.map(drop)
 }
 
-/// Forgets what replicas that died left behind, or what came after they had forgotten it. Reads all of `feeds` and `cursors`.
-pub async fn forget_left_behind(pool: &Pool) -> Result<(), StoreError> {
+/// Forgets a canary that will not fly again.
+pub async fn end(pool: &Pool, feed: &Feed) -> Result<(), StoreError> {
     let query = sqlx::query(
-        "with canaries as (
-             select feed from feeds where starts_with(feed, $1)
-             union select subscriber from cursors where starts_with(subscriber, $1)),
-         old as (
-             select feed from canaries y
-             where not exists (select from cursors c where c.feed = y.feed and c.updated_at > now() - $2::interval)
-               and not exists (select from notifications n where n.feed = y.feed and n.created_at > now() - $2::interval)),
-         n as (delete from notifications n using old where n.feed = old.feed),
-         c as (delete from cursors c using old where c.subscriber = old.feed),
-         t as (delete from traces t using old where t.feed = old.feed)
-         delete from feeds f using old where f.feed = old.feed",
+        "with gone as (delete from canaries where feed = $1 returning *)
+         select forget_canary(feed, broadcast_feed) from gone",
     )
-    .bind(PREFIX)
+    .bind(feed.as_str());
+    super::rows(pool, query).await.map(drop)
+}
+
+/// Forgets what replicas that died have left behind. What came after that, too: it stays noted until nothing comes any more.
+pub async fn end_left_behind(pool: &Pool) -> Result<(), StoreError> {
+    let query = sqlx::query(
+        "with old as (select * from canaries where flown_at < now() - $1::interval),
+         gone as (
+             delete from canaries c using old
+             where c.feed = old.feed and not exists (select from feeds f where f.feed = old.feed))
+         select forget_canary(feed, broadcast_feed) from old",
+    )
     .bind(LEFT_BEHIND);
     super::rows(pool, query).await.map(drop)
 }

@@ -25,6 +25,8 @@ const ACK_CONNECTIONS_MAX: u32 = 1;
 const ANSWER_CONNECTIONS_MAX: u32 = 1;
 /// Page and cursor reads: enough to keep Postgres busy, few enough that a replay cannot starve ingest.
 const READ_CONNECTIONS_MAX: u32 = 6;
+/// A look and a canary wait for each other.
+const UPKEEP_CONNECTIONS_MAX: u32 = 1;
 /// Who asks for history while this many ask waits for ACQUIRE_TIMEOUT at most.
 const HISTORY_CONNECTIONS_MAX: u32 = 3;
 
@@ -71,6 +73,8 @@ pub struct Pools {
     pub answers: Pool,
     /// For [`pages`](super::pages) and [`cursors::open`](super::cursors::open).
     pub reads: Pool,
+    /// For what nobody waits for: looking around, and forgetting.
+    pub upkeep: Pool,
     /// For [`history`](super::history), apart, so that people who look back never hold up a replay.
     pub history: Pool,
 }
@@ -97,6 +101,7 @@ impl Pools {
             acks: pool("acks", ACK_CONNECTIONS_MAX, without_waiting),
             answers: pool("answers", ANSWER_CONNECTIONS_MAX, options.clone()),
             reads: pool("reads", READ_CONNECTIONS_MAX, options.clone()),
+            upkeep: pool("upkeep", UPKEEP_CONNECTIONS_MAX, options.clone()),
             history: pool("history", HISTORY_CONNECTIONS_MAX, options),
         }
     }
@@ -108,13 +113,13 @@ impl Pools {
 
     /// Closes all of them, waiting for statements under way.
     pub async fn close(&self) {
-        let [ingest, acks, answers, reads, history] = self.all().map(|pool| pool.connections.close());
-        tokio::join!(ingest, acks, answers, reads, history);
+        let [ingest, acks, answers, reads, upkeep, history] = self.all().map(|pool| pool.connections.close());
+        tokio::join!(ingest, acks, answers, reads, upkeep, history);
     }
 
-    fn all(&self) -> [&Pool; 5] {
-        let Self { ingest, acks, answers, reads, history } = self;
-        [ingest, acks, answers, reads, history]
+    fn all(&self) -> [&Pool; 6] {
+        let Self { ingest, acks, answers, reads, upkeep, history } = self;
+        [ingest, acks, answers, reads, upkeep, history]
     }
 }
 

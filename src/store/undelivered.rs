@@ -31,6 +31,9 @@ impl Undelivered {
     }
 }
 
+/// Most numbers of a feed that are looked at for one that has not expired.
+const LOOKED_AT_MAX: i64 = 1_000;
+
 /// Looks at these feeds. Walks `feeds_pkey`, and `notifications_pkey` for each of them that is not acknowledged to its end.
 pub async fn look(pool: &Pool, feeds: &[Feed]) -> Result<Undelivered, StoreError> {
     let query = sqlx::query(
@@ -41,12 +44,14 @@ pub async fn look(pool: &Pool, feeds: &[Feed]) -> Result<Undelivered, StoreError
          join feeds f on f.feed = w.feed and f.acked_seq < f.last_seq
          left join lateral (
              select p.created_at from notifications p
-             where p.feed = f.feed and p.seq > f.acked_seq and (p.expires_at is null or p.expires_at > now())
+             where p.feed = f.feed and p.seq > f.acked_seq and p.seq <= f.acked_seq + $3
+               and (p.expires_at is null or p.expires_at > now())
              order by p.seq
              limit 1) n on true",
     )
     .bind(feeds.iter().map(Feed::as_str).collect::<Vec<_>>())
-    .bind(LATE);
+    .bind(LATE)
+    .bind(LOOKED_AT_MAX);
     let rows = super::rows(pool, query).await?;
     let Some(row) = rows.first() else { return Ok(Undelivered::default()) };
     // A clock that was set back makes nothing younger than new.

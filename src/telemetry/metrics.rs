@@ -18,7 +18,7 @@ use prometheus_client::registry::{Metric, Registry};
 /// From a hint that is sent at once to a merchant who waits for minutes, in seconds.
 const LATENCY_BUCKETS: [f64; 14] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 15.0, 60.0];
 /// From a commit on a fast disk to the timeout of a statement, in seconds.
-const APPEND_BUCKETS: [f64; 11] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
+const APPEND_BUCKETS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 10.0];
 /// From one event to as many as a batch takes.
 const BATCH_BUCKETS: [f64; 8] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0];
 
@@ -66,7 +66,7 @@ pub struct Metrics {
     pub events_duplicate: Counter,
     /// Of these, dead-lettered, by reason.
     pub events_dead_lettered: CounterBy,
-    /// Events in a batch.
+    /// Deliveries in a batch.
     pub batch_events: Histogram,
     /// One append, whether it succeeded or not.
     pub append: Histogram,
@@ -92,9 +92,9 @@ pub struct Metrics {
     pub acks: Counter,
     /// Reads and handles that changed something.
     pub changes: Counter,
-    /// From publish, or connect, to the socket.
+    /// From publish to the socket, of who was connected by then.
     pub publish_to_delivery: Histogram,
-    /// From publish, or connect, to the client's ack.
+    /// From publish to the client's ack, of who was connected by then.
     pub publish_to_ack: Histogram,
     /// Hints published for other replicas.
     pub hints_published: Counter,
@@ -179,7 +179,7 @@ impl Metrics {
                 "Events that can never be stored, by reason",
                 ("reason", &[]),
             ),
-            batch_events: named.histogram("batch_events", "Events stored together", &BATCH_BUCKETS),
+            batch_events: named.histogram("batch_events", "Deliveries taken in together", &BATCH_BUCKETS),
             append: named.histogram("append_seconds", "Storing a batch in one transaction", &APPEND_BUCKETS),
             holding,
             retries: named.counters(
@@ -202,12 +202,12 @@ impl Metrics {
             changes: named.counter("changes", "Reads and handles that changed something"),
             publish_to_delivery: named.histogram(
                 "publish_to_delivery_seconds",
-                "From the event's time, or the connect where that was later, to the merchant's socket",
+                "From the event's time to the socket of a merchant who was connected by then",
                 &LATENCY_BUCKETS,
             ),
             publish_to_ack: named.histogram(
                 "publish_to_ack_seconds",
-                "From the event's time, or the connect where that was later, to the merchant's ack",
+                "From the event's time to the ack of a merchant who was connected by then",
                 &LATENCY_BUCKETS,
             ),
             hints_published: named.counter("hints_published", "Fan-out hints published for other replicas"),
@@ -231,7 +231,11 @@ impl Metrics {
             ),
             broker_up: named.gauge("broker_up", "Whether RabbitMQ answers"),
             queue_messages: named.gauges("queue_messages", "Messages ready in RabbitMQ, by queue", "queue"),
-            queue_consumers: named.gauges("queue_consumers", "Consumers in RabbitMQ, by queue", "queue"),
+            queue_consumers: named.gauges(
+                "queue_consumers",
+                "Consumers in RabbitMQ, by queue; of its partitions the fewest",
+                "queue",
+            ),
             part_up: named.gauges("part_up", "Whether a part of this replica works", "part"),
             draining: named.gauge("draining", "Whether this replica is leaving"),
             canary_runs: named.counter("canary_runs", "Canaries sent through everything"),

@@ -147,7 +147,8 @@ fn follow(origin: &Origin, begun: SystemTime, span: SpanBuilder) -> Option<Origi
     };
     let now = SystemTime::now();
     span.end_with_timestamp(now);
-    Some(Origin::of_ended(span.span_context(), now))
+    // The environment's sampler may have refused it.
+    span.span_context().is_sampled().then(|| Origin::of_ended(span.span_context(), now))
 }
 
 /// A publish under way; ends when it is dropped.

@@ -75,9 +75,11 @@ async fn an_alarm_of_rabbitmq_does_not_keep_what_is_in_its_queue_from_the_mercha
     let services = Services::up().await;
     let world = World::at(services.database_url.clone(), services.amqp_url.clone()).await;
     // A replica alone has nobody to tell, and would not notice.
-    let gateway = world.replica().role("gateway").start().await;
+    let gateway = world.replica().role("gateway").with("SHOPBELL_CANARY_SECONDS", 1).start().await;
+    gateway.metric_reaches("shopbell_canary_publish_to_ack_seconds_count", 1).await;
     let replica = world.replica().start().await;
     replica.kill();
+    let threads = gateway.metric("process_threads").await;
     let publisher = world.publisher().await;
     publisher.publish_all(Event::orders(MERCHANT, 600)).await;
     let mut elsewhere = world.merchant(MERCHANT).device("second").connect(gateway.public()).await;
@@ -91,6 +93,10 @@ async fn an_alarm_of_rabbitmq_does_not_keep_what_is_in_its_queue_from_the_mercha
     let readiness = replica.get("/readyz").await;
     assert!(readiness.status == 200 && readiness.text().contains("degraded"), "{}", readiness.text());
 
+    // A blocked connection cannot be closed, and has a thread of its own: the canary must not open one for each flight.
+    gateway.metric_reaches("shopbell_canary_failures_total", 6).await;
+    let more = gateway.metric("process_threads").await.saturating_sub(threads);
+    assert!(more <= 3, "{more} threads more than before the alarm");
     services.set_memory_bound("0.5").await;
     publisher.publish_all(Event::orders(MERCHANT, 20)).await;
     merchant.take_seqs(601..=620).await;

@@ -64,7 +64,8 @@ async fn a_broker_that_is_away_and_a_canary_that_does_not_come_through() {
     .await;
     replica.metric_reaches("shopbell_canary_failures_total", 2).await;
     assert!(replica.metric_where("shopbell_canary_failures_total", "publish").await >= 2);
-    assert_eq!(replica.metric("shopbell_queue_messages").await, 0, "what is not known is not told");
+    let text = replica.get("/metrics").await.text();
+    assert!(!text.contains("\nshopbell_queue_messages{"), "what is not known is not told: {text}");
     let [broker, canary] = monitor;
     broker.expect_alert("ShopbellBrokerAway", "page").await;
     canary.expect_alert("ShopbellCanaryFailing", "page").await;
@@ -180,6 +181,29 @@ async fn an_ingest_queue_without_a_consumer() {
     eventually("the gateway sees none", PATIENCE, async || {
         let consumers = gateway.metric_where("shopbell_queue_consumers", "ingest").await;
         holds(consumers == 0, consumers)
+    })
+    .await;
+    monitor.expect_alert("ShopbellNoConsumer", "page").await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn a_partition_that_nobody_consumes() {
+    let world = World::new().await;
+    let gateway = world.replica().role("gateway").with("SHOPBELL_INGEST_PARTITIONS", 2).start().await;
+    let ingest = world.replica().role("ingest").with("SHOPBELL_INGEST_PARTITIONS", 2).start().await;
+    eventually("both partitions are consumed", PATIENCE, async || {
+        let fewest = gateway.metric_where("shopbell_queue_consumers", "ingest").await;
+        holds(fewest == 1, fewest)
+    })
+    .await;
+    // Rolled back to a version, or a setting, that knows of one.
+    let instead = world.replica().role("ingest").start().await;
+    let monitor = Monitor::of(&world, [&gateway, &instead]).await;
+    assert!(ingest.terminate().await.success());
+    eventually("one is consumed by nobody", PATIENCE, async || {
+        let fewest = gateway.metric_where("shopbell_queue_consumers", "ingest").await;
+        holds(fewest == 0, fewest)
     })
     .await;
     monitor.expect_alert("ShopbellNoConsumer", "page").await;

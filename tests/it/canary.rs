@@ -1,6 +1,6 @@
 //! The canary goes the whole way, is timed, and leaves nothing behind.
 
-use crate::support::{PATIENCE, World, eventually, holds};
+use crate::support::{Event, PATIENCE, World, eventually, holds};
 
 #[tokio::test]
 async fn the_canary_of_each_gateway_is_timed_and_leaves_nothing_behind() {
@@ -21,8 +21,16 @@ async fn the_canary_of_each_gateway_is_timed_and_leaves_nothing_behind() {
     // One that dies leaves its last one behind, for any other to find when it is old.
     replicas[0].kill();
     assert!(replicas[1].terminate().await.success());
-    world.execute("update notifications set created_at = now() - interval '2 hours'").await;
-    world.execute("update cursors set updated_at = now() - interval '2 hours'").await;
+    let ingest = world.replica().role("ingest").start().await;
+    let broker = world.broker().await;
+    eventually("what was still on its way is stored", PATIENCE, async || {
+        let held = ingest.get("/metrics").await.text().contains("\nshopbell_oldest_delivery_held_seconds 0.0\n");
+        let waiting = broker.depth(&world.name("ingest")).await;
+        holds(held && waiting == Some(0), format!("{waiting:?} wait"))
+    })
+    .await;
+    assert!(ingest.terminate().await.success());
+    world.execute("update canaries set flown_at = now() - interval '3 hours'").await;
     let _other = world.replica().role("ingest").start().await;
     eventually("nothing is left of a canary", PATIENCE, async || {
         let left = world.number("select (select count(*) from feeds) + (select count(*) from notifications)").await;
@@ -30,5 +38,19 @@ async fn the_canary_of_each_gateway_is_timed_and_leaves_nothing_behind() {
         holds((left, cursors) == (0, 0), format!("{left} rows, {cursors} cursors"))
     })
     .await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn what_everyone_is_told_does_not_stand_in_the_canarys_way() {
+    let world = World::new().await;
+    let replica = world.replica().with("SHOPBELL_WINDOW", 4).with("SHOPBELL_CANARY_SECONDS", 1).start().await;
+    // Nobody acknowledges any of these, and they are more than a window.
+    world.publisher().await.publish_all(Event::orders("all", 20)).await;
+    world.expect_stored("all", 20).await;
+    let flown = replica.metric("shopbell_canary_publish_to_ack_seconds_count").await;
+    replica.metric_reaches("shopbell_canary_publish_to_ack_seconds_count", flown + 3).await;
+    assert_eq!(replica.metric("shopbell_canary_failures_total").await, 0);
+    assert_eq!(replica.metric("shopbell_publish_to_delivery_seconds_count").await, 0, "a canary is no merchant");
     world.finish().await;
 }

@@ -24,7 +24,7 @@ fanout <- backoff health telemetry feed change::Change notification amqp hub
 pager <- backoff telemetry feed notification store hub::Hub
 cursors <- backoff telemetry feed store
 answers <- backoff telemetry protocol change::state store fanout hub::Inbox
-ingest <- backoff health telemetry event notification store amqp fanout
+ingest <- backoff health telemetry feed event notification store amqp fanout
 watch <- telemetry store amqp hub::Hub
 housekeeping <- store
 canary <- telemetry feed config::JwtConfig protocol::SUBPROTOCOL auth store amqp

@@ -1,8 +1,10 @@
 //! Where a publisher traces an event, its trace goes on to the ack; seen in a real collector.
 
+use std::time::{Duration, Instant};
+
 use lapin::types::AMQPValue;
 
-use crate::support::{Collector, Event, PATIENCE, Parcel, Replica, Span, World, eventually};
+use crate::support::{Collector, Event, PATIENCE, Parcel, Replica, Span, World, eventually, holds};
 
 const MERCHANT: &str = "merchant-42";
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
@@ -85,14 +87,15 @@ async fn one_trace_goes_from_the_publisher_to_the_clients_ack_over_two_replicas(
 async fn what_was_stored_meanwhile_begins_a_trace_that_is_linked_to_its_events() {
     let (world, collector) = (World::new().await, Collector::start().await);
     let replica = traced(&world, &collector).await;
-    let mut parcel = Parcel::from(Event::order(MERCHANT));
-    // As an instrumented AMQP client sends it along.
-    let traceparent = format!("00-{TRACE}-{PUBLISHERS_SPAN}-01");
-    parcel.headers.insert("traceparent".into(), AMQPValue::LongString(traceparent.into()));
-    world.publisher().await.publish(parcel).await;
+    world.publisher().await.publish(sampled(Event::order(MERCHANT), "01")).await;
     let process = span(&collector, &format!("process {}", world.name("ingest"))).await;
     assert_eq!((process.trace.as_str(), process.parent.as_str()), (TRACE, PUBLISHERS_SPAN));
 
+    eventually("it is kept where the trace goes on", PATIENCE, async || {
+        let kept = world.number("select count(*) from traces").await;
+        holds(kept == 1, kept)
+    })
+    .await;
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
     merchant.expect_seqs(1..=1).await;
     merchant.ack(MERCHANT, 1).await;
@@ -111,10 +114,7 @@ async fn what_its_publisher_does_not_sample_is_not_traced_nor_is_a_stop_held_up_
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
     merchant.expect_caught_up(MERCHANT).await;
     for (seq, flags) in [(1, "00"), (2, "01")] {
-        let mut parcel = Parcel::from(Event::order(MERCHANT));
-        let traceparent = format!("00-{TRACE}-{PUBLISHERS_SPAN}-{flags}");
-        parcel.headers.insert("traceparent".into(), AMQPValue::LongString(traceparent.into()));
-        world.publisher().await.publish(parcel).await;
+        world.publisher().await.publish(sampled(Event::order(MERCHANT), flags)).await;
         merchant.take_seqs(seq..=seq).await;
     }
     let ack = span(&collector, "ack shopbell.v1").await;
@@ -123,11 +123,37 @@ async fn what_its_publisher_does_not_sample_is_not_traced_nor_is_a_stop_held_up_
     assert!(sends[0].attributes.contains(&"shopbell.seq: Int(2)".to_owned()), "{sends:#?}");
 
     drop(collector);
-    let mut parcel = Parcel::from(Event::order(MERCHANT));
-    let traceparent = format!("00-{TRACE}-{PUBLISHERS_SPAN}-01");
-    parcel.headers.insert("traceparent".into(), AMQPValue::LongString(traceparent.into()));
-    world.publisher().await.publish(parcel).await;
+    world.publisher().await.publish(sampled(Event::order(MERCHANT), "01")).await;
     merchant.take_seqs(3..=3).await;
     assert!(replica.terminate().await.success());
     world.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_order_waits_for_its_trace() {
+    let (world, collector) = (World::new().await, Collector::start().await);
+    let replica = traced(&world, &collector).await;
+    let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
+    merchant.expect_caught_up(MERCHANT).await;
+    let lock = world.lock_traces().await;
+    let publisher = world.publisher().await;
+    let begun = Instant::now();
+    for seq in 1..=20 {
+        publisher.publish(sampled(Event::order(MERCHANT), "01")).await;
+        merchant.expect_seqs(seq..=seq).await;
+    }
+    let mut elsewhere = world.merchant(MERCHANT).device("phone").connect(replica.public()).await;
+    elsewhere.expect_seqs(1..=20).await;
+    // One statement alone would have waited for as long.
+    assert!(begun.elapsed() < Duration::from_secs(10), "it took {:?}", begun.elapsed());
+    drop(lock);
+    world.finish().await;
+}
+
+/// With the header that an instrumented AMQP client sends along.
+fn sampled(event: Event, flags: &str) -> Parcel {
+    let mut parcel = Parcel::from(event);
+    let traceparent = format!("00-{TRACE}-{PUBLISHERS_SPAN}-{flags}");
+    parcel.headers.insert("traceparent".into(), AMQPValue::LongString(traceparent.into()));
+    parcel
 }

@@ -257,6 +257,11 @@ impl World {
         self.lock("lock table notifications in access exclusive mode").await
     }
 
+    /// Nobody else reads or writes `traces`, until what this gives is dropped.
+    pub async fn lock_traces(&self) -> Lock {
+        self.lock("lock table traces in access exclusive mode").await
+    }
+
     async fn lock(&self, statement: &'static str) -> Lock {
         let mut transaction = self.pool.begin().await.expect("the database answers");
         sqlx::query(statement).execute(&mut *transaction).await.expect("the database takes it");
