@@ -76,8 +76,8 @@ async fn an_alarm_of_rabbitmq_does_not_keep_what_is_in_its_queue_from_the_mercha
     let world = World::at(services.database_url.clone(), services.amqp_url.clone()).await;
     // A replica alone has nobody to tell, and would not notice.
     let gateway = world.replica().role("gateway").with("SHOPBELL_CANARY_SECONDS", 1).start().await;
-    gateway.metric_reaches("shopbell_canary_publish_to_ack_seconds_count", 1).await;
     let replica = world.replica().start().await;
+    gateway.metric_reaches("shopbell_canary_publish_to_ack_seconds_count", 1).await;
     replica.kill();
     let threads = gateway.metric("process_threads").await;
     let publisher = world.publisher().await;

@@ -205,7 +205,7 @@ impl Replica {
             let (labels, value) = line.strip_prefix(name)?.rsplit_once(' ')?;
             // Another metric whose name only begins so is none of this one's samples.
             let whole = labels.is_empty() || labels.starts_with('{');
-            whole.then(|| (labels.to_owned(), value.parse().expect("a count")))
+            whole.then(|| (labels.to_owned(), value.parse::<f64>().expect("a number") as u64))
         };
         text.lines().filter_map(sample).collect()
     }
