@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde_json::json;
 
-use super::{Replica, World, promtool};
+use super::{PATIENCE, Replica, World, eventually, holds, promtool};
 
 /// What a look shows is taken to have been so for as many scrapes, 15 s apart: 15 minutes.
 const SCRAPES_PER_LOOK: usize = 60;
@@ -26,6 +26,11 @@ impl<'a> Monitor<'a> {
         for replica in &monitor.replicas {
             replica.metric_reaches("shopbell_database_up", 1).await;
             replica.metric_reaches("shopbell_broker_up", 1).await;
+            eventually("the ingest queue is seen to be consumed", PATIENCE, async || {
+                let consumers = replica.metric_where("shopbell_queue_consumers", "ingest").await;
+                holds(consumers > 0, consumers)
+            })
+            .await;
         }
         monitor.look().await;
         monitor
