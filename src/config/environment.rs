@@ -12,8 +12,29 @@ use super::{ConfigError, Secret};
 
 /// What stands where a secret does.
 const REDACTED: &str = "(secret)";
+/// What stands where a library's variable may hold one.
+const HIDDEN: &str = "(set)";
 /// Read by libraries and not by us: told, never judged.
 const OF_OTHERS: [&str; 2] = ["RUST_LOG", "OTEL_"];
+/// Those of them whose value is a word or a name.
+const SHOWN: [&str; 6] = [
+    "RUST_LOG",
+    "OTEL_EXPORTER_OTLP_PROTOCOL",
+    "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
+    "OTEL_SDK_DISABLED",
+    "OTEL_SERVICE_NAME",
+    "OTEL_TRACES_SAMPLER",
+];
+/// … is a number; another is not shown.
+const SHOWN_NUMBERS: [&str; 5] = [
+    "OTEL_BSP_EXPORT_TIMEOUT",
+    "OTEL_BSP_MAX_EXPORT_BATCH_SIZE",
+    "OTEL_BSP_MAX_QUEUE_SIZE",
+    "OTEL_BSP_SCHEDULE_DELAY",
+    "OTEL_TRACES_SAMPLER_ARG",
+];
+/// … is a URL, of which scheme, host and port are shown: users and paths may be keys.
+const SHOWN_ORIGINS: [&str; 2] = ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"];
 
 /// One variable as it is used, without what must not be shown.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -199,14 +220,21 @@ impl Environment {
 }
 
 impl Setting {
-    /// OpenTelemetry's headers hold keys; so may the URL of a collector.
+    /// Nobody but its library knows what a variable holds: what is not known to be harmless is not shown.
     fn of_others(variable: String, value: &str) -> Self {
-        let value = match Url::parse(value) {
-            _ if variable.ends_with("_HEADERS") => REDACTED.to_owned(),
-            Ok(url) if url.has_host() => without_secrets(url),
-            _ => value.to_owned(),
+        let is_of = |list: &[&str]| list.contains(&variable.as_str());
+        let shown = if is_of(&SHOWN) {
+            Some(value.to_owned())
+        } else if is_of(&SHOWN_NUMBERS) {
+            value.parse::<f64>().ok().map(|_| value.to_owned())
+        } else if is_of(&SHOWN_ORIGINS) {
+            // Only a URL of the web has one that can be told.
+            let origin = Url::parse(value).ok().map(|url| url.origin()).filter(url::Origin::is_tuple);
+            origin.map(|origin| origin.ascii_serialization())
+        } else {
+            None
         };
-        Self { variable, value: Some(value), origin: Origin::Set, file: None }
+        Self { variable, value: Some(shown.unwrap_or_else(|| HIDDEN.into())), origin: Origin::Set, file: None }
     }
 }
 
@@ -227,13 +255,39 @@ fn is_ours(name: &str) -> bool {
 mod tests {
     use super::*;
 
+    #[track_caller]
+    fn told(variable: &str, value: &str, expected: &str) {
+        let setting = Setting::of_others(variable.into(), value);
+        assert_eq!(setting.value.as_deref(), Some(expected), "{variable}={value}");
+    }
+
     #[test]
-    fn a_library_s_variable_is_told_without_its_keys() {
-        let told = |variable: &str, value| Setting::of_others(variable.into(), value).value.unwrap_or_default();
-        assert_eq!(told("RUST_LOG", "info,shopbell::ingest=debug"), "info,shopbell::ingest=debug");
-        assert_eq!(told("OTEL_EXPORTER_OTLP_HEADERS", "api-key=hidden"), "(secret)");
-        assert_eq!(told("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "api-key=hidden"), "(secret)");
-        let url = "https://me:hidden@collector.example:4318/v1?key=hidden";
-        assert_eq!(told("OTEL_EXPORTER_OTLP_ENDPOINT", url), "https://me@collector.example:4318/v1");
+    fn of_a_library_s_variables_only_the_harmless_are_shown() {
+        told("RUST_LOG", "info,shopbell::ingest=debug", "info,shopbell::ingest=debug");
+        told("OTEL_SERVICE_NAME", "shopbell-eu", "shopbell-eu");
+        told("OTEL_TRACES_SAMPLER", "parentbased_traceidratio", "parentbased_traceidratio");
+        told("OTEL_TRACES_SAMPLER_ARG", "0.25", "0.25");
+        told("OTEL_TRACES_SAMPLER_ARG", "endpoint=http://me:hidden@sampler:14250", "(set)");
+        told("OTEL_BSP_SCHEDULE_DELAY", "100", "100");
+        told("OTEL_BSP_SCHEDULE_DELAY", "hidden", "(set)");
+        for variable in ["HEADERS", "TRACES_HEADERS", "CERTIFICATE", "METRICS_ENDPOINT"] {
+            told(&format!("OTEL_EXPORTER_OTLP_{variable}"), "api-key=hidden", "(set)");
+        }
+        told("OTEL_RESOURCE_ATTRIBUTES", "key=hidden", "(set)");
+        told("OTEL_OF_TOMORROW", "hidden", "(set)");
+    }
+
+    #[test]
+    fn of_a_collector_s_url_only_the_origin_is_shown() {
+        for variable in SHOWN_ORIGINS {
+            let url = "https://me:hidden@collector.example:4318/hidden/v1?key=hidden#hidden";
+            told(variable, url, "https://collector.example:4318");
+            told(variable, "http://collector:4318", "http://collector:4318");
+            told(variable, "https://hidden@collector.example", "https://collector.example");
+            // No URL, or one of a scheme that nobody knows.
+            for odd in ["me:hidden@collector:4318", "collector:4318", "grpc://me:hidden@collector:4317", "hidden"] {
+                told(variable, odd, "(set)");
+            }
+        }
     }
 }

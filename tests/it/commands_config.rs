@@ -24,6 +24,12 @@ async fn every_setting_is_told_and_no_secret() {
         ("SHOPBELL_JWT_HS256_SECRET_FILE", file.as_str()),
         ("SHOPBELL_WINDOW", "7"),
         ("OTEL_EXPORTER_OTLP_HEADERS", "key=s3cr3t"),
+        ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://collector.example:4318/s3cr3t/v1/traces"),
+        // Without a scheme it is no URL, and whatever it is, it has a password.
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "me:s3cr3t@collector:4318"),
+        ("OTEL_RESOURCE_ATTRIBUTES", "deployment.key=s3cr3t"),
+        // Or there would be spans to send to nobody.
+        ("OTEL_SDK_DISABLED", "true"),
     ];
     let told = world.shopbell_with(&settings, &["config", "--output", "json"]).await.succeeded();
     let secrets = [secret, "s3cr3t", password(world.database_url()), password(world.amqp_url())];
@@ -39,7 +45,11 @@ async fn every_setting_is_told_and_no_secret() {
     assert_eq!(of("SHOPBELL_JWT_AUDIENCE"), (None, "default"));
     assert_eq!(of("SHOPBELL_JWT_HS256_SECRET"), (Some("(secret)"), "file"));
     assert_eq!(by_name["SHOPBELL_JWT_HS256_SECRET"].file.as_deref(), Some(file.as_str()));
-    assert_eq!(of("OTEL_EXPORTER_OTLP_HEADERS"), (Some("(secret)"), "set"));
+    assert_eq!(of("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"), (Some("http://collector.example:4318"), "set"));
+    assert_eq!(of("OTEL_SDK_DISABLED"), (Some("true"), "set"));
+    for variable in ["OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_RESOURCE_ATTRIBUTES"] {
+        assert_eq!(of(variable), (Some("(set)"), "set"), "{variable}");
+    }
     assert_eq!(of("RUST_LOG"), (Some("info"), "set"));
     for row in ["DATABASE_URL", "AMQP_URL"] {
         assert!(of(row).0.is_some_and(|url| url.contains("@127.0.0.1:")), "{:?}", by_name[row]);
