@@ -9,6 +9,8 @@ use super::{BROKER_TIMEOUT, broker, within};
 struct Declared<'a> {
     kind: &'static str,
     name: &'a str,
+    /// It was there, and nothing more was looked at.
+    only_verified: bool,
 }
 
 /// Declares what the environment asks for, and writes a line for each exchange and queue.
@@ -16,10 +18,14 @@ pub async fn run(format: Format) -> anyhow::Result<()> {
     let broker = broker()?;
     let what = if broker.declare { "declaring the topology" } else { "verifying the topology" };
     let topology = within(BROKER_TIMEOUT, what, broker.ensure()).await?;
-    let exchanges = topology.exchanges.iter().map(|name| Declared { kind: "exchange", name });
-    let queues = topology.queues.iter().map(|name| Declared { kind: "queue", name });
-    let lines = exchanges.chain(queues).map(|declared| line(&declared, format)).collect::<anyhow::Result<String>>()?;
+    let exchanges = topology.exchanges.iter().map(|name| ("exchange", name));
+    let queues = topology.queues.iter().map(|name| ("queue", name));
+    let declared = exchanges.chain(queues).map(|(kind, name)| Declared { kind, name, only_verified: !broker.declare });
+    let lines = declared.map(|declared| line(&declared, format)).collect::<anyhow::Result<String>>()?;
     terminal::write_lines(&lines)?;
+    if !broker.declare {
+        terminal::talk("SHOPBELL_AMQP_DECLARE is false: they are there, and nothing was declared or bound");
+    }
     anyhow::ensure!(
         !topology.more_partitions,
         "SHOPBELL_INGEST_PARTITIONS is {}, but there are more partitions: set it to their number",
@@ -29,8 +35,10 @@ pub async fn run(format: Format) -> anyhow::Result<()> {
 }
 
 fn line(declared: &Declared<'_>, format: Format) -> anyhow::Result<String> {
+    let Declared { kind, name, only_verified } = declared;
+    let note = if *only_verified { " (only verified)" } else { "" };
     match format {
-        Format::Text => Ok(terminal::text_line(&format!("{} {}", declared.kind, declared.name))),
+        Format::Text => Ok(terminal::text_line(&format!("{kind} {name}{note}"))),
         Format::Json => terminal::json_line(declared),
     }
 }
