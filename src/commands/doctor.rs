@@ -7,12 +7,13 @@ mod rabbitmq;
 use std::fmt;
 use std::time::Duration;
 
+use anyhow::Context;
 use serde::Serialize;
 
 use super::terminal::{self, Format};
-use super::{BROKER_TIMEOUT, broker_of, within};
+use super::{broker_of, within};
 use crate::amqp;
-use crate::config::{Environment, Role};
+use crate::config::{AmqpConfig, Environment, Role};
 use crate::store::checkup;
 use crate::store::pools::Pools;
 
@@ -76,31 +77,29 @@ impl fmt::Display for Finding {
 /// Writes a line for each thing looked at, as far as it can be reached; fails where one is an error.
 pub async fn run(arguments: &Arguments, format: Format) -> anyhow::Result<()> {
     let mut findings = Vec::new();
-    match Environment::of_process().explain(arguments.role) {
+    let (database, amqp) = match Environment::of_process().explain(arguments.role) {
         Ok((config, settings)) => {
             findings.push(Finding::ok("configuration", format!("{} settings are good", settings.len())));
             findings.extend(config.gateway.iter().flat_map(|gateway| machine::look(gateway.session.sessions_max)));
+            (Some(config.database), Some(config.amqp))
         }
         Err(error) => {
             let found = error.to_string().replace("\n  ", " ");
             findings.push(Finding::error("configuration", found, "Correct it; `shopbell config` tells all of it"));
+            // What is wrong elsewhere in the environment does not keep us from looking further.
+            (Environment::of_process().database().ok(), Environment::of_process().amqp().ok())
         }
-    }
-    // What is wrong elsewhere in the environment does not keep us from looking further.
-    let partitions = Environment::of_process().amqp().map_or(1, |config| config.partitions);
-    if let Ok(options) = Environment::of_process().database() {
+    };
+    if let Some(options) = database {
+        let partitions = amqp.as_ref().map_or(1, |config| config.partitions);
         let connections = Pools::lazy(&options, partitions).connections_max();
         match within(POSTGRES_TIMEOUT, "asking Postgres", checkup::look(&options)).await {
             Ok(checkup) => findings.extend(postgres::findings(&checkup, connections)),
             Err(error) => findings.push(postgres::away(&error)),
         }
     }
-    if let Ok(config) = Environment::of_process().amqp() {
-        let broker = broker_of(&config)?;
-        match within(BROKER_TIMEOUT, "asking RabbitMQ", amqp::checkup::look(&broker)).await {
-            Ok(checkup) => findings.extend(rabbitmq::findings(&checkup, &broker)),
-            Err(error) => findings.push(rabbitmq::away(&error)),
-        }
+    if let Some(config) = amqp {
+        findings.extend(ask_rabbitmq(&config).await.unwrap_or_else(|error| vec![rabbitmq::away(&error)]));
     }
     let lines = findings.iter().map(|finding| match format {
         Format::Text => Ok(terminal::text_line(&finding.to_string())),
@@ -110,6 +109,13 @@ pub async fn run(arguments: &Arguments, format: Format) -> anyhow::Result<()> {
     let errors = findings.iter().filter(|finding| finding.state == State::Error).count();
     anyhow::ensure!(errors == 0, "{errors} of {} checks found an error", findings.len());
     Ok(())
+}
+
+/// Each step of it has a limit of its own, and says which it was.
+async fn ask_rabbitmq(config: &AmqpConfig) -> anyhow::Result<Vec<Finding>> {
+    let broker = broker_of(config)?;
+    let checkup = amqp::checkup::look(&broker).await.context("asking RabbitMQ")?;
+    Ok(rabbitmq::findings(&checkup, &broker))
 }
 
 #[cfg(test)]

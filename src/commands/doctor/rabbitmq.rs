@@ -34,6 +34,9 @@ pub(super) fn findings(checkup: &Checkup, broker: &Broker) -> Vec<Finding> {
             "Set it to their number (docs/scaling.md)",
         ));
     }
+    // AMQP has no question for it.
+    let bindings = "cannot be asked for: what a missing one keeps from its queue is counted as rabbitmq.unroutable";
+    findings.push(Finding::ok("rabbitmq.bindings", bindings));
     let there = checkup.queues.iter().filter(|queue| queue.found != Found::Missing);
     findings.extend(there.filter_map(|queue| waiting(queue, broker)));
     findings.push(Finding::ok("rabbitmq.gateways", format!("{} are connected", checkup.gateways)));
@@ -88,12 +91,19 @@ fn waiting(queue: &Queue, broker: &Broker) -> Option<Finding> {
         });
     }
     if *name == names.unroutable() {
+        let bind_again = match broker.declare {
+            true => "Run `shopbell declare`, then move them back to the events exchange (docs/runbook.md)",
+            false => {
+                "SHOPBELL_AMQP_DECLARE is false, so `shopbell declare` binds nothing: have whoever owns the topology bind \
+                 it again, then move them back to the events exchange (docs/runbook.md)"
+            }
+        };
         return Some(match messages {
             0 => Finding::ok("rabbitmq.unroutable", "none"),
             _ => Finding::warning(
                 "rabbitmq.unroutable",
                 format!("{found}: no queue was bound when they were published"),
-                "Run `shopbell declare`, then move them back to the events exchange (docs/runbook.md)",
+                bind_again,
             ),
         });
     }
@@ -165,6 +175,19 @@ mod tests {
         check(|checkup| checkup.queues[3].consumers = 0, true, &[("rabbitmq.ingest", Warning)]);
         check(|checkup| checkup.queues[3].messages = 5_000, true, &[("rabbitmq.ingest", Warning)]);
         check(|checkup| checkup.queues[3].messages = 5, true, &[]);
+    }
+
+    #[test]
+    fn who_declares_nothing_is_not_told_to_bind() {
+        let remedy = |declare| {
+            let mut checkup = healthy();
+            checkup.queues[1].messages = 1;
+            let findings = findings(&checkup, &broker(declare));
+            let finding = findings.into_iter().find(|finding| finding.check == "rabbitmq.unroutable").unwrap();
+            finding.remedy.unwrap()
+        };
+        assert!(remedy(true).starts_with("Run `shopbell declare`"));
+        assert!(remedy(false).contains("have whoever owns the topology bind it again"));
     }
 
     #[test]
