@@ -29,19 +29,17 @@ pub struct Checkup {
     pub synchronous_commit: String,
     /// `synchronous_standby_names`.
     pub synchronous_standbys: String,
-    /// How many standbys, and receivers of base backups, are connected.
-    pub standbys: i64,
+    /// Who receives the log.
+    pub receivers: Receivers,
     /// `idle_in_transaction_session_timeout`, as other sessions of this user get it.
     pub idle_in_transaction_timeout: String,
     /// How far the server's clock is ahead of ours, in seconds.
     pub clock_ahead_seconds: f64,
-    /// Most connections that our user may have to this database.
-    pub connections_max: i64,
-    /// How many clients are connected, ours among them.
-    pub connections: i64,
+    /// What bounds connections of our user to this database: at least the server.
+    pub connection_limits: Vec<ConnectionLimit>,
     /// Transactions that have been open for longer than five minutes, as far as our user may see them, oldest first.
     pub old_transactions: Vec<OldTransaction>,
-    /// Replication slots that nobody reads.
+    /// Replication slots that nobody reads, those that keep most first.
     pub idle_slots: Vec<IdleSlot>,
     /// Migrations that this binary needs and the database has not.
     pub missing_migrations: Vec<i64>,
@@ -58,13 +56,46 @@ pub struct OldTransaction {
     pub seconds: i64,
 }
 
-/// A replication slot that keeps the log for nobody.
+/// Who is connected to receive the log.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Receivers {
+    /// Standbys that follow; logical subscribers and tools that take backups are none.
+    pub standbys: i64,
+    /// Of whatever kind, that commits wait for, or would if another were gone.
+    pub synchronous: i64,
+    /// Those of which our user may not see what they are.
+    pub unseen: i64,
+}
+
+/// How many connections there may be, and are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConnectionLimit {
+    /// What sets it, for people: `max_connections`.
+    pub setting: String,
+    /// The most.
+    pub max: i64,
+    /// How many there are that count against it, ours among them.
+    pub taken: i64,
+}
+
+/// A replication slot that nobody reads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IdleSlot {
     /// Its name.
     pub name: String,
-    /// How much of the log is kept for it.
-    pub bytes: i64,
+    /// What it keeps of the log.
+    pub keeps: Kept,
+}
+
+/// What a slot keeps of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kept {
+    /// This many bytes, and more each minute.
+    Bytes(i64),
+    /// Nothing, for nobody has ever read it.
+    Nothing,
+    /// Nothing any more: its reader has lost what it had still to read.
+    Lost,
 }
 
 /// Asks everything, on a connection of its own.
@@ -86,15 +117,7 @@ pub async fn look(options: &PgConnectOptions) -> Result<Checkup, StoreError> {
                 current_setting('full_page_writes') as full_page_writes,
                 current_setting('synchronous_commit') as synchronous_commit,
                 current_setting('synchronous_standby_names') as synchronous_standbys,
-                (select count(*) from pg_stat_replication) as standbys,
-                current_setting('idle_in_transaction_session_timeout') as idle_in_transaction_timeout,
-                (select least(current_setting('max_connections')::bigint
-                              - current_setting('superuser_reserved_connections')::bigint
-                              - coalesce(current_setting('reserved_connections', true)::bigint, 0),
-                              nullif(r.rolconnlimit, -1), nullif(d.datconnlimit, -1))
-                 from pg_roles r, pg_database d
-                 where r.rolname = current_user and d.datname = current_database()) as connections_max,
-                (select count(*) from pg_stat_activity where backend_type = 'client backend') as connections",
+                current_setting('idle_in_transaction_session_timeout') as idle_in_transaction_timeout",
     )
     .fetch_one(&mut connection)
     .await?;
@@ -107,11 +130,10 @@ pub async fn look(options: &PgConnectOptions) -> Result<Checkup, StoreError> {
         full_page_writes: row.try_get("full_page_writes")?,
         synchronous_commit: row.try_get("synchronous_commit")?,
         synchronous_standbys: row.try_get("synchronous_standbys")?,
-        standbys: row.try_get("standbys")?,
+        receivers: receivers(&mut connection).await?,
         idle_in_transaction_timeout: row.try_get("idle_in_transaction_timeout")?,
         clock_ahead_seconds,
-        connections_max: row.try_get("connections_max")?,
-        connections: row.try_get("connections")?,
+        connection_limits: connection_limits(&mut connection).await?,
         old_transactions: old_transactions(&mut connection).await?,
         idle_slots: idle_slots(&mut connection).await?,
         missing_migrations: missing.collect(),
@@ -128,6 +150,57 @@ async fn clock_ahead(connection: &mut PgConnection) -> Result<f64, sqlx::Error> 
     let before = ours();
     let theirs: f64 = sqlx::query_scalar(query).fetch_one(connection).await?;
     Ok(theirs - f64::midpoint(before, ours()))
+}
+
+async fn receivers(connection: &mut PgConnection) -> Result<Receivers, sqlx::Error> {
+    // Who may not read statistics sees that there is somebody, and nothing of them. A tool that takes the log waits for no
+    // promotion, however it streams; where commits wait for one, it is synchronous all the same.
+    let query = sqlx::query(
+        "select count(*) filter (where state = 'streaming'
+                                 and application_name not in ('pg_basebackup', 'pg_receivewal')
+                                 and not exists (select from pg_replication_slots s
+                                                 where s.active_pid = r.pid and s.slot_type = 'logical')) as standbys,
+                count(*) filter (where sync_state <> 'async') as synchronous,
+                count(*) filter (where state is null) as unseen
+         from pg_stat_replication r",
+    );
+    let row = query.fetch_one(connection).await?;
+    Ok(Receivers {
+        standbys: row.try_get("standbys")?,
+        synchronous: row.try_get("synchronous")?,
+        unseen: row.try_get("unseen")?,
+    })
+}
+
+async fn connection_limits(connection: &mut PgConnection) -> Result<Vec<ConnectionLimit>, sqlx::Error> {
+    // Of others' connections our user may see no more than their user and database. No limit of a role or a database holds
+    // for superusers.
+    let query = sqlx::query(
+        "with clients as (
+             select usesysid, datid from pg_stat_activity
+             where coalesce(backend_type, 'client backend') = 'client backend'
+               and usesysid is not null and datid is not null
+         )
+         select 'max_connections' as setting,
+                current_setting('max_connections')::bigint
+                - current_setting('superuser_reserved_connections')::bigint
+                - coalesce(current_setting('reserved_connections', true)::bigint, 0) as max,
+                (select count(*) from clients) as taken
+         union all
+         select format('the connection limit of role %s', rolname), rolconnlimit,
+                (select count(*) from clients where usesysid = oid)
+         from pg_roles where rolname = current_user and rolconnlimit >= 0 and not rolsuper
+         union all
+         select format('the connection limit of database %s', datname), datconnlimit,
+                (select count(*) from clients where datid = oid)
+         from pg_database
+         where datname = current_database() and datconnlimit >= 0
+           and not (select rolsuper from pg_roles where rolname = current_user)",
+    );
+    let limit = |row: PgRow| {
+        Ok(ConnectionLimit { setting: row.try_get("setting")?, max: row.try_get("max")?, taken: row.try_get("taken")? })
+    };
+    query.fetch_all(connection).await?.into_iter().map(limit).collect()
 }
 
 async fn old_transactions(connection: &mut PgConnection) -> Result<Vec<OldTransaction>, sqlx::Error> {
@@ -151,13 +224,21 @@ async fn old_transactions(connection: &mut PgConnection) -> Result<Vec<OldTransa
 async fn idle_slots(connection: &mut PgConnection) -> Result<Vec<IdleSlot>, sqlx::Error> {
     let query = sqlx::query(
         "select slot_name::text as name,
-                coalesce(pg_wal_lsn_diff(case when pg_is_in_recovery() then pg_last_wal_replay_lsn()
-                                              else pg_current_wal_lsn() end, restart_lsn), 0)::bigint as bytes
+                wal_status is not distinct from 'lost' as is_lost,
+                pg_wal_lsn_diff(case when pg_is_in_recovery() then pg_last_wal_replay_lsn()
+                                     else pg_current_wal_lsn() end, restart_lsn)::bigint as bytes
          from pg_replication_slots
          where not active
-         order by 2 desc
+         order by is_lost, bytes desc nulls last
          limit $1",
     );
-    let slot = |row: PgRow| Ok(IdleSlot { name: row.try_get("name")?, bytes: row.try_get("bytes")? });
+    let slot = |row: PgRow| {
+        let keeps = match (row.try_get("is_lost")?, row.try_get("bytes")?) {
+            (true, _) => Kept::Lost,
+            (false, Some(bytes)) => Kept::Bytes(bytes),
+            (false, None) => Kept::Nothing,
+        };
+        Ok(IdleSlot { name: row.try_get("name")?, keeps })
+    };
     query.bind(TOLD_MAX).fetch_all(connection).await?.into_iter().map(slot).collect()
 }

@@ -29,6 +29,7 @@ async fn a_healthy_service_is_told_so() {
     let of = |check: &str| findings.iter().filter(|finding| finding.check == check).count();
     assert_eq!((of("rabbitmq.version"), of("rabbitmq.exchange"), of("rabbitmq.queue")), (1, 5, 4), "{findings:?}");
     assert_eq!((of("postgres.fsync"), of("postgres.clock"), of("configuration")), (1, 1, 1), "{findings:?}");
+    assert!(the(&done, "rabbitmq.bindings").found.starts_with("cannot be asked for"), "{findings:?}");
     world.finish().await;
 }
 
@@ -59,6 +60,63 @@ async fn commits_that_do_not_wait_for_the_disk_are_found() {
         .await;
     let finding = the(&doctor(&world, &[]).await.failed_with(1), "postgres.synchronous_commit");
     assert!(finding.state == "error" && finding.remedy.is_some(), "{finding:?}");
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn the_limit_of_connections_that_binds_is_found_also_by_who_sees_little() {
+    let world = World::new().await;
+    // A user of the world's own, who may not see what others do.
+    world
+        .meddle(
+            "do $$ begin
+                 execute format('create role %I login password ''s3cr3t'' connection limit 40', current_database());
+                 execute format('grant select on _sqlx_migrations to %I', current_database());
+             end $$",
+        )
+        .await;
+    let (server, database) = world.database_url().rsplit_once('/').expect("a URL with a database");
+    let (_, server) = server.rsplit_once('@').expect("a URL with a user");
+    let url = format!("postgres://{database}:s3cr3t@{server}/{database}");
+    let settings = [("DATABASE_URL", url.as_str())];
+    let connections = async || the(&doctor(&world, &settings).await, "postgres.connections");
+
+    let finding = connections().await;
+    let found = format!(" of 40 are taken (the connection limit of role {database})");
+    assert!(finding.state == "ok" && finding.found.contains(&found), "{finding:?}");
+    world
+        .meddle("do $$ begin execute format('alter database %I connection limit 35', current_database()); end $$")
+        .await;
+    let finding = connections().await;
+    let (taken, limit) = finding.found.split_once(" of ").expect("how many of how many");
+    assert!(limit.starts_with(&format!("35 are taken (the connection limit of database {database})")), "{finding:?}");
+    assert!(taken.parse::<u32>().expect("a number") > 1, "the story's own count too: {finding:?}");
+    world.meddle("do $$ begin execute format('alter role %I connection limit 3', current_database()); end $$").await;
+    let finding = connections().await;
+    assert!(finding.state == "error" && finding.found.contains(" of 3 are taken"), "{finding:?}");
+    assert!(finding.remedy.is_some_and(|remedy| remedy.starts_with("Raise the connection limit of role")));
+
+    world
+        .meddle(
+            "do $$ begin
+                 execute format('drop owned by %I', current_database());
+                 execute format('drop role %I', current_database());
+                 execute format('alter database %I connection limit -1', current_database());
+             end $$",
+        )
+        .await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn a_slot_that_keeps_nothing_raises_no_alarm() {
+    let world = World::new().await;
+    world.meddle("select pg_create_physical_replication_slot(current_database())").await;
+    let (_, name) = world.database_url().rsplit_once('/').expect("a URL with a database");
+    let findings = doctor(&world, &[]).await.succeeded().json_lines::<Finding>();
+    let finding = findings.iter().find(|finding| finding.found.starts_with(name)).expect("it is told");
+    assert_eq!((finding.check.as_str(), finding.state.as_str()), ("postgres.replication_slots", "ok"), "{finding:?}");
+    world.meddle("select pg_drop_replication_slot(current_database())").await;
     world.finish().await;
 }
 

@@ -2,7 +2,7 @@
 
 use super::Finding;
 use crate::commands::terminal;
-use crate::store::checkup::Checkup;
+use crate::store::checkup::{Checkup, ConnectionLimit, Kept, Receivers};
 
 /// What the SQL needs (`shopbell migrate` would fail on an older one).
 const MAJOR_MIN: i32 = 15;
@@ -30,9 +30,9 @@ pub(super) fn findings(checkup: &Checkup, needed: u32) -> Vec<Finding> {
         synchronous_commit(&checkup.synchronous_commit),
         standbys(checkup),
         clock(checkup.clock_ahead_seconds),
-        connections(checkup, i64::from(needed)),
         idle_in_transaction(&checkup.idle_in_transaction_timeout),
     ];
+    findings.extend(connections(&checkup.connection_limits, i64::from(needed)));
     findings.extend(transactions(checkup));
     findings.extend(slots(checkup));
     findings
@@ -100,20 +100,31 @@ fn synchronous_commit(value: &str) -> Finding {
 
 fn standbys(checkup: &Checkup) -> Finding {
     const CHECK: &str = "postgres.standbys";
-    let (names, connected) = (checkup.synchronous_standbys.as_str(), checkup.standbys);
-    match (names.is_empty(), connected) {
-        (true, 0) => Finding::ok(CHECK, "none: what is stored is as safe as this server's disk and your backups"),
-        (true, _) => Finding::warning(
+    let names = checkup.synchronous_standbys.as_str();
+    let Receivers { standbys, synchronous, unseen } = checkup.receivers;
+    match names.is_empty() {
+        // What cannot be seen must raise no alarm.
+        _ if unseen > 0 => Finding::ok(
             CHECK,
-            format!("{connected} connected, but synchronous_standby_names is empty: a failover loses the last orders"),
+            format!(
+                "{unseen} receive the log, synchronous_standby_names is {names:?}; this user may see no more (grant it \
+                 pg_read_all_stats)"
+            ),
+        ),
+        true if standbys == 0 => {
+            Finding::ok(CHECK, "none: what is stored is as safe as this server's disk and your backups")
+        }
+        true => Finding::warning(
+            CHECK,
+            format!("{standbys} connected, but synchronous_standby_names is empty: a failover loses the last orders"),
             "Name them in synchronous_standby_names; until then publish again after a failover (docs/backup.md)",
         ),
-        (false, 0) => Finding::error(
+        false if synchronous == 0 => Finding::error(
             CHECK,
-            format!("synchronous_standby_names is {names:?}, but none is connected: every commit waits"),
+            format!("synchronous_standby_names is {names:?}, but none of them is connected: every commit waits"),
             "Bring a standby back, or take it out of synchronous_standby_names",
         ),
-        (false, _) => Finding::ok(CHECK, format!("synchronous: {names}; {connected} connected")),
+        false => Finding::ok(CHECK, format!("synchronous: {names}; {synchronous} connected")),
     }
 }
 
@@ -130,18 +141,22 @@ fn clock(ahead_seconds: f64) -> Finding {
     )
 }
 
-fn connections(checkup: &Checkup, needed: i64) -> Finding {
+/// Of several limits that one counts which leaves the least room.
+fn connections(limits: &[ConnectionLimit], needed: i64) -> Option<Finding> {
     const CHECK: &str = "postgres.connections";
-    let (max, used) = (checkup.connections_max, checkup.connections);
-    let found = format!("{used} of {max} are taken; a replica takes up to {needed}");
-    let remedy = "Raise max_connections (or the limit of the role or the database), or run fewer replicas";
-    if max < needed {
+    let room = |limit: &&ConnectionLimit| limit.max - limit.taken;
+    let too_low = limits.iter().filter(|limit| limit.max < needed).min_by_key(|limit| limit.max);
+    let limit = too_low.or_else(|| limits.iter().min_by_key(room))?;
+    let ConnectionLimit { setting, max, taken } = limit;
+    let found = format!("{taken} of {max} are taken ({setting}); a replica takes up to {needed}");
+    let remedy = format!("Raise {setting}, or run fewer replicas");
+    Some(if too_low.is_some() {
         Finding::error(CHECK, found, remedy)
-    } else if max - used < needed {
+    } else if room(&limit) < needed {
         Finding::warning(CHECK, format!("{found}: there is no room for one more, as a rolling update needs"), remedy)
     } else {
-        Finding::ok(CHECK, format!("{found}: there is room for {} more", (max - used) / needed.max(1)))
-    }
+        Finding::ok(CHECK, format!("{found}: there is room for {} more", room(&limit) / needed.max(1)))
+    })
 }
 
 fn idle_in_transaction(timeout: &str) -> Finding {
@@ -169,13 +184,18 @@ fn slots(checkup: &Checkup) -> Vec<Finding> {
     if checkup.idle_slots.is_empty() {
         return vec![Finding::ok(CHECK, "none is idle")];
     }
-    let idle = checkup.idle_slots.iter().map(|slot| {
-        let found = format!("nobody reads {}, and {} MiB of the log are kept for it", slot.name, slot.bytes >> 20);
-        Finding::warning(
+    let idle = checkup.idle_slots.iter().map(|slot| match slot.keeps {
+        Kept::Bytes(bytes) => Finding::warning(
             CHECK,
-            found,
+            format!("nobody reads {}, and {} MiB of the log are kept for it", slot.name, bytes >> 20),
             "Bring its reader back, or drop it (pg_drop_replication_slot): the disk fills up",
-        )
+        ),
+        Kept::Lost => Finding::warning(
+            CHECK,
+            format!("{} is lost: nobody read it for so long that its log is gone, and none is kept for it", slot.name),
+            "Drop it (pg_drop_replication_slot), and build its reader anew",
+        ),
+        Kept::Nothing => Finding::ok(CHECK, format!("{} keeps nothing: nobody has read it yet", slot.name)),
     });
     idle.collect()
 }
@@ -185,6 +205,10 @@ mod tests {
     use super::super::State;
     use super::*;
     use crate::store::checkup::{IdleSlot, OldTransaction};
+
+    fn limit(setting: &str, max: i64, taken: i64) -> ConnectionLimit {
+        ConnectionLimit { setting: setting.into(), max, taken }
+    }
 
     fn healthy() -> Checkup {
         Checkup {
@@ -196,11 +220,10 @@ mod tests {
             full_page_writes: "on".into(),
             synchronous_commit: "on".into(),
             synchronous_standbys: String::new(),
-            standbys: 0,
+            receivers: Receivers::default(),
             idle_in_transaction_timeout: "0".into(),
             clock_ahead_seconds: -0.2,
-            connections_max: 97,
-            connections: 14,
+            connection_limits: vec![limit("max_connections", 97, 14)],
             old_transactions: Vec::new(),
             idle_slots: Vec::new(),
             missing_migrations: Vec::new(),
@@ -232,14 +255,43 @@ mod tests {
         check(|checkup| checkup.full_page_writes = "off".into(), &[("postgres.full_page_writes", Error)]);
         check(|checkup| checkup.synchronous_commit = "off".into(), &[("postgres.synchronous_commit", Error)]);
         check(|checkup| checkup.synchronous_commit = "local".into(), &[("postgres.synchronous_commit", Warning)]);
-        check(|checkup| checkup.standbys = 1, &[("postgres.standbys", Warning)]);
-        check(|checkup| checkup.synchronous_standbys = "*".into(), &[("postgres.standbys", Error)]);
+        let receivers = |standbys, synchronous, unseen| Receivers { standbys, synchronous, unseen };
+        check(|checkup| checkup.receivers = receivers(1, 0, 0), &[("postgres.standbys", Warning)]);
+        check(|checkup| checkup.receivers = receivers(0, 0, 1), &[]);
+        let named = |receivers, expected: &[_]| {
+            let change = |checkup: &mut Checkup| {
+                (checkup.synchronous_standbys, checkup.receivers) = ("standby_1".into(), receivers);
+            };
+            check(change, expected);
+        };
+        named(receivers(0, 0, 0), &[("postgres.standbys", Error)]);
+        // Another standby is there, but nobody waits for that one.
+        named(receivers(1, 0, 0), &[("postgres.standbys", Error)]);
+        named(receivers(1, 1, 0), &[]);
+        named(receivers(0, 0, 1), &[]);
         check(|checkup| checkup.clock_ahead_seconds = -2.5, &[("postgres.clock", Warning)]);
-        check(|checkup| checkup.connections = 90, &[("postgres.connections", Warning)]);
-        check(|checkup| checkup.connections_max = 12, &[("postgres.connections", Error)]);
         let old = OldTransaction { whose: "pid 7 (psql, idle in transaction)".into(), seconds: 301 };
         check(|checkup| checkup.old_transactions = vec![old], &[("postgres.transactions", Warning)]);
-        let slot = IdleSlot { name: "standby_2".into(), bytes: 1 << 30 };
-        check(|checkup| checkup.idle_slots = vec![slot], &[("postgres.replication_slots", Warning)]);
+        let slot = |keeps| vec![IdleSlot { name: "standby_2".into(), keeps }];
+        check(|checkup| checkup.idle_slots = slot(Kept::Bytes(1 << 30)), &[("postgres.replication_slots", Warning)]);
+        check(|checkup| checkup.idle_slots = slot(Kept::Lost), &[("postgres.replication_slots", Warning)]);
+        check(|checkup| checkup.idle_slots = slot(Kept::Nothing), &[]);
+    }
+
+    #[test]
+    fn the_limit_with_the_least_room_counts() {
+        let judge = |limits: &[ConnectionLimit]| connections(limits, 13).map(|finding| (finding.state, finding.found));
+        let told = |limits: &[ConnectionLimit], state, begins: &str| {
+            let (found_state, found) = judge(limits).unwrap_or((State::Ok, String::new()));
+            assert!(found_state == state && found.starts_with(begins), "{found_state:?}: {found}");
+        };
+        let server = limit("max_connections", 97, 80);
+        told(std::slice::from_ref(&server), State::Ok, "80 of 97 are taken (max_connections)");
+        // Most of the 80 are others', and no reason to worry here.
+        told(&[server.clone(), limit("role", 30, 13)], State::Ok, "80 of 97 are taken (max_connections)");
+        told(&[server.clone(), limit("role", 30, 14)], State::Ok, "14 of 30 are taken (role)");
+        told(&[server.clone(), limit("database", 30, 20)], State::Warning, "20 of 30 are taken (database)");
+        // It can never run, whatever the others leave.
+        told(&[limit("max_connections", 97, 97), limit("role", 12, 0)], State::Error, "0 of 12 are taken (role)");
     }
 }
