@@ -92,7 +92,7 @@ pub async fn run(arguments: &Arguments, format: Format) -> anyhow::Result<()> {
     };
     if let Some(options) = database {
         let partitions = amqp.as_ref().map_or(1, |config| config.partitions);
-        let connections = Pools::lazy(&options, partitions).connections_max();
+        let connections = connections_max(&Pools::lazy(&options, partitions), arguments.role);
         match within(POSTGRES_TIMEOUT, "asking Postgres", checkup::look(&options)).await {
             Ok(checkup) => findings.extend(postgres::findings(&checkup, connections)),
             Err(error) => findings.push(postgres::away(&error)),
@@ -111,6 +111,16 @@ pub async fn run(arguments: &Arguments, format: Format) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The most connections to Postgres that a replica takes: of all pools but those that only the other half uses.
+fn connections_max(pools: &Pools, role: Option<Role>) -> u32 {
+    let unused = match role {
+        None => &[][..],
+        Some(Role::Ingest) => &[&pools.acks, &pools.answers, &pools.history],
+        Some(Role::Gateway) => &[&pools.ingest],
+    };
+    pools.connections_max() - unused.iter().map(|pool| pool.connections_max()).sum::<u32>()
+}
+
 /// Each step of it has a limit of its own, and says which it was.
 async fn ask_rabbitmq(config: &AmqpConfig) -> anyhow::Result<Vec<Finding>> {
     let broker = broker_of(config)?;
@@ -120,7 +130,19 @@ async fn ask_rabbitmq(config: &AmqpConfig) -> anyhow::Result<Vec<Finding>> {
 
 #[cfg(test)]
 mod tests {
+    use sqlx::postgres::PgConnectOptions;
+
     use super::*;
+
+    #[tokio::test]
+    async fn a_half_takes_what_it_uses_and_no_more() {
+        let most = |partitions, role| connections_max(&Pools::lazy(&PgConnectOptions::new(), partitions), role);
+        let (both, ingest, gateway) = (most(1, None), most(1, Some(Role::Ingest)), most(1, Some(Role::Gateway)));
+        assert!(ingest < gateway && gateway < both, "{ingest}, {gateway}, {both}");
+        assert!(ingest + gateway > both, "there are pools that each of them has: {ingest}, {gateway}, {both}");
+        let four = (most(4, None), most(4, Some(Role::Ingest)), most(4, Some(Role::Gateway)));
+        assert_eq!(four, (both + 3, ingest + 3, gateway), "a partition is ingest's");
+    }
 
     #[test]
     fn a_finding_is_one_line_that_says_what_to_do() {

@@ -54,6 +54,11 @@ impl Pool {
         self.connections.size()
     }
 
+    /// How many there may be.
+    pub fn connections_max(&self) -> u32 {
+        self.connections.options().get_max_connections()
+    }
+
     fn counts(&self) -> [(&'static str, i64); 2] {
         // Read one after the other, so that a moment may seem to have more idle than there are.
         let idle = i64::try_from(self.connections.num_idle()).unwrap_or(i64::MAX);
@@ -108,7 +113,7 @@ impl Pools {
 
     /// How many connections a replica takes at most.
     pub fn connections_max(&self) -> u32 {
-        self.all().map(|pool| pool.connections.options().get_max_connections()).iter().sum()
+        self.all().map(Pool::connections_max).iter().sum()
     }
 
     /// Closes all of them, waiting for statements under way.
@@ -134,8 +139,7 @@ impl Collector for Pools {
             for (state, count) in pool.counts() {
                 connections.get_or_create(&[name, ("state", state)]).set(count);
             }
-            let most = i64::from(pool.connections.options().get_max_connections());
-            connections_max.get_or_create(&[name]).set(most);
+            connections_max.get_or_create(&[name]).set(i64::from(pool.connections_max()));
             timeouts.get_or_create(&[name]).inc_by(pool.timeouts.get());
         }
         tell(&mut encoder, "pool_connections", "Connections to Postgres", &connections)?;

@@ -91,10 +91,14 @@ async fn the_limit_of_connections_that_binds_is_found_also_by_who_sees_little() 
     let (taken, limit) = finding.found.split_once(" of ").expect("how many of how many");
     assert!(limit.starts_with(&format!("35 are taken (the connection limit of database {database})")), "{finding:?}");
     assert!(taken.parse::<u32>().expect("a number") > 1, "the story's own count too: {finding:?}");
-    world.meddle("do $$ begin execute format('alter role %I connection limit 3', current_database()); end $$").await;
+    world.meddle("do $$ begin execute format('alter role %I connection limit 11', current_database()); end $$").await;
     let finding = connections().await;
-    assert!(finding.state == "error" && finding.found.contains(" of 3 are taken"), "{finding:?}");
+    assert!(finding.state == "error" && finding.found.contains(" of 11 are taken"), "{finding:?}");
     assert!(finding.remedy.is_some_and(|remedy| remedy.starts_with("Raise the connection limit of role")));
+    // One half alone takes fewer.
+    let ingest = world.shopbell_with(&settings, &["doctor", "--role", "ingest", "--output", "json"]).await;
+    let finding = the(&ingest, "postgres.connections");
+    assert!(finding.state == "ok" && finding.found.contains(" of 11 are taken"), "{finding:?}");
 
     world
         .meddle(
