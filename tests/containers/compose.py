@@ -8,6 +8,7 @@ from pathlib import Path
 from checkout import check, yaml
 from dockerfile import instructions, is_pinned
 
+OURS = "shopbell:dev"
 # Why it has none is said beside it.
 WITHOUT_HEALTHCHECK = {"otel-collector"}
 VARIABLE = re.compile(r"\$\{(\w+)(:-)?([^}]*)\}")
@@ -16,7 +17,7 @@ VARIABLE = re.compile(r"\$\{(\w+)(:-)?([^}]*)\}")
 class Service:
     def __init__(self, name, given):
         self.name, self.given = name, given
-        self.is_ours = "build" in given
+        self.is_ours = given.get("image") == OURS
         self.is_task = given.get("restart") == "no"
         self.profiles = set(given.get("profiles", []))
         self.environment = given.get("environment", {})
@@ -63,6 +64,23 @@ def mounted(service, volumes):
             service.check(rest.endswith(":ro"), f"mounts {source} to write into the checkout: add :ro")
         else:
             service.check(source in volumes, f"the volume {source} is not declared")
+
+
+def built(services):
+    """Our image is built by one service, and everybody else who runs it waits for that one."""
+    builders = [service for service in services.values() if "build" in service.given]
+    names = [service.name for service in builders]
+    check(len(builders) == 1, f"docker-compose.yml: exactly one service must build {OURS}, and these do: {names}")
+    for builder in builders:
+        builder.check(builder.is_ours, f"builds another image than {OURS}")
+        known = [rest.partition("=")[0] for name, rest in instructions() if name == "ARG"]
+        for name in builder.given["build"].get("args", {}):
+            builder.check(name in known, f"the Dockerfile has no ARG {name}")
+    for service in services.values():
+        if service.is_ours and service not in builders:
+            service.check(service.given.get("pull_policy") == "never", f"pull_policy must be never: {OURS} is in no registry")
+            for name in names:
+                service.check(name in service.depends_on, f"must depend on {name}, which builds {OURS}")
 
 
 def ours(service, services, shopbell):
@@ -121,4 +139,5 @@ def checks(shopbell):
         mounted(service, compose["volumes"])
         if service.is_ours:
             ours(service, services, shopbell)
+    built(services)
     variables(services)
