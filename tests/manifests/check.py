@@ -14,13 +14,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import yaml
+
 import broker
 import objects
 import rendering
 import running
 
 OVERLAYS = {name: Path("k8s/overlays") / name for name in ("development", "production")}
-# Each component once more than where the overlays have it. KEDA's query names production's namespace.
+# Each component once more than where the overlays have it. KEDA's threshold is one for production's gateways.
 COMBINATIONS = [
     ("development", []),
     ("development", ["gateway-api"]),
@@ -40,10 +42,10 @@ def main(kubectl, binary, folder):
     documentation = Path("docs/kubernetes.md").read_text()
     documented = {name: names_in(keys) for name, keys in rows(documentation, "## Secrets")}
     version = tomllib.loads(Path("Cargo.toml").read_text())["package"]["version"]
+    directories = {name: (directory, version) for name, directory in combinations(folder)}
+    directories["docs/kubernetes.md"] = of_documentation(documentation, folder / "documentation")
     complaints, whole = [], {}
-    for overlay, components in COMBINATIONS:
-        name = "+".join([overlay, *components])
-        directory = rendering.compose(OVERLAYS[overlay], components, folder / name) if components else OVERLAYS[overlay]
+    for name, (directory, version) in directories.items():
         rendered = objects.Objects(rendering.render(kubectl, directory))
         whole[name] = rendered
         found = [(item, text) for item in rendered.items for text in schemas.complaints(item)]
@@ -54,12 +56,29 @@ def main(kubectl, binary, folder):
         complaints += [f"{name}: {item['kind']} {item['metadata']['name']}: {text}" for item, text in found]
         say(f"{name}: {len(rendered.items)} objects")
     complaints += [*every_component_is_rendered(), *undocumented(whole.values(), documentation)]
+    for item in whole["docs/kubernetes.md"].of("PodMonitor", "PrometheusRule"):
+        if "release" not in item["metadata"]["labels"]:
+            complaints.append(f"docs/kubernetes.md: {item['kind']} {item['metadata']['name']} has no label `release`")
     if not complaints:
         for name in ("production", "production+partitions+traces"):
             complaints += [f"{name}: {text}" for text in against_services(program, whole[name], folder / name)]
             say(f"{name}: declared in RabbitMQ, and served with it")
     if complaints:
         sys.exit("\n".join(f"manifests: {complaint}" for complaint in complaints))
+
+
+def combinations(folder):
+    for overlay, components in COMBINATIONS:
+        name = "+".join([overlay, *components])
+        yield name, rendering.compose(OVERLAYS[overlay], components, folder / name) if components else OVERLAYS[overlay]
+
+
+def of_documentation(documentation, to):
+    """The overlay on top of production that docs/kubernetes.md shows, and the tag that it sets."""
+    (text,) = re.findall(r"^```yaml\n(.*?)^```$", documentation, re.MULTILINE | re.DOTALL)
+    shown = yaml.safe_load(text)
+    (image,) = shown["images"]
+    return rendering.write(shown, OVERLAYS["production"].parent / "shown", to), image["newTag"]
 
 
 def every_component_is_rendered():

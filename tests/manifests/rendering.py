@@ -24,15 +24,20 @@ def render(kubectl, directory):
 def compose(overlay, components, to):
     """An overlay with more components, as somebody would have written it into the overlay itself."""
     text = yaml.safe_load((overlay / "kustomization.yaml").read_text())
-    to.mkdir(parents=True, exist_ok=True)
+    more = [f"../../components/{name}" for name in components]
+    return write({**text, "components": text.get("components", []) + more}, overlay, to)
+
+
+def write(kustomization, place, to):
+    """What would stand in one folder into another."""
 
     def moved(path):
-        return os.path.relpath((overlay / path).resolve(), to.resolve())
+        return os.path.relpath((place / path).resolve(), to.resolve())
 
-    text["resources"] = [moved(path) for path in text["resources"]]
-    more = [f"../../components/{name}" for name in components]
-    text["components"] = [moved(path) for path in text.get("components", []) + more]
-    (to / "kustomization.yaml").write_text(yaml.safe_dump(text))
+    lists = {name: kustomization.get(name, []) for name in ("resources", "components", "transformers")}
+    to.mkdir(parents=True, exist_ok=True)
+    moved_lists = {name: [moved(path) for path in paths] for name, paths in lists.items()}
+    (to / "kustomization.yaml").write_text(yaml.safe_dump({**kustomization, **moved_lists}))
     return to
 
 
