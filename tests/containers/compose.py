@@ -11,6 +11,7 @@ from dockerfile import instructions, is_pinned
 OURS = "shopbell:dev"
 # Why it has none is said beside it.
 WITHOUT_HEALTHCHECK = {"otel-collector"}
+DELIVERIES_MAX = 256  # src/ingest.rs, PREFETCH: held at once of a partition.
 VARIABLE = re.compile(r"\$\{(\w+)(:-)?([^}]*)\}")
 
 
@@ -98,12 +99,26 @@ def ours(service, services, shopbell):
     values = assignments("observability/compose.env")
     for name, value in environment.items():
         environment[name] = VARIABLE.sub(lambda found: values.get(found[1], found[3]), value)
+    if service.given["command"][0] in ("serve", "demo"):
+        least = DELIVERIES_MAX * message_bytes_max()
+        enough = in_bytes(service.given["mem_limit"]) > least
+        service.check(enough, f"mem_limit must be above {least >> 20}m: {DELIVERIES_MAX} of RabbitMQ's largest messages")
     environment["PATH"] = os.environ["PATH"]
     told = subprocess.run([shopbell, "config"], env=environment, capture_output=True, text=True)
     service.check(told.returncode == 0, f"`shopbell config`: {told.stderr.strip()}")
     known = [line.split()[0] for line in told.stdout.splitlines()]
     for name in service.environment if known else []:
         service.check(name in known, f"{name} is no variable that Shopbell reads")
+
+
+def message_bytes_max():
+    (found,) = re.findall(r"(?m)^max_message_size = (\d+)$", Path("docker/rabbitmq/20-shopbell.conf").read_text())
+    return int(found)
+
+
+def in_bytes(quantity):
+    number, unit = re.fullmatch(r"(\d+)([mg])", quantity).groups()
+    return int(number) << {"m": 20, "g": 30}[unit]
 
 
 def assignments(path):

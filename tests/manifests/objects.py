@@ -4,6 +4,12 @@ import re
 
 SESSION_BYTES = 2 * 10 * 1024  # README, Measured: 10 KiB an idle one; as much again for replays.
 LAST_SECONDS = 30  # The worst stop takes the drain and this.
+DELIVERIES_MAX = 256  # src/ingest.rs, PREFETCH: held at once of a partition.
+MESSAGE_BYTES_MAX = 8 << 20  # README, Operate: RabbitMQ's max_message_size, also where it is not ours.
+HINTS_BYTES_MAX = 5 << 20  # README, Operate: what hints travel in.
+
+# By the name of the PodMonitor: the kind of which an operator makes pods, and what it calls their port for metrics.
+OPERATORS = {"shopbell-postgres": ("Cluster", "metrics"), "shopbell-rabbitmq": ("RabbitmqCluster", "prometheus")}
 
 
 class Objects:
@@ -42,6 +48,7 @@ def check(objects, documented, version):
         "Ingress": of_ingress,
         "HTTPRoute": of_route,
         "PodMonitor": of_monitor,
+        "RabbitmqCluster": of_rabbitmq,
         "ScaledObject": of_scaler,
         "Permission": of_permission,
         "User": lambda objects, item: of_user(item, documented),
@@ -72,6 +79,8 @@ def of_pods(objects, item, documented, version):
         yield f"runs {container['image']}, and not the tag {version} of Cargo.toml"
     if item["kind"] == "Job" and item["metadata"]["name"] != f"shopbell-migrate-{tag}":
         yield f"is not named after the tag {tag}: applying a new version would fail, because a Job cannot be changed"
+    if item["kind"] == "Job" and pod["restartPolicy"] != "Never":
+        yield "takes its log along when it has failed for good: restartPolicy must be Never"
     for source in container.get("envFrom", []):
         if not objects.find("ConfigMap", source["configMapRef"]["name"]):
             yield f"takes its settings from {source['configMapRef']['name']}, which is not there"
@@ -137,8 +146,28 @@ def of_deployment(objects, item):
         sessions = int(settings["SHOPBELL_MAX_SESSIONS"])
         if in_bytes(container["resources"]["limits"]["memory"]) < sessions * SESSION_BYTES:
             yield f"has no memory for {sessions} sessions"
+    if labels["app.kubernetes.io/component"] == "ingest":
+        held = int(settings["SHOPBELL_INGEST_PARTITIONS"]) * DELIVERIES_MAX * message_bytes_max(objects)
+        if in_bytes(container["resources"]["limits"]["memory"]) < held:
+            yield f"has no memory for {DELIVERIES_MAX} deliveries a partition, {held >> 20} MiB in all"
     if not [budget for budget in objects.of("PodDisruptionBudget") if selects(budget["spec"]["selector"], labels)]:
         yield "has no PodDisruptionBudget"
+
+
+def message_bytes_max(objects):
+    """What RabbitMQ takes in one message at most."""
+    told = [configured(cluster, "max_message_size") for cluster in objects.of("RabbitmqCluster")]
+    return max([int(value) for value in told if value], default=MESSAGE_BYTES_MAX)
+
+
+def configured(cluster, key):
+    lines = cluster["spec"]["rabbitmq"]["additionalConfig"].splitlines()
+    return next((line.partition("=")[2].strip() for line in lines if line.partition("=")[0].strip() == key), None)
+
+
+def of_rabbitmq(_, item):
+    if int(configured(item, "max_message_size") or 0) < HINTS_BYTES_MAX:
+        yield "sets no max_message_size, or one that hints do not fit in"
 
 
 def of_service(objects, item):
@@ -198,12 +227,23 @@ def of_backend(objects, name, field, value):
 
 
 def of_monitor(objects, item):
+    if operator := OPERATORS.get(item["metadata"]["name"]):
+        yield from of_operators_monitor(objects, item, *operator)
+        return
     pods = selected(objects, item["spec"]["selector"])
     if {pod["metadata"]["labels"]["app.kubernetes.io/component"] for pod in pods} != {"gateway", "ingest"}:
         yield "does not scrape gateway and ingest, and these alone"
     for endpoint in item["spec"]["podMetricsEndpoints"]:
         if not all(has_port(pod, endpoint["port"]) for pod in pods):
             yield f"scrapes the port {endpoint['port']}, which a pod of it has not"
+
+
+def of_operators_monitor(objects, item, kind, port):
+    """The monitoring component has it also where the operator's component is left out."""
+    if objects.of(kind) and not selects_something(objects, item["spec"]["selector"]):
+        yield f"does not scrape the {kind} that is there"
+    if [endpoint["port"] for endpoint in item["spec"]["podMetricsEndpoints"]] != [port]:
+        yield f"does not scrape {port}, as the operator calls the port"
 
 
 def of_scaler(objects, item):
