@@ -55,7 +55,7 @@ def main(kubectl, binary, folder):
             found += [(item, text) for item in rendered.of("Deployment") for text in settings(program, rendered, item, folder)]
         complaints += [f"{name}: {item['kind']} {item['metadata']['name']}: {text}" for item, text in found]
         say(f"{name}: {len(rendered.items)} objects")
-    complaints += [*every_component_is_rendered(), *undocumented(whole.values(), documentation)]
+    complaints += [*every_component_is_rendered(), *undocumented(whole.values(), documentation), *undocumented_cluster()]
     for item in whole["docs/kubernetes.md"].of("PodMonitor", "PrometheusRule"):
         if "release" not in item["metadata"]["labels"]:
             complaints.append(f"docs/kubernetes.md: {item['kind']} {item['metadata']['name']} has no label `release`")
@@ -101,6 +101,14 @@ def undocumented(rendered, documentation):
     ):
         names = {name for name, _ in told if not name.startswith("k8s/")}
         yield from (f"{what} {name} stands in k8s/ or in docs/kubernetes.md, not in both" for name in sorted(there ^ names))
+
+
+def undocumented_cluster():
+    """docs/backup.md says where to put another Cluster's name: in every file that has this one's."""
+    section = Path("docs/backup.md").read_text().partition("### On Kubernetes\n")[2].partition("\n## ")[0]
+    told = {Path("k8s/components", name) for name in re.findall(r"^\| `([\w/.-]+)` \|", section, re.MULTILINE)}
+    there = {path for path in Path("k8s").rglob("*.yaml") if "shopbell-postgres" in path.read_text()}
+    return [f"docs/backup.md: {path} has the Cluster's name, or does not, unlike the table" for path in sorted(told ^ there)]
 
 
 def rows(documentation, heading):
