@@ -50,7 +50,7 @@ impl Hints {
 /// queue raised only ends when ingest goes on: so then the other replicas' sweeps must do without.
 const HAND_ON_TIMEOUT: Duration = Duration::from_secs(1);
 /// A larger frame is not sent along: its sessions read it. So the hints of the few batches that travel together stay below
-/// RabbitMQ's bound of 16 MiB, for a batch takes no event beyond its first MiB.
+/// RabbitMQ's bound (8 MiB, as the README has it), for a batch takes no event beyond its first MiB.
 const FRAME_BYTES_MAX: usize = 64 * 1024;
 
 /// How long it is believed that there is another gateway to tell, or none. One that starts reads by its sweep until then.
