@@ -54,7 +54,9 @@ async fn a_broker_that_is_away_and_a_canary_that_does_not_come_through() {
         .await;
     replica.metric_reaches("shopbell_canary_publish_to_ack_seconds_count", 3).await;
     assert_eq!(replica.metric("shopbell_canary_failures_total").await, 0);
-    let monitor = [Monitor::of(&world, [&replica]).await, Monitor::of(&world, [&replica]).await];
+    // For the canary beside one that reaches the broker: that it is away for all is told once.
+    let other = world.serve().await;
+    let monitor = [Monitor::of(&world, [&replica]).await, Monitor::of(&world, [&replica, &other]).await];
 
     network.cut();
     eventually("the broker is seen to be away", PATIENCE, async || {
@@ -285,6 +287,20 @@ async fn a_pool_that_is_exhausted() {
     for look in looking {
         look.await.expect("a look does not panic").expect("an answer comes");
     }
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn merchants_whose_tokens_are_refused() {
+    let world = World::new().await;
+    let replica = world.serve().await;
+    let monitor = Monitor::of(&world, [&replica]).await;
+    let stranger = world.merchant(MERCHANT).token(world.token(MERCHANT).sign_with_a_foreign_secret());
+    for _ in 0..25 {
+        stranger.refused(replica.public()).await.expect_problem(401);
+    }
+    assert_eq!(replica.metric_where("shopbell_handshakes_refused_total", "token").await, 25);
+    monitor.expect_alert("ShopbellHandshakesRefused", "page").await;
     world.finish().await;
 }
 

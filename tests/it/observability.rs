@@ -39,10 +39,13 @@ async fn every_metric_that_is_looked_at_is_told_by_a_replica_that_has_done_nothi
     for (name, matchers) in selectors(&read(ALERTS)) {
         let of_it = || text.lines().filter(|line| line.split(['{', ' ']).next() == Some(&name));
         for (label, value) in matchers.iter().filter(|(label, _)| !TARGET_LABELS.contains(&label.as_str())) {
-            let wanted = if label == "le" { IN_TIME.to_owned() } else { format!("{label}={value}") };
-            // From the start: an alert on an increase needs the zero before it.
-            if !of_it().any(|line| line.contains(&wanted)) {
-                missing.push(format!("{name}{{{wanted}}}"));
+            // Each that `=~"one|other"` selects.
+            for value in value.trim_start_matches('~').trim_matches('"').split('|') {
+                let wanted = if label == "le" { IN_TIME.to_owned() } else { format!("{label}=\"{value}\"") };
+                // From the start: an alert on an increase needs the zero before it.
+                if !of_it().any(|line| line.contains(&wanted)) {
+                    missing.push(format!("{name}{{{wanted}}}"));
+                }
             }
         }
     }
