@@ -62,17 +62,17 @@ pub async fn broker(mut watcher: Watcher, metrics: Arc<Metrics>) {
         interval.tick().await;
         let looked = watcher.look().await;
         metrics.broker_up.set(i64::from(looked.is_ok()));
-        // A number that is no longer known is none, rather than an old one.
-        metrics.queue_messages.clear();
-        metrics.queue_consumers.clear();
         match looked {
             Ok(depths) => {
                 for (queue, depth) in depths {
-                    metrics.queue_messages.set(queue, depth.messages.into());
-                    metrics.queue_consumers.set(queue, depth.consumers.into());
+                    metrics.queue_messages.tell(queue, depth.map(|depth| depth.messages.into()));
+                    metrics.queue_consumers.tell(queue, depth.map(|depth| depth.consumers.into()));
                 }
             }
             Err(error) => {
+                // A number that is no longer known is none, rather than an old one.
+                metrics.queue_messages.clear();
+                metrics.queue_consumers.clear();
                 metrics.retries.inc("watch");
                 tracing::warn!(%error, "RabbitMQ could not be looked at");
             }

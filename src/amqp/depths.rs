@@ -38,8 +38,8 @@ impl Watcher {
         Self { broker: broker.clone(), incarnation: None }
     }
 
-    /// Each queue by its name in the contract, all partitions of ingest together. One that is not there is left out.
-    pub async fn look(&mut self) -> Result<Vec<(&'static str, Depth)>, BrokerError> {
+    /// Each queue by its name in the contract, all partitions of ingest together; `None` where it is not there.
+    pub async fn look(&mut self) -> Result<Vec<(&'static str, Option<Depth>)>, BrokerError> {
         // Taken out, so that an error on the way drops it.
         let incarnation = match self.incarnation.take() {
             Some(incarnation) => incarnation,
@@ -56,7 +56,7 @@ impl Watcher {
         &self,
         connection: &Connection,
         channel: &mut Channel,
-    ) -> Result<Vec<(&'static str, Depth)>, BrokerError> {
+    ) -> Result<Vec<(&'static str, Option<Depth>)>, BrokerError> {
         let names = &self.broker.names;
         let partitions = (1..=self.broker.partitions).map(|number| names.partition(number)).collect();
         let queues = [
@@ -75,7 +75,7 @@ impl Watcher {
                     Err(error) => return Err(error.into()),
                 }
             }
-            depths.extend(together.map(|depth| (name, depth)));
+            depths.push((name, together));
         }
         Ok(depths)
     }

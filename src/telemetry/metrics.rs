@@ -145,6 +145,14 @@ impl GaugeBy {
         self.family.get_or_create(&[(self.label, value)]).set(number);
     }
 
+    /// What is so now, or that it is not known.
+    pub fn tell(&self, value: &'static str, number: Option<i64>) {
+        match number {
+            Some(number) => self.set(value, number),
+            None => _ = self.family.remove(&[(self.label, value)]),
+        }
+    }
+
     /// Nothing is known.
     pub fn clear(&self) {
         self.family.clear();

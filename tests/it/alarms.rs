@@ -59,11 +59,8 @@ async fn a_broker_that_is_away_and_a_canary_that_does_not_come_through() {
     let monitor = [Monitor::of(&world, [&replica]).await, Monitor::of(&world, [&replica, &other]).await];
 
     network.cut();
-    eventually("the broker is seen to be away", PATIENCE, async || {
-        let up = replica.metric("shopbell_broker_up").await + replica.metric("shopbell_part_up").await;
-        holds(up == 0, up)
-    })
-    .await;
+    replica.metric_is("shopbell_broker_up", "", 0).await;
+    replica.metric_is("shopbell_part_up", "", 0).await;
     replica.metric_reaches("shopbell_canary_failures_total", 2).await;
     assert!(replica.metric_where("shopbell_canary_failures_total", "publish").await >= 2);
     let text = replica.get("/metrics").await.text();
@@ -84,11 +81,7 @@ async fn a_database_that_is_away() {
     let replica = world.replica().with("DATABASE_URL", network.url(world.database_url())).start().await;
     let monitor = Monitor::of(&world, [&replica]).await;
     network.cut();
-    eventually("the database is seen to be away", PATIENCE, async || {
-        let up = replica.metric("shopbell_database_up").await;
-        holds(up == 0, up)
-    })
-    .await;
+    replica.metric_is("shopbell_database_up", "", 0).await;
     monitor.expect_alert("ShopbellDatabaseAway", "page").await;
     network.mend();
     replica.metric_reaches("shopbell_database_up", 1).await;
@@ -103,11 +96,7 @@ async fn events_that_can_never_be_stored() {
     let publisher = world.publisher().await;
     publisher.publish(Parcel::structured("order.created", "no JSON")).await;
     replica.metric_reaches("shopbell_events_dead_lettered_total", 1).await;
-    eventually("the dead letter is seen to wait", PATIENCE, async || {
-        let waiting = replica.metric_where("shopbell_queue_messages", "dead-letter").await;
-        holds(waiting == 1, waiting)
-    })
-    .await;
+    replica.metric_is("shopbell_queue_messages", "dead-letter", 1).await;
     let [at_once, mut in_an_hour] = monitor;
     at_once.expect_alert("ShopbellDeadLetters", "ticket").await;
     for _ in 0..4 {
@@ -137,11 +126,7 @@ async fn events_that_no_queue_takes() {
     let broker = world.broker().await;
     broker.unbind(&world.name("ingest"), &world.name("events")).await;
     world.publisher().await.publish(&Event::order(MERCHANT)).await;
-    eventually("the unroutable event is seen", PATIENCE, async || {
-        let waiting = replica.metric_where("shopbell_queue_messages", "unroutable").await;
-        holds(waiting == 1, waiting)
-    })
-    .await;
+    replica.metric_is("shopbell_queue_messages", "unroutable", 1).await;
     monitor.expect_alert("ShopbellUnroutable", "page").await;
     broker.purge(&world.name("unroutable")).await;
     world.finish().await;
@@ -173,18 +158,10 @@ async fn an_ingest_queue_without_a_consumer() {
     let world = World::new().await;
     let ingest = world.replica().role("ingest").start().await;
     let gateway = world.replica().role("gateway").start().await;
-    eventually("the gateway sees the consumer", PATIENCE, async || {
-        let consumers = gateway.metric_where("shopbell_queue_consumers", "ingest").await;
-        holds(consumers == 1, consumers)
-    })
-    .await;
+    gateway.metric_is("shopbell_queue_consumers", "ingest", 1).await;
     let monitor = Monitor::of(&world, [&gateway, &ingest]).await;
     ingest.kill();
-    eventually("the gateway sees none", PATIENCE, async || {
-        let consumers = gateway.metric_where("shopbell_queue_consumers", "ingest").await;
-        holds(consumers == 0, consumers)
-    })
-    .await;
+    gateway.metric_is("shopbell_queue_consumers", "ingest", 0).await;
     monitor.expect_alert("ShopbellNoConsumer", "page").await;
     world.finish().await;
 }
@@ -194,20 +171,12 @@ async fn a_partition_that_nobody_consumes() {
     let world = World::new().await;
     let gateway = world.replica().role("gateway").with("SHOPBELL_INGEST_PARTITIONS", 2).start().await;
     let ingest = world.replica().role("ingest").with("SHOPBELL_INGEST_PARTITIONS", 2).start().await;
-    eventually("both partitions are consumed", PATIENCE, async || {
-        let fewest = gateway.metric_where("shopbell_queue_consumers", "ingest").await;
-        holds(fewest == 1, fewest)
-    })
-    .await;
+    gateway.metric_is("shopbell_queue_consumers", "ingest", 1).await;
     // Rolled back to a version, or a setting, that knows of one.
     let instead = world.replica().role("ingest").start().await;
     let monitor = Monitor::of(&world, [&gateway, &instead]).await;
     assert!(ingest.terminate().await.success());
-    eventually("one is consumed by nobody", PATIENCE, async || {
-        let fewest = gateway.metric_where("shopbell_queue_consumers", "ingest").await;
-        holds(fewest == 0, fewest)
-    })
-    .await;
+    gateway.metric_is("shopbell_queue_consumers", "ingest", 0).await;
     monitor.expect_alert("ShopbellNoConsumer", "page").await;
     world.finish().await;
 }
@@ -232,13 +201,7 @@ async fn clients_that_do_not_acknowledge() {
     replica.metric_reaches("shopbell_sessions_behind", 4).await;
     // As if they had gone on like this for a while.
     world.execute("update notifications set created_at = now() - interval '3 minutes'").await;
-    eventually("it is seen how long orders wait", PATIENCE, async || {
-        let text = replica.get("/metrics").await.text();
-        let age = text.lines().find_map(|line| line.strip_prefix("shopbell_oldest_undelivered_age_seconds "));
-        let age: f64 = age.expect("the metric is there").parse().expect("seconds");
-        holds(age > 180.0, age)
-    })
-    .await;
+    replica.metric_reaches("shopbell_oldest_undelivered_age_seconds", 180).await;
     assert_eq!(replica.metric("shopbell_undelivered_notifications").await, 24);
     assert_eq!(replica.metric("shopbell_late_feeds").await, 4);
     let [slow, late] = monitor;
@@ -250,12 +213,8 @@ async fn clients_that_do_not_acknowledge() {
         merchant.expect_seqs(5..=6).await;
         merchant.ack(name, 6).await;
     }
-    eventually("nobody is behind, and nothing waits", PATIENCE, async || {
-        let behind = replica.metric("shopbell_sessions_behind").await;
-        let undelivered = replica.metric("shopbell_undelivered_notifications").await;
-        holds((behind, undelivered) == (0, 0), format!("{behind} behind, {undelivered} undelivered"))
-    })
-    .await;
+    replica.metric_is("shopbell_sessions_behind", "", 0).await;
+    replica.metric_is("shopbell_undelivered_notifications", "", 0).await;
     world.finish().await;
 }
 

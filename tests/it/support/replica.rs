@@ -160,6 +160,17 @@ impl Replica {
         .await;
     }
 
+    /// Waits until a metric is told where its labels contain `label`, and is `wanted`; a fraction is left out.
+    pub async fn metric_is(&self, name: &str, label: &str, wanted: u64) {
+        eventually(&format!("{name}{{{label}}} is {wanted}"), PATIENCE, async || {
+            let samples = self.samples(name).await;
+            let told: Vec<u64> =
+                samples.iter().filter(|(labels, _)| labels.contains(label)).map(|(_, value)| *value).collect();
+            holds(!told.is_empty() && told.iter().sum::<u64>() == wanted, format!("{told:?}"))
+        })
+        .await;
+    }
+
     /// Runs `shopbell` with `arguments` to its end, as beside this replica in its container.
     pub async fn shopbell(&self, arguments: &[&str]) -> Done {
         command::run(&self.0.environment, arguments).await
