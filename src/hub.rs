@@ -21,67 +21,60 @@ const INBOX_CHANGES_MAX: usize = 64;
 /// Feed → sessions.
 #[derive(Debug, Default)]
 pub struct Hub {
-    /// Held for a lookup and a push an inbox, never across an await: a plain mutex is the fastest there is for that.
+    /// Held for lookups only, never while sessions are woken or across an await: ingest of every feed needs it.
     feeds: Mutex<HashMap<Feed, Readers>>,
 }
 
 /// The sessions that read one feed.
 #[derive(Debug, Default)]
 struct Readers {
-    inboxes: Vec<Arc<Inbox>>,
-    /// The highest numbers they were told of: the sweep wakes nobody for what is not new.
+    places: Places,
+    /// The places that are empty; a new session takes one of these first.
+    empty: Vec<usize>,
+    /// The highest numbers that they were told of: the sweep wakes them only for news.
     announced: Newest,
 }
 
+/// The inbox of each session at a place that it keeps, so that it leaves without a search. An announcement shares them
+/// while it wakes the sessions; if a session comes or goes meanwhile, that one copies them.
+type Places = Arc<Vec<Option<Arc<Inbox>>>>;
+
 impl Hub {
-    /// Adds a session to its feeds until the registration is dropped. Register first, then read: what is stored in
-    /// between is in the inbox.
+    /// Adds a session to its feeds until the registration is dropped. Register first, then read: the inbox has whatever
+    /// is stored in between.
     pub fn register(self: &Arc<Self>, feeds: Vec<Feed>) -> Registration {
         let inbox = Arc::new(Inbox::default());
-        let mut sessions = lock(&self.feeds);
-        for feed in &feeds {
-            sessions.entry(feed.clone()).or_default().inboxes.push(inbox.clone());
-        }
-        drop(sessions);
-        Registration { hub: self.clone(), feeds, inbox }
+        let mut readers = lock(&self.feeds);
+        let enter = |feed: Feed| {
+            let place = readers.entry(feed.clone()).or_default().enter(inbox.clone());
+            (feed, place)
+        };
+        let places = feeds.into_iter().map(enter).collect();
+        drop(readers);
+        Registration { hub: self.clone(), places, inbox }
     }
 
     /// Wakes the sessions of these notifications' feeds.
     pub fn announce(&self, notifications: &[Arc<Notification>]) {
-        let mut sessions = lock(&self.feeds);
-        for notification in notifications {
-            let Some(readers) = sessions.get_mut(&notification.feed) else { continue };
-            readers.announced.seq = readers.announced.seq.max(notification.seq);
-            for inbox in &readers.inboxes {
-                inbox.put(notification);
-            }
+        let newest = |notification: &Arc<Notification>| Newest { seq: notification.seq, ..Newest::default() };
+        for told in self.tell(notifications, |notification| (&notification.feed, newest(notification))) {
+            told.inboxes().for_each(|inbox| inbox.put(told.of));
         }
     }
 
-    /// Wakes the sessions of feeds of which people said something.
+    /// Wakes the sessions of feeds with new changes.
     pub fn announce_changes(&self, changes: &[Arc<Change>]) {
-        let mut sessions = lock(&self.feeds);
-        for change in changes {
-            let Some(readers) = sessions.get_mut(&change.feed) else { continue };
-            readers.announced.version = readers.announced.version.max(change.version);
-            for inbox in &readers.inboxes {
-                inbox.put_change(change);
-            }
+        let newest = |change: &Arc<Change>| Newest { version: change.version, ..Newest::default() };
+        for told in self.tell(changes, |change| (&change.feed, newest(change))) {
+            told.inboxes().for_each(|inbox| inbox.put_change(told.of));
         }
     }
 
-    /// Wakes the sessions of feeds that are known to have grown, without what grew; not those that know it.
+    /// Wakes the sessions of feeds that are known to have grown, without what grew; but not those that know it.
     pub fn announce_newest(&self, newest: &[(Feed, Newest)]) {
-        let mut sessions = lock(&self.feeds);
-        for (feed, newest) in newest {
-            let Some(readers) = sessions.get_mut(feed) else { continue };
-            let announced = readers.announced.max(*newest);
-            if announced != readers.announced {
-                readers.announced = announced;
-                for inbox in &readers.inboxes {
-                    inbox.put_newest(feed, *newest);
-                }
-            }
+        for told in self.tell(newest, |(feed, newest)| (feed, *newest)).into_iter().filter(|told| told.is_news) {
+            let (feed, newest) = told.of;
+            told.inboxes().for_each(|inbox| inbox.put_newest(feed, *newest));
         }
     }
 
@@ -89,13 +82,66 @@ impl Hub {
     pub fn feeds(&self) -> Vec<Feed> {
         lock(&self.feeds).keys().cloned().collect()
     }
+
+    /// Notes what is announced, and gives the sessions to wake. A session that comes later reads it from Postgres, because
+    /// an announcement follows the commit.
+    fn tell<'a, T>(&self, news: &'a [T], of: impl Fn(&'a T) -> (&'a Feed, Newest)) -> Vec<Told<'a, T>> {
+        let mut feeds = lock(&self.feeds);
+        let tell = |item| {
+            let (feed, newest) = of(item);
+            let readers = feeds.get_mut(feed)?;
+            let before = readers.announced;
+            readers.announced = before.max(newest);
+            Some(Told { of: item, is_news: readers.announced != before, places: readers.places.clone() })
+        };
+        news.iter().filter_map(tell).collect()
+    }
+}
+
+/// An announcement with the sessions that get it.
+struct Told<'a, T> {
+    of: &'a T,
+    /// It is higher than what the feed's sessions were told of before.
+    is_news: bool,
+    places: Places,
+}
+
+impl<T> Told<'_, T> {
+    fn inboxes(&self) -> impl Iterator<Item = &Arc<Inbox>> {
+        self.places.iter().flatten()
+    }
+}
+
+impl Readers {
+    fn enter(&mut self, inbox: Arc<Inbox>) -> usize {
+        let places = Arc::make_mut(&mut self.places);
+        if let Some(place) = self.empty.pop() {
+            places[place] = Some(inbox);
+            return place;
+        }
+        // Most feeds have one session.
+        if places.is_empty() {
+            places.reserve_exact(1);
+        }
+        places.push(Some(inbox));
+        places.len() - 1
+    }
+
+    fn leave(&mut self, place: usize) {
+        Arc::make_mut(&mut self.places)[place] = None;
+        self.empty.push(place);
+    }
+
+    fn is_empty(&self) -> bool {
+        self.empty.len() == self.places.len()
+    }
 }
 
 /// A session's place in the hub; leaves when dropped.
 #[derive(Debug)]
 pub struct Registration {
     hub: Arc<Hub>,
-    feeds: Vec<Feed>,
+    places: Vec<(Feed, usize)>,
     inbox: Arc<Inbox>,
 }
 
@@ -108,12 +154,12 @@ impl Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        let mut sessions = lock(&self.hub.feeds);
-        for feed in &self.feeds {
-            if let Some(readers) = sessions.get_mut(feed) {
-                readers.inboxes.retain(|inbox| !Arc::ptr_eq(inbox, &self.inbox));
-                if readers.inboxes.is_empty() {
-                    sessions.remove(feed);
+        let mut feeds = lock(&self.hub.feeds);
+        for (feed, place) in &self.places {
+            if let Some(readers) = feeds.get_mut(feed) {
+                readers.leave(*place);
+                if readers.is_empty() {
+                    feeds.remove(feed);
                 }
             }
         }
@@ -201,4 +247,100 @@ impl Waiting {
 /// A panic while holding one of these locks cannot leave half a change: they are single pushes and takes.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
+mod tests {
+    use std::sync::mpsc;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::feed::{Seq, Version};
+
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    #[test]
+    fn the_cost_of_leaving_does_not_grow_with_the_sessions_of_a_feed() {
+        // Sixteen times the sessions: a scan of the feed's sessions would cost sixteen times as much for each of them.
+        let (few, many) = (seconds_to_leave(1_000), seconds_to_leave(16_000));
+        assert!(many < few * 6.0, "{few:e} s for each of 1,000 sessions, {many:e} s for each of 16,000");
+    }
+
+    #[test]
+    fn a_long_announcement_holds_up_no_other_feed_and_no_session() {
+        let hub = Arc::<Hub>::default();
+        let registration = hub.register(vec![feed("all"), feed("merchant-1")]);
+        let other = hub.register(vec![feed("merchant-2")]);
+        let inbox = registration.inbox().clone();
+        // The announcement stops at this inbox.
+        let busy = lock(&inbox.waiting);
+        let announcing = std::thread::spawn({
+            let (hub, notification) = (hub.clone(), notification("all", 1));
+            move || hub.announce(&[notification])
+        });
+        let (done, is_done) = mpsc::channel();
+        let meanwhile = std::thread::spawn({
+            let hub = hub.clone();
+            move || {
+                while lock(&hub.feeds).get(&feed("all")).is_none_or(|readers| readers.announced.seq == Seq::ZERO) {
+                    std::thread::yield_now();
+                }
+                hub.announce(&[notification("merchant-2", 1)]);
+                drop(registration);
+                drop(hub.register(vec![feed("all")]));
+                done.send(()).ok();
+            }
+        });
+        let waited = is_done.recv_timeout(PATIENCE);
+        drop(busy);
+        assert_eq!(waited, Ok(()), "another feed is announced, and sessions come and go");
+        announcing.join().unwrap();
+        meanwhile.join().unwrap();
+        assert_eq!(other.inbox().take().hints.len(), 1);
+        assert_eq!(inbox.take().hints.len(), 1);
+        assert_eq!(hub.feeds(), [feed("merchant-2")]);
+    }
+
+    #[test]
+    fn sessions_that_come_and_go_leave_the_others_registered() {
+        let hub = Arc::<Hub>::default();
+        let mut sessions: Vec<_> = (0..6).map(|_| hub.register(vec![feed("all")])).collect();
+        drop(sessions.remove(4));
+        drop(sessions.remove(1));
+        sessions.push(hub.register(vec![feed("all"), feed("merchant-1")]));
+        sessions.push(hub.register(vec![feed("all")]));
+        sessions.push(hub.register(vec![feed("all")]));
+        drop(sessions.remove(0));
+        hub.announce(&[notification("all", 1)]);
+        hub.announce_newest(&[(feed("all"), Newest { seq: Seq::ZERO, version: Version::ZERO.next() })]);
+        for session in &sessions {
+            let waiting = session.inbox().take();
+            assert_eq!((waiting.hints.len(), waiting.newest.len()), (1, 1));
+        }
+        drop(sessions);
+        assert_eq!(hub.feeds(), []);
+    }
+
+    /// The least of several runs, for each session.
+    fn seconds_to_leave(sessions: u32) -> f64 {
+        let run = || {
+            let hub = Arc::<Hub>::default();
+            let registrations: Vec<_> =
+                (0..sessions).map(|number| hub.register(vec![feed(&number.to_string()), feed("all")])).collect();
+            let begun = Instant::now();
+            drop(registrations);
+            begun.elapsed().as_secs_f64() / f64::from(sessions)
+        };
+        (0..3).map(|_| run()).fold(f64::INFINITY, f64::min)
+    }
+
+    fn feed(name: &str) -> Feed {
+        Feed::parse(name).unwrap()
+    }
+
+    fn notification(name: &str, seq: i64) -> Arc<Notification> {
+        let (feed, seq) = (feed(name), Seq::new(seq).unwrap());
+        Arc::new(Notification { feed, seq, expires_at: None, time: None, origin: None, frame: "{}".into() })
+    }
 }
