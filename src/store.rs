@@ -27,6 +27,9 @@ use sqlx::postgres::{PgArguments, PgConnectOptions, PgConnection, PgRow};
 use sqlx::query::Query;
 use sqlx::{Connection as _, Postgres};
 
+/// The one encoding that holds every character of an event.
+const UTF8: &str = "UTF8";
+
 /// A newer schema is fine: its migrations are not ours to miss.
 static MIGRATIONS: LazyLock<sqlx::migrate::Migrator> = LazyLock::new(|| {
     let mut migrations = sqlx::migrate!();
@@ -53,6 +56,14 @@ pub enum StoreError {
     /// Postgres refuses a value of this very call: it will refuse it again.
     #[error("the database refused a value: {0}")]
     Refused(#[source] sqlx::Error),
+    /// The database answers, and takes no writes.
+    #[error("the database takes no writes: {0}; DATABASE_URL must lead to the primary")]
+    ReadOnly(&'static str),
+    /// The database cannot hold every text.
+    #[error(
+        "the database has the encoding {0}, and Shopbell needs UTF8: create it with `encoding 'UTF8' template template0`"
+    )]
+    Encoding(String),
     /// A migration could not be run.
     #[error("the database could not be migrated: {0}")]
     Migration(String),
@@ -84,24 +95,52 @@ pub async fn migrate(options: &PgConnectOptions) -> Result<usize, StoreError> {
     migrated.map(|()| MIGRATIONS.iter().count()).map_err(|error| StoreError::Migration(error.to_string()))
 }
 
-/// Says whether the database answers and has every migration this binary knows (a newer schema is fine: migrations only
-/// add, so an old replica works on while a new one rolls out).
+/// Checks that the database answers, takes writes, holds every text and has every migration this binary knows (a newer schema
+/// is fine: migrations only add, so an old replica works on while a new one rolls out).
 pub async fn check(pool: &Pool) -> Result<(), StoreError> {
-    let mut connection = pool.acquire().await?;
-    match tokio::time::timeout(CHECK_TIMEOUT, check_on(&mut connection)).await {
-        Ok(checked) => checked,
+    let mut lease = pool.acquire().await?;
+    match tokio::time::timeout(CHECK_TIMEOUT, check_on(lease.connection())).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => {
+            match &error {
+                StoreError::Away(error) => lease.failed(error),
+                StoreError::ReadOnly(_) => lease.distrust(),
+                _ => {}
+            }
+            Err(error)
+        }
         Err(_) => {
-            connection.close_on_drop();
+            lease.close();
             Err(StoreError::Silent(CHECK_TIMEOUT))
         }
     }
 }
 
 async fn check_on(connection: &mut PgConnection) -> Result<(), StoreError> {
+    let query = sqlx::query(
+        "select pg_is_in_recovery() as in_recovery, current_setting('transaction_read_only')::boolean as read_only,
+                current_setting('server_encoding') as encoding",
+    );
+    let row = query.fetch_one(&mut *connection).await?;
+    expect_utf8(row.try_get("encoding")?)?;
+    if row.try_get("in_recovery")? {
+        return Err(StoreError::ReadOnly("the server is a standby"));
+    }
+    if row.try_get("read_only")? {
+        return Err(StoreError::ReadOnly("transactions are read-only"));
+    }
     let applied = applied(connection).await?;
     match MIGRATIONS.iter().find(|known| !applied.contains(&known.version)) {
         Some(missing) => Err(StoreError::Schema(format!("migration {} is missing", missing.version))),
         None => Ok(()),
+    }
+}
+
+/// Refuses a database that cannot hold every text.
+fn expect_utf8(encoding: String) -> Result<(), StoreError> {
+    match encoding.as_str() {
+        UTF8 => Ok(()),
+        _ => Err(StoreError::Encoding(encoding)),
     }
 }
 
@@ -120,8 +159,8 @@ async fn applied(connection: &mut PgConnection) -> Result<Vec<i64>, StoreError> 
     Ok(applied.into_iter().map(|migration| migration.version).collect())
 }
 
-/// Runs a statement and gives its rows. No answer in time closes the connection, so that the next call gets another:
-/// sqlx itself would wait for as long as the kernel does.
+/// Runs a statement and gives its rows. If no answer comes in time, the connections are replaced: sqlx itself would wait for as
+/// long as the kernel does.
 async fn rows(pool: &Pool, query: Query<'_, Postgres, PgArguments>) -> Result<Vec<PgRow>, StoreError> {
     rows_within(ANSWER_TIMEOUT, pool, query).await
 }
@@ -132,11 +171,20 @@ async fn rows_within(
     pool: &Pool,
     query: Query<'_, Postgres, PgArguments>,
 ) -> Result<Vec<PgRow>, StoreError> {
-    let mut connection = pool.acquire().await?;
-    match tokio::time::timeout(limit, query.fetch_all(&mut *connection)).await {
-        Ok(rows) => Ok(rows?),
+    let mut lease = pool.acquire().await?;
+    match tokio::time::timeout(limit, query.fetch_all(lease.connection())).await {
+        Ok(Ok(rows)) => Ok(rows),
+        Ok(Err(error)) => {
+            lease.failed(&error);
+            Err(error.into())
+        }
         Err(_) => {
-            connection.close_on_drop();
+            // Postgres itself would have ended the statement by ANSWER_TIMEOUT: nobody is there.
+            if limit >= ANSWER_TIMEOUT {
+                lease.distrust();
+            } else {
+                lease.close();
+            }
             Err(StoreError::Silent(limit))
         }
     }

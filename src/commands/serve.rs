@@ -101,7 +101,7 @@ pub async fn run_with(config: ServeConfig, more: Router) -> anyhow::Result<()> {
         _ = terminated.recv() => bail!("ended by a second signal; what was not acknowledged is delivered again"),
         _ = interrupted.recv() => bail!("ended by a second signal; what was not acknowledged is delivered again"),
     }
-    if tokio::time::timeout(STOP_STEP_TIMEOUT, ground.pools.close()).await.is_err() {
+    if !ground.pools.close().await {
         tracing::warn!("the database did not let go of its connections in time; they are dropped");
     }
     tracing::info!("shopbell stopped");

@@ -59,10 +59,11 @@ pub fn router(operations: Operations) -> Router {
 
 async fn ready(State(operations): State<Operations>) -> Response {
     let checked = tokio::time::timeout(DATABASE_TIMEOUT, check(&operations.pool)).await;
-    let trouble = match checked {
-        Ok(Ok(())) => None,
-        Ok(Err(error)) => Some(error.to_string()),
-        Err(_) => Some(format!("the database did not answer within {DATABASE_TIMEOUT:?}")),
+    let (database, trouble) = match checked {
+        Ok(Ok(())) => ("ok", None),
+        Ok(Err(error @ StoreError::ReadOnly(_))) => ("read_only", Some(error.to_string())),
+        Ok(Err(error)) => ("away", Some(error.to_string())),
+        Err(_) => ("away", Some(format!("the database did not answer within {DATABASE_TIMEOUT:?}"))),
     };
     let broker = operations.health.has_broker();
     let (code, status) = match (&trouble, operations.health.draining.load(Ordering::Relaxed), broker) {
@@ -71,16 +72,18 @@ async fn ready(State(operations): State<Operations>) -> Response {
         (None, _, true) => (StatusCode::OK, "ready"),
         (None, _, false) => (StatusCode::OK, "degraded"),
     };
-    let word = |works: bool| if works { "ok" } else { "away" };
-    let readiness = Readiness { status, database: word(trouble.is_none()), broker: word(broker), detail: trouble };
+    let broker = if broker { "ok" } else { "away" };
+    let readiness = Readiness { status, database, broker, detail: trouble };
     (code, Json(readiness)).into_response()
 }
 
-/// A connection that broke while it lay in the pool says nothing of the database: then another is tried.
+/// A connection that broke in the pool, or leads to a server that is the primary no more, is no evidence about the database: then
+/// another connection is tried. After a read-only answer it is a new one.
 async fn check(pool: &Pool) -> Result<(), StoreError> {
     for _ in 0..pool.size() {
         match store::check(pool).await {
             Err(StoreError::Away(_) | StoreError::Silent(_)) => {}
+            Err(StoreError::ReadOnly(_)) => break,
             checked => return checked,
         }
     }

@@ -1,22 +1,32 @@
 //! Connections to Postgres: one pool for each kind of work, so that none can starve another.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use sqlx::Postgres;
 use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
+use sqlx::{Executor as _, Postgres};
 
 /// How long a caller waits for a free connection, or a new one, before the database counts as away.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
-/// A statement that takes longer is ended by Postgres: something is wrong, and its caller tries again.
-const STATEMENT_TIMEOUT: &str = "10s";
-/// No statement of ours opens a transaction; one that is left open by whatever means must not hold a feed's lock.
-const IDLE_IN_TRANSACTION_TIMEOUT: &str = "10s";
+/// How long a connection may take to answer a ping when its caller is done with it or was dropped. After that the pool forgets
+/// it: a silent server must not keep a place in the pool.
+const RETURN_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long closing all pools may take, beyond which connections are dropped.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// The settings of each session, as SQL: PgBouncer and some providers refuse or drop the same settings in the start-up message.
+///
+/// - A statement that takes longer than its timeout is ended by Postgres: something is wrong, and its caller tries again.
+/// - No statement of ours opens a transaction. One that is left open must not hold a feed's lock.
+/// - Each statement reads few rows by index. If the planner overestimates them, compiling costs a hundred times the execution.
+pub(super) const SESSION_SETTINGS: [(&str, &str); 3] =
+    [("statement_timeout", "10s"), ("idle_in_transaction_session_timeout", "10s"), ("jit", "off")];
 /// Each partition stores one batch at a time; beyond these, one serves a retry while another is being closed.
 const INGEST_CONNECTIONS_SPARE: u32 = 1;
 /// Acks are written by one task.
@@ -35,18 +45,27 @@ const HISTORY_CONNECTIONS_MAX: u32 = 3;
 pub struct Pool {
     name: &'static str,
     connections: PgPool,
+    /// Shared by all pools of the replica, because they connect to the same server.
+    trust: Arc<Trust>,
     /// How often nobody gave one back in time.
     timeouts: Counter,
 }
 
 impl Pool {
     /// A free connection, or a new one.
-    pub(super) async fn acquire(&self) -> Result<PoolConnection<Postgres>, sqlx::Error> {
-        let acquired = self.connections.acquire().await;
-        if let Err(sqlx::Error::PoolTimedOut) = acquired {
-            self.timeouts.inc();
+    pub(super) async fn acquire(&self) -> Result<Lease, sqlx::Error> {
+        match self.connections.acquire().await {
+            Ok(connection) => {
+                let (acquired_at, trust) = (Instant::now(), self.trust.clone());
+                Ok(Lease { connection, acquired_at, trust, is_closing: false })
+            }
+            Err(error) => {
+                if matches!(error, sqlx::Error::PoolTimedOut) {
+                    self.timeouts.inc();
+                }
+                Err(error)
+            }
         }
-        acquired
     }
 
     /// How many connections there are.
@@ -66,13 +85,97 @@ impl Pool {
     }
 }
 
+/// Which connections may still be used: those that were opened after the last sign that the server has changed or is gone.
+#[derive(Debug)]
+struct Trust {
+    start: Instant,
+    /// Microseconds after `start`. Connections that were opened before are closed instead of used.
+    since_us: AtomicU64,
+}
+
+impl Trust {
+    fn new() -> Arc<Self> {
+        Arc::new(Self { start: Instant::now(), since_us: AtomicU64::new(0) })
+    }
+
+    fn distrust_older_than(&self, instant: Instant) {
+        self.since_us.fetch_max(self.microseconds(instant), Ordering::Relaxed);
+    }
+
+    fn covers(&self, age: Duration) -> bool {
+        let opened_at = Instant::now().checked_sub(age).unwrap_or(self.start);
+        self.microseconds(opened_at) >= self.since_us.load(Ordering::Relaxed)
+    }
+
+    fn microseconds(&self, instant: Instant) -> u64 {
+        instant.saturating_duration_since(self.start).as_micros().try_into().unwrap_or(u64::MAX)
+    }
+}
+
+/// A connection that one caller uses. When it is dropped, also in the middle of a statement, it goes back to the pool only after
+/// every answer has been read, and within [`RETURN_TIMEOUT`]; otherwise the pool opens another one in its place.
+pub(super) struct Lease {
+    connection: PoolConnection<Postgres>,
+    acquired_at: Instant,
+    trust: Arc<Trust>,
+    is_closing: bool,
+}
+
+impl Lease {
+    /// Where to run a statement.
+    pub(super) fn connection(&mut self) -> &mut PgConnection {
+        &mut self.connection
+    }
+
+    /// Closes the connection if its error shows that the server is leaving, read-only or gone; and every other connection that
+    /// was opened before this statement began, because they lead to the same server.
+    pub(super) fn failed(&mut self, error: &sqlx::Error) {
+        if ends_connection(error) {
+            self.distrust();
+        }
+    }
+
+    /// The same, after the caller's own verdict.
+    pub(super) fn distrust(&mut self) {
+        self.trust.distrust_older_than(self.acquired_at);
+        self.close();
+    }
+
+    /// Closes this connection only.
+    pub(super) fn close(&mut self) {
+        self.is_closing = true;
+        self.connection.close_on_drop();
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        // A runtime that ends drops its connections anyway.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        if !self.is_closing {
+            runtime.spawn(tokio::time::timeout(RETURN_TIMEOUT, self.connection.return_to_pool()));
+        }
+    }
+}
+
+/// Whether an error means that the connection is of no use any more, and the others to this server may be neither.
+fn ends_connection(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed => true,
+        // Read-only; shut down, crashed or starting; ended by a timeout; connection lost.
+        sqlx::Error::Database(database) => database.code().is_some_and(|code| {
+            matches!(&*code, "25006" | "57P01" | "57P02" | "57P03" | "57P05" | "25P03") || code.starts_with("08")
+        }),
+        _ => false,
+    }
+}
+
 /// The pools of a replica.
 #[derive(Debug, Clone)]
 pub struct Pools {
     /// For [`append`](super::append).
     pub ingest: Pool,
-    /// For [`cursors::advance`](super::cursors::advance); commits without waiting for the disk, for a lost ack only means a
-    /// replay.
+    /// For [`cursors::advance`](super::cursors::advance).
     pub acks: Pool,
     /// For [`answers::write`](super::answers::write).
     pub answers: Pool,
@@ -87,27 +190,33 @@ pub struct Pools {
 impl Pools {
     /// Makes the pools; connects only when the first statement needs it, so that the database may come up later.
     pub fn lazy(options: &PgConnectOptions, partitions: u8) -> Self {
-        let pool = |name, size: u32, options: PgConnectOptions| Pool {
-            name,
-            connections: PgPoolOptions::new()
-                .max_connections(size)
-                .acquire_timeout(ACQUIRE_TIMEOUT)
-                .test_before_acquire(false)
-                .connect_lazy_with(options),
-            timeouts: Counter::default(),
+        let trust = Trust::new();
+        let options = session_options(options).application_name("shopbell");
+        let pool = |name, size: u32| {
+            let trusted = trust.clone();
+            Pool {
+                name,
+                connections: PgPoolOptions::new()
+                    .max_connections(size)
+                    .acquire_timeout(ACQUIRE_TIMEOUT)
+                    .test_before_acquire(false)
+                    .before_acquire(move |_, metadata| {
+                        let trusted = trusted.covers(metadata.age);
+                        Box::pin(async move { Ok(trusted) })
+                    })
+                    .after_connect(|connection, _| Box::pin(set_up(connection)))
+                    .connect_lazy_with(options.clone()),
+                trust: trust.clone(),
+                timeouts: Counter::default(),
+            }
         };
-        let options = options.clone().application_name("shopbell").options([
-            ("statement_timeout", STATEMENT_TIMEOUT),
-            ("idle_in_transaction_session_timeout", IDLE_IN_TRANSACTION_TIMEOUT),
-        ]);
-        let without_waiting = options.clone().options([("synchronous_commit", "off")]);
         Self {
-            ingest: pool("ingest", u32::from(partitions) + INGEST_CONNECTIONS_SPARE, options.clone()),
-            acks: pool("acks", ACK_CONNECTIONS_MAX, without_waiting),
-            answers: pool("answers", ANSWER_CONNECTIONS_MAX, options.clone()),
-            reads: pool("reads", READ_CONNECTIONS_MAX, options.clone()),
-            upkeep: pool("upkeep", UPKEEP_CONNECTIONS_MAX, options.clone()),
-            history: pool("history", HISTORY_CONNECTIONS_MAX, options),
+            ingest: pool("ingest", u32::from(partitions) + INGEST_CONNECTIONS_SPARE),
+            acks: pool("acks", ACK_CONNECTIONS_MAX),
+            answers: pool("answers", ANSWER_CONNECTIONS_MAX),
+            reads: pool("reads", READ_CONNECTIONS_MAX),
+            upkeep: pool("upkeep", UPKEEP_CONNECTIONS_MAX),
+            history: pool("history", HISTORY_CONNECTIONS_MAX),
         }
     }
 
@@ -116,16 +225,30 @@ impl Pools {
         self.all().map(Pool::connections_max).iter().sum()
     }
 
-    /// Closes all of them, waiting for statements under way.
-    pub async fn close(&self) {
+    /// Closes all of them, and waits for statements under way, within a bound; returns whether all were closed by then.
+    pub async fn close(&self) -> bool {
         let [ingest, acks, answers, reads, upkeep, history] = self.all().map(|pool| pool.connections.close());
-        tokio::join!(ingest, acks, answers, reads, upkeep, history);
+        let closing = async { tokio::join!(ingest, acks, answers, reads, upkeep, history) };
+        tokio::time::timeout(CLOSE_TIMEOUT, closing).await.is_ok()
     }
 
     fn all(&self) -> [&Pool; 6] {
         let Self { ingest, acks, answers, reads, upkeep, history } = self;
         [ingest, acks, answers, reads, upkeep, history]
     }
+}
+
+/// The options of every session of the service, whichever way it connects. PgBouncer refuses `extra_float_digits` in the start-up
+/// message by default, and numbers are read in binary, where it has no effect.
+pub(super) fn session_options(options: &PgConnectOptions) -> PgConnectOptions {
+    options.clone().extra_float_digits(None)
+}
+
+/// Prepares a new session. The caller sets the limit.
+pub(super) async fn set_up(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    let settings: String = SESSION_SETTINGS.iter().map(|(name, value)| format!("set {name} = '{value}';")).collect();
+    connection.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(settings))).await?;
+    Ok(())
 }
 
 /// Looks at the pools when it is asked.

@@ -106,7 +106,7 @@ pub struct Metrics {
     pub pages_read: Counter,
     /// Queries that read them.
     pub page_queries: Counter,
-    /// Whether the database answers and has its schema.
+    /// Whether the database answers, takes writes and has its schema.
     pub database_up: Gauge,
     /// Notifications of the feeds that have a session here which nobody has acknowledged.
     pub undelivered: Gauge,
@@ -223,7 +223,7 @@ impl Metrics {
             hints_refused: named.counter("hints_refused", "Fan-out hints that RabbitMQ did not take in time"),
             pages_read: named.counter("pages_read", "Pages read for sessions that were behind"),
             page_queries: named.counter("page_queries", "Queries that read pages"),
-            database_up: named.gauge("database_up", "Whether the database answers and has its schema"),
+            database_up: named.gauge("database_up", "Whether the database answers, takes writes and has its schema"),
             undelivered: named.gauge(
                 "undelivered_notifications",
                 "Notifications of feeds with a session here that nobody has acknowledged",

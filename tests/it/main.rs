@@ -22,6 +22,7 @@ mod history;
 mod imports;
 mod observability;
 mod poison;
+mod pools;
 mod protocol;
 mod real_input;
 mod redelivery;

@@ -1,0 +1,116 @@
+//! The connections to Postgres: a silent or demoted server does not keep them.
+
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+
+use crate::support::{Event, PATIENCE, Proxy, Replica, World, eventually, holds, http};
+
+const MERCHANT: &str = "merchant-42";
+/// As many as the pool of history has.
+const HISTORY_CONNECTIONS: usize = 3;
+/// An answer within this comes at once: far below the time after which a silent statement is given up (12 s).
+const AT_ONCE: Duration = Duration::from_secs(4);
+
+#[tokio::test]
+async fn aborted_requests_to_a_silent_database_give_their_connections_back() {
+    let world = World::new().await;
+    let network = Proxy::before_service(world.database_url()).await;
+    let replica = world.replica().with("DATABASE_URL", network.url(world.database_url())).start().await;
+    world.publisher().await.publish_all(Event::orders(MERCHANT, 5)).await;
+    world.expect_stored(MERCHANT, 5).await;
+
+    // While nobody may read, as many requests as there are connections open all of them.
+    let lock = world.lock_notifications().await;
+    let first = begin_history(&world, &replica).await;
+    history_connections_in_use(&replica, HISTORY_CONNECTIONS).await;
+    drop(lock);
+    history_connections_in_use(&replica, 0).await;
+    drop(first);
+
+    network.forget();
+    let aborted = begin_history(&world, &replica).await;
+    history_connections_in_use(&replica, HISTORY_CONNECTIONS).await;
+    drop(aborted);
+    eventually("history is read on new connections", AT_ONCE, async || {
+        let reply = history(&world, &replica).await;
+        holds(reply.status == 200, format!("{reply:?}"))
+    })
+    .await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn connections_to_a_server_that_became_read_only_are_left() {
+    let world = World::new().await;
+    let network = Proxy::before_service(world.database_url()).await;
+    let replica = world.replica().with("DATABASE_URL", network.url(world.database_url())).start().await;
+    let publisher = world.publisher().await;
+    let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
+    publisher.publish_all(Event::orders(MERCHANT, 5)).await;
+    merchant.take_seqs(1..=5).await;
+
+    // A fail-over: the sessions of the replica are on a server that takes no writes …
+    world.meddle(READ_ONLY).await;
+    network.cut();
+    network.mend();
+    eventually("/readyz reports it", PATIENCE, async || {
+        let reply = replica.get("/readyz").await;
+        let reported = reply.status == 503 && reply.text().contains(r#""database":"read_only""#);
+        holds(reported, format!("{} {}", reply.status, reply.text()))
+    })
+    .await;
+    replica.metric_is("shopbell_database_up", "", 0).await;
+    let retries = replica.metric_where("shopbell_retries_total", r#"part="append""#).await;
+    publisher.publish_all(Event::orders(MERCHANT, 5)).await;
+    eventually("an append is refused", PATIENCE, async || {
+        let now = replica.metric_where("shopbell_retries_total", r#"part="append""#).await;
+        holds(now > retries, now)
+    })
+    .await;
+
+    // … and new ones are on the new primary.
+    world.meddle(READ_WRITE).await;
+    merchant.take_seqs(6..=10).await;
+    merchant.ack(MERCHANT, 10).await;
+    world.expect_cursor(MERCHANT, "", 10).await;
+    replica.ready().await;
+    world.finish().await;
+}
+
+const READ_ONLY: &str = "do $$ begin
+    execute format('alter database %I set default_transaction_read_only = on', current_database());
+end $$";
+const READ_WRITE: &str = "do $$ begin
+    execute format('alter database %I reset default_transaction_read_only', current_database());
+end $$";
+
+async fn history(world: &World, replica: &Replica) -> http::Reply {
+    let authorization = format!("Bearer {}", world.token(MERCHANT).sign());
+    http::get_with(replica.public(), PATH, &[("Authorization", &authorization)]).await.expect("an answer")
+}
+
+const PATH: &str = "/v1/feeds/merchant-42/notifications";
+
+/// Asks for history on as many sockets as there are connections, and reads no answer. Dropping them aborts the requests.
+async fn begin_history(world: &World, replica: &Replica) -> Vec<TcpStream> {
+    let token = world.token(MERCHANT).sign();
+    let request = format!("GET {PATH} HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer {token}\r\n\r\n", replica.public());
+    let mut sockets = Vec::new();
+    for _ in 0..HISTORY_CONNECTIONS {
+        let mut socket = TcpStream::connect(replica.public()).await.expect("the replica listens");
+        socket.write_all(request.as_bytes()).await.expect("the request is taken");
+        sockets.push(socket);
+    }
+    sockets
+}
+
+async fn history_connections_in_use(replica: &Replica, wanted: usize) {
+    let metric = "shopbell_pool_connections";
+    eventually(&format!("{wanted} connections of history are in use"), PATIENCE, async || {
+        let used = replica.metric_where(metric, r#"pool="history",state="used""#).await;
+        holds(usize::try_from(used) == Ok(wanted), used)
+    })
+    .await;
+}
