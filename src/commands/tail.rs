@@ -50,7 +50,7 @@ const INTERRUPTED: i32 = 130;
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     /// Where the service is.
-    #[arg(long, default_value = "ws://127.0.0.1:8080/v1/ws")]
+    #[arg(long, default_value = "ws://127.0.0.1:8080/v1/ws", value_name = "ws://HOST:PORT")]
     url: String,
     /// Who reads; without it, the environment variable SHOPBELL_TOKEN.
     #[arg(long, value_name = "JWT")]

@@ -55,6 +55,28 @@ async fn a_tail_can_stop_when_it_has_caught_up() {
 }
 
 #[tokio::test]
+async fn a_tail_needs_no_path_and_takes_the_url_of_the_dashboard() {
+    let world = World::new().await;
+    let replica = world.serve().await;
+    let token = world.shopbell(&["token", "--subscriber", MERCHANT]).await.succeeded().stdout;
+    let address = replica.public();
+    for url in [format!("ws://{address}"), format!("http://{address}/"), format!("ws://{address}?utm_source=mail")] {
+        let tail = ["tail", "--url", &url, "--token", token.trim(), "--until-caught-up"];
+        world.shopbell(&tail).await.succeeded();
+    }
+    for (url, named) in [
+        (format!("https://{address}"), "TLS"),
+        (format!("ftp://{address}"), "ws://"),
+        (format!("ws://me:s3cr3t@{address}"), "password"),
+        (format!("http://{address}/#token=s3cr3t"), "#"),
+    ] {
+        let refused = world.shopbell(&["tail", "--url", &url, "--token", token.trim()]).await.failed_with(2);
+        assert!(refused.stderr.contains(named) && !refused.stderr.contains("s3cr3t"), "{refused:?}");
+    }
+    world.finish().await;
+}
+
+#[tokio::test]
 async fn a_chosen_event_is_published_once_however_often() {
     let world = World::new().await;
     let replica = world.serve().await;

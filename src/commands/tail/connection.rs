@@ -9,14 +9,19 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::error::{Error, ProtocolError};
 use tokio_tungstenite::tungstenite::handshake::client::{Request, Response};
+use tokio_tungstenite::tungstenite::http::HeaderValue;
 use tokio_tungstenite::tungstenite::http::header::{AUTHORIZATION, RETRY_AFTER, SEC_WEBSOCKET_PROTOCOL};
-use tokio_tungstenite::tungstenite::http::{HeaderValue, Uri};
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, WebSocketConfig};
+use url::Url;
 
 use crate::feed::Device;
 use crate::protocol::SUBPROTOCOL;
 
+/// The path of the service, for a URL that names none.
+const PATH: &str = "/v1/ws";
+/// What to do about a token in the URL.
+const ELSEWHERE: &str = "give the token with --token or SHOPBELL_TOKEN";
 /// How long TCP connect and handshake may take together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Largest frame that is taken: the largest event the service can be set to take, and then some.
@@ -114,29 +119,41 @@ pub(super) fn goodbye() -> CloseFrame {
 pub(super) struct Target {
     /// Host and port.
     address: String,
-    /// The URL, up to its query and with a question mark or an ampersand at its end.
-    url: String,
+    url: Url,
     device: Device,
     authorization: HeaderValue,
 }
 
 impl Target {
-    /// Takes a `ws` URL. An error does not repeat the token.
+    /// Takes a `ws` URL; `http` stands for `ws`, and a URL without a path means the service's own. An error repeats neither
+    /// the token nor the URL, which may hold a password.
     pub(super) fn parse(url: &str, token: &str, device: &Device) -> Result<Self, String> {
-        let complaint = |what: &str| format!("--url {url}: {what}");
-        let uri: Uri = url.parse().map_err(|error| complaint(&format!("no URL: {error}")))?;
-        match uri.scheme_str() {
-            Some("ws") => {}
-            Some("wss") => return Err(complaint("this client speaks no TLS: give the ws:// address behind the proxy")),
-            _ => return Err(complaint("must begin with ws://")),
+        let mut url =
+            Url::parse(url.trim()).map_err(|error| format!("--url is no URL like ws://host:8080: {error}"))?;
+        match url.scheme() {
+            "ws" => {}
+            // It fails for a scheme of another kind only.
+            "http" => _ = url.set_scheme("ws"),
+            "wss" | "https" => {
+                return Err("--url: tail speaks no TLS, give the ws:// address behind the proxy".into());
+            }
+            _ => return Err("--url must begin with ws://".into()),
         }
-        let host = uri.host().filter(|host| !host.is_empty()).ok_or_else(|| complaint("names no host"))?;
-        let address = format!("{host}:{}", uri.port_u16().unwrap_or(80));
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(format!("--url has a user or a password, which do not count: {ELSEWHERE}"));
+        }
+        if url.fragment().is_some() {
+            return Err(format!("--url has a part behind #, which is never sent: {ELSEWHERE}"));
+        }
+        if url.path() == "/" {
+            url.set_path(PATH);
+        }
+        let (host, port) = url.host_str().zip(url.port_or_known_default()).ok_or("--url names no host")?;
+        let address = format!("{host}:{port}");
         let mut authorization =
             HeaderValue::from_str(&format!("Bearer {token}")).map_err(|_| "the token is no JWT".to_owned())?;
         authorization.set_sensitive(true);
-        let separator = if uri.query().is_some() { '&' } else { '?' };
-        Ok(Self { address, url: format!("{url}{separator}"), device: device.clone(), authorization })
+        Ok(Self { address, url, device: device.clone(), authorization })
     }
 
     /// Connects, to read each of these feeds after that number.
@@ -162,8 +179,11 @@ impl Target {
     fn request(&self, starts: &BTreeMap<String, i64>) -> Result<Request, Error> {
         let device = Some(self.device.as_str()).filter(|name| !name.is_empty()).map(|name| format!("device={name}"));
         let starts = starts.iter().map(|(feed, seq)| format!("after={feed}:{seq}"));
-        let query: Vec<_> = device.into_iter().chain(starts).collect();
-        let mut request = format!("{}{}", self.url, query.join("&")).into_client_request()?;
+        let given = self.url.query().map(Into::into);
+        let query: Vec<_> = given.into_iter().chain(device).chain(starts).collect();
+        let mut url = self.url.clone();
+        url.set_query((!query.is_empty()).then(|| query.join("&")).as_deref());
+        let mut request = url.as_str().into_client_request()?;
         request.headers_mut().insert(AUTHORIZATION, self.authorization.clone());
         request.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
         Ok(request)
@@ -232,11 +252,37 @@ mod tests {
     }
 
     #[test]
+    fn a_url_without_a_path_means_the_service() {
+        let requested = |url| {
+            let target = Target::parse(url, "t", &Device::default()).unwrap();
+            (target.address.clone(), target.request(&BTreeMap::new()).unwrap().uri().to_string())
+        };
+        for (url, address, uri) in [
+            ("ws://shop.example", "shop.example:80", "ws://shop.example/v1/ws"),
+            ("http://shop.example:8080/ ", "shop.example:8080", "ws://shop.example:8080/v1/ws"),
+            ("ws://127.0.0.1:8080?device=a", "127.0.0.1:8080", "ws://127.0.0.1:8080/v1/ws?device=a"),
+            ("WS://h:8080/shop/v1/ws", "h:8080", "ws://h:8080/shop/v1/ws"),
+        ] {
+            assert_eq!(requested(url), (address.into(), uri.into()), "{url}");
+        }
+    }
+
+    #[test]
     fn a_url_that_cannot_be_used_is_explained() {
         let complaint = |url| Target::parse(url, "t", &Device::default()).err().unwrap_or_default();
-        assert!(complaint("wss://shop.example/v1/ws").contains("no TLS"));
-        assert!(complaint("http://shop.example/v1/ws").contains("ws://"));
-        assert!(complaint("nowhere").contains("ws://"));
+        for (url, named) in [
+            ("wss://shop.example/v1/ws", "no TLS"),
+            ("https://shop.example", "no TLS"),
+            ("ftp://shop.example", "ws://"),
+            ("nowhere", "ws://"),
+            ("", "ws://"),
+            ("ws://", "host"),
+            ("ws://me:s3cr3t@shop.example", "password"),
+            ("http://shop.example/#token=s3cr3t", "#"),
+        ] {
+            let complaint = complaint(url);
+            assert!(complaint.contains(named) && !complaint.contains("s3cr3t"), "{url}: {complaint}");
+        }
         assert!(
             Target::parse("ws://h", "s3cr3t\n", &Device::default()).err().is_some_and(|text| !text.contains("s3cr3t"))
         );
