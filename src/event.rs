@@ -9,6 +9,7 @@
 
 mod binary;
 mod content_type;
+mod encoding;
 mod envelope;
 mod json;
 #[cfg(test)]
@@ -28,6 +29,7 @@ use time::OffsetDateTime;
 
 use crate::feed::Feed;
 use content_type::Mode;
+use envelope::Envelope;
 pub use envelope::{COLLAPSE_KEY_BYTES_MAX, ID_BYTES_MAX, SOURCE_BYTES_MAX, TRACEPARENT_BYTES_MAX, TYPE_BYTES_MAX};
 pub use rejection::{Reason, Rejection};
 pub use schema::IMPORT_ID_BYTES_MAX;
@@ -42,11 +44,37 @@ pub const HEADERS_BYTES_MAX: usize = 64 * 1024;
 pub struct Message<'a> {
     /// The content type, with its parameters. It alone decides between structured and not (AMQP binding 1.0 §3).
     pub content_type: Option<&'a str>,
-    /// The application headers whose values are text, a number, a boolean (rendered as text) or a timestamp (rendered
-    /// as RFC 3339). In binary mode the attributes are `cloudEvents_NAME` or `cloudEvents:NAME` (AMQP binding §3.1.3).
-    pub headers: Vec<(Cow<'a, str>, Cow<'a, str>)>,
+    /// The content encoding. It only explains a body that cannot be read.
+    pub content_encoding: Option<&'a str>,
+    /// The application headers. In binary mode the attributes are `cloudEvents_NAME` or `cloudEvents:NAME` (AMQP binding
+    /// §3.1.3).
+    pub headers: Vec<(Cow<'a, str>, HeaderValue<'a>)>,
     /// The body: the whole event in structured mode, its data in binary mode.
     pub body: &'a [u8],
+}
+
+/// The value of a header.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HeaderValue<'a> {
+    /// Text; a whole number or a boolean, rendered as text; a timestamp, rendered as RFC 3339.
+    Text(Cow<'a, str>),
+    /// A value that no attribute can have. The words name its type and nothing of its content.
+    Unreadable(&'static str),
+}
+
+impl HeaderValue<'_> {
+    fn text(&self) -> Option<&str> {
+        match self {
+            Self::Text(text) => Some(text),
+            Self::Unreadable(_) => None,
+        }
+    }
+}
+
+impl<'a> From<&'a str> for HeaderValue<'a> {
+    fn from(text: &'a str) -> Self {
+        Self::Text(text.into())
+    }
 }
 
 /// What an operator may set.
@@ -142,24 +170,29 @@ impl fmt::Debug for Event {
 pub fn parse(message: &Message<'_>, limits: Limits) -> Result<Event, Rejection> {
     check_size(message, limits)?;
     let mode = content_type::mode(message)?;
-    let body = std::str::from_utf8(message.body).map_err(|error| {
-        let detail = format!("the body is not UTF-8 after byte {}", error.valid_up_to());
-        Rejection::new(Reason::InvalidUtf8, detail)
-    })?;
-    let envelope = match mode {
-        Mode::Structured => structured::envelope(body)?,
-        Mode::Binary => binary::envelope(&message.headers, body)?,
-    };
+    let envelope = envelope(message, mode).map_err(|rejection| encoding::explain(rejection, message))?;
     let mut event = envelope.into_event()?;
     if event.traceparent.is_none() {
         let header = message.headers.iter().find(|(name, _)| name == "traceparent");
-        event.traceparent = header.and_then(|(_, value)| envelope::traceparent(value));
+        event.traceparent = header.and_then(|(_, value)| envelope::traceparent(value.text()?));
     }
     Ok(event)
 }
 
+fn envelope<'a>(message: &'a Message<'_>, mode: Mode) -> Result<Envelope<'a>, Rejection> {
+    let body = std::str::from_utf8(message.body).map_err(|error| {
+        let detail = format!("the body is not UTF-8 after byte {}", error.valid_up_to());
+        Rejection::new(Reason::InvalidUtf8, detail)
+    })?;
+    match mode {
+        Mode::Structured => structured::envelope(body),
+        Mode::Binary => binary::envelope(&message.headers, body),
+    }
+}
+
 fn check_size(message: &Message<'_>, limits: Limits) -> Result<(), Rejection> {
-    let header_bytes = message.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
+    let header_bytes = |(name, value): &(Cow<'_, str>, HeaderValue<'_>)| name.len() + value.text().map_or(0, str::len);
+    let header_bytes = message.headers.iter().map(header_bytes).sum();
     for (what, bytes, bytes_max) in
         [("body", message.body.len(), limits.event_bytes_max), ("headers", header_bytes, HEADERS_BYTES_MAX)]
     {
@@ -198,7 +231,8 @@ mod tests {
     #[test]
     fn a_body_is_taken_up_to_the_limit_and_not_past_it() {
         let body = sample::structured_body("custom.thing", "1");
-        let message = Message { content_type: Some(STRUCTURED), headers: vec![], body: body.as_bytes() };
+        let (content_type, content_encoding) = (Some(STRUCTURED), None);
+        let message = Message { content_type, content_encoding, headers: vec![], body: body.as_bytes() };
         let limit = |event_bytes_max| Limits { event_bytes_max };
         assert!(parse(&message, limit(body.len())).is_ok());
         let rejection = parse(&message, limit(body.len() - 1)).unwrap_err();

@@ -7,7 +7,9 @@ use lapin::types::AMQPValue;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::event::Message;
+use crate::event::{HeaderValue, Message};
+
+const NANOSECONDS_PER_MILLISECOND: i128 = 1_000_000;
 
 /// One delivery: an event as it came, and the tag that it is acknowledged by on the incarnation that delivered it.
 #[derive(Debug)]
@@ -25,6 +27,7 @@ impl Delivery {
     pub fn message(&self) -> Message<'_> {
         Message {
             content_type: self.properties().content_type().as_ref().map(|name| name.as_str()),
+            content_encoding: self.properties().content_encoding().as_ref().map(|name| name.as_str()),
             headers: headers(self.properties()),
             body: &self.inner.data,
         }
@@ -57,35 +60,90 @@ impl Delivery {
     /// A header that is text.
     pub(super) fn header(&self, name: &str) -> Option<Cow<'_, str>> {
         let headers = self.properties().headers().as_ref()?;
-        headers.inner().get(name).and_then(text)
+        match headers.inner().get(name).and_then(value)? {
+            HeaderValue::Text(text) => Some(text),
+            HeaderValue::Unreadable(_) => None,
+        }
     }
 }
 
-/// Application headers as CloudEvents attributes (CloudEvents AMQP binding §3.1.3.2): only what can be one.
-fn headers(properties: &BasicProperties) -> Vec<(Cow<'_, str>, Cow<'_, str>)> {
+/// Application headers as CloudEvents attributes (CloudEvents AMQP binding §3.1.3.2).
+fn headers(properties: &BasicProperties) -> Vec<(Cow<'_, str>, HeaderValue<'_>)> {
     let pairs = properties.headers().iter().flat_map(|table| table.inner());
-    pairs.filter_map(|(name, value)| Some((name.as_str().into(), text(value)?))).collect()
+    pairs.filter_map(|(name, held)| Some((name.as_str().into(), value(held)?))).collect()
 }
 
-/// `None` for what is not text, a number, a truth value or a time; for text that is not UTF-8 too, so that no two
+/// `None` for no value, which is the same as an absent attribute. Text that is not UTF-8 is unreadable, so that no two
 /// different ids become one.
-fn text(value: &AMQPValue) -> Option<Cow<'_, str>> {
-    Some(match value {
-        AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok()?.into(),
-        AMQPValue::ShortString(text) => text.as_str().into(),
-        AMQPValue::ByteArray(bytes) => std::str::from_utf8(bytes.as_slice()).ok()?.into(),
-        AMQPValue::Boolean(value) => value.to_string().into(),
-        AMQPValue::ShortShortInt(value) => value.to_string().into(),
-        AMQPValue::ShortShortUInt(value) => value.to_string().into(),
-        AMQPValue::ShortInt(value) => value.to_string().into(),
-        AMQPValue::ShortUInt(value) => value.to_string().into(),
-        AMQPValue::LongInt(value) => value.to_string().into(),
-        AMQPValue::LongUInt(value) => value.to_string().into(),
-        AMQPValue::LongLongInt(value) => value.to_string().into(),
-        AMQPValue::Timestamp(seconds) => {
-            let time = OffsetDateTime::from_unix_timestamp(i64::try_from(*seconds).ok()?).ok()?;
-            time.format(&Rfc3339).ok()?.into()
-        }
-        _ => return None,
+fn value(held: &AMQPValue) -> Option<HeaderValue<'_>> {
+    Some(match held {
+        AMQPValue::LongString(text) => utf_8(text.as_bytes()),
+        AMQPValue::ShortString(text) => HeaderValue::Text(text.as_str().into()),
+        AMQPValue::ByteArray(bytes) => utf_8(bytes.as_slice()),
+        AMQPValue::Boolean(value) => rendered(value),
+        AMQPValue::ShortShortInt(value) => rendered(value),
+        AMQPValue::ShortShortUInt(value) => rendered(value),
+        AMQPValue::ShortInt(value) => rendered(value),
+        AMQPValue::ShortUInt(value) => rendered(value),
+        AMQPValue::LongInt(value) => rendered(value),
+        AMQPValue::LongUInt(value) => rendered(value),
+        AMQPValue::LongLongInt(value) => rendered(value),
+        AMQPValue::Timestamp(seconds) => match moment(*seconds) {
+            Some(moment) => HeaderValue::Text(moment.into()),
+            None => HeaderValue::Unreadable("an AMQP timestamp after the year 9999"),
+        },
+        AMQPValue::Float(_) => HeaderValue::Unreadable("an AMQP float"),
+        AMQPValue::Double(_) => HeaderValue::Unreadable("an AMQP double"),
+        AMQPValue::DecimalValue(_) => HeaderValue::Unreadable("an AMQP decimal"),
+        AMQPValue::FieldArray(_) => HeaderValue::Unreadable("an AMQP array"),
+        AMQPValue::FieldTable(_) => HeaderValue::Unreadable("an AMQP table"),
+        AMQPValue::Void => return None,
     })
+}
+
+fn utf_8(bytes: &[u8]) -> HeaderValue<'_> {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => HeaderValue::Text(text.into()),
+        Err(_) => HeaderValue::Unreadable("text that is not UTF-8"),
+    }
+}
+
+fn rendered(value: &impl ToString) -> HeaderValue<'static> {
+    HeaderValue::Text(value.to_string().into())
+}
+
+/// AMQP 0-9-1 counts seconds (§4.2.5.4). Clients that pass on `Date.now()` write milliseconds; as seconds these are after the
+/// year 9999.
+fn moment(timestamp: u64) -> Option<String> {
+    let seconds = i64::try_from(timestamp).ok()?;
+    let milliseconds = i128::from(seconds) * NANOSECONDS_PER_MILLISECOND;
+    let moment = OffsetDateTime::from_unix_timestamp(seconds)
+        .or_else(|_| OffsetDateTime::from_unix_timestamp_nanos(milliseconds));
+    moment.ok()?.format(&Rfc3339).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timestamp_is_seconds_or_else_milliseconds() {
+        for (timestamp, rfc_3339) in [
+            (0, Some("1970-01-01T00:00:00Z")),
+            (1_767_323_045, Some("2026-01-02T03:04:05Z")),
+            (253_402_300_799, Some("9999-12-31T23:59:59Z")),
+            (1_767_323_045_678, Some("2026-01-02T03:04:05.678Z")),
+            (253_402_300_799_999, Some("9999-12-31T23:59:59.999Z")),
+            (253_402_300_800_000, None),
+            (1_767_323_045_678_000, None),
+            (u64::MAX, None),
+        ] {
+            assert_eq!(moment(timestamp).as_deref(), rfc_3339, "{timestamp}");
+        }
+    }
+
+    #[test]
+    fn no_value_is_an_absent_header() {
+        assert_eq!(value(&AMQPValue::Void), None);
+    }
 }

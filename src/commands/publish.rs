@@ -187,7 +187,8 @@ impl Plan {
         let trace = exchange.and_then(|exchange| Publishing::begin(exchange, event_type, &id));
         let body = self.body(&id, event_type, trace.as_ref(), data.as_deref())?;
         if !self.arguments.unchecked {
-            let message = Message { content_type: Some(CONTENT_TYPE), headers: vec![], body: &body };
+            let content_type = Some(CONTENT_TYPE);
+            let message = Message { content_type, content_encoding: None, headers: vec![], body: &body };
             event::parse(&message, Limits { event_bytes_max: EVENT_BYTES_MAX }).map_err(|rejection| {
                 UsageError(format!("this event would be a dead letter: {rejection} (--unchecked publishes it anyway)"))
             })?;

@@ -3,10 +3,10 @@
 
 use std::borrow::Cow;
 
-use super::Rejection;
 use super::envelope::{ATTRIBUTES, Attribute, AttributeValue, Data, Envelope};
 use super::json;
 use super::timestamp;
+use super::{HeaderValue, Rejection};
 
 /// Before an attribute's name: the AMQP binding's two (§3.1.3.1; until 1.0.2 the second alone), and the RabbitMQ binding's.
 const PREFIXES: [&str; 3] = ["cloudEvents_", "cloudEvents:", "ce-"];
@@ -15,7 +15,7 @@ const TIMESTAMPS: [&str; 2] = ["time", "expirytime"];
 
 /// Takes a message apart whose headers are the attributes. An empty body is no data.
 pub(super) fn envelope<'a>(
-    headers: &'a [(Cow<'a, str>, Cow<'a, str>)],
+    headers: &'a [(Cow<'a, str>, HeaderValue<'a>)],
     body: &'a str,
 ) -> Result<Envelope<'a>, Rejection> {
     let data = match body {
@@ -36,15 +36,18 @@ pub(super) fn attribute_name(header: &str) -> Option<&str> {
 }
 
 /// An attribute may stand there in several spellings, as long as they say the same.
-fn value<'a>(headers: &'a [(Cow<'a, str>, Cow<'a, str>)], name: &str) -> AttributeValue<'a> {
-    let mut values =
-        headers.iter().filter(|(header, _)| attribute_name(header) == Some(name)).map(|(_, value)| value.as_ref());
+fn value<'a>(headers: &'a [(Cow<'a, str>, HeaderValue<'a>)], name: &str) -> AttributeValue<'a> {
+    let mut values = headers.iter().filter(|(header, _)| attribute_name(header) == Some(name)).map(|(_, value)| value);
     let Some(first) = values.next() else {
         return AttributeValue::Absent;
     };
     if !values.all(|value| value == first) {
         return AttributeValue::Repeated;
     }
+    let first = match first {
+        HeaderValue::Text(text) => text.as_ref(),
+        HeaderValue::Unreadable(what) => return AttributeValue::Unreadable(what),
+    };
     let timestamp = TIMESTAMPS.contains(&name).then(|| timestamp::from_milliseconds(first)).flatten();
     AttributeValue::Text(timestamp.map_or(Cow::Borrowed(first), Cow::Owned))
 }

@@ -122,7 +122,7 @@ mod tests {
 
     fn mode_of(content_type: Option<&str>, headers: &[&str]) -> Result<Mode, String> {
         let headers = headers.iter().map(|name| ((*name).into(), "value".into()));
-        let message = Message { content_type, headers: headers.collect(), body: b"" };
+        let message = Message { content_type, content_encoding: None, headers: headers.collect(), body: b"" };
         mode(&message).map_err(|rejection| {
             assert_eq!(rejection.reason, Reason::UnsupportedContentType);
             rejection.detail

@@ -52,6 +52,8 @@ pub(super) enum AttributeValue<'a> {
     Text(Cow<'a, str>),
     /// Some other JSON, or a string that no Rust or Postgres text can hold.
     NotText,
+    /// A header whose value has this type, which no attribute can have.
+    Unreadable(&'static str),
     /// It stands there more than once.
     Repeated,
 }
@@ -168,6 +170,7 @@ fn recipient(attribute: Attribute<'_>) -> Result<Feed, Rejection> {
         AttributeValue::Absent => Err(missing(Reason::InvalidRecipient, attribute.name)),
         AttributeValue::Text(name) => Feed::parse(name).map_err(|error| refuse(error.to_string())),
         AttributeValue::NotText => Err(refuse("must be a string".into())),
+        AttributeValue::Unreadable(what) => Err(unreadable(Reason::InvalidRecipient, attribute.name, what)),
         AttributeValue::Repeated => Err(repeated(attribute.name)),
     }
 }
@@ -204,6 +207,7 @@ impl<'a> Attribute<'a> {
             AttributeValue::Absent => Ok(None),
             AttributeValue::Text(text) => Ok(Some(text)),
             AttributeValue::NotText => Err(must_be(self.name, "a string")),
+            AttributeValue::Unreadable(what) => Err(unreadable(Reason::InvalidEnvelope, self.name, what)),
             AttributeValue::Repeated => Err(repeated(self.name)),
         }
     }
@@ -242,10 +246,23 @@ impl<'a> From<Member<'a>> for Attribute<'a> {
         let value = match member.value {
             MemberValue::Absent => AttributeValue::Absent,
             MemberValue::Once(value) if value.get() == "null" => AttributeValue::Absent,
-            MemberValue::Once(value) => json::text(value).map_or(AttributeValue::NotText, AttributeValue::Text),
+            MemberValue::Once(value) => scalar(value).map_or(AttributeValue::NotText, AttributeValue::Text),
             MemberValue::Repeated => AttributeValue::Repeated,
         };
         Self { name: member.name, value }
+    }
+}
+
+/// The text of a string, and the canonical string of a Boolean or an Integer (CloudEvents 1.0, "Type System"). An Integer may
+/// have 64 bits, because AMQP has such integers and binary mode takes them.
+fn scalar(value: &RawValue) -> Option<Cow<'_, str>> {
+    match value.get() {
+        "true" => Some(Cow::Borrowed("true")),
+        "false" => Some(Cow::Borrowed("false")),
+        json => match json.parse::<i64>() {
+            Ok(integer) => Some(Cow::Owned(integer.to_string())),
+            Err(_) => json::text(value),
+        },
     }
 }
 
@@ -255,6 +272,10 @@ pub(super) fn repeated(name: &str) -> Rejection {
 
 fn missing(reason: Reason, name: &str) -> Rejection {
     Rejection::new(reason, format!("missing attribute `{name}`"))
+}
+
+fn unreadable(reason: Reason, name: &str, what: &str) -> Rejection {
+    Rejection::new(reason, format!("attribute `{name}` holds {what}: publish it as a string"))
 }
 
 fn must_be(name: &str, rule: &str) -> Rejection {
@@ -298,6 +319,7 @@ mod tests {
             (r#""1.0.2""#, Reason::UnsupportedVersion),
             (r#""""#, Reason::UnsupportedVersion),
             ("1.0", Reason::InvalidEnvelope),
+            ("1", Reason::UnsupportedVersion),
         ] {
             let rejection = sample::structured(&sample::with("specversion", version)).unwrap_err();
             assert_eq!(rejection.reason, reason, "{version}");
@@ -321,12 +343,31 @@ mod tests {
                 let rule = format!("attribute `{name}` must be 1 to {bytes_max} bytes without control characters");
                 assert_eq!(rejection.detail, rule);
             }
-            for value in ["7", "true", r#"["x"]"#, "{}", r#""\ud800""#] {
+            for value in ["7.5", "7.0", "1e3", "9223372036854775808", r#"["x"]"#, "{}", r#""\ud800""#] {
                 let rejection = sample::structured(&sample::with(name, value)).unwrap_err();
                 assert_eq!(rejection.reason, Reason::InvalidEnvelope);
                 assert_eq!(rejection.detail, format!("attribute `{name}` must be a string"));
             }
         }
+    }
+
+    #[test]
+    fn integers_and_booleans_are_their_canonical_strings() {
+        for (value, text) in [
+            ("7", "7"),
+            ("-0", "0"),
+            ("-2147483648", "-2147483648"),
+            ("9223372036854775807", "9223372036854775807"),
+            ("true", "true"),
+            ("false", "false"),
+        ] {
+            let event = sample::structured(&sample::with("collapsekey", value)).unwrap();
+            assert_eq!(event.collapse_key.as_deref(), Some(text));
+            assert_eq!(sample::structured(&sample::with("id", value)).unwrap().id, text);
+        }
+        assert_eq!(sample::structured(&sample::with("recipient", "42")).unwrap().recipient.as_str(), "42");
+        let rejection = sample::structured(&sample::with("recipient", "-42.5")).unwrap_err();
+        assert_eq!(rejection.detail, "attribute `recipient`: must be a string");
     }
 
     #[test]
@@ -354,7 +395,7 @@ mod tests {
             assert_eq!(rejection.reason, Reason::InvalidRecipient);
             assert_eq!(rejection.detail, "attribute `recipient`: a feed must be 1 to 128 of A-Z a-z 0-9 . _ ~ / -");
         }
-        let rejection = sample::structured(&sample::with("recipient", "42")).unwrap_err();
+        let rejection = sample::structured(&sample::with("recipient", "{}")).unwrap_err();
         assert_eq!(rejection.reason, Reason::InvalidRecipient);
         assert_eq!(rejection.detail, "attribute `recipient`: must be a string");
     }
@@ -362,7 +403,7 @@ mod tests {
     #[test]
     fn an_unusable_traceparent_is_ignored() {
         let too_long = format!("{:?}", "0".repeat(TRACEPARENT_BYTES_MAX + 1));
-        for value in ["7", r#""""#, r#""a\u0000""#, r#""00 0a""#, r#""é""#, &too_long, r#""a","traceparent":"b""#] {
+        for value in ["7.5", r#""""#, r#""a\u0000""#, r#""00 0a""#, r#""é""#, &too_long, r#""a","traceparent":"b""#] {
             let event = sample::structured(&sample::with("traceparent", value)).unwrap();
             assert_eq!(event.traceparent, None, "{value}");
         }

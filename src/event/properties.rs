@@ -7,6 +7,8 @@ use proptest::prelude::*;
 use super::envelope::ATTRIBUTES;
 use super::{Event, Reason, Rejection, sample};
 
+/// The attributes that are text.
+const TEXTS: [&str; 7] = ["specversion", "id", "source", "type", "recipient", "collapsekey", "datacontenttype"];
 /// A rejection's detail has room in a header, a log line and an HTTP answer.
 const DETAIL_BYTES_MAX: usize = 200;
 const SECRET: &str = "s3cr3t";
@@ -29,6 +31,24 @@ proptest! {
     ) {
         let headers: Vec<_> = headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
         check(sample::parse(content_type.as_deref(), &headers, &body))?;
+    }
+
+    #[test]
+    fn both_modes_read_an_attribute_alike(name in prop::sample::select(TEXTS.to_vec()), (json, header) in scalar()) {
+        let structured = sample::structured(&sample::with(name, &json));
+        let header_name = format!("cloudEvents_{name}");
+        let binary = sample::binary_with(&header_name, &header);
+        prop_assert_eq!(format!("{structured:?}"), format!("{binary:?}"), "{} {}", name, json);
+    }
+
+    #[test]
+    fn a_number_is_an_integer_if_its_fraction_is_zero(number in any::<i64>(), zeros in 0..30_usize, shift in 0..30_usize) {
+        let zeros = "0".repeat(zeros);
+        let shifted = format!("{number}{}", "0".repeat(shift));
+        for json in [format!("{number}"), format!("{number}.0{zeros}"), format!("{number}e0"), format!("{shifted}E-{shift}")] {
+            let value = super::json::parse(&json).map_err(|rejection| TestCaseError::fail(rejection.to_string()))?;
+            prop_assert_eq!(super::json::integer(value), Some(number), "{}", json);
+        }
     }
 
     #[test]
@@ -131,6 +151,16 @@ fn json() -> impl Strategy<Value = String> {
             white_space().prop_map(|inside| format!("{{{inside}}}")),
         ]
     })
+}
+
+/// A value of the types that CloudEvents has for attributes, as JSON and as text in a header.
+fn scalar() -> impl Strategy<Value = (String, String)> {
+    prop_oneof![
+        any::<i64>().prop_map(|number| (number.to_string(), number.to_string())),
+        any::<bool>().prop_map(|flag| (flag.to_string(), flag.to_string())),
+        prop_oneof![".{0,3}", "[a-z0-9/.~-]{1,300}", any::<String>()]
+            .prop_map(|text| (serde_json::Value::from(text.clone()).to_string(), text)),
+    ]
 }
 
 fn string() -> impl Strategy<Value = String> {

@@ -29,7 +29,7 @@ pub(super) const SCHEMAS: [(&str, &str); 5] = [
 /// Parses with roomy limits.
 pub(super) fn parse(content_type: Option<&str>, headers: &[(&str, &str)], body: &[u8]) -> Result<Event, Rejection> {
     let headers = headers.iter().map(|(name, value)| ((*name).into(), (*value).into()));
-    let message = Message { content_type, headers: headers.collect(), body };
+    let message = Message { content_type, content_encoding: None, headers: headers.collect(), body };
     super::parse(&message, Limits { event_bytes_max: 1 << 20 })
 }
 
@@ -67,6 +67,15 @@ pub(super) fn binary(more: &[(&str, &str)], body: &[u8]) -> Result<Event, Reject
         ("cloudEvents_recipient", "merchant-42"),
     ];
     parse(Some("application/json"), &[&headers, more].concat(), body)
+}
+
+/// A valid binary event with this header in place of its own, and without data.
+pub(super) fn binary_with(header: &str, value: &str) -> Result<Event, Rejection> {
+    let own = ["specversion", "id", "source", "type", "recipient"].map(|name| format!("cloudEvents_{name}"));
+    let values = ["1.0", "e-1", "/shop", "custom.thing", "merchant-42"];
+    let own = own.iter().map(String::as_str).zip(values).filter(|(name, _)| *name != header);
+    let headers: Vec<_> = own.chain([(header, value)]).collect();
+    parse(Some("application/json"), &headers, b"")
 }
 
 fn object<'a>(members: impl Iterator<Item = (&'a str, &'a str)>) -> String {

@@ -98,7 +98,7 @@ mod tests {
 
     #[test]
     fn a_content_type_must_be_text() {
-        let rejection = sample::structured(&sample::with("datacontenttype", "7")).unwrap_err();
+        let rejection = sample::structured(&sample::with("datacontenttype", "[]")).unwrap_err();
         assert_eq!(rejection.detail, "attribute `datacontenttype` must be a string");
     }
 

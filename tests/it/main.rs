@@ -7,6 +7,7 @@
 mod acks;
 mod alarms;
 mod answers;
+mod attributes;
 mod books;
 mod canary;
 mod commands;

@@ -115,6 +115,8 @@ pub struct Parcel {
     pub routing_key: String,
     /// What the body claims to be.
     pub content_type: Option<String>,
+    /// How the body is encoded.
+    pub content_encoding: Option<String>,
     /// Application headers.
     pub headers: FieldTable,
     /// The bytes.
@@ -127,6 +129,7 @@ impl Parcel {
         Self {
             routing_key: routing_key.to_owned(),
             content_type: Some("application/cloudevents+json".to_owned()),
+            content_encoding: None,
             headers: FieldTable::default(),
             body: body.into(),
         }
@@ -154,13 +157,22 @@ impl Parcel {
         self
     }
 
+    /// With this content encoding.
+    pub fn content_encoding(mut self, content_encoding: &str) -> Self {
+        self.content_encoding = Some(content_encoding.to_owned());
+        self
+    }
+
     /// What AMQP says beside the body: persistent, always.
     pub(super) fn properties(&self) -> BasicProperties {
-        let properties = BasicProperties::default().with_delivery_mode(2).with_headers(self.headers.clone());
-        match &self.content_type {
-            Some(content_type) => properties.with_content_type(content_type.as_str().into()),
-            None => properties,
+        let mut properties = BasicProperties::default().with_delivery_mode(2).with_headers(self.headers.clone());
+        if let Some(content_type) = &self.content_type {
+            properties = properties.with_content_type(content_type.as_str().into());
         }
+        if let Some(content_encoding) = &self.content_encoding {
+            properties = properties.with_content_encoding(content_encoding.as_str().into());
+        }
+        properties
     }
 }
 
