@@ -3,17 +3,21 @@
 //! Acks are coalesced: whatever was acknowledged while the last write ran and rested is the next write, the highest number
 //! for each cursor. A crash before the write replays a few notifications; it never skips one.
 
+mod opening;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use self::opening::Openings;
+pub use self::opening::{CursorReader, NotOpened, SEEN_AFTER};
 use crate::backoff::Backoff;
 use crate::feed::Seq;
 use crate::store::StoreError;
-use crate::store::cursors::{CursorKey, Standing, advance, open};
+use crate::store::cursors::{CursorKey, Standing, advance};
 use crate::store::pools::Pool;
 use crate::telemetry::metrics::Metrics;
 
@@ -26,19 +30,8 @@ const REST_TIMES: u32 = 20;
 /// replayed after a crash, or to a client that lost its network and returns through another replica before this one knows.
 const REST_MIN: Duration = Duration::from_millis(100);
 const REST_MAX: Duration = Duration::from_secs(1);
-/// Most sessions whose cursors are opened by one statement.
-const SESSIONS_PER_READ_MAX: usize = 100;
-/// Most sessions waiting to be opened; past that a handshake is refused as not ready.
-const SESSIONS_WAITING_MAX: usize = 10_000;
 /// How long the last flush may take when the replica stops; what is not written by then is replayed.
 const LAST_FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// One session's question.
-#[derive(Debug)]
-struct Opening {
-    keys: Vec<CursorKey>,
-    reply: oneshot::Sender<Vec<Standing>>,
-}
 
 /// Acks that are not written yet, and where sessions ask for their cursors.
 #[derive(Debug)]
@@ -47,7 +40,7 @@ pub struct Cursors {
     pending: Mutex<Pending>,
     acked: Notify,
     hurried: Notify,
-    openings: mpsc::Sender<Opening>,
+    openings: Openings,
     metrics: Arc<Metrics>,
 }
 
@@ -59,26 +52,18 @@ struct Pending {
     writing: BTreeMap<CursorKey, Seq>,
 }
 
-/// The part that reads cursors for sessions that connect, to be run.
-#[derive(Debug)]
-pub struct CursorReader {
-    cursors: Arc<Cursors>,
-    openings: mpsc::Receiver<Opening>,
-    pool: Pool,
-}
-
 impl Cursors {
     /// Nothing runs yet: run the reader, and [`Cursors::write`].
     pub fn new(reads: Pool, metrics: Arc<Metrics>) -> (Arc<Self>, CursorReader) {
-        let (sender, openings) = mpsc::channel(SESSIONS_WAITING_MAX);
+        let (openings, waiting) = Openings::new();
         let cursors = Arc::new(Self {
             pending: Mutex::default(),
             acked: Notify::new(),
             hurried: Notify::new(),
-            openings: sender,
+            openings,
             metrics,
         });
-        let reader = CursorReader { cursors: cursors.clone(), openings, pool: reads };
+        let reader = CursorReader::new(cursors.clone(), waiting, reads);
         (cursors, reader)
     }
 
@@ -98,12 +83,15 @@ impl Cursors {
         }
     }
 
-    /// Where each key stands, in the order given. Waits for a database that is away, so the
-    /// caller sets the limit. Nothing, where too many sessions wait already.
-    pub async fn open(&self, keys: Vec<CursorKey>) -> Option<Vec<Standing>> {
-        let (reply, answer) = oneshot::channel();
-        self.openings.try_send(Opening { keys, reply }).ok()?;
-        answer.await.ok()
+    /// Opens the cursors of a session: where each key stands, in the order given, and whether everyone reads its feed. Waits for
+    /// a database that is away, so the caller sets the limit.
+    pub async fn open(&self, keys: Vec<(CursorKey, bool)>) -> Result<Vec<Standing>, NotOpened> {
+        self.openings.open(keys).await
+    }
+
+    /// Notes that the devices of a session that ends were connected until now.
+    pub fn seen(&self, keys: Vec<CursorKey>) {
+        self.openings.seen(keys);
     }
 
     /// Writes acks until told to stop, then once more. A database that is away is waited for: acks only grow, and there is
@@ -188,55 +176,5 @@ impl Cursors {
 
     fn lock(&self) -> MutexGuard<'_, Pending> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl CursorReader {
-    /// Serves until every sender is gone: whoever asked while the last query ran shares the next.
-    pub async fn run(mut self) {
-        let mut waiting = Vec::new();
-        while self.openings.recv_many(&mut waiting, SESSIONS_PER_READ_MAX).await > 0 {
-            self.serve(&mut waiting).await;
-        }
-    }
-
-    /// Answers all of them; a database that is away is waited for as long as one of them does.
-    async fn serve(&self, waiting: &mut Vec<Opening>) {
-        let mut backoff = Backoff::default();
-        loop {
-            waiting.retain(|opening| !opening.reply.is_closed());
-            let keys: Vec<CursorKey> = waiting.iter().flat_map(|opening| opening.keys.iter().cloned()).collect();
-            if keys.is_empty() {
-                return;
-            }
-            // Looked at before the database: an ack that is written in between is then in either.
-            let not_written = self.cursors.not_written(&keys);
-            match open(&self.pool, &keys).await {
-                Ok(standings) => return reply(waiting, merge(standings, &not_written)),
-                Err(error) => {
-                    let wait = backoff.next_wait();
-                    self.cursors.metrics.retries.inc("cursors");
-                    tracing::warn!(%error, sessions = waiting.len(), wait_ms = wait.as_millis(), "cursors could not be read; trying again");
-                    tokio::time::sleep(wait).await;
-                }
-            }
-        }
-    }
-}
-
-/// Raises what the database says to what was acknowledged since.
-fn merge(mut standings: Vec<Standing>, not_written: &[Option<Seq>]) -> Vec<Standing> {
-    for (standing, newest) in standings.iter_mut().zip(not_written) {
-        standing.acked = newest.map_or(standing.acked, |seq| seq.max(standing.acked));
-    }
-    standings
-}
-
-/// Gives each session its part of the answer.
-fn reply(waiting: &mut Vec<Opening>, mut standings: Vec<Standing>) {
-    for opening in waiting.drain(..) {
-        let rest = standings.split_off(opening.keys.len().min(standings.len()));
-        // A handshake that was given up meanwhile does not want it any more.
-        let _ = opening.reply.send(std::mem::replace(&mut standings, rest));
     }
 }

@@ -72,6 +72,20 @@ pub enum StoreError {
     Schema(String),
 }
 
+impl StoreError {
+    /// Whether Postgres itself refused the statement, so that a part of its values may succeed. A connection that was lost or
+    /// ended (SQLSTATE classes 08 and 57P), or that there is none of (53300), concerns all of them.
+    pub fn may_concern_one_value(&self) -> bool {
+        match self {
+            Self::Refused(_) => true,
+            Self::Away(sqlx::Error::Database(error)) => {
+                error.code().is_some_and(|code| !code.starts_with("08") && !code.starts_with("57P") && code != "53300")
+            }
+            _ => false,
+        }
+    }
+}
+
 impl From<sqlx::Error> for StoreError {
     /// SQLSTATE classes 22 (data exception), 23 (constraint) and 54 (limit exceeded) blame a value; all else passes.
     fn from(error: sqlx::Error) -> Self {

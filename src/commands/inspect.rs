@@ -103,9 +103,11 @@ fn envelope(envelope: &Envelope) -> String {
 }
 
 fn cursor(cursor: &Cursor) -> String {
-    let Cursor { subscriber, device, acked, updated_at } = cursor;
+    let Cursor { subscriber, device, acked, undelivered, oldest_undelivered_at, updated_at, seen_at } = cursor;
     let device = if device.is_empty() { String::new() } else { format!(" on {device}") };
-    format!("cursor of {subscriber}{device}: #{acked}, moved {}", at(*updated_at))
+    let mut line = format!("cursor of {subscriber}{device}: #{acked}, {undelivered} undelivered");
+    line += &oldest_undelivered_at.map(|oldest| format!(" since {}", at(oldest))).unwrap_or_default();
+    line + &format!(", moved {}, seen {}", at(*updated_at), at(*seen_at))
 }
 
 fn import(import: &Import) -> String {

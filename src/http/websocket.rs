@@ -21,6 +21,8 @@ use super::admission::{Admission, Admitted, Full};
 use super::handshake::{self, Handshake, Token};
 use super::problem::Problem;
 use crate::auth::{Grant, TokenError};
+use crate::cursors::NotOpened;
+use crate::feed::Feed;
 use crate::health::Health;
 use crate::hub::Hub;
 use crate::notification::Newest;
@@ -106,12 +108,14 @@ impl Gateway {
             |full: Full| ("too_many", Problem::new(StatusCode::TOO_MANY_REQUESTS, full.to_string()).retry_later());
         let admitted = self.admission.admit(&grant.subscriber).map_err(full)?;
         let registration = self.hub.register(grant.feeds.clone());
-        let key = |feed| CursorKey { feed, subscriber: grant.subscriber.clone(), device: handshake.device.clone() };
-        let keys = grant.feeds.iter().cloned().map(key).collect();
-        let standings = match tokio::time::timeout(CURSORS_TIMEOUT, self.shared.cursors.open(keys)).await {
-            Ok(Some(standings)) => standings,
-            Ok(None) | Err(_) => return Err((NOT_READY, not_ready("the database does not answer"))),
+        let key = |feed: &Feed| {
+            let (subscriber, device) = (grant.subscriber.clone(), handshake.device.clone());
+            (CursorKey { feed: feed.clone(), subscriber, device }, grant.shared.as_ref() == Some(feed))
         };
+        let keys = grant.feeds.iter().map(key).collect();
+        let opened = tokio::time::timeout(CURSORS_TIMEOUT, self.shared.cursors.open(keys)).await;
+        let standings =
+            opened.unwrap_or(Err(NotOpened::NoAnswer)).map_err(|why| (NOT_READY, not_ready(&why.to_string())))?;
         let (mut starts, mut feeds) = (Vec::with_capacity(standings.len()), Vec::with_capacity(standings.len()));
         for (feed, standing) in grant.feeds.iter().cloned().zip(standings) {
             let kept = KeptByClient {

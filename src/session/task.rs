@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::state::{Ends, Output, Rules, Session, Start};
 use crate::answers::Answers;
 use crate::auth::{Authenticator, LEEWAY};
-use crate::cursors::Cursors;
+use crate::cursors::{Cursors, SEEN_AFTER};
 use crate::feed::{Device, Feed, Subscriber};
 use crate::hub::{Registration, Waiting};
 use crate::notification::{Notification, Page};
@@ -189,6 +189,9 @@ where
         task.count_behind();
     }
     task.shared.cursors.hurry();
+    if now.elapsed() >= SEEN_AFTER {
+        task.shared.cursors.seen(task.opened.feeds.iter().map(|open| task.cursor_key(open.feed.clone())).collect());
+    }
     task.shared.metrics.sessions_closed.inc(next.word());
     if let Next::Close(close) = next {
         tracing::debug!(session = task.opened.id, code = close.code(), "the session is closed");

@@ -1,7 +1,8 @@
 //! Where subscribers stand.
 
-use sqlx::Row;
-use sqlx::postgres::PgRow;
+use sqlx::postgres::{PgArguments, PgRow};
+use sqlx::query::Query;
+use sqlx::{Postgres, Row};
 
 use super::StoreError;
 use super::pools::Pool;
@@ -10,6 +11,13 @@ use crate::feed::{Device, Feed, Seq, Subscriber, Version};
 /// How many devices of one subscriber may have a cursor in one feed: far above what a person owns, and a bound on what
 /// a client can make us store by inventing names.
 const DEVICES_PER_SUBSCRIBER_MAX: i32 = 64;
+/// How many evicted devices of one subscriber and feed have their place remembered: a subscriber that reconnects all of its
+/// devices at once has no more than this on all replicas together, and a place is a small row.
+const EVICTED_PER_SUBSCRIBER_MAX: i32 = 256;
+/// Most announcements of the broadcast feed that a subscriber's first session is sent: as many as a person may look through.
+const ANNOUNCEMENTS_MAX: i32 = 100;
+/// How often a device that connects again and again is noted as seen: each note is a write, and eviction looks back further.
+const SEEN_EVERY: &str = "1 hour";
 
 /// Whose place in what.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -37,37 +45,100 @@ pub struct Standing {
     pub version: Version,
 }
 
-/// Reads where each key stands, in the order given, and makes the cursor of one that is new. One call for many sessions;
-/// walks the primary keys of `cursors` and `feeds`.
-pub async fn open(pool: &Pool, keys: &[CursorKey]) -> Result<Vec<Standing>, StoreError> {
-    // The version of this statement's snapshot, which is older than what the function sees: a change may come twice, none is
-    // missed.
+/// A cursor that exists, as [`read`] found it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// Where it stands; `None` if there is no cursor of that key. Its other numbers are those of the feed.
+    pub acked: Option<Seq>,
+    /// What the feed holds, and a place that the caller replaces.
+    pub standing: Standing,
+    /// It is worth a call of [`note_seen`].
+    pub is_stale: bool,
+}
+
+/// Reads where each key stands, in the order given. One statement for many sessions, which takes no lock and writes nothing.
+/// Walks the primary keys of `cursors` and `feeds`.
+pub async fn read(pool: &Pool, keys: &[CursorKey]) -> Result<Vec<Found>, StoreError> {
     let query = sqlx::query(
-        "select o.acked_seq, o.last_seq, o.unread, o.unhandled,
-                coalesce((select f.version from feeds f where f.feed = ($1::text[])[o.ordinal]), 0) as version
-         from open_cursors($1::text[], $2::text[], $3::text[], $4) o
-         order by o.ordinal",
-    )
-    .bind(keys.iter().map(|key| key.feed.as_str()).collect::<Vec<_>>())
-    .bind(keys.iter().map(|key| key.subscriber.as_str()).collect::<Vec<_>>())
-    .bind(keys.iter().map(|key| key.device.as_str()).collect::<Vec<_>>())
-    .bind(DEVICES_PER_SUBSCRIBER_MAX);
-    let rows = super::rows(pool, query).await?;
-    let standing = |row: &PgRow| {
-        Ok(Standing {
-            acked: super::seq(row.try_get("acked_seq")?)?,
+        "select c.acked_seq, coalesce(f.last_seq, 0) as last_seq, coalesce(f.unread, 0) as unread,
+                coalesce(f.unhandled, 0) as unhandled, coalesce(f.version, 0) as version,
+                coalesce(greatest(c.updated_at, c.seen_at) < now() - $4::interval, false) as is_stale
+         from unnest($1::text[], $2::text[], $3::text[]) with ordinality as w (feed, subscriber, device, ordinal)
+         left join cursors c on c.feed = w.feed and c.subscriber = w.subscriber and c.device = w.device
+         left join feeds f on f.feed = w.feed
+         order by w.ordinal",
+    );
+    let rows = super::rows(pool, bind_keys(query, keys).bind(SEEN_EVERY)).await?;
+    let found = |row: &PgRow| {
+        let acked = row.try_get::<Option<i64>, _>("acked_seq")?.map(super::seq).transpose()?;
+        let standing = Standing {
+            acked: acked.unwrap_or_default(),
             last: super::seq(row.try_get("last_seq")?)?,
             unread: row.try_get("unread")?,
             unhandled: row.try_get("unhandled")?,
             version: super::version(row.try_get("version")?)?,
-        })
+        };
+        Ok(Found { acked, standing, is_stale: row.try_get("is_stale")? })
     };
-    let standings = rows.iter().map(standing).collect::<Result<Vec<_>, sqlx::Error>>()?;
-    match standings.len() == keys.len() {
-        true => Ok(standings),
-        // Another replica's new devices pushed one of these out meanwhile: the next try makes it again.
-        false => Err(StoreError::Away(sqlx::Error::RowNotFound)),
+    rows.iter().map(found).collect::<Result<_, sqlx::Error>>().map_err(StoreError::from)
+}
+
+/// Cursors that [`make`] made.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Made {
+    /// Where each key stands, in the order given.
+    pub places: Vec<Seq>,
+    /// How many other devices were evicted for them.
+    pub evicted: u64,
+}
+
+/// Makes the cursors that are missing; see `make_cursors` in `migrations/` for the place where each starts. Waits a quarter of a
+/// second at most for a row that another transaction holds.
+pub async fn make(pool: &Pool, keys: &[(CursorKey, bool)]) -> Result<Made, StoreError> {
+    let query = sqlx::query(
+        "select acked_seq, evicted from make_cursors($1::text[], $2::text[], $3::text[], $4::boolean[], $5, $6, $7)
+         order by ordinal",
+    )
+    .bind(keys.iter().map(|(key, _)| key.feed.as_str()).collect::<Vec<_>>())
+    .bind(keys.iter().map(|(key, _)| key.subscriber.as_str()).collect::<Vec<_>>())
+    .bind(keys.iter().map(|(key, _)| key.device.as_str()).collect::<Vec<_>>())
+    .bind(keys.iter().map(|(_, shared)| *shared).collect::<Vec<_>>())
+    .bind(DEVICES_PER_SUBSCRIBER_MAX)
+    .bind(EVICTED_PER_SUBSCRIBER_MAX)
+    .bind(ANNOUNCEMENTS_MAX);
+    let rows = super::rows(pool, query).await?;
+    let place = |row: &PgRow| super::seq(row.try_get("acked_seq")?);
+    let places = rows.iter().map(place).collect::<Result<Vec<_>, sqlx::Error>>()?;
+    if places.len() != keys.len() {
+        // More new devices of one subscriber than are remembered: the next try makes them again.
+        return Err(StoreError::Away(sqlx::Error::RowNotFound));
     }
+    let evicted = rows.first().map(|row| row.try_get::<i64, _>("evicted")).transpose()?.unwrap_or_default();
+    Ok(Made { places, evicted: evicted.unsigned_abs() })
+}
+
+/// Notes that these devices are connected, at most once in [`SEEN_EVERY`] each. Skips rows that are locked: an ack that moves
+/// such a row notes the same.
+pub async fn note_seen(pool: &Pool, keys: &[CursorKey]) -> Result<(), StoreError> {
+    let query = sqlx::query(
+        "with unnoted as (
+             select c.feed, c.subscriber, c.device
+             from unnest($1::text[], $2::text[], $3::text[]) as w (feed, subscriber, device)
+             join cursors c on c.feed = w.feed and c.subscriber = w.subscriber and c.device = w.device
+             where greatest(c.updated_at, c.seen_at) < now() - $4::interval
+             for update of c skip locked)
+         update cursors c set seen_at = now()
+         from unnoted u
+         where c.feed = u.feed and c.subscriber = u.subscriber and c.device = u.device",
+    );
+    super::rows(pool, bind_keys(query, keys).bind(SEEN_EVERY)).await.map(drop)
+}
+
+fn bind_keys<'q>(query: Query<'q, Postgres, PgArguments>, keys: &'q [CursorKey]) -> Query<'q, Postgres, PgArguments> {
+    query
+        .bind(keys.iter().map(|key| key.feed.as_str()).collect::<Vec<_>>())
+        .bind(keys.iter().map(|key| key.subscriber.as_str()).collect::<Vec<_>>())
+        .bind(keys.iter().map(|key| key.device.as_str()).collect::<Vec<_>>())
 }
 
 /// Moves cursors forward, never back. Each key at most once. Locks the feeds' rows in name order. The commit does not wait for the

@@ -9,7 +9,7 @@ use time::serde::rfc3339;
 use super::StoreError;
 use crate::feed::{Feed, Seq};
 
-/// Most cursors that are told, those first that moved last.
+/// Most cursors that are shown, the devices that were seen last first.
 const CURSORS_MAX: i64 = 100;
 /// Most running imports that are told, the newest first.
 const IMPORTS_MAX: i64 = 20;
@@ -50,9 +50,17 @@ pub struct Cursor {
     pub device: String,
     /// Everything up to here is acknowledged.
     pub acked: i64,
+    /// Notifications that this device has not acknowledged.
+    pub undelivered: i64,
+    /// When the oldest of them was stored.
+    #[serde(with = "rfc3339::option")]
+    pub oldest_undelivered_at: Option<OffsetDateTime>,
     /// When it moved last.
     #[serde(with = "rfc3339")]
     pub updated_at: OffsetDateTime,
+    /// When the device was last connected or acknowledged something, to within an hour.
+    #[serde(with = "rfc3339")]
+    pub seen_at: OffsetDateTime,
 }
 
 /// An import that is running.
@@ -190,17 +198,28 @@ async fn envelopes(
 
 async fn cursors(connection: &mut PgConnection, feed: &Feed) -> Result<Vec<Cursor>, sqlx::Error> {
     let query = sqlx::query(
-        "select subscriber, device, acked_seq, updated_at from cursors
-         where feed = $1
-         order by updated_at desc, subscriber, device
-         limit $2",
+        "select c.subscriber, c.device, c.acked_seq, greatest(f.last_seq - c.acked_seq, 0) as undelivered,
+                oldest.created_at as oldest_undelivered_at, c.updated_at, greatest(c.updated_at, c.seen_at) as seen_at
+         from (select * from cursors where feed = $1
+               order by greatest(updated_at, seen_at) desc, subscriber, device
+               limit $2) c
+         left join feeds f on f.feed = $1
+         left join lateral (
+             select n.created_at from notifications n
+             where n.feed = $1 and n.seq > c.acked_seq
+             order by n.seq
+             limit 1) oldest on true
+         order by seen_at desc, c.subscriber, c.device",
     );
     let cursor = |row: PgRow| {
         Ok(Cursor {
             subscriber: row.try_get("subscriber")?,
             device: row.try_get("device")?,
             acked: row.try_get("acked_seq")?,
+            undelivered: row.try_get::<Option<i64>, _>("undelivered")?.unwrap_or_default(),
+            oldest_undelivered_at: row.try_get("oldest_undelivered_at")?,
             updated_at: row.try_get("updated_at")?,
+            seen_at: row.try_get("seen_at")?,
         })
     };
     let query = query.bind(feed.as_str()).bind(CURSORS_MAX);

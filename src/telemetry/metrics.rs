@@ -86,6 +86,8 @@ pub struct Metrics {
     pub sessions_closed: CounterBy,
     /// Handshakes that were refused, by reason.
     pub handshakes_refused: CounterBy,
+    /// Devices whose cursor was removed because their subscriber has too many.
+    pub devices_evicted: Counter,
     /// Notifications sent to sessions.
     pub notifications_sent: Counter,
     /// Acks that moved a cursor.
@@ -204,6 +206,10 @@ impl Metrics {
                 "handshakes_refused",
                 "Handshakes that were refused, by reason",
                 ("reason", &HANDSHAKES_REFUSED),
+            ),
+            devices_evicted: named.counter(
+                "devices_evicted",
+                "Devices that were evicted from a feed because their subscriber has more than 64 in it",
             ),
             notifications_sent: named.counter("notifications_sent", "Notifications sent to sessions"),
             acks: named.counter("acks", "Acks that moved a cursor"),

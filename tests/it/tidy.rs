@@ -31,7 +31,7 @@ canary <- telemetry feed config::JwtConfig protocol::SUBPROTOCOL auth store amqp
 session/state <- telemetry::traces::Origin feed protocol change notification
 session/task <- telemetry feed protocol notification auth store::answers::Answer store::cursors::CursorKey hub pager cursors answers::Answers
 session <-
-http <- health telemetry feed notification::Newest protocol auth store hub session
+http <- health telemetry feed notification::Newest protocol auth store hub cursors::NotOpened session
 ";
 
 /// What stands in these parts only. (Right behind a `\"` it is the name of a log, which may stand anywhere.)

@@ -221,6 +221,17 @@ impl World {
         .await;
     }
 
+    /// Waits until `subscriber`'s cursor in `feed` stands at `seq` in the database.
+    pub async fn expect_acked(&self, feed: &str, subscriber: &str, device: &str, seq: u64) {
+        let query = "select acked_seq from cursors where feed = $1 and subscriber = $2 and device = $3";
+        eventually(&format!("{subscriber} {device} stands at {seq} in {feed}"), PATIENCE, async || {
+            let query = sqlx::query_scalar::<_, i64>(query).bind(feed).bind(subscriber).bind(device);
+            let acked = query.fetch_optional(&self.pool).await.expect("the database answers").unwrap_or(-1);
+            holds(u64::try_from(acked) == Ok(seq), acked)
+        })
+        .await;
+    }
+
     /// How many cursors `subscriber` has in its own feed.
     pub async fn cursors(&self, subscriber: &str) -> i64 {
         let query = sqlx::query_scalar("select count(*) from cursors where feed = $1 and subscriber = $1");
@@ -260,6 +271,13 @@ impl World {
     /// Nobody else reads or writes `traces`, until what this gives is dropped.
     pub async fn lock_traces(&self) -> Lock {
         self.lock("lock table traces in access exclusive mode").await
+    }
+
+    /// Nobody else makes the first cursor of `merchant-42`, until what this gives is dropped.
+    pub async fn lock_new_cursor_of_merchant_42(&self) -> Lock {
+        let statement =
+            "insert into cursors (feed, subscriber, device, acked_seq) values ('merchant-42', 'merchant-42', '', 0)";
+        self.lock(statement).await
     }
 
     async fn lock(&self, statement: &'static str) -> Lock {
