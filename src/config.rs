@@ -2,14 +2,14 @@
 //!
 //! A command asks for the parts it needs; each part is a small struct of plain values.
 
+mod database;
 mod environment;
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::str::FromStr;
 use std::time::Duration;
 
-use sqlx::postgres::{PgConnectOptions, PgSslMode};
+use sqlx::postgres::PgConnectOptions;
 use url::Url;
 
 pub use self::environment::{Environment, Origin, Setting};
@@ -205,12 +205,7 @@ impl Environment {
     }
 
     fn read_database(&mut self) -> Option<PgConnectOptions> {
-        let read = |url: &Secret| {
-            let is_postgres = ["postgres://", "postgresql://"].iter().any(|scheme| url.reveal().starts_with(scheme));
-            let options = PgConnectOptions::from_str(url.reveal()).ok().filter(|_| is_postgres);
-            options.ok_or("must be a URL like postgres://user:password@host:5432/database")
-        };
-        self.secret("DATABASE_URL", read, |options| Some(shown_database(options)))
+        self.secret("DATABASE_URL", |url| database::read(url.reveal()), |options| Some(database::shown(options)))
     }
 
     fn read_amqp(&mut self) -> Option<AmqpConfig> {
@@ -315,25 +310,6 @@ impl Environment {
             seconds => Some(Duration::from_secs(seconds)),
         }
     }
-}
-
-/// What of it is no secret, as it is used: a URL says less, for libpq's own variables fill in the rest.
-fn shown_database(options: &PgConnectOptions) -> String {
-    let sslmode = match options.get_ssl_mode() {
-        PgSslMode::Disable => "disable",
-        PgSslMode::Allow => "allow",
-        PgSslMode::Prefer => "prefer",
-        PgSslMode::Require => "require",
-        PgSslMode::VerifyCa => "verify-ca",
-        PgSslMode::VerifyFull => "verify-full",
-    };
-    let (user, port) = (options.get_username(), options.get_port());
-    let host = match options.get_socket() {
-        Some(socket) => socket.display().to_string(),
-        None => options.get_host().to_owned(),
-    };
-    let database = options.get_database().unwrap_or(user);
-    format!("postgres://{user}@{host}:{port}/{database}?sslmode={sslmode}")
 }
 
 #[cfg(test)]

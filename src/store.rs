@@ -10,7 +10,9 @@ pub mod checkup;
 pub mod cursors;
 pub mod history;
 pub mod inspect;
+mod migration;
 pub mod pages;
+mod pooler;
 pub mod pools;
 pub mod traces;
 pub mod undelivered;
@@ -18,11 +20,11 @@ pub mod undelivered;
 use std::sync::LazyLock;
 use std::time::Duration;
 
+pub use self::migration::migrate;
 use self::pools::Pool;
 use crate::feed::{Seq, Version};
 use crate::notification::Progress;
 use sqlx::Row;
-use sqlx::migrate::Migrate;
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgConnection, PgRow};
 use sqlx::query::Query;
 use sqlx::{Connection as _, Postgres};
@@ -39,8 +41,9 @@ static MIGRATIONS: LazyLock<sqlx::migrate::Migrator> = LazyLock::new(|| {
 
 /// An answer that takes longer never comes: the connection is half open. A little above the statement timeout of the pools.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(12);
-/// A migration that waits longer for a lock gives up, and is run again: all who come after it wait for the same lock.
-const LOCK_TIMEOUT: &str = "10s";
+/// How long a command waits until it is connected, and for the end of its connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// The same for the check that probes ask for, which reads a few rows.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -61,7 +64,7 @@ pub enum StoreError {
     ReadOnly(&'static str),
     /// The database cannot hold every text.
     #[error(
-        "the database has the encoding {0}, and Shopbell needs UTF8: create it with `encoding 'UTF8' template template0`"
+        "the encoding of the database is {0}, not UTF8; create one with `create database ... encoding 'UTF8' template template0`"
     )]
     Encoding(String),
     /// A migration could not be run.
@@ -99,14 +102,19 @@ impl From<sqlx::Error> for StoreError {
     }
 }
 
-/// Brings the schema up to date. Safe to run from several replicas at once: sqlx takes an advisory lock.
-pub async fn migrate(options: &PgConnectOptions) -> Result<usize, StoreError> {
-    // Not from a pool, which would hide why the database cannot be reached behind its own timeout.
-    let options = options.clone().application_name("shopbell-migrate").options([("lock_timeout", LOCK_TIMEOUT)]);
-    let mut connection = PgConnection::connect_with(&options).await?;
-    let migrated = MIGRATIONS.run(&mut connection).await;
-    connection.close().await?;
-    migrated.map(|()| MIGRATIONS.iter().count()).map_err(|error| StoreError::Migration(error.to_string()))
+/// A connection of its own for a command, which has [`set_up`](pools::set_up) no more than the caller wants. Not from a pool, which would
+/// hide why the database cannot be reached behind its own timeout.
+async fn connect(options: &PgConnectOptions, name: &str) -> Result<PgConnection, StoreError> {
+    let options = pools::session_options(options).application_name(name);
+    match tokio::time::timeout(CONNECT_TIMEOUT, PgConnection::connect_with(&options)).await {
+        Ok(connected) => Ok(connected?),
+        Err(_) => Err(StoreError::Silent(CONNECT_TIMEOUT)),
+    }
+}
+
+/// Closes it; nobody waits for a server that is silent.
+async fn close(connection: PgConnection) {
+    let _ = tokio::time::timeout(CLOSE_TIMEOUT, connection.close()).await;
 }
 
 /// Checks that the database answers, takes writes, holds every text and has every migration this binary knows (a newer schema
@@ -160,17 +168,12 @@ fn expect_utf8(encoding: String) -> Result<(), StoreError> {
 
 /// The migrations that the database has.
 async fn applied(connection: &mut PgConnection) -> Result<Vec<i64>, StoreError> {
-    let applied = connection.list_applied_migrations(MIGRATIONS.table_name.as_ref()).await;
-    let applied = applied.map_err(|error| match error {
-        sqlx::migrate::MigrateError::Execute(sqlx::Error::Database(database))
-            if database.code().as_deref() == Some("42P01") =>
-        {
-            StoreError::Schema("it was never migrated".into())
-        }
-        sqlx::migrate::MigrateError::Execute(error) => StoreError::from(error),
-        other => StoreError::Schema(other.to_string()),
-    })?;
-    Ok(applied.into_iter().map(|migration| migration.version).collect())
+    // Not kept prepared: doctor asks it behind poolers, too.
+    let query = sqlx::query_scalar("select version from _sqlx_migrations order by version").persistent(false);
+    query.fetch_all(connection).await.map_err(|error| match error.as_database_error().and_then(|error| error.code()) {
+        Some(code) if code == "42P01" => StoreError::Schema("it was never migrated".into()),
+        _ => StoreError::from(error),
+    })
 }
 
 /// Runs a statement and gives its rows. If no answer comes in time, the connections are replaced: sqlx itself would wait for as

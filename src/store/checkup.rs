@@ -3,9 +3,10 @@
 use std::time::SystemTime;
 
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgRow};
-use sqlx::{Connection as _, Row};
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, Row};
 
-use super::{MIGRATIONS, StoreError, applied};
+use super::pools::{SESSION_SETTINGS, set_up};
+use super::{MIGRATIONS, StoreError, applied, close, connect, pooler};
 
 /// Most transactions and slots that are told.
 const TOLD_MAX: i64 = 10;
@@ -17,6 +18,14 @@ pub struct Checkup {
     pub version: String,
     /// The first number of it.
     pub major: i32,
+    /// Our user.
+    pub user: String,
+    /// `server_encoding`.
+    pub encoding: String,
+    /// How our sessions reach their server processes.
+    pub sessions: Sessions,
+    /// The settings that the sessions of the pools rely on.
+    pub guards: Vec<Guard>,
     /// A standby: it takes no writes.
     pub in_recovery: bool,
     /// Sessions begin read-only.
@@ -45,6 +54,29 @@ pub struct Checkup {
     pub missing_migrations: Vec<i64>,
     /// Migrations that the database has and this binary does not know.
     pub newer_migrations: Vec<i64>,
+}
+
+/// How our sessions reach their server processes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sessions {
+    /// Each has one of its own.
+    Own,
+    /// A pooler gives each transaction another one, and keeps prepared statements or not.
+    Shared {
+        /// Whether it does.
+        prepared_statements: bool,
+    },
+}
+
+/// A setting that the sessions of the pools rely on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Guard {
+    /// Its name in Postgres.
+    pub setting: &'static str,
+    /// What the pools set.
+    pub wanted: &'static str,
+    /// What a session of a pool has: where sessions are shared, what each has without our doing.
+    pub found: String,
 }
 
 /// A transaction that holds back vacuum.
@@ -98,32 +130,47 @@ pub enum Kept {
     Lost,
 }
 
-/// Asks everything, on a connection of its own.
+/// Asks everything, on connections of its own. In one transaction, and without prepared statements, so that it works behind every
+/// pooler.
 pub async fn look(options: &PgConnectOptions) -> Result<Checkup, StoreError> {
-    let mut connection = PgConnection::connect_with(&options.clone().application_name("shopbell doctor")).await?;
+    let mut connection = connect(options, "shopbell doctor").await?;
+    let mut pooled = connect(options, "shopbell doctor").await?;
+    let sessions = sessions(&mut connection, &mut pooled).await?;
+    set_up(&mut pooled).await?;
+    let guards = guards(&mut pooled, sessions).await?;
+    close(pooled).await;
+    let mut connection = connection.begin().await?;
     let clock_ahead_seconds = clock_ahead(&mut connection).await?;
     let known = |version: &i64| MIGRATIONS.iter().any(|migration| migration.version == *version);
-    let applied = match applied(&mut connection).await {
-        Err(StoreError::Schema(_)) => Vec::new(),
-        applied => applied?,
+    let is_migrated = "select to_regclass('_sqlx_migrations') is not null";
+    let applied = match sqlx::query_scalar(is_migrated).persistent(false).fetch_one(&mut *connection).await? {
+        true => applied(&mut connection).await?,
+        false => Vec::new(),
     };
     let missing = MIGRATIONS.iter().map(|migration| migration.version).filter(|version| !applied.contains(version));
     let row = sqlx::query(
         "select current_setting('server_version') as version,
                 current_setting('server_version_num')::integer / 10000 as major,
+                current_user::text as user_name,
+                current_setting('server_encoding') as encoding,
                 pg_is_in_recovery() as in_recovery,
-                current_setting('default_transaction_read_only')::boolean as read_only,
+                current_setting('transaction_read_only')::boolean as read_only,
                 current_setting('fsync') as fsync,
                 current_setting('full_page_writes') as full_page_writes,
                 current_setting('synchronous_commit') as synchronous_commit,
                 current_setting('synchronous_standby_names') as synchronous_standbys,
                 current_setting('idle_in_transaction_session_timeout') as idle_in_transaction_timeout",
     )
-    .fetch_one(&mut connection)
+    .persistent(false)
+    .fetch_one(&mut *connection)
     .await?;
     let checkup = Checkup {
         version: row.try_get("version")?,
         major: row.try_get("major")?,
+        user: row.try_get("user_name")?,
+        encoding: row.try_get("encoding")?,
+        sessions,
+        guards,
         in_recovery: row.try_get("in_recovery")?,
         read_only: row.try_get("read_only")?,
         fsync: row.try_get("fsync")?,
@@ -139,8 +186,33 @@ pub async fn look(options: &PgConnectOptions) -> Result<Checkup, StoreError> {
         missing_migrations: missing.collect(),
         newer_migrations: applied.iter().copied().filter(|version| !known(version)).collect(),
     };
-    connection.close().await?;
+    connection.rollback().await?;
     Ok(checkup)
+}
+
+async fn sessions(connection: &mut PgConnection, pooled: &mut PgConnection) -> Result<Sessions, sqlx::Error> {
+    if !pooler::share_a_server(connection, pooled).await? {
+        return Ok(Sessions::Own);
+    }
+    let prepared_statements = pooler::keeps_prepared_statements(pooled, connection).await?;
+    Ok(Sessions::Shared { prepared_statements })
+}
+
+/// Reads what a session of a pool really has: a pooler may have dropped what we set.
+async fn guards(pooled: &mut PgConnection, sessions: Sessions) -> Result<Vec<Guard>, sqlx::Error> {
+    // Behind a shared session only the defaults of the role and the database are always there.
+    let value = match sessions {
+        Sessions::Own => "setting",
+        Sessions::Shared { .. } => "reset_val",
+    };
+    let mut guards = Vec::new();
+    for (setting, wanted) in SESSION_SETTINGS {
+        // Not prepared, for the same reason. Both are our own constants.
+        let query = format!("select {value} || coalesce(unit, '') as found from pg_settings where name = '{setting}'");
+        let row = pooled.fetch_one(sqlx::raw_sql(AssertSqlSafe(query))).await?;
+        guards.push(Guard { setting, wanted, found: row.try_get("found")? });
+    }
+    Ok(guards)
 }
 
 /// Compared with the middle of the question, whose half a way is the error.
@@ -148,7 +220,7 @@ async fn clock_ahead(connection: &mut PgConnection) -> Result<f64, sqlx::Error> 
     let ours = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
     let query = "select extract(epoch from clock_timestamp())::double precision";
     let before = ours();
-    let theirs: f64 = sqlx::query_scalar(query).fetch_one(connection).await?;
+    let theirs: f64 = sqlx::query_scalar(query).persistent(false).fetch_one(connection).await?;
     Ok(theirs - f64::midpoint(before, ours()))
 }
 
@@ -164,7 +236,7 @@ async fn receivers(connection: &mut PgConnection) -> Result<Receivers, sqlx::Err
                 count(*) filter (where state is null) as unseen
          from pg_stat_replication r",
     );
-    let row = query.fetch_one(connection).await?;
+    let row = query.persistent(false).fetch_one(connection).await?;
     Ok(Receivers {
         standbys: row.try_get("standbys")?,
         synchronous: row.try_get("synchronous")?,
@@ -200,7 +272,7 @@ async fn connection_limits(connection: &mut PgConnection) -> Result<Vec<Connecti
     let limit = |row: PgRow| {
         Ok(ConnectionLimit { setting: row.try_get("setting")?, max: row.try_get("max")?, taken: row.try_get("taken")? })
     };
-    query.fetch_all(connection).await?.into_iter().map(limit).collect()
+    query.persistent(false).fetch_all(connection).await?.into_iter().map(limit).collect()
 }
 
 async fn old_transactions(connection: &mut PgConnection) -> Result<Vec<OldTransaction>, sqlx::Error> {
@@ -218,7 +290,7 @@ async fn old_transactions(connection: &mut PgConnection) -> Result<Vec<OldTransa
          limit $1",
     );
     let old = |row: PgRow| Ok(OldTransaction { whose: row.try_get("whose")?, seconds: row.try_get("seconds")? });
-    query.bind(TOLD_MAX).fetch_all(connection).await?.into_iter().map(old).collect()
+    query.bind(TOLD_MAX).persistent(false).fetch_all(connection).await?.into_iter().map(old).collect()
 }
 
 async fn idle_slots(connection: &mut PgConnection) -> Result<Vec<IdleSlot>, sqlx::Error> {
@@ -240,5 +312,5 @@ async fn idle_slots(connection: &mut PgConnection) -> Result<Vec<IdleSlot>, sqlx
         };
         Ok(IdleSlot { name: row.try_get("name")?, keeps })
     };
-    query.bind(TOLD_MAX).fetch_all(connection).await?.into_iter().map(slot).collect()
+    query.bind(TOLD_MAX).persistent(false).fetch_all(connection).await?.into_iter().map(slot).collect()
 }

@@ -6,7 +6,7 @@ use sqlx::{Connection as _, Row};
 use time::OffsetDateTime;
 use time::serde::rfc3339;
 
-use super::StoreError;
+use super::{StoreError, close, connect};
 use crate::feed::{Feed, Seq};
 
 /// Most cursors that are shown, the devices that were seen last first.
@@ -117,7 +117,7 @@ pub struct Envelope {
 /// Reads a feed's state in one snapshot; `None` where nothing was ever stored for it and nobody reads it. Walks primary keys,
 /// and at most IMPORTS_MAX of the feed's imports beyond those that have ended.
 pub async fn feed(options: &PgConnectOptions, feed: &Feed) -> Result<Option<FeedState>, StoreError> {
-    let mut connection = connect(options).await?;
+    let mut connection = connect(options, "shopbell inspect").await?;
     let mut snapshot = connection.begin_with("begin isolation level repeatable read, read only").await?;
     let query = "select last_seq, acked_seq, unread, unhandled from feeds where feed = $1";
     let row = sqlx::query(query).bind(feed.as_str()).fetch_optional(&mut *snapshot).await?;
@@ -140,7 +140,7 @@ pub async fn feed(options: &PgConnectOptions, feed: &Feed) -> Result<Option<Feed
         newest: envelopes(&mut snapshot, feed, last - NEWEST_MAX + 1, last).await?,
     };
     snapshot.rollback().await?;
-    connection.close().await?;
+    close(connection).await;
     Ok(Some(state))
 }
 
@@ -150,17 +150,13 @@ pub async fn notification(
     feed: &Feed,
     seq: Seq,
 ) -> Result<Option<(Envelope, Option<String>)>, StoreError> {
-    let mut connection = connect(options).await?;
+    let mut connection = connect(options, "shopbell inspect").await?;
     let envelope = envelopes(&mut connection, feed, seq.get(), seq.get()).await?.pop();
     let query = sqlx::query_scalar("select data from notifications where feed = $1 and seq = $2");
     let data: Option<Option<String>> =
         query.bind(feed.as_str()).bind(seq.get()).fetch_optional(&mut connection).await?;
-    connection.close().await?;
+    close(connection).await;
     Ok(envelope.map(|envelope| (envelope, data.flatten())))
-}
-
-async fn connect(options: &PgConnectOptions) -> Result<PgConnection, sqlx::Error> {
-    PgConnection::connect_with(&options.clone().application_name("shopbell inspect")).await
 }
 
 /// Newest first.

@@ -17,7 +17,7 @@ protocol <- feed
 change <- feed protocol::ServerFrame
 notification <- telemetry::traces::Origin feed event protocol::SkipReason change::Change
 auth <- feed
-store <- telemetry feed event protocol::SkipReason change notification
+store <- backoff telemetry feed event protocol::SkipReason change notification
 amqp <- event
 hub <- feed change::Change notification
 fanout <- backoff health telemetry feed change::Change notification amqp hub

@@ -2,7 +2,7 @@
 
 use super::Finding;
 use crate::commands::terminal;
-use crate::store::checkup::{Checkup, ConnectionLimit, Kept, Receivers};
+use crate::store::checkup::{Checkup, ConnectionLimit, Guard, Kept, Receivers, Sessions};
 
 /// What the SQL needs (`shopbell migrate` would fail on an older one).
 const MAJOR_MIN: i32 = 15;
@@ -19,6 +19,8 @@ pub(super) fn away(error: &anyhow::Error) -> Finding {
 pub(super) fn findings(checkup: &Checkup, needed: u32) -> Vec<Finding> {
     let mut findings = vec![
         version(checkup),
+        encoding(&checkup.encoding),
+        sessions(checkup),
         writable(checkup),
         schema(checkup),
         on("fsync", &checkup.fsync, "a crash of the machine may leave a database that cannot be read"),
@@ -32,6 +34,7 @@ pub(super) fn findings(checkup: &Checkup, needed: u32) -> Vec<Finding> {
         clock(checkup.clock_ahead_seconds),
         idle_in_transaction(&checkup.idle_in_transaction_timeout),
     ];
+    findings.extend(guards(checkup));
     findings.extend(connections(&checkup.connection_limits, i64::from(needed)));
     findings.extend(transactions(checkup));
     findings.extend(slots(checkup));
@@ -46,13 +49,77 @@ fn version(checkup: &Checkup) -> Finding {
     }
 }
 
+fn encoding(encoding: &str) -> Finding {
+    const CHECK: &str = "postgres.encoding";
+    match encoding {
+        "UTF8" => Finding::ok(CHECK, encoding),
+        _ => Finding::error(
+            CHECK,
+            format!("the encoding of the database is {encoding}: it refuses or damages some names"),
+            "Create one with `create database ... encoding 'UTF8' template template0`, and move the data there",
+        ),
+    }
+}
+
+fn sessions(checkup: &Checkup) -> Finding {
+    const CHECK: &str = "postgres.sessions";
+    match checkup.sessions {
+        Sessions::Own => Finding::ok(CHECK, "each connection has a server process of its own"),
+        Sessions::Shared { prepared_statements: true } => Finding::ok(
+            CHECK,
+            "a pooler gives each transaction another server process, and keeps prepared statements; `shopbell migrate` needs \
+             the address of Postgres itself",
+        ),
+        Sessions::Shared { prepared_statements: false } => Finding::error(
+            CHECK,
+            "a pooler in transaction mode loses prepared statements: most statements fail",
+            "Use session mode, or PgBouncer 1.21 or newer with max_prepared_statements = 200 (docs/pooling.md)",
+        ),
+    }
+}
+
+/// A guard that a pooler dropped is reported: without it a forgotten transaction or a slow statement holds a feed for ever.
+fn guards(checkup: &Checkup) -> Vec<Finding> {
+    let is_shared = checkup.sessions != Sessions::Own;
+    let judge = |guard: &Guard| {
+        let check = format!("postgres.session.{}", guard.setting);
+        let is_off = ["0", "0ms", "0s"].contains(&guard.found.as_str());
+        let holds = match guard.wanted {
+            "off" => guard.found == "off",
+            // Any limit of the operator will do where ours cannot be set.
+            _ if is_shared => !is_off,
+            wanted => is_same_time(&guard.found, wanted),
+        };
+        match holds {
+            true => Finding::ok(check, &guard.found),
+            false => Finding::warning(
+                check,
+                format!("a session of the service has {}, not {}: a pooler dropped it", guard.found, guard.wanted),
+                format!("Run: alter role {} set {} = '{}'", checkup.user, guard.setting, guard.wanted),
+            ),
+        }
+    };
+    checkup.guards.iter().map(judge).collect()
+}
+
+/// Whether `10000ms` is `10s`.
+fn is_same_time(found: &str, wanted: &str) -> bool {
+    let milliseconds = |text: &str| match text.strip_suffix("ms") {
+        Some(number) => number.parse::<u64>().ok(),
+        None => text.strip_suffix('s')?.parse::<u64>().ok().map(|seconds| seconds * 1_000),
+    };
+    milliseconds(found).is_some() && milliseconds(found) == milliseconds(wanted)
+}
+
 fn writable(checkup: &Checkup) -> Finding {
     const CHECK: &str = "postgres.writable";
     match (checkup.in_recovery, checkup.read_only) {
         (true, _) => Finding::error(CHECK, "this server is a standby", "Let DATABASE_URL name the primary"),
-        (_, true) => {
-            Finding::error(CHECK, "default_transaction_read_only is on", "Turn it off for this database and user")
-        }
+        (_, true) => Finding::error(
+            CHECK,
+            "transactions are read-only",
+            "Turn default_transaction_read_only off for this server, database and user",
+        ),
         _ => Finding::ok(CHECK, "it takes writes"),
     }
 }
@@ -210,10 +277,25 @@ mod tests {
         ConnectionLimit { setting: setting.into(), max, taken }
     }
 
+    const STATEMENT_TIMEOUT: &str = "postgres.session.statement_timeout";
+
+    fn guards(statement: &str, idle: &str, jit: &str) -> Vec<Guard> {
+        let guard = |setting, wanted, found: &str| Guard { setting, wanted, found: found.into() };
+        vec![
+            guard("statement_timeout", "10s", statement),
+            guard("idle_in_transaction_session_timeout", "10s", idle),
+            guard("jit", "off", jit),
+        ]
+    }
+
     fn healthy() -> Checkup {
         Checkup {
             version: "15.18".into(),
             major: 15,
+            user: "shopbell".into(),
+            encoding: "UTF8".into(),
+            sessions: Sessions::Own,
+            guards: guards("10000ms", "10000ms", "off"),
             in_recovery: false,
             read_only: false,
             fsync: "on".into(),
@@ -250,6 +332,18 @@ mod tests {
         check(|checkup| checkup.major = 14, &[("postgres.version", Error)]);
         check(|checkup| checkup.in_recovery = true, &[("postgres.writable", Error)]);
         check(|checkup| checkup.read_only = true, &[("postgres.writable", Error)]);
+        check(|checkup| checkup.encoding = "LATIN1".into(), &[("postgres.encoding", Error)]);
+        check(|checkup| checkup.guards = guards("0ms", "10000ms", "off"), &[(STATEMENT_TIMEOUT, Warning)]);
+        check(|checkup| checkup.guards = guards("10000ms", "10000ms", "on"), &[("postgres.session.jit", Warning)]);
+        let shared = |prepared_statements, guards, expected: &[_]| {
+            check(
+                |checkup| (checkup.sessions, checkup.guards) = (Sessions::Shared { prepared_statements }, guards),
+                expected,
+            );
+        };
+        shared(true, guards("30000ms", "60000ms", "off"), &[]);
+        shared(true, guards("0ms", "60000ms", "off"), &[(STATEMENT_TIMEOUT, Warning)]);
+        shared(false, guards("30000ms", "60000ms", "off"), &[("postgres.sessions", Error)]);
         check(|checkup| checkup.missing_migrations = vec![1, 2], &[("postgres.schema", Error)]);
         check(|checkup| checkup.fsync = "off".into(), &[("postgres.fsync", Error)]);
         check(|checkup| checkup.full_page_writes = "off".into(), &[("postgres.full_page_writes", Error)]);

@@ -17,6 +17,22 @@ pub fn at(url: &str, authority: &str) -> String {
     format!("{}{authority}{}", &url[..start], &url[end..])
 }
 
+/// The user and the password, as they are written.
+pub fn user_and_password(url: &str) -> (String, String) {
+    let after_scheme = url.find("://").expect("a URL has a scheme") + 3;
+    let (start, _) = authority_span(url);
+    let (user, password) =
+        url[after_scheme..start].trim_end_matches('@').split_once(':').expect("a URL with a password");
+    (user.to_owned(), password.to_owned())
+}
+
+/// The host and the port, with the port of its scheme where none is written.
+pub fn host_and_port(url: &str) -> (String, String) {
+    let authority = authority(url);
+    let (host, port) = authority.rsplit_once(':').expect("an authority with a port");
+    (host.to_owned(), port.to_owned())
+}
+
 /// The same server, another database.
 pub fn with_database(url: &str, database: &str) -> String {
     let (_, end) = authority_span(url);

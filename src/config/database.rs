@@ -1,0 +1,72 @@
+//! `DATABASE_URL`: parsed as sqlx does it, less what sqlx misunderstands.
+
+use std::net::Ipv6Addr;
+use std::str::FromStr;
+
+use sqlx::postgres::{PgConnectOptions, PgSslMode};
+
+const EXPECTED: &str = "must be a URL like postgres://user:password@host:5432/database";
+
+/// Parses the URL, or returns what is wrong with it, without any part of it.
+pub(super) fn read(url: &str) -> Result<PgConnectOptions, &'static str> {
+    let rest = ["postgres://", "postgresql://"].iter().find_map(|scheme| url.strip_prefix(scheme)).ok_or(EXPECTED)?;
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    if authority.rsplit('@').next().is_some_and(|hosts| hosts.contains(',')) {
+        return Err("names several hosts: use one name that always leads to the primary");
+    }
+    without_brackets(PgConnectOptions::from_str(url).map_err(|_| EXPECTED)?)
+}
+
+/// A URL has an IPv6 address in brackets (RFC 3986 §3.2.2), which sqlx would look up as a name.
+fn without_brackets(options: PgConnectOptions) -> Result<PgConnectOptions, &'static str> {
+    let Some(address) = options.get_host().strip_prefix('[') else { return Ok(options) };
+    let address = address.strip_suffix(']').and_then(|address| address.parse::<Ipv6Addr>().ok());
+    let address = address.ok_or("has a host in brackets that is no IPv6 address")?;
+    Ok(options.host(&address.to_string()))
+}
+
+/// What of it is no secret, as it is used: a URL says less, for libpq's own variables fill in the rest.
+pub(super) fn shown(options: &PgConnectOptions) -> String {
+    let sslmode = match options.get_ssl_mode() {
+        PgSslMode::Disable => "disable",
+        PgSslMode::Allow => "allow",
+        PgSslMode::Prefer => "prefer",
+        PgSslMode::Require => "require",
+        PgSslMode::VerifyCa => "verify-ca",
+        PgSslMode::VerifyFull => "verify-full",
+    };
+    let (user, port) = (options.get_username(), options.get_port());
+    let host = match options.get_socket() {
+        Some(socket) => socket.display().to_string(),
+        None if options.get_host().contains(':') => format!("[{}]", options.get_host()),
+        None => options.get_host().to_owned(),
+    };
+    let database = options.get_database().unwrap_or(user);
+    format!("postgres://{user}@{host}:{port}/{database}?sslmode={sslmode}")
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ipv6_address_loses_its_brackets() {
+        let host = |url: &str| read(url).unwrap().get_host().to_owned();
+        assert_eq!(host("postgres://u:hidden@[::1]:5433/d"), "::1");
+        assert_eq!(host("postgres://u@[2001:db8::1]/d"), "2001:db8::1");
+        assert_eq!(host("postgres:///d?host=::1"), "::1");
+        let shown = shown(&read("postgres://u:hidden@[::1]:5433/d").unwrap());
+        assert_eq!(shown, "postgres://u@[::1]:5433/d?sslmode=prefer");
+    }
+
+    #[test]
+    fn several_hosts_are_refused_with_a_reason() {
+        for url in ["postgres://u:hidden@a,b/d", "postgres://u:hidden@a:5432,b:5432/d?target_session_attrs=read-write"]
+        {
+            let refused = read(url).unwrap_err();
+            assert!(refused.starts_with("names several hosts"), "{refused}");
+        }
+        assert_eq!(read("postgres://u:hid,den@h/d").unwrap().get_host(), "h");
+    }
+}

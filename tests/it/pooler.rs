@@ -1,0 +1,78 @@
+//! PgBouncer between Shopbell and Postgres.
+
+use serde::Deserialize;
+
+use crate::support::{Done, Event, PgBouncer, World};
+
+const MERCHANT: &str = "merchant-42";
+
+#[derive(Debug, Deserialize)]
+struct Finding {
+    check: String,
+    state: String,
+    found: String,
+    remedy: Option<String>,
+}
+
+#[tokio::test]
+async fn an_order_goes_its_whole_way_through_pgbouncer_in_session_mode() {
+    let world = World::new().await;
+    // As it is installed; and set to drop the parameters that it would refuse.
+    for more in ["", "ignore_startup_parameters = extra_float_digits, options"] {
+        let pooler = PgBouncer::start(&world, "session", more).await;
+        let url = pooler.url(world.database_url());
+        world.shopbell_with(&[("DATABASE_URL", &url)], &["migrate"]).await.succeeded();
+        let feed = format!("{MERCHANT}-{}", more.len());
+        let replica = world.replica().with("DATABASE_URL", &url).start().await;
+        let publisher = world.publisher().await;
+        publisher.publish_all(Event::orders(&feed, 20)).await;
+        world.expect_stored(&feed, 20).await;
+        let mut merchant = world.merchant(&feed).connect(replica.public()).await;
+        merchant.take_seqs(1..=20).await;
+        publisher.publish_all(Event::orders(&feed, 20)).await;
+        merchant.take_seqs(21..=40).await;
+        merchant.ack(&feed, 40).await;
+        world.expect_cursor(&feed, "", 40).await;
+
+        let done = doctor(&world, &url).await.succeeded();
+        assert_eq!(the(&done, "postgres.sessions").state, "ok");
+        for guard in ["statement_timeout", "idle_in_transaction_session_timeout", "jit"] {
+            let finding = the(&done, &format!("postgres.session.{guard}"));
+            assert_eq!(finding.state, "ok", "{finding:?}");
+        }
+        assert!(replica.terminate().await.success());
+    }
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn doctor_and_migrate_report_a_pooler_in_transaction_mode() {
+    let world = World::new().await;
+    let pooler = PgBouncer::start(&world, "transaction", "").await;
+    let url = pooler.url(world.database_url());
+    let done = doctor(&world, &url).await;
+    let finding = the(&done, "postgres.sessions");
+    assert!(finding.found.contains("pooler"), "{finding:?}");
+    // Nobody has set them for the role, and a session of ours may be another's next time.
+    for guard in ["statement_timeout", "idle_in_transaction_session_timeout"] {
+        let finding = the(&done, &format!("postgres.session.{guard}"));
+        assert_eq!(finding.state, "warning", "{finding:?}");
+        assert!(finding.remedy.is_some_and(|remedy| remedy.contains("alter role")));
+    }
+    let done = world.shopbell_with(&[("DATABASE_URL", &url)], &["migrate"]).await.failed_with(1);
+    assert!(done.stderr.contains("transaction mode"), "{done:?}");
+    world.finish().await;
+}
+
+async fn doctor(world: &World, url: &str) -> Done {
+    let settings = [("DATABASE_URL", url), ("SHOPBELL_MAX_SESSIONS", "100")];
+    world.shopbell_with(&settings, &["doctor", "--output", "json"]).await
+}
+
+#[track_caller]
+fn the(done: &Done, check: &str) -> Finding {
+    let mut findings: Vec<Finding> = done.json_lines();
+    findings.retain(|finding| finding.check == check);
+    assert_eq!(findings.len(), 1, "{check} in {done:?}");
+    findings.remove(0)
+}
