@@ -5,27 +5,30 @@
 //! a late acknowledgement would acknowledge deliveries that nobody stored.
 
 pub mod checkup;
+mod connection;
 pub mod consumer;
 pub mod dead_letter;
 pub mod delivery;
 pub mod depths;
 pub mod publisher;
 pub mod topology;
+mod uri;
 
 use std::time::Duration;
 
+use lapin::Channel;
 use lapin::uri::AMQPUri;
-use lapin::{Channel, Connection, ConnectionProperties};
 
+use self::connection::{Connection, Frames};
 use self::topology::Topology;
 
-/// How long connecting may take: lapin's handshake after the TCP connect has no limit of its own.
+/// How long connecting may take, from the name of the host to the end of the AMQP handshake; and opening a channel.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long declaring everything may take: RabbitMQ makes a quorum queue on several nodes.
 const DECLARE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Seconds between heartbeats where the URL names none: a broker that is silent for two of them is gone.
 const HEARTBEAT_SECONDS: u16 = 10;
-/// How long a clean close may take before the connection is simply dropped.
+/// How long a clean close may take before the socket is ended without it.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What went wrong with the broker. Its remedy is always a new incarnation; the text is for the log.
@@ -68,6 +71,7 @@ pub struct Broker {
     pub partitions: u8,
     /// Declare the topology, or only verify that it exists.
     pub declare: bool,
+    publishing: publisher::Shared,
 }
 
 impl std::fmt::Debug for Broker {
@@ -84,35 +88,36 @@ impl std::fmt::Debug for Broker {
 impl Broker {
     /// Takes an `amqp` or `amqps` URL. The error does not repeat the URL, which holds a password.
     pub fn new(url: &str, prefix: &str, partitions: u8, declare: bool) -> Result<Self, String> {
-        let mut uri: AMQPUri = url.parse().map_err(|_| "must be a URL like amqp://user:password@host:5672/vhost")?;
+        let mut uri = uri::parse(url)?;
         uri.query.heartbeat.get_or_insert(HEARTBEAT_SECONDS);
-        Ok(Self { uri, names: topology::Names::new(prefix), partitions, declare })
+        Ok(Self {
+            uri,
+            names: topology::Names::new(prefix),
+            partitions,
+            declare,
+            publishing: publisher::Shared::default(),
+        })
     }
 
     /// Declares the topology, or verifies it, and does nothing more.
     pub async fn ensure(&self) -> Result<Topology, BrokerError> {
-        let (connection, _, topology) = self.open("declare").await?;
-        close(connection).await;
+        let (connection, channel, topology) = self.open("declare", Frames::Small).await?;
+        connection.close(&channel).await;
         Ok(topology)
     }
 
     /// Opens a connection and a channel on it, with the topology declared or verified.
-    async fn open(&self, purpose: &str) -> Result<(Connection, Channel, Topology), BrokerError> {
-        let (connection, channel) = self.connect(purpose).await?;
-        let ensuring = topology::ensure(&connection, &channel, self);
-        let topology = within(DECLARE_TIMEOUT, "declaring exchanges and queues", ensuring).await?;
+    async fn open(&self, purpose: &str, frames: Frames) -> Result<(Connection, Channel, Topology), BrokerError> {
+        let connection = Connection::open(&self.uri, purpose, frames).await?;
+        let channel = connection.channel().await?;
+        let topology = self.ensure_on(&connection, &channel).await?;
         Ok((connection, channel, topology))
     }
 
-    /// Opens a connection and a channel on it.
-    async fn connect(&self, purpose: &str) -> Result<(Connection, Channel), BrokerError> {
-        let properties = ConnectionProperties::default().with_connection_name(format!("shopbell {purpose}").into());
-        let opening = async {
-            let connection = Connection::connect_uri(self.uri.clone(), properties).await?;
-            let channel = connection.create_channel().await?;
-            Ok((connection, channel))
-        };
-        within(CONNECT_TIMEOUT, "connecting", opening).await
+    /// Declares the topology, or verifies it, on this channel.
+    async fn ensure_on(&self, connection: &Connection, channel: &Channel) -> Result<Topology, BrokerError> {
+        let ensuring = topology::ensure(connection, channel, self);
+        within(DECLARE_TIMEOUT, "declaring exchanges and queues", ensuring).await
     }
 }
 
@@ -123,12 +128,4 @@ async fn within<T>(
     answer: impl Future<Output = Result<T, BrokerError>>,
 ) -> Result<T, BrokerError> {
     tokio::time::timeout(limit, answer).await.unwrap_or(Err(BrokerError::Timeout(limit, what)))
-}
-
-/// Closes a connection cleanly if the broker plays along.
-async fn close(connection: Connection) {
-    let closing = connection.close(200, "goodbye".into());
-    if !matches!(tokio::time::timeout(CLOSE_TIMEOUT, closing).await, Ok(Ok(()))) {
-        tracing::debug!("RabbitMQ connection did not close cleanly");
-    }
 }

@@ -114,41 +114,41 @@ impl Fanout {
     pub async fn receive(&self, broker: &Broker, stop: CancellationToken) {
         let mut backoff = Backoff::default();
         while !stop.is_cancelled() {
-            let ended = tokio::select! {
-                ended = self.receive_one_incarnation(broker, &mut backoff) => ended,
-                () = stop.cancelled() => return,
-            };
+            let ended = self.receive_one_incarnation(broker, &mut backoff, &stop).await;
             self.receives.store(false, Ordering::Relaxed);
+            let Err(error) = ended else { return };
             let wait = backoff.next_wait();
             self.metrics.retries.inc("fanout");
-            tracing::warn!(error = %ended, wait_ms = wait.as_millis(), "the fan-out consumer ended; it is opened again");
-            tokio::select! {
-                () = tokio::time::sleep(wait) => {}
-                () = stop.cancelled() => return,
-            }
+            tracing::warn!(%error, wait_ms = wait.as_millis(), "the fan-out consumer ended; it is opened again");
+            stop.run_until_cancelled(tokio::time::sleep(wait)).await;
         }
     }
 
-    async fn receive_one_incarnation(&self, broker: &Broker, backoff: &mut Backoff) -> BrokerError {
-        let mut consumer = match Consumer::fanout(broker, PREFETCH).await {
-            Ok(consumer) => consumer,
-            Err(error) => return error,
-        };
+    async fn receive_one_incarnation(
+        &self,
+        broker: &Broker,
+        backoff: &mut Backoff,
+        stop: &CancellationToken,
+    ) -> Result<(), BrokerError> {
+        let Some(opened) = stop.run_until_cancelled(Consumer::fanout(broker, PREFETCH)).await else { return Ok(()) };
+        let mut consumer = opened?;
         self.receives.store(true, Ordering::Relaxed);
-        let acknowledger = consumer.acknowledger();
         let _up = self.health.fanout.up();
+        let received = stop.run_until_cancelled(self.receive_from(&mut consumer, backoff)).await;
+        consumer.close().await;
+        received.unwrap_or(Ok(()))
+    }
+
+    /// Receives until the consumer ends, which is an error.
+    async fn receive_from(&self, consumer: &mut Consumer, backoff: &mut Backoff) -> Result<(), BrokerError> {
+        let acknowledger = consumer.acknowledger();
         loop {
-            let delivery = match consumer.next().await {
-                Ok(delivery) => delivery,
-                Err(error) => return error,
-            };
+            let delivery = consumer.next().await?;
             let tag = delivery.tag();
             if delivery.app_id() != Some(&self.replica) {
                 self.spread(delivery.body());
             }
-            if let Err(error) = acknowledger.acknowledge_through(tag).await {
-                return error;
-            }
+            acknowledger.acknowledge_through(tag).await?;
             backoff.reset();
         }
     }

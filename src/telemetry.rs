@@ -15,9 +15,10 @@ use tracing_subscriber::{EnvFilter, Layer, fmt};
 use self::traces::Traces;
 
 /// Always on top: lapin logs a returned message with its whole body, and a closed channel as an error also where RabbitMQ
-/// only says that a queue is not there (what is an error comes back to us, and is told there); sqlx logs a slow statement
-/// with its text.
-const LOG_ALWAYS: [&str; 3] = ["lapin::returned_messages=error", "lapin::channel=off", "sqlx::query=off"];
+/// only says that a queue is not there (what is an error comes back to us, and is told there); and a socket that we end, as
+/// one that failed. sqlx logs a slow statement with its text.
+const LOG_ALWAYS: [&str; 4] =
+    ["lapin::returned_messages=error", "lapin::channel=off", "lapin::io_loop=off", "sqlx::query=off"];
 
 /// Sends the log to stderr, as text to a terminal, else as JSON, one object a line; and traces where the environment asks
 /// for them. What it returns is to be stopped at the end.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, Interval, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
 
 use crate::amqp::depths::Watcher;
 use crate::hub::Hub;
@@ -18,6 +19,8 @@ use crate::telemetry::metrics::Metrics;
 const INTERVAL: Duration = Duration::from_secs(5);
 /// Soon, but when the queues of a new broker are there.
 const FIRST_AFTER: Duration = Duration::from_secs(1);
+/// How long a stop waits for a look that has begun.
+const STOP_PATIENCE: Duration = Duration::from_secs(1);
 /// Most feeds asked for in one statement.
 const FEEDS_PER_QUERY_MAX: usize = 5_000;
 
@@ -55,12 +58,15 @@ async fn look(pool: &Pool, hub: &Hub) -> Result<Undelivered, StoreError> {
     Ok(all)
 }
 
-/// Looks at RabbitMQ.
-pub async fn broker(mut watcher: Watcher, metrics: Arc<Metrics>) {
+/// Looks at RabbitMQ until told to stop, then closes the connection.
+pub async fn broker(mut watcher: Watcher, metrics: Arc<Metrics>, stop: CancellationToken) {
     let mut interval = interval();
-    loop {
-        interval.tick().await;
-        let looked = watcher.look().await;
+    while stop.run_until_cancelled(interval.tick()).await.is_some() {
+        let looked = tokio::select! {
+            looked = watcher.look() => looked,
+            // A look that RabbitMQ does not answer must not delay the stop.
+            () = patience(&stop) => return,
+        };
         metrics.broker_up.set(i64::from(looked.is_ok()));
         match looked {
             Ok(depths) => {
@@ -78,6 +84,13 @@ pub async fn broker(mut watcher: Watcher, metrics: Arc<Metrics>) {
             }
         }
     }
+    watcher.close().await;
+}
+
+/// Returns some time after the stop.
+async fn patience(stop: &CancellationToken) {
+    stop.cancelled().await;
+    tokio::time::sleep(STOP_PATIENCE).await;
 }
 
 fn interval() -> Interval {

@@ -3,14 +3,15 @@
 use std::time::Duration;
 
 use futures_util::{AsyncReadExt, AsyncWriteExt};
+use lapin::ErrorKind;
 use lapin::options::{ConfirmSelectOptions, ExchangeDeclareOptions, QueueDeclareOptions};
 use lapin::protocol::connection::AMQPMethod;
 use lapin::protocol::{AMQPClass, AMQPErrorKind, AMQPSoftError, parse_class};
 use lapin::tcp::AMQPUriTcpExt;
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{Connection, ErrorKind};
 
-use super::{Broker, BrokerError, close, topology, within};
+use super::connection::{Connection, Frames};
+use super::{Broker, BrokerError, topology, within};
 
 /// How long all the questions may take together.
 const CHECKUP_TIMEOUT: Duration = Duration::from_secs(15);
@@ -74,7 +75,8 @@ pub enum Found {
 /// Asks everything.
 pub async fn look(broker: &Broker) -> Result<Checkup, BrokerError> {
     let version = version(broker).await;
-    let (connection, channel) = broker.connect("doctor").await?;
+    let connection = Connection::open(&broker.uri, "doctor", Frames::Small).await?;
+    let channel = connection.channel().await?;
     let looking = async {
         channel.confirm_select(ConfirmSelectOptions::default()).await?;
         let (mut exchanges, mut queues) = (Vec::new(), Vec::new());
@@ -92,7 +94,7 @@ pub async fn look(broker: &Broker) -> Result<Checkup, BrokerError> {
         Ok(Checkup { version, exchanges, queues, more_partitions, gateways })
     };
     let checkup = within(CHECKUP_TIMEOUT, "looking at exchanges and queues", looking).await;
-    close(connection).await;
+    connection.close(&channel).await;
     checkup
 }
 
@@ -104,7 +106,7 @@ async fn exchange(
     kind: lapin::ExchangeKind,
     arguments: FieldTable,
 ) -> Result<Found, BrokerError> {
-    let channel = connection.create_channel().await?;
+    let channel = connection.channel().await?;
     let declare = |passive, kind, arguments| {
         let options = ExchangeDeclareOptions { durable: true, passive, ..Default::default() };
         channel.exchange_declare(name.into(), kind, options, arguments)
@@ -116,7 +118,7 @@ async fn exchange(
 }
 
 async fn queue(connection: &Connection, name: String, arguments: FieldTable) -> Result<Queue, BrokerError> {
-    let channel = connection.create_channel().await?;
+    let channel = connection.channel().await?;
     let declare = |passive, arguments| {
         let options = QueueDeclareOptions { durable: true, passive, ..Default::default() };
         channel.queue_declare(name.as_str().into(), options, arguments)

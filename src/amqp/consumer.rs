@@ -1,18 +1,25 @@
 //! Consuming a queue: one connection, one channel, one consumer.
 
+use std::time::Duration;
+
 use futures_util::{FutureExt, StreamExt};
+use lapin::Channel;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::FieldTable;
-use lapin::{Channel, Connection};
 
+use super::connection::{Connection, Frames};
 use super::delivery::Delivery;
-use super::{Broker, BrokerError, DECLARE_TIMEOUT, close, topology, within};
+use super::{Broker, BrokerError, DECLARE_TIMEOUT, topology, within};
 
 /// Of the queue that nobody publishes to: what somebody puts there by mistake is not taken without bound.
 const PREFETCH_OF_NOTHING: u16 = 1;
 
+/// How long an acknowledgement may wait for room in the socket.
+const ACKNOWLEDGE_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// One incarnation of a consumer. Deliveries are acknowledged on the incarnation that delivered them, and on no other.
 pub struct Consumer {
+    // First, so that it drops first, for the reason that `close` gives.
     connection: Connection,
     channel: Channel,
     stream: lapin::Consumer,
@@ -30,7 +37,7 @@ impl std::fmt::Debug for Consumer {
 impl Consumer {
     /// Consumes one partition. `prefetch` bounds what lies unacknowledged, in the broker's books and our memory.
     pub async fn ingest(broker: &Broker, partition: u8, prefetch: u16) -> Result<Self, BrokerError> {
-        let (connection, channel, topology) = broker.open("ingest").await?;
+        let (connection, channel, topology) = broker.open("ingest", Frames::Large).await?;
         // Told by one of the partitions, and no reason to stop: the old replicas drain while partitions are being raised.
         if partition == 1 && topology.more_partitions {
             let (known, unknown) = (broker.partitions, broker.names.partition(broker.partitions + 1));
@@ -45,8 +52,9 @@ impl Consumer {
 
     /// Consumes a fan-out queue of its own, and from then on counts as a gateway.
     pub async fn fanout(broker: &Broker, prefetch: u16) -> Result<Self, BrokerError> {
-        let (connection, channel, _) = broker.open("fanout").await?;
-        let queue = topology::ensure_fanout_queue(&channel, &broker.names).await?;
+        let (connection, channel, _) = broker.open("fanout", Frames::Large).await?;
+        let declaring = topology::ensure_fanout_queue(&channel, &broker.names);
+        let queue = within(DECLARE_TIMEOUT, "declaring a fan-out queue", declaring).await?;
         let mut consumer = Self::consume(connection, channel, queue, prefetch).await?;
         consumer.counted = Some(consume(&consumer.channel, broker.names.gateways(), PREFETCH_OF_NOTHING).await?);
         Ok(consumer)
@@ -87,14 +95,14 @@ impl Consumer {
 
     /// Whether the connection is there, as far as lapin knows.
     pub fn is_connected(&self) -> bool {
-        self.connection.status().connected() && self.channel.status().connected()
+        self.connection.is_connected() && self.channel.status().connected()
     }
 
     /// Closes cleanly; what is unacknowledged goes back to its place in the queue. Without `basic.cancel` before, which lapin
     /// sends for a consumer that is dropped: RabbitMQ (seen with 3.10.8) then turns to the standby at once and gives back what
     /// the cancelled one held only after, so that later events would overtake it.
     pub async fn close(self) {
-        close(self.connection).await;
+        self.connection.close(&self.channel).await;
     }
 }
 
@@ -129,6 +137,7 @@ impl std::fmt::Debug for Acknowledger {
 impl Acknowledger {
     /// Acknowledges this delivery and every one before it.
     pub async fn acknowledge_through(&self, tag: u64) -> Result<(), BrokerError> {
-        Ok(self.channel.basic_ack(tag, BasicAckOptions { multiple: true }).await?)
+        let acknowledging = async { Ok(self.channel.basic_ack(tag, BasicAckOptions { multiple: true }).await?) };
+        within(ACKNOWLEDGE_TIMEOUT, "sending an acknowledgement", acknowledging).await
     }
 }

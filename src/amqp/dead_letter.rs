@@ -1,13 +1,16 @@
 //! Dead letters: how an event that can never be stored is kept, looked at, and brought back.
 
+use std::time::Duration;
+
 use lapin::options::{BasicAckOptions, BasicGetOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
-use lapin::{BasicProperties, Channel, Connection};
+use lapin::{BasicProperties, Channel};
 
+use super::connection::{Connection, Frames};
 use super::delivery::Delivery;
 use super::publisher::Outgoing;
 use super::topology::Names;
-use super::{Broker, BrokerError, close};
+use super::{Broker, BrokerError, within};
 use crate::event::Rejection;
 
 const ID: &str = "x-shopbell-id";
@@ -23,6 +26,9 @@ const DEATH_HEADERS: [&str; 4] = ["x-death", "x-first-death-", "x-last-death-", 
 
 /// Headers beyond this are not carried along: with ours they might not fit the broker's frame of 128 KiB.
 const HEADER_BYTES_MAX: usize = 64 * 1024;
+
+/// How long RabbitMQ may take to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The event as it came, with the reason why it can never be stored, and an id to name it by.
 ///
@@ -131,25 +137,29 @@ impl std::fmt::Debug for DeadLetters {
 impl DeadLetters {
     /// Connects.
     pub async fn open(broker: &Broker) -> Result<Self, BrokerError> {
-        let (connection, channel, _) = broker.open("dead-letters").await?;
+        let (connection, channel, _) = broker.open("dead-letters", Frames::Large).await?;
         Ok(Self { connection, channel, queue: broker.names.dead_letter(), looked_at: 0 })
     }
 
     /// The next one, oldest first; `None` when all were looked at.
     pub async fn next(&mut self) -> Result<Option<DeadLetter>, BrokerError> {
-        let got = self.channel.basic_get(self.queue.as_str().into(), BasicGetOptions::default()).await?;
+        let getting =
+            async { Ok(self.channel.basic_get(self.queue.as_str().into(), BasicGetOptions::default()).await?) };
+        let got = within(ANSWER_TIMEOUT, "getting a dead letter", getting).await?;
         self.looked_at += 1;
         Ok(got.map(|got| DeadLetter::new(Delivery { inner: got.delivery }, self.looked_at, got.message_count)))
     }
 
     /// Removes it for good.
     pub async fn remove(&self, letter: &DeadLetter) -> Result<(), BrokerError> {
-        Ok(self.channel.basic_ack(letter.delivery.tag(), BasicAckOptions { multiple: false }).await?)
+        let options = BasicAckOptions { multiple: false };
+        let removing = async { Ok(self.channel.basic_ack(letter.delivery.tag(), options).await?) };
+        within(ANSWER_TIMEOUT, "removing a dead letter", removing).await
     }
 
     /// Gives back what was not removed.
     pub async fn close(self) {
-        close(self.connection).await;
+        self.connection.close(&self.channel).await;
     }
 }
 

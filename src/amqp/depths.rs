@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use lapin::Channel;
 use lapin::options::QueueDeclareOptions;
 use lapin::types::FieldTable;
-use lapin::{Channel, Connection};
 
+use super::connection::{Connection, Frames};
 use super::{Broker, BrokerError, topology, within};
 
 /// A broker that needs longer to say what lies in a queue is as good as away.
@@ -43,13 +44,26 @@ impl Watcher {
         // Taken out, so that an error on the way drops it.
         let incarnation = match self.incarnation.take() {
             Some(incarnation) => incarnation,
-            None => self.broker.connect("watch").await?,
+            None => self.open().await?,
         };
         let (connection, channel) = incarnation;
         let mut channel = channel;
         let depths = within(LOOK_TIMEOUT, "looking at the queues", self.depths(&connection, &mut channel)).await?;
         self.incarnation = Some((connection, channel));
         Ok(depths)
+    }
+
+    async fn open(&self) -> Result<(Connection, Channel), BrokerError> {
+        let connection = Connection::open(&self.broker.uri, "watch", Frames::Small).await?;
+        let channel = connection.channel().await?;
+        Ok((connection, channel))
+    }
+
+    /// Closes the connection, if there is one.
+    pub async fn close(self) {
+        if let Some((connection, channel)) = self.incarnation {
+            connection.close(&channel).await;
+        }
     }
 
     async fn depths(
@@ -71,7 +85,7 @@ impl Watcher {
                 match depth(channel, queue).await {
                     Ok(depth) => together = Some(together.map_or(depth, |others| others.and(depth))),
                     // RabbitMQ has closed the channel over that.
-                    Err(error) if topology::is_not_found(&error) => *channel = connection.create_channel().await?,
+                    Err(error) if topology::is_not_found(&error) => *channel = connection.channel().await?,
                     Err(error) => return Err(error.into()),
                 }
             }

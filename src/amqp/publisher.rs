@@ -1,16 +1,18 @@
 //! Publishing with confirms.
 
-use std::pin::pin;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use futures_util::stream::{FuturesUnordered, TryStreamExt};
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::ShortString;
-use lapin::{BasicProperties, Channel, Confirmation, Connection};
+use lapin::{BasicProperties, Channel, Confirmation};
+use tokio::sync::Mutex;
 
-use super::{Broker, BrokerError, DECLARE_TIMEOUT, close, topology, within};
+use super::connection::{self, Connection, Frames};
+use super::{Broker, BrokerError, DECLARE_TIMEOUT, topology, within};
 
-/// A confirm that takes longer is given up with its incarnation: the broker is gone.
+/// A publish that RabbitMQ does not confirm in this time has failed: RabbitMQ is gone, or its alarm lasts.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long after a failure nothing that may be lost is tried.
 const REOPEN_PAUSE: Duration = Duration::from_secs(5);
@@ -61,8 +63,34 @@ impl Outgoing {
     }
 }
 
-/// A connection that only publishes: the broker may block it in an alarm, and then a consumer on it would starve. It is
-/// opened when it is needed, and dropped after any failure.
+/// The connection that all publishers of this process share, each with a channel of its own. Nobody consumes on it: RabbitMQ
+/// blocks it in an alarm, and then it carries no acknowledgement either.
+///
+/// It is closed with the last of its publishers. A publisher that fails gives up its channel, and the connection only where
+/// that is why it failed.
+#[derive(Clone, Default)]
+pub(super) struct Shared(Arc<Mutex<Weak<Connection>>>);
+
+impl Shared {
+    async fn channel(&self, broker: &Broker) -> Result<(Arc<Connection>, Channel), BrokerError> {
+        let mut shared = self.0.lock().await;
+        if let Some(connection) = shared.upgrade().filter(|connection| connection.is_connected()) {
+            if connection.is_blocked() {
+                return Err(BrokerError::Blocked);
+            }
+            let channel = connection.channel().await;
+            // RabbitMQ does not answer on this connection, so it serves nobody any more.
+            let channel = channel.inspect_err(|_| connection.cut())?;
+            return Ok((connection, channel));
+        }
+        let connection = Arc::new(Connection::open(&broker.uri, "publisher", Frames::Large).await?);
+        let channel = connection.channel().await?;
+        *shared = Arc::downgrade(&connection);
+        Ok((connection, channel))
+    }
+}
+
+/// Publishes on a channel of its own, which is opened when it is needed and dropped after any failure.
 #[derive(Debug)]
 pub struct Publisher {
     broker: Broker,
@@ -72,7 +100,7 @@ pub struct Publisher {
 }
 
 struct Incarnation {
-    connection: Connection,
+    connection: Arc<Connection>,
     channel: Channel,
 }
 
@@ -93,8 +121,8 @@ impl Publisher {
         Self { broker: broker.clone(), incarnation: None, reopen_at: None }
     }
 
-    /// Publishes in order and returns when the broker has confirmed all; waits while it takes nothing, in an alarm. After an
-    /// error nobody knows which arrived: the caller publishes all again.
+    /// Publishes in order and returns when RabbitMQ has confirmed all. Fails with [`BrokerError::Blocked`] if an alarm of RabbitMQ
+    /// lasts too long. After an error it is unknown which arrived: the caller publishes all again.
     ///
     /// `&mut self`, because lapin may swap the confirms of two tasks that publish on one channel at once.
     pub async fn publish(&mut self, messages: &[Outgoing]) -> Result<(), BrokerError> {
@@ -103,23 +131,18 @@ impl Publisher {
             Some(incarnation) => incarnation,
             None => Incarnation::open(&self.broker).await?,
         };
-        {
-            let mut publishing = pin!(incarnation.publish(messages));
-            loop {
-                match tokio::time::timeout(CONFIRM_TIMEOUT, &mut publishing).await {
-                    Ok(published) => break published?,
-                    Err(_) if incarnation.is_blocked() => {
-                        tracing::warn!(
-                            messages = messages.len(),
-                            "RabbitMQ has raised an alarm and takes no publishes; waiting"
-                        );
-                    }
-                    Err(_) => return Err(BrokerError::Timeout(CONFIRM_TIMEOUT, "confirming publishes")),
-                }
-            }
+        let published = within(CONFIRM_TIMEOUT, "confirming publishes", incarnation.publish(messages)).await;
+        let timed_out = matches!(published, Err(BrokerError::Timeout(..)));
+        if timed_out && incarnation.is_blocked() {
+            // Or lapin would keep these messages until the alarm ends, and those of each further try with them.
+            incarnation.connection.cut();
+            return Err(BrokerError::Blocked);
         }
-        self.incarnation = Some(incarnation);
-        Ok(())
+        match published {
+            Ok(()) => self.incarnation = Some(incarnation),
+            Err(_) => incarnation.close().await,
+        }
+        published
     }
 
     /// The same for what may be lost: gives up after `limit`, and at once where the broker is known to take nothing.
@@ -135,8 +158,10 @@ impl Publisher {
         };
         let published = tokio::time::timeout(limit, incarnation.publish(&[message])).await;
         let blocked = incarnation.is_blocked();
-        if blocked || matches!(published, Ok(Ok(()))) {
-            self.incarnation = Some(incarnation);
+        match blocked || matches!(published, Ok(Ok(()))) {
+            true => self.incarnation = Some(incarnation),
+            // Nobody waits for it, and it does not take long.
+            false => drop(tokio::spawn(incarnation.close())),
         }
         match published {
             Ok(published) => published,
@@ -171,25 +196,34 @@ impl Publisher {
         within(limit, "connecting", Incarnation::open(&self.broker)).await
     }
 
-    /// Closes cleanly.
+    /// Closes the channel, and the connection if no other publisher uses it.
     pub async fn close(self) {
         if let Some(incarnation) = self.incarnation {
-            close(incarnation.connection).await;
+            incarnation.close().await;
         }
     }
 }
 
 impl Incarnation {
     async fn open(broker: &Broker) -> Result<Self, BrokerError> {
-        let (connection, channel, _) = broker.open("publisher").await?;
+        let (connection, channel) = broker.publishing.channel(broker).await?;
+        broker.ensure_on(&connection, &channel).await?;
         let confirming = async { Ok(channel.confirm_select(ConfirmSelectOptions::default()).await?) };
         within(DECLARE_TIMEOUT, "beginning to confirm", confirming).await?;
         Ok(Self { connection, channel })
     }
 
+    /// Closes the channel, or the connection if no other publisher uses it.
+    async fn close(self) {
+        match Arc::into_inner(self.connection) {
+            Some(connection) => connection.close(&self.channel).await,
+            None => connection::close_channel(&self.channel).await,
+        }
+    }
+
     /// The broker said that it takes no publishes.
     fn is_blocked(&self) -> bool {
-        self.connection.status().blocked()
+        self.connection.is_blocked()
     }
 
     async fn publish(&self, messages: &[Outgoing]) -> Result<(), BrokerError> {

@@ -5,8 +5,9 @@ use std::fmt;
 use lapin::options::{ExchangeBindOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{Channel, Connection, ErrorKind, ExchangeKind};
+use lapin::{Channel, ErrorKind, ExchangeKind};
 
+use super::connection::Connection;
 use super::{Broker, BrokerError};
 
 /// How often an event may be delivered before RabbitMQ itself dead-letters it: few enough that one which ends every
@@ -186,7 +187,7 @@ async fn bind(channel: &Channel, queue: String, exchange: String, key: &str) -> 
 
 /// Asks on a channel of its own, which RabbitMQ closes where the answer is no.
 pub(super) async fn is_there(connection: &Connection, queue: String) -> Result<bool, BrokerError> {
-    let channel = connection.create_channel().await?;
+    let channel = connection.channel().await?;
     let options = QueueDeclareOptions { passive: true, ..Default::default() };
     match channel.queue_declare(queue.into(), options, FieldTable::default()).await {
         Ok(_) => {

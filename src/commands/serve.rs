@@ -148,6 +148,8 @@ async fn stop_in_order(stops: &Stops, parts: &mut Parts, gateway: Option<&Gatewa
     parts.ended("answers").await;
     stops.last.cancel();
     parts.ended("operations port").await;
+    parts.ended("fan-out").await;
+    parts.ended("watch broker").await;
 }
 
 /// What both halves of a replica stand on.
@@ -183,7 +185,8 @@ impl Ground {
         let (health, metrics, pool) = (self.health.clone(), self.metrics.clone(), self.pools.reads.clone());
         let registry = self.registry.clone();
         parts.spawn("watch", watch::database(self.pools.upkeep.clone(), self.hub.clone(), metrics.clone()));
-        parts.spawn("watch", watch::broker(Watcher::new(&self.broker), metrics.clone()));
+        parts
+            .spawn("watch broker", watch::broker(Watcher::new(&self.broker), metrics.clone(), self.stops.last.clone()));
         let routes = operations::router(Operations { health, metrics, registry, pool });
         let stop = self.stops.last.clone();
         parts.spawn("operations port", listener::serve(listener, routes, OPERATIONS_CONNECTIONS_MAX, stop));

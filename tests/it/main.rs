@@ -14,6 +14,7 @@ mod commands;
 mod commands_config;
 mod commands_doctor;
 mod commands_inspect;
+mod connections;
 mod dashboard;
 mod devices;
 mod drain;

@@ -23,6 +23,7 @@ pub mod raw_amqp;
 pub mod replica;
 mod sdk;
 mod seen;
+mod tap;
 mod template;
 mod token;
 mod url;
@@ -43,6 +44,7 @@ pub use proxy::Proxy;
 pub use publisher::Publisher;
 pub use replica::Replica;
 pub use sdk::Sdk;
+pub use tap::Tap;
 pub use token::Token;
 pub use world::World;
 

@@ -187,6 +187,13 @@ impl Replica {
         kibibytes.expect("a live process holds memory") * 1_024
     }
 
+    /// How many threads of this name it has.
+    pub fn threads(&self, name: &str) -> usize {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.pid())).expect("Linux tells about threads");
+        let names = tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("comm")).ok());
+        names.filter(|comm| comm.trim_end() == name).count()
+    }
+
     /// Waits until it has said this on stderr, in any of its lives.
     pub async fn says(&self, text: &str) {
         eventually(&format!("the replica says {text:?}"), PATIENCE, async || {

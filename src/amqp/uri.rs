@@ -1,0 +1,82 @@
+//! Parses `AMQP_URL`. No error repeats the URL, because it holds a password.
+
+use lapin::uri::AMQPUri;
+use url::{Host, Url};
+
+/// The expected form.
+const FORM: &str = "must be a URL like amqp://user:password@host:5672/vhost";
+
+/// Parses an `amqp` or `amqps` URL.
+///
+/// lapin takes an IPv6 literal and a missing host for `localhost`. A broker that the URL does not name must never get the
+/// password, so the host is read here.
+pub(super) fn parse(text: &str) -> Result<AMQPUri, &'static str> {
+    let url = Url::parse(text).map_err(|error| match error {
+        url::ParseError::InvalidIpv6Address if text.contains('%') => {
+            "names an IPv6 address with a zone, which is not supported: use an address without a zone, or a host name"
+        }
+        url::ParseError::InvalidIpv6Address => "names an IPv6 address that is not valid",
+        _ => FORM,
+    })?;
+    let mut uri: AMQPUri = text.parse().map_err(|_| FORM)?;
+    uri.authority.host = match url.host() {
+        Some(Host::Ipv6(address)) => address.to_string(),
+        Some(Host::Ipv4(address)) => address.to_string(),
+        Some(Host::Domain(name)) if !name.is_empty() => uri.authority.host,
+        _ => return Err("names no host: it must be a URL like amqp://user:password@host:5672/vhost"),
+    };
+    if url.fragment().is_some() {
+        return Err("contains a `#`: write %23 for it in a user, password or vhost");
+    }
+    Ok(uri)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn authority(url: &str) -> (String, u16) {
+        let uri = parse(url).unwrap_or_else(|error| panic!("{url} {error}"));
+        (uri.authority.host, uri.authority.port)
+    }
+
+    #[test]
+    fn the_host_of_the_url_is_the_host() {
+        assert_eq!(authority("amqp://u:p@[2001:db8::1]:5673/%2f"), ("2001:db8::1".into(), 5673));
+        assert_eq!(authority("amqps://u:p@[::1]"), ("::1".into(), 5671));
+        assert_eq!(authority("amqp://[::ffff:10.0.0.1]/"), ("::ffff:10.0.0.1".into(), 5672));
+        assert_eq!(authority("amqp://10.0.0.1"), ("10.0.0.1".into(), 5672));
+        assert_eq!(authority("amqp://u:p@mq.example:5/v"), ("mq.example".into(), 5));
+        assert_eq!(authority("amqp://u:p@mq%2dtwo.example"), ("mq-two.example".into(), 5672));
+    }
+
+    #[test]
+    fn user_password_and_vhost_may_hold_any_character() {
+        let uri = parse("amqp://u%40x:p%2F%3A%5B%23@[::1]/a%2fb?heartbeat=5").unwrap_or_default();
+        let user = &uri.authority.userinfo;
+        assert_eq!((user.username.as_str(), user.password.as_str()), ("u@x", "p/:[#"));
+        assert_eq!((uri.vhost.as_str(), uri.query.heartbeat), ("a/b", Some(5)));
+    }
+
+    #[test]
+    fn a_url_without_a_usable_host_is_refused() {
+        for (url, reason) in [
+            ("amqp://", "names no host"),
+            ("amqp:///v", "names no host"),
+            ("amqp://u:p@/v", FORM),
+            ("amqp://u:p@[fe80::1%25eth0]/", "a zone"),
+            ("amqp://u:p@[fe80::1%eth0]/", "a zone"),
+            ("amqp://u:p@[::g]/", "not valid"),
+            ("amqp://u:p@2001:db8::1/", FORM),
+            ("amqp://u:p@%ff/", FORM),
+            ("amqp://u:5#p@host/", "%23"),
+            ("amqp:host", FORM),
+            ("http://host", FORM),
+            ("amqp://host?heartbeat=often", FORM),
+        ] {
+            let refused = parse(url);
+            assert!(refused.as_ref().is_err_and(|refused| refused.contains(reason)), "{url}: {refused:?}");
+        }
+    }
+}
