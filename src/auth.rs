@@ -1,21 +1,25 @@
 //! A token becomes a subscriber and the feeds it may read.
 
+mod keys;
+mod token;
+
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use jsonwebtoken::errors::ErrorKind;
-use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
-use serde::{Deserialize, Serialize};
-
+pub use self::keys::Tokens;
+pub use self::token::LEEWAY;
+use self::token::Token;
 use crate::feed::{Feed, Subscriber};
 
-/// How far a clock of the token's issuer may differ from ours.
-pub const LEEWAY: Duration = Duration::from_secs(5);
 /// Most feeds in one token: each costs a session memory and a row at connect.
 const FEEDS_MAX: usize = 64;
 /// A session does not last longer on one token: ten years.
 const REMAINING_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
-/// Longest token that is looked at.
-const TOKEN_BYTES_MAX: usize = 8 * 1024;
+/// A client whose token is signed with an unknown key comes back after this, and as much again at random: long enough for a
+/// replica to read its new key, and clients that came together do not come back together.
+const KEY_WAIT: Duration = Duration::from_secs(2);
+/// Longest that a client is asked to wait.
+const WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// Why a token was refused; the text is for its bearer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -23,15 +27,35 @@ pub enum TokenError {
     /// No token at all.
     #[error("no token: send `Authorization: Bearer JWT`, or the subprotocol `bearer.JWT`")]
     Missing,
-    /// Not a JWT of ours: form, algorithm, signature, audience, issuer or subject.
+    /// Not a JWT of ours: form, algorithm, audience, issuer or subject.
     #[error("the token was refused: {0}")]
     Refused(&'static str),
+    /// It would be one of ours if we had its key, as in a rotation in which this replica or the issuer is behind.
+    #[error("this replica has no key that signed the token: get a new token and come back")]
+    KeyUnknown,
+    /// It is one of ours, later.
+    #[error("the token is not valid yet: its nbf is {} s ahead", .wait.as_secs())]
+    NotYetValid {
+        /// For how long, by our clock.
+        wait: Duration,
+    },
     /// It was one of ours.
     #[error("the token has expired")]
     Expired,
     /// It names no feed.
     #[error("the token names no feed")]
     NoFeed,
+}
+
+impl TokenError {
+    /// How long the client should wait before it comes back; `None` if waiting does not help.
+    pub fn retry_after(self) -> Option<Duration> {
+        match self {
+            Self::KeyUnknown => Some(KEY_WAIT.mul_f64(1.0 + fastrand::f64())),
+            Self::NotYetValid { wait } => Some(wait.min(WAIT_MAX)),
+            Self::Missing | Self::Refused(_) | Self::Expired | Self::NoFeed => None,
+        }
+    }
 }
 
 /// What a good token says.
@@ -43,86 +67,43 @@ pub struct Grant {
     pub feeds: Vec<Feed>,
     /// The broadcast feed, where the token does not name it: its bearer reads it like everyone, and answers for nobody.
     pub shared: Option<Feed>,
-    /// When the token expires, in seconds since 1970.
-    pub expires_at: u64,
+    /// When the token expires, since 1970.
+    pub expires_at: Duration,
 }
 
 impl Grant {
     /// Time until the token expires; bounded, so that it can be added to a clock whatever the issuer wrote.
     pub fn remaining(&self) -> Duration {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        Duration::from_secs(self.expires_at).saturating_sub(now).min(REMAINING_MAX)
+        self.expires_at.saturating_sub(since_1970()).min(REMAINING_MAX)
     }
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-struct Claims {
-    sub: String,
-    exp: u64,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    feeds: Option<Vec<String>>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    aud: Option<serde_json::Value>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    iss: Option<String>,
 }
 
 /// What tokens are checked with.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct Authenticator {
-    key: DecodingKey,
-    validation: Validation,
+    tokens: Arc<Tokens>,
     broadcast_feed: Feed,
-}
-
-impl std::fmt::Debug for Authenticator {
-    /// Without the key.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Authenticator").field("broadcast_feed", &self.broadcast_feed).finish_non_exhaustive()
-    }
 }
 
 impl Authenticator {
     /// Checks HS256 tokens. The algorithm is ours, never the token's; `aud` and `iss` must be there where they are given.
-    pub fn new(secret: &[u8], audience: Option<&str>, issuer: Option<&str>, broadcast_feed: Feed) -> Self {
-        let mut validation = Validation::new(Algorithm::HS256);
-        validation.leeway = LEEWAY.as_secs();
-        validation.validate_nbf = true;
-        let mut required = vec!["exp", "sub"];
-        match audience {
-            Some(audience) => {
-                validation.set_audience(&[audience]);
-                required.push("aud");
-            }
-            None => validation.validate_aud = false,
-        }
-        if let Some(issuer) = issuer {
-            validation.set_issuer(&[issuer]);
-            required.push("iss");
-        }
-        validation.set_required_spec_claims(&required);
-        Self { key: DecodingKey::from_secret(secret), validation, broadcast_feed }
+    pub fn new(tokens: Arc<Tokens>, broadcast_feed: Feed) -> Self {
+        Self { tokens, broadcast_feed }
     }
 
     /// Checks a token. Without a `feeds` claim it is for the feed named like its subject.
     pub fn check(&self, token: &str) -> Result<Grant, TokenError> {
-        if token.len() > TOKEN_BYTES_MAX {
-            return Err(TokenError::Refused("longer than 8 KiB"));
+        let token = Token::parse(token)?;
+        let claims = token.claims(self.tokens.expected(), since_1970());
+        if !self.tokens.is_signed(&token) {
+            // Nothing of it is believed. It only decides whether the client may come back.
+            return Err(match claims {
+                Err(TokenError::Expired) => TokenError::Expired,
+                Ok(_) | Err(TokenError::NotYetValid { .. }) => TokenError::KeyUnknown,
+                Err(_) => TokenError::Refused("wrong signature"),
+            });
         }
-        let claims = jsonwebtoken::decode::<Claims>(token, &self.key, &self.validation)
-            .map_err(|error| match error.kind() {
-                ErrorKind::ExpiredSignature => TokenError::Expired,
-                ErrorKind::InvalidSignature => TokenError::Refused("wrong signature"),
-                ErrorKind::InvalidAlgorithm | ErrorKind::InvalidAlgorithmName => TokenError::Refused("wrong algorithm"),
-                ErrorKind::InvalidAudience => TokenError::Refused("wrong audience"),
-                ErrorKind::InvalidIssuer => TokenError::Refused("wrong issuer"),
-                ErrorKind::ImmatureSignature => TokenError::Refused("not valid yet"),
-                ErrorKind::MissingRequiredClaim(_) => {
-                    TokenError::Refused("sub, exp, or a required aud or iss is missing")
-                }
-                _ => TokenError::Refused("not a JWT with sub and exp"),
-            })?
-            .claims;
+        let claims = claims?;
         let subscriber = Subscriber::parse(&claims.sub)
             .map_err(|_| TokenError::Refused("sub is empty, too long or has control characters"))?;
         let names = claims.feeds.unwrap_or_else(|| vec![claims.sub]);
@@ -145,45 +126,48 @@ impl Authenticator {
     }
 }
 
-/// Mints a development token, signed with the secret.
-pub fn mint(
-    secret: &[u8],
-    subscriber: &Subscriber,
-    feeds: &[Feed],
-    ttl: Duration,
-    audience: Option<&str>,
-    issuer: Option<&str>,
-) -> Result<String, jsonwebtoken::errors::Error> {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let claims = Claims {
-        sub: subscriber.to_string(),
-        exp: (now + ttl).as_secs(),
-        feeds: (!feeds.is_empty()).then(|| feeds.iter().map(Feed::to_string).collect()),
-        aud: audience.map(Into::into),
-        iss: issuer.map(Into::into),
-    };
-    jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &EncodingKey::from_secret(secret))
+fn since_1970() -> Duration {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
 }
 
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test may panic")]
 mod tests {
-    use super::*;
+    use jsonwebtoken::{Algorithm, EncodingKey, Header};
 
-    const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
+    use super::*;
+    use crate::config::Environment;
+
+    const SECRET: &str = "0123456789abcdef0123456789abcdef";
+    const PREVIOUS: &str = "fedcba9876543210fedcba9876543210";
+
+    fn tokens(audience: &str) -> Arc<Tokens> {
+        let variables = [
+            ("SHOPBELL_JWT_HS256_SECRET", SECRET),
+            ("SHOPBELL_JWT_HS256_SECRET_PREVIOUS", PREVIOUS),
+            ("SHOPBELL_JWT_AUDIENCE", audience),
+        ];
+        let given = variables.into_iter().filter(|(_, value)| !value.is_empty());
+        let environment = Environment::of(given.map(|(name, value)| (name.into(), value.into())).collect());
+        Arc::new(Tokens::new(&environment.jwt().unwrap()))
+    }
 
     fn authenticator(audience: Option<&str>) -> Authenticator {
-        Authenticator::new(SECRET, audience, None, Feed::parse("all").unwrap())
+        Authenticator::new(tokens(audience.unwrap_or_default()), Feed::parse("all").unwrap())
     }
 
     fn token(claims: &serde_json::Value) -> String {
-        jsonwebtoken::encode(&Header::new(Algorithm::HS256), claims, &EncodingKey::from_secret(SECRET)).unwrap()
+        signed(SECRET, claims)
+    }
+
+    fn signed(secret: &str, claims: &serde_json::Value) -> String {
+        let key = EncodingKey::from_secret(secret.as_bytes());
+        jsonwebtoken::encode(&Header::new(Algorithm::HS256), claims, &key).unwrap()
     }
 
     #[test]
     fn a_token_is_for_the_feed_of_its_subject_and_the_broadcast() {
-        let minted =
-            mint(SECRET, &Subscriber::parse("m-1").unwrap(), &[], Duration::from_secs(60), None, None).unwrap();
+        let minted = tokens("").mint(&Subscriber::parse("m-1").unwrap(), &[], Duration::from_secs(60)).unwrap();
         let grant = authenticator(None).check(&minted).unwrap();
         assert_eq!(grant.feeds, [Feed::parse("all").unwrap(), Feed::parse("m-1").unwrap()]);
         assert!((50..=60).contains(&grant.remaining().as_secs()));
@@ -217,12 +201,38 @@ mod tests {
         ));
         let none = "eyJhbGciOiJub25lIiwidHlwIjoiSldUIn0.eyJzdWIiOiJtIiwiZXhwIjo0MDAwMDAwMDAwfQ.";
         assert!(matches!(authenticator(None).check(none), Err(TokenError::Refused(_))));
-        let other = jsonwebtoken::encode(
-            &Header::new(Algorithm::HS256),
-            &serde_json::json!({"sub": "m", "exp": far}),
-            &EncodingKey::from_secret(b"another secret of at least 32 bytes"),
-        );
-        assert_eq!(authenticator(None).check(&other.unwrap()), Err(TokenError::Refused("wrong signature")));
+    }
+
+    #[test]
+    fn both_keys_are_good_and_another_may_become_known() {
+        let (far, foreign) = (4_000_000_000_u64, "another secret of at least 32 bytes");
+        let check = |secret, claims| authenticator(Some("shop")).check(&signed(secret, &claims));
+        let good = || serde_json::json!({"sub": "m", "exp": far, "aud": "shop"});
+        for secret in [SECRET, PREVIOUS] {
+            assert_eq!(check(secret, good()).unwrap().subscriber.as_str(), "m");
+        }
+        let key_unknown = check(foreign, good()).unwrap_err();
+        assert_eq!(key_unknown, TokenError::KeyUnknown);
+        assert!(key_unknown.retry_after().is_some_and(|wait| (2..=4).contains(&wait.as_secs())));
+        let later = serde_json::json!({"sub": "m", "exp": far, "aud": "shop", "nbf": far});
+        assert_eq!(check(foreign, later), Err(TokenError::KeyUnknown));
+        let expired = serde_json::json!({"sub": "m", "exp": 1, "aud": "shop"});
+        assert_eq!(check(foreign, expired), Err(TokenError::Expired));
+        for never in [serde_json::json!({"sub": "m", "exp": far, "aud": "other"}), serde_json::json!({"aud": "shop"})] {
+            assert_eq!(check(foreign, never), Err(TokenError::Refused("wrong signature")));
+        }
+    }
+
+    #[test]
+    fn a_damaged_signature_is_no_signature() {
+        let token = token(&serde_json::json!({"sub": "m", "exp": 4_000_000_000_u64}));
+        let (signed, signature) = token.rsplit_once('.').unwrap();
+        for damaged in
+            [String::new(), "!".into(), format!("{signature}="), signature.replace(['A', 'a'], "b"), "AAAA".into()]
+        {
+            let checked = authenticator(None).check(&format!("{signed}.{damaged}"));
+            assert!(damaged == signature || checked == Err(TokenError::KeyUnknown), "{checked:?}");
+        }
     }
 
     #[test]

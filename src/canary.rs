@@ -21,8 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::amqp::Broker;
 use crate::amqp::publisher::{Outgoing, Publisher};
-use crate::auth;
-use crate::config::JwtConfig;
+use crate::auth::Tokens;
 use crate::feed::{Feed, Subscriber};
 use crate::protocol::SUBPROTOCOL;
 use crate::store::canaries;
@@ -48,7 +47,7 @@ pub struct Canary {
     /// Where this replica's clients connect.
     pub address: SocketAddr,
     /// What its tokens are signed with.
-    pub jwt: JwtConfig,
+    pub tokens: Arc<Tokens>,
     /// Where it publishes.
     pub broker: Broker,
     /// Where it is forgotten.
@@ -124,9 +123,7 @@ impl Canary {
     /// Forgets the last flight, then connects as any client does; to everyone's feed at its end, which is none of its business.
     async fn connect(&self, feed: &Feed, subscriber: &Subscriber) -> Result<Client, Trouble> {
         canaries::begin(&self.pool, feed, &self.broadcast_feed).await?;
-        let JwtConfig { secret, audience, issuer } = &self.jwt;
-        let (secret, audience, issuer) = (secret.reveal().as_bytes(), audience.as_deref(), issuer.as_deref());
-        let token = auth::mint(secret, subscriber, &[], TOKEN_TTL, audience, issuer)?;
+        let token = self.tokens.mint(subscriber, &[], TOKEN_TTL)?;
         let mut request =
             format!("ws://{}/v1/ws?after={}:{}", self.address, self.broadcast_feed, i64::MAX).into_client_request()?;
         let headers: [(HeaderName, HeaderValue); 2] = [

@@ -4,6 +4,7 @@
 
 mod database;
 mod environment;
+mod jwt;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -13,9 +14,7 @@ use sqlx::postgres::PgConnectOptions;
 use url::Url;
 
 pub use self::environment::{Environment, Origin, Setting};
-
-/// Shortest HS256 secret (RFC 7518 §3.2: as long as the hash).
-const SECRET_BYTES_MIN: usize = 32;
+pub use self::jwt::{JwtConfig, KeyFiles, Keys};
 
 /// Most of `SHOPBELL_INGEST_PARTITIONS`: each costs every ingesting replica two connections to RabbitMQ and one to Postgres.
 const PARTITIONS_MAX: u8 = 64;
@@ -66,17 +65,6 @@ pub struct AmqpConfig {
     pub partitions: u8,
     /// `SHOPBELL_AMQP_DECLARE`.
     pub declare: bool,
-}
-
-/// Tokens.
-#[derive(Debug, Clone)]
-pub struct JwtConfig {
-    /// `SHOPBELL_JWT_HS256_SECRET`.
-    pub secret: Secret,
-    /// `SHOPBELL_JWT_AUDIENCE`.
-    pub audience: Option<String>,
-    /// `SHOPBELL_JWT_ISSUER`.
-    pub issuer: Option<String>,
 }
 
 /// What a session may and must do.
@@ -180,12 +168,6 @@ impl Environment {
         self.finish(amqp)
     }
 
-    /// Tokens alone.
-    pub fn jwt(mut self) -> Result<JwtConfig, ConfigError> {
-        let jwt = self.read_jwt();
-        self.finish(jwt)
-    }
-
     /// Where the operations port is.
     pub fn ops_listen(mut self) -> Result<SocketAddr, ConfigError> {
         let address = self.read_ops_listen();
@@ -253,17 +235,6 @@ impl Environment {
         }
         let jwt = self.read_jwt()?;
         Some(Some(GatewayConfig { listen, jwt, session, dashboard, canary }))
-    }
-
-    fn read_jwt(&mut self) -> Option<JwtConfig> {
-        let read = |secret: &Secret| {
-            let is_long_enough = secret.reveal().len() >= SECRET_BYTES_MIN;
-            is_long_enough.then(|| secret.clone()).ok_or("must have at least 32 bytes")
-        };
-        let secret = self.secret("SHOPBELL_JWT_HS256_SECRET", read, |_| None);
-        let audience = self.optional_text("SHOPBELL_JWT_AUDIENCE");
-        let issuer = self.optional_text("SHOPBELL_JWT_ISSUER");
-        Some(JwtConfig { secret: secret?, audience, issuer })
     }
 
     fn read_session(&mut self) -> SessionConfig {

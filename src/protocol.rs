@@ -228,6 +228,16 @@ pub enum Close {
     },
     /// 4401: get a new token, then reconnect.
     TokenExpired,
+    /// 4402: the token is not valid yet; reconnect.
+    TokenNotYetValid {
+        /// How long to wait before reconnecting, in milliseconds.
+        retry_after_ms: u64,
+    },
+    /// 4402: this replica has no key that signed the token; get a new token, then reconnect.
+    TokenKeyUnknown {
+        /// How long to wait before reconnecting, in milliseconds.
+        retry_after_ms: u64,
+    },
     /// 4408: nothing heard, or nothing read, for too long.
     Silent,
     /// 4409: reached its greatest age; reconnect now.
@@ -239,7 +249,7 @@ pub enum Close {
     },
     /// 4500: not the protocol: a bug of the client.
     NotTheProtocol,
-    /// 4501: signature, audience, subject … of the token.
+    /// 4501: form, audience, subject … of the token.
     TokenRefused,
     /// 4503: the token names no feed that may be read.
     NoFeed,
@@ -256,6 +266,7 @@ impl Close {
             Self::Internal => 1011,
             Self::GoingAway { .. } => 1012,
             Self::TokenExpired => 4401,
+            Self::TokenNotYetValid { .. } | Self::TokenKeyUnknown { .. } => 4402,
             Self::Silent => 4408,
             Self::TooOld => 4409,
             Self::TooManyFrames { .. } => 4429,
@@ -275,6 +286,8 @@ impl Close {
             Self::Internal => "internal",
             Self::GoingAway { .. } => "going_away",
             Self::TokenExpired => "token_expired",
+            Self::TokenNotYetValid { .. } => "token_not_valid_yet",
+            Self::TokenKeyUnknown { .. } => "token_key_unknown",
             Self::Silent => "silent",
             Self::TooOld => "too_old",
             Self::TooManyFrames { .. } => "too_many_frames",
@@ -288,7 +301,10 @@ impl Close {
     pub fn reason(self) -> String {
         let retry_after_ms = match self {
             Self::Answered => return String::new(),
-            Self::GoingAway { retry_after_ms } | Self::TooManyFrames { retry_after_ms } => Some(retry_after_ms),
+            Self::GoingAway { retry_after_ms }
+            | Self::TokenNotYetValid { retry_after_ms }
+            | Self::TokenKeyUnknown { retry_after_ms }
+            | Self::TooManyFrames { retry_after_ms } => Some(retry_after_ms),
             Self::TokenExpired | Self::TooOld => Some(0),
             _ => None,
         };
@@ -344,7 +360,7 @@ mod tests {
     fn a_close_reason_is_json_and_fits_a_control_frame() {
         let retry_after_ms = u64::MAX;
         for close in
-            [Close::GoingAway { retry_after_ms }, Close::TooManyFrames { retry_after_ms }, Close::NotTheProtocol]
+            [Close::TokenNotYetValid { retry_after_ms }, Close::TooManyFrames { retry_after_ms }, Close::NotTheProtocol]
         {
             let reason = close.reason();
             assert!(reason.len() <= 123, "{reason}");

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail, ensure};
 use serde::Deserialize;
-use shopbell::feed::{Feed, Subscriber};
+use shopbell::auth::Tokens;
+use shopbell::config::Environment;
+use shopbell::feed::Subscriber;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::handshake::client::Request;
@@ -80,7 +82,8 @@ impl Server {
         }
         if let Self::Shopbell { secret, .. } = self {
             let subscriber = Subscriber::parse(name)?;
-            let token = shopbell::auth::mint(secret.as_bytes(), &subscriber, &[] as &[Feed], TOKEN_TTL, None, None)?;
+            let environment = Environment::of(vec![("SHOPBELL_JWT_HS256_SECRET".into(), secret.clone())]);
+            let token = Tokens::new(&environment.jwt()?).mint(&subscriber, &[], TOKEN_TTL)?;
             headers.insert("authorization", format!("Bearer {token}").parse()?);
         }
         Ok(request)

@@ -19,8 +19,8 @@ use tokio::process::Command;
 
 use self::doors::Doors;
 use super::{UsageError, serve, terminal};
-use crate::auth::{self, Authenticator};
-use crate::config::{JwtConfig, ServeConfig};
+use crate::auth::{Authenticator, Tokens};
+use crate::config::ServeConfig;
 use crate::feed::{Feed, Subscriber};
 use crate::http::handshake::bearer;
 use crate::http::listener::reachable;
@@ -71,10 +71,11 @@ pub async fn run(arguments: Arguments, mut config: ServeConfig) -> anyhow::Resul
     gateway.dashboard = true;
     gateway.listen = free_address().context("no free port for the service")?;
     let doors = Doors::open(public, gateway.listen).await.with_context(|| format!("SHOPBELL_LISTEN={public}"))?;
-    let token = token(&gateway.jwt, &arguments.recipient)?;
-    let (audience, issuer) = (gateway.jwt.audience.as_deref(), gateway.jwt.issuer.as_deref());
+    let tokens = Arc::new(Tokens::new(&gateway.jwt));
+    tokio::spawn(tokens.clone().follow());
+    let token = token(&tokens, &arguments.recipient)?;
     let broadcast_feed = Feed::parse(&gateway.session.broadcast_feed)?;
-    let authenticator = Authenticator::new(gateway.jwt.secret.reveal().as_bytes(), audience, issuer, broadcast_feed);
+    let authenticator = Authenticator::new(tokens, broadcast_feed);
     let stage = Arc::new(Stage { authenticator, recipient: arguments.recipient, doors });
     let buttons = Router::new()
         .route("/demo/orders", post(orders))
@@ -91,11 +92,9 @@ fn free_address() -> std::io::Result<SocketAddr> {
     std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()
 }
 
-fn token(jwt: &JwtConfig, recipient: &Feed) -> anyhow::Result<String> {
-    let (audience, issuer) = (jwt.audience.as_deref(), jwt.issuer.as_deref());
+fn token(tokens: &Tokens, recipient: &Feed) -> anyhow::Result<String> {
     let subscriber = Subscriber::parse(recipient.as_str())?;
-    auth::mint(jwt.secret.reveal().as_bytes(), &subscriber, &[], TOKEN_TTL, audience, issuer)
-        .context("could not sign the token")
+    tokens.mint(&subscriber, &[], TOKEN_TTL).context("could not sign the token")
 }
 
 #[derive(Deserialize)]

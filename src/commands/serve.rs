@@ -24,7 +24,7 @@ use crate::amqp::Broker;
 use crate::amqp::depths::Watcher;
 use crate::amqp::publisher::Publisher;
 use crate::answers::Answers;
-use crate::auth::Authenticator;
+use crate::auth::{Authenticator, Tokens};
 use crate::canary::Canary;
 use crate::config::{GatewayConfig, IngestConfig, Role, ServeConfig};
 use crate::cursors::Cursors;
@@ -221,9 +221,9 @@ impl Ground {
     async fn serve(&self, config: &GatewayConfig, more: Router, parts: &mut Parts) -> anyhow::Result<Arc<Gateway>> {
         let listener = bind("SHOPBELL_LISTEN", config.listen)?;
         let broadcast_feed = Feed::parse(&config.session.broadcast_feed)?;
-        let (audience, issuer) = (config.jwt.audience.as_deref(), config.jwt.issuer.as_deref());
-        let authenticator =
-            Authenticator::new(config.jwt.secret.reveal().as_bytes(), audience, issuer, broadcast_feed.clone());
+        let tokens = Arc::new(Tokens::new(&config.jwt));
+        parts.spawn("keys", tokens.clone().follow());
+        let authenticator = Authenticator::new(tokens.clone(), broadcast_feed.clone());
         let session = &config.session;
         let reads = &self.pools.reads;
         let (pager, pager_worker) = Pager::new(reads.clone(), self.metrics.clone(), session.sessions_max);
@@ -275,7 +275,7 @@ impl Ground {
         if let Some(every) = config.canary {
             let canary = Canary {
                 address: listener::reachable(config.listen),
-                jwt: config.jwt.clone(),
+                tokens,
                 broker: self.broker.clone(),
                 pool: self.pools.upkeep.clone(),
                 broadcast_feed,

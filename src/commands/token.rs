@@ -6,7 +6,7 @@ use anyhow::Context;
 use serde::Serialize;
 
 use super::terminal::{self, Format};
-use crate::auth;
+use crate::auth::Tokens;
 use crate::config::Environment;
 use crate::feed::{Feed, Subscriber};
 
@@ -34,16 +34,9 @@ struct Minted {
 
 /// Writes the token, alone.
 pub fn run(arguments: &Arguments, format: Format) -> anyhow::Result<()> {
-    let config = Environment::of_process().jwt()?;
-    let token = auth::mint(
-        config.secret.reveal().as_bytes(),
-        &arguments.subscriber,
-        &arguments.feeds,
-        Duration::from_secs(arguments.ttl_seconds),
-        config.audience.as_deref(),
-        config.issuer.as_deref(),
-    )
-    .context("could not sign the token")?;
+    let tokens = Tokens::new(&Environment::of_process().jwt()?);
+    let ttl = Duration::from_secs(arguments.ttl_seconds);
+    let token = tokens.mint(&arguments.subscriber, &arguments.feeds, ttl).context("could not sign the token")?;
     let line = match format {
         Format::Text => terminal::text_line(&token),
         Format::Json => terminal::json_line(&Minted { token })?,

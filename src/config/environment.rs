@@ -62,6 +62,26 @@ pub enum Origin {
     File,
 }
 
+/// A secret as it was given.
+struct GivenSecret {
+    secret: Secret,
+    origin: Origin,
+    file: Option<String>,
+}
+
+enum Given {
+    Value(GivenSecret),
+    /// Neither the variable nor its file is set.
+    Nothing,
+    /// The file is empty, or not there.
+    FileGone {
+        file: String,
+        problem: String,
+    },
+    /// The complaint is made.
+    Bad,
+}
+
 /// The variables that are ours, as far as they were not taken, what became of those that were, and what was wrong.
 #[derive(Debug, Default)]
 pub struct Environment {
@@ -117,34 +137,83 @@ impl Environment {
         self.given.keys().filter(|name| name.starts_with("shopbell_")).map(|name| name.to_uppercase())
     }
 
-    /// A variable, or the content of the file that `NAME_FILE` names; `shown` tells as much of it as may be shown.
+    /// A variable, or the content of the file that `NAME_FILE` names; `shown` returns as much of it as may be shown.
     pub(super) fn secret<T>(
         &mut self,
         name: &'static str,
         read: impl FnOnce(&Secret) -> Result<T, &'static str>,
         shown: impl FnOnce(&T) -> Option<String>,
     ) -> Option<T> {
-        let file = self.take(&format!("{name}_FILE"));
+        let given = match self.given_secret(name) {
+            Given::Bad => return None,
+            Given::Nothing => {
+                self.complain(name, "is required");
+                return None;
+            }
+            Given::FileGone { problem, .. } => {
+                self.complain(&format!("{name}_FILE"), &problem);
+                return None;
+            }
+            Given::Value(given) => given,
+        };
+        self.check_secret(name, given, read, shown)
+    }
+
+    /// The same, of a secret that may be unset. Its file may be empty or not there: a mounted secret can get it later.
+    pub(super) fn optional_secret<T>(
+        &mut self,
+        name: &'static str,
+        read: impl FnOnce(&Secret) -> Result<T, &'static str>,
+    ) -> Option<T> {
+        let unset = |origin, file| Setting { variable: name.into(), value: None, origin, file };
+        match self.given_secret(name) {
+            Given::Value(given) => return self.check_secret(name, given, read, |_| None),
+            Given::Nothing => self.settings.push(unset(Origin::Default, None)),
+            Given::FileGone { file, .. } => self.settings.push(unset(Origin::File, Some(file))),
+            Given::Bad => {}
+        }
+        None
+    }
+
+    fn given_secret(&mut self, name: &'static str) -> Given {
+        let file = self.take(&format!("{name}_FILE")).map(|path| without_line_breaks(&path).to_owned());
         let (value, origin) = match (self.take(name), &file) {
             (Some(_), Some(_)) => {
                 self.complain(name, &format!("and {name}_FILE are both set: set one"));
-                return None;
+                return Given::Bad;
             }
             (Some(value), None) => (value, Origin::Set),
             (None, Some(path)) => match std::fs::read_to_string(path) {
-                Ok(content) => (content.trim_end_matches(['\r', '\n']).to_owned(), Origin::File),
+                Ok(content) if content.trim().is_empty() => {
+                    return Given::FileGone { file: path.clone(), problem: format!("names {path}, which is empty") };
+                }
+                Ok(content) => (content, Origin::File),
                 Err(error) => {
-                    self.complain(&format!("{name}_FILE"), &format!("names {path}, which cannot be read: {error}"));
-                    return None;
+                    let problem = format!("names {path}, which cannot be read: {error}");
+                    if error.kind() == std::io::ErrorKind::NotFound {
+                        return Given::FileGone { file: path.clone(), problem };
+                    }
+                    self.complain(&format!("{name}_FILE"), &problem);
+                    return Given::Bad;
                 }
             },
-            (None, None) => (String::new(), Origin::Default),
+            (None, None) => return Given::Nothing,
         };
-        if value.is_empty() {
-            self.complain(name, "is required");
-            return None;
+        if value.trim().is_empty() {
+            self.complain(name, "is only white space");
+            return Given::Bad;
         }
-        match read(&Secret(value)) {
+        Given::Value(GivenSecret { secret: Secret(without_line_breaks(&value).to_owned()), origin, file })
+    }
+
+    fn check_secret<T>(
+        &mut self,
+        name: &'static str,
+        GivenSecret { secret, origin, file }: GivenSecret,
+        read: impl FnOnce(&Secret) -> Result<T, &'static str>,
+        shown: impl FnOnce(&T) -> Option<String>,
+    ) -> Option<T> {
+        match read(&secret) {
             Ok(value) => {
                 let told = shown(&value).unwrap_or_else(|| REDACTED.into());
                 self.settings.push(Setting { variable: name.into(), value: Some(told), origin, file });
@@ -164,12 +233,12 @@ impl Environment {
         range: RangeInclusive<T>,
     ) -> T {
         let expected = format!("must be a whole number from {} to {}", range.start(), range.end());
-        let read = |text: &str| text.trim().parse().ok().filter(|number| range.contains(number)).ok_or(expected);
+        let read = |text: &str| text.parse().ok().filter(|number| range.contains(number)).ok_or(expected);
         self.read(name, default, read, |number| Some(number.to_string()))
     }
 
     pub(super) fn parse<T: FromStr + fmt::Display>(&mut self, name: &'static str, default: T, expected: &str) -> T {
-        let read = |text: &str| text.trim().parse().map_err(|_| format!("must be {expected}"));
+        let read = |text: &str| text.parse().map_err(|_| format!("must be {expected}"));
         self.read(name, default, read, |value| Some(value.to_string()))
     }
 
@@ -183,11 +252,17 @@ impl Environment {
         self.read(name, default.to_owned(), read, |text| Some(text.clone()))
     }
 
+    /// A name that is compared with what others write, so a character that nobody sees would match nothing.
     pub(super) fn optional_text(&mut self, name: &'static str) -> Option<String> {
-        self.read(name, None, |text| Ok(Some(text.to_owned())), Option::clone)
+        let read = |text: &str| match text.contains(char::is_control) {
+            true => Err("must not contain control characters".into()),
+            false => Ok(Some(text.to_owned())),
+        };
+        self.read(name, None, read, Option::clone)
     }
 
-    /// Takes a variable, notes what is used, and complains where that cannot be the given one.
+    /// Takes a variable, notes what is used, and complains where that cannot be the given one. White space around a value is
+    /// no part of it: a line break is easily left at the end.
     pub(super) fn read<T>(
         &mut self,
         name: &'static str,
@@ -196,7 +271,11 @@ impl Environment {
         shown: impl FnOnce(&T) -> Option<String>,
     ) -> T {
         let (value, origin) = match self.take(name) {
-            Some(text) => match read(&text) {
+            Some(text) if text.trim().is_empty() => {
+                self.complain(name, "is only white space");
+                (default, Origin::Default)
+            }
+            Some(text) => match read(text.trim()) {
                 Ok(value) => (value, Origin::Set),
                 Err(problem) => {
                     self.complain(name, &problem);
@@ -207,6 +286,11 @@ impl Environment {
         };
         self.settings.push(Setting { variable: name.into(), value: shown(&value), origin, file: None });
         value
+    }
+
+    /// A variable that may be taken later.
+    pub(super) fn peek(&self, name: &str) -> Option<&str> {
+        self.given.get(&name.to_lowercase()).map(|value| without_line_breaks(value))
     }
 
     /// envy names variables in lower case.
@@ -238,6 +322,11 @@ impl Setting {
     }
 }
 
+/// Editors and `echo` end a file with a line break, which is no part of a secret.
+pub(super) fn without_line_breaks(text: &str) -> &str {
+    text.trim_end_matches(['\r', '\n'])
+}
+
 /// A URL without its password and its query.
 pub(super) fn without_secrets(mut url: Url) -> String {
     // It fails for a URL that cannot have a password.
@@ -254,6 +343,44 @@ fn is_ours(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn read<T>(value: &str, read: impl FnOnce(&mut Environment) -> T) -> (T, Vec<String>) {
+        let mut environment = Environment::of(vec![("SHOPBELL_X".into(), value.into())]);
+        let outcome = read(&mut environment);
+        (outcome, environment.complaints)
+    }
+
+    #[test]
+    fn white_space_around_a_value_is_no_part_of_it() {
+        let secret = |environment: &mut Environment| {
+            environment.secret("SHOPBELL_X", |secret| Ok(secret.reveal().to_owned()), |_| None)
+        };
+        assert_eq!(
+            read("s3cr3t \r\n\n", secret),
+            (Some("s3cr3t ".into()), vec![]),
+            "but a space may be one of a secret's"
+        );
+        assert_eq!(read("shop\n", |environment| environment.optional_text("SHOPBELL_X")).0, Some("shop".into()));
+        assert_eq!(read(" 7\t\n", |environment| environment.number("SHOPBELL_X", 0, 0..=9)).0, 7);
+        assert!(read("true\n", |environment| environment.parse("SHOPBELL_X", false, "a flag")).0);
+        assert_eq!(read("a\n", |environment| environment.text("SHOPBELL_X", "b", |_| Ok(()))).0, "a");
+    }
+
+    #[test]
+    fn a_value_of_white_space_is_no_value() {
+        for white_space in [" ", "\n", " \r\n"] {
+            let secret = |environment: &mut Environment| environment.secret("SHOPBELL_X", |_| Ok(()), |()| None);
+            assert_eq!(read(white_space, secret).1, ["SHOPBELL_X is only white space"]);
+            let optional = |environment: &mut Environment| environment.optional_secret("SHOPBELL_X", |_| Ok(()));
+            assert_eq!(read(white_space, optional).1, ["SHOPBELL_X is only white space"]);
+            let text = |environment: &mut Environment| environment.optional_text("SHOPBELL_X");
+            assert_eq!(read(white_space, text).1, ["SHOPBELL_X is only white space"]);
+        }
+        for inside in ["a\nb", "a\tb", "a\u{7f}b", "a\u{85}b"] {
+            let text = |environment: &mut Environment| environment.optional_text("SHOPBELL_X");
+            assert_eq!(read(inside, text), (None, vec!["SHOPBELL_X must not contain control characters".into()]));
+        }
+    }
 
     #[track_caller]
     fn told(variable: &str, value: &str, expected: &str) {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
-use axum::http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, WWW_AUTHENTICATE};
+use axum::http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
@@ -58,8 +58,8 @@ pub async fn list(
     parameters: Result<Query<Parameters>, QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let token = bearer(&headers).ok_or_else(|| unauthorized(TokenError::Missing))?;
-    let grant = gateway.shared.authenticator.check(token).map_err(unauthorized)?;
+    let token = bearer(&headers).ok_or_else(|| Problem::unauthorized(TokenError::Missing))?;
+    let grant = gateway.shared.authenticator.check(token).map_err(Problem::unauthorized)?;
     let bad = |detail: String| Problem::new(StatusCode::BAD_REQUEST, detail);
     let Path(feed) = feed.map_err(|error| bad(error.to_string()))?;
     let feed = Feed::parse(&feed).map_err(|error| bad(error.to_string()))?;
@@ -122,8 +122,4 @@ fn body(feed: &Feed, page: &HistoryPage) -> String {
     };
     // Serialising numbers, names and raw JSON to a string cannot fail.
     serde_json::to_string(&answer).unwrap_or_default()
-}
-
-fn unauthorized(error: TokenError) -> Problem {
-    Problem::new(StatusCode::UNAUTHORIZED, error.to_string()).with(WWW_AUTHENTICATE, "Bearer")
 }

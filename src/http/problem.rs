@@ -1,9 +1,11 @@
 //! Errors for people and programs (RFC 9457).
 
-use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
+use axum::http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+
+use crate::auth::TokenError;
 
 /// What a refused client is told to wait, in seconds.
 const RETRY_AFTER_SECONDS: &str = "2";
@@ -13,7 +15,7 @@ const RETRY_AFTER_SECONDS: &str = "2";
 pub struct Problem {
     status: StatusCode,
     detail: String,
-    header: Option<(HeaderName, HeaderValue)>,
+    headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 #[derive(Serialize)]
@@ -27,12 +29,22 @@ struct Body<'a> {
 impl Problem {
     /// A refusal that says what to do.
     pub fn new(status: StatusCode, detail: impl Into<String>) -> Self {
-        Self { status, detail: detail.into(), header: None }
+        Self { status, detail: detail.into(), headers: Vec::new() }
+    }
+
+    /// A request without a good token: 401, with `Retry-After` if waiting helps.
+    pub fn unauthorized(error: TokenError) -> Self {
+        let mut problem = Self::new(StatusCode::UNAUTHORIZED, error.to_string()).with(WWW_AUTHENTICATE, "Bearer");
+        if let Some(wait) = error.retry_after() {
+            // A whole second is the least that the header can name.
+            problem.headers.push((RETRY_AFTER, HeaderValue::from(wait.as_secs() + 1)));
+        }
+        problem
     }
 
     /// The same, with a header.
     pub fn with(mut self, name: HeaderName, value: &'static str) -> Self {
-        self.header = Some((name, HeaderValue::from_static(value)));
+        self.headers.push((name, HeaderValue::from_static(value)));
         self
     }
 
@@ -53,9 +65,7 @@ impl IntoResponse for Problem {
         // Serialising two strings and a number cannot fail.
         let json = serde_json::to_string(&body).unwrap_or_default();
         let mut response = (self.status, [(CONTENT_TYPE, "application/problem+json")], json).into_response();
-        if let Some((name, value)) = self.header {
-            response.headers_mut().insert(name, value);
-        }
+        response.headers_mut().extend(self.headers);
         response
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_PROTOCOL, UPGRADE, WWW_AUTHENTICATE};
+use axum::http::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_PROTOCOL, UPGRADE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use hyper::upgrade::OnUpgrade;
@@ -169,8 +169,11 @@ impl Gateway {
         let why = if matches!(error, TokenError::NoFeed) { "feed" } else { "token" };
         self.shared.metrics.handshakes_refused.inc(why);
         if let Some(Token::Subprotocol(_)) = handshake.token {
+            let retry_after_ms = error.retry_after().map_or(0, |wait| wait.as_millis() as u64);
             let close = match error {
                 TokenError::Expired => Close::TokenExpired,
+                TokenError::KeyUnknown => Close::TokenKeyUnknown { retry_after_ms },
+                TokenError::NotYetValid { .. } => Close::TokenNotYetValid { retry_after_ms },
                 TokenError::NoFeed => Close::NoFeed,
                 TokenError::Refused(_) | TokenError::Missing => Close::TokenRefused,
             };
@@ -186,9 +189,7 @@ impl Gateway {
         }
         match error {
             TokenError::NoFeed => Problem::new(StatusCode::FORBIDDEN, error.to_string()).into_response(),
-            _ => Problem::new(StatusCode::UNAUTHORIZED, error.to_string())
-                .with(WWW_AUTHENTICATE, "Bearer")
-                .into_response(),
+            _ => Problem::unauthorized(error).into_response(),
         }
     }
 }

@@ -45,8 +45,9 @@ async fn a_bad_token_from_a_browser_is_told_by_the_close_code() {
     let replica = world.serve().await;
     let (merchant, token) = (world.merchant(MERCHANT), world.token(MERCHANT));
     let with = |token: String| merchant.clone().token(token).by_subprotocol();
-    let strangers: [(Handshake, u16, &str); 4] = [
-        (with(token.sign_with_a_foreign_secret()), 4501, "token_refused"),
+    let strangers: [(Handshake, u16, &str); 5] = [
+        (with(token.sign_with_a_foreign_secret()), 4402, "token_key_unknown"),
+        (with("open-sesame".to_owned()), 4501, "token_refused"),
         (with(token.unsigned()), 4501, "token_refused"),
         (with(token.clone().expires_in_seconds(-60).sign()), 4401, "token_expired"),
         (with(token.clone().feeds([]).sign()), 4503, "no_feed"),

@@ -23,6 +23,7 @@ mod handshake;
 mod hints;
 mod history;
 mod imports;
+mod keys;
 mod migration;
 mod observability;
 mod openings;

@@ -16,7 +16,7 @@ event <- feed
 protocol <- feed
 change <- feed protocol::ServerFrame
 notification <- telemetry::traces::Origin feed event protocol::SkipReason change::Change
-auth <- feed
+auth <- feed config
 store <- backoff telemetry feed event protocol::SkipReason change notification
 amqp <- event
 hub <- feed change::Change notification
@@ -27,7 +27,7 @@ answers <- backoff telemetry protocol change::state store fanout hub::Inbox
 ingest <- backoff health telemetry feed event notification store amqp fanout
 watch <- telemetry store amqp hub::Hub
 housekeeping <- store
-canary <- telemetry feed config::JwtConfig protocol::SUBPROTOCOL auth store amqp
+canary <- telemetry feed protocol::SUBPROTOCOL auth store amqp
 session/state <- telemetry::traces::Origin feed protocol change notification
 session/task <- telemetry feed protocol notification auth store::answers::Answer store::cursors::CursorKey hub pager cursors answers::Answers
 session <-

@@ -79,7 +79,9 @@ impl Loss {
         let problem = response.body().as_deref().and_then(|body| serde_json::from_slice::<Problem>(body).ok());
         let detail = problem.and_then(|problem| problem.detail).map(|detail| format!(": {detail}")).unwrap_or_default();
         let why = format!("the service refused the connection with {status}{detail}");
-        if status.is_server_error() || status.as_u16() == 429 {
+        // A refused token may be good later: then the service says when.
+        let may_pass = status.as_u16() == 401 && response.headers().contains_key(RETRY_AFTER);
+        if status.is_server_error() || status.as_u16() == 429 || may_pass {
             let seconds = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
             let retry_after = seconds.map(|seconds| Duration::from_secs(seconds).min(RETRY_AFTER_MAX));
             Self::Passing { why, retry_after }
@@ -203,6 +205,8 @@ mod tests {
             (Close::Internal, None),
             (Close::GoingAway { retry_after_ms }, Some(1_500)),
             (Close::TokenExpired, Some(0)),
+            (Close::TokenKeyUnknown { retry_after_ms }, Some(1_500)),
+            (Close::TokenNotYetValid { retry_after_ms }, Some(1_500)),
             (Close::Silent, None),
             (Close::TooOld, Some(0)),
             (Close::TooManyFrames { retry_after_ms: u64::MAX }, Some(300_000)),
@@ -225,17 +229,22 @@ mod tests {
 
     #[test]
     fn a_refusal_tells_its_detail() {
-        let refused = |status: u16, body: &str| {
+        let answered = |status: u16, body: &str, retry_after: Option<&'static str>| {
             let mut response = Response::new(Some(body.as_bytes().to_vec()));
             *response.status_mut() = status.try_into().unwrap();
-            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("2"));
+            let header = retry_after.map(|seconds| (RETRY_AFTER, HeaderValue::from_static(seconds)));
+            response.headers_mut().extend(header);
             Loss::of_response(&response)
         };
+        let refused = |status, body| answered(status, body, None);
         let why = "the service refused the connection with 401 Unauthorized: the token has expired";
         assert_eq!(refused(401, r#"{"title":"x","detail":"the token has expired"}"#), Loss::Final(why.into()));
         assert!(matches!(refused(403, "no JSON"), Loss::Final(why) if why.ends_with("403 Forbidden")));
-        for status in [429, 503] {
-            let Loss::Passing { retry_after, .. } = refused(status, "{}") else { panic!("{status} is final") };
+        assert!(matches!(answered(403, "{}", Some("2")), Loss::Final(_)));
+        for status in [401, 429, 503] {
+            let Loss::Passing { retry_after, .. } = answered(status, "{}", Some("2")) else {
+                panic!("{status} is final")
+            };
             assert_eq!(retry_after, Some(Duration::from_secs(2)));
         }
     }

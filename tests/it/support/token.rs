@@ -4,8 +4,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use jsonwebtoken::{EncodingKey, Header};
+use jsonwebtoken::{Algorithm, EncodingKey};
 use serde::Serialize;
+use serde_json::{Map, Value};
 
 /// How long a token lives unless the story says otherwise.
 const TTL_SECONDS: i64 = 600;
@@ -14,6 +15,7 @@ const TTL_SECONDS: i64 = 600;
 #[derive(Clone)]
 pub struct Token {
     secret: String,
+    header: Value,
     claims: Claims,
 }
 
@@ -26,13 +28,38 @@ struct Claims {
     feeds: Option<Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     aud: Option<String>,
+    #[serde(flatten)]
+    more: Map<String, Value>,
 }
 
 impl Token {
     /// A good token of `subscriber`, to be signed with `secret`.
     pub fn new(secret: &str, subscriber: &str) -> Self {
-        let claims = Claims { sub: subscriber.to_owned(), exp: Some(now() + TTL_SECONDS), feeds: None, aud: None };
-        Self { secret: secret.to_owned(), claims }
+        let (exp, more) = (Some(now() + TTL_SECONDS), Map::new());
+        let claims = Claims { sub: subscriber.to_owned(), exp, feeds: None, aud: None, more };
+        let header = serde_json::json!({"alg": "HS256", "typ": "JWT"});
+        Self { secret: secret.to_owned(), header, claims }
+    }
+
+    /// The same token, to be signed with this secret.
+    pub fn secret(mut self, secret: &str) -> Self {
+        self.secret = secret.to_owned();
+        self
+    }
+
+    /// A claim that is this many seconds from now, with a fraction.
+    pub fn moment(mut self, name: &str, seconds: f64) -> Self {
+        if name == "exp" {
+            self.claims.exp = None;
+        }
+        self.claims.more.insert(name.to_owned(), (now() as f64 + seconds).into());
+        self
+    }
+
+    /// A parameter of the header.
+    pub fn header(mut self, name: &str, value: impl Into<Value>) -> Self {
+        self.header[name] = value.into();
+        self
     }
 
     /// The feeds it may read, instead of the subscriber's own.
@@ -44,6 +71,12 @@ impl Token {
     /// For whom it was minted.
     pub fn audience(mut self, audience: &str) -> Self {
         self.claims.aud = Some(audience.to_owned());
+        self
+    }
+
+    /// Who minted it.
+    pub fn issuer(mut self, issuer: &str) -> Self {
+        self.claims.more.insert("iss".to_owned(), issuer.into());
         self
     }
 
@@ -61,8 +94,10 @@ impl Token {
 
     /// The token, signed with HS256.
     pub fn sign(&self) -> String {
+        let signed = format!("{}.{}", part(&self.header), part(&self.claims));
         let key = EncodingKey::from_secret(self.secret.as_bytes());
-        jsonwebtoken::encode(&Header::default(), &self.claims, &key).expect("claims are JSON")
+        let signature = jsonwebtoken::crypto::sign(signed.as_bytes(), &key, Algorithm::HS256);
+        format!("{signed}.{}", signature.expect("HS256 signs anything"))
     }
 
     /// The token, signed with a secret that the service does not know.
@@ -72,9 +107,12 @@ impl Token {
 
     /// The token with `"alg":"none"` and no signature, as the oldest trick has it.
     pub fn unsigned(&self) -> String {
-        let claims = serde_json::to_vec(&self.claims).expect("claims are JSON");
-        format!("{}.{}.", URL_SAFE_NO_PAD.encode(br#"{"alg":"none","typ":"JWT"}"#), URL_SAFE_NO_PAD.encode(claims))
+        format!("{}.{}.", URL_SAFE_NO_PAD.encode(br#"{"alg":"none","typ":"JWT"}"#), part(&self.claims))
     }
+}
+
+fn part(json: &impl Serialize) -> String {
+    URL_SAFE_NO_PAD.encode(serde_json::to_vec(json).expect("a token is made of JSON"))
 }
 
 fn now() -> i64 {

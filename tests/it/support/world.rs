@@ -73,6 +73,11 @@ impl World {
         Token::new(&self.secret, subscriber)
     }
 
+    /// What good tokens are signed with.
+    pub fn secret(&self) -> &str {
+        &self.secret
+    }
+
     /// A publisher to the world's exchange.
     pub async fn publisher(&self) -> Publisher {
         Publisher::connect(&self.amqp_url, &self.name("events")).await
