@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 
-use crate::support::{Closed, Event, Handshake, PATIENCE, Replica, World, eventually, run_any};
+use crate::support::{Closed, Event, Handshake, PATIENCE, Replica, Setup, World, eventually, run_any};
 
 const MERCHANT: &str = "merchant-42";
 const NEXT: &str = "the next secret, of thirty-two bytes or more";
@@ -43,10 +43,14 @@ impl Mount {
         self.folder.join(name).to_str().expect("a plain name").to_owned()
     }
 
-    async fn serve(&self, world: &World) -> Replica {
+    fn replica<'a>(&self, world: &'a World) -> Setup<'a> {
         let replica = world.replica().with("SHOPBELL_JWT_HS256_SECRET", "");
         let replica = replica.with("SHOPBELL_JWT_HS256_SECRET_FILE", self.file(CURRENT_FILE));
-        replica.with("SHOPBELL_JWT_HS256_SECRET_PREVIOUS_FILE", self.file(PREVIOUS_FILE)).start().await
+        replica.with("SHOPBELL_JWT_HS256_SECRET_PREVIOUS_FILE", self.file(PREVIOUS_FILE))
+    }
+
+    async fn serve(&self, world: &World) -> Replica {
+        self.replica(world).start().await
     }
 }
 
@@ -200,14 +204,21 @@ async fn both_keys_can_come_from_the_environment() {
 #[tokio::test]
 async fn the_canary_signs_with_the_key_of_now() {
     let world = World::new().await;
-    let mut mount = Mount::new(&world, "canary", world.secret());
-    let replica = world.replica().with("SHOPBELL_JWT_HS256_SECRET", "").with("SHOPBELL_CANARY_SECONDS", "1");
-    let replica = replica.with("SHOPBELL_JWT_HS256_SECRET_FILE", mount.file(CURRENT_FILE)).start().await;
-    replica.metric_reaches("shopbell_canary_runs_total", 1).await;
-    mount.swap(NEXT, None);
+    let old = world.secret().to_owned();
+    let mut mount = Mount::new(&world, "canary", &old);
+    let replica = mount.replica(&world).with("SHOPBELL_CANARY_SECONDS", "1").start().await;
+    let flies = async || {
+        let flown = replica.metric("shopbell_canary_runs_total").await;
+        replica.metric_reaches("shopbell_canary_runs_total", flown + 2).await;
+    };
+    flies().await;
+    mount.swap(NEXT, Some(&old));
     expect_taken(&world, &replica, NEXT).await;
-    let flown = replica.metric("shopbell_canary_runs_total").await;
-    replica.metric_reaches("shopbell_canary_runs_total", flown + 2).await;
+    flies().await;
+    // Without the old key, which the canary would fail with if it still signed with that.
+    mount.swap(NEXT, None);
+    expect_dropped(&world, &replica, &old).await;
+    flies().await;
     assert_eq!(replica.metric("shopbell_canary_failures_total").await, 0);
     replica.terminate().await;
     world.finish().await;

@@ -46,7 +46,7 @@ pub use replica::Replica;
 pub use sdk::Sdk;
 pub use tap::Tap;
 pub use token::Token;
-pub use world::World;
+pub use world::{Setup, World};
 
 use std::time::Duration;
 
