@@ -11,6 +11,8 @@ use crate::feed::{Feed, Seq, Version};
 use crate::hub::Hub;
 use crate::notification::Page;
 use crate::store;
+use crate::store::StoreError;
+use crate::store::damage::{Damaged, Parts};
 use crate::store::pages::PageRequest;
 use crate::store::pools::Pool;
 use crate::telemetry::metrics::Metrics;
@@ -31,6 +33,10 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(2);
 const GIVE_UP_AFTER: Duration = Duration::from_secs(60);
 /// Most feeds asked for in one statement of the sweep.
 const FEEDS_PER_SWEEP_QUERY_MAX: usize = 5_000;
+/// How often that statement is split in one sweep: enough to find three damaged feeds, which the next sweep leaves out.
+const SPLITS_PER_SWEEP_MAX: usize = 40;
+/// Of a damaged feed fewer rows are read at a time, so that its sessions get what lies before the damage.
+const ROWS_BEFORE_DAMAGE: [i64; 2] = [16, 1];
 
 /// A page that a session asked for.
 #[derive(Debug)]
@@ -49,15 +55,24 @@ pub struct Pager {
 #[derive(Debug)]
 pub struct PagerWorker {
     requests: mpsc::Receiver<Request>,
+    reader: Reader,
+}
+
+/// What a query needs.
+#[derive(Debug, Clone)]
+struct Reader {
     pool: Pool,
     metrics: Arc<Metrics>,
+    /// Feeds that share no query with others.
+    damaged: Arc<Damaged>,
 }
 
 impl Pager {
     /// A session asks for one page at a time, so `sessions_max` bounds what waits.
     pub fn new(pool: Pool, metrics: Arc<Metrics>, sessions_max: usize) -> (Self, PagerWorker) {
         let (sender, requests) = mpsc::channel(sessions_max.max(1));
-        (Self { requests: sender }, PagerWorker { requests, pool, metrics })
+        let reader = Reader { pool, metrics, damaged: Arc::default() };
+        (Self { requests: sender }, PagerWorker { requests, reader })
     }
 
     /// Asks for what follows `after`, `wanted` notifications if there are as many, and for the changes after a version where
@@ -87,9 +102,11 @@ fn rows(wanted: usize) -> i64 {
 }
 
 impl PagerWorker {
-    /// Serves until every [`Pager`] is dropped. What waits when a query ends is the next one.
+    /// Serves until every [`Pager`] is dropped. What waits when a query ends is the next one. Requests for damaged feeds have a
+    /// query of their own.
     pub async fn run(mut self) {
         let (mut waiting, mut queries) = (Vec::new(), JoinSet::new());
+        let (mut waiting_apart, mut query_apart) = (Vec::new(), JoinSet::new());
         let mut begun = tokio::time::Instant::now();
         loop {
             let room = REQUESTS_PER_QUERY_MAX - waiting.len();
@@ -100,15 +117,23 @@ impl PagerWorker {
                     }
                 }
                 Some(_) = queries.join_next() => {}
+                Some(_) = query_apart.join_next() => {}
                 () = tokio::time::sleep_until(begun + SLOW_QUERY), if queries.len() == 1 && !waiting.is_empty() => {}
+            }
+            let damaged = &self.reader.damaged;
+            waiting_apart.extend(waiting.extract_if(.., |request: &mut Request| damaged.contains(&request.page.feed)));
+            if !waiting_apart.is_empty() && query_apart.is_empty() {
+                let count = waiting_apart.len().min(REQUESTS_PER_QUERY_MAX);
+                let (requests, reader) = (waiting_apart.drain(..count).collect(), self.reader.clone());
+                query_apart.spawn(async move { reader.serve(requests).await });
             }
             let another = waiting.len() == REQUESTS_PER_QUERY_MAX || begun.elapsed() >= SLOW_QUERY;
             if !waiting.is_empty() && (queries.is_empty() || another && queries.len() < READERS) {
                 begun = tokio::time::Instant::now();
-                let (requests, pool, metrics) = (std::mem::take(&mut waiting), self.pool.clone(), self.metrics.clone());
+                let (requests, reader) = (std::mem::take(&mut waiting), self.reader.clone());
                 queries.spawn(async move {
                     let (sessions, begun) = (requests.len(), Instant::now());
-                    serve(&pool, &metrics, requests).await;
+                    reader.serve(requests).await;
                     if sessions > 1 {
                         tokio::time::sleep((begun.elapsed() * REST_TIMES).min(REST_MAX)).await;
                     }
@@ -118,55 +143,109 @@ impl PagerWorker {
     }
 }
 
-/// Reads each wanted page once and gives it to all that want it; waits for a database that is away, but not for ever: it may
-/// be this query that cannot succeed.
-async fn serve(pool: &Pool, metrics: &Metrics, mut requests: Vec<Request>) {
-    let mut backoff = Backoff::default();
-    let begun = Instant::now();
-    while begun.elapsed() < GIVE_UP_AFTER {
-        requests.retain(|request| !request.reply.is_closed());
+impl Reader {
+    /// Reads each wanted page once and gives it to all that want it; waits for a database that is away, but not for ever: it may
+    /// be this query that cannot succeed. A session whose page is not read sees its request dropped.
+    async fn serve(&self, mut requests: Vec<Request>) {
+        let (begun, mut backoff) = (Instant::now(), Backoff::default());
         let mut wanted: Vec<PageRequest> = requests.iter().map(|request| request.page.clone()).collect();
         wanted.sort_unstable();
         wanted.dedup();
-        if wanted.is_empty() {
-            return;
-        }
-        match store::pages::read(pool, &wanted).await {
-            Ok(pages) => {
-                metrics.page_queries.inc();
-                metrics.pages_read.inc_by(pages.len() as u64);
-                let pages: Vec<Arc<Page>> = pages.into_iter().map(Arc::new).collect();
-                for request in requests {
-                    let place = wanted.binary_search(&request.page);
-                    if let Some(page) = place.ok().and_then(|index| pages.get(index)) {
-                        // A session that left meanwhile does not want it any more.
-                        let _ = request.reply.send(page.clone());
+        let mut parts = Parts::new(wanted, REQUESTS_PER_QUERY_MAX);
+        while let Some(mut part) = parts.take() {
+            while begun.elapsed() < GIVE_UP_AFTER {
+                requests.retain(|request| !request.reply.is_closed());
+                part.retain(|page| requests.iter().any(|request| request.page == *page));
+                if part.is_empty() {
+                    break;
+                }
+                let error = match self.read(&part).await {
+                    Ok(pages) => {
+                        reply(&mut requests, &part, pages);
+                        break;
+                    }
+                    Err(error) => error,
+                };
+                if error.may_pass_in_parts() {
+                    match parts.split(std::mem::take(&mut part)) {
+                        Ok(()) => break,
+                        Err(whole) => part = whole,
                     }
                 }
-                return;
-            }
-            Err(error) => {
+                if let [page] = &part[..]
+                    && error.blames_rows()
+                {
+                    self.serve_damaged(&mut requests, page, &error).await;
+                    break;
+                }
                 let wait = backoff.next_wait();
-                metrics.retries.inc("pages");
-                tracing::warn!(%error, pages = wanted.len(), wait_ms = wait.as_millis(), "pages could not be read; trying again");
+                self.metrics.retries.inc("pages");
+                tracing::warn!(%error, pages = part.len(), wait_ms = wait.as_millis(), "pages could not be read; trying again");
                 tokio::time::sleep(wait).await;
             }
+        }
+    }
+
+    /// Gives the sessions of a damaged feed what lies before the damage, if there is anything.
+    async fn serve_damaged(&self, requests: &mut Vec<Request>, page: &PageRequest, error: &StoreError) {
+        let (feed, after) = (page.feed.as_str(), page.after.get());
+        if self.damaged.keep_apart(&page.feed) {
+            tracing::error!(%error, feed, after, "stored rows of a feed cannot be read; it is read apart from others");
+        }
+        for rows in ROWS_BEFORE_DAMAGE.into_iter().filter(|rows| *rows < page.rows) {
+            let less = PageRequest { rows, ..page.clone() };
+            if let Ok(pages) = self.read(&[less]).await {
+                return reply(requests, std::slice::from_ref(page), pages);
+            }
+        }
+        self.metrics.damaged_reads.inc();
+        tracing::warn!(%error, feed, after, "the row after this one cannot be read; sessions of the feed are closed");
+        requests.retain(|request| request.page != *page);
+    }
+
+    async fn read(&self, pages: &[PageRequest]) -> Result<Vec<Page>, StoreError> {
+        let read = store::pages::read(&self.pool, pages).await?;
+        self.metrics.page_queries.inc();
+        self.metrics.pages_read.inc_by(read.len() as u64);
+        Ok(read)
+    }
+}
+
+/// Gives each session the page that it wants, if it is among these, which are sorted.
+fn reply(requests: &mut Vec<Request>, wanted: &[PageRequest], pages: Vec<Page>) {
+    let pages: Vec<Arc<Page>> = pages.into_iter().map(Arc::new).collect();
+    let is_read = |request: &mut Request| wanted.binary_search(&request.page).is_ok();
+    for request in requests.extract_if(.., is_read) {
+        let place = wanted.binary_search(&request.page);
+        if let Some(page) = place.ok().and_then(|index| pages.get(index)) {
+            // A session that left meanwhile does not want it any more.
+            let _ = request.reply.send(page.clone());
         }
     }
 }
 
 /// Tells sessions what their feeds hold, every few seconds: whatever hint was lost, they notice the gap and read it.
 pub async fn sweep(pool: Pool, hub: Arc<Hub>, metrics: Arc<Metrics>) {
-    let mut interval = tokio::time::interval(SWEEP_INTERVAL);
+    let (damaged, mut interval) = (Damaged::default(), tokio::time::interval(SWEEP_INTERVAL));
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         interval.tick().await;
         for feeds in hub.feeds().chunks(FEEDS_PER_SWEEP_QUERY_MAX) {
-            match store::pages::newest(&pool, feeds).await {
-                Ok(newest) => hub.announce_newest(&newest),
-                Err(error) => {
-                    metrics.retries.inc("sweep");
-                    tracing::warn!(%error, "the sweep could not read what feeds hold; it looks again");
+            let mut parts = Parts::new(damaged.others(feeds), SPLITS_PER_SWEEP_MAX);
+            while let Some(part) = parts.take() {
+                let failed = match store::pages::newest(&pool, &part).await {
+                    Ok(newest) => {
+                        hub.announce_newest(&newest);
+                        continue;
+                    }
+                    Err(error) => parts.failed(part, error, &damaged),
+                };
+                match failed {
+                    Ok(feed) => _ = metrics.damaged_reads.inc_by(feed.iter().len() as u64),
+                    Err(error) => {
+                        metrics.retries.inc("sweep");
+                        tracing::warn!(%error, "the sweep could not read what feeds hold; it reads again");
+                    }
                 }
             }
         }

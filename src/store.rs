@@ -8,6 +8,7 @@ pub mod append;
 pub mod canaries;
 pub mod checkup;
 pub mod cursors;
+pub mod damage;
 pub mod history;
 pub mod inspect;
 mod migration;
@@ -59,6 +60,9 @@ pub enum StoreError {
     /// Postgres refuses a value of this very call: it will refuse it again.
     #[error("the database refused a value: {0}")]
     Refused(#[source] sqlx::Error),
+    /// Postgres cannot read a row, or we cannot: it fails again until somebody repairs that row.
+    #[error("stored rows are damaged: {0}")]
+    Damaged(#[source] sqlx::Error),
     /// The database answers, and takes no writes.
     #[error("the database takes no writes: {0}; DATABASE_URL must lead to the primary")]
     ReadOnly(&'static str),
@@ -89,14 +93,33 @@ impl StoreError {
     }
 }
 
+impl StoreError {
+    /// A read fails because of what is stored in one of its rows.
+    pub fn blames_rows(&self) -> bool {
+        matches!(self, Self::Damaged(_) | Self::Refused(_))
+    }
+
+    /// The same, or it took too long for one statement: reading less at a time may help.
+    pub fn may_pass_in_parts(&self) -> bool {
+        match self {
+            Self::Away(sqlx::Error::Database(error)) => error.code().is_some_and(|code| code == "57014"),
+            error => error.blames_rows(),
+        }
+    }
+}
+
 impl From<sqlx::Error> for StoreError {
-    /// SQLSTATE classes 22 (data exception), 23 (constraint) and 54 (limit exceeded) blame a value; all else passes.
+    /// SQLSTATE classes 22 (data exception), 23 (constraint) and 54 (limit exceeded) blame a value; XX (internal error, corrupted
+    /// data or index) and 58 (a file cannot be read) what is stored, like a value that we cannot decode. All else passes.
     fn from(error: sqlx::Error) -> Self {
-        let blames_a_value = |code: &str| matches!(code.get(..2), Some("22" | "23" | "54"));
-        match &error {
-            sqlx::Error::Database(database) if database.code().as_deref().is_some_and(blames_a_value) => {
-                Self::Refused(error)
-            }
+        let class = match &error {
+            sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => return Self::Damaged(error),
+            sqlx::Error::Database(database) => database.code().and_then(|code| code.get(..2).map(str::to_owned)),
+            _ => None,
+        };
+        match class.as_deref() {
+            Some("22" | "23" | "54") => Self::Refused(error),
+            Some("XX" | "58") => Self::Damaged(error),
             _ => Self::Away(error),
         }
     }

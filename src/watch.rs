@@ -11,6 +11,7 @@ use crate::amqp::depths::Watcher;
 use crate::hub::Hub;
 use crate::store;
 use crate::store::StoreError;
+use crate::store::damage::{Damaged, Parts};
 use crate::store::pools::Pool;
 use crate::store::undelivered::Undelivered;
 use crate::telemetry::metrics::Metrics;
@@ -23,16 +24,18 @@ const FIRST_AFTER: Duration = Duration::from_secs(1);
 const STOP_PATIENCE: Duration = Duration::from_secs(1);
 /// Most feeds asked for in one statement.
 const FEEDS_PER_QUERY_MAX: usize = 5_000;
+/// How often such a statement is split at one time, to find feeds that cannot be read.
+const SPLITS_MAX: usize = 40;
 
 /// Looks at Postgres.
 pub async fn database(pool: Pool, hub: Arc<Hub>, metrics: Arc<Metrics>) {
-    let mut interval = interval();
+    let (damaged, mut interval) = (Damaged::default(), interval());
     loop {
         interval.tick().await;
         let checked = store::check(&pool).await;
         metrics.database_up.set(i64::from(checked.is_ok()));
         let looked = match checked {
-            Ok(()) => look(&pool, &hub).await,
+            Ok(()) => look(&pool, &hub, &damaged).await,
             Err(error) => Err(error),
         };
         match looked {
@@ -50,10 +53,18 @@ pub async fn database(pool: Pool, hub: Arc<Hub>, metrics: Arc<Metrics>) {
     }
 }
 
-async fn look(pool: &Pool, hub: &Hub) -> Result<Undelivered, StoreError> {
+/// A feed that cannot be read is left out.
+async fn look(pool: &Pool, hub: &Hub, damaged: &Damaged) -> Result<Undelivered, StoreError> {
     let mut all = Undelivered::default();
     for feeds in hub.feeds().chunks(FEEDS_PER_QUERY_MAX) {
-        all = all.and(store::undelivered::look(pool, feeds).await?);
+        let mut parts = Parts::new(damaged.others(feeds), SPLITS_MAX);
+        while let Some(part) = parts.take() {
+            match store::undelivered::look(pool, &part).await {
+                Ok(undelivered) => all = all.and(undelivered),
+                // The sweep reads the same row, and counts it.
+                Err(error) => _ = parts.failed(part, error, damaged)?,
+            }
+        }
     }
     Ok(all)
 }

@@ -74,7 +74,8 @@ pub async fn list(
             Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the database does not answer").retry_later()
         }
         error => {
-            tracing::error!(%error, "a page of history could not be read");
+            gateway.shared.metrics.damaged_reads.inc_by(u64::from(error.blames_rows()));
+            tracing::error!(%error, feed = look.feed.as_str(), "a page of history could not be read");
             Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the history could not be read")
         }
     })?;

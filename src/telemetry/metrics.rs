@@ -108,6 +108,8 @@ pub struct Metrics {
     pub pages_read: Counter,
     /// Queries that read them.
     pub page_queries: Counter,
+    /// Reads of a feed that failed because what is stored of it cannot be read.
+    pub damaged_reads: Counter,
     /// Whether the database answers, takes writes and has its schema.
     pub database_up: Gauge,
     /// Notifications of the feeds that have a session here which nobody has acknowledged.
@@ -229,6 +231,7 @@ impl Metrics {
             hints_refused: named.counter("hints_refused", "Fan-out hints that RabbitMQ did not take in time"),
             pages_read: named.counter("pages_read", "Pages read for sessions that were behind"),
             page_queries: named.counter("page_queries", "Queries that read pages"),
+            damaged_reads: named.counter("damaged_reads", "Reads of a feed that failed because its rows are damaged"),
             database_up: named.gauge("database_up", "Whether the database answers, takes writes and has its schema"),
             undelivered: named.gauge(
                 "undelivered_notifications",

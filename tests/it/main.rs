@@ -15,6 +15,7 @@ mod commands_config;
 mod commands_doctor;
 mod commands_inspect;
 mod connections;
+mod damage;
 mod dashboard;
 mod devices;
 mod drain;

@@ -1,0 +1,149 @@
+//! Feeds whose rows are damaged on disk. Many feeds are read by one statement, which fails as a whole when Postgres cannot read one
+//! row; so that statement is split until the damaged feed stands alone, and the feed is then kept apart for a while.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::StoreError;
+use crate::feed::Feed;
+
+/// How long a feed is kept apart after damage was found.
+const APART: Duration = Duration::from_secs(5 * 60);
+/// Most feeds that are kept apart. Beyond that the whole table is damaged, and splitting is all that is left.
+const FEEDS_MAX: usize = 10_000;
+
+/// Things that are read together, in ever smaller parts where that fails.
+#[derive(Debug)]
+pub struct Parts<T> {
+    waiting: VecDeque<Vec<T>>,
+    splits_left: usize,
+}
+
+impl<T> Parts<T> {
+    /// One part, which is split `splits_max` times at most.
+    pub fn new(all: Vec<T>, splits_max: usize) -> Self {
+        Self { waiting: VecDeque::from([all]), splits_left: splits_max }
+    }
+
+    /// What to read next.
+    pub fn take(&mut self) -> Option<Vec<T>> {
+        self.waiting.pop_front()
+    }
+
+    /// Halves a part that could not be read. Gives it back if nothing is left to split.
+    pub fn split(&mut self, mut part: Vec<T>) -> Result<(), Vec<T>> {
+        if part.len() <= 1 || self.splits_left == 0 {
+            return Err(part);
+        }
+        self.splits_left -= 1;
+        let second = part.split_off(part.len() / 2);
+        self.waiting.push_front(second);
+        self.waiting.push_front(part);
+        Ok(())
+    }
+}
+
+impl Parts<Feed> {
+    /// Takes back a part whose read failed: it is halved, or its only feed is kept apart from now on, which is returned. An error
+    /// is one that blames no feed.
+    pub fn failed(
+        &mut self,
+        part: Vec<Feed>,
+        error: StoreError,
+        damaged: &Damaged,
+    ) -> Result<Option<Feed>, StoreError> {
+        if !error.may_pass_in_parts() {
+            return Err(error);
+        }
+        let Err(mut whole) = self.split(part) else { return Ok(None) };
+        if whole.len() > 1 || !error.blames_rows() {
+            return Err(error);
+        }
+        let feed = whole.pop();
+        if let Some(feed) = &feed {
+            damaged.keep_apart(feed);
+            tracing::error!(%error, feed = feed.as_str(), "what is stored of a feed cannot be read; it is left out for a while");
+        }
+        Ok(feed)
+    }
+}
+
+/// The feeds that are kept apart.
+#[derive(Debug, Default)]
+pub struct Damaged {
+    /// Until when. Held for a look or a change.
+    feeds: Mutex<BTreeMap<Feed, Instant>>,
+}
+
+impl Damaged {
+    /// Keeps a feed apart from now on; returns whether it was not before.
+    pub fn keep_apart(&self, feed: &Feed) -> bool {
+        let (now, mut feeds) = (Instant::now(), self.lock());
+        feeds.retain(|_, until| *until > now);
+        let is_new = !feeds.contains_key(feed);
+        if !is_new || feeds.len() < FEEDS_MAX {
+            feeds.insert(feed.clone(), now + APART);
+        }
+        is_new
+    }
+
+    /// These feeds without those that are kept apart.
+    pub fn others(&self, feeds: &[Feed]) -> Vec<Feed> {
+        let (now, damaged) = (Instant::now(), self.lock());
+        feeds.iter().filter(|feed| damaged.get(feed).is_none_or(|until| *until <= now)).cloned().collect()
+    }
+
+    /// Whether a feed is kept apart.
+    pub fn contains(&self, feed: &Feed) -> bool {
+        self.lock().get(feed).is_some_and(|until| *until > Instant::now())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Feed, Instant>> {
+        self.feeds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Which can be read, and which stand alone and cannot; and how many reads that took.
+    fn read(all: Vec<u32>, is_bad: impl Fn(u32) -> bool, splits_max: usize) -> (Vec<u32>, Vec<Vec<u32>>, usize) {
+        let (mut parts, mut good, mut bad, mut reads) = (Parts::new(all, splits_max), Vec::new(), Vec::new(), 0);
+        while let Some(part) = parts.take() {
+            reads += 1;
+            if !part.iter().any(|one| is_bad(*one)) {
+                good.extend(part);
+            } else if let Err(part) = parts.split(part) {
+                bad.push(part);
+            }
+        }
+        (good, bad, reads)
+    }
+
+    #[test]
+    fn the_damaged_stand_alone_and_all_others_are_read() {
+        let (good, bad, reads) = read((0..64).collect(), |one| one == 17, 64);
+        assert_eq!((good.len(), bad), (63, vec![vec![17]]));
+        assert_eq!(reads, 1 + 2 * 6, "two more for each halving");
+        let (good, bad, _) = read((0..64).collect(), |_| true, 64);
+        assert_eq!((good.len(), bad.len()), (0, 64));
+    }
+
+    #[test]
+    fn splitting_has_a_bound() {
+        let (good, bad, reads) = read((0..5_000).collect(), |_| true, 40);
+        assert_eq!((good.len(), bad.concat().len(), reads), (0, 5_000, 81));
+    }
+
+    #[test]
+    fn a_feed_is_new_to_the_damaged_once() {
+        let damaged = Damaged::default();
+        let feed = Feed::parse("merchant-42");
+        let Ok(feed) = feed else { panic!("a good name") };
+        assert!(!damaged.contains(&feed));
+        assert!(damaged.keep_apart(&feed) && !damaged.keep_apart(&feed));
+        assert!(damaged.contains(&feed));
+    }
+}
