@@ -254,16 +254,13 @@ impl Environment {
         }
     }
 
+    /// Each as browsers write it: in lower case, in ASCII, without a default port.
     fn read_origins(&mut self) -> Vec<String> {
         let read = |list: &str| {
-            let origins = list.split(',').map(str::trim).filter(|origin| !origin.is_empty()).map(String::from);
-            let is_origin = |origin: &String| {
-                let host = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
-                host.is_some_and(|host| !host.is_empty() && !host.contains(['/', '*', '@', '?', '#']))
-            };
-            let origins: Vec<_> = origins.collect();
+            let origins = list.split(',').map(str::trim).filter(|origin| !origin.is_empty());
+            let origins: Option<Vec<_>> = origins.map(serialized_origin).collect();
             let expected = "must be origins like https://shop.example, comma separated, without path or *";
-            if origins.iter().all(is_origin) { Ok(origins) } else { Err(expected.into()) }
+            origins.ok_or_else(|| expected.into())
         };
         self.read("SHOPBELL_ALLOWED_ORIGINS", Vec::new(), read, |origins| {
             (!origins.is_empty()).then(|| origins.join(","))
@@ -281,6 +278,15 @@ impl Environment {
             seconds => Some(Duration::from_secs(seconds)),
         }
     }
+}
+
+/// An origin as browsers write it (RFC 6454 §6.2); `None` if no page can have it.
+fn serialized_origin(origin: &str) -> Option<String> {
+    let (scheme, host) = origin.split_once("://")?;
+    let is_web = ["http", "https"].iter().any(|web| scheme.eq_ignore_ascii_case(web));
+    let is_host = !host.is_empty() && !host.contains(['/', '\\', '*', '@', '?', '#', '%']);
+    let url = (is_web && is_host).then(|| Url::parse(origin).ok()).flatten()?;
+    Some(url.origin().ascii_serialization())
 }
 
 #[cfg(test)]
@@ -403,6 +409,31 @@ mod tests {
         assert!(refused.to_string().contains("SHOPBELL_WINDOWS is not known"), "{refused}");
         given.pop();
         assert!(environment(&given).serve(None).is_ok());
+    }
+
+    #[test]
+    fn allowed_origins_are_kept_as_browsers_write_them() {
+        let origins = |list| {
+            let given = [&GOOD[..], &[("SHOPBELL_ALLOWED_ORIGINS", list)]].concat();
+            environment(&given).serve(None).map(|config| config.gateway.unwrap().session.allowed_origins)
+        };
+        let kept =
+            ["https://shop.example", "http://shop.example:443", "https://xn--mnchen-3ya.example", "http://[::1]:8080"];
+        let list = "HTTPS://Shop.Example:443, http://shop.example:443,https://münchen.example,http://[0:0::1]:8080";
+        assert_eq!(origins(list), Ok(kept.map(String::from).into()));
+        for bad in [
+            "shop.example",
+            "https://shop.example/",
+            "https://*.shop.example",
+            "https://user@shop.example",
+            "https://shop.example:99999",
+            "https://shop example",
+            "ftp://shop.example",
+            "null",
+            "https://",
+        ] {
+            assert!(origins(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

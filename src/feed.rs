@@ -9,8 +9,8 @@ use std::sync::Arc;
 pub const FEED_BYTES_MAX: usize = 128;
 /// Longest `sub` of a token, in bytes: room for any identity provider's subject, small enough for an index entry.
 pub const SUBSCRIBER_BYTES_MAX: usize = 255;
-/// Longest device name, in bytes.
-pub const DEVICE_BYTES_MAX: usize = 64;
+/// Longest device name, in characters: at most 256 bytes, small enough for an index entry.
+pub const DEVICE_CHARS_MAX: usize = 64;
 
 /// Why a name was refused, in words for the person who sent it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -66,13 +66,15 @@ impl Subscriber {
 pub struct Device(Arc<str>);
 
 impl Device {
-    /// Takes the `device` of a handshake: up to 64 of `A-Z a-z 0-9 . _ ~ -`.
+    /// Takes the `device` of a handshake as a person wrote it: up to 64 printable characters, without the spaces around them.
     pub fn parse(name: &str) -> Result<Self, NameError> {
-        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._~-".contains(&byte);
-        if name.len() <= DEVICE_BYTES_MAX && name.bytes().all(allowed) {
+        let name = name.trim();
+        // The two separators are line breaks to JavaScript.
+        let is_printable = |c: char| !c.is_control() && !"\u{2028}\u{2029}".contains(c);
+        if name.chars().count() <= DEVICE_CHARS_MAX && name.chars().all(is_printable) {
             Ok(Self(name.into()))
         } else {
-            Err(NameError { what: "a device", rule: "at most 64 of A-Z a-z 0-9 . _ ~ -" })
+            Err(NameError { what: "a device", rule: "at most 64 printable characters" })
         }
     }
 
@@ -178,6 +180,17 @@ mod tests {
         assert!(Subscriber::parse("auth0|5f7c8ec7c33c6c004bbafe82").is_ok());
         for bad in ["", "a\0b", "a\nb", &"x".repeat(256)] {
             assert!(Subscriber::parse(bad).is_err(), "{bad:?} must be refused");
+        }
+    }
+
+    #[test]
+    fn a_device_is_named_as_people_name_it() {
+        for name in ["", "till-2", "Till 2", "iPad von Jürgen", "a/b:c", "👩‍👩‍👧", &"店".repeat(64)] {
+            assert_eq!(Device::parse(name).map(|device| device.to_string()), Ok(name.into()));
+        }
+        assert_eq!(Device::parse("  Till 2\t").map(|device| device.to_string()), Ok("Till 2".into()));
+        for bad in ["a\0b", "a\nb", "a\u{2028}b", "a\u{85}b", &"x".repeat(65)] {
+            assert!(Device::parse(bad).is_err(), "{bad:?} must be refused");
         }
     }
 

@@ -4,53 +4,19 @@
 //! `notification` frame is rendered in [`crate::notification`], because `data` is raw JSON, which serde cannot carry in a
 //! tagged enum (serde-rs/json issue 545).
 
-use serde::{Deserialize, Serialize};
+mod client;
 
+use serde::Serialize;
+
+pub use self::client::ClientFrame;
 use crate::feed::{Device, Feed, Seq, Subscriber, Version};
 
 /// The WebSocket subprotocol this server speaks.
 pub const SUBPROTOCOL: &str = "shopbell.v1";
 /// A browser, which can set no header, sends its token as a second subprotocol with this prefix.
 pub const BEARER_SUBPROTOCOL_PREFIX: &str = "bearer.";
-
-/// What a client may send.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
-pub enum ClientFrame {
-    /// "I have everything in `feed` up to `seq`": cumulative.
-    Ack {
-        /// The feed.
-        feed: String,
-        /// The highest number the client has.
-        seq: i64,
-    },
-    /// A person saw these: `seqs`, or all up to `through`.
-    Read {
-        /// The feed.
-        feed: String,
-        /// Which; none at all asks for the feed's counts only.
-        seqs: Option<Vec<i64>>,
-        /// Up to where.
-        through: Option<i64>,
-    },
-    /// A person took these: the bell stops on every device.
-    Handle {
-        /// The feed.
-        feed: String,
-        /// Which.
-        seqs: Vec<i64>,
-    },
-    /// A fresh token for the same subscriber.
-    Auth {
-        /// The JWT.
-        token: String,
-    },
-    /// Answered with `pong` after everything the client said before was taken in.
-    Ping,
-    /// Of a type this server does not know: answered with an `error`, for a newer client to fall back.
-    #[serde(other)]
-    Unknown,
-}
+/// Longest close reason (RFC 6455 §5.5): a control frame without the code.
+const REASON_BYTES_MAX: usize = 123;
 
 /// What the server sends, apart from notifications.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -247,16 +213,30 @@ pub enum Close {
         /// How long to wait before reconnecting, in milliseconds.
         retry_after_ms: u64,
     },
+    /// 4429: as many sessions as this replica, or the subscriber, may have; reconnect with back-off.
+    TooManySessions {
+        /// How long to wait before reconnecting, in milliseconds.
+        retry_after_ms: u64,
+    },
+    /// 1013: this replica cannot open a session now.
+    NotReady {
+        /// How long to wait before reconnecting, in milliseconds.
+        retry_after_ms: u64,
+    },
     /// 4500: not the protocol: a bug of the client.
     NotTheProtocol,
+    /// 4500: a parameter of the handshake that can never be accepted.
+    BadRequest,
     /// 4501: form, audience, subject … of the token.
     TokenRefused,
     /// 4503: the token names no feed that may be read.
     NoFeed,
+    /// 4503: the handshake names a feed that the token does not name.
+    ForeignFeed,
 }
 
 impl Close {
-    /// The close code of the contract: 4000–4499, 1011 and 1012 mean reconnect, the others do not.
+    /// The close code of the contract: 4000–4499, 1011, 1012 and 1013 mean reconnect, the others do not.
     pub fn code(self) -> u16 {
         match self {
             Self::Answered => 1000,
@@ -269,10 +249,11 @@ impl Close {
             Self::TokenNotYetValid { .. } | Self::TokenKeyUnknown { .. } => 4402,
             Self::Silent => 4408,
             Self::TooOld => 4409,
-            Self::TooManyFrames { .. } => 4429,
-            Self::NotTheProtocol => 4500,
+            Self::NotReady { .. } => 1013,
+            Self::TooManyFrames { .. } | Self::TooManySessions { .. } => 4429,
+            Self::NotTheProtocol | Self::BadRequest => 4500,
             Self::TokenRefused => 4501,
-            Self::NoFeed => 4503,
+            Self::NoFeed | Self::ForeignFeed => 4503,
         }
     }
 
@@ -291,53 +272,58 @@ impl Close {
             Self::Silent => "silent",
             Self::TooOld => "too_old",
             Self::TooManyFrames { .. } => "too_many_frames",
+            Self::TooManySessions { .. } => "too_many_sessions",
+            Self::NotReady { .. } => "not_ready",
             Self::NotTheProtocol => "not_the_protocol",
+            Self::BadRequest => "bad_request",
             Self::TokenRefused => "token_refused",
             Self::NoFeed => "no_feed",
+            Self::ForeignFeed => "foreign_feed",
         }
     }
 
-    /// The close reason: JSON of at most 123 bytes (RFC 6455 §5.5), with `retry_after_ms` where the server has a wish.
+    /// The close reason: JSON of at most 123 bytes (RFC 6455 §5.5), with `retry_after_ms` if the server asks for a wait.
     pub fn reason(self) -> String {
+        self.reason_with("")
+    }
+
+    /// The same with a `message` for people, cut to what fits.
+    pub fn reason_with(self, message: &str) -> String {
         let retry_after_ms = match self {
             Self::Answered => return String::new(),
             Self::GoingAway { retry_after_ms }
             | Self::TokenNotYetValid { retry_after_ms }
             | Self::TokenKeyUnknown { retry_after_ms }
-            | Self::TooManyFrames { retry_after_ms } => Some(retry_after_ms),
+            | Self::TooManyFrames { retry_after_ms }
+            | Self::TooManySessions { retry_after_ms }
+            | Self::NotReady { retry_after_ms } => Some(retry_after_ms),
             Self::TokenExpired | Self::TooOld => Some(0),
             _ => None,
         };
-        let code = self.word();
-        match retry_after_ms {
-            Some(ms) => format!(r#"{{"code":"{code}","retry_after_ms":{ms}}}"#),
-            None => format!(r#"{{"code":"{code}"}}"#),
-        }
+        // Serialising two strings and a number cannot fail.
+        let json = |message| serde_json::to_string(&Reason { code: self.word(), retry_after_ms, message });
+        let ends = message.char_indices().map(|(at, character)| at + character.len_utf8()).rev();
+        let messages = ends.map(|end| Some(&message[..end])).chain([None]);
+        messages
+            .filter_map(|message| json(message).ok())
+            .find(|reason| reason.len() <= REASON_BYTES_MAX)
+            .unwrap_or_default()
     }
+}
+
+#[derive(Serialize)]
+struct Reason<'a> {
+    code: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retry_after_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<&'a str>,
 }
 
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test may panic")]
 mod tests {
     use super::*;
-
-    #[test]
-    fn client_frames_are_told_apart_by_type_and_unknown_fields_are_ignored() {
-        let parse = |text| serde_json::from_str::<ClientFrame>(text);
-        assert_eq!(
-            parse(r#"{"type":"ack","feed":"m","seq":3,"new":1}"#).unwrap(),
-            ClientFrame::Ack { feed: "m".into(), seq: 3 }
-        );
-        assert_eq!(parse(r#"{"type":"ping"}"#).unwrap(), ClientFrame::Ping);
-        assert_eq!(
-            parse(r#"{"seqs":[1],"type":"read","feed":"m"}"#).unwrap(),
-            ClientFrame::Read { feed: "m".into(), seqs: Some(vec![1]), through: None }
-        );
-        assert_eq!(parse(r#"{"type":"praise","feed":"m"}"#).unwrap(), ClientFrame::Unknown);
-        assert!(parse(r#"{"feed":"m"}"#).is_err(), "a frame without a type is not the protocol");
-        assert!(parse(r#"{"type":"ack","feed":"m","seq":1.5}"#).is_err());
-        assert!(parse("[]").is_err());
-    }
 
     #[test]
     fn server_frames_are_what_the_contract_says() {
@@ -359,12 +345,18 @@ mod tests {
     #[test]
     fn a_close_reason_is_json_and_fits_a_control_frame() {
         let retry_after_ms = u64::MAX;
-        for close in
-            [Close::TokenNotYetValid { retry_after_ms }, Close::TooManyFrames { retry_after_ms }, Close::NotTheProtocol]
-        {
-            let reason = close.reason();
-            assert!(reason.len() <= 123, "{reason}");
-            assert!(serde_json::from_str::<serde_json::Value>(&reason).unwrap().get("code").is_some());
+        for close in [
+            Close::TokenNotYetValid { retry_after_ms },
+            Close::TooManySessions { retry_after_ms },
+            Close::NotTheProtocol,
+        ] {
+            for message in ["", "short", &"\"ü".repeat(100)] {
+                let reason = close.reason_with(message);
+                assert!(reason.len() <= REASON_BYTES_MAX, "{reason}");
+                let reason: serde_json::Value = serde_json::from_str(&reason).unwrap();
+                assert_eq!(reason["code"], close.word());
+                assert_eq!(reason.get("message").is_some(), !message.is_empty(), "{reason}");
+            }
         }
     }
 }

@@ -1,6 +1,10 @@
 //! One WebSocket connection of a subscriber: a reader of its feeds with a cursor.
 //!
-//! [`state`] decides what to send next and is pure; [`task`] moves bytes and hints in and out of it.
+//! [`state`] decides what to send next and is pure; [`task`] moves frames and hints in and out of it, [`socket`] moves bytes as
+//! [`framing`] has them, and [`goodbye`] ends a connection.
 
+pub mod framing;
+pub mod goodbye;
+pub mod socket;
 pub mod state;
 pub mod task;

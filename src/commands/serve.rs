@@ -34,6 +34,7 @@ use crate::feed::Feed;
 use crate::health::Health;
 use crate::housekeeping;
 use crate::http::admission::Admission;
+use crate::http::connections::Connections;
 use crate::http::dashboard;
 use crate::http::history;
 use crate::http::listener;
@@ -45,14 +46,15 @@ use crate::ingest::Ingest;
 use crate::ingest::traces::TraceKeeper;
 use crate::pager::{self, Pager};
 use crate::session::state::Rules;
-use crate::session::task::{self, Shared, socket_config};
+use crate::session::task::{self, Shared};
 use crate::store::pools::Pools;
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::metrics::{ConnectionMetrics, Metrics};
 use crate::telemetry::process::Process;
 use crate::watch;
 
-/// Connections that are not sessions yet, beside one for each session there may be.
-pub(super) const HANDSHAKES_MAX: usize = 1_024;
+/// Connections to the public port that are not sessions. Anybody can open them, and each costs up to 32 KiB, so all of them at
+/// most 32 MiB. So many let 3,000 clients a second in over a network with 300 ms of delay.
+pub(super) const CONNECTIONS_MAX: usize = 1_024;
 /// Connections that wait to be accepted: when all clients come back at once, one that finds no place tries again only after
 /// a second. The kernel has a bound of its own (`net.core.somaxconn`, 4096 on Linux).
 pub(super) const BACKLOG: u32 = 4_096;
@@ -189,7 +191,8 @@ impl Ground {
             .spawn("watch broker", watch::broker(Watcher::new(&self.broker), metrics.clone(), self.stops.last.clone()));
         let routes = operations::router(Operations { health, metrics, registry, pool });
         let stop = self.stops.last.clone();
-        parts.spawn("operations port", listener::serve(listener, routes, OPERATIONS_CONNECTIONS_MAX, stop));
+        let connections = Connections::new(OPERATIONS_CONNECTIONS_MAX, ConnectionMetrics::default());
+        parts.spawn("operations port", listener::serve(listener, routes, connections, stop));
         Ok(())
     }
 
@@ -248,21 +251,22 @@ impl Ground {
             health: self.health.clone(),
             history: self.pools.history.clone(),
             allowed_origins: session.allowed_origins.clone(),
-            socket_config: socket_config(session.frame_bytes_max),
+            frame_bytes_max: session.frame_bytes_max,
+            refusals: websocket::refusals(),
             sessions: TaskTracker::new(),
             drain: CancellationToken::new(),
         });
         let routes = Router::new()
             .route("/v1/ws", get(websocket::connect))
-            .route("/v1/feeds/{feed}/notifications", get(history::list).layer(history::cors(&session.allowed_origins)))
+            .merge(history::router(&session.allowed_origins))
             .fallback(async || {
                 Problem::new(StatusCode::NOT_FOUND, "there is /v1/ws and /v1/feeds/{feed}/notifications")
             })
             .with_state(gateway.clone())
             .merge(more);
         let routes = if config.dashboard { routes.merge(dashboard::router()) } else { routes };
-        let (connections_max, stop) = (session.sessions_max + HANDSHAKES_MAX, self.stops.listeners.clone());
-        parts.spawn("public port", listener::serve(listener, routes, connections_max, stop));
+        let connections = Connections::new(CONNECTIONS_MAX, self.metrics.connections.clone());
+        parts.spawn("public port", listener::serve(listener, routes, connections, self.stops.listeners.clone()));
         parts.spawn("pager", pager_worker.run());
         parts.spawn("cursor reader", cursor_reader.run());
         parts.spawn("sweep", pager::sweep(reads.clone(), self.hub.clone(), self.metrics.clone()));

@@ -1,17 +1,17 @@
-//! What a WebSocket handshake asks for, read from its headers and query: no I/O.
+//! What a WebSocket handshake offers and asks for, read from its headers and query: no I/O.
 //!
 //! tungstenite's own handshake is not used, because the request has passed through HTTP already; so everything that
 //! RFC 6455 §4.2.1 asks a server to check is checked here.
 
 use axum::http::header::{
-    AUTHORIZATION, CONNECTION, HOST, ORIGIN, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE,
+    AUTHORIZATION, CONNECTION, ORIGIN, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE,
 };
-use axum::http::{HeaderMap, HeaderName, StatusCode, Uri};
+use axum::http::{HeaderMap, HeaderName, StatusCode, Version};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
 use super::problem::Problem;
-use crate::feed::{Device, Feed, Seq, Version};
+use crate::feed::{self, Device, Feed, Seq};
 use crate::protocol::{BEARER_SUBPROTOCOL_PREFIX, SUBPROTOCOL};
 
 /// Most `after` parameters, and most `state`: as many as a token may name feeds.
@@ -19,42 +19,64 @@ const PLACES_MAX: usize = 65;
 
 /// A handshake that is WebSocket and ours; who it is from is not known yet.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Handshake {
+pub struct Offer {
     /// `Sec-WebSocket-Key`.
     pub key: String,
     /// The client offered [`SUBPROTOCOL`]; it is selected.
     pub subprotocol: bool,
-    /// The token and how it came.
-    pub token: Option<Token>,
+    /// The token.
+    pub token: Option<String>,
+    /// It is from a page, whose script sees close codes and no HTTP status: a refusal is a close.
+    pub is_page: bool,
+}
+
+/// What the query of a handshake asks for.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Wishes {
     /// `?device=`.
     pub device: Device,
     /// `?after=FEED:SEQ`, each feed once.
     pub after: Vec<(Feed, Seq)>,
     /// `?state=FEED:VERSION`, each feed once.
-    pub state: Vec<(Feed, Version)>,
+    pub state: Vec<(Feed, feed::Version)>,
 }
 
-/// A token, by the way it came: a refusal is answered in kind.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Token {
-    /// `Authorization: Bearer`: the client sees HTTP statuses.
-    Header(String),
-    /// The subprotocol `bearer.JWT`: a page's script sees close codes only.
-    Subprotocol(String),
-}
-
-/// Reads a handshake.
-pub fn read(headers: &HeaderMap, uri: &Uri) -> Result<Handshake, Problem> {
+/// Reads the headers of a handshake.
+pub fn offer(version: Version, headers: &HeaderMap) -> Result<Offer, Problem> {
+    if version < Version::HTTP_11 {
+        let detail = "a WebSocket handshake is HTTP/1.1: let your proxy speak it (nginx: proxy_http_version 1.1)";
+        return Err(Problem::new(StatusCode::HTTP_VERSION_NOT_SUPPORTED, detail));
+    }
     let key = websocket_key(headers)?;
     let offered = list(headers, SEC_WEBSOCKET_PROTOCOL);
     let subprotocol = offered.contains(&SUBPROTOCOL);
     if !offered.is_empty() && !subprotocol {
-        return Err(bad(format!("offer the subprotocol {SUBPROTOCOL}")));
+        return Err(Problem::new(StatusCode::BAD_REQUEST, format!("offer the subprotocol {SUBPROTOCOL}")));
     }
-    let token = token(headers, &offered);
-    let mut handshake = Handshake { key, subprotocol, token, device: Device::default(), after: vec![], state: vec![] };
-    read_query(uri.query().unwrap_or_default(), &mut handshake)?;
-    Ok(handshake)
+    // The subprotocol first: a browser adds credentials for the site, and proxies add their own, that are none of ours.
+    let of_page = offered.iter().find_map(|name| name.strip_prefix(BEARER_SUBPROTOCOL_PREFIX));
+    let of_program = bearer(headers);
+    let is_page = subprotocol && (of_page.is_some() || of_program.is_none() && headers.contains_key(ORIGIN));
+    Ok(Offer { key, subprotocol, token: of_page.or(of_program).map(Into::into), is_page })
+}
+
+/// Reads the query of a handshake. Parameters that are not ours are not looked at. An error is for the one who wrote it.
+pub fn wishes(query: &str) -> Result<Wishes, String> {
+    let mut wishes = Wishes::default();
+    for (name, value) in query.split('&').filter_map(|pair| pair.split_once('=')) {
+        let decoded = || percent_decoded(value).ok_or_else(|| format!("{name} is not percent-encoded UTF-8"));
+        match name {
+            "device" => wishes.device = Device::parse(&decoded()?).map_err(|error| error.to_string())?,
+            "after" => wishes.after.push(place(&decoded()?, Seq::new).ok_or("after must be FEED:SEQ")?),
+            "state" => wishes.state.push(place(&decoded()?, feed::Version::new).ok_or("state must be FEED:VERSION")?),
+            // A token in a URL ends in logs and histories.
+            "token" | "access_token" => return Err("a token does not belong in a URL".into()),
+            _ => {}
+        }
+    }
+    one_each("after", &mut wishes.after)?;
+    one_each("state", &mut wishes.state)?;
+    Ok(wishes)
 }
 
 fn websocket_key(headers: &HeaderMap) -> Result<String, Problem> {
@@ -68,15 +90,8 @@ fn websocket_key(headers: &HeaderMap) -> Result<String, Problem> {
         return Err(problem.with(SEC_WEBSOCKET_VERSION, "13"));
     }
     let key = text(headers, SEC_WEBSOCKET_KEY).filter(|key| STANDARD.decode(key).is_ok_and(|bytes| bytes.len() == 16));
-    key.map(Into::into).ok_or_else(|| bad("Sec-WebSocket-Key must be 16 bytes in base64"))
-}
-
-fn token(headers: &HeaderMap, offered: &[&str]) -> Option<Token> {
-    if headers.contains_key(AUTHORIZATION) {
-        return bearer(headers).map(|token| Token::Header(token.into()));
-    }
-    let token = offered.iter().find_map(|name| name.strip_prefix(BEARER_SUBPROTOCOL_PREFIX))?;
-    Some(Token::Subprotocol(token.into()))
+    key.map(Into::into)
+        .ok_or_else(|| Problem::new(StatusCode::BAD_REQUEST, "Sec-WebSocket-Key must be 16 bytes in base64"))
 }
 
 /// The token of `Authorization: Bearer` (RFC 6750 §2.1).
@@ -85,70 +100,40 @@ pub fn bearer(headers: &HeaderMap) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
-/// Whether a browser's page of that origin may connect. A request without `Origin` is no browser's: its token decides.
-/// Without a list of origins only the page's own host is let in; the scheme is not compared, for TLS may end before us.
-pub fn origin_is_allowed(headers: &HeaderMap, allowed: &[String]) -> bool {
-    let Some(origin) = headers.get(ORIGIN) else { return true };
-    let Ok(origin) = origin.to_str() else { return false };
-    if allowed.is_empty() {
-        let host = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
-        return host.is_some_and(|host| text(headers, HOST).is_some_and(|ours| ours.eq_ignore_ascii_case(host)));
-    }
-    allowed.iter().any(|allowed| allowed.eq_ignore_ascii_case(origin))
-}
-
-fn read_query(query: &str, handshake: &mut Handshake) -> Result<(), Problem> {
-    for (name, value) in query.split('&').filter_map(|pair| pair.split_once('=')) {
-        let value = percent_decoded(value).ok_or_else(|| bad(format!("{name} is not percent-encoded UTF-8")))?;
-        match name {
-            "device" => handshake.device = Device::parse(&value).map_err(|error| bad(error.to_string()))?,
-            "after" => handshake.after.push(place(&value, Seq::new).ok_or_else(|| bad("after must be FEED:SEQ"))?),
-            "state" => {
-                let place = place(&value, Version::new).ok_or_else(|| bad("state must be FEED:VERSION"))?;
-                handshake.state.push(place);
-            }
-            // A token in a URL ends in logs and histories.
-            "token" | "access_token" => return Err(bad("a token does not belong in a URL")),
-            _ => {}
-        }
-    }
-    one_each("after", &mut handshake.after)?;
-    one_each("state", &mut handshake.state)
-}
-
 fn place<T>(value: &str, number: impl Fn(i64) -> Option<T>) -> Option<(Feed, T)> {
     let (feed, written) = value.rsplit_once(':')?;
     Some((Feed::parse(feed).ok()?, number(written.parse().ok()?)?))
 }
 
-fn one_each<T: Ord>(name: &str, places: &mut [(Feed, T)]) -> Result<(), Problem> {
+fn one_each<T: Ord>(name: &str, places: &mut [(Feed, T)]) -> Result<(), String> {
     if places.len() > PLACES_MAX {
-        return Err(bad(format!("too many {name} parameters")));
+        return Err(format!("too many {name} parameters"));
     }
     places.sort_unstable();
     match places.windows(2).any(|pair| pair[0].0 == pair[1].0) {
-        true => Err(bad(format!("{name} names a feed twice"))),
+        true => Err(format!("{name} names a feed twice")),
         false => Ok(()),
     }
 }
 
-/// Decodes `%XX`; feeds and devices need no `+` for a space.
+/// Decodes `%XX`, and `+` for a space, because `URLSearchParams` writes one so.
 fn percent_decoded(value: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(value.len());
     let mut rest = value.as_bytes().iter().copied();
     while let Some(byte) = rest.next() {
         if byte == b'%' {
             let digits = [rest.next()?, rest.next()?];
-            bytes.push(u8::from_str_radix(std::str::from_utf8(&digits).ok()?, 16).ok()?);
+            let digits = digits.map(|digit| char::from(digit).to_digit(16));
+            bytes.push((digits[0]? * 16 + digits[1]?) as u8);
         } else {
-            bytes.push(byte);
+            bytes.push(if byte == b'+' { b' ' } else { byte });
         }
     }
     String::from_utf8(bytes).ok()
 }
 
 /// A header that is there once and is text.
-fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
+pub(super) fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
     let mut values = headers.get_all(name).iter();
     let only = values.next().filter(|_| values.next().is_none())?;
     only.to_str().ok()
@@ -158,10 +143,6 @@ fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
 fn list(headers: &HeaderMap, name: HeaderName) -> Vec<&str> {
     let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
     values.flat_map(|value| value.split(',')).map(str::trim).filter(|value| !value.is_empty()).collect()
-}
-
-fn bad(detail: impl Into<String>) -> Problem {
-    Problem::new(StatusCode::BAD_REQUEST, detail)
 }
 
 #[cfg(test)]
@@ -180,25 +161,25 @@ mod tests {
         given.iter().chain(more).map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap())).collect()
     }
 
-    fn of_query(query: &str) -> Result<Handshake, Problem> {
-        read(&headers(&[]), &format!("/v1/ws?{query}").parse().unwrap())
+    fn offered(more: &[(&'static str, &str)]) -> Result<Offer, Problem> {
+        offer(Version::HTTP_11, &headers(more))
     }
 
     #[test]
-    fn a_browsers_token_comes_as_a_subprotocol() {
-        let headers = headers(&[("sec-websocket-protocol", "shopbell.v1, bearer.a.b.c")]);
-        let handshake = read(&headers, &"/v1/ws".parse().unwrap()).unwrap();
-        assert!(handshake.subprotocol);
-        assert_eq!(handshake.token, Some(Token::Subprotocol("a.b.c".into())));
-    }
-
-    #[test]
-    fn a_header_token_needs_no_subprotocol_but_a_foreign_one_is_refused() {
-        let with = |more: &[_]| read(&headers(more), &"/v1/ws".parse().unwrap());
-        let handshake = with(&[("authorization", "bearer t")]).unwrap();
-        assert_eq!((handshake.token, handshake.subprotocol), (Some(Token::Header("t".into())), false));
-        assert!(with(&[("sec-websocket-protocol", "graphql-ws")]).is_err());
-        assert_eq!(with(&[("authorization", "Basic x")]).unwrap().token, None);
+    fn a_token_comes_as_a_subprotocol_or_in_a_header() {
+        let (page, program) = (("sec-websocket-protocol", "shopbell.v1, bearer.a.b.c"), ("authorization", "bearer t"));
+        let with = |more: &[_]| offered(more).map(|offer| (offer.token, offer.subprotocol, offer.is_page)).unwrap();
+        let of_page = (Some("a.b.c".to_owned()), true, true);
+        assert_eq!(with(&[page]), of_page);
+        assert_eq!(with(&[page, ("authorization", "Basic x")]), of_page, "a site's own credentials");
+        assert_eq!(with(&[page, program]), of_page, "a proxy's own token");
+        assert_eq!(with(&[program]), (Some("t".into()), false, false));
+        let (ours, origin) = (("sec-websocket-protocol", "shopbell.v1"), ("origin", "https://shop.example"));
+        assert_eq!(with(&[ours, program, origin]), (Some("t".into()), true, false), "a page can set no header");
+        assert_eq!(with(&[ours, origin]), (None, true, true));
+        assert_eq!(with(&[ours]), (None, true, false));
+        assert_eq!(with(&[origin, ("authorization", "Basic x")]), (None, false, false));
+        assert!(offered(&[("sec-websocket-protocol", "graphql-ws")]).is_err());
     }
 
     #[test]
@@ -212,44 +193,31 @@ mod tests {
         ] {
             let mut headers = headers(&[]);
             headers.insert(name, value.parse().unwrap());
-            assert!(read(&headers, &"/v1/ws".parse().unwrap()).is_err(), "{name}: {value}");
+            assert!(offer(Version::HTTP_11, &headers).is_err(), "{name}: {value}");
         }
+        assert!(offer(Version::HTTP_10, &headers(&[])).is_err());
     }
 
     #[test]
     fn device_and_after_are_read_from_the_query() {
-        let handshake = of_query("device=till-2&after=m%2F1:7&after=all:0&other=x&state=all:3").unwrap();
-        assert_eq!(handshake.device.as_str(), "till-2");
-        let after: Vec<_> = handshake.after.iter().map(|(feed, seq)| (feed.as_str(), seq.get())).collect();
+        let asked = wishes("device=till+2&after=m%2F1:7&after=all:0&other=%E9&=&&device&state=all:3").unwrap();
+        assert_eq!(asked.device.as_str(), "till 2");
+        let after: Vec<_> = asked.after.iter().map(|(feed, seq)| (feed.as_str(), seq.get())).collect();
         assert_eq!(after, [("all", 0), ("m/1", 7)]);
-        assert_eq!(handshake.state.iter().map(|(_, version)| version.get()).collect::<Vec<_>>(), [3]);
+        assert_eq!(asked.state.iter().map(|(_, version)| version.get()).collect::<Vec<_>>(), [3]);
         for bad in [
             "after=m",
             "after=m:-1",
             "after=m:1&after=m:2",
             "state=m",
             "state=m:1&state=m:1",
-            "device=a%20b",
+            "device=a%00b",
             "device=%ff",
+            "device=%+f",
             "token=t",
             "after=a%",
         ] {
-            assert!(of_query(bad).is_err(), "{bad}");
+            assert!(wishes(bad).is_err(), "{bad}");
         }
-    }
-
-    #[test]
-    fn only_known_origins_may_connect() {
-        let allowed = |origin: &str, list: &[&str]| {
-            let list: Vec<String> = list.iter().map(|origin| (*origin).into()).collect();
-            origin_is_allowed(&headers(&[("origin", origin)]), &list)
-        };
-        assert!(allowed("https://shop.example:8080", &[]), "the same host");
-        assert!(!allowed("https://shop.example", &[]), "another port is another origin");
-        assert!(!allowed("null", &[]));
-        assert!(allowed("https://admin.example", &["https://admin.example"]));
-        assert!(!allowed("https://shop.example:8080", &["https://admin.example"]));
-        assert!(!allowed("https://admin.example.evil", &["https://admin.example"]));
-        assert!(origin_is_allowed(&headers(&[]), &[]), "no browser");
     }
 }

@@ -1,13 +1,15 @@
-//! `GET /v1/feeds/{feed}/notifications`: looking back, newest first, a page at a time.
+//! `GET /v1/feeds/{feed}/notifications` and `GET /v1/notifications?feed={feed}`: looking back, newest first, a page at a time.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
+use axum::routing::get;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tower_http::cors::CorsLayer;
@@ -27,7 +29,9 @@ const PREFLIGHT_MAX_AGE: Duration = Duration::from_secs(600);
 
 /// The query. What is not named here is ignored.
 #[derive(Debug, Deserialize)]
-pub struct Parameters {
+struct Parameters {
+    /// Only if the path does not name it.
+    feed: Option<String>,
     before: Option<i64>,
     limit: Option<u8>,
     #[serde(default)]
@@ -51,18 +55,48 @@ struct Answer<'a> {
     next: Option<Seq>,
 }
 
-/// Answers with a page of a feed that the token names.
-pub async fn list(
+/// The routes; pages of these origins may ask.
+pub fn router(allowed_origins: &[String]) -> Router<Arc<Gateway>> {
+    Router::new()
+        // A feed may have slashes, and many proxies decode %2F.
+        .route("/v1/feeds/{*rest}", get(of_path))
+        // Some proxies merge slashes, and browsers remove segments of dots.
+        .route("/v1/notifications", get(of_query))
+        .layer(cors(allowed_origins))
+}
+
+async fn of_path(
     State(gateway): State<Arc<Gateway>>,
-    feed: Result<Path<String>, PathRejection>,
+    rest: Result<Path<String>, PathRejection>,
     parameters: Result<Query<Parameters>, QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let token = bearer(&headers).ok_or_else(|| Problem::unauthorized(TokenError::Missing))?;
+    let Path(rest) = rest.map_err(|error| bad(error.to_string()))?;
+    let Some(feed) = rest.strip_suffix("/notifications") else {
+        return Err(Problem::new(StatusCode::NOT_FOUND, "there is /v1/feeds/{feed}/notifications"));
+    };
+    list(&gateway, feed, parameters, &headers).await
+}
+
+async fn of_query(
+    State(gateway): State<Arc<Gateway>>,
+    parameters: Result<Query<Parameters>, QueryRejection>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let feed = parameters.as_ref().ok().and_then(|parameters| parameters.feed.clone());
+    list(&gateway, &feed.unwrap_or_default(), parameters, &headers).await
+}
+
+/// Answers with a page of a feed that the token names.
+async fn list(
+    gateway: &Gateway,
+    feed: &str,
+    parameters: Result<Query<Parameters>, QueryRejection>,
+    headers: &HeaderMap,
+) -> Result<Response, Problem> {
+    let token = bearer(headers).ok_or_else(|| Problem::unauthorized(TokenError::Missing))?;
     let grant = gateway.shared.authenticator.check(token).map_err(Problem::unauthorized)?;
-    let bad = |detail: String| Problem::new(StatusCode::BAD_REQUEST, detail);
-    let Path(feed) = feed.map_err(|error| bad(error.to_string()))?;
-    let feed = Feed::parse(&feed).map_err(|error| bad(error.to_string()))?;
+    let feed = Feed::parse(feed).map_err(|error| bad(error.to_string()))?;
     let Query(parameters) = parameters.map_err(|error| bad(error.body_text()))?;
     if !grant.feeds.contains(&feed) {
         return Err(Problem::new(StatusCode::FORBIDDEN, format!("the token does not name the feed {feed}")));
@@ -83,10 +117,14 @@ pub async fn list(
     Ok(([(CONTENT_TYPE, "application/json"), (CACHE_CONTROL, "no-store")], body(&look.feed, &page)).into_response())
 }
 
+fn bad(detail: String) -> Problem {
+    Problem::new(StatusCode::BAD_REQUEST, detail)
+}
+
 /// Lets the pages of these origins ask, as they may connect; without a list only the page's own.
-pub fn cors(allowed_origins: &[String]) -> CorsLayer {
+fn cors(allowed_origins: &[String]) -> CorsLayer {
     // What the configuration took is printable; what were not could not be an origin.
-    let origins = allowed_origins.iter().filter_map(|origin| HeaderValue::from_str(&origin.to_ascii_lowercase()).ok());
+    let origins = allowed_origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok());
     CorsLayer::new()
         .allow_origin(origins.collect::<Vec<_>>())
         .allow_methods([Method::GET])

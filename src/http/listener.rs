@@ -1,48 +1,51 @@
-//! Accepts connections and serves HTTP/1.1 on them, with bounds on their number and on how long a request may take to come.
+//! Accepts connections and serves HTTP/1.1 on them; [`Connections`] bounds their number and their time.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::http::header::HOST;
+use axum::http::uri::Authority;
+use axum::http::{HeaderMap, StatusCode, Version};
+use axum::response::IntoResponse;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::service::{Service, service_fn};
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// A client that has not sent the head of its request by then is closed.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
-/// A connection that has not become a WebSocket by then takes no further request: one that reads no answers, or asks without end,
-/// must not keep its place.
-const CONNECTION_AGE_MAX: Duration = Duration::from_secs(30);
-/// How long the request under way may then take, or when the replica stops.
+use super::connections::{Answer, Connections, Place, Watch, Watched, within_deadlines};
+use super::problem::Problem;
+
+/// How long the request under way may take when the replica stops, or when its connection makes room.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest head of a request: a token of 8 KiB and the rest of the headers.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
 /// How long to wait after an accept that failed, as when file descriptors ran out, instead of spinning.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves `router` until told to stop; then takes no connection more and lets requests under way end.
-/// A connection that became a WebSocket no longer counts against `connections_max`.
-pub async fn serve(listener: TcpListener, router: Router, connections_max: usize, stop: CancellationToken) {
-    let connections = TaskTracker::new();
-    let places = Arc::new(Semaphore::new(connections_max));
-    // The semaphore is never closed.
-    while let Ok(place) = places.clone().acquire_owned().await {
+/// Serves `router` until `stop`; then accepts no further connection and lets requests under way end.
+/// A connection that became a WebSocket no longer counts among `connections`.
+pub async fn serve(listener: TcpListener, router: Router, connections: Arc<Connections>, stop: CancellationToken) {
+    let tasks = TaskTracker::new();
+    loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = stop.cancelled() => break,
         };
         match accepted {
             Ok((stream, _)) => {
-                let (router, stop) = (router.clone(), stop.clone());
-                connections.spawn(async move {
-                    serve_connection(stream, router, stop).await;
-                    drop(place);
-                });
+                let place = tokio::select! {
+                    place = connections.place() => place,
+                    () = stop.cancelled() => break,
+                };
+                tasks.spawn(serve_connection(stream, router.clone(), place, stop.clone()));
             }
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
@@ -51,31 +54,81 @@ pub async fn serve(listener: TcpListener, router: Router, connections_max: usize
         }
     }
     drop(listener);
-    connections.close();
-    connections.wait().await;
+    tasks.close();
+    tasks.wait().await;
 }
 
-async fn serve_connection(stream: TcpStream, router: Router, stop: CancellationToken) {
+async fn serve_connection(stream: TcpStream, router: Router, place: Place, stop: CancellationToken) {
     // Frames are gathered before they are written: Nagle's delay would only add to latency.
     let _ = stream.set_nodelay(true);
+    let watch = &place.watch;
+    // hyper allocates its buffer with the first poll: nothing for a client that sends nothing.
+    let first = tokio::select! {
+        first = within_deadlines(watch, stream.readable()) => first.map(|_| ()),
+        () = watch.asked_to_go() => Err("crowded"),
+        () = stop.cancelled() => return,
+    };
+    if let Err(reason) = first {
+        return place.count_dropped(reason);
+    }
+    let router = TowerToHyperService::new(router);
+    let answering = watch.clone();
+    let service = service_fn(move |request| answer(router.clone(), request, answering.clone()));
     let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
+        // Its timeout is one for heads and for idle connections; the watch has both.
+        .header_read_timeout(None)
         .max_buf_size(HEAD_BYTES_MAX)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
+        .serve_connection(TokioIo::new(Watched::new(stream, watch.clone())), service)
         .with_upgrades();
-    let mut connection = std::pin::pin!(connection);
+    let mut connection = pin!(connection);
     let ended = tokio::select! {
-        ended = &mut connection => Ok(ended),
-        _ = tokio::time::timeout(CONNECTION_AGE_MAX, stop.cancelled()) => {
+        ended = within_deadlines(watch, connection.as_mut()) => Some(ended),
+        () = watch.asked_to_go() => {
+            place.count_dropped("crowded");
+            if !watch.is_busy() {
+                return;
+            }
+            None
+        }
+        () = stop.cancelled() => None,
+    };
+    let ended = match ended {
+        Some(ended) => ended,
+        None => {
             connection.as_mut().graceful_shutdown();
-            tokio::time::timeout(END_TIMEOUT, connection).await
+            tokio::time::timeout(END_TIMEOUT, connection).await.map_err(|_| "stalled")
         }
     };
     match ended {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(%error, "a connection ended early"),
-        Err(_) => tracing::debug!("a connection that took no answer was dropped"),
+        Err(reason) => place.count_dropped(reason),
+    }
+}
+
+async fn answer(
+    router: TowerToHyperService<Router>,
+    request: Request<Incoming>,
+    watch: Arc<Watch>,
+) -> Result<Response<Answer>, std::convert::Infallible> {
+    watch.begin();
+    let response = match is_addressed(request.version(), request.headers()) {
+        true => router.call(request).await?,
+        false => Problem::new(StatusCode::BAD_REQUEST, "a request must have one valid Host header").into_response(),
+    };
+    Ok(response.map(|body| Answer::new(body, watch)))
+}
+
+/// Whether a request has the `Host` that it must have (RFC 9112 §3.2).
+fn is_addressed(version: Version, headers: &HeaderMap) -> bool {
+    let mut hosts = headers.get_all(HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (None, _) => version < Version::HTTP_11,
+        (Some(host), None) => {
+            let is_host = |host: &Authority| !host.as_str().contains('@');
+            host.is_empty() || Authority::try_from(host.as_bytes()).is_ok_and(|host| is_host(&host))
+        }
+        (Some(_), Some(_)) => false,
     }
 }
 
@@ -93,6 +146,20 @@ pub fn reachable(listen: SocketAddr) -> SocketAddr {
 #[expect(clippy::unwrap_used, reason = "a test may panic")]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_request_has_one_host_unless_it_is_old() {
+        let is_addressed = |version, hosts: &[&str]| {
+            is_addressed(version, &hosts.iter().map(|host| (HOST, host.parse().unwrap())).collect())
+        };
+        for host in ["shop.example", "shop.example:8080", "[::1]:443", "10.0.0.7", "", "shop.example."] {
+            assert!(is_addressed(Version::HTTP_11, &[host]), "{host}");
+        }
+        for hosts in [&[][..], &["a", "b"], &["a", "a"], &["a/b"], &["u@a"], &["a b"], &["a, b"]] {
+            assert!(!is_addressed(Version::HTTP_11, hosts), "{hosts:?}");
+        }
+        assert!(is_addressed(Version::HTTP_10, &[]) && !is_addressed(Version::HTTP_10, &["a", "b"]));
+    }
 
     #[test]
     fn a_listener_on_every_address_is_reached_on_the_loopback_one() {

@@ -5,18 +5,16 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use futures_util::{FutureExt, SinkExt, StreamExt};
+use futures_util::FutureExt;
 use prometheus_client::metrics::histogram::Histogram;
 use time::OffsetDateTime;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
-use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::error::{CapacityError, Error, ProtocolError};
-use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
-use tokio_tungstenite::tungstenite::protocol::frame::CloseFrame;
-use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 use tokio_util::sync::CancellationToken;
 
+use super::framing::{Fault, Incoming};
+use super::goodbye::{say_goodbye, takes_late_frames};
+use super::socket::{Ended, Socket};
 use super::state::{Ends, Output, Rules, Session, Start};
 use crate::answers::Answers;
 use crate::auth::{Authenticator, LEEWAY};
@@ -35,17 +33,8 @@ use crate::telemetry::traces;
 /// replayed. A large event has longer, by its size.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 const WRITE_BYTES_PER_SECOND_MIN: usize = 32 * 1024;
-/// How long the client may take to answer a close (RFC 6455 §7.1.1) before the TCP connection is dropped.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Most bytes read and thrown away while waiting for that.
-const CLOSE_BYTES_MAX: u64 = 1024 * 1024;
-/// tungstenite allocates this at once and zero-fills it before each read: its 128 KiB would be most of an idle session.
-const READ_BUFFER_BYTES: usize = 4 * 1024;
 /// Frames are gathered up to this before they are written.
-const WRITE_BUFFER_BYTES: usize = 16 * 1024;
-/// Past this the socket refuses to take a frame; never reached, for a frame is only put in when the last is being written,
-/// and an event has at most 16 MiB.
-const WRITE_BUFFER_BYTES_MAX: usize = 64 * 1024 * 1024;
+const WRITE_BYTES: usize = 64 * 1024;
 /// A replica that leaves uses this part of its drain time to spread the closes; the rest is for the closes themselves.
 const DRAIN_SPREAD: f64 = 0.8;
 /// How it is called where a client went without a word, or its network did.
@@ -95,19 +84,9 @@ pub struct Opened {
     pub registration: Registration,
 }
 
-/// The settings of a session's socket; `frame_bytes_max` bounds what a client can make us hold.
-pub fn socket_config(frame_bytes_max: usize) -> WebSocketConfig {
-    WebSocketConfig::default()
-        .read_buffer_size(READ_BUFFER_BYTES)
-        .write_buffer_size(WRITE_BUFFER_BYTES)
-        .max_write_buffer_size(WRITE_BUFFER_BYTES_MAX)
-        .max_message_size(Some(frame_bytes_max))
-        .max_frame_size(Some(frame_bytes_max))
-}
-
 /// What came.
 enum Input {
-    Message(Option<Result<Message, Error>>),
+    Frame(Result<Incoming, Ended>),
     Hints,
     Page(Result<Arc<Page>, oneshot::error::RecvError>),
     Tick,
@@ -152,7 +131,7 @@ pub fn begin_counting(metrics: &Metrics) {
 }
 
 /// Runs a session to its end.
-pub async fn run<S>(mut socket: WebSocketStream<S>, mut opened: Opened, shared: Arc<Shared>, drain: CancellationToken)
+pub async fn run<S>(mut socket: Socket<S>, mut opened: Opened, shared: Arc<Shared>, drain: CancellationToken)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -176,7 +155,7 @@ where
             // The socket first: acks that lie there already come before the verdict that nothing was heard. A client
             // cannot starve the rest by that, for its frames are counted.
             biased;
-            message = socket.next() => Input::Message(message),
+            frame = socket.next() => Input::Frame(frame),
             () = task.opened.registration.inbox().woken() => Input::Hints,
             page = next_page(&mut task.page) => Input::Page(page),
             () = &mut timer => Input::Tick,
@@ -195,7 +174,14 @@ where
     task.shared.metrics.sessions_closed.inc(next.word());
     if let Next::Close(close) = next {
         tracing::debug!(session = task.opened.id, code = close.code(), "the session is closed");
-        say_goodbye(socket, close).await;
+        let takes_late = takes_late_frames(close);
+        say_goodbye(socket, close, &close.reason(), |text| {
+            if takes_late {
+                task.take_late(text);
+            }
+        })
+        .await;
+        task.shared.cursors.hurry();
     }
 }
 
@@ -212,7 +198,7 @@ struct Task {
 }
 
 impl Task {
-    async fn welcome<S: AsyncRead + AsyncWrite + Unpin>(&mut self, socket: &mut WebSocketStream<S>) -> Next {
+    async fn welcome<S: AsyncRead + AsyncWrite + Unpin>(&mut self, socket: &mut Socket<S>) -> Next {
         let welcome = ServerFrame::Welcome {
             session: &self.opened.id,
             subscriber: &self.opened.subscriber,
@@ -222,16 +208,13 @@ impl Task {
             token_expires_in: i64::try_from(self.opened.token_remaining.as_secs()).unwrap_or(i64::MAX),
             feeds: &self.opened.feeds,
         };
-        let welcome = Message::text(welcome.to_json());
-        match within_write_timeout(welcome.len(), socket.feed(welcome)).await {
-            Next::Go => self.put_out(socket).await,
-            end => end,
-        }
+        socket.put_text(welcome.to_json().into());
+        self.put_out(socket).await
     }
 
     fn take_in(&mut self, input: Input) -> Next {
         match input {
-            Input::Message(message) => return self.take_message(message),
+            Input::Frame(frame) => return self.take_frame(frame),
             Input::Hints => {
                 let Waiting { hints, changes, newest, replies, .. } = self.opened.registration.inbox().take();
                 for (feed, newest) in newest {
@@ -250,87 +233,104 @@ impl Task {
         Next::Go
     }
 
-    fn take_message(&mut self, message: Option<Result<Message, Error>>) -> Next {
+    fn take_frame(&mut self, frame: Result<Incoming, Ended>) -> Next {
         let now = Instant::now();
-        match message {
-            Some(Ok(Message::Text(text))) => match serde_json::from_str::<ClientFrame>(&text) {
-                Ok(frame) => self.session.on_frame(frame, now),
-                Err(_) => return Next::Close(Close::NotTheProtocol),
+        match frame {
+            Ok(Incoming::Text(text)) => match ClientFrame::parse(&text) {
+                Some(frame) => self.session.on_frame(frame, now),
+                None => return Next::Close(Close::NotTheProtocol),
             },
-            Some(Ok(Message::Ping(_) | Message::Pong(_))) => self.session.on_control(now),
-            Some(Ok(Message::Close(_))) => return Next::Close(Close::Answered),
-            Some(Ok(Message::Binary(_) | Message::Frame(_))) => return Next::Close(Close::NotTheProtocol),
-            Some(Err(Error::Capacity(CapacityError::MessageTooLong { .. } | CapacityError::TooManyHeaders))) => {
-                return Next::Close(Close::TooBig);
-            }
-            Some(Err(Error::Utf8(_))) => return Next::Close(Close::NotUtf8),
-            // Many clients go like this; nobody is left to be told anything.
-            Some(Err(Error::Protocol(ProtocolError::ResetWithoutClosingHandshake))) => return Next::Gone,
-            Some(Err(Error::Protocol(_))) => return Next::Close(Close::BrokenFraming),
-            Some(Err(_)) | None => return Next::Gone,
+            // A fragment counts as a frame: a client could send empty ones without end.
+            Ok(Incoming::Ping(_) | Incoming::Pong | Incoming::Fragment) => self.session.on_control(now),
+            Ok(Incoming::Close(_)) => return Next::Close(Close::Answered),
+            Ok(Incoming::Binary) => return Next::Close(Close::NotTheProtocol),
+            Err(Ended::Fault(Fault::Framing)) => return Next::Close(Close::BrokenFraming),
+            Err(Ended::Fault(Fault::NotUtf8)) => return Next::Close(Close::NotUtf8),
+            Err(Ended::Fault(Fault::TooBig)) => return Next::Close(Close::TooBig),
+            // Many clients go like this, and then there is nobody to send a close to.
+            Err(Ended::Gone) => return Next::Gone,
         }
         Next::Go
     }
 
     /// Does what the session wants, then flushes once.
-    async fn put_out<S: AsyncRead + AsyncWrite + Unpin>(&mut self, socket: &mut WebSocketStream<S>) -> Next {
-        // What waits in the write buffer is never much more than the largest message.
-        let (mut largest_bytes, mut sent, begun) = (0, Vec::new(), SystemTime::now());
+    async fn put_out<S: AsyncRead + AsyncWrite + Unpin>(&mut self, socket: &mut Socket<S>) -> Next {
+        let (mut sent, begun) = (Vec::new(), SystemTime::now());
         loop {
             let outputs = self.session.take_outputs();
             if outputs.is_empty() {
                 break;
             }
             for output in outputs {
-                let (message, notification) = match output {
+                match output {
                     Output::Notification(notification) => {
-                        (Message::Text(notification.frame.clone()), Some(notification))
+                        socket.put_text(notification.frame.clone());
+                        sent.push(notification);
                     }
-                    Output::Send(frame) => (Message::Text(frame), None),
-                    Output::Ping => (Message::Ping(Default::default()), None),
-                    Output::Acknowledged(sent) => {
-                        self.observe_wait(&self.shared.metrics.publish_to_ack, sent.time, OffsetDateTime::now_utc());
-                        if let Some(origin) = sent.origin {
-                            traces::acknowledged(&origin);
-                        }
-                        continue;
-                    }
-                    Output::Read { feed, after, wanted, changes_after } => {
-                        self.page = Some(self.shared.pager.read(feed, after, wanted, changes_after));
-                        continue;
-                    }
-                    Output::Say { feed, said } => {
-                        let answer = Answer { feed, subscriber: self.opened.subscriber.clone(), said };
-                        self.shared.answers.say(answer, self.opened.registration.inbox().clone());
-                        continue;
-                    }
-                    Output::Ack { feed, seq } => {
-                        self.shared.metrics.acks.inc();
-                        self.shared.cursors.ack(self.cursor_key(feed), seq);
-                        continue;
-                    }
-                    Output::Verify { token } => {
-                        let verdict = self.verify(&token);
-                        self.session.on_verified(verdict.as_ref().copied().map_err(String::as_str));
-                        continue;
-                    }
+                    Output::Send(frame) => socket.put_text(frame),
+                    Output::Ping => socket.put_ping(),
                     Output::Close(close) => return Next::Close(close),
-                };
-                // At least one, for a ping without a payload.
-                largest_bytes = message.len().max(largest_bytes).max(1);
-                match within_write_timeout(largest_bytes, socket.feed(message)).await {
-                    Next::Go => sent.extend(notification),
-                    end => return end,
+                    other => self.record(other),
+                }
+                if socket.unsent_bytes() >= WRITE_BYTES {
+                    match flush(socket).await {
+                        Next::Go => {}
+                        end => return end,
+                    }
                 }
             }
         }
-        if largest_bytes > 0 {
-            match within_write_timeout(largest_bytes, socket.flush()).await {
-                Next::Go => self.count_sent(&sent, begun),
+        // Also the answers to pings, which the socket gives by itself.
+        if socket.unsent_bytes() > 0 {
+            match flush(socket).await {
+                Next::Go => {}
                 end => return end,
             }
         }
+        self.count_sent(&sent, begun);
         Next::Go
+    }
+
+    /// Does what needs no socket.
+    fn record(&mut self, output: Output) {
+        match output {
+            Output::Acknowledged(sent) => {
+                self.observe_wait(&self.shared.metrics.publish_to_ack, sent.time, OffsetDateTime::now_utc());
+                if let Some(origin) = sent.origin {
+                    traces::acknowledged(&origin);
+                }
+            }
+            Output::Read { feed, after, wanted, changes_after } => {
+                self.page = Some(self.shared.pager.read(feed, after, wanted, changes_after));
+            }
+            Output::Say { feed, said } => {
+                let answer = Answer { feed, subscriber: self.opened.subscriber.clone(), said };
+                self.shared.answers.say(answer, self.opened.registration.inbox().clone());
+            }
+            Output::Ack { feed, seq } => {
+                self.shared.metrics.acks.inc();
+                self.shared.cursors.ack(self.cursor_key(feed), seq);
+            }
+            Output::Verify { token } => {
+                let verdict = self.verify(&token);
+                self.session.on_verified(verdict.as_ref().copied().map_err(String::as_str));
+            }
+            Output::Notification(_) | Output::Send(_) | Output::Ping | Output::Close(_) => {}
+        }
+    }
+
+    /// Takes what the client sent before it saw the close: its acks, reads and handles count, and nothing is sent for them.
+    fn take_late(&mut self, text: &str) {
+        let Some(frame) = ClientFrame::parse(text) else { return };
+        if !matches!(frame, ClientFrame::Ack { .. } | ClientFrame::Read { .. } | ClientFrame::Handle { .. }) {
+            return;
+        }
+        self.session.on_frame(frame, Instant::now());
+        for output in self.session.take_outputs() {
+            if matches!(output, Output::Acknowledged(_) | Output::Ack { .. } | Output::Say { .. }) {
+                self.record(output);
+            }
+        }
     }
 
     /// Counts what was written and flushed, since then.
@@ -404,47 +404,19 @@ async fn next_page(page: &mut Option<oneshot::Receiver<Arc<Page>>>) -> Result<Ar
     }
 }
 
-/// Writes, and waits for a client that does not drain what was written, within bounds.
-async fn within_write_timeout(bytes: usize, mut write: impl Future<Output = Result<(), Error>> + Unpin) -> Next {
+/// Writes what is queued, and waits for a client that does not take it, within bounds.
+async fn flush<S: AsyncRead + AsyncWrite + Unpin>(socket: &mut Socket<S>) -> Next {
+    let by_size = Duration::from_secs((socket.unsent_bytes() / WRITE_BYTES_PER_SECOND_MIN) as u64);
     // Most writes end at once: no timer for those.
-    let written = match (&mut write).now_or_never() {
+    let written = match socket.flush().now_or_never() {
         Some(written) => Ok(written),
-        None => {
-            let by_size = Duration::from_secs((bytes / WRITE_BYTES_PER_SECOND_MIN) as u64);
-            tokio::time::timeout(WRITE_TIMEOUT + by_size, write).await
-        }
+        None => tokio::time::timeout(WRITE_TIMEOUT + by_size, socket.flush()).await,
     };
     match written {
         Ok(Ok(())) => Next::Go,
         Ok(Err(_)) => Next::Gone,
         Err(_) => Next::Close(Close::Silent),
     }
-}
-
-/// Sends the close and waits, within bounds, for the client's: dropped at once, TCP would reset and the client might never
-/// see the code. Our side ends only after that (RFC 6455 §7.1.1): a proxy takes one side's end for the end of both, and would
-/// reset a client that is just writing.
-pub async fn say_goodbye<S: AsyncRead + AsyncWrite + Unpin>(mut socket: WebSocketStream<S>, close: Close) {
-    let goodbye = async {
-        if close != Close::Answered {
-            let frame = CloseFrame { code: close.code().into(), reason: Utf8Bytes::from(close.reason()) };
-            let _ = socket.send(Message::Close(Some(frame))).await;
-            let mut bytes = 0;
-            while let Some(Ok(message)) = socket.next().await {
-                bytes += message.len() as u64;
-                if message.is_close() || bytes > CLOSE_BYTES_MAX {
-                    break;
-                }
-            }
-        } else {
-            // The answer to the client's close waits in the write buffer.
-            let _ = socket.flush().await;
-        }
-        let mut stream = socket.into_inner();
-        let _ = stream.shutdown().await;
-        let _ = tokio::io::copy(&mut stream.take(CLOSE_BYTES_MAX), &mut tokio::io::sink()).await;
-    };
-    let _ = tokio::time::timeout(CLOSE_TIMEOUT, goodbye).await;
 }
 
 /// Returns when this session is to leave a replica that drains: at a random moment, so that clients do not return in step.
@@ -456,32 +428,4 @@ async fn leave(drain: CancellationToken, spread: Duration) {
 /// Up to a tenth less, so that sessions which began together do not end together.
 fn jittered(age: Duration) -> Duration {
     age.mul_f64(1.0 - fastrand::f64() / 10.0)
-}
-
-#[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test may panic")]
-mod tests {
-    use tokio_tungstenite::tungstenite::protocol::Role;
-
-    use super::*;
-
-    #[tokio::test]
-    async fn the_connection_ends_only_after_the_clients_close() {
-        let (ours, mut theirs) = tokio::io::duplex(1_024);
-        let socket = WebSocketStream::from_raw_socket(ours, Role::Server, None).await;
-        let mut goodbye = Box::pin(say_goodbye(socket, Close::GoingAway { retry_after_ms: 700 }));
-        assert!((&mut goodbye).now_or_never().is_none(), "the client's close is waited for");
-
-        let mut bytes = Vec::new();
-        theirs.read_buf(&mut bytes).await.unwrap();
-        assert_eq!((bytes[0], bytes.len()), (0x88, 2 + usize::from(bytes[1])), "one whole close frame: {bytes:?}");
-        assert!(theirs.read_buf(&mut bytes).now_or_never().is_none(), "the connection ended with the close");
-
-        // A pong that was on its way, then the answer; both masked with zeros.
-        theirs.write_all(&[0x8a, 0x80, 0, 0, 0, 0, 0x88, 0x82, 0, 0, 0, 0, 0x03, 0xf4]).await.unwrap();
-        assert!((&mut goodbye).now_or_never().is_none(), "the client's end is waited for");
-        assert_eq!(theirs.read_buf(&mut bytes).await.unwrap(), 0, "more than a close");
-        drop(theirs);
-        goodbye.await;
-    }
 }

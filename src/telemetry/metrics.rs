@@ -52,6 +52,8 @@ impl CounterBy {
 const RETRIED: [&str; 9] = ["append", "cursors", "acks", "pages", "sweep", "answers", "ingest", "fanout", "watch"];
 /// Why a handshake was refused.
 const HANDSHAKES_REFUSED: [&str; 6] = ["bad_request", "origin", "token", "feed", "too_many", "not_ready"];
+/// Why a connection that was no session was ended: its head did not come, it was idle, its answer was not read, or it made room.
+const CONNECTIONS_DROPPED: [&str; 4] = ["head", "idle", "stalled", "crowded"];
 /// What a canary has to do.
 const CANARY_STEPS: [&str; 4] = ["connect", "publish", "deliver", "ack"];
 
@@ -88,6 +90,8 @@ pub struct Metrics {
     pub handshakes_refused: CounterBy,
     /// Devices whose cursor was removed because their subscriber has too many.
     pub devices_evicted: Counter,
+    /// Connections to the public port that are not sessions.
+    pub connections: ConnectionMetrics,
     /// Notifications sent to sessions.
     pub notifications_sent: Counter,
     /// Acks that moved a cursor.
@@ -134,6 +138,25 @@ pub struct Metrics {
     pub canary_failures: CounterBy,
     /// From a canary's publish to its ack.
     pub canary: Histogram,
+}
+
+/// The connections of one port that are not sessions.
+#[derive(Debug, Clone)]
+pub struct ConnectionMetrics {
+    /// Open now.
+    pub open: Gauge,
+    /// The most that may be open.
+    pub max: Gauge,
+    /// Ended before the client ended them, by reason.
+    pub dropped: CounterBy,
+}
+
+impl Default for ConnectionMetrics {
+    /// Of a port that nobody watches.
+    fn default() -> Self {
+        let dropped = CounterBy { label: "reason", family: Family::default() };
+        Self { open: Gauge::default(), max: Gauge::default(), dropped }
+    }
 }
 
 /// Gauges that differ in one label, all of one moment.
@@ -213,6 +236,15 @@ impl Metrics {
                 "devices_evicted",
                 "Devices that were evicted from a feed because their subscriber has more than 64 in it",
             ),
+            connections: ConnectionMetrics {
+                open: named.gauge("connections", "Open connections to the public port that are not sessions"),
+                max: named.gauge("connections_max", "Most connections to the public port that are not sessions"),
+                dropped: named.counters(
+                    "connections_dropped",
+                    "Connections to the public port that were not sessions and were ended, by reason",
+                    ("reason", &CONNECTIONS_DROPPED),
+                ),
+            },
             notifications_sent: named.counter("notifications_sent", "Notifications sent to sessions"),
             acks: named.counter("acks", "Acks that moved a cursor"),
             changes: named.counter("changes", "Reads and handles that changed something"),

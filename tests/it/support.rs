@@ -20,6 +20,7 @@ mod promtool;
 mod proxy;
 mod publisher;
 pub mod raw_amqp;
+pub mod raw_socket;
 pub mod replica;
 mod sdk;
 mod seen;

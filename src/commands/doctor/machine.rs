@@ -1,7 +1,8 @@
 //! What this machine allows a gateway.
 
-use super::super::serve::{BACKLOG, HANDSHAKES_MAX, OPERATIONS_CONNECTIONS_MAX};
+use super::super::serve::{BACKLOG, CONNECTIONS_MAX, OPERATIONS_CONNECTIONS_MAX};
 use super::Finding;
+use crate::http::websocket::REFUSALS_MAX;
 
 /// Files beside the clients' connections: to Postgres and RabbitMQ, the log, the runtime's own.
 const FILES_BESIDE: usize = 256;
@@ -26,7 +27,7 @@ fn open_files_max(limits: &str) -> Option<usize> {
 
 fn open_files(max: usize, sessions_max: usize) -> Finding {
     const CHECK: &str = "machine.open_files";
-    let needed = sessions_max + HANDSHAKES_MAX + OPERATIONS_CONNECTIONS_MAX + FILES_BESIDE;
+    let needed = sessions_max + CONNECTIONS_MAX + REFUSALS_MAX + OPERATIONS_CONNECTIONS_MAX + FILES_BESIDE;
     if max >= needed {
         return Finding::ok(CHECK, format!("a process started from here may open {max}, and may need {needed}"));
     }

@@ -13,6 +13,9 @@ const KEPT_MAX: usize = 32;
 /// Most bytes of their frames, beyond the newest.
 const KEPT_BYTES_MAX: usize = 256 * 1024;
 
+/// The list of what was sent shrinks when less than one in so many of its places are used.
+const SHRUNK_BELOW: usize = 8;
+
 /// What was sent of a feed, and what is known of it.
 #[derive(Debug)]
 pub(super) struct Reader {
@@ -178,7 +181,12 @@ impl Reader {
     /// Takes an ack up to `seq`, and gives what it was for: so much room it makes in the window.
     pub(super) fn release(&mut self, seq: Seq) -> impl Iterator<Item = Sent> {
         let released = self.unacked.partition_point(|unacked| unacked.seq <= seq);
-        self.unacked.drain(..released)
+        let released: Vec<_> = self.unacked.drain(..released).collect();
+        // A window that was full once must not stay allocated with an idle session.
+        if self.unacked.len() < self.unacked.capacity() / SHRUNK_BELOW {
+            self.unacked.shrink_to(2 * self.unacked.len());
+        }
+        released.into_iter()
     }
 
     /// What was sent with this number, if it is not acknowledged yet.

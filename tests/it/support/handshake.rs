@@ -15,6 +15,7 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
 
 use super::frames::Frame;
 use super::http::{self, Reply};
+use super::raw_socket::RawSocket;
 use super::seen::Seen;
 use super::{Merchant, PATIENCE, Token};
 
@@ -73,6 +74,12 @@ impl Handshake {
     /// This device has a cursor of its own.
     pub fn device(mut self, device: &str) -> Self {
         self.query.push(format!("device={device}"));
+        self
+    }
+
+    /// Any other part of the query.
+    pub fn with_query(mut self, query: &str) -> Self {
+        self.query.push(query.to_owned());
         self
     }
 
@@ -135,12 +142,24 @@ impl Handshake {
         }
     }
 
+    /// Connects as a client of bytes, which has read nothing yet.
+    pub async fn connect_raw(&self, address: SocketAddr) -> RawSocket {
+        let (reply, stream, read_ahead) = self.exchange(address).await.expect("an answer");
+        assert_eq!(reply.status, 101, "{reply:?}");
+        RawSocket::new(stream, read_ahead)
+    }
+
     fn expected_subprotocol(&self) -> Option<&'static str> {
         matches!(self.token, Presented::AsSubprotocol(_)).then_some("shopbell.v1")
     }
 
-    /// The opening handshake of RFC 6455 §4.1, by hand: so a refusal can be read to its end.
     async fn knock(&self, address: SocketAddr) -> Result<(Reply, WebSocketStream<TcpStream>), String> {
+        let (reply, stream, read_ahead) = self.exchange(address).await?;
+        Ok((reply, WebSocketStream::from_partially_read(stream, read_ahead, Role::Client, None).await))
+    }
+
+    /// The opening handshake of RFC 6455 §4.1, by hand: so a refusal can be read to its end.
+    async fn exchange(&self, address: SocketAddr) -> Result<(Reply, TcpStream, Vec<u8>), String> {
         let key = STANDARD.encode(fastrand::u128(..).to_le_bytes());
         let query = if self.query.is_empty() { String::new() } else { format!("?{}", self.query.join("&")) };
         let mut request = format!(
@@ -171,7 +190,7 @@ impl Handshake {
             assert_eq!(reply.header("sec-websocket-accept"), Some(accept.as_str()), "{reply:?}");
         }
         let read_ahead = if reply.status == 101 { std::mem::take(&mut reply.body) } else { Vec::new() };
-        Ok((reply, WebSocketStream::from_partially_read(stream, read_ahead, Role::Client, None).await))
+        Ok((reply, stream, read_ahead))
     }
 }
 

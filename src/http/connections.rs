@@ -1,0 +1,398 @@
+//! Connections that are not sessions: how long each may take, and which of them makes room if there are too many.
+//!
+//! Anybody can open one, so their number has a bound of its own, and a new one is preferred to one that waits for its client.
+
+use std::collections::BTreeMap;
+use std::future::poll_fn;
+use std::io::{self, IoSlice};
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use axum::body::Body;
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+
+use crate::telemetry::metrics::{ConnectionMetrics, Counted};
+
+/// How long the head of a request may take from its first byte, and the first byte of a connection.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a connection may wait for its next request: longer than load balancers keep one, or they would send a request on a
+/// connection that ends at that moment. Google's keep one for 600 seconds, others for 60.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(620);
+/// How long an answer may lie unread.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A connection is not closed to make room before a client on a slow network could send its head …
+const HEAD_GRACE: Duration = Duration::from_millis(500);
+/// … and, if it sends one request after another, not before this age.
+const BUSY_AGE: Duration = Duration::from_secs(30);
+/// How long a new connection waits for the place of another, before one more is asked to go.
+const ROOM_WAIT: Duration = Duration::from_millis(100);
+
+/// The connections of one port.
+#[derive(Debug)]
+pub struct Connections {
+    places: Arc<Semaphore>,
+    metrics: ConnectionMetrics,
+    next_id: AtomicU64,
+    /// Held for an insert, a remove, or one pass over all, when there is no place. By id, so in the order accepted.
+    open: Mutex<BTreeMap<u64, Arc<Watch>>>,
+}
+
+impl Connections {
+    /// At most so many.
+    pub fn new(max: usize, metrics: ConnectionMetrics) -> Arc<Self> {
+        metrics.max.set(i64::try_from(max).unwrap_or(i64::MAX));
+        let places = Arc::new(Semaphore::new(max));
+        Arc::new(Self { places, metrics, next_id: AtomicU64::new(0), open: Mutex::default() })
+    }
+
+    /// A place for one more; if there is none, the connection that waits longest for its client makes room.
+    pub async fn place(self: &Arc<Self>) -> Place {
+        let permit = loop {
+            if let Ok(permit) = self.places.clone().try_acquire_owned() {
+                break permit;
+            }
+            self.make_room(Instant::now());
+            // The semaphore is never closed.
+            if let Ok(Ok(permit)) = tokio::time::timeout(ROOM_WAIT, self.places.clone().acquire_owned()).await {
+                break permit;
+            }
+        };
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let watch = Arc::new(Watch::new(Instant::now()));
+        lock(&self.open).insert(id, watch.clone());
+        Place { connections: self.clone(), id, watch, _counted: Counted::in_gauge(&self.metrics.open), _permit: permit }
+    }
+
+    fn make_room(&self, now: Instant) {
+        let open = lock(&self.open);
+        let candidates = open.values().filter_map(|watch| Some((watch.candidacy(now)?, watch)));
+        if let Some((_, watch)) = candidates.min_by_key(|(candidacy, _)| *candidacy) {
+            watch.ask_to_go();
+        }
+    }
+}
+
+/// A connection's place, until it is dropped.
+#[derive(Debug)]
+pub struct Place {
+    connections: Arc<Connections>,
+    id: u64,
+    /// What the connection does.
+    pub watch: Arc<Watch>,
+    _counted: Counted,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Place {
+    /// Counts a connection that is ended before its client ended it.
+    pub fn count_dropped(&self, reason: &'static str) {
+        self.connections.metrics.dropped.inc(reason);
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        lock(&self.connections.open).remove(&self.id);
+    }
+}
+
+/// What a connection does, so that its next deadline is known.
+#[derive(Debug)]
+pub struct Watch {
+    opened: Instant,
+    /// Held for a look or a change.
+    state: Mutex<State>,
+    go: Notify,
+}
+
+#[derive(Debug)]
+struct State {
+    phase: Phase,
+    /// Since when the client does not take what is written.
+    stalled: Option<Instant>,
+    is_asked_to_go: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Nothing has come.
+    New,
+    /// A part of the head of a request has come, the first at that time.
+    Head(Instant),
+    /// A request is being answered.
+    Busy,
+    /// The last request was answered at that time.
+    Idle(Instant),
+}
+
+impl Watch {
+    fn new(now: Instant) -> Self {
+        let state = State { phase: Phase::New, stalled: None, is_asked_to_go: false };
+        Self { opened: now, state: Mutex::new(state), go: Notify::new() }
+    }
+
+    /// When the connection is to be ended if nothing changes, and why.
+    pub fn due(&self) -> Option<(Instant, &'static str)> {
+        let state = lock(&self.state);
+        let phase = match state.phase {
+            Phase::New => Some((self.opened + HEAD_TIMEOUT, "head")),
+            Phase::Head(since) => Some((since + HEAD_TIMEOUT, "head")),
+            Phase::Busy => None,
+            Phase::Idle(since) => Some((since + IDLE_TIMEOUT, "idle")),
+        };
+        let stalled = state.stalled.map(|since| (since + WRITE_TIMEOUT, "stalled"));
+        phase.into_iter().chain(stalled).min()
+    }
+
+    /// Returns when the connection is to make room for another.
+    pub async fn asked_to_go(&self) {
+        self.go.notified().await;
+    }
+
+    /// Whether a request is under way.
+    pub fn is_busy(&self) -> bool {
+        lock(&self.state).phase == Phase::Busy
+    }
+
+    /// A request has come.
+    pub fn begin(&self) {
+        lock(&self.state).phase = Phase::Busy;
+    }
+
+    fn heard(&self, now: Instant) {
+        let mut state = lock(&self.state);
+        if matches!(state.phase, Phase::New | Phase::Idle(_)) {
+            state.phase = Phase::Head(now);
+        }
+    }
+
+    fn wrote(&self, is_taken: bool) {
+        let mut state = lock(&self.state);
+        state.stalled = if is_taken { None } else { state.stalled.or_else(|| Some(Instant::now())) };
+    }
+
+    fn answered(&self, now: Instant) {
+        lock(&self.state).phase = Phase::Idle(now);
+    }
+
+    fn ask_to_go(&self) {
+        lock(&self.state).is_asked_to_go = true;
+        self.go.notify_one();
+    }
+
+    /// The order in which connections make room, if this one may: first the idle, then those that wait for a head, then those
+    /// that are never idle; of each the oldest.
+    fn candidacy(&self, now: Instant) -> Option<(u8, Instant)> {
+        let state = lock(&self.state);
+        if state.is_asked_to_go {
+            return None;
+        }
+        let (rank, since, grace) = match state.phase {
+            Phase::Idle(since) if state.stalled.is_none() => (0, since, Duration::ZERO),
+            Phase::New => (1, self.opened, HEAD_GRACE),
+            Phase::Head(since) => (1, since, HEAD_GRACE),
+            Phase::Idle(_) | Phase::Busy => (2, self.opened, BUSY_AGE),
+        };
+        (now.saturating_duration_since(since) >= grace).then_some((rank, since))
+    }
+}
+
+/// Runs the connection until it ends or a deadline passes, which is the error.
+pub async fn within_deadlines<T>(watch: &Watch, connection: impl Future<Output = T>) -> Result<T, &'static str> {
+    let mut connection = pin!(connection);
+    let mut timer = pin!(tokio::time::sleep(HEAD_TIMEOUT));
+    poll_fn(|context| {
+        if let Poll::Ready(ended) = connection.as_mut().poll(context) {
+            return Poll::Ready(Ok(ended));
+        }
+        // Only polling the connection changes what it waits for.
+        let Some((due, reason)) = watch.due() else { return Poll::Pending };
+        if timer.deadline() != due.into() {
+            timer.as_mut().reset(due.into());
+        }
+        timer.as_mut().poll(context).map(|()| Err(reason))
+    })
+    .await
+}
+
+/// A stream that notes what is read and written.
+#[derive(Debug)]
+pub struct Watched {
+    stream: TcpStream,
+    watch: Arc<Watch>,
+}
+
+impl Watched {
+    /// Notes in `watch`.
+    pub fn new(stream: TcpStream, watch: Arc<Watch>) -> Self {
+        Self { stream, watch }
+    }
+}
+
+/// The stream of a connection that was upgraded, and what was read beyond the request; `None` if the client left before.
+pub async fn upgraded(upgrade: OnUpgrade) -> Option<(TcpStream, Vec<u8>)> {
+    let upgraded = upgrade.await.ok()?;
+    match upgraded.downcast::<TokioIo<Watched>>() {
+        Ok(parts) => Some((parts.io.into_inner().stream, parts.read_buf.into())),
+        Err(_) => {
+            tracing::error!("a connection of an unknown kind was upgraded; it is dropped");
+            None
+        }
+    }
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(context, buf);
+        if buf.filled().len() > before {
+            self.watch.heard(Instant::now());
+        }
+        read
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.watch.wrote(written.is_ready());
+        written
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        parts: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, parts);
+        self.watch.wrote(written.is_ready());
+        written
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+/// A response's body; the request is answered when it is dropped.
+#[derive(Debug)]
+pub struct Answer {
+    body: Body,
+    watch: Arc<Watch>,
+}
+
+impl Answer {
+    /// Notes its end in `watch`.
+    pub fn new(body: Body, watch: Arc<Watch>) -> Self {
+        Self { body, watch }
+    }
+}
+
+impl HttpBody for Answer {
+    type Data = <Body as HttpBody>::Data;
+    type Error = <Body as HttpBody>::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        self.watch.answered(Instant::now());
+    }
+}
+
+/// A panic while holding one of these locks cannot leave half a change.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_deadline_follows_what_the_connection_does() {
+        let begin = Instant::now();
+        let at = |seconds| begin + Duration::from_secs(seconds);
+        let watch = Watch::new(begin);
+        assert_eq!(watch.due(), Some((at(5), "head")));
+        watch.heard(at(3));
+        watch.heard(at(4));
+        assert_eq!(watch.due(), Some((at(8), "head")), "more bytes of a head give it no more time");
+        watch.begin();
+        watch.heard(at(9));
+        assert_eq!(watch.due(), None);
+        watch.answered(at(10));
+        assert_eq!(watch.due(), Some((at(630), "idle")));
+        watch.wrote(false);
+        assert_eq!(watch.due().unwrap().1, "stalled");
+        watch.wrote(true);
+        watch.heard(at(100));
+        assert_eq!(watch.due(), Some((at(105), "head")));
+    }
+
+    #[test]
+    fn idle_connections_make_room_first_and_young_ones_never() {
+        let begin = Instant::now();
+        let at = |milliseconds| begin + Duration::from_millis(milliseconds);
+        let watch = || Watch::new(begin);
+        let (new, head, busy, idle) = (watch(), watch(), watch(), watch());
+        head.heard(at(200));
+        busy.begin();
+        idle.answered(at(300));
+        let candidacies = |now| [&idle, &new, &head, &busy].map(|watch| watch.candidacy(at(now)));
+        assert_eq!(candidacies(400), [Some((0, at(300))), None, None, None]);
+        let waiting = [Some((0, at(300))), Some((1, at(0))), Some((1, at(200))), None];
+        assert_eq!(candidacies(700), waiting);
+        assert_eq!(candidacies(30_000)[3], Some((2, at(0))));
+        idle.ask_to_go();
+        assert_eq!(idle.candidacy(at(700)), None, "nobody is asked twice");
+    }
+
+    #[tokio::test]
+    async fn a_new_connection_takes_the_place_of_the_oldest_that_waits() {
+        let connections = Connections::new(2, ConnectionMetrics::default());
+        let (first, second) = (connections.place().await, connections.place().await);
+        second.watch.begin();
+        let asked = first.watch.clone();
+        let leaving = async {
+            asked.asked_to_go().await;
+            drop(first);
+        };
+        let (third, ()) = tokio::join!(connections.place(), leaving);
+        assert_eq!(lock(&connections.open).len(), 2);
+        assert_eq!(connections.metrics.open.get(), 2);
+        drop((second, third));
+        assert_eq!(connections.metrics.open.get(), 0);
+    }
+}

@@ -1,0 +1,214 @@
+//! The frames of clients. Only the fields that a frame needs are read; everything else may hold any JSON.
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+/// What a client may send.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ClientFrame {
+    /// "I have everything in `feed` up to `seq`": cumulative.
+    Ack {
+        /// The feed.
+        feed: String,
+        /// The highest number the client has.
+        seq: i64,
+    },
+    /// A person saw these: `seqs`, or all up to `through`.
+    Read {
+        /// The feed.
+        feed: String,
+        /// Which; none at all asks for the feed's counts only.
+        seqs: Option<Vec<i64>>,
+        /// Up to where.
+        through: Option<i64>,
+    },
+    /// A person took these: the bell stops on every device.
+    Handle {
+        /// The feed.
+        feed: String,
+        /// Which.
+        seqs: Vec<i64>,
+    },
+    /// A fresh token for the same subscriber.
+    Auth {
+        /// The JWT.
+        token: String,
+    },
+    /// Answered with `pong` after everything the client said before was taken in.
+    Ping,
+    /// Of a type this server does not know: answered with an `error`, for a newer client to fall back.
+    Unknown,
+}
+
+/// The fields that frames have, as they were written: a field is read only where the type has it. serde's tagged enums would
+/// read all of them, and fail for a number of an unknown field that fits no double.
+#[derive(Deserialize)]
+struct Fields<'a> {
+    #[serde(borrow, rename = "type")]
+    kind: &'a RawValue,
+    #[serde(borrow)]
+    feed: Option<&'a RawValue>,
+    #[serde(borrow)]
+    seq: Option<&'a RawValue>,
+    #[serde(borrow)]
+    seqs: Option<&'a RawValue>,
+    #[serde(borrow)]
+    through: Option<&'a RawValue>,
+    #[serde(borrow)]
+    token: Option<&'a RawValue>,
+}
+
+impl ClientFrame {
+    /// Reads a text message; `None` if it is not the protocol.
+    pub fn parse(text: &str) -> Option<Self> {
+        // serde would take an array for a struct.
+        if !text.trim_start().starts_with('{') {
+            return None;
+        }
+        let fields: Fields<'_> = serde_json::from_str(text).ok()?;
+        let frame = match string(fields.kind)?.as_str() {
+            "ack" => Self::Ack { feed: string(fields.feed?)?, seq: whole(fields.seq?.get())? },
+            "read" => Self::Read {
+                feed: string(fields.feed?)?,
+                seqs: optional(fields.seqs, seqs)?,
+                through: optional(fields.through, |through| whole(through.get()))?,
+            },
+            "handle" => Self::Handle { feed: string(fields.feed?)?, seqs: seqs(fields.seqs?)? },
+            "auth" => Self::Auth { token: string(fields.token?)? },
+            "ping" => Self::Ping,
+            _ => Self::Unknown,
+        };
+        Some(frame)
+    }
+}
+
+fn string(value: &RawValue) -> Option<String> {
+    serde_json::from_str(value.get()).ok()
+}
+
+fn seqs(value: &RawValue) -> Option<Vec<i64>> {
+    let numbers: Vec<&RawValue> = serde_json::from_str(value.get()).ok()?;
+    numbers.into_iter().map(|number| whole(number.get())).collect()
+}
+
+/// A field that may be absent or null; the outer `None` is one that is neither and cannot be read.
+fn optional<T>(value: Option<&RawValue>, read: impl Fn(&RawValue) -> Option<T>) -> Option<Option<T>> {
+    match value {
+        Some(value) => read(value).map(Some),
+        None => Some(None),
+    }
+}
+
+/// A whole number, however it is written (RFC 8259 §6): `1`, `1.0` and `1e0` are the same, because many languages have only
+/// doubles. A number beyond `i64` becomes the nearest, which is no notification's.
+fn whole(number: &str) -> Option<i64> {
+    if let Ok(number) = number.parse() {
+        return Some(number);
+    }
+    let (sign, number) = match number.strip_prefix('-') {
+        Some(number) => (-1, number),
+        None => (1, number),
+    };
+    let (mantissa, exponent) = number.split_once(['e', 'E']).unwrap_or((number, "0"));
+    let (before, after) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+    let digits = [before, after].concat();
+    if !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let digits = digits.trim_start_matches('0');
+    // What is cut off is beyond any exponent that matters.
+    let exponent: i64 = exponent.parse().unwrap_or(if exponent.starts_with('-') { i64::MIN } else { i64::MAX });
+    let zeros = exponent.saturating_sub(i64::try_from(after.len()).ok()?);
+    if digits.is_empty() {
+        return Some(0);
+    }
+    let (digits, zeros) = match usize::try_from(zeros) {
+        Ok(zeros) => (digits, zeros),
+        Err(_) => {
+            let whole = digits.len().checked_sub(usize::try_from(zeros.unsigned_abs()).ok()?)?;
+            let (digits, fraction) = digits.split_at(whole);
+            if !fraction.bytes().all(|byte| byte == b'0') {
+                return None;
+            }
+            (digits, 0)
+        }
+    };
+    let scale = u32::try_from(zeros).ok().and_then(|zeros| 10_i128.checked_pow(zeros));
+    let absolute = digits.parse().ok().zip(scale).and_then(|(digits, scale): (i128, i128)| digits.checked_mul(scale));
+    let number = sign * absolute.unwrap_or(i128::from(i64::MAX) + 1);
+    Some(number.clamp(i64::MIN.into(), i64::MAX.into()) as i64)
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn client_frames_are_told_apart_by_type_and_unknown_fields_are_ignored() {
+        let parse = ClientFrame::parse;
+        assert_eq!(
+            parse(r#"{"type":"ack","feed":"m","seq":3,"new":1}"#).unwrap(),
+            ClientFrame::Ack { feed: "m".into(), seq: 3 }
+        );
+        assert_eq!(parse(r#" {"type":"ping"}"#).unwrap(), ClientFrame::Ping);
+        assert_eq!(
+            parse(r#"{"seqs":[1],"type":"read","feed":"m","through":null}"#).unwrap(),
+            ClientFrame::Read { feed: "m".into(), seqs: Some(vec![1]), through: None }
+        );
+        assert_eq!(parse(r#"{"\u0074ype":"pr\u0061ise","feed":"m"}"#).unwrap(), ClientFrame::Unknown);
+        for bad in [
+            r#"{"feed":"m"}"#,
+            r#"{"type":"ack","feed":"m"}"#,
+            r#"{"type":"ack","feed":"m","seq":1.5}"#,
+            r#"{"type":"ack","feed":"m","seq":"1"}"#,
+            r#"{"type":"ack","feed":7,"seq":1}"#,
+            r#"{"type":"ack","feed":"m","seq":1,"seq":2}"#,
+            r#"{"type":"read","feed":"m","seqs":7}"#,
+            r#"{"type":"handle","feed":"m","seqs":null}"#,
+            r#"{"type":7}"#,
+            r#"["ack","m",1,null,null,null]"#,
+            "[]",
+            "",
+        ] {
+            assert_eq!(parse(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_field_that_the_type_does_not_have_may_hold_anything() {
+        for more in ["1e400", r#""\ud800""#, "123456789012345678901234567890", r#"{"a":[1e999]}"#] {
+            let ack = format!(r#"{{"type":"ack","feed":"m","seq":2,"more":{more},"through":{more}}}"#);
+            assert_eq!(ClientFrame::parse(&ack), Some(ClientFrame::Ack { feed: "m".into(), seq: 2 }), "{more}");
+            let unknown = format!(r#"{{"type":"praise","seq":{more}}}"#);
+            assert_eq!(ClientFrame::parse(&unknown), Some(ClientFrame::Unknown), "{more}");
+        }
+    }
+
+    #[test]
+    fn a_whole_number_may_be_written_as_a_fraction_or_with_an_exponent() {
+        for (written, number) in [
+            ("0", 0),
+            ("-0", 0),
+            ("-0.0", 0),
+            ("0e999999999999999999999", 0),
+            ("1.0", 1),
+            ("1e0", 1),
+            ("-1.0", -1),
+            ("12.50e1", 125),
+            ("1200e-2", 12),
+            ("1200.0e-2", 12),
+            ("9007199254740993.0", 9_007_199_254_740_993),
+            ("9223372036854775807", i64::MAX),
+            ("9223372036854775808", i64::MAX),
+            ("-9223372036854775809", i64::MIN),
+            ("1e400", i64::MAX),
+            ("-1e999999999999999999999", i64::MIN),
+        ] {
+            assert_eq!(whole(written), Some(number), "{written}");
+        }
+        for bad in ["1.5", "1e-1", "1e-999999999999999999999", "125e-2", "0.1", "true", "null", "\"1\"", "[1]", "{}"] {
+            assert_eq!(whole(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,448 @@
+//! WebSocket frames of a server (RFC 6455): bytes of the client become frames, frames become headers. Pure.
+//!
+//! This is not tungstenite's codec, because that one keeps the largest buffer that it ever needed, for each session, and hides
+//! fragments. A [`Decoder`] that waits between two frames holds no memory, and it returns every fragment, so that it can be
+//! counted.
+
+use std::mem;
+
+/// Longest payload of a control frame (RFC 6455 §5.5).
+pub const CONTROL_BYTES_MAX: usize = 125;
+
+const FINAL: u8 = 0x80;
+const RESERVED: u8 = 0x70;
+const MASKED: u8 = 0x80;
+const CONTINUATION: u8 = 0x0;
+const TEXT: u8 = 0x1;
+const BINARY: u8 = 0x2;
+const CLOSE: u8 = 0x8;
+const PING: u8 = 0x9;
+const PONG: u8 = 0xa;
+/// The longest header: two bytes, eight of length, four of mask.
+const HEADER_BYTES_MAX: usize = 14;
+
+/// What a client sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Incoming {
+    /// A text message, whole.
+    Text(String),
+    /// A binary message, whole; its content is not kept.
+    Binary,
+    /// A part of a message that is not the last.
+    Fragment,
+    /// A ping, with the payload of its pong.
+    Ping(Vec<u8>),
+    /// A pong.
+    Pong,
+    /// A close, with the code that answers it.
+    Close(Option<u16>),
+}
+
+/// Why a client's bytes cannot be read any further.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// They break the framing: 1002.
+    Framing,
+    /// A text is not UTF-8: 1007.
+    NotUtf8,
+    /// A message is longer than the bound: 1009.
+    TooBig,
+}
+
+/// The kind of a frame that the server sends; always whole and unmasked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A text message.
+    Text,
+    /// A ping.
+    Ping,
+    /// A pong.
+    Pong,
+    /// A close.
+    Close,
+}
+
+/// The header of a frame that the server sends.
+#[derive(Debug, Clone, Copy)]
+pub struct Header {
+    bytes: [u8; 10],
+    length: u8,
+}
+
+impl Header {
+    /// Of a frame with so many bytes of payload.
+    pub fn new(kind: Kind, payload_bytes: usize) -> Self {
+        let opcode = match kind {
+            Kind::Text => TEXT,
+            Kind::Ping => PING,
+            Kind::Pong => PONG,
+            Kind::Close => CLOSE,
+        };
+        let (mut bytes, length) = ([0; 10], payload_bytes as u64);
+        bytes[0] = FINAL | opcode;
+        let header_bytes = if payload_bytes < 126 {
+            bytes[1] = payload_bytes as u8;
+            2
+        } else if let Ok(short) = u16::try_from(payload_bytes) {
+            bytes[1] = 126;
+            bytes[2..4].copy_from_slice(&short.to_be_bytes());
+            4
+        } else {
+            bytes[1] = 127;
+            bytes[2..10].copy_from_slice(&length.to_be_bytes());
+            10
+        };
+        Self { bytes, length: header_bytes }
+    }
+
+    /// The header as it goes over the wire.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.length)]
+    }
+}
+
+/// Reads a client's frames.
+#[derive(Debug)]
+pub struct Decoder {
+    /// Most bytes of a message.
+    bytes_max: usize,
+    /// The header of the next frame, as far as it has come.
+    header: [u8; HEADER_BYTES_MAX],
+    header_bytes: u8,
+    /// The frame whose header is complete.
+    frame: Option<Frame>,
+    /// The message whose last fragment has not come.
+    message: Option<Message>,
+    /// The payload of a control frame, which may come between fragments.
+    control: Vec<u8>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Frame {
+    opcode: u8,
+    is_final: bool,
+    /// Payload that has not come.
+    left: usize,
+    mask: [u8; 4],
+}
+
+#[derive(Debug)]
+struct Message {
+    is_text: bool,
+    payload: Vec<u8>,
+    /// Bytes of a binary message, which are counted and not kept.
+    dropped: usize,
+}
+
+impl Decoder {
+    /// For messages of at most so many bytes.
+    pub fn new(bytes_max: usize) -> Self {
+        Self {
+            bytes_max,
+            header: [0; HEADER_BYTES_MAX],
+            header_bytes: 0,
+            frame: None,
+            message: None,
+            control: Vec::new(),
+        }
+    }
+
+    /// Takes from `bytes` until a frame is complete; `None` if they end before.
+    pub fn take(&mut self, bytes: &mut &[u8]) -> Result<Option<Incoming>, Fault> {
+        if self.frame.is_none() {
+            self.frame = self.take_header(bytes)?;
+        }
+        let Some(mut frame) = self.frame.take() else { return Ok(None) };
+        self.take_payload(&mut frame, bytes);
+        if frame.left > 0 {
+            self.frame = Some(frame);
+            return Ok(None);
+        }
+        self.complete(frame).map(Some)
+    }
+
+    fn take_header(&mut self, bytes: &mut &[u8]) -> Result<Option<Frame>, Fault> {
+        loop {
+            let come = usize::from(self.header_bytes);
+            if come >= 2 && come == header_bytes(self.header[1]) {
+                self.header_bytes = 0;
+                return self.check_header(come).map(Some);
+            }
+            let Some((first, rest)) = bytes.split_first() else { return Ok(None) };
+            self.header[come] = *first;
+            self.header_bytes += 1;
+            *bytes = rest;
+        }
+    }
+
+    /// Everything that RFC 6455 §5.2 asks of a header from a client.
+    fn check_header(&mut self, header_bytes: usize) -> Result<Frame, Fault> {
+        let [first, second, ..] = self.header;
+        let (opcode, is_final) = (first & 0x0f, first & FINAL != 0);
+        if first & RESERVED != 0 || second & MASKED == 0 {
+            return Err(Fault::Framing);
+        }
+        let (length, mask) = self.header[2..header_bytes].split_at(header_bytes - 6);
+        let length = match length.is_empty() {
+            true => u64::from(second & !MASKED),
+            false => length.iter().fold(0, |length, byte| length << 8 | u64::from(*byte)),
+        };
+        let mask = [mask[0], mask[1], mask[2], mask[3]];
+        match opcode {
+            CONTINUATION if self.message.is_none() => return Err(Fault::Framing),
+            TEXT | BINARY if self.message.is_some() => return Err(Fault::Framing),
+            TEXT | BINARY => {
+                self.message = Some(Message { is_text: opcode == TEXT, payload: Vec::new(), dropped: 0 });
+            }
+            CONTINUATION => {}
+            CLOSE | PING | PONG if is_final && length <= CONTROL_BYTES_MAX as u64 => {
+                return Ok(Frame { opcode, is_final, left: length as usize, mask });
+            }
+            _ => return Err(Fault::Framing),
+        }
+        let come = self.message.as_ref().map_or(0, |message| message.payload.len() + message.dropped);
+        // Compared before it is narrowed: the length is the client's.
+        if length > (self.bytes_max - come) as u64 {
+            return Err(Fault::TooBig);
+        }
+        Ok(Frame { opcode, is_final, left: length as usize, mask })
+    }
+
+    fn take_payload(&mut self, frame: &mut Frame, bytes: &mut &[u8]) {
+        let (come, rest) = bytes.split_at(frame.left.min(bytes.len()));
+        *bytes = rest;
+        frame.left -= come.len();
+        let payload = match &mut self.message {
+            _ if frame.opcode >= CLOSE => &mut self.control,
+            Some(message) if message.is_text => &mut message.payload,
+            Some(message) => {
+                message.dropped += come.len();
+                return;
+            }
+            None => return,
+        };
+        let unmasked = come.iter().zip(frame.mask.iter().cycle()).map(|(byte, mask)| byte ^ mask);
+        payload.extend(unmasked);
+        // The next part of this payload goes on where the mask was left.
+        frame.mask.rotate_left(come.len() % 4);
+    }
+
+    fn complete(&mut self, frame: Frame) -> Result<Incoming, Fault> {
+        match frame.opcode {
+            PING => Ok(Incoming::Ping(mem::take(&mut self.control))),
+            PONG => {
+                self.control = Vec::new();
+                Ok(Incoming::Pong)
+            }
+            CLOSE => closed(&mem::take(&mut self.control)),
+            _ if !frame.is_final => Ok(Incoming::Fragment),
+            _ => match self.message.take() {
+                Some(message) if message.is_text => {
+                    String::from_utf8(message.payload).map(Incoming::Text).map_err(|_| Fault::NotUtf8)
+                }
+                _ => Ok(Incoming::Binary),
+            },
+        }
+    }
+}
+
+/// How long a header is, by its second byte.
+fn header_bytes(second: u8) -> usize {
+    let length_bytes = match second & !MASKED {
+        126 => 2,
+        127 => 8,
+        _ => 0,
+    };
+    2 + length_bytes + 4
+}
+
+/// A close has no payload, or a code and a reason (RFC 6455 §5.5.1).
+fn closed(payload: &[u8]) -> Result<Incoming, Fault> {
+    match payload {
+        [] => Ok(Incoming::Close(None)),
+        [high, low, reason @ ..] => {
+            let code = u16::from_be_bytes([*high, *low]);
+            let is_allowed = matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999);
+            match std::str::from_utf8(reason) {
+                Ok(_) if is_allowed => Ok(Incoming::Close(Some(code))),
+                Ok(_) => Err(Fault::Framing),
+                Err(_) => Err(Fault::NotUtf8),
+            }
+        }
+        [_] => Err(Fault::Framing),
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use tokio_tungstenite::tungstenite::protocol::frame::FrameSocket;
+    use tokio_tungstenite::tungstenite::protocol::frame::coding::{Control, Data, OpCode};
+    use tokio_tungstenite::tungstenite::protocol::frame::{Frame as TheirFrame, FrameHeader};
+
+    use super::*;
+
+    /// A client's frame, masked.
+    fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+        let mask = [0x5a, 0x00, 0xff, 0x13];
+        let mut bytes = vec![first];
+        let length = payload.len();
+        match length {
+            0..126 => bytes.push(MASKED | length as u8),
+            126..65_536 => {
+                bytes.push(MASKED | 126);
+                bytes.extend((length as u16).to_be_bytes());
+            }
+            _ => {
+                bytes.push(MASKED | 127);
+                bytes.extend((length as u64).to_be_bytes());
+            }
+        }
+        bytes.extend(mask);
+        bytes.extend(payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask));
+        bytes
+    }
+
+    /// Everything that comes of these bytes, taken in pieces of `piece` bytes.
+    fn decoded(bytes: &[u8], piece: usize, bytes_max: usize) -> Result<Vec<Incoming>, Fault> {
+        let (mut decoder, mut all) = (Decoder::new(bytes_max), Vec::new());
+        for mut piece in bytes.chunks(piece) {
+            while let Some(incoming) = decoder.take(&mut piece)? {
+                all.push(incoming);
+            }
+        }
+        Ok(all)
+    }
+
+    #[track_caller]
+    fn check(frames: &[(u8, &[u8])], expected: &Result<Vec<Incoming>, Fault>) {
+        let bytes: Vec<u8> = frames.iter().flat_map(|(first, payload)| frame(*first, payload)).collect();
+        for piece in [1, 2, 3, 7, bytes.len().max(1)] {
+            assert_eq!(&decoded(&bytes, piece, 1_000), expected, "in pieces of {piece}");
+        }
+    }
+
+    #[test]
+    fn messages_come_whole_and_fragments_are_counted() {
+        let text = Incoming::Text("Hellö".into());
+        check(&[(0x81, "Hellö".as_bytes())], &Ok(vec![text.clone()]));
+        check(
+            &[(0x01, b"Hell"), (0x89, b"p"), (0x00, b""), (0x00, b"\xc3"), (0x80, b"\xb6"), (0x8a, b"")],
+            &Ok(vec![
+                Incoming::Fragment,
+                Incoming::Ping(b"p".into()),
+                Incoming::Fragment,
+                Incoming::Fragment,
+                text,
+                Incoming::Pong,
+            ]),
+        );
+        check(
+            &[(0x82, &[0; 999]), (0x81, &[b'x'; 1_000])],
+            &Ok(vec![Incoming::Binary, Incoming::Text("x".repeat(1_000))]),
+        );
+        check(&[(0x88, b""), (0x88, b"\x03\xe8bye")], &Ok(vec![Incoming::Close(None), Incoming::Close(Some(1000))]));
+    }
+
+    #[test]
+    fn a_fault_is_named() {
+        for first in [0xc1, 0xa1, 0x91, 0x83, 0x8b, 0x80, 0x00, 0x09, 0x08] {
+            check(&[(first, b"x")], &Err(Fault::Framing));
+        }
+        check(&[(0x01, b"x"), (0x81, b"x")], &Err(Fault::Framing));
+        check(&[(0x89, &[0; 126])], &Err(Fault::Framing));
+        for payload in [&b"\x03"[..], b"\x03\xed", b"\x03\xee", b"\x00\x01", b"\xff\xff"] {
+            check(&[(0x88, payload)], &Err(Fault::Framing));
+        }
+        check(&[(0x88, b"\x03\xe8\xff")], &Err(Fault::NotUtf8));
+        check(&[(0x81, b"\xff")], &Err(Fault::NotUtf8));
+        check(&[(0x81, &[b'x'; 1_001])], &Err(Fault::TooBig));
+        check(&[(0x01, &[b'x'; 600]), (0x80, &[b'x'; 401])], &Err(Fault::TooBig));
+        check(&[(0x02, &[0; 600]), (0x80, &[0; 401])], &Err(Fault::TooBig));
+        let unmasked = [0x81, 0x01, b'x'];
+        assert_eq!(decoded(&unmasked, 3, 1_000), Ok(vec![]), "the header is not complete");
+        assert_eq!(decoded(&[0x81, 0x01, 0, 0, 0, 0, b'x'], 7, 1_000), Err(Fault::Framing));
+        let endless = [0x81, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0];
+        assert_eq!(decoded(&endless, 14, 1_000), Err(Fault::TooBig));
+    }
+
+    #[test]
+    fn a_decoder_between_frames_holds_no_memory() {
+        let mut decoder = Decoder::new(100_000);
+        let bytes = [frame(0x81, &[b'x'; 90_000]), frame(0x89, &[0; 125]), frame(0x8a, &[0; 125])].concat();
+        let mut rest = &bytes[..];
+        while decoder.take(&mut rest).unwrap().is_some() {}
+        assert!(rest.is_empty() && decoder.message.is_none());
+        assert_eq!(decoder.control.capacity(), 0);
+    }
+
+    #[test]
+    fn headers_are_those_of_tungstenite() {
+        let kinds = [
+            (Kind::Text, OpCode::Data(Data::Text)),
+            (Kind::Ping, OpCode::Control(Control::Ping)),
+            (Kind::Pong, OpCode::Control(Control::Pong)),
+            (Kind::Close, OpCode::Control(Control::Close)),
+        ];
+        for (kind, opcode) in kinds {
+            for length in [0, 1, 125, 126, 127, 65_535, 65_536, 1_000_000] {
+                let mut theirs = Vec::new();
+                FrameHeader { opcode, ..FrameHeader::default() }.format(length, &mut theirs).unwrap();
+                assert_eq!(Header::new(kind, length as usize).as_bytes(), theirs, "{kind:?} of {length}");
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn frames_of_tungstenite_are_read_in_any_pieces(
+            texts in vec(("\\PC{0,300}", vec(any::<u8>(), 0..126), 1_usize..5), 0..6),
+            piece in 1_usize..200,
+        ) {
+            let (mut bytes, mut expected) = (Vec::new(), Vec::new());
+            let mut socket = FrameSocket::new(&mut bytes);
+            let mut send = |frame: TheirFrame| {
+                let mut frame = frame;
+                frame.header_mut().mask = Some([9, 8, 7, 6]);
+                socket.send(frame).unwrap();
+            };
+            for (text, ping, parts) in texts {
+                let parts: Vec<&[u8]> = text.as_bytes().chunks(text.len() / parts + 1).collect();
+                for (index, part) in parts.iter().enumerate() {
+                    let opcode = OpCode::Data(if index == 0 { Data::Text } else { Data::Continue });
+                    let is_last = index + 1 == parts.len();
+                    send(TheirFrame::message(part.to_vec(), opcode, is_last));
+                    if !is_last {
+                        send(TheirFrame::ping(ping.clone()));
+                        expected.extend([Incoming::Fragment, Incoming::Ping(ping.clone())]);
+                    }
+                }
+                if !parts.is_empty() {
+                    expected.push(Incoming::Text(text.clone()));
+                }
+            }
+            prop_assert_eq!(decoded(&bytes, piece, 10_000), Ok(expected));
+        }
+
+        #[test]
+        fn no_bytes_make_the_decoder_panic_or_hold_more_than_its_bound(
+            bytes in vec(any::<u8>(), 0..600),
+            piece in 1_usize..50,
+        ) {
+            let mut decoder = Decoder::new(200);
+            'all: for mut piece in bytes.chunks(piece) {
+                loop {
+                    match decoder.take(&mut piece) {
+                        Ok(Some(_)) => {}
+                        Ok(None) => break,
+                        Err(_) => break 'all,
+                    }
+                    let held = decoder.message.as_ref().map_or(0, |message| message.payload.len());
+                    prop_assert!(held <= 200 && decoder.control.len() <= CONTROL_BYTES_MAX);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! A server's side of a WebSocket connection: frames in, frames out, on any stream of bytes.
+//!
+//! It holds no buffer while nothing is under way: bytes are read into the stack, and the payloads that it sends are shared
+//! with all other sessions that send them.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio_tungstenite::tungstenite::{Bytes, Utf8Bytes};
+
+use super::framing::{Decoder, Fault, Header, Incoming, Kind};
+
+/// Bytes of one read. Most frames of clients are acks, and an ack has fewer than a hundred.
+const READ_BYTES: usize = 4 * 1024;
+/// Parts of one write: a header and a payload for each frame.
+const PARTS_MAX: usize = 64;
+
+/// Why nothing more is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// The connection ended.
+    Gone,
+    /// The client broke the framing.
+    Fault(Fault),
+}
+
+/// One connection.
+#[derive(Debug)]
+pub struct Socket<S> {
+    stream: S,
+    decoder: Decoder,
+    /// Bytes that came together with a frame, and how many of them were decoded since.
+    unread: Vec<u8>,
+    decoded: usize,
+    unsent: VecDeque<Outgoing>,
+    /// How many bytes of the first of these were written.
+    written: usize,
+    unsent_bytes: usize,
+    /// Nothing may follow a close (RFC 6455 §5.5.1).
+    is_closing: bool,
+}
+
+#[derive(Debug)]
+struct Outgoing {
+    header: Header,
+    payload: Bytes,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
+    /// After the handshake, with what was read beyond it; takes messages of at most `message_bytes_max`.
+    pub fn new(stream: S, unread: Vec<u8>, message_bytes_max: usize) -> Self {
+        Self {
+            stream,
+            decoder: Decoder::new(message_bytes_max),
+            unread,
+            decoded: 0,
+            unsent: VecDeque::new(),
+            written: 0,
+            unsent_bytes: 0,
+            is_closing: false,
+        }
+    }
+
+    /// The next frame. A ping and a close are answered with the next flush. Dropping this future loses nothing.
+    pub async fn next(&mut self) -> Result<Incoming, Ended> {
+        poll_fn(|context| self.poll_next(context)).await
+    }
+
+    /// Queues a text message.
+    pub fn put_text(&mut self, text: Utf8Bytes) {
+        self.put(Kind::Text, text.into());
+    }
+
+    /// Queues a ping.
+    pub fn put_ping(&mut self) {
+        self.put(Kind::Ping, Bytes::new());
+    }
+
+    /// Queues a close, unless one was queued.
+    pub fn put_close(&mut self, code: Option<u16>, reason: &str) {
+        let code = code.map(u16::to_be_bytes);
+        let payload = code.iter().flatten().chain(reason.as_bytes()).copied().collect();
+        self.put(Kind::Close, payload);
+        self.is_closing = true;
+    }
+
+    /// Bytes that are queued and not written.
+    pub fn unsent_bytes(&self) -> usize {
+        self.unsent_bytes
+    }
+
+    /// Writes what is queued. After this future was dropped, the next one goes on where it stopped.
+    pub async fn flush(&mut self) -> io::Result<()> {
+        poll_fn(|context| self.poll_flush(context)).await
+    }
+
+    /// Ends our side, and reads at most so many bytes until the client ends its own.
+    pub async fn end(mut self, bytes_max: u64) {
+        let _ = self.stream.shutdown().await;
+        let _ = tokio::io::copy(&mut self.stream.take(bytes_max), &mut tokio::io::sink()).await;
+    }
+
+    fn put(&mut self, kind: Kind, payload: Bytes) {
+        if !self.is_closing {
+            let header = Header::new(kind, payload.len());
+            self.unsent_bytes += header.as_bytes().len() + payload.len();
+            self.unsent.push_back(Outgoing { header, payload });
+        }
+    }
+
+    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Result<Incoming, Ended>> {
+        if !self.unread.is_empty() {
+            let mut rest = &self.unread[self.decoded..];
+            let incoming = self.decoder.take(&mut rest).map_err(Ended::Fault)?;
+            self.decoded = self.unread.len() - rest.len();
+            if rest.is_empty() {
+                (self.unread, self.decoded) = (Vec::new(), 0);
+            }
+            if let Some(incoming) = incoming {
+                return Poll::Ready(Ok(self.answered(incoming)));
+            }
+        }
+        loop {
+            let mut scratch = [const { MaybeUninit::uninit() }; READ_BYTES];
+            let mut read = ReadBuf::uninit(&mut scratch);
+            ready!(Pin::new(&mut self.stream).poll_read(context, &mut read)).map_err(|_| Ended::Gone)?;
+            let mut bytes = read.filled();
+            if bytes.is_empty() {
+                return Poll::Ready(Err(Ended::Gone));
+            }
+            if let Some(incoming) = self.decoder.take(&mut bytes).map_err(Ended::Fault)? {
+                self.unread = bytes.to_vec();
+                return Poll::Ready(Ok(self.answered(incoming)));
+            }
+        }
+    }
+
+    fn answered(&mut self, incoming: Incoming) -> Incoming {
+        match &incoming {
+            Incoming::Ping(payload) => self.put(Kind::Pong, payload.clone().into()),
+            Incoming::Close(code) => self.put_close(*code, ""),
+            _ => {}
+        }
+        incoming
+    }
+
+    fn poll_flush(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.unsent.is_empty() {
+            let mut parts = [IoSlice::new(&[]); PARTS_MAX];
+            let count = parts_left(&self.unsent, self.written, &mut parts);
+            match ready!(Pin::new(&mut self.stream).poll_write_vectored(context, &parts[..count]))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                written => self.consume(written),
+            }
+        }
+        // Nothing is kept of a queue that was long once.
+        self.unsent = VecDeque::new();
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn consume(&mut self, bytes: usize) {
+        self.unsent_bytes -= bytes;
+        self.written += bytes;
+        while let Some(first) = self.unsent.front() {
+            let length = first.header.as_bytes().len() + first.payload.len();
+            if self.written < length {
+                break;
+            }
+            self.written -= length;
+            self.unsent.pop_front();
+        }
+    }
+}
+
+/// Fills `parts` with what is to be written next, in order; returns how many there are.
+fn parts_left<'a>(unsent: &'a VecDeque<Outgoing>, mut written: usize, parts: &mut [IoSlice<'a>]) -> usize {
+    let bytes = unsent.iter().flat_map(|frame| [frame.header.as_bytes(), &frame.payload]);
+    let left = bytes.filter_map(|bytes| {
+        let skipped = written.min(bytes.len());
+        written -= skipped;
+        (skipped < bytes.len()).then(|| &bytes[skipped..])
+    });
+    let mut count = 0;
+    for (part, bytes) in parts.iter_mut().zip(left) {
+        *part = IoSlice::new(bytes);
+        count += 1;
+    }
+    count
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
+mod tests {
+    use futures_util::{FutureExt, SinkExt, StreamExt};
+    use tokio::io::DuplexStream;
+    use tokio_tungstenite::WebSocketStream;
+    use tokio_tungstenite::tungstenite::Message;
+    use tokio_tungstenite::tungstenite::protocol::Role;
+
+    use super::*;
+
+    async fn pair(buffer_bytes: usize) -> (Socket<DuplexStream>, WebSocketStream<DuplexStream>) {
+        let (ours, theirs) = tokio::io::duplex(buffer_bytes);
+        (Socket::new(ours, Vec::new(), 100_000), WebSocketStream::from_raw_socket(theirs, Role::Client, None).await)
+    }
+
+    #[tokio::test]
+    async fn messages_pass_both_ways_in_order_and_leave_no_memory() {
+        let (mut socket, mut client) = pair(1_000_000).await;
+        let texts: Vec<String> = (0..200).map(|number| number.to_string().repeat(number)).collect();
+        for text in &texts {
+            socket.put_text(text.into());
+            client.feed(Message::text(text)).await.unwrap();
+        }
+        client.flush().await.unwrap();
+        socket.flush().await.unwrap();
+        for text in &texts {
+            assert_eq!(client.next().await.unwrap().unwrap(), Message::text(text));
+            assert_eq!(socket.next().await, Ok(Incoming::Text(text.clone())));
+        }
+        assert_eq!((socket.unread.capacity(), socket.unsent.capacity(), socket.unsent_bytes()), (0, 0, 0));
+    }
+
+    #[tokio::test]
+    async fn a_write_that_was_given_up_goes_on_where_it_stopped() {
+        let (mut socket, mut client) = pair(64).await;
+        let texts = ["a".repeat(50), "b".repeat(500), String::new(), "c".repeat(70_000)];
+        texts.iter().for_each(|text| socket.put_text(text.into()));
+        assert!(socket.flush().now_or_never().is_none(), "the client reads nothing yet");
+        socket.put_ping();
+        let read = async {
+            for text in &texts {
+                assert_eq!(client.next().await.unwrap().unwrap(), Message::text(text));
+            }
+            assert_eq!(client.next().await.unwrap().unwrap(), Message::Ping(Bytes::new()));
+        };
+        let (written, ()) = tokio::join!(socket.flush(), read);
+        written.unwrap();
+        assert_eq!(socket.unsent_bytes(), 0);
+    }
+
+    #[tokio::test]
+    async fn pings_and_closes_are_answered() {
+        let (mut socket, mut client) = pair(1_000).await;
+        client.send(Message::Ping("tick".into())).await.unwrap();
+        client.close(None).await.unwrap();
+        assert_eq!(socket.next().await, Ok(Incoming::Ping(b"tick".into())));
+        assert_eq!(socket.next().await, Ok(Incoming::Close(None)));
+        socket.put_text("too late".into());
+        socket.flush().await.unwrap();
+        assert_eq!(client.next().await.unwrap().unwrap(), Message::Pong("tick".into()));
+        assert_eq!(client.next().await.unwrap().unwrap(), Message::Close(None));
+        drop(client);
+        assert_eq!(socket.next().await, Err(Ended::Gone));
+    }
+
+    #[tokio::test]
+    async fn bytes_that_came_with_the_handshake_are_read_first() {
+        let (ours, mut theirs) = tokio::io::duplex(100);
+        // Two pings without a payload, the second in two parts.
+        let mut socket = Socket::new(ours, vec![0x89, 0x80, 0, 0, 0, 0, 0x89, 0x80, 0], 100);
+        assert_eq!(socket.next().await, Ok(Incoming::Ping(vec![])));
+        assert!(socket.next().now_or_never().is_none());
+        theirs.write_all(&[0, 0, 0]).await.unwrap();
+        assert_eq!(socket.next().await, Ok(Incoming::Ping(vec![])));
+    }
+}
