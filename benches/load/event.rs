@@ -3,17 +3,22 @@
 use std::fmt::Write as _;
 
 /// Bytes of an event as published, about.
-const BYTES: usize = 400;
+pub const BYTES: usize = 400;
 
 /// An `order.created` in CloudEvents' JSON format. Its id ends with its index, for the receiver to know it by.
 pub fn order(run: &str, index: usize, recipient: &str) -> Vec<u8> {
-    let mut body = String::with_capacity(BYTES + 16);
+    order_of(BYTES, run, index, recipient)
+}
+
+/// The same of about so many bytes.
+pub fn order_of(bytes: usize, run: &str, index: usize, recipient: &str) -> Vec<u8> {
+    let mut body = String::with_capacity(bytes + 16);
     // Writing to a string cannot fail.
     let _ = write!(
         body,
         r#"{{"specversion":"1.0","id":"{run}-{index}","source":"/checkout","type":"order.created","recipient":"{recipient}","time":"2026-11-21T10:00:00Z","datacontenttype":"application/json","data":{{"order_id":"A-{index:08}","total":"129.90","currency":"EUR","items":3,"placed_at":"2026-11-21T10:00:00Z","customer":""#
     );
-    while body.len() < BYTES - 3 {
+    while body.len() < bytes - 3 {
         body.push('x');
     }
     body.push_str("\"}}");

@@ -32,6 +32,7 @@ pub struct Publisher {
     connection: Connection,
     channel: Channel,
     target: Target,
+    event_bytes: usize,
 }
 
 impl Publisher {
@@ -39,7 +40,12 @@ impl Publisher {
         let connection = Connection::connect(amqp_url, ConnectionProperties::default()).await?;
         let channel = connection.create_channel().await?;
         channel.confirm_select(ConfirmSelectOptions::default()).await?;
-        Ok(Self { connection, channel, target })
+        Ok(Self { connection, channel, target, event_bytes: event::BYTES })
+    }
+
+    /// The same with events of another size.
+    pub fn with_event_bytes(self, event_bytes: usize) -> Self {
+        Self { event_bytes, ..self }
     }
 
     /// Publishes these events as fast as RabbitMQ confirms them; `recipient` says to whom each goes.
@@ -112,7 +118,7 @@ impl Publisher {
         let properties =
             BasicProperties::default().with_delivery_mode(2).with_content_type("application/cloudevents+json".into());
         let options = BasicPublishOptions { mandatory: true, ..Default::default() };
-        let body = event::order(run, index, recipient);
+        let body = event::order_of(self.event_bytes, run, index, recipient);
         let publishing = self.channel.basic_publish(exchange.into(), routing_key.into(), options, &body, properties);
         publishing.await.context("could not publish")
     }

@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use anyhow::ensure;
 use serde::Serialize;
+
+use crate::memory;
 
 /// Whose figure it is: a column of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -80,6 +83,8 @@ struct Goal {
     /// None, where a figure that it needs was not measured.
     value: Option<f64>,
     met: Option<bool>,
+    /// The run fails if it is not met.
+    required: bool,
 }
 
 impl Report {
@@ -115,7 +120,7 @@ impl Report {
             table.push('\n');
         }
         table.push_str("\n| goal | measured | |\n|---|---|---|\n");
-        for Goal { goal, value, met } in &self.goals {
+        for Goal { goal, value, met, .. } in &self.goals {
             let verdict = match met {
                 Some(true) => "met",
                 Some(false) => "**not met**",
@@ -124,6 +129,14 @@ impl Report {
             let _ = writeln!(table, "| {goal} | {} | {verdict} |", value.map_or(String::new(), number));
         }
         table
+    }
+
+    /// Fails unless all that the run must reach was reached, or not measured.
+    pub fn required_goals_are_met(&self) -> anyhow::Result<()> {
+        let missed = self.goals.iter().filter(|goal| goal.required && goal.met == Some(false));
+        let missed: Vec<_> = missed.map(|goal| goal.goal).collect();
+        ensure!(missed.is_empty(), "not met: {}", missed.join("; "));
+        Ok(())
     }
 
     fn median(&self, what: &str, who: Who) -> Option<f64> {
@@ -145,10 +158,19 @@ impl Report {
             let cost = |stored: &str| figure(&format!("S {stored} stored, {what}"), Shopbell);
             Some(cost("1,000,000")? / cost("10,000")?)
         };
-        let at_least =
-            |goal, value: Option<f64>, bound: f64| Goal { goal, value, met: value.map(|value| value >= bound) };
-        let at_most =
-            |goal, value: Option<f64>, bound: f64| Goal { goal, value, met: value.map(|value| value <= bound) };
+        let at_least = |goal, value: Option<f64>, bound: f64| Goal {
+            goal,
+            value,
+            met: value.map(|value| value >= bound),
+            required: false,
+        };
+        let at_most = |goal, value: Option<f64>, bound: f64| Goal {
+            goal,
+            value,
+            met: value.map(|value| value <= bound),
+            required: false,
+        };
+        let required = |goal: Goal| Goal { required: true, ..goal };
         let (t_cpu, l_500) = ("T all server CPU-s", "L 500/s, p99 ms");
         vec![
             at_least("T: at least 3 x Web MQTT's events/s", ratio("T events/s", WebMqtt), 3.0),
@@ -173,6 +195,16 @@ impl Report {
             at_least("R: at least 4 x Web STOMP's events/s", ratio("R events/s", WebStomp), 4.0),
             at_least("R: at least 50 sessions and pages a query", figure("R pages a query", Shopbell), 50.0),
             at_most("C: at most 12 KiB an idle connection", figure("C KiB a connection", Shopbell), 12.0),
+            required(at_most(
+                "C: at most 1.3 x the idle memory within 10 s of a broadcast of 64 KiB",
+                figure(memory::AFTER_BROADCAST, Shopbell),
+                1.3,
+            )),
+            required(at_most(
+                "C: at most 1.3 x the idle memory within 10 s of a replayed window",
+                figure(memory::AFTER_WINDOW, Shopbell),
+                1.3,
+            )),
             at_least("C: at least 3,000 connects/s", figure("C connects/s", Shopbell), 3_000.0),
             at_most(
                 "H: a hot merchant slows the others' p99 by less than 2 x",

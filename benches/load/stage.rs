@@ -97,6 +97,12 @@ impl<'a> Stage<'a> {
         .await
     }
 
+    /// Waits until that many sessions are open.
+    pub async fn sessions_are(&self, sessions: usize) -> anyhow::Result<()> {
+        self.wait_until("sessions open or end", async || Ok(self.metric("shopbell_sessions").await? == sessions as f64))
+            .await
+    }
+
     /// Waits until nothing is undelivered: every ack has reached the database.
     pub async fn settled(&self) -> anyhow::Result<()> {
         self.wait_until("every ack is written", async || {

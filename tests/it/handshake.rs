@@ -179,7 +179,7 @@ async fn what_is_no_websocket_handshake_is_told_so() {
             assert_eq!(reply.header("sec-websocket-version"), Some("13"), "RFC 6455 §4.2.2: {reply:?}");
         }
     }
-    for query in ["after=merchant-42", "after=merchant-42:-1", "after=merchant-42:x", "device=a%20b"] {
+    for query in ["after=merchant-42", "after=merchant-42:-1", "after=merchant-42:x", "device=a%00b"] {
         let request =
             format!("{}{upgrade}{key}Sec-WebSocket-Version: 13\r\n\r\n", head.replace("/ws", &format!("/ws?{query}")));
         let mut stream = TcpStream::connect(replica.public()).await.expect("the replica listens");

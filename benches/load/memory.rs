@@ -1,0 +1,73 @@
+//! C: what a session weighs after traffic, beside what it weighed before.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::books::Books;
+use crate::crowd::{Crowd, storm};
+use crate::measure::rss_bytes;
+use crate::report::{Figures, Who};
+use crate::scenarios::{names, settled_rss};
+use crate::services::Services;
+use crate::stage::Stage;
+
+/// The largest event that is always allowed.
+const BROADCAST_BYTES: usize = 64 * 1024;
+/// `SHOPBELL_WINDOW`, as it comes.
+const WINDOW: usize = 256;
+/// How soon the memory must be given back, and how often it is looked at.
+const GIVEN_BACK_IN: Duration = Duration::from_secs(10);
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+const WHO: Who = Who::Shopbell;
+
+/// The figures of which [`crate::report`] makes goals.
+pub const AFTER_BROADCAST: &str = "C memory after a broadcast of 64 KiB, of idle";
+pub const AFTER_WINDOW: &str = "C memory after a replayed window, of idle";
+
+/// So many sessions: idle, after a large broadcast, and after each has replayed a window of them. What the process itself grows
+/// by is counted too.
+pub async fn after_traffic(services: &Services, sessions: usize) -> anyhow::Result<Figures> {
+    let stage = Stage::set(services).await?;
+    let empty = settled_rss(stage.pid()).await?;
+    let crowd = Crowd::connect(&stage.server, names(sessions)).await?;
+    let idle = settled_rss(stage.pid()).await? - empty;
+    let mut figures = Figures::default();
+    let mut set = |what, grown: f64| {
+        figures.set(format!("{what}, KiB"), WHO, grown / 1024.0 / sessions as f64);
+        figures.set(what, WHO, grown / idle);
+    };
+
+    let books = Arc::new(Books::new(1, sessions));
+    let reading = crowd.read(&books);
+    let publisher = stage.publisher().await?.with_event_bytes(BROADCAST_BYTES);
+    publisher.publish_all("m", &books, 0..1, |_| "all".into()).await?;
+    publisher.close().await;
+    books.complete().await?;
+    stage.settled().await?;
+    set(AFTER_BROADCAST, given_back(&stage, empty + idle).await? - empty);
+    drop(reading);
+    stage.sessions_are(0).await?;
+
+    let books = Arc::new(Books::new(WINDOW, WINDOW * sessions));
+    let publisher = stage.publisher().await?;
+    publisher.publish_all("w", &books, 0..WINDOW, |_| "all".into()).await?;
+    publisher.close().await;
+    stage.stored(1 + WINDOW).await?;
+    let _reading = storm(&stage.server, names(sessions), &books);
+    books.complete().await?;
+    stage.settled().await?;
+    set(AFTER_WINDOW, given_back(&stage, empty + idle).await? - empty);
+    stage.balanced(1 + WINDOW).await?;
+    stage.strike().await?;
+    Ok(figures)
+}
+
+/// The least memory that the process uses in the time that it has, or as soon as it is back at `idle`.
+async fn given_back(stage: &Stage<'_>, idle: f64) -> anyhow::Result<f64> {
+    let (begun, mut least) = (Instant::now(), f64::INFINITY);
+    while begun.elapsed() < GIVEN_BACK_IN && least > idle {
+        least = least.min(rss_bytes(stage.pid())?);
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    Ok(least)
+}
