@@ -30,6 +30,7 @@ housekeeping <- store
 canary <- telemetry feed protocol::SUBPROTOCOL auth store amqp
 session/state <- telemetry::traces::Origin feed protocol change notification
 session/task <- telemetry feed protocol notification auth store::answers::Answer store::cursors::CursorKey hub pager cursors answers::Answers
+session/goodbye <- protocol
 session <-
 http <- health telemetry feed notification::Newest protocol auth store hub cursors::NotOpened session
 ";
