@@ -183,7 +183,31 @@ fn is_there<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test may panic")]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn any_token_is_read_or_refused(token in "[a-zA-Z0-9_.-]{0,64}|.*") {
+            let _ = Token::parse(&token).map(|token| token.claims(SHOP, NOW));
+        }
+
+        #[test]
+        fn any_dates_are_read_or_refused(exp in date(), nbf in date(), iat in date(), now in any::<u64>()) {
+            let token = token(r#"{"alg":"HS256"}"#, &format!(r#"{{"sub":"m","exp":{exp},"nbf":{nbf},"iat":{iat}}}"#));
+            let now = Duration::from_secs(now / 2);
+            let claims = Token::parse(&token).unwrap().claims(ANY, now);
+            if let Ok(claims) = claims {
+                prop_assert!(claims.exp.saturating_add(LEEWAY) >= now);
+            }
+        }
+    }
+
+    fn date() -> impl Strategy<Value = String> {
+        let number = r"-?(0|[1-9][0-9]{0,30})(\.[0-9]{1,30})?([eE][+-]?[0-9]{1,4})?";
+        prop_oneof![Just("null".to_owned()), Just("true".to_owned()), number, r#""[0-9]{0,9}""#]
+    }
 
     const NOW: Duration = Duration::from_millis(1_800_000_000_500);
     const SHOP: Expected<'_> = Expected { audience: Some("shop"), issuer: Some("id") };
