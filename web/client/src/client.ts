@@ -14,7 +14,7 @@ import { SEQS_MAX, type Ask } from "./requests.js";
 import { fetchToken, type TokenSource } from "./socket.js";
 import type { Status } from "./status.js";
 import { Marks } from "./store.js";
-import { Tabs, type LeaderMessage, type TabMessage, type TabsMessage } from "./tabs.js";
+import { PING_MS, Tabs, type LeaderMessage, type TabMessage, type TabsMessage } from "./tabs.js";
 import { identity } from "./token.js";
 
 /** A tab whose handlers are so far behind in a feed is given no more of it, but a `resync` when it has caught up. */
@@ -51,6 +51,9 @@ export interface Watched {
   error: { error: ShopbellError; notification?: Notification };
 }
 
+/** What only the tab that leads knows. */
+const OF_THE_LEADER = new Set(["frame", "status", "snapshot"]);
+
 /** Status and counts at one moment; the same object until one of them changes. */
 export interface Snapshot {
   readonly status: Status;
@@ -83,6 +86,9 @@ export class Client {
   #welcome: Welcome | undefined;
   #tabs: Tabs | undefined;
   #leader: Leader | undefined;
+  /** The tab whose word as the leader counts here. */
+  #followed: string | undefined;
+  #doubting = false;
   #suspended = false;
   #activeAt: number;
   #asks = 0;
@@ -246,6 +252,7 @@ export class Client {
   }
 
   #lead(alone: boolean): void {
+    this.#followed = this.#me;
     this.#leader = new Leader(this.#platform, this.#addresses.ws, () => this.#token(), this.#me, this.#feeds, {
       say: (saying) => this.#sayAsLeader(saying),
       apply: (frame) => this.#apply(frame, true),
@@ -260,6 +267,27 @@ export class Client {
   #follow(): void {
     this.#leader?.stop();
     this.#leader = undefined;
+    this.#followed = undefined;
+  }
+
+  /**
+   * A leader that was frozen while its lock was stolen still speaks when it thaws, of a past that this tab has left behind. So
+   * only one leader's frames count: that of the tab that came to lead last, or else that was heard first.
+   */
+  #heeds({ from, kind }: LeaderMessage): boolean {
+    if (kind === "lead" && !this.#leader) this.#followed = from;
+    if (from === (this.#followed ??= from) || !OF_THE_LEADER.has(kind)) return true;
+    if (!this.#doubting) {
+      this.#doubting = true;
+      // By then the one of the two that does not lead has learned it.
+      this.#platform.after(PING_MS, () => {
+        this.#doubting = false;
+        if (this.#leader) return;
+        this.#followed = undefined;
+        this.#present(true);
+      });
+    }
+    return false;
   }
 
   #onPage(change: PageChange): void {
@@ -310,6 +338,7 @@ export class Client {
       if (message.kind === "rung") this.#feeds.onHandled(message.feed, message.seq);
       return this.#leader?.onTab(message);
     }
+    if (!this.#heeds(message)) return;
     switch (message.kind) {
       case "lead":
         this.#present();

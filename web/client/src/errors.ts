@@ -2,7 +2,7 @@
 
 /** Why something failed, for programs; what the server says under another code comes through as it is. */
 export type ErrorCode =
-  /** `url` cannot be used for a WebSocket at all. */
+  /** `url` cannot be used for a WebSocket at all, or close code 4500: a parameter of the handshake, such as the device's name. */
   | "bad_request"
   /** The app closed the client; a promise of `read` or `handle` that was open is rejected with it. */
   | "closed"
@@ -16,6 +16,10 @@ export type ErrorCode =
   | "token_refused"
   /** Close code 4503: the token names no feed that may be read. */
   | "no_feed"
+  /** Close code 4402: the token's `nbf` is in the future; the client connects anew when the server wants it. */
+  | "token_not_valid_yet"
+  /** Several attempts in a row failed without a reason that a page can see; the client goes on trying. */
+  | "connect_failed"
   /** The server said what the protocol does not allow, a gap for example; the client connects anew. */
   | "protocol_fault"
   /** `read` or `handle` of a number that is not stored. */
@@ -53,11 +57,10 @@ export class ShopbellError extends Error {
     message: string,
     more: { cause?: unknown; closeCode?: number; status?: number; problem?: Problem } = {},
   ) {
-    super(message, "cause" in more ? { cause: more.cause } : undefined);
+    super(message, more);
     this.name = "ShopbellError";
     this.code = code;
-    if (more.closeCode !== undefined) this.closeCode = more.closeCode;
-    if (more.status !== undefined) this.status = more.status;
-    if (more.problem !== undefined) this.problem = more.problem;
+    const { cause: _, ...rest } = more;
+    Object.assign(this, rest);
   }
 }

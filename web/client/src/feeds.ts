@@ -174,16 +174,19 @@ export class Feeds {
   }
 
   counts(): Counts {
-    const feeds: Record<string, Count & { shared: boolean }> = {};
     const total = { unread: 0, unhandled: 0 };
-    for (const [feed, place] of this.#places) {
-      const count = sum(place);
-      // Not an assignment: `__proto__` is a feed's name like any other.
-      Object.defineProperty(feeds, feed, { value: { ...count, shared: place.shared }, enumerable: true });
-      if (place.shared) continue;
-      total.unread += count.unread;
-      total.unhandled += count.unhandled;
-    }
+    // Not by assignments: `__proto__` is a feed's name like any other.
+    const feeds = Object.fromEntries(
+      [...this.#places].map(([feed, place]) => {
+        const { shared } = place;
+        const count = sum(place);
+        if (!shared) {
+          total.unread += count.unread;
+          total.unhandled += count.unhandled;
+        }
+        return [feed, { ...count, shared }];
+      }),
+    );
     return { total, feeds };
   }
 

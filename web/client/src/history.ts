@@ -50,7 +50,7 @@ export async function fetchHistory(
   const query = params.toString();
   const url = `${base}/v1/feeds/${encodeURIComponent(feed)}/notifications${query && `?${query}`}`;
   const get = async () => {
-    const headers = { authorization: `Bearer ${await token()}`, accept: "application/json, application/problem+json" };
+    const headers = { authorization: `Bearer ${await token()}` };
     return platform.fetch(url, { headers, ...(signal && { signal }) });
   };
   try {

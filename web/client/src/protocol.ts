@@ -173,8 +173,10 @@ const FINAL: Record<number, ErrorCode> = {
 export interface CloseMeaning {
   /** Set where the client must not come back. */
   error?: ShopbellError;
+  /** The server's reason, where the client may come back. */
+  passing?: ShopbellError | undefined;
   /** The server's wish, in milliseconds. */
-  retryAfterMs?: number;
+  retryAfterMs?: number | undefined;
 }
 
 /** Reads a close: the code decides, the reason (small JSON, or anything where a proxy closed) adds to it. */
@@ -186,9 +188,12 @@ export function closeMeaning(closeCode: number, reason: string): CloseMeaning {
   } catch {
     // Not the server's own words.
   }
-  if (Object.hasOwn(FINAL, closeCode) || (closeCode >= 4500 && closeCode <= 4999)) {
-    const code = FINAL[closeCode] ?? (isText(said.code) ? said.code : "closed_for_good");
-    return { error: new ShopbellError(code, `the server closed for good: ${closeCode} ${code}`, { closeCode }) };
-  }
-  return isCount(said.retry_after_ms) ? { retryAfterMs: said.retry_after_ms } : {};
+  const { code = FINAL[closeCode], message = "", retry_after_ms: wait } = said;
+  const error = new ShopbellError(
+    isText(code) ? code : "closed_for_good",
+    `the server closed with ${closeCode} ${code} ${message}`,
+    { closeCode },
+  );
+  if (FINAL[closeCode] || (closeCode >= 4500 && closeCode <= 4999)) return { error };
+  return { passing: isText(code) ? error : undefined, retryAfterMs: isCount(wait) ? wait : undefined };
 }

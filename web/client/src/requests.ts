@@ -23,6 +23,8 @@ interface Request {
 }
 
 export class Requests {
+  readonly #send: (frame: ClientFrame) => void;
+  readonly #later: (attempt: number, fn: () => void) => void;
   /** The first of each queue is the one that was sent. */
   #queues = new Map<string, Request[]>();
   #attempts = 0;
@@ -33,22 +35,22 @@ export class Requests {
    * @param send writes to the session, if there is one.
    * @param later calls back after a wait that grows with `attempt`.
    */
-  constructor(
-    private readonly send: (frame: ClientFrame) => void,
-    private readonly later: (attempt: number, fn: () => void) => void,
-  ) {}
+  constructor(send: (frame: ClientFrame) => void, later: (attempt: number, fn: () => void) => void) {
+    this.#send = send;
+    this.#later = later;
+  }
 
   add(ask: Ask, done: Request["done"]): void {
     const queue = this.#queues.get(ask.feed) ?? [];
     this.#queues.set(ask.feed, queue);
     queue.push({ ask, open: new Set("seqs" in ask ? ask.seqs : []), states: [], done });
-    if (queue.length === 1) this.send(ask);
+    if (queue.length === 1) this.#send(ask);
   }
 
   /** A session began: what was not answered by the last one is asked again. */
   onWelcome({ feeds }: Welcome): void {
     this.#begun = new Map(feeds.map(({ feed, version }) => [feed, version]));
-    for (const [first] of this.#queues.values()) if (first) this.send(rest(first));
+    for (const [first] of this.#queues.values()) if (first) this.#send(rest(first));
   }
 
   onState(state: State): void {
@@ -69,9 +71,9 @@ export class Requests {
     if (!queue || !first || code === "ack_not_sent") return;
     if (PASSING.has(code)) {
       const session = this.#begun;
-      return this.later(this.#attempts++, () => {
+      return this.#later(this.#attempts++, () => {
         // A later session has asked it already.
-        if (queue[0] === first && session === this.#begun) this.send(rest(first));
+        if (queue[0] === first && session === this.#begun) this.#send(rest(first));
       });
     }
     first.done({ code, message });
@@ -97,7 +99,7 @@ export class Requests {
   #next(queue: Request[]): void {
     this.#attempts = 0;
     queue.shift();
-    if (queue[0]) this.send(queue[0].ask);
+    if (queue[0]) this.#send(queue[0].ask);
   }
 }
 

@@ -28,6 +28,8 @@ export const SILENCE_SLACK_MS = 5_000;
 export const PROBE_TIMEOUT_MS = 3_000;
 /** A connection that lived so long was a good one: the next failure is the first again. */
 export const STABLE_MS = 5_000;
+/** An app hears of a connection that cannot be made after so many failures in a row: the network may only hiccup. */
+export const UNSEEN_MAX = 2;
 /** A token is replaced after this part of its life … */
 export const REFRESH_AT = 0.8;
 /** … or up to so much of that earlier, so that a shop's tabs do not all ask at once … */
@@ -79,28 +81,32 @@ type Phase =
   | { name: "idle" }
   | { name: "waiting"; notBefore: number }
   | { name: "token" }
-  | { name: "opening"; socket: SocketLike; token: string }
+  | { name: "opening"; socket: SocketLike; token: string; query: string }
   | Up;
 
 export class Connection {
+  readonly #platform: Platform;
+  readonly #url: string;
+  readonly #token: () => Promise<string>;
+  readonly #hooks: ConnectionHooks;
   #phase: Phase = { name: "idle" };
   #timers = new Set<() => void>();
   /** Attempts in a row that brought no stable session. */
   #failures = 0;
 
-  constructor(
-    private readonly platform: Platform,
-    private readonly url: string,
-    /** A fresh token. Rejects with `token_failed`: then again; or with `subscriber_changed`: then never. */
-    private readonly token: () => Promise<string>,
-    private readonly hooks: ConnectionHooks,
-  ) {}
+  /** @param token a fresh one. Rejects with `token_failed`: then again; or with `subscriber_changed`: then never. */
+  constructor(platform: Platform, url: string, token: () => Promise<string>, hooks: ConnectionHooks) {
+    this.#platform = platform;
+    this.#url = url;
+    this.#token = token;
+    this.#hooks = hooks;
+  }
 
   /** Connects; `token` serves the first attempt where the caller has just got it. */
   start(token?: string): void {
     if (this.#phase.name !== "idle") return;
     if (token === undefined) return void this.#attempt();
-    this.hooks.connecting();
+    this.#hooks.connecting();
     this.#open(token);
   }
 
@@ -117,7 +123,7 @@ export class Connection {
   /** A good moment: the network came back, or somebody looks. Skips our own wait, never one that the server wished for. */
   hurry(): void {
     const phase = this.#phase;
-    if (phase.name === "waiting" && this.platform.now() >= phase.notBefore) void this.#attempt();
+    if (phase.name === "waiting" && this.#platform.now() >= phase.notBefore) void this.#attempt();
     if (phase.name === "up") this.#probe(phase);
   }
 
@@ -134,7 +140,7 @@ export class Connection {
   }
 
   #later(ms: number, fn: () => void): void {
-    const cancel = this.platform.after(ms, () => {
+    const cancel = this.#platform.after(ms, () => {
       this.#timers.delete(cancel);
       fn();
     });
@@ -144,7 +150,7 @@ export class Connection {
   async #attempt(): Promise<void> {
     const phase: Phase = { name: "token" };
     this.#enter(phase);
-    this.hooks.connecting();
+    this.#hooks.connecting();
     const token = await this.#freshToken(phase);
     if (token !== undefined) this.#open(token);
   }
@@ -152,43 +158,43 @@ export class Connection {
   /** A token for this phase, or `undefined`: then the next step is already decided. */
   async #freshToken(phase: Phase): Promise<string | undefined> {
     try {
-      const token = await this.token();
+      const token = await this.#token();
       if (this.#phase === phase) return token;
     } catch (cause) {
       if (this.#phase !== phase) return undefined;
       const error = cause as ShopbellError;
       if (error.code === "subscriber_changed") return void this.#finish(error);
-      this.hooks.error(error);
-      if (phase.name === "up") this.#refreshIn(phase, backoff(phase.authFailures++, this.platform.random()));
+      this.#hooks.error(error);
+      if (phase.name === "up") this.#refreshIn(phase, backoff(phase.authFailures++, this.#platform.random()));
       else this.#wait();
     }
     return undefined;
   }
 
   #open(token: string): void {
-    const query = this.hooks.query().toString();
+    const query = this.#hooks.query().toString();
     let socket: SocketLike;
     try {
-      const url = query && `${this.url.includes("?") ? "&" : "?"}${query}`;
-      socket = this.platform.socket(this.url + url, [SUBPROTOCOL, BEARER_SUBPROTOCOL_PREFIX + token]);
+      const url = query && `${this.#url.includes("?") ? "&" : "?"}${query}`;
+      socket = this.#platform.socket(this.#url + url, [SUBPROTOCOL, BEARER_SUBPROTOCOL_PREFIX + token]);
     } catch {
       // Without the cause, whose message may quote the token.
       return this.#finish(new ShopbellError("bad_request", "this address cannot be connected with"));
     }
-    this.#enter({ name: "opening", socket, token });
+    this.#enter({ name: "opening", socket, token, query });
     this.#later(CONNECT_TIMEOUT_MS, () => this.#wait());
     socket.onmessage = ({ data }) => this.#onMessage(data);
     socket.onclose = ({ code, reason }) => this.#onClose(code, reason);
   }
 
   #onMessage(data: unknown): void {
-    if (this.#phase.name === "up") this.#phase.heardAt = this.platform.now();
+    if (this.#phase.name === "up") this.#phase.heardAt = this.#platform.now();
     try {
       const frame = parseFrame(data);
       if (frame) this.#onFrame(frame);
     } catch (error) {
       if (!(error instanceof ShopbellError)) throw error;
-      this.hooks.error(error);
+      this.#hooks.error(error);
       this.#wait({ closeCode: CLOSE_NOT_THE_PROTOCOL });
     }
   }
@@ -211,13 +217,13 @@ export class Connection {
         return;
       case "error":
         // Refused by `auth`: the old token still counts, so there is time to get a better one.
-        if (frame.code === "token_refused") this.#refreshIn(phase, backoff(phase.authFailures++, this.platform.random()));
+        if (frame.code === "token_refused") this.#refreshIn(phase, backoff(phase.authFailures++, this.#platform.random()));
     }
-    this.hooks.frame(frame);
+    this.#hooks.frame(frame);
   }
 
   #onWelcome(frame: Welcome, socket: SocketLike, token: string): void {
-    const now = this.platform.now();
+    const now = this.#platform.now();
     const { exp } = claims(token);
     const lifeMs = frame.token_expires_in * 1000;
     const phase: Up = {
@@ -234,14 +240,14 @@ export class Connection {
     this.#enter(phase);
     this.#watch(phase);
     this.#refreshLater(phase);
-    this.hooks.welcome(frame);
+    this.#hooks.welcome(frame);
   }
 
   /** Looks once a heartbeat whether the server was heard. */
   #watch(phase: Up): void {
-    const dueAt = this.platform.now() + phase.heartbeatMs;
+    const dueAt = this.#platform.now() + phase.heartbeatMs;
     this.#later(phase.heartbeatMs, () => {
-      const now = this.platform.now();
+      const now = this.#platform.now();
       // A clock that was set back must not hide a silence for as long as it was set back.
       phase.heardAt = Math.min(phase.heardAt, now);
       const silent = now - phase.heardAt > 2 * phase.heartbeatMs + SILENCE_SLACK_MS;
@@ -255,7 +261,7 @@ export class Connection {
   #probe(phase: Up): void {
     if (phase.probing) return;
     phase.probing = true;
-    phase.heardAt = Math.min(phase.heardAt, this.platform.now() - 1);
+    phase.heardAt = Math.min(phase.heardAt, this.#platform.now() - 1);
     const heardAt = phase.heardAt;
     this.send({ type: "ping" });
     this.#later(PROBE_TIMEOUT_MS, () => {
@@ -265,7 +271,7 @@ export class Connection {
   }
 
   #refreshLater(phase: Up): void {
-    const early = phase.lifeMs * REFRESH_AT * (1 - REFRESH_JITTER * this.platform.random());
+    const early = phase.lifeMs * REFRESH_AT * (1 - REFRESH_JITTER * this.#platform.random());
     const latest = Math.max(phase.lifeMs - REFRESH_MARGIN_MS, phase.lifeMs / 2, REFRESH_MS_MIN);
     this.#refreshIn(phase, Math.min(Math.max(early, REFRESH_MS_MIN), latest));
   }
@@ -278,7 +284,7 @@ export class Connection {
       const { exp } = claims(token);
       // The server's clock decides, so its lead is added; a token that does not say lives as long as the last one.
       if (exp !== undefined && phase.aheadMs !== undefined) {
-        phase.lifeMs = exp * 1000 - this.platform.now() - phase.aheadMs;
+        phase.lifeMs = exp * 1000 - this.#platform.now() - phase.aheadMs;
       }
       // An expired one out of the app's cache: the server refuses it, and that answer sets the next try.
       if (phase.lifeMs > 0) this.#refreshLater(phase);
@@ -286,31 +292,39 @@ export class Connection {
   }
 
   #onClose(closeCode: number, reason: string): void {
-    const { error, retryAfterMs } = closeMeaning(closeCode, reason);
-    if (error) return this.#finish(error);
-    this.#wait({ retryAfterMs, atOnce: closeCode === CLOSE_TOKEN_EXPIRED });
+    const { error, passing, retryAfterMs } = closeMeaning(closeCode, reason);
+    const phase = this.#phase;
+    const refused = phase.name === "opening";
+    // What was refused for its query is tried without it before that is final.
+    if (error && !(refused && phase.query)) return this.#finish(error);
+    const reported = refused && (error ?? passing);
+    if (reported) this.#hooks.error(reported);
+    this.#wait({ retryAfterMs, atOnce: closeCode === CLOSE_TOKEN_EXPIRED, reported: !!reported });
   }
 
   /** No session: the next attempt comes after the server's wish and, if this is not the first failure, a jittered wait. */
-  #wait({ retryAfterMs, atOnce = false, closeCode = 1000 }: Wish = {}): void {
+  #wait({ retryAfterMs, atOnce = false, closeCode = 1000, reported = false }: Wish = {}): void {
     const phase = this.#phase;
-    const now = this.platform.now();
+    if (phase.name === "opening" && this.#failures === UNSEEN_MAX && !reported) {
+      this.#hooks.error(new ShopbellError("connect_failed", "no connection; a browser does not tell why"));
+    }
+    const now = this.#platform.now();
     if (phase.name === "up") {
       if (now - phase.since >= STABLE_MS) this.#failures = 0;
       retryAfterMs ??= phase.retryAfterMs;
     }
     // A server's wish is spread at random already. But what happens at once must not happen at once for ever.
     const told = (atOnce || retryAfterMs !== undefined) && this.#failures === 0;
-    const ms = Math.max(retryAfterMs ?? 0, told ? 0 : backoff(this.#failures, this.platform.random()));
+    const ms = Math.max(retryAfterMs ?? 0, told ? 0 : backoff(this.#failures, this.#platform.random()));
     this.#failures++;
     this.#enter({ name: "waiting", notBefore: now + (retryAfterMs ?? 0) }, closeCode);
     this.#later(ms, () => void this.#attempt());
-    this.hooks.waiting(now + ms);
+    this.#hooks.waiting(now + ms);
   }
 
   #finish(error: ShopbellError): void {
     this.#enter({ name: "idle" }, 1000);
-    this.hooks.closed(error);
+    this.#hooks.closed(error);
   }
 }
 
@@ -318,6 +332,8 @@ interface Wish {
   retryAfterMs?: number | undefined;
   atOnce?: boolean;
   closeCode?: number;
+  /** The app knows why. */
+  reported?: boolean;
 }
 
 /**

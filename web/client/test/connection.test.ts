@@ -406,6 +406,18 @@ test("an address that no socket takes is final, and the error does not quote the
   assert.equal(status.error.cause, undefined);
 });
 
+test("a close for a feed that the token names no more is followed by an attempt without it", async () => {
+  const world = new World();
+  const { tab } = alone(world);
+  await world.pass(100);
+  for (let n = 0; n < 2; n++) world.server.refusals.push({ code: 4503, reason: '{"code":"foreign_feed"}' });
+  world.server.dropAll();
+  await world.pass(60_000);
+  assert.equal(tab.client.status.state, "live");
+  assert.deepEqual(tab.errors, ["foreign_feed", "foreign_feed"]);
+  assert.ok(!tab.sockets.at(-1)?.url.includes("state="), tab.sockets.at(-1)?.url);
+});
+
 test("a handshake that is refused for a feed that the token names no more is tried without it", async () => {
   const world = new World();
   world.server.feed("gone");
@@ -430,4 +442,56 @@ test("a handshake that is refused for a feed that the token names no more is tri
   await world.pass(30_000);
   assert.match(world.server.sockets.at(-1)?.url ?? "", /state=m%3A2$/);
   assert.equal(resyncs.length, 2);
+});
+
+test("a refusal that time mends reaches the app with the server's reason, and is tried again", async () => {
+  const world = new World();
+  const reason = JSON.stringify({ code: "token_not_valid_yet", retry_after_ms: 7_000, message: "valid in 7 s" });
+  world.server.refusals.push({ code: 4402, reason });
+  const { tab } = alone(world);
+  const messages: string[] = [];
+  tab.client.watch("error", ({ error }) => void messages.push(`${error.closeCode} ${error.message}`));
+  await world.pass(6_000);
+  assert.deepEqual(tab.errors, ["token_not_valid_yet"]);
+  assert.ok(messages[0]?.startsWith("4402") && messages[0].includes("valid in 7 s"), messages[0]);
+  assert.deepEqual([tab.client.status.state, tab.sockets.length], ["waiting", 1]);
+  await world.pass(2_000);
+  assert.equal(tab.client.status.state, "live");
+  assert.equal(tab.sockets.length, 2);
+});
+
+test("a refusal for good ends with the server's reason", async () => {
+  const world = new World();
+  const message = "device: at most 64 characters";
+  world.server.refusals.push({ code: 4500, reason: JSON.stringify({ code: "bad_request", message }) });
+  const { tab } = alone(world);
+  await world.pass(300_000);
+  const { status } = tab.client;
+  assert.ok(status.state === "closed" && status.error?.code === "bad_request" && status.error.message.includes(message));
+  assert.equal(tab.sockets.length, 1);
+});
+
+test("refusals in a row that a page cannot see are reported once, and tried again", async () => {
+  const world = new World();
+  world.server.up = false;
+  const { tab } = alone(world);
+  await world.pass(300_000);
+  assert.deepEqual(tab.errors, ["connect_failed"]);
+  world.server.up = true;
+  await world.pass(60_000);
+  assert.equal(tab.client.status.state, "live");
+  world.server.up = false;
+  world.server.dropAll();
+  await world.pass(300_000);
+  assert.deepEqual(tab.errors, ["connect_failed", "connect_failed"]);
+});
+
+test("a session that ends is no error of the app's", async () => {
+  const world = new World();
+  const { tab } = alone(world);
+  await world.pass(100);
+  world.server.dropAll(1012, JSON.stringify({ code: "going_away", retry_after_ms: 100 }));
+  await world.pass(1_000);
+  assert.deepEqual(tab.errors, []);
+  assert.equal(tab.client.status.state, "live");
 });

@@ -180,6 +180,41 @@ test("a frozen leader is replaced when somebody looks, and does no harm when it 
   assert.equal(frozen.client.status.state, "live");
 });
 
+test("what a deposed leader says when it thaws changes nothing in tabs that follow another", async () => {
+  const world = new World();
+  const rung: Rung = [];
+  const lists: number[][] = [];
+  const listing = (page: Partial<Tab> = {}) => {
+    const tab = open(world, rung, page);
+    const list: number[] = [];
+    lists.push(list);
+    tab.client.on("*", ({ seq }) => void list.push(seq));
+    return tab;
+  };
+  const frozen = listing();
+  await world.pass(200);
+  const second = listing();
+  world.server.publish();
+  await world.pass(200);
+  frozen.freeze();
+  // These frames, and the question of the tab that comes, wait in the frozen tab.
+  for (let n = 0; n < 2; n++) world.server.publish();
+  listing();
+  second.look(true);
+  await world.pass(PING_MS * (MISSED_MAX + 1) + 2_000);
+  for (let n = 0; n < 2; n++) world.server.publish();
+  await world.pass(300);
+  await frozen.thaw();
+  await world.pass(5_000);
+  world.server.publish();
+  await world.pass(300);
+  assert.deepEqual(lists.slice(1), [[1, 2, 3, 4, 5, 6], [2, 3, 4, 5, 6]]);
+  const [own = []] = lists;
+  assert.deepEqual(own, [...new Set(own)].sort((a, b) => a - b));
+  assert.equal(own.at(-1), 6);
+  assert.deepEqual(seqs(rung), [1, 2, 3, 4, 5, 6]);
+});
+
 test("a leader that lives is never stolen from", async () => {
   const world = new World();
   const rung: Rung = [];

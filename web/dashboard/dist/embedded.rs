@@ -1,8 +1,8 @@
 Embedded {
     page: include_str!("index.html"),
-    page_tag: "\"0ee40a7e2dc3\"",
+    page_tag: "\"34bda1b9cdc2\"",
     assets: &[
-        ("app-5a21ca90f291.js", include_bytes!("app-5a21ca90f291.js"), include_bytes!("app-5a21ca90f291.js.gz")),
+        ("app-8367840f4aba.js", include_bytes!("app-8367840f4aba.js"), include_bytes!("app-8367840f4aba.js.gz")),
         ("style-f79ccaaa0231.css", include_bytes!("style-f79ccaaa0231.css"), include_bytes!("style-f79ccaaa0231.css.gz")),
     ],
 }
