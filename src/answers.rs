@@ -12,7 +12,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
 use crate::change::state;
+use crate::epoch::Epochs;
 use crate::fanout::{Fanout, HintPublisher, Hints};
+use crate::feed::Epoch;
 use crate::hub::Inbox;
 use crate::protocol::{ErrorCode, ServerFrame};
 use crate::store::StoreError;
@@ -28,6 +30,8 @@ const ANSWERS_WAITING_MAX: usize = 4_096;
 const GIVE_UP_AFTER: Duration = Duration::from_secs(10);
 /// Most writes whose changes wait to be told to other replicas; past that these find them by their sweep.
 const UNTOLD_MAX: usize = 64;
+/// Why something that a session said is not stored after the epoch has changed.
+const EPOCH_OVER: &str = "the database was restored: look at the notifications again";
 
 /// Where sessions bring what they heard.
 #[derive(Debug, Clone)]
@@ -41,6 +45,7 @@ pub struct AnswerWriter {
     requests: mpsc::Receiver<Request>,
     pool: Pool,
     fanout: Arc<Fanout>,
+    epochs: Arc<Epochs>,
     metrics: Arc<Metrics>,
 }
 
@@ -48,6 +53,8 @@ pub struct AnswerWriter {
 #[derive(Debug)]
 struct Request {
     answer: Answer,
+    /// The epoch of its numbers.
+    epoch: Epoch,
     asked_by: Arc<Inbox>,
     replies: Vec<Utf8Bytes>,
 }
@@ -67,14 +74,14 @@ impl Request {
 
 impl Answers {
     /// Nothing runs yet.
-    pub fn new(pool: Pool, fanout: Arc<Fanout>, metrics: Arc<Metrics>) -> (Self, AnswerWriter) {
+    pub fn new(pool: Pool, fanout: Arc<Fanout>, epochs: Arc<Epochs>, metrics: Arc<Metrics>) -> (Self, AnswerWriter) {
         let (sender, requests) = mpsc::channel(ANSWERS_WAITING_MAX);
-        (Self { requests: sender }, AnswerWriter { requests, pool, fanout, metrics })
+        (Self { requests: sender }, AnswerWriter { requests, pool, fanout, epochs, metrics })
     }
 
     /// Takes what a session heard. Every answer gets one reply in its inbox, which may be empty: then the change says it all.
-    pub fn say(&self, answer: Answer, asked_by: Arc<Inbox>) {
-        let request = Request { answer, asked_by, replies: Vec::new() };
+    pub fn say(&self, answer: Answer, epoch: Epoch, asked_by: Arc<Inbox>) {
+        let request = Request { answer, epoch, asked_by, replies: Vec::new() };
         if let Err(refused) = self.requests.try_send(request) {
             refused.into_inner().refuse(ErrorCode::Busy, "too much is being said at once: say it again");
         }
@@ -117,9 +124,19 @@ impl AnswerWriter {
 
     /// Writes once; leaves what is to go on. Tells this replica's sessions, and gives back what to tell the others.
     async fn write(&self, waiting: &mut Vec<Request>) -> Hints {
+        // What is said of another epoch's numbers may be about other notifications now; its session is about to end.
+        let current = self.epochs.current();
+        let of_another = waiting.extract_if(.., |request| Some(&request.epoch) != current.as_ref());
+        of_another.for_each(|request| request.refuse(ErrorCode::NotTaken, EPOCH_OVER));
+        let Some(epoch) = waiting.first().map(|request| request.epoch.clone()) else { return Hints::default() };
         let answers: Vec<Answer> = waiting.iter().map(|request| request.answer.clone()).collect();
-        let outcomes = match self.write_when_possible(&answers).await {
+        let outcomes = match self.write_when_possible(&epoch, &answers).await {
             Ok(outcomes) => outcomes,
+            Err(StoreError::EpochOver(_)) => {
+                self.epochs.ask();
+                waiting.drain(..).for_each(|request| request.refuse(ErrorCode::NotTaken, EPOCH_OVER));
+                return Hints::default();
+            }
             Err(error) => {
                 tracing::error!(%error, answers = answers.len(), "what people said could not be stored; they are told");
                 let message = "it could not be stored: say it again";
@@ -127,7 +144,7 @@ impl AnswerWriter {
                 return Hints::default();
             }
         };
-        let mut hints = Hints::default();
+        let mut hints = Hints { epoch: Some(epoch), ..Hints::default() };
         let mut goes_on = vec![false; waiting.len()];
         for (place, outcome) in outcomes {
             let Some(request) = waiting.get_mut(place) else { continue };
@@ -152,12 +169,16 @@ impl AnswerWriter {
     }
 
     /// Writing twice does no harm: where the first try was not answered, its change is found by the sweep.
-    async fn write_when_possible(&self, answers: &[Answer]) -> Result<Vec<(usize, Outcome)>, StoreError> {
+    async fn write_when_possible(
+        &self,
+        epoch: &Epoch,
+        answers: &[Answer],
+    ) -> Result<Vec<(usize, Outcome)>, StoreError> {
         let (begun, mut backoff) = (Instant::now(), Backoff::default());
         loop {
-            match write(&self.pool, answers).await {
+            match write(&self.pool, epoch, answers).await {
                 Ok(outcomes) => return Ok(outcomes),
-                Err(error @ StoreError::Refused(_)) => return Err(error),
+                Err(error @ (StoreError::Refused(_) | StoreError::EpochOver(_))) => return Err(error),
                 Err(error) if begun.elapsed() >= GIVE_UP_AFTER => return Err(error),
                 Err(error) => {
                     let wait = backoff.next_wait();

@@ -15,7 +15,8 @@ use tokio_util::sync::CancellationToken;
 use self::opening::Openings;
 pub use self::opening::{CursorReader, NotOpened, SEEN_AFTER};
 use crate::backoff::Backoff;
-use crate::feed::Seq;
+use crate::epoch::Epochs;
+use crate::feed::{Epoch, Seq};
 use crate::store::StoreError;
 use crate::store::cursors::{CursorKey, Standing, advance};
 use crate::store::pools::Pool;
@@ -41,11 +42,14 @@ pub struct Cursors {
     acked: Notify,
     hurried: Notify,
     openings: Openings,
+    epochs: Arc<Epochs>,
     metrics: Arc<Metrics>,
 }
 
 #[derive(Debug, Default)]
 struct Pending {
+    /// The epoch of all of them. What is of an earlier one is dropped: its numbers may be those of other notifications now.
+    epoch: Option<Epoch>,
     /// Ordered, so that a write locks rows in one order.
     waiting: BTreeMap<CursorKey, Seq>,
     /// Being written: still the newest word for who connects meanwhile.
@@ -54,22 +58,27 @@ struct Pending {
 
 impl Cursors {
     /// Nothing runs yet: run the reader, and [`Cursors::write`].
-    pub fn new(reads: Pool, metrics: Arc<Metrics>) -> (Arc<Self>, CursorReader) {
+    pub fn new(reads: Pool, epochs: Arc<Epochs>, metrics: Arc<Metrics>) -> (Arc<Self>, CursorReader) {
         let (openings, waiting) = Openings::new();
         let cursors = Arc::new(Self {
             pending: Mutex::default(),
             acked: Notify::new(),
             hurried: Notify::new(),
             openings,
+            epochs,
             metrics,
         });
         let reader = CursorReader::new(cursors.clone(), waiting, reads);
         (cursors, reader)
     }
 
-    /// Notes an ack. It is written soon; a connect on this replica sees it at once.
-    pub fn ack(&self, key: CursorKey, seq: Seq) {
+    /// Notes an ack of a session of this epoch. It is written soon; a connect on this replica sees it at once. Drops it if that
+    /// is not the present epoch.
+    pub fn ack(&self, key: CursorKey, seq: Seq, epoch: &Epoch) {
         let mut pending = self.lock();
+        if pending.epoch.as_ref() != Some(epoch) {
+            return;
+        }
         let waiting = pending.waiting.entry(key).or_insert(seq);
         *waiting = seq.max(*waiting);
         drop(pending);
@@ -136,12 +145,14 @@ impl Cursors {
     /// Writes what waits now; what comes meanwhile is for the next time.
     async fn write_waiting(&self, pool: &Pool) -> Result<(), StoreError> {
         loop {
-            let (acks, more) = self.next_write();
-            if acks.is_empty() {
-                return Ok(());
-            }
-            match advance(pool, &acks).await {
-                Ok(()) => self.lock().writing.clear(),
+            let (epoch, acks, more) = self.next_write();
+            let Some(epoch) = epoch.filter(|_| !acks.is_empty()) else { return Ok(()) };
+            match advance(pool, &epoch, &acks).await {
+                // If the epoch is another one, nothing was written, and nothing may be.
+                Ok(present) => {
+                    self.lock().writing.clear();
+                    self.epochs.learn(&present);
+                }
                 // Refused values are refused again: they are dropped, and the notifications replayed.
                 Err(error @ StoreError::Refused(_)) => {
                     tracing::error!(%error, acks = acks.len(), "acks were refused and dropped");
@@ -156,25 +167,34 @@ impl Cursors {
     }
 
     /// As much as one statement takes, beginning with what was not written the last time; and whether that leaves some.
-    fn next_write(&self) -> (Vec<(CursorKey, Seq)>, bool) {
+    fn next_write(&self) -> (Option<Epoch>, Vec<(CursorKey, Seq)>, bool) {
         let mut pending = self.lock();
-        let Pending { waiting, writing } = &mut *pending;
+        let Pending { epoch, waiting, writing } = &mut *pending;
         while writing.len() < ACKS_PER_WRITE_MAX
             && let Some((key, seq)) = waiting.pop_first()
         {
             let newest = writing.entry(key).or_insert(seq);
             *newest = seq.max(*newest);
         }
-        (writing.iter().map(|(key, seq)| (key.clone(), *seq)).collect(), !waiting.is_empty())
+        let acks = writing.iter().map(|(key, seq)| (key.clone(), *seq)).collect();
+        (epoch.clone(), acks, !waiting.is_empty())
     }
 
-    /// The newest ack of a key that the database may not have yet.
-    fn not_written(&self, keys: &[CursorKey]) -> Vec<Option<Seq>> {
+    /// The newest ack of a key that the database may not have yet, and the epoch of all of them.
+    fn not_written(&self, keys: &[CursorKey]) -> (Option<Epoch>, Vec<Option<Seq>>) {
         let pending = self.lock();
-        keys.iter().map(|key| pending.waiting.get(key).max(pending.writing.get(key)).copied()).collect()
+        let newest = |key| pending.waiting.get(key).max(pending.writing.get(key)).copied();
+        (pending.epoch.clone(), keys.iter().map(newest).collect())
     }
 
+    /// Locks the acks, and drops those of an epoch that is over.
     fn lock(&self) -> MutexGuard<'_, Pending> {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(epoch) = self.epochs.current()
+            && pending.epoch.as_ref() != Some(&epoch)
+        {
+            *pending = Pending { epoch: Some(epoch), ..Pending::default() };
+        }
+        pending
     }
 }

@@ -19,7 +19,8 @@ use crate::amqp::publisher::{Outgoing, Publisher};
 use crate::amqp::{Broker, BrokerError};
 use crate::backoff::Backoff;
 use crate::change::Change;
-use crate::feed::{Feed, Seq, Version};
+use crate::epoch::Epochs;
+use crate::feed::{Epoch, Feed, Seq, Version};
 use crate::health::{Health, HintsRefused};
 use crate::hub::Hub;
 use crate::notification::{Newest, Notification};
@@ -30,8 +31,10 @@ use crate::telemetry::traces::{self, Origin};
 const PREFETCH: u16 = 64;
 
 /// What there is to tell of a batch.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Hints {
+    /// The epoch of all numbers; `None` where a replica of an earlier version told of them.
+    pub epoch: Option<Epoch>,
     /// New, ready to send.
     pub stored: Vec<Arc<Notification>>,
     /// Stored before: who has not got it reads it as it is stored.
@@ -87,6 +90,7 @@ impl HandedOn {
 #[derive(Debug)]
 pub struct Fanout {
     hub: Arc<Hub>,
+    epochs: Arc<Epochs>,
     metrics: Arc<Metrics>,
     health: Arc<Health>,
     exchange: String,
@@ -97,17 +101,39 @@ pub struct Fanout {
 
 impl Fanout {
     /// A replica knows its own hints again by its random name.
-    pub fn new(hub: Arc<Hub>, metrics: Arc<Metrics>, health: Arc<Health>, broker: &Broker) -> Self {
+    pub fn new(
+        hub: Arc<Hub>,
+        epochs: Arc<Epochs>,
+        metrics: Arc<Metrics>,
+        health: Arc<Health>,
+        broker: &Broker,
+    ) -> Self {
         let replica = uuid::Uuid::new_v4().simple().to_string();
-        Self { hub, metrics, health, exchange: broker.names.fanout(), replica, receives: AtomicBool::new(false) }
+        let (exchange, receives) = (broker.names.fanout(), AtomicBool::new(false));
+        Self { hub, epochs, metrics, health, exchange, replica, receives }
     }
 
-    /// Wakes this replica's sessions.
+    /// Wakes this replica's sessions. Hints of another epoch are dropped, and the database is asked for the present one: if
+    /// there is a newer epoch, sessions find by the sweep what was dropped.
     pub fn announce(&self, hints: &Hints) {
-        self.hub.announce(&hints.stored);
-        self.hub.announce_changes(&hints.changed);
-        let again = |(feed, seq): &(Feed, Seq)| (feed.clone(), Newest { seq: *seq, ..Newest::default() });
-        self.hub.announce_newest(&hints.again.iter().map(again).collect::<Vec<_>>());
+        match &hints.epoch {
+            Some(epoch) if self.epochs.is_current(epoch) => {
+                self.hub.announce(epoch, &hints.stored);
+                self.hub.announce_changes(epoch, &hints.changed);
+                let again = |(feed, seq): &(Feed, Seq)| (feed.clone(), Newest { seq: *seq, ..Newest::default() });
+                self.hub.announce_newest(epoch, &hints.again.iter().map(again).collect::<Vec<_>>());
+            }
+            Some(_) => self.epochs.ask(),
+            // The frames may be of any epoch. The numbers only make sessions read pages, which name their epoch.
+            None => {
+                let Some(epoch) = self.epochs.current() else { return };
+                let newest = |feed: &Feed, seq, version| (feed.clone(), Newest { seq, version });
+                let stored = hints.stored.iter().map(|stored| newest(&stored.feed, stored.seq, Version::ZERO));
+                let again = hints.again.iter().map(|(feed, seq)| newest(feed, *seq, Version::ZERO));
+                let changed = hints.changed.iter().map(|change| newest(&change.feed, Seq::ZERO, change.version));
+                self.hub.announce_newest(&epoch, &stored.chain(again).chain(changed).collect::<Vec<_>>());
+            }
+        }
     }
 
     /// Receives hints until told to stop. A broker that is away is waited for; meanwhile the sweep serves.
@@ -155,9 +181,11 @@ impl Fanout {
 
     fn spread(&self, body: &[u8]) {
         match decode(body) {
-            Ok(hints) => {
-                self.metrics.hints_received.inc_by(hints.len() as u64);
-                self.announce(&hints);
+            Ok(batches) => {
+                for hints in &batches {
+                    self.metrics.hints_received.inc_by(hints.len() as u64);
+                    self.announce(hints);
+                }
             }
             Err(error) => tracing::warn!(%error, "a fan-out message is not one of ours and was dropped"),
         }
@@ -247,6 +275,8 @@ impl HintPublisher {
 /// One hint as it goes through the broker.
 #[derive(Deserialize)]
 struct WireHint<'a> {
+    /// Of this hint and those that follow it, up to the next one that has it.
+    epoch: Option<&'a str>,
     feed: &'a str,
     /// Of a notification its number; of a change the highest number that it speaks of.
     seq: i64,
@@ -269,15 +299,26 @@ struct WireHint<'a> {
 /// Writes the hints as JSON around the ready-made frames, without parsing those again. Feeds need no escaping.
 fn encode(batches: &[&Hints]) -> String {
     const AROUND_A_FRAME: usize = 200;
-    let stored = || batches.iter().flat_map(|hints| &hints.stored);
-    let again = || batches.iter().flat_map(|hints| &hints.again);
-    let changed = || batches.iter().flat_map(|hints| &hints.changed);
-    let frames = stored().map(|n| &n.frame).chain(changed().map(|change| &change.frame));
+    let stored = || batches.iter().flat_map(|hints| hints.stored.iter().map(|stored| (&hints.epoch, &**stored)));
+    let again = || batches.iter().flat_map(|hints| hints.again.iter().map(|again| (&hints.epoch, again)));
+    let changed = || batches.iter().flat_map(|hints| hints.changed.iter().map(|change| (&hints.epoch, &**change)));
+    let frames = stored().map(|(_, n)| &n.frame).chain(changed().map(|(_, change)| &change.frame));
     let mut body = String::with_capacity(frames.map(|f| f.len() + AROUND_A_FRAME).sum::<usize>() + AROUND_A_FRAME);
-    let mut separator = '[';
-    for Notification { feed, seq, expires_at, time, origin, frame } in stored().map(Arc::as_ref) {
-        // Writing to a string cannot fail.
-        let _ = write!(body, r#"{separator}{{"feed":"{feed}","seq":{seq}"#);
+    let (mut separator, mut named) = ('[', None);
+    // Writing to a string cannot fail.
+    let mut begin = |body: &mut String, epoch: &'_ Option<Epoch>| {
+        let _ = write!(body, "{separator}{{");
+        separator = ',';
+        if let Some(epoch) = epoch
+            && named.as_ref() != Some(epoch)
+        {
+            let _ = write!(body, r#""epoch":"{epoch}","#);
+            named = Some(epoch.clone());
+        }
+    };
+    for (epoch, Notification { feed, seq, expires_at, time, origin, frame }) in stored() {
+        begin(&mut body, epoch);
+        let _ = write!(body, r#""feed":"{feed}","seq":{seq}"#);
         for (name, at) in [("expires_at_us", expires_at), ("time_us", time)] {
             if let Some(at) = at {
                 let _ = write!(body, r#","{name}":{}"#, at.unix_timestamp_nanos() / 1_000);
@@ -291,26 +332,39 @@ fn encode(batches: &[&Hints]) -> String {
             body.push_str(frame);
         }
         body.push('}');
-        separator = ',';
     }
-    for Change { feed, version, highest, frame } in changed().map(Arc::as_ref) {
+    for (epoch, Change { feed, version, highest, frame }) in changed() {
         let version = version.get();
-        let _ = write!(body, r#"{separator}{{"feed":"{feed}","seq":{highest},"version":{version},"change":{frame}}}"#);
-        separator = ',';
+        begin(&mut body, epoch);
+        let _ = write!(body, r#""feed":"{feed}","seq":{highest},"version":{version},"change":{frame}}}"#);
     }
-    for (feed, seq) in again() {
-        let _ = write!(body, r#"{separator}{{"feed":"{feed}","seq":{seq}}}"#);
-        separator = ',';
+    for (epoch, (feed, seq)) in again() {
+        begin(&mut body, epoch);
+        let _ = write!(body, r#""feed":"{feed}","seq":{seq}}}"#);
     }
     body.push(']');
     body
 }
 
-/// Reads them back.
-fn decode(body: &[u8]) -> Result<Hints, String> {
+/// Reads them back, one `Hints` for each epoch.
+fn decode(body: &[u8]) -> Result<Vec<Hints>, String> {
     let hints: Vec<WireHint<'_>> = serde_json::from_slice(body).map_err(|error| error.to_string())?;
-    let mut decoded = Hints { stored: Vec::with_capacity(hints.len()), ..Hints::default() };
+    let (mut batches, mut place) = (vec![Hints { stored: Vec::with_capacity(hints.len()), ..Hints::default() }], 0);
     for hint in hints {
+        if let Some(epoch) = hint.epoch {
+            let epoch = Some(Epoch::parse(epoch).map_err(|error| error.to_string())?);
+            let first = batches[0].epoch.is_none() && batches[0].len() == 0;
+            place = match batches.iter().position(|batch| batch.epoch == epoch) {
+                Some(place) => place,
+                None if first => 0,
+                None => {
+                    batches.push(Hints::default());
+                    batches.len() - 1
+                }
+            };
+            batches[place].epoch = epoch;
+        }
+        let decoded = &mut batches[place];
         let feed = Feed::parse(hint.feed).map_err(|error| error.to_string())?;
         let seq = Seq::new(hint.seq).ok_or("a negative seq")?;
         if let Some((version, frame)) = hint.version.zip(hint.change) {
@@ -329,7 +383,7 @@ fn decode(body: &[u8]) -> Result<Hints, String> {
         let origin = hint.traceparent.and_then(Origin::received);
         decoded.stored.push(Arc::new(Notification { feed, seq, expires_at, time, origin, frame }));
     }
-    Ok(decoded)
+    Ok(batches)
 }
 
 /// Of microseconds since 1970.
@@ -367,13 +421,26 @@ mod tests {
             highest: Seq::new(7).unwrap(),
             frame: r#"{"type":"state"}"#.into(),
         };
-        let hints = Hints { stored, again, changed: vec![Arc::new(change)] };
+        let epoch = |text| Some(Epoch::parse(text).unwrap());
+        let hints = Hints { epoch: epoch("e1"), stored, again, changed: vec![Arc::new(change)] };
+        let later = Hints { epoch: epoch("e2"), again: hints.again.clone(), ..Hints::default() };
+        let encoded = encode(&[&hints, &later, &hints]);
+        assert_eq!(encoded.matches("epoch").count(), 3, "where it is another than before: {encoded}");
+        let twice = |mut hints: Hints| {
+            hints.stored.extend(hints.stored.clone());
+            hints.again.extend(hints.again.clone());
+            hints.changed.extend(hints.changed.clone());
+            hints
+        };
+        assert_eq!(decode(encoded.as_bytes()).unwrap(), [twice(hints.clone()), later]);
         let encoded = encode(&[&hints]);
-        assert_eq!(decode(encoded.as_bytes()).unwrap(), hints);
+        assert!(encoded.starts_with(r#"[{"epoch":"e1","feed":"m-1","seq":1,"#), "{encoded}");
+        assert_eq!(decode(encoded.as_bytes()).unwrap(), [hints]);
         // Replicas of two versions talk to each other while one rolls out: each reads what it does not know as "read again".
         let change = r#"{"feed":"m-3","seq":7,"version":4,"change":{"type":"state"}}"#;
         let again = r#"{"feed":"m-2","seq":9}"#;
         assert!(encoded.ends_with(&format!("{change},{again}]")), "{encoded}");
         assert!(decode(b"[{}]").is_err());
+        assert_eq!(decode(br#"[{"feed":"m","seq":1}]"#).unwrap()[0].epoch, None, "of a replica before epochs");
     }
 }

@@ -1,4 +1,4 @@
-//! The names everything else speaks in: [`Feed`], [`Seq`], [`Version`], [`Subscriber`], [`Device`].
+//! The names everything else speaks in: [`Feed`], [`Seq`], [`Version`], [`Epoch`], [`Subscriber`], [`Device`].
 //!
 //! They are made only by parsing, at the edge; inside, whoever holds one need not check it again. No I/O.
 
@@ -11,6 +11,8 @@ pub const FEED_BYTES_MAX: usize = 128;
 pub const SUBSCRIBER_BYTES_MAX: usize = 255;
 /// Longest device name, in characters: at most 256 bytes, small enough for an index entry.
 pub const DEVICE_CHARS_MAX: usize = 64;
+/// Longest epoch, in bytes.
+const EPOCH_BYTES_MAX: usize = 64;
 
 /// Why a name was refused, in words for the person who sent it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -84,6 +86,29 @@ impl Device {
     }
 }
 
+/// Identity of a numbering: a [`Seq`] or [`Version`] of another epoch may be the number of something else. It begins with a
+/// letter and has no `:`, so that it can follow a number.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Epoch(Arc<str>);
+
+impl Epoch {
+    /// Takes an epoch from the database, a hint or a client.
+    pub fn parse(epoch: &str) -> Result<Self, NameError> {
+        let begins_with_a_letter = epoch.starts_with(|first: char| first.is_ascii_alphabetic());
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric();
+        if begins_with_a_letter && epoch.len() <= EPOCH_BYTES_MAX && epoch.bytes().all(allowed) {
+            Ok(Self(epoch.into()))
+        } else {
+            Err(NameError { what: "an epoch", rule: "a letter, then up to 63 of A-Z a-z 0-9" })
+        }
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
 macro_rules! display_as_str {
     ($($name:ty),*) => {$(
         impl fmt::Display for $name {
@@ -98,7 +123,7 @@ macro_rules! display_as_str {
         }
     )*};
 }
-display_as_str!(Feed, Subscriber, Device);
+display_as_str!(Feed, Subscriber, Device, Epoch);
 
 /// A notification's number in its feed: 1, 2, 3 … without a gap. [`Seq::ZERO`] stands before the first.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
@@ -191,6 +216,14 @@ mod tests {
         assert_eq!(Device::parse("  Till 2\t").map(|device| device.to_string()), Ok("Till 2".into()));
         for bad in ["a\0b", "a\nb", "a\u{2028}b", "a\u{85}b", &"x".repeat(65)] {
             assert!(Device::parse(bad).is_err(), "{bad:?} must be refused");
+        }
+    }
+
+    #[test]
+    fn an_epoch_can_follow_a_number() {
+        assert_eq!(Epoch::parse("e09af").map(|epoch| epoch.to_string()), Ok("e09af".into()));
+        for bad in ["", "7", "e:1", "e-1", "é", &"e".repeat(65)] {
+            assert!(Epoch::parse(bad).is_err(), "{bad:?} must be refused");
         }
     }
 

@@ -8,7 +8,8 @@ use tokio::sync::Notify;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use crate::change::Change;
-use crate::feed::Feed;
+use crate::epoch::Epochs;
+use crate::feed::{Epoch, Feed};
 use crate::notification::{Newest, Notification};
 
 /// Most hints that wait in an inbox; a session that is that far behind reads pages, which is cheaper.
@@ -22,7 +23,15 @@ const INBOX_CHANGES_MAX: usize = 64;
 #[derive(Debug, Default)]
 pub struct Hub {
     /// Held for lookups only, never while sessions are woken or across an await: ingest of every feed needs it.
-    feeds: Mutex<HashMap<Feed, Readers>>,
+    sessions: Mutex<Sessions>,
+    epochs: Arc<Epochs>,
+}
+
+#[derive(Debug, Default)]
+struct Sessions {
+    feeds: HashMap<Feed, Readers>,
+    /// The epoch of all numbers in `feeds`.
+    epoch: Option<Epoch>,
 }
 
 /// The sessions that read one feed.
@@ -40,56 +49,93 @@ struct Readers {
 type Places = Arc<Vec<Option<Arc<Inbox>>>>;
 
 impl Hub {
+    /// Takes the present epoch from there.
+    pub fn new(epochs: Arc<Epochs>) -> Self {
+        Self { epochs, ..Self::default() }
+    }
+
     /// Adds a session to its feeds until the registration is dropped. Register first, then read: the inbox has whatever
     /// is stored in between.
     pub fn register(self: &Arc<Self>, feeds: Vec<Feed>) -> Registration {
         let inbox = Arc::new(Inbox::default());
-        let mut readers = lock(&self.feeds);
+        let mut sessions = self.of_the_present_epoch();
         let enter = |feed: Feed| {
-            let place = readers.entry(feed.clone()).or_default().enter(inbox.clone());
+            let place = sessions.feeds.entry(feed.clone()).or_default().enter(inbox.clone());
             (feed, place)
         };
         let places = feeds.into_iter().map(enter).collect();
-        drop(readers);
+        drop(sessions);
         Registration { hub: self.clone(), places, inbox }
     }
 
-    /// Wakes the sessions of these notifications' feeds.
-    pub fn announce(&self, notifications: &[Arc<Notification>]) {
+    /// Wakes the sessions of these notifications' feeds. Drops them if they were not stored in the present epoch.
+    pub fn announce(&self, epoch: &Epoch, notifications: &[Arc<Notification>]) {
         let newest = |notification: &Arc<Notification>| Newest { seq: notification.seq, ..Newest::default() };
-        for told in self.tell(notifications, |notification| (&notification.feed, newest(notification))) {
-            told.inboxes().for_each(|inbox| inbox.put(told.of));
+        for told in self.tell(epoch, notifications, |notification| (&notification.feed, newest(notification))) {
+            told.inboxes().for_each(|inbox| inbox.put(epoch, told.of));
         }
     }
 
-    /// Wakes the sessions of feeds with new changes.
-    pub fn announce_changes(&self, changes: &[Arc<Change>]) {
+    /// Wakes the sessions of feeds with new changes. Drops them if they are not of the present epoch.
+    pub fn announce_changes(&self, epoch: &Epoch, changes: &[Arc<Change>]) {
         let newest = |change: &Arc<Change>| Newest { version: change.version, ..Newest::default() };
-        for told in self.tell(changes, |change| (&change.feed, newest(change))) {
-            told.inboxes().for_each(|inbox| inbox.put_change(told.of));
+        for told in self.tell(epoch, changes, |change| (&change.feed, newest(change))) {
+            told.inboxes().for_each(|inbox| inbox.put_change(epoch, told.of));
         }
     }
 
     /// Wakes the sessions of feeds that are known to have grown, without what grew; but not those that know it.
-    pub fn announce_newest(&self, newest: &[(Feed, Newest)]) {
-        for told in self.tell(newest, |(feed, newest)| (feed, *newest)).into_iter().filter(|told| told.is_news) {
+    /// Drops it if the numbers are not of the present epoch.
+    pub fn announce_newest(&self, epoch: &Epoch, newest: &[(Feed, Newest)]) {
+        for told in self.tell(epoch, newest, |(feed, newest)| (feed, *newest)).into_iter().filter(|told| told.is_news) {
             let (feed, newest) = told.of;
-            told.inboxes().for_each(|inbox| inbox.put_newest(feed, *newest));
+            told.inboxes().for_each(|inbox| inbox.put_newest(epoch, feed, *newest));
         }
     }
 
     /// The feeds that have a session here.
     pub fn feeds(&self) -> Vec<Feed> {
-        lock(&self.feeds).keys().cloned().collect()
+        lock(&self.sessions).feeds.keys().cloned().collect()
+    }
+
+    /// The present epoch, and the highest numbers that the sessions of each feed were told of in it.
+    pub fn announced(&self) -> (Option<Epoch>, HashMap<Feed, Newest>) {
+        let sessions = self.of_the_present_epoch();
+        let announced = sessions.feeds.iter().map(|(feed, readers)| (feed.clone(), readers.announced));
+        (sessions.epoch.clone(), announced.collect())
+    }
+
+    /// Tells all sessions if the epoch has changed. Every other call does the same first.
+    pub fn follow_epoch(&self) {
+        drop(self.of_the_present_epoch());
+    }
+
+    /// Locks the sessions. If the epoch has changed, forgets the numbers of before, and tells every inbox under the same lock:
+    /// an announcement of the earlier epoch that is under way finds each of them closed to it.
+    fn of_the_present_epoch(&self) -> MutexGuard<'_, Sessions> {
+        let mut sessions = lock(&self.sessions);
+        if let Some(epoch) = self.epochs.current()
+            && sessions.epoch.as_ref() != Some(&epoch)
+        {
+            for readers in sessions.feeds.values_mut() {
+                readers.announced = Newest::default();
+                readers.places.iter().flatten().for_each(|inbox| inbox.begin_epoch(&epoch));
+            }
+            sessions.epoch = Some(epoch);
+        }
+        sessions
     }
 
     /// Notes what is announced, and gives the sessions to wake. A session that comes later reads it from Postgres, because
     /// an announcement follows the commit.
-    fn tell<'a, T>(&self, news: &'a [T], of: impl Fn(&'a T) -> (&'a Feed, Newest)) -> Vec<Told<'a, T>> {
-        let mut feeds = lock(&self.feeds);
+    fn tell<'a, T>(&self, epoch: &Epoch, news: &'a [T], of: impl Fn(&'a T) -> (&'a Feed, Newest)) -> Vec<Told<'a, T>> {
+        let mut sessions = self.of_the_present_epoch();
+        if sessions.epoch.as_ref() != Some(epoch) {
+            return Vec::new();
+        }
         let tell = |item| {
             let (feed, newest) = of(item);
-            let readers = feeds.get_mut(feed)?;
+            let readers = sessions.feeds.get_mut(feed)?;
             let before = readers.announced;
             readers.announced = before.max(newest);
             Some(Told { of: item, is_news: readers.announced != before, places: readers.places.clone() })
@@ -154,12 +200,12 @@ impl Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        let mut feeds = lock(&self.hub.feeds);
+        let mut sessions = lock(&self.hub.sessions);
         for (feed, place) in &self.places {
-            if let Some(readers) = feeds.get_mut(feed) {
+            if let Some(readers) = sessions.feeds.get_mut(feed) {
                 readers.leave(*place);
                 if readers.is_empty() {
-                    feeds.remove(feed);
+                    sessions.feeds.remove(feed);
                 }
             }
         }
@@ -186,6 +232,8 @@ pub struct Waiting {
     pub newest: Vec<(Feed, Newest)>,
     /// Frames that reply to this session alone, one list for each thing that it said.
     pub replies: Vec<Vec<Utf8Bytes>>,
+    /// The epoch that began while the session was registered; all that waits is of it.
+    pub epoch: Option<Epoch>,
 }
 
 impl Inbox {
@@ -196,11 +244,27 @@ impl Inbox {
 
     /// Takes what waits.
     pub fn take(&self) -> Waiting {
-        std::mem::take(&mut lock(&self.waiting))
+        let mut waiting = lock(&self.waiting);
+        let epoch = waiting.epoch.clone();
+        std::mem::replace(&mut waiting, Waiting { epoch, ..Waiting::default() })
     }
 
-    fn put(&self, notification: &Arc<Notification>) {
+    /// From now on only what is of this epoch is taken. What waits is dropped, but for replies to the session itself.
+    fn begin_epoch(&self, epoch: &Epoch) {
         let mut waiting = lock(&self.waiting);
+        let replies = std::mem::take(&mut waiting.replies);
+        *waiting = Waiting { replies, epoch: Some(epoch.clone()), ..Waiting::default() };
+        drop(waiting);
+        self.wake.notify_one();
+    }
+
+    /// Locks what waits, if that may be of this epoch.
+    fn waiting_of(&self, epoch: &Epoch) -> Option<MutexGuard<'_, Waiting>> {
+        Some(lock(&self.waiting)).filter(|waiting| waiting.epoch.as_ref().is_none_or(|began| began == epoch))
+    }
+
+    fn put(&self, epoch: &Epoch, notification: &Arc<Notification>) {
+        let Some(mut waiting) = self.waiting_of(epoch) else { return };
         if waiting.hints.len() < INBOX_HINTS_MAX && waiting.bytes < INBOX_BYTES_MAX {
             waiting.bytes += notification.frame.len();
             waiting.hints.push(notification.clone());
@@ -211,8 +275,8 @@ impl Inbox {
         self.wake.notify_one();
     }
 
-    fn put_change(&self, change: &Arc<Change>) {
-        let mut waiting = lock(&self.waiting);
+    fn put_change(&self, epoch: &Epoch, change: &Arc<Change>) {
+        let Some(mut waiting) = self.waiting_of(epoch) else { return };
         if waiting.changes.len() < INBOX_CHANGES_MAX {
             waiting.changes.push(change.clone());
         } else {
@@ -222,8 +286,10 @@ impl Inbox {
         self.wake.notify_one();
     }
 
-    fn put_newest(&self, feed: &Feed, newest: Newest) {
-        lock(&self.waiting).raise(feed, newest);
+    fn put_newest(&self, epoch: &Epoch, feed: &Feed, newest: Newest) {
+        let Some(mut waiting) = self.waiting_of(epoch) else { return };
+        waiting.raise(feed, newest);
+        drop(waiting);
         self.wake.notify_one();
     }
 
@@ -269,7 +335,7 @@ mod tests {
 
     #[test]
     fn a_long_announcement_holds_up_no_other_feed_and_no_session() {
-        let hub = Arc::<Hub>::default();
+        let hub = hub();
         let registration = hub.register(vec![feed("all"), feed("merchant-1")]);
         let other = hub.register(vec![feed("merchant-2")]);
         let inbox = registration.inbox().clone();
@@ -277,16 +343,20 @@ mod tests {
         let busy = lock(&inbox.waiting);
         let announcing = std::thread::spawn({
             let (hub, notification) = (hub.clone(), notification("all", 1));
-            move || hub.announce(&[notification])
+            move || hub.announce(&epoch("e1"), &[notification])
         });
         let (done, is_done) = mpsc::channel();
         let meanwhile = std::thread::spawn({
             let hub = hub.clone();
             move || {
-                while lock(&hub.feeds).get(&feed("all")).is_none_or(|readers| readers.announced.seq == Seq::ZERO) {
+                while lock(&hub.sessions)
+                    .feeds
+                    .get(&feed("all"))
+                    .is_none_or(|readers| readers.announced.seq == Seq::ZERO)
+                {
                     std::thread::yield_now();
                 }
-                hub.announce(&[notification("merchant-2", 1)]);
+                hub.announce(&epoch("e1"), &[notification("merchant-2", 1)]);
                 drop(registration);
                 drop(hub.register(vec![feed("all")]));
                 done.send(()).ok();
@@ -303,8 +373,30 @@ mod tests {
     }
 
     #[test]
+    fn nothing_of_an_earlier_epoch_waits_after_the_epoch_changed() {
+        let hub = hub();
+        let (before, all, replied) = (hub.register(vec![feed("all")]), feed("all"), Utf8Bytes::from("a reply"));
+        let told = hub.tell(&epoch("e1"), &[()], |()| (&all, Newest { seq: Seq::ZERO.next(), ..Newest::default() }));
+        hub.announce(&epoch("e1"), &[notification("all", 1)]);
+        before.inbox().put_reply(vec![replied.clone()]);
+        hub.epochs.learn(&epoch("e2"));
+        let after = hub.register(vec![feed("all")]);
+        // An announcement that had found its sessions before.
+        told.iter().flat_map(Told::inboxes).for_each(|inbox| inbox.put(&epoch("e1"), &notification("all", 1)));
+        hub.announce(&epoch("e1"), &[notification("all", 2)]);
+        hub.announce_newest(&epoch("e1"), &[(feed("all"), Newest { seq: Seq::ZERO.next(), ..Newest::default() })]);
+        assert_eq!(hub.announced(), (Some(epoch("e2")), HashMap::from([(feed("all"), Newest::default())])));
+        let waiting = before.inbox().take();
+        assert_eq!((waiting.hints.len(), waiting.newest.len(), waiting.epoch), (0, 0, Some(epoch("e2"))));
+        assert_eq!(waiting.replies, [[replied]], "a reply is the session's own");
+        assert_eq!(after.inbox().take().hints.len(), 0);
+        hub.announce(&epoch("e2"), &[notification("all", 1)]);
+        assert_eq!([&before, &after].map(|session| session.inbox().take().hints.len()), [1, 1]);
+    }
+
+    #[test]
     fn sessions_that_come_and_go_leave_the_others_registered() {
-        let hub = Arc::<Hub>::default();
+        let hub = hub();
         let mut sessions: Vec<_> = (0..6).map(|_| hub.register(vec![feed("all")])).collect();
         drop(sessions.remove(4));
         drop(sessions.remove(1));
@@ -312,8 +404,8 @@ mod tests {
         sessions.push(hub.register(vec![feed("all")]));
         sessions.push(hub.register(vec![feed("all")]));
         drop(sessions.remove(0));
-        hub.announce(&[notification("all", 1)]);
-        hub.announce_newest(&[(feed("all"), Newest { seq: Seq::ZERO, version: Version::ZERO.next() })]);
+        hub.announce(&epoch("e1"), &[notification("all", 1)]);
+        hub.announce_newest(&epoch("e1"), &[(feed("all"), Newest { seq: Seq::ZERO, version: Version::ZERO.next() })]);
         for session in &sessions {
             let waiting = session.inbox().take();
             assert_eq!((waiting.hints.len(), waiting.newest.len()), (1, 1));
@@ -322,10 +414,20 @@ mod tests {
         assert_eq!(hub.feeds(), []);
     }
 
+    fn hub() -> Arc<Hub> {
+        let epochs = Arc::<Epochs>::default();
+        epochs.learn(&epoch("e1"));
+        Arc::new(Hub::new(epochs))
+    }
+
+    fn epoch(text: &str) -> Epoch {
+        Epoch::parse(text).unwrap()
+    }
+
     /// The least of several runs, for each session.
     fn seconds_to_leave(sessions: u32) -> f64 {
         let run = || {
-            let hub = Arc::<Hub>::default();
+            let hub = hub();
             let registrations: Vec<_> =
                 (0..sessions).map(|number| hub.register(vec![feed(&number.to_string()), feed("all")])).collect();
             let begun = Instant::now();

@@ -193,9 +193,10 @@ impl Ingest {
         self.bury(dead_letters, &of_deliveries(deliveries, refused)).await?;
 
         let hints = hints(&placed, received_at, trace.as_ref());
+        let duplicates = placed.iter().filter(|placed| placed.duplicate).count();
         self.metrics.events_received.inc_by(placed.len() as u64);
-        self.metrics.events_stored.inc_by(hints.stored.len() as u64);
-        self.metrics.events_duplicate.inc_by(hints.again.len() as u64);
+        self.metrics.events_stored.inc_by((placed.len() - duplicates) as u64);
+        self.metrics.events_duplicate.inc_by(duplicates as u64);
         self.fanout.announce(&hints);
         if trace.is_some() {
             self.traces.keep(&hints);
@@ -232,10 +233,15 @@ fn of_deliveries(deliveries: Vec<Delivery>, refused: Vec<Refused>) -> Vec<(Deliv
     refused.into_iter().filter_map(take).collect()
 }
 
-/// What every replica is told of the batch. Of a duplicate not the event that came, which may differ from the stored one.
+/// What every replica is told of the batch. Of a duplicate not the event that came, which may differ from the stored one. If the
+/// epoch changed between two parts of the batch, sessions read what was stored before: they begin again anyway.
 fn hints(placed: &[Placed], received_at: OffsetDateTime, trace: Option<&BatchTrace>) -> Hints {
-    let mut hints = Hints { stored: Vec::with_capacity(placed.len()), ..Hints::default() };
-    for Placed { event, seq, duplicate, progress } in placed {
+    let newest_epoch = placed.last().map(|placed| placed.epoch.clone());
+    let mut hints = Hints { epoch: newest_epoch, stored: Vec::with_capacity(placed.len()), ..Hints::default() };
+    for Placed { event, seq, duplicate, progress, epoch } in placed {
+        if hints.epoch.as_ref() != Some(epoch) {
+            continue;
+        }
         if *duplicate {
             hints.again.push((event.recipient.clone(), *seq));
         } else {

@@ -16,6 +16,7 @@ pub mod change;
 pub mod commands;
 pub mod config;
 pub mod cursors;
+pub mod epoch;
 pub mod event;
 pub mod fanout;
 pub mod feed;

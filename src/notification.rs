@@ -10,7 +10,7 @@ use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use crate::change::Change;
 use crate::event::{Event, Import};
-use crate::feed::{Feed, Seq, Version};
+use crate::feed::{Epoch, Feed, Seq, Version};
 use crate::protocol::SkipReason;
 use crate::telemetry::traces::Origin;
 
@@ -157,6 +157,10 @@ pub struct Page {
     pub after: Seq,
     /// The feed's newest number at that moment.
     pub last: Seq,
+    /// The epoch at that moment.
+    pub epoch: Option<Epoch>,
+    /// Numbers up to here may have been removed by retention; above it, one without a row is lost.
+    pub trimmed: Seq,
     /// In order of their numbers.
     pub entries: Vec<Entry>,
     /// The feed's newest change at that moment: the entries are as they were after it.
@@ -212,7 +216,8 @@ impl Page {
     /// An empty page, to be filled in order.
     pub fn new(feed: Feed, after: Seq) -> Self {
         let (entries, changes) = (Vec::new(), Vec::new());
-        Self { feed, after, last: after, entries, version: Version::ZERO, changes, through: after }
+        let (epoch, trimmed, version) = (None, Seq::ZERO, Version::ZERO);
+        Self { feed, after, last: after, epoch, trimmed, entries, version, changes, through: after }
     }
 
     /// Adds the next notification.
@@ -241,15 +246,27 @@ impl Page {
 
     /// Ends the page: if there were no rows after `after`, everything up to `last` is gone.
     pub fn close(&mut self) {
-        if self.entries.is_empty() && self.last > self.after {
-            self.skip_through(self.last, SkipReason::Trimmed);
+        if self.entries.is_empty() {
+            self.skip_missing_before(self.last.next());
         }
     }
 
-    /// A number without a row was removed by retention.
+    /// The numbers that are missing, from and through.
+    pub fn lost(&self) -> impl Iterator<Item = (Seq, Seq)> {
+        self.entries.iter().filter_map(|entry| match entry {
+            Entry::Skipped { from, through, reason: SkipReason::Lost } => Some((*from, *through)),
+            _ => None,
+        })
+    }
+
+    /// A number without a row was removed by retention, or is lost.
     fn skip_missing_before(&mut self, seq: Seq) {
-        if seq > self.through.next() {
-            self.skip_through(seq.previous(), SkipReason::Trimmed);
+        for (upper, reason) in
+            [(seq.previous().min(self.trimmed), SkipReason::Trimmed), (seq.previous(), SkipReason::Lost)]
+        {
+            if upper > self.through {
+                self.skip_through(upper, reason);
+            }
         }
     }
 
@@ -305,6 +322,7 @@ mod tests {
     fn a_page_has_no_hole() {
         let mut page = Page::new(Feed::parse("m").unwrap(), seq(2));
         page.last = seq(12);
+        page.trimmed = seq(3);
         page.push(notification(5, None));
         page.skip(seq(6), SkipReason::Collapsed);
         page.skip(seq(7), SkipReason::Collapsed);
@@ -315,14 +333,16 @@ mod tests {
         assert_eq!(
             page.entries,
             [
-                skipped(3, 4, SkipReason::Trimmed),
+                skipped(3, 3, SkipReason::Trimmed),
+                skipped(4, 4, SkipReason::Lost),
                 Entry::Notification(notification(5, None)),
                 skipped(6, 7, SkipReason::Collapsed),
                 skipped(8, 8, SkipReason::Expired),
-                skipped(9, 9, SkipReason::Trimmed),
+                skipped(9, 9, SkipReason::Lost),
                 skipped(10, 10, SkipReason::Expired),
             ]
         );
+        assert_eq!(page.lost().collect::<Vec<_>>(), [(seq(4), seq(4)), (seq(9), seq(9))]);
     }
 
     #[test]
@@ -330,6 +350,6 @@ mod tests {
         let mut page = Page::new(Feed::parse("m").unwrap(), seq(2));
         page.last = seq(9);
         page.close();
-        assert_eq!(page.entries, [Entry::Skipped { from: seq(3), through: seq(9), reason: SkipReason::Trimmed }]);
+        assert_eq!(page.entries, [Entry::Skipped { from: seq(3), through: seq(9), reason: SkipReason::Lost }]);
     }
 }

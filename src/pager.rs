@@ -1,5 +1,7 @@
 //! Reads pages for sessions that are behind: one query for many of them. And the slow sweep behind every hint.
 
+pub mod sweep;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,7 +10,6 @@ use tokio::task::JoinSet;
 
 use crate::backoff::Backoff;
 use crate::feed::{Feed, Seq, Version};
-use crate::hub::Hub;
 use crate::notification::Page;
 use crate::store;
 use crate::store::StoreError;
@@ -27,14 +28,8 @@ const SLOW_QUERY: Duration = Duration::from_millis(200);
 /// as it took, or when it is full: so that more share it.
 const REST_TIMES: u32 = 2;
 const REST_MAX: Duration = Duration::from_millis(50);
-/// How long a lost hint can delay a notification, about.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(2);
 /// How long a query is tried before its sessions are given up: they reconnect, and others have had their turn.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(60);
-/// Most feeds asked for in one statement of the sweep.
-const FEEDS_PER_SWEEP_QUERY_MAX: usize = 5_000;
-/// How often that statement is split in one sweep: enough to find three damaged feeds, which the next sweep leaves out.
-const SPLITS_PER_SWEEP_MAX: usize = 40;
 /// Of a damaged feed fewer rows are read at a time, so that its sessions get what lies before the damage.
 const ROWS_BEFORE_DAMAGE: [i64; 2] = [16, 1];
 
@@ -207,6 +202,7 @@ impl Reader {
         let read = store::pages::read(&self.pool, pages).await?;
         self.metrics.page_queries.inc();
         self.metrics.pages_read.inc_by(read.len() as u64);
+        read.iter().for_each(|page| report_lost(&self.metrics, page));
         Ok(read)
     }
 }
@@ -224,30 +220,16 @@ fn reply(requests: &mut Vec<Request>, wanted: &[PageRequest], pages: Vec<Page>) 
     }
 }
 
-/// Tells sessions what their feeds hold, every few seconds: whatever hint was lost, they notice the gap and read it.
-pub async fn sweep(pool: Pool, hub: Arc<Hub>, metrics: Arc<Metrics>) {
-    let (damaged, mut interval) = (Damaged::default(), tokio::time::interval(SWEEP_INTERVAL));
-    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        interval.tick().await;
-        for feeds in hub.feeds().chunks(FEEDS_PER_SWEEP_QUERY_MAX) {
-            let mut parts = Parts::new(damaged.others(feeds), SPLITS_PER_SWEEP_MAX);
-            while let Some(part) = parts.take() {
-                let failed = match store::pages::newest(&pool, &part).await {
-                    Ok(newest) => {
-                        hub.announce_newest(&newest);
-                        continue;
-                    }
-                    Err(error) => parts.failed(part, error, &damaged),
-                };
-                match failed {
-                    Ok(feed) => _ = metrics.damaged_reads.inc_by(feed.iter().len() as u64),
-                    Err(error) => {
-                        metrics.retries.inc("sweep");
-                        tracing::warn!(%error, "the sweep could not read what feeds hold; it reads again");
-                    }
-                }
-            }
-        }
+/// A number that the database should have is counted each time that a page misses it.
+fn report_lost(metrics: &Metrics, page: &Page) {
+    for (from, through) in page.lost() {
+        metrics.notifications_lost.inc_by(through.get().abs_diff(from.get()) + 1);
+        let (feed, from, through) = (page.feed.as_str(), from.get(), through.get());
+        tracing::error!(
+            feed,
+            from,
+            through,
+            "notifications are missing in the database; clients are told that they are lost"
+        );
     }
 }

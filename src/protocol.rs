@@ -9,7 +9,7 @@ mod client;
 use serde::Serialize;
 
 pub use self::client::ClientFrame;
-use crate::feed::{Device, Feed, Seq, Subscriber, Version};
+use crate::feed::{Device, Epoch, Feed, Seq, Subscriber, Version};
 
 /// The WebSocket subprotocol this server speaks.
 pub const SUBPROTOCOL: &str = "shopbell.v1";
@@ -133,6 +133,8 @@ pub struct WelcomeFeed {
     pub unhandled: i64,
     /// The feed's newest change.
     pub version: Version,
+    /// Identity of the numbering: numbers that were kept with another one may be those of other notifications now.
+    pub epoch: Epoch,
     /// Read by everyone, so nobody's to read or handle for all.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub shared: bool,
@@ -148,6 +150,8 @@ pub enum SkipReason {
     Expired,
     /// Retention removed it.
     Trimmed,
+    /// The database should have it and does not.
+    Lost,
 }
 
 /// What a client did wrong without ending the session.
@@ -208,6 +212,11 @@ pub enum Close {
     Silent,
     /// 4409: reached its greatest age; reconnect now.
     TooOld,
+    /// 4410: the numbers of this session are of an epoch that is over; reconnect, and begin at the cursor.
+    EpochChanged {
+        /// How long to wait before reconnecting, in milliseconds.
+        retry_after_ms: u64,
+    },
     /// 4429: too many frames; reconnect with back-off.
     TooManyFrames {
         /// How long to wait before reconnecting, in milliseconds.
@@ -250,6 +259,7 @@ impl Close {
             Self::Silent => 4408,
             Self::TooOld => 4409,
             Self::NotReady { .. } => 1013,
+            Self::EpochChanged { .. } => 4410,
             Self::TooManyFrames { .. } | Self::TooManySessions { .. } => 4429,
             Self::NotTheProtocol | Self::BadRequest => 4500,
             Self::TokenRefused => 4501,
@@ -271,6 +281,7 @@ impl Close {
             Self::TokenKeyUnknown { .. } => "token_key_unknown",
             Self::Silent => "silent",
             Self::TooOld => "too_old",
+            Self::EpochChanged { .. } => "epoch_changed",
             Self::TooManyFrames { .. } => "too_many_frames",
             Self::TooManySessions { .. } => "too_many_sessions",
             Self::NotReady { .. } => "not_ready",
@@ -294,6 +305,7 @@ impl Close {
             Self::GoingAway { retry_after_ms }
             | Self::TokenNotYetValid { retry_after_ms }
             | Self::TokenKeyUnknown { retry_after_ms }
+            | Self::EpochChanged { retry_after_ms }
             | Self::TooManyFrames { retry_after_ms }
             | Self::TooManySessions { retry_after_ms }
             | Self::NotReady { retry_after_ms } => Some(retry_after_ms),

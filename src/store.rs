@@ -9,6 +9,7 @@ pub mod canaries;
 pub mod checkup;
 pub mod cursors;
 pub mod damage;
+pub mod epoch;
 pub mod history;
 pub mod inspect;
 mod migration;
@@ -48,6 +49,9 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// The same for the check that probes ask for, which reads a few rows.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// `require_epoch` in `migrations/` raises it.
+const EPOCH_OVER: &str = "SB001";
+
 /// What went wrong with the database, told apart by what callers do about it.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -71,6 +75,9 @@ pub enum StoreError {
         "the encoding of the database is {0}, not UTF8; create one with `create database ... encoding 'UTF8' template template0`"
     )]
     Encoding(String),
+    /// The epoch of the call is over: what it names may be something else now.
+    #[error("the epoch is over: {0}")]
+    EpochOver(#[source] sqlx::Error),
     /// A migration could not be run.
     #[error("the database could not be migrated: {0}")]
     Migration(String),
@@ -112,12 +119,13 @@ impl From<sqlx::Error> for StoreError {
     /// SQLSTATE classes 22 (data exception), 23 (constraint) and 54 (limit exceeded) blame a value; XX (internal error, corrupted
     /// data or index) and 58 (a file cannot be read) what is stored, like a value that we cannot decode. All else passes.
     fn from(error: sqlx::Error) -> Self {
-        let class = match &error {
+        let code = match &error {
             sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => return Self::Damaged(error),
-            sqlx::Error::Database(database) => database.code().and_then(|code| code.get(..2).map(str::to_owned)),
+            sqlx::Error::Database(database) => database.code().map(|code| code.into_owned()),
             _ => None,
         };
-        match class.as_deref() {
+        match code.as_deref().and_then(|code| code.get(..2)) {
+            _ if code.as_deref() == Some(EPOCH_OVER) => Self::EpochOver(error),
             Some("22" | "23" | "54") => Self::Refused(error),
             Some("XX" | "58") => Self::Damaged(error),
             _ => Self::Away(error),
@@ -143,7 +151,12 @@ async fn close(connection: PgConnection) {
 /// Checks that the database answers, takes writes, holds every text and has every migration this binary knows (a newer schema
 /// is fine: migrations only add, so an old replica works on while a new one rolls out).
 pub async fn check(pool: &Pool) -> Result<(), StoreError> {
-    let mut lease = pool.acquire().await?;
+    let mut lease = match pool.acquire().await {
+        Err(sqlx::Error::PoolTimedOut) if pool.leads_to_a_standby() => {
+            return Err(StoreError::ReadOnly("the server is a standby"));
+        }
+        acquired => acquired?,
+    };
     match tokio::time::timeout(CHECK_TIMEOUT, check_on(lease.connection())).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => {

@@ -92,7 +92,7 @@ pub async fn run(arguments: &Arguments, format: Format) -> anyhow::Result<()> {
     };
     if let Some(options) = database {
         let partitions = amqp.as_ref().map_or(1, |config| config.partitions);
-        let connections = connections_max(&Pools::lazy(&options, partitions), arguments.role);
+        let connections = connections_max(&Pools::lazy(&options, partitions, &Default::default()), arguments.role);
         match within(POSTGRES_TIMEOUT, "asking Postgres", checkup::look(&options)).await {
             Ok(checkup) => findings.extend(postgres::findings(&checkup, connections)),
             Err(error) => findings.push(postgres::away(&error)),
@@ -136,7 +136,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_half_takes_what_it_uses_and_no_more() {
-        let most = |partitions, role| connections_max(&Pools::lazy(&PgConnectOptions::new(), partitions), role);
+        let most = |partitions, role| {
+            connections_max(&Pools::lazy(&PgConnectOptions::new(), partitions, &Default::default()), role)
+        };
         let (both, ingest, gateway) = (most(1, None), most(1, Some(Role::Ingest)), most(1, Some(Role::Gateway)));
         assert!(ingest < gateway && gateway < both, "{ingest}, {gateway}, {both}");
         assert!(ingest + gateway > both, "there are pools that each of them has: {ingest}, {gateway}, {both}");

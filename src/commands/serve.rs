@@ -28,6 +28,7 @@ use crate::auth::{Authenticator, Tokens};
 use crate::canary::Canary;
 use crate::config::{GatewayConfig, IngestConfig, Role, ServeConfig};
 use crate::cursors::Cursors;
+use crate::epoch::Epochs;
 use crate::event::Limits;
 use crate::fanout::{Fanout, HintPublisher};
 use crate::feed::Feed;
@@ -44,7 +45,7 @@ use crate::http::websocket::{self, Gateway};
 use crate::hub::Hub;
 use crate::ingest::Ingest;
 use crate::ingest::traces::TraceKeeper;
-use crate::pager::{self, Pager};
+use crate::pager::{Pager, sweep};
 use crate::session::state::Rules;
 use crate::session::task::{self, Shared};
 use crate::store::pools::Pools;
@@ -158,6 +159,7 @@ async fn stop_in_order(stops: &Stops, parts: &mut Parts, gateway: Option<&Gatewa
 struct Ground {
     broker: Broker,
     pools: Pools,
+    epochs: Arc<Epochs>,
     hub: Arc<Hub>,
     fanout: Arc<Fanout>,
     metrics: Arc<Metrics>,
@@ -169,16 +171,17 @@ struct Ground {
 impl Ground {
     fn new(config: &ServeConfig) -> anyhow::Result<Self> {
         let broker = broker_of(&config.amqp)?;
-        let pools = Pools::lazy(&config.database, broker.partitions);
+        let epochs = Arc::<Epochs>::default();
+        let pools = Pools::lazy(&config.database, broker.partitions, &epochs);
         let ingests = if config.ingest.is_some() { broker.partitions } else { 0 };
         let health = Arc::new(Health::new(usize::from(ingests), usize::from(config.gateway.is_some())));
         let mut registry = Registry::default();
         registry.register_collector(Box::new(Process::starting()));
         registry.sub_registry_with_prefix("shopbell").register_collector(Box::new(pools.clone()));
-        let (metrics, hub) = (Arc::new(Metrics::new(&mut registry)), Arc::<Hub>::default());
-        let fanout = Arc::new(Fanout::new(hub.clone(), metrics.clone(), health.clone(), &broker));
+        let (metrics, hub) = (Arc::new(Metrics::new(&mut registry)), Arc::new(Hub::new(epochs.clone())));
+        let fanout = Arc::new(Fanout::new(hub.clone(), epochs.clone(), metrics.clone(), health.clone(), &broker));
         let registry = Arc::new(registry);
-        Ok(Self { broker, pools, hub, fanout, metrics, registry, health, stops: Stops::default() })
+        Ok(Self { broker, pools, epochs, hub, fanout, metrics, registry, health, stops: Stops::default() })
     }
 
     /// The operations port, and what looks around for it.
@@ -230,17 +233,18 @@ impl Ground {
         let session = &config.session;
         let reads = &self.pools.reads;
         let (pager, pager_worker) = Pager::new(reads.clone(), self.metrics.clone(), session.sessions_max);
-        let (cursors, cursor_reader) = Cursors::new(reads.clone(), self.metrics.clone());
+        let (cursors, cursor_reader) = Cursors::new(reads.clone(), self.epochs.clone(), self.metrics.clone());
         task::begin_counting(&self.metrics);
         self.metrics.sessions_max.set(i64::try_from(session.sessions_max).unwrap_or(i64::MAX));
-        let (answers, answer_writer) =
-            Answers::new(self.pools.answers.clone(), self.fanout.clone(), self.metrics.clone());
+        let (pool, fanout, epochs) = (self.pools.answers.clone(), self.fanout.clone(), self.epochs.clone());
+        let (answers, answer_writer) = Answers::new(pool, fanout, epochs, self.metrics.clone());
         let gateway = Arc::new(Gateway {
             shared: Arc::new(Shared {
                 authenticator,
                 pager,
                 cursors: cursors.clone(),
                 answers,
+                epochs: self.epochs.clone(),
                 metrics: self.metrics.clone(),
                 rules: Rules { window: session.window, heartbeat: session.heartbeat },
                 age_max: session.age_max,
@@ -269,7 +273,9 @@ impl Ground {
         parts.spawn("public port", listener::serve(listener, routes, connections, self.stops.listeners.clone()));
         parts.spawn("pager", pager_worker.run());
         parts.spawn("cursor reader", cursor_reader.run());
-        parts.spawn("sweep", pager::sweep(reads.clone(), self.hub.clone(), self.metrics.clone()));
+        let (hub, epochs) = (self.hub.clone(), self.epochs.clone());
+        parts.spawn("sweep", sweep::run(reads.clone(), hub, epochs, self.metrics.clone()));
+        parts.spawn("epoch", sweep::follow_epoch(self.hub.clone(), self.epochs.clone(), self.metrics.clone()));
         let (acks, stop) = (self.pools.acks.clone(), self.stops.cursors.clone());
         parts.spawn("cursor writer", async move { cursors.write(&acks, stop).await });
         let others = HintPublisher::new(self.fanout.clone(), Publisher::lazy(&self.broker));

@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::Cursors;
 use crate::backoff::Backoff;
-use crate::feed::Seq;
+use crate::feed::{Epoch, Seq};
 use crate::store::StoreError;
 use crate::store::cursors::{CursorKey, Found, Made, Standing, make, note_seen, read};
 use crate::store::pools::Pool;
@@ -141,9 +141,9 @@ impl Opener {
             }
             let keys = keys(&part);
             // Looked at before the database: an ack that is written in between is then in either.
-            let not_written = self.cursors.not_written(&keys);
+            let (epoch, not_written) = self.cursors.not_written(&keys);
             match read(&self.pool, &keys).await {
-                Ok(found) => self.answer(part, found, &not_written),
+                Ok(found) => self.answer(part, found, epoch.as_ref(), &not_written),
                 Err(error) if error.may_concern_one_value() => match halves(part) {
                     Halves::Two(first, second) => parts.extend([second, first]),
                     Halves::One(opening) => {
@@ -162,7 +162,7 @@ impl Opener {
         }
     }
 
-    fn answer(&self, part: Vec<Opening>, found: Vec<Found>, not_written: &[Option<Seq>]) {
+    fn answer(&self, part: Vec<Opening>, found: Vec<Found>, epoch: Option<&Epoch>, not_written: &[Option<Seq>]) {
         let (mut found, mut not_written) = (found.into_iter(), not_written.iter());
         let mut stale = Vec::new();
         for opening in part {
@@ -176,7 +176,8 @@ impl Opener {
             stale.extend(
                 opening.keys.iter().zip(&found).filter(|(_, found)| found.is_stale).map(|((key, _), _)| key.clone()),
             );
-            let standings = found.into_iter().zip(not_written).map(|(found, newest)| raised(found.standing, *newest));
+            let standings =
+                found.into_iter().zip(not_written).map(|(found, newest)| raised(found.standing, epoch, *newest));
             // A handshake that was given up meanwhile does not want it any more.
             let _ = opening.reply.send(Ok(standings.collect()));
         }
@@ -223,11 +224,11 @@ impl Opener {
             tracing::info!(evicted, "devices were evicted because their subscriber has too many in a feed");
         }
         let keys = keys(part);
-        let not_written = self.cursors.not_written(&keys);
+        let (epoch, not_written) = self.cursors.not_written(&keys);
         let found = read(&self.pool, &keys).await?;
         // A cursor that was evicted meanwhile stands where it was made.
         let standing = |((found, place), newest): ((Found, Seq), &Option<Seq>)| {
-            raised(Standing { acked: found.acked.unwrap_or(place), ..found.standing }, *newest)
+            raised(Standing { acked: found.acked.unwrap_or(place), ..found.standing }, epoch.as_ref(), *newest)
         };
         Ok(found.into_iter().zip(places).zip(&not_written).map(standing).collect())
     }
@@ -237,9 +238,10 @@ fn keys(part: &[Opening]) -> Vec<CursorKey> {
     part.iter().flat_map(|opening| opening.keys.iter().map(|(key, _)| key.clone())).collect()
 }
 
-/// Raises what the database returned to what was acknowledged since.
-fn raised(standing: Standing, newest: Option<Seq>) -> Standing {
-    Standing { acked: newest.map_or(standing.acked, |seq| seq.max(standing.acked)), ..standing }
+/// Raises what the database returned to what was acknowledged since, in the same epoch.
+fn raised(standing: Standing, epoch: Option<&Epoch>, newest: Option<Seq>) -> Standing {
+    let newest = newest.filter(|_| epoch == Some(&standing.epoch)).unwrap_or_default();
+    Standing { acked: newest.max(standing.acked), ..standing }
 }
 
 /// Gives each session its part of the answer.

@@ -11,8 +11,9 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
 use super::problem::Problem;
-use crate::feed::{self, Device, Feed, Seq};
+use crate::feed::{self, Device, Epoch, Feed, Seq};
 use crate::protocol::{BEARER_SUBPROTOCOL_PREFIX, SUBPROTOCOL};
+use crate::session::state::Place;
 
 /// Most `after` parameters, and most `state`: as many as a token may name feeds.
 const PLACES_MAX: usize = 65;
@@ -35,10 +36,10 @@ pub struct Offer {
 pub struct Wishes {
     /// `?device=`.
     pub device: Device,
-    /// `?after=FEED:SEQ`, each feed once.
-    pub after: Vec<(Feed, Seq)>,
-    /// `?state=FEED:VERSION`, each feed once.
-    pub state: Vec<(Feed, feed::Version)>,
+    /// `?after=FEED:SEQ` or `FEED:SEQ:EPOCH`, each feed once.
+    pub after: Vec<(Feed, Place<Seq>)>,
+    /// `?state=FEED:VERSION` or `FEED:VERSION:EPOCH`, each feed once.
+    pub state: Vec<(Feed, Place<feed::Version>)>,
 }
 
 /// Reads the headers of a handshake.
@@ -67,8 +68,14 @@ pub fn wishes(query: &str) -> Result<Wishes, String> {
         let decoded = || percent_decoded(value).ok_or_else(|| format!("{name} is not percent-encoded UTF-8"));
         match name {
             "device" => wishes.device = Device::parse(&decoded()?).map_err(|error| error.to_string())?,
-            "after" => wishes.after.push(place(&decoded()?, Seq::new).ok_or("after must be FEED:SEQ")?),
-            "state" => wishes.state.push(place(&decoded()?, feed::Version::new).ok_or("state must be FEED:VERSION")?),
+            "after" => {
+                let place = place(&decoded()?, Seq::new);
+                wishes.after.push(place.ok_or("after must be FEED:SEQ or FEED:SEQ:EPOCH")?);
+            }
+            "state" => {
+                let place = place(&decoded()?, feed::Version::new);
+                wishes.state.push(place.ok_or("state must be FEED:VERSION or FEED:VERSION:EPOCH")?);
+            }
             // A token in a URL ends in logs and histories.
             "token" | "access_token" => return Err("a token does not belong in a URL".into()),
             _ => {}
@@ -100,12 +107,18 @@ pub fn bearer(headers: &HeaderMap) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
-fn place<T>(value: &str, number: impl Fn(i64) -> Option<T>) -> Option<(Feed, T)> {
-    let (feed, written) = value.rsplit_once(':')?;
-    Some((Feed::parse(feed).ok()?, number(written.parse().ok()?)?))
+/// An epoch begins with a letter, which no number does.
+fn place<T>(value: &str, number: impl Fn(i64) -> Option<T>) -> Option<(Feed, Place<T>)> {
+    let (rest, last) = value.rsplit_once(':')?;
+    let (feed, written, epoch) = match last.starts_with(|first: char| first.is_ascii_alphabetic()) {
+        true => rest.rsplit_once(':').map(|(feed, written)| (feed, written, Some(last)))?,
+        false => (rest, last, None),
+    };
+    let epoch = epoch.map(Epoch::parse).transpose().ok()?;
+    Some((Feed::parse(feed).ok()?, Place { number: number(written.parse().ok()?)?, epoch }))
 }
 
-fn one_each<T: Ord>(name: &str, places: &mut [(Feed, T)]) -> Result<(), String> {
+fn one_each<T: Ord>(name: &str, places: &mut [(Feed, Place<T>)]) -> Result<(), String> {
     if places.len() > PLACES_MAX {
         return Err(format!("too many {name} parameters"));
     }
@@ -200,14 +213,19 @@ mod tests {
 
     #[test]
     fn device_and_after_are_read_from_the_query() {
-        let asked = wishes("device=till+2&after=m%2F1:7&after=all:0&other=%E9&=&&device&state=all:3").unwrap();
+        let asked = wishes("device=till+2&after=m%2F1:7:e9&after=all:0&other=%E9&=&&device&state=all:3").unwrap();
         assert_eq!(asked.device.as_str(), "till 2");
-        let after: Vec<_> = asked.after.iter().map(|(feed, seq)| (feed.as_str(), seq.get())).collect();
+        let after: Vec<_> = asked.after.iter().map(|(feed, place)| (feed.as_str(), place.number.get())).collect();
         assert_eq!(after, [("all", 0), ("m/1", 7)]);
-        assert_eq!(asked.state.iter().map(|(_, version)| version.get()).collect::<Vec<_>>(), [3]);
+        let epochs: Vec<_> = asked.after.iter().map(|(_, place)| place.epoch.as_ref().map(Epoch::as_str)).collect();
+        assert_eq!(epochs, [None, Some("e9")]);
+        assert_eq!(asked.state.iter().map(|(_, place)| place.number.get()).collect::<Vec<_>>(), [3]);
         for bad in [
             "after=m",
             "after=m:-1",
+            "after=m:e9",
+            "after=m:1:e-9",
+            "after=m:1:e9&after=m:2",
             "after=m:1&after=m:2",
             "state=m",
             "state=m:1&state=m:1",

@@ -140,15 +140,26 @@ impl Gateway {
             let close = Close::NotReady { retry_after_ms: RETRY_AFTER_MS };
             not_ready(&why.to_string(), close)
         })?;
+        // Any two epochs in one answer mean that it changed meanwhile: then the client comes again.
+        let epoch = standings.first().map(|standing| standing.epoch.clone());
+        let is_one = standings.iter().all(|standing| Some(&standing.epoch) == epoch.as_ref());
+        let Some(epoch) = epoch.filter(|epoch| is_one && self.shared.epochs.learn(epoch)) else {
+            let close = Close::NotReady { retry_after_ms: RETRY_AFTER_MS };
+            return Err(not_ready("the database was restored just now", close));
+        };
+        self.hub.follow_epoch();
         let (mut starts, mut feeds) = (Vec::with_capacity(standings.len()), Vec::with_capacity(standings.len()));
         for (feed, standing) in grant.feeds.iter().cloned().zip(standings) {
+            if standing.acked > standing.last {
+                self.shared.epochs.doubt(&epoch, "a cursor is above the last number of its feed");
+            }
             let kept = KeptByClient {
-                after: wishes.after.iter().find(|(named, _)| *named == feed).map(|(_, seq)| *seq),
-                version: wishes.state.iter().find(|(named, _)| *named == feed).map(|(_, version)| *version),
+                after: wishes.after.iter().find(|(named, _)| *named == feed).map(|(_, place)| place.clone()),
+                version: wishes.state.iter().find(|(named, _)| *named == feed).map(|(_, place)| place.clone()),
             };
             let newest = Newest { seq: standing.last, version: standing.version };
             let shared = grant.shared.as_ref() == Some(&feed);
-            let start = Start::new(feed.clone(), standing.acked, newest, kept, shared);
+            let start = Start::new(feed.clone(), &epoch, standing.acked, newest, kept, shared);
             feeds.push(WelcomeFeed {
                 feed,
                 cursor: start.after,
@@ -156,6 +167,7 @@ impl Gateway {
                 unread: standing.unread,
                 unhandled: standing.unhandled,
                 version: start.newest_version,
+                epoch: epoch.clone(),
                 shared,
             });
             starts.push(start);
@@ -166,6 +178,7 @@ impl Gateway {
             is_canary: grant.subscriber.as_str().starts_with(canaries::PREFIX),
             subscriber: grant.subscriber,
             device: wishes.device,
+            epoch,
             starts,
             feeds,
             registration,

@@ -6,6 +6,7 @@
 //! nothing is kept that Postgres could not give again.
 
 mod reader;
+mod start;
 #[cfg(test)]
 mod tests;
 
@@ -16,8 +17,9 @@ use time::OffsetDateTime;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use self::reader::Reader;
+pub use self::start::{KeptByClient, Place, Start};
 use crate::change::{Change, Said, Which};
-use crate::feed::{Feed, Seq, Version};
+use crate::feed::{Epoch, Feed, Seq, Version};
 use crate::notification::{Entry, Newest, Notification, Page};
 use crate::protocol::{ClientFrame, Close, ErrorCode, ServerFrame, SkipReason};
 use crate::telemetry::traces::Origin;
@@ -48,50 +50,6 @@ pub struct Rules {
     pub heartbeat: Duration,
 }
 
-/// Where a session begins in a feed.
-#[derive(Debug, Clone)]
-pub struct Start {
-    /// The feed.
-    pub feed: Feed,
-    /// The subscriber's cursor.
-    pub acked: Seq,
-    /// Everything after this is sent.
-    pub after: Seq,
-    /// The newest number stored.
-    pub last: Seq,
-    /// Every change after this is sent.
-    pub version: Version,
-    /// The newest change stored.
-    pub newest_version: Version,
-    /// Read by everyone, so that what one says of it is not taken for all.
-    pub shared: bool,
-}
-
-/// Where a client says that it is in a feed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct KeptByClient {
-    /// It has every notification up to here.
-    pub after: Option<Seq>,
-    /// It has every change up to here.
-    pub version: Option<Version>,
-}
-
-impl Start {
-    /// Begins after the cursor, and with what changes from now on; or after the places that the client keeps itself. One that
-    /// claims to have more than is stored, as after a restore of the database, gets what comes.
-    pub fn new(feed: Feed, acked: Seq, newest: Newest, kept: KeptByClient, shared: bool) -> Self {
-        Self {
-            feed,
-            acked,
-            after: kept.after.unwrap_or(acked).min(newest.seq),
-            last: newest.seq,
-            version: kept.version.unwrap_or(newest.version).min(newest.version),
-            newest_version: newest.version,
-            shared,
-        }
-    }
-}
-
 /// When a session must end whatever happens.
 #[derive(Debug, Clone, Copy)]
 pub struct Ends {
@@ -99,6 +57,8 @@ pub struct Ends {
     pub token: Instant,
     /// The connection's greatest age.
     pub age: Option<Instant>,
+    /// How long its client is told to wait where the epoch changes, in milliseconds: another for each session.
+    pub epoch_retry_ms: u64,
 }
 
 /// What the task is to do, in order.
@@ -137,6 +97,8 @@ pub enum Output {
         /// What it says of it.
         said: Said,
     },
+    /// The database has less than it had in the session's epoch: have it renewed.
+    Doubt,
     /// Check the token of an `auth`, and hand the verdict to [`Session::on_verified`].
     Verify {
         /// The JWT.
@@ -160,6 +122,8 @@ pub struct Sent {
 #[derive(Debug)]
 pub struct Session {
     rules: Rules,
+    /// All numbers of this session are of this epoch.
+    epoch: Epoch,
     readers: Vec<Reader>,
     /// Notifications sent and not acknowledged, in all feeds together.
     outstanding: usize,
@@ -180,11 +144,12 @@ pub struct Session {
 
 impl Session {
     /// Begins; the first outputs are pages to read for the feeds that are behind.
-    pub fn new(rules: Rules, starts: Vec<Start>, ends: Ends, now: Instant) -> Self {
+    pub fn new(rules: Rules, epoch: Epoch, starts: Vec<Start>, ends: Ends, now: Instant) -> Self {
         let for_a_window = u32::try_from(rules.window).unwrap_or(u32::MAX).saturating_mul(FRAMES_PER_NOTIFICATION);
         let frames_saved_max = FRAMES_SAVED_MAX.saturating_add(for_a_window);
         let mut session = Self {
             rules,
+            epoch,
             readers: starts.into_iter().map(Reader::new).collect(),
             outstanding: 0,
             said_waiting: 0,
@@ -253,12 +218,16 @@ impl Session {
     /// The page that was asked for. What the window has no room for is dropped, and read again when acks come.
     pub fn on_page(&mut self, page: &Page, wall: OffsetDateTime) {
         self.reading = false;
+        if page.epoch.as_ref() != Some(&self.epoch) {
+            return self.end_epoch();
+        }
         let Some(index) = self.readers.iter().position(|reader| reader.feed == page.feed) else {
             return self.advance();
         };
         if page.last < page.after || self.readers[index].is_ahead_of(page) {
-            // The database was set back, as by a restore: what this session knows of the feed is no longer true.
-            return self.close(Close::Internal);
+            // The database has less than was sent: it was set back, and nobody has noticed yet.
+            self.outputs.push(Output::Doubt);
+            return self.end_epoch();
         }
         let reader = &mut self.readers[index];
         let changes = reader.take_changes(page);
@@ -353,6 +322,13 @@ impl Session {
             let sent = self.readers.iter().map(|reader| (&reader.feed, reader.next.previous())).collect();
             let heartbeat = ServerFrame::Heartbeat { sent }.to_json();
             self.outputs.extend([Output::Send(heartbeat.into()), Output::Ping]);
+        }
+    }
+
+    /// This is the present epoch.
+    pub fn on_epoch(&mut self, epoch: &Epoch) {
+        if self.epoch != *epoch {
+            self.end_epoch();
         }
     }
 
@@ -487,6 +463,11 @@ impl Session {
         if !self.is_closed() {
             self.outputs.push(Output::Close(close));
         }
+    }
+
+    /// What this session knows is of a numbering that is over.
+    fn end_epoch(&mut self) {
+        self.close(Close::EpochChanged { retry_after_ms: self.ends.epoch_retry_ms });
     }
 
     fn is_closed(&self) -> bool {

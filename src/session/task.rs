@@ -19,7 +19,8 @@ use super::state::{Ends, Output, Rules, Session, Start};
 use crate::answers::Answers;
 use crate::auth::{Authenticator, LEEWAY};
 use crate::cursors::{Cursors, SEEN_AFTER};
-use crate::feed::{Device, Feed, Subscriber};
+use crate::epoch::Epochs;
+use crate::feed::{Device, Epoch, Feed, Subscriber};
 use crate::hub::{Registration, Waiting};
 use crate::notification::{Notification, Page};
 use crate::pager::Pager;
@@ -42,6 +43,9 @@ const GONE: &str = "gone";
 /// Longest that a client of a leaving replica is told to wait, in milliseconds.
 const GOAWAY_RETRY_MS_MAX: u64 = 2_000;
 
+/// Longest that a client is told to wait when the epoch has changed, in milliseconds: all come back at once.
+const EPOCH_RETRY_MS_MAX: u64 = 5_000;
+
 /// What all sessions of a replica share.
 #[derive(Debug)]
 pub struct Shared {
@@ -53,6 +57,8 @@ pub struct Shared {
     pub cursors: Arc<Cursors>,
     /// Where reads and handles go.
     pub answers: Answers,
+    /// The epoch that the replica knows.
+    pub epochs: Arc<Epochs>,
     /// The books.
     pub metrics: Arc<Metrics>,
     /// How sessions behave.
@@ -72,6 +78,8 @@ pub struct Opened {
     pub subscriber: Subscriber,
     /// With which device.
     pub device: Device,
+    /// The epoch of all its numbers.
+    pub epoch: Epoch,
     /// Where it begins.
     pub starts: Vec<Start>,
     /// What `welcome` says of the feeds.
@@ -120,6 +128,7 @@ pub fn begin_counting(metrics: &Metrics) {
         Close::TokenExpired,
         Close::Silent,
         Close::TooOld,
+        Close::EpochChanged { retry_after_ms },
         Close::TooManyFrames { retry_after_ms },
         Close::NotTheProtocol,
         Close::BrokenFraming,
@@ -136,9 +145,12 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let now = Instant::now();
-    let ends =
-        Ends { token: now + opened.token_remaining + LEEWAY, age: shared.age_max.map(|age| now + jittered(age)) };
-    let session = Session::new(shared.rules, std::mem::take(&mut opened.starts), ends, now);
+    let ends = Ends {
+        token: now + opened.token_remaining + LEEWAY,
+        age: shared.age_max.map(|age| now + jittered(age)),
+        epoch_retry_ms: fastrand::u64(0..=EPOCH_RETRY_MS_MAX),
+    };
+    let session = Session::new(shared.rules, opened.epoch.clone(), std::mem::take(&mut opened.starts), ends, now);
     let opened_at = OffsetDateTime::now_utc();
     let mut task = Task { session, opened, shared, page: None, opened_at, behind: None };
     task.shared.metrics.sessions_opened.inc();
@@ -216,7 +228,13 @@ impl Task {
         match input {
             Input::Frame(frame) => return self.take_frame(frame),
             Input::Hints => {
-                let Waiting { hints, changes, newest, replies, .. } = self.opened.registration.inbox().take();
+                let Waiting { hints, changes, newest, replies, epoch, .. } = self.opened.registration.inbox().take();
+                if let Some(epoch) = epoch
+                    && epoch != self.opened.epoch
+                {
+                    self.session.on_epoch(&epoch);
+                    return Next::Go;
+                }
                 for (feed, newest) in newest {
                     self.session.on_newest(&feed, newest);
                 }
@@ -305,12 +323,14 @@ impl Task {
             }
             Output::Say { feed, said } => {
                 let answer = Answer { feed, subscriber: self.opened.subscriber.clone(), said };
-                self.shared.answers.say(answer, self.opened.registration.inbox().clone());
+                let (epoch, inbox) = (self.opened.epoch.clone(), self.opened.registration.inbox().clone());
+                self.shared.answers.say(answer, epoch, inbox);
             }
             Output::Ack { feed, seq } => {
                 self.shared.metrics.acks.inc();
-                self.shared.cursors.ack(self.cursor_key(feed), seq);
+                self.shared.cursors.ack(self.cursor_key(feed), seq, &self.opened.epoch);
             }
+            Output::Doubt => self.shared.epochs.doubt(&self.opened.epoch, "a page ended before what was sent"),
             Output::Verify { token } => {
                 let verdict = self.verify(&token);
                 self.session.on_verified(verdict.as_ref().copied().map_err(String::as_str));

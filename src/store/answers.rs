@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 use super::StoreError;
 use super::pools::Pool;
 use crate::change::{Change, Counts, Fact, Said, Which};
-use crate::feed::{Feed, Subscriber, Version};
+use crate::feed::{Epoch, Feed, Subscriber, Version};
 
 /// Most numbers that the "read all up to here" of one call look at together while their feeds are locked; where there are more
 /// they go on afterwards, so that ingest never waits long.
@@ -47,8 +47,9 @@ pub enum Outcome {
 }
 
 /// Makes it so in one transaction, in the order given; gives each outcome with the place of what was said. Saying it again does
-/// no harm. Locks the feeds' rows in name order; walks `notifications_pkey`.
-pub async fn write(pool: &Pool, answers: &[Answer]) -> Result<Vec<(usize, Outcome)>, StoreError> {
+/// no harm. Locks the feeds' rows in name order; walks `notifications_pkey`. Fails with [`StoreError::EpochOver`] if `said_in`
+/// is not the present epoch, because then the numbers may be those of other notifications.
+pub async fn write(pool: &Pool, said_in: &Epoch, answers: &[Answer]) -> Result<Vec<(usize, Outcome)>, StoreError> {
     let kind = |answer: &Answer| match answer.said {
         Said::Read(_) => "read",
         Said::Handled(_) => "handled",
@@ -63,7 +64,8 @@ pub async fn write(pool: &Pool, answers: &[Answer]) -> Result<Vec<(usize, Outcom
     };
     let query = sqlx::query(
         "select ordinal, outcome, version, seqs, through, changed_at, changed_by, unread, unhandled, last_seq
-         from answer_notifications($1::text[], $2::text[], $3::bigint[], $4::text[], $5::text[], $6, $7)",
+         from answer_notifications($1::text[], $2::text[], $3::bigint[], $4::text[], $5::text[],
+                                   case when require_epoch($8) then $6 end, $7)",
     )
     .bind(answers.iter().map(|answer| answer.feed.as_str()).collect::<Vec<_>>())
     .bind(answers.iter().map(kind).collect::<Vec<_>>())
@@ -71,7 +73,8 @@ pub async fn write(pool: &Pool, answers: &[Answer]) -> Result<Vec<(usize, Outcom
     .bind(answers.iter().map(seqs).collect::<Vec<_>>())
     .bind(answers.iter().map(|answer| answer.subscriber.as_str()).collect::<Vec<_>>())
     .bind(ROWS_PER_WRITE_MAX)
-    .bind(CHANGES_KEPT_MAX);
+    .bind(CHANGES_KEPT_MAX)
+    .bind(said_in.as_str());
     let mut outcomes = Vec::with_capacity(answers.len());
     for row in &super::rows(pool, query).await? {
         let place = usize::try_from(row.try_get::<i64, _>("ordinal")? - 1).unwrap_or(usize::MAX);

@@ -7,10 +7,10 @@ use sqlx::query::Query;
 use sqlx::{Postgres, Row};
 use time::OffsetDateTime;
 
-use super::StoreError;
 use super::pools::Pool;
+use super::{StoreError, epoch};
 use crate::event::{Event, Import, Step};
-use crate::feed::Seq;
+use crate::feed::{Epoch, Seq};
 use crate::notification::Progress;
 
 /// An event that is stored, as [`append`] says.
@@ -24,6 +24,8 @@ pub struct Placed {
     pub duplicate: bool,
     /// How far its import is now; for one that is new and tells of an import.
     pub progress: Option<Progress>,
+    /// The epoch of its number, or an older one where it changed meanwhile.
+    pub epoch: Epoch,
 }
 
 /// An append that did not happen, with the batch given back.
@@ -45,11 +47,13 @@ pub async fn append(pool: &Pool, events: Vec<Event>, received_at: OffsetDateTime
         Err(error) => Err(error),
     };
     match places {
-        Ok(places) => Ok(events
-            .into_iter()
-            .zip(places)
-            .map(|(event, Place { seq, duplicate, progress })| Placed { event, seq, duplicate, progress })
-            .collect()),
+        Ok((epoch, places)) => {
+            let placed = |(event, Place { seq, duplicate, progress })| {
+                let epoch = epoch.clone();
+                Placed { event, seq, duplicate, progress, epoch }
+            };
+            Ok(events.into_iter().zip(places).map(placed).collect())
+        }
         Err(error) => Err(NotAppended { events, error }),
     }
 }
@@ -67,7 +71,7 @@ async fn append_new(
     pool: &Pool,
     events: &[Event],
     received_at: OffsetDateTime,
-) -> Result<Option<Vec<Place>>, StoreError> {
+) -> Result<Option<(Epoch, Vec<Place>)>, StoreError> {
     // Of each feed how many events, and how many of these are news.
     let mut added = BTreeMap::<&str, (i64, i64)>::new();
     let mut places = Vec::with_capacity(events.len());
@@ -81,7 +85,7 @@ async fn append_new(
         |(event, place): (&Event, &i64)| added.get(recipient(event)).map_or(0, |(added, _)| added - place);
     let before_last: Vec<i64> = events.iter().zip(&places).map(before_last).collect();
     let query = sqlx::query(
-        "select last_seqs, steps_done, steps_failed, steps_total from append_batch(
+        "select (select e.epoch from epochs e) as epoch, last_seqs, steps_done, steps_failed, steps_total from append_batch(
              $1::text[], $2::bigint[], $3::bigint[], $4::text[], $5::bigint[], $6::text[], $7::text[], $8::text[],
              $9::timestamptz[], $10::text[], $11::text[], $12::timestamptz[], $13::timestamptz, $14::bigint[],
              $15::text[], $16::bigint[], $17::bigint[], $18::bigint[], $19::text[])",
@@ -108,7 +112,8 @@ async fn append_new(
         let progress = event.import.as_ref().and_then(|_| steps.next());
         Ok(Place { seq: super::seq(last_seq - before_last)?, duplicate: false, progress })
     };
-    events.iter().zip(before_last).map(place).collect::<Result<_, StoreError>>().map(Some)
+    let places = events.iter().zip(before_last).map(place).collect::<Result<_, StoreError>>()?;
+    Ok(Some((epoch::parse(row.try_get("epoch")?)?, places)))
 }
 
 /// How far each import was after each of the batch's steps, in their order.
@@ -121,9 +126,14 @@ fn steps(row: &PgRow) -> Result<Vec<Progress>, sqlx::Error> {
 }
 
 /// Stores those that were not stored before; see `append_notifications` in `migrations/`.
-async fn append_any(pool: &Pool, events: &[Event], received_at: OffsetDateTime) -> Result<Vec<Place>, StoreError> {
+async fn append_any(
+    pool: &Pool,
+    events: &[Event],
+    received_at: OffsetDateTime,
+) -> Result<(Epoch, Vec<Place>), StoreError> {
     let query = sqlx::query(
-        "select seq, duplicate, import_done, import_failed, import_total from append_notifications(
+        "select (select e.epoch from epochs e) as epoch, seq, duplicate, import_done, import_failed, import_total
+         from append_notifications(
              $1::text[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::text[], $7::text[], $8::timestamptz[],
              $9::timestamptz, $10::bigint[], $11::text[], $12::bigint[], $13::bigint[], $14::bigint[], $15::text[])",
     )
@@ -137,7 +147,8 @@ async fn append_any(pool: &Pool, events: &[Event], received_at: OffsetDateTime) 
         let (seq, duplicate) = (super::seq(row.try_get("seq")?)?, row.try_get("duplicate")?);
         Ok(Place { seq, duplicate, progress: super::progress(row)? })
     };
-    rows.iter().map(place).collect()
+    let epoch = rows.first().ok_or(sqlx::Error::RowNotFound)?.try_get("epoch")?;
+    Ok((epoch::parse(epoch)?, rows.iter().map(place).collect::<Result<_, StoreError>>()?))
 }
 
 /// What is stored of each event, beside its feed; and, of those that tell of an import, what they add to it.

@@ -4,9 +4,9 @@ use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::query::Query;
 use sqlx::{Postgres, Row};
 
-use super::StoreError;
 use super::pools::Pool;
-use crate::feed::{Device, Feed, Seq, Subscriber, Version};
+use super::{StoreError, epoch};
+use crate::feed::{Device, Epoch, Feed, Seq, Subscriber, Version};
 
 /// How many devices of one subscriber may have a cursor in one feed: far above what a person owns, and a bound on what
 /// a client can make us store by inventing names.
@@ -31,7 +31,7 @@ pub struct CursorKey {
 }
 
 /// Where a subscriber stands in a feed, and what the feed holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Standing {
     /// The highest number acknowledged with this device.
     pub acked: Seq,
@@ -43,6 +43,8 @@ pub struct Standing {
     pub unhandled: i64,
     /// The feed's newest change, or an older one where they came meanwhile.
     pub version: Version,
+    /// The epoch of all of it, or an older one if it changed meanwhile.
+    pub epoch: Epoch,
 }
 
 /// A cursor that exists, as [`read`] found it.
@@ -62,6 +64,7 @@ pub async fn read(pool: &Pool, keys: &[CursorKey]) -> Result<Vec<Found>, StoreEr
     let query = sqlx::query(
         "select c.acked_seq, coalesce(f.last_seq, 0) as last_seq, coalesce(f.unread, 0) as unread,
                 coalesce(f.unhandled, 0) as unhandled, coalesce(f.version, 0) as version,
+                (select e.epoch from epochs e) as epoch,
                 coalesce(greatest(c.updated_at, c.seen_at) < now() - $4::interval, false) as is_stale
          from unnest($1::text[], $2::text[], $3::text[]) with ordinality as w (feed, subscriber, device, ordinal)
          left join cursors c on c.feed = w.feed and c.subscriber = w.subscriber and c.device = w.device
@@ -77,6 +80,7 @@ pub async fn read(pool: &Pool, keys: &[CursorKey]) -> Result<Vec<Found>, StoreEr
             unread: row.try_get("unread")?,
             unhandled: row.try_get("unhandled")?,
             version: super::version(row.try_get("version")?)?,
+            epoch: epoch::parse(row.try_get("epoch")?)?,
         };
         Ok(Found { acked, standing, is_stale: row.try_get("is_stale")? })
     };
@@ -141,16 +145,19 @@ fn bind_keys<'q>(query: Query<'q, Postgres, PgArguments>, keys: &'q [CursorKey])
         .bind(keys.iter().map(|key| key.device.as_str()).collect::<Vec<_>>())
 }
 
-/// Moves cursors forward, never back. Each key at most once. Locks the feeds' rows in name order. The commit does not wait for the
-/// disk, because a lost ack only means a replay; this holds for this transaction only, also behind a pooler.
-pub async fn advance(pool: &Pool, acks: &[(CursorKey, Seq)]) -> Result<(), StoreError> {
+/// Moves cursors forward, never back, if `given_in` is the present epoch. Each key at most once. Locks the feeds' rows in name
+/// order. Gives the present epoch. The commit does not wait for the disk, because a lost ack only means a replay; this holds for
+/// this transaction only, also behind a pooler.
+pub async fn advance(pool: &Pool, given_in: &Epoch, acks: &[(CursorKey, Seq)]) -> Result<Epoch, StoreError> {
     let query = sqlx::query(
-        "select set_config('synchronous_commit', 'off', true), advance_cursors($1::text[], $2::text[], $3::text[], $4::bigint[])",
+        "select set_config('synchronous_commit', 'off', true),
+                advance_cursors($1, $2::text[], $3::text[], $4::text[], $5::bigint[]) as epoch",
     )
-        .bind(acks.iter().map(|(key, _)| key.feed.as_str()).collect::<Vec<_>>())
-        .bind(acks.iter().map(|(key, _)| key.subscriber.as_str()).collect::<Vec<_>>())
-        .bind(acks.iter().map(|(key, _)| key.device.as_str()).collect::<Vec<_>>())
-        .bind(acks.iter().map(|(_, seq)| seq.get()).collect::<Vec<_>>());
-    super::rows(pool, query).await?;
-    Ok(())
+    .bind(given_in.as_str())
+    .bind(acks.iter().map(|(key, _)| key.feed.as_str()).collect::<Vec<_>>())
+    .bind(acks.iter().map(|(key, _)| key.subscriber.as_str()).collect::<Vec<_>>())
+    .bind(acks.iter().map(|(key, _)| key.device.as_str()).collect::<Vec<_>>())
+    .bind(acks.iter().map(|(_, seq)| seq.get()).collect::<Vec<_>>());
+    let rows = super::rows(pool, query).await?;
+    Ok(epoch::parse(rows.first().ok_or(sqlx::Error::RowNotFound)?.try_get("epoch")?)?)
 }

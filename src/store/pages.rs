@@ -6,8 +6,8 @@ use sqlx::Row;
 use sqlx::postgres::PgRow;
 
 use super::pools::Pool;
-use super::{StoreError, answers, traces};
-use crate::feed::{Feed, Seq, Version};
+use super::{StoreError, answers, epoch, traces};
+use crate::feed::{Epoch, Feed, Seq, Version};
 use crate::notification::{Newest, Notification, NotificationFields, Page};
 use crate::protocol::SkipReason;
 use crate::telemetry;
@@ -37,7 +37,8 @@ pub struct PageRequest {
 /// newest number, its version and its rows come from one snapshot, its changes from a later one.
 pub async fn read(pool: &Pool, requests: &[PageRequest]) -> Result<Vec<Page>, StoreError> {
     let query = sqlx::query(
-        "select r.ordinal, coalesce(f.last_seq, 0) as last_seq, coalesce(f.version, 0) as version,
+        "select r.ordinal, (select e.epoch from epochs e) as epoch, coalesce(f.last_seq, 0) as last_seq,
+                coalesce(f.version, 0) as version, coalesce(f.trimmed_seq, 0) as trimmed_seq,
                 n.seq, n.source, n.event_id, n.event_type, n.time,
                 case when n.collapsed or n.expired then null else n.data end as data, n.collapse_key,
                 n.import_done, n.import_failed, n.import_total, n.expires_at, n.read_at, n.handled_at, n.handled_by, n.collapsed, n.expired
@@ -98,6 +99,10 @@ async fn add_changes(pool: &Pool, requests: &[PageRequest], pages: &mut [Page]) 
 }
 
 fn add(page: &mut Page, row: &PgRow) -> Result<(), sqlx::Error> {
+    if page.epoch.is_none() {
+        page.epoch = row.try_get::<Option<&str>, _>("epoch")?.map(epoch::parse).transpose()?;
+        page.trimmed = super::seq(row.try_get("trimmed_seq")?)?;
+    }
     page.last = super::seq(row.try_get("last_seq")?)?;
     page.version = super::version(row.try_get("version")?)?;
     let Some(seq) = row.try_get::<Option<i64>, _>("seq")? else {
@@ -134,16 +139,19 @@ pub(super) fn notification(feed: &Feed, seq: Seq, row: &PgRow) -> Result<Notific
     }))
 }
 
-/// The newest number and change of each feed that has one: what the sweep compares with what sessions were told. Walks
-/// `feeds_pkey`.
-pub async fn newest(pool: &Pool, feeds: &[Feed]) -> Result<Vec<(Feed, Newest)>, StoreError> {
+/// The newest number and change of each feed, zero for one that is not stored: what the sweep compares with what sessions were
+/// told. And the epoch at that moment. Walks `feeds_pkey`.
+pub async fn newest(pool: &Pool, feeds: &[Feed]) -> Result<(Option<Epoch>, Vec<(Feed, Newest)>), StoreError> {
     let query = sqlx::query(
-        "select w.ordinal, f.last_seq, f.version
+        "select w.ordinal, coalesce(f.last_seq, 0) as last_seq, coalesce(f.version, 0) as version,
+                (select e.epoch from epochs e) as epoch
          from unnest($1::text[]) with ordinality as w (feed, ordinal)
-         join feeds f on f.feed = w.feed",
+         left join feeds f on f.feed = w.feed",
     )
     .bind(feeds.iter().map(Feed::as_str).collect::<Vec<_>>());
     let rows = super::rows(pool, query).await?;
+    let epoch = rows.first().map(|row| row.try_get::<Option<&str>, _>("epoch")).transpose()?.flatten();
+    let epoch = epoch.map(epoch::parse).transpose()?;
     let mut newest = Vec::with_capacity(rows.len());
     for row in &rows {
         let feed = usize::try_from(row.try_get::<i64, _>("ordinal")? - 1).ok().and_then(|index| feeds.get(index));
@@ -152,5 +160,5 @@ pub async fn newest(pool: &Pool, feeds: &[Feed]) -> Result<Vec<(Feed, Newest)>, 
             newest.push((feed.clone(), Newest { seq, version }));
         }
     }
-    Ok(newest)
+    Ok((epoch, newest))
 }

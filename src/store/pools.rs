@@ -1,7 +1,7 @@
 //! Connections to Postgres: one pool for each kind of work, so that none can starve another.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use prometheus_client::collector::Collector;
@@ -13,6 +13,9 @@ use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use sqlx::{Executor as _, Postgres};
 
+use super::epoch;
+use crate::epoch::Epochs;
+
 /// How long a caller waits for a free connection, or a new one, before the database counts as away.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a connection may take to answer a ping when its caller is done with it or was dropped. After that the pool forgets
@@ -20,6 +23,8 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 const RETURN_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long closing all pools may take, beyond which connections are dropped.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// A server that takes no writes.
+const READ_ONLY: &str = "25006";
 /// The settings of each session, as SQL: PgBouncer and some providers refuse or drop the same settings in the start-up message.
 ///
 /// - A statement that takes longer than its timeout is ended by Postgres: something is wrong, and its caller tries again.
@@ -68,6 +73,11 @@ impl Pool {
         }
     }
 
+    /// Whether the last new connection led to a standby, and was closed for that.
+    pub(super) fn leads_to_a_standby(&self) -> bool {
+        self.trust.is_standby.load(Ordering::Relaxed)
+    }
+
     /// How many connections there are.
     pub fn size(&self) -> u32 {
         self.connections.size()
@@ -91,11 +101,14 @@ struct Trust {
     start: Instant,
     /// Microseconds after `start`. Connections that were opened before are closed instead of used.
     since_us: AtomicU64,
+    /// The last new connection led to a standby.
+    is_standby: AtomicBool,
 }
 
 impl Trust {
     fn new() -> Arc<Self> {
-        Arc::new(Self { start: Instant::now(), since_us: AtomicU64::new(0) })
+        let (since_us, is_standby) = (AtomicU64::new(0), AtomicBool::new(false));
+        Arc::new(Self { start: Instant::now(), since_us, is_standby })
     }
 
     fn distrust_older_than(&self, instant: Instant) {
@@ -158,13 +171,19 @@ impl Drop for Lease {
     }
 }
 
+fn is_read_only(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::Database(database) if database.code().as_deref() == Some(READ_ONLY))
+}
+
 /// Whether an error means that the connection is of no use any more, and the others to this server may be neither.
 fn ends_connection(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed => true,
-        // Read-only; shut down, crashed or starting; ended by a timeout; connection lost.
+        // Read-only; shut down, crashed or starting; ended by a timeout; connection lost; prepared before a migration changed
+        // its result.
         sqlx::Error::Database(database) => database.code().is_some_and(|code| {
-            matches!(&*code, "25006" | "57P01" | "57P02" | "57P03" | "57P05" | "25P03") || code.starts_with("08")
+            matches!(&*code, READ_ONLY | "57P01" | "57P02" | "57P03" | "57P05" | "25P03" | "0A000")
+                || code.starts_with("08")
         }),
         _ => false,
     }
@@ -188,12 +207,13 @@ pub struct Pools {
 }
 
 impl Pools {
-    /// Makes the pools; connects only when the first statement needs it, so that the database may come up later.
-    pub fn lazy(options: &PgConnectOptions, partitions: u8) -> Self {
+    /// Makes the pools; connects only when the first statement needs it, so that the database may come up later. Each new
+    /// connection reads the epoch before it is used.
+    pub fn lazy(options: &PgConnectOptions, partitions: u8, epochs: &Arc<Epochs>) -> Self {
         let trust = Trust::new();
         let options = session_options(options).application_name("shopbell");
         let pool = |name, size: u32| {
-            let trusted = trust.clone();
+            let (trusted, connected, epochs) = (trust.clone(), trust.clone(), epochs.clone());
             Pool {
                 name,
                 connections: PgPoolOptions::new()
@@ -204,7 +224,15 @@ impl Pools {
                         let trusted = trusted.covers(metadata.age);
                         Box::pin(async move { Ok(trusted) })
                     })
-                    .after_connect(|connection, _| Box::pin(set_up(connection)))
+                    .after_connect(move |connection, _| {
+                        let (trust, epochs) = (connected.clone(), epochs.clone());
+                        Box::pin(async move {
+                            set_up(connection).await?;
+                            let begun = epoch::begin(connection, &epochs).await;
+                            trust.is_standby.store(begun.as_ref().is_err_and(is_read_only), Ordering::Relaxed);
+                            begun
+                        })
+                    })
                     .connect_lazy_with(options.clone()),
                 trust: trust.clone(),
                 timeouts: Counter::default(),

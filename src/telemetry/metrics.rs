@@ -114,6 +114,10 @@ pub struct Metrics {
     pub page_queries: Counter,
     /// Reads of a feed that failed because what is stored of it cannot be read.
     pub damaged_reads: Counter,
+    /// Numbers without a row that retention did not remove.
+    pub notifications_lost: Counter,
+    /// How often the epoch changed.
+    pub epoch_changes: Counter,
     /// Whether the database answers, takes writes and has its schema.
     pub database_up: Gauge,
     /// Notifications of the feeds that have a session here which nobody has acknowledged.
@@ -264,6 +268,12 @@ impl Metrics {
             pages_read: named.counter("pages_read", "Pages read for sessions that were behind"),
             page_queries: named.counter("page_queries", "Queries that read pages"),
             damaged_reads: named.counter("damaged_reads", "Reads of a feed that failed because its rows are damaged"),
+            notifications_lost: named.counter(
+                "notifications_lost",
+                "Notifications that are missing in the database, counted each time that a page misses them",
+            ),
+            epoch_changes: named
+                .counter("epoch_changes", "How often the epoch changed: the database was restored or failed over"),
             database_up: named.gauge("database_up", "Whether the database answers, takes writes and has its schema"),
             undelivered: named.gauge(
                 "undelivered_notifications",

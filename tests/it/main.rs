@@ -19,6 +19,7 @@ mod damage;
 mod dashboard;
 mod devices;
 mod drain;
+mod epoch;
 mod faults;
 mod goodbye;
 mod handshake;

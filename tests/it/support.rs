@@ -26,6 +26,7 @@ mod sdk;
 mod seen;
 mod tap;
 mod template;
+mod time_machine;
 mod token;
 mod url;
 mod world;

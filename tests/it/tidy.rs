@@ -11,25 +11,26 @@ backoff <-
 health <-
 telemetry <-
 feed <-
+epoch <- feed
 config <- feed::Feed
 event <- feed
 protocol <- feed
 change <- feed protocol::ServerFrame
 notification <- telemetry::traces::Origin feed event protocol::SkipReason change::Change
 auth <- feed config
-store <- backoff telemetry feed event protocol::SkipReason change notification
+store <- backoff telemetry feed epoch event protocol::SkipReason change notification
 amqp <- event
-hub <- feed change::Change notification
-fanout <- backoff health telemetry feed change::Change notification amqp hub
-pager <- backoff telemetry feed notification store hub::Hub
-cursors <- backoff telemetry feed store
-answers <- backoff telemetry protocol change::state store fanout hub::Inbox
+hub <- feed epoch::Epochs change::Change notification
+fanout <- backoff health telemetry feed epoch::Epochs change::Change notification amqp hub
+pager <- backoff telemetry feed epoch::Epochs notification store hub::Hub
+cursors <- backoff telemetry feed epoch::Epochs store
+answers <- backoff telemetry feed::Epoch epoch::Epochs protocol change::state store fanout hub::Inbox
 ingest <- backoff health telemetry feed event notification store amqp fanout
 watch <- telemetry store amqp hub::Hub
 housekeeping <- store
 canary <- telemetry feed protocol::SUBPROTOCOL auth store amqp
 session/state <- telemetry::traces::Origin feed protocol change notification
-session/task <- telemetry feed protocol notification auth store::answers::Answer store::cursors::CursorKey hub pager cursors answers::Answers
+session/task <- telemetry feed epoch::Epochs protocol notification auth store::answers::Answer store::cursors::CursorKey hub pager cursors answers::Answers
 session/goodbye <- protocol
 session <-
 http <- health telemetry feed notification::Newest protocol auth store hub cursors::NotOpened session

@@ -114,6 +114,7 @@ mod tests {
             unread: 1,
             unhandled: 1,
             version: Default::default(),
+            epoch: feed::Epoch::parse("e1").unwrap(),
             shared: false,
         }];
         let welcome = parse(ServerFrame::Welcome {

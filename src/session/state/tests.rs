@@ -17,6 +17,15 @@ fn version(number: i64) -> Version {
     Version::new(number).unwrap()
 }
 
+fn epoch() -> Epoch {
+    Epoch::parse("e1").unwrap()
+}
+
+/// A place that a client kept.
+fn place<N>(number: N, epoch: Option<Epoch>) -> Option<Place<N>> {
+    Some(Place { number, epoch })
+}
+
 fn stored(last: i64, newest_version: i64) -> Newest {
     Newest { seq: seq(last), version: version(newest_version) }
 }
@@ -60,6 +69,7 @@ fn expiring(number: i64, expires_at: Option<OffsetDateTime>) -> Arc<Notification
 
 fn page(after: i64, through: i64, last: i64) -> Page {
     let mut page = Page::new(feed(), seq(after));
+    page.epoch = Some(epoch());
     page.last = seq(last);
     (after + 1..=through).for_each(|number| page.push(notification(number)));
     page.close();
@@ -67,17 +77,19 @@ fn page(after: i64, through: i64, last: i64) -> Page {
 }
 
 fn session_at(now: Instant, acked: i64, last: i64) -> Session {
-    begin(now, Start::new(feed(), seq(acked), stored(last, 0), KeptByClient::default(), false))
+    begin(now, Start::new(feed(), &epoch(), seq(acked), stored(last, 0), KeptByClient::default(), false))
 }
 
 /// One that begins after people said something already.
 fn session_after(acked: i64, last: i64, newest_version: i64) -> Session {
-    begin(Instant::now(), Start::new(feed(), seq(acked), stored(last, newest_version), KeptByClient::default(), false))
+    let newest = stored(last, newest_version);
+    begin(Instant::now(), Start::new(feed(), &epoch(), seq(acked), newest, KeptByClient::default(), false))
 }
 
 fn begin(now: Instant, start: Start) -> Session {
     let rules = Rules { window: WINDOW, heartbeat: Duration::from_secs(10) };
-    Session::new(rules, vec![start], Ends { token: now + Duration::from_secs(3_600), age: None }, now)
+    let ends = Ends { token: now + Duration::from_secs(3_600), age: None, epoch_retry_ms: 7 };
+    Session::new(rules, epoch(), vec![start], ends, now)
 }
 
 fn session(acked: i64, last: i64) -> Session {
@@ -115,6 +127,7 @@ fn words(session: &mut Session) -> Vec<String> {
             // Told by a test of its own.
             Output::Acknowledged(_) => return None,
             Output::Ack { seq, .. } => format!("ack {seq}"),
+            Output::Doubt => "doubt".into(),
             Output::Verify { .. } => "verify".into(),
             Output::Close(close) => format!("close {}", close.code()),
         })
@@ -200,7 +213,7 @@ fn what_expired_is_skipped_live_too() {
 fn skipped_numbers_need_no_room_in_the_window() {
     let mut session = session(0, 9);
     words(&mut session);
-    let mut page = Page::new(feed(), seq(0));
+    let mut page = page(0, 0, 0);
     page.last = seq(9);
     (1..=8).for_each(|number| page.skip(seq(number), SkipReason::Collapsed));
     page.push(notification(9));
@@ -227,8 +240,8 @@ fn an_ack_is_only_for_what_was_sent() {
 
 #[test]
 fn a_client_that_claims_more_than_is_stored_gets_what_comes() {
-    let kept = KeptByClient { after: Some(seq(90)), version: Some(version(9)) };
-    let mut session = begin(Instant::now(), Start::new(feed(), seq(0), stored(7, 2), kept, false));
+    let kept = KeptByClient { after: place(seq(90), None), version: place(version(9), None) };
+    let mut session = begin(Instant::now(), Start::new(feed(), &epoch(), seq(0), stored(7, 2), kept, false));
     assert_eq!(words(&mut session), ["caught_up 7"]);
     session.on_hints(vec![notification(8)], wall());
     session.on_changes(&[change(3, 8)]);
@@ -252,11 +265,59 @@ fn numbers_that_the_database_does_not_have_are_not_asked_for_again_and_again() {
 }
 
 #[test]
-fn a_database_that_was_set_back_ends_the_session() {
+fn a_place_is_used_only_in_its_own_epoch() {
+    let other = Epoch::parse("e0").unwrap();
+    let cases = [
+        (place(seq(5), Some(epoch())), place(version(1), Some(epoch())), (5, 1)),
+        (place(seq(5), Some(other.clone())), place(version(1), Some(other)), (3, 2)),
+        (place(seq(8), Some(epoch())), place(version(3), Some(epoch())), (3, 2)),
+        (place(seq(5), None), place(version(1), None), (5, 1)),
+        (None, None, (3, 2)),
+    ];
+    for (after, version, begins) in cases {
+        let kept = KeptByClient { after, version };
+        let start = Start::new(feed(), &epoch(), seq(3), stored(7, 2), kept.clone(), false);
+        assert_eq!((start.after.get(), start.version.get()), begins, "{kept:?}");
+    }
+}
+
+#[test]
+fn a_cursor_above_the_newest_number_hides_nothing() {
+    let mut session =
+        begin(Instant::now(), Start::new(feed(), &epoch(), seq(9), stored(7, 0), KeptByClient::default(), false));
+    assert_eq!(words(&mut session), ["caught_up 7"]);
+    session.on_hints(vec![notification(8)], wall());
+    assert_eq!(words(&mut session), ["8"]);
+}
+
+#[test]
+fn a_database_that_was_set_back_ends_the_session_and_is_doubted() {
     let mut session = session(3, 5);
     words(&mut session);
     session.on_page(&page(3, 3, 2), wall());
-    assert_eq!(words(&mut session), ["close 1011"]);
+    assert_eq!(words(&mut session), ["doubt", "close 4410"]);
+}
+
+#[test]
+fn a_page_of_another_epoch_ends_the_session() {
+    for epoch in [None, Some(Epoch::parse("e2").unwrap())] {
+        let mut session = session(3, 5);
+        words(&mut session);
+        let mut page = page(3, 5, 5);
+        page.epoch = epoch;
+        session.on_page(&page, wall());
+        assert_eq!(words(&mut session), ["close 4410"], "it is no reason to doubt the database");
+    }
+}
+
+#[test]
+fn another_epoch_ends_the_session_after_its_own_wait() {
+    let mut session = session(3, 3);
+    words(&mut session);
+    session.on_epoch(&epoch());
+    assert_eq!(words(&mut session), [""; 0]);
+    session.on_epoch(&Epoch::parse("e2").unwrap());
+    assert_eq!(session.take_outputs(), [Output::Close(Close::EpochChanged { retry_after_ms: 7 })]);
 }
 
 #[test]
@@ -281,8 +342,8 @@ fn changes_are_sent_in_order_and_a_gap_is_read() {
 
 #[test]
 fn a_client_that_keeps_its_place_gets_the_changes_after_it_and_sees_where_they_are_not_kept_any_more() {
-    let kept = KeptByClient { after: Some(seq(5)), version: Some(version(2)) };
-    let mut session = begin(Instant::now(), Start::new(feed(), seq(5), stored(5, 9), kept, false));
+    let kept = KeptByClient { after: place(seq(5), None), version: place(version(2), None) };
+    let mut session = begin(Instant::now(), Start::new(feed(), &epoch(), seq(5), stored(5, 9), kept, false));
     assert_eq!(words(&mut session), ["caught_up 5", "read 0 after 5 and changes after 2"]);
     let mut answer = page(5, 5, 5);
     answer.version = version(9);
@@ -318,7 +379,8 @@ fn a_notification_is_never_sent_as_it_was_before_a_change_that_was_sent() {
 
 #[test]
 fn a_hint_that_is_older_than_what_people_said_before_the_session_began_is_not_sent() {
-    let mut session = begin(Instant::now(), Start::new(feed(), seq(9), stored(10, 5), KeptByClient::default(), false));
+    let mut session =
+        begin(Instant::now(), Start::new(feed(), &epoch(), seq(9), stored(10, 5), KeptByClient::default(), false));
     assert_eq!(words(&mut session), ["read 1 after 9"]);
     session.on_hints(vec![notification(10)], wall());
     assert_eq!(words(&mut session), [""; 0], "10 may have been handled since");
@@ -331,8 +393,8 @@ fn a_hint_that_is_older_than_what_people_said_before_the_session_began_is_not_se
 
 #[test]
 fn changes_that_are_gone_from_the_database_are_not_asked_for_again_and_again() {
-    let kept = KeptByClient { after: None, version: Some(version(2)) };
-    let mut session = begin(Instant::now(), Start::new(feed(), seq(5), stored(5, 9), kept, false));
+    let kept = KeptByClient { after: None, version: place(version(2), None) };
+    let mut session = begin(Instant::now(), Start::new(feed(), &epoch(), seq(5), stored(5, 9), kept, false));
     assert_eq!(words(&mut session), ["caught_up 5", "read 0 after 5 and changes after 2"]);
     let mut answer = page(5, 5, 5);
     answer.version = version(9);
@@ -369,7 +431,8 @@ fn a_person_may_answer_within_bounds() {
 
 #[test]
 fn nobody_answers_for_everyone() {
-    let mut session = begin(Instant::now(), Start::new(feed(), seq(0), stored(0, 0), KeptByClient::default(), true));
+    let mut session =
+        begin(Instant::now(), Start::new(feed(), &epoch(), seq(0), stored(0, 0), KeptByClient::default(), true));
     words(&mut session);
     session.on_frame(ClientFrame::Handle { feed: "m".into(), seqs: vec![1] }, Instant::now());
     assert_eq!(words(&mut session), ["error read_only"]);

@@ -51,6 +51,9 @@ pub struct FeedState {
     pub version: u64,
     #[serde(default)]
     pub shared: bool,
+    /// Empty where the server is older than the epoch.
+    #[serde(default)]
+    pub epoch: String,
 }
 
 /// `notification`

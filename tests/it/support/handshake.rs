@@ -13,7 +13,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
 
-use super::frames::Frame;
+use super::frames::{FeedState, Frame};
 use super::http::{self, Reply};
 use super::raw_socket::RawSocket;
 use super::seen::Seen;
@@ -28,6 +28,8 @@ pub struct Handshake {
     query: Vec<String>,
     after: BTreeMap<String, u64>,
     versions: BTreeMap<String, u64>,
+    /// Feed, version and epoch.
+    placed: Option<(String, u64, String)>,
 }
 
 #[derive(Clone)]
@@ -42,7 +44,7 @@ impl Handshake {
     pub fn new(who: &str, token: &Token) -> Self {
         let token = Presented::InHeader(token.sign());
         let (after, versions) = (BTreeMap::new(), BTreeMap::new());
-        Self { who: who.to_owned(), token, origin: None, query: Vec::new(), after, versions }
+        Self { who: who.to_owned(), token, origin: None, query: Vec::new(), after, versions, placed: None }
     }
 
     /// Another token, as text, good or bad.
@@ -97,6 +99,14 @@ impl Handshake {
         self
     }
 
+    /// The client kept its own place, and change, of that epoch. The server need not use it: the welcome decides.
+    pub fn place(mut self, feed: &str, seq: u64, version: u64, epoch: &str) -> Self {
+        self.query.push(format!("after={feed}:{seq}:{epoch}"));
+        self.query.push(format!("state={feed}:{version}:{epoch}"));
+        self.placed = Some((feed.to_owned(), version, epoch.to_owned()));
+        self
+    }
+
     /// Connects, and reads the welcome.
     pub async fn connect(&self, address: SocketAddr) -> Merchant {
         match self.try_connect(address).await {
@@ -120,7 +130,12 @@ impl Handshake {
         let Frame::Welcome(welcome) = Frame::parse(&text).map_err(|error| error.to_string())? else {
             return Err(text.to_string());
         };
-        let seen = Seen::new(&self.who, &welcome, &self.after, &self.versions);
+        let mut versions = self.versions.clone();
+        if let Some((feed, version, epoch)) = &self.placed {
+            let is_used = |state: &FeedState| state.feed == *feed && state.epoch == *epoch && *version <= state.version;
+            versions.extend(welcome.feeds.iter().any(is_used).then(|| (feed.clone(), *version)));
+        }
+        let seen = Seen::new(&self.who, &welcome, &self.after, &versions);
         Ok(Merchant::new(&self.who, welcome, seen, socket))
     }
 

@@ -13,9 +13,9 @@ use super::{Broker, Done, Handshake, PATIENCE, Publisher, Replica, Token, comman
 
 /// A database, a prefix in the broker and a key that no other test has, and the replicas that share them.
 pub struct World {
-    server_url: String,
+    pub(super) server_url: String,
     amqp_url: String,
-    database: String,
+    pub(super) database: String,
     database_url: String,
     secret: String,
     pool: PgPool,

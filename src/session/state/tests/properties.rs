@@ -101,6 +101,7 @@ impl World {
     fn read_page(&mut self) {
         let Some((after, changes_after)) = self.asked.take() else { return };
         let mut page = Page::new(feed(), seq(after));
+        page.epoch = Some(epoch());
         page.last = seq(self.stored);
         page.version = version(self.handled.len().try_into().unwrap());
         for number in after + 1..=self.stored.min(after + 7) {

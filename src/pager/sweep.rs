@@ -1,0 +1,103 @@
+//! The slow sweep behind every hint: it asks the database every few seconds what the feeds of this replica's sessions hold, and
+//! whether the epoch is still the same.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::epoch::Epochs;
+use crate::feed::{Epoch, Feed};
+use crate::hub::Hub;
+use crate::notification::Newest;
+use crate::store::damage::{Damaged, Parts};
+use crate::store::{self, StoreError, canaries, pools::Pool};
+use crate::telemetry::metrics::Metrics;
+
+/// How long a lost hint can delay a notification, about.
+const INTERVAL: Duration = Duration::from_secs(2);
+/// Most feeds asked for in one statement.
+const FEEDS_PER_QUERY_MAX: usize = 5_000;
+/// How often that statement is split in one sweep: enough to find three damaged feeds, which the next sweep leaves out.
+const SPLITS_PER_SWEEP_MAX: usize = 40;
+
+/// Tells sessions what their feeds hold, every few seconds: whatever hint was lost, they notice the gap and read it. Asks for the
+/// epoch then, and whenever a part of the replica wants it.
+pub async fn run(pool: Pool, hub: Arc<Hub>, epochs: Arc<Epochs>, metrics: Arc<Metrics>) {
+    let mut interval = tokio::time::interval(INTERVAL);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    // At the start there is nothing to lower: only a change that a replica lives through leaves cursors behind.
+    let (mut lowered_in, damaged) = (None, Damaged::default());
+    loop {
+        let is_due = tokio::select! {
+            _ = interval.tick() => true,
+            () = epochs.asked() => false,
+        };
+        if let Err(error) = check_epoch(&pool, &epochs, &mut lowered_in).await {
+            metrics.retries.inc("sweep");
+            tracing::warn!(%error, "the sweep could not read the epoch; it reads again");
+        } else if is_due {
+            look(&pool, &hub, &epochs, &metrics, &damaged).await;
+        }
+    }
+}
+
+async fn check_epoch(pool: &Pool, epochs: &Epochs, lowered_in: &mut Option<Epoch>) -> Result<(), StoreError> {
+    store::epoch::check(pool, epochs).await?;
+    let current = epochs.current();
+    if lowered_in.is_some() && *lowered_in != current {
+        store::epoch::lower_cursors(pool).await?;
+    }
+    *lowered_in = current;
+    Ok(())
+}
+
+/// Compares what is stored with what sessions were told before the question, not with what they are told meanwhile.
+async fn look(pool: &Pool, hub: &Hub, epochs: &Epochs, metrics: &Metrics, damaged: &Damaged) {
+    let (Some(epoch), announced) = hub.announced() else { return };
+    let feeds: Vec<Feed> = announced.keys().cloned().collect();
+    for feeds in feeds.chunks(FEEDS_PER_QUERY_MAX) {
+        let mut parts = Parts::new(damaged.others(feeds), SPLITS_PER_SWEEP_MAX);
+        while let Some(part) = parts.take().filter(|part| !part.is_empty()) {
+            let failed = match store::pages::newest(pool, &part).await {
+                // Another replica renewed it just now.
+                Ok((stored_in, _)) if stored_in.as_ref() != Some(&epoch) => return epochs.ask(),
+                Ok((_, newest)) => {
+                    if let Some((feed, _)) = newest.iter().find(|stored| is_set_back(&announced, stored)) {
+                        let feed = feed.as_str();
+                        tracing::error!(feed, "the database has less than sessions were told of: it was set back");
+                        return epochs.doubt(&epoch, "a feed ended before what sessions were told of");
+                    }
+                    hub.announce_newest(&epoch, &newest);
+                    continue;
+                }
+                Err(error) => parts.failed(part, error, damaged),
+            };
+            match failed {
+                Ok(feed) => _ = metrics.damaged_reads.inc_by(feed.iter().len() as u64),
+                Err(error) => {
+                    metrics.retries.inc("sweep");
+                    tracing::warn!(%error, "the sweep could not read what feeds hold; it reads again");
+                }
+            }
+        }
+    }
+}
+
+/// A canary's feed is forgotten on purpose.
+fn is_set_back(announced: &HashMap<Feed, Newest>, (feed, stored): &(Feed, Newest)) -> bool {
+    let is_less = |told: &Newest| stored.seq < told.seq || stored.version < told.version;
+    announced.get(feed).is_some_and(is_less) && !feed.as_str().starts_with(canaries::PREFIX)
+}
+
+/// Tells all sessions as soon as the epoch has changed.
+pub async fn follow_epoch(hub: Arc<Hub>, epochs: Arc<Epochs>, metrics: Arc<Metrics>) {
+    let (mut changes, mut known) = (epochs.changes(), epochs.current());
+    loop {
+        changes.next().await;
+        if known.is_some() {
+            metrics.epoch_changes.inc();
+        }
+        known = epochs.current();
+        hub.follow_epoch();
+    }
+}

@@ -1,0 +1,210 @@
+//! The database goes back in time while replicas run. Numbers are given anew, so no number of before is trusted.
+
+use crate::support::{Event, Merchant, PATIENCE, Proxy, World, eventually, holds};
+
+const MERCHANT: &str = "merchant-42";
+/// What another replica has stored in the restored database before this one looks.
+const OVERTAKE: &str = "select append_notifications(
+    array_fill('merchant-42'::text, array[4]), array_fill('/elsewhere'::text, array[4]),
+    array['n-8', 'n-9', 'n-10', 'n-11'], array_fill('order.created'::text, array[4]),
+    array_fill(now(), array[4]), array_fill('{}'::text, array[4]), array_fill(null::text, array[4]),
+    array_fill(null::timestamptz, array[4]))";
+/// The newest three are gone, and nothing else.
+const DELETE_THREE: &str = "
+    delete from notifications where seq > 7;
+    update feeds set last_seq = 7, unread = 7, unhandled = 7 where feed = 'merchant-42'";
+
+/// A merchant that has 1 to 10, of which it has acknowledged `acked`.
+async fn merchant_with_ten(world: &World, merchant: &mut Merchant, acked: u64) {
+    world.publisher().await.publish_all(Event::orders(MERCHANT, 10)).await;
+    merchant.expect_seqs(1..=10).await;
+    merchant.ack(MERCHANT, acked).await;
+    world.expect_cursor(MERCHANT, "", acked).await;
+}
+
+fn epoch_of(merchant: &Merchant) -> String {
+    let epoch = merchant.welcome().feeds[0].epoch.clone();
+    assert!(epoch.starts_with(|first: char| first.is_ascii_lowercase()) && !epoch.contains(':'), "{epoch:?}");
+    epoch
+}
+
+fn cursor_of(merchant: &Merchant) -> u64 {
+    let feed = merchant.welcome().feeds.iter().find(|state| state.feed == MERCHANT);
+    feed.expect("the merchant reads its feed").cursor
+}
+
+/// Takes 8 to 11 of the restored database, and nothing else.
+async fn expect_the_new_ones(merchant: &mut Merchant) {
+    let new = merchant.take_seqs(8..=11).await;
+    let ids: Vec<_> = new.iter().map(|notification| notification.id.as_str()).collect();
+    assert_eq!(ids, ["n-8", "n-9", "n-10", "n-11"]);
+}
+
+#[tokio::test]
+async fn orders_that_got_old_numbers_after_a_restore_are_sent() {
+    let world = World::new().await;
+    let replicas = [world.serve().await, world.serve().await];
+    let publisher = world.publisher().await;
+    let mut merchants = Vec::new();
+    for (device, replica) in ["till-1", "till-2"].into_iter().zip(&replicas) {
+        merchants.push(world.merchant(MERCHANT).device(device).connect(replica.public()).await);
+    }
+    publisher.publish_all(Event::orders(MERCHANT, 7)).await;
+    for (device, merchant) in ["till-1", "till-2"].into_iter().zip(&mut merchants) {
+        merchant.take_seqs(1..=7).await;
+        world.expect_cursor(MERCHANT, device, 7).await;
+    }
+    let copy = world.copy_database().await;
+    copy.execute(OVERTAKE).await;
+    publisher.publish_all(Event::orders(MERCHANT, 3)).await;
+    for merchant in &mut merchants {
+        merchant.expect_seqs(8..=10).await;
+    }
+    let epoch = epoch_of(&merchants[0]);
+
+    world.restore(copy).await;
+    for (merchant, replica) in merchants.into_iter().zip(&replicas) {
+        let device = merchant.welcome().device.clone().expect("a device");
+        let closed = merchant.closed().await;
+        assert_eq!((closed.code, closed.word.as_deref()), (4410, Some("epoch_changed")));
+        assert!(closed.retry_after_ms.is_some());
+        let mut merchant = world.merchant(MERCHANT).device(&device).connect(replica.public()).await;
+        assert_ne!(epoch_of(&merchant), epoch);
+        expect_the_new_ones(&mut merchant).await;
+        world.expect_cursor(MERCHANT, &device, 11).await;
+        publisher.publish(&Event::order(MERCHANT)).await;
+        let through = merchant.through(MERCHANT);
+        assert_eq!(merchant.next_notification().await.seq, through + 1, "a new order is pushed");
+    }
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn a_pending_ack_of_before_a_restore_covers_no_new_order() {
+    let world = World::new().await;
+    let proxy = Proxy::before_service(world.database_url()).await;
+    let replica = world.replica().with("DATABASE_URL", proxy.url(world.database_url())).start().await;
+    world.publisher().await.publish_all(Event::orders(MERCHANT, 7)).await;
+    let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
+    merchant.take_seqs(1..=7).await;
+    world.expect_cursor(MERCHANT, "", 7).await;
+    let copy = world.copy_database().await;
+    copy.execute(OVERTAKE).await;
+    world.publisher().await.publish_all(Event::orders(MERCHANT, 3)).await;
+    merchant.expect_seqs(8..=10).await;
+
+    // The ack cannot be written before the restore.
+    proxy.cut();
+    merchant.ack(MERCHANT, 10).await;
+    merchant.ping().await;
+    world.restore(copy).await;
+    proxy.mend();
+    assert_eq!(merchant.closed().await.code, 4410);
+    let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
+    expect_the_new_ones(&mut merchant).await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn a_set_back_on_live_connections_is_noticed_by_the_sweep() {
+    let world = World::new().await;
+    let replica = world.serve().await;
+    let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
+    merchant_with_ten(&world, &mut merchant, 10).await;
+    let epoch = epoch_of(&merchant);
+
+    world.meddle(DELETE_THREE).await;
+    assert_eq!(merchant.closed().await.code, 4410);
+    // The cursor stood at 10; it must not hide what gets the numbers up to there.
+    world.expect_cursor(MERCHANT, "", 7).await;
+    world.publisher().await.publish_all(Event::orders(MERCHANT, 4)).await;
+    let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
+    assert_ne!(epoch_of(&merchant), epoch);
+    merchant.take_seqs(8..=11).await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn a_place_of_another_epoch_is_not_used() {
+    let world = World::new().await;
+    let replica = world.serve().await;
+    let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
+    merchant_with_ten(&world, &mut merchant, 4).await;
+    merchant.handle(MERCHANT, &[1]).await;
+    merchant.next_state().await;
+    merchant.handle(MERCHANT, &[2]).await;
+    merchant.next_state().await;
+    let epoch = epoch_of(&merchant);
+    merchant.leave().await;
+
+    let mut same = world.merchant(MERCHANT).place(MERCHANT, 9, 1, &epoch).connect(replica.public()).await;
+    assert_eq!(cursor_of(&same), 9);
+    assert_eq!(same.next_notification().await.seq, 10);
+    assert_eq!(same.next_state().await.version, Some(2), "the change after the version that was given");
+    same.leave().await;
+    for (place, why) in [((9, "e0"), "another epoch"), ((90, epoch.as_str()), "more than is stored")] {
+        let (seq, epoch) = place;
+        let mut other = world.merchant(MERCHANT).place(MERCHANT, seq, 1, epoch).connect(replica.public()).await;
+        assert_eq!(cursor_of(&other), 4, "{why}");
+        other.expect_seqs(5..=10).await;
+        other.leave().await;
+    }
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn a_tap_of_before_a_set_back_handles_no_other_order() {
+    let world = World::new().await;
+    let replica = world.serve().await;
+    let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
+    merchant_with_ten(&world, &mut merchant, 7).await;
+
+    let copy = world.copy_database().await;
+    copy.execute("select renew_epoch(null, 'as after a restore')").await;
+    world.meddle("select renew_epoch(null, 'by another replica')").await;
+    merchant.handle(MERCHANT, &[9]).await;
+    merchant.closed().await;
+    let handled = "select count(*) from notifications where handled_at is not null";
+    assert_eq!(world.number(handled).await, 0);
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn a_row_that_is_missing_is_reported_as_lost_and_counted() {
+    let world = World::new().await;
+    let replica = world.serve().await;
+    world.publisher().await.publish_all(Event::orders(MERCHANT, 6)).await;
+    world.expect_stored(MERCHANT, 6).await;
+    // Retention removed 1 and 2; nobody removed 4 and 6.
+    world
+        .meddle(
+            "delete from notifications where seq in (1, 2, 4, 6);
+             update feeds set trimmed_seq = 2, unread = 2, unhandled = 2",
+        )
+        .await;
+    let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
+    let (skips, third) = merchant.next_after_skips().await;
+    assert_eq!((skips, third.seq), (vec![(1, "trimmed".to_owned()), (2, "trimmed".to_owned())], 3));
+    let (skips, fifth) = merchant.next_after_skips().await;
+    assert_eq!((skips, fifth.seq), (vec![(4, "lost".to_owned())], 5));
+    merchant.ack(MERCHANT, 5).await;
+    merchant.leave().await;
+    replica.metric_reaches("shopbell_notifications_lost_total", 1).await;
+    let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
+    let lost = eventually("6 is lost too", PATIENCE, async || {
+        let frame = merchant.next_frame().await.map_err(|closed| format!("{closed:?}"))?;
+        match frame {
+            crate::support::Frame::Skipped(skipped) => Ok(skipped),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    assert_eq!((lost.from, lost.through, lost.reason.as_str()), (6, 6, "lost"));
+    replica.says("notifications are missing").await;
+    let counted = replica.metric("shopbell_notifications_lost_total").await;
+    assert!(holds(counted >= 2, counted).is_ok(), "{counted}");
+    // The counts of the story's end are those of the rows, of which the last is gone.
+    world.meddle("update feeds set last_seq = 5").await;
+    merchant.vanish();
+    world.finish().await;
+}
