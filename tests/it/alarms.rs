@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use tokio::net::TcpStream;
+
 use crate::support::{Event, Monitor, PATIENCE, Parcel, Proxy, World, eventually, holds};
 
 const MERCHANT: &str = "merchant-42";
@@ -260,6 +262,21 @@ async fn merchants_whose_tokens_are_refused() {
     }
     assert_eq!(replica.metric_where("shopbell_handshakes_refused_total", "token").await, 25);
     monitor.expect_alert("ShopbellHandshakesRefused", "page").await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn a_replica_that_is_crowded_by_half_sent_requests() {
+    let world = World::new().await;
+    let replica = world.serve().await;
+    let monitor = Monitor::of(&world, [&replica]).await;
+    let mut half_sent = Vec::new();
+    while replica.metric_where("shopbell_connections_dropped_total", "crowded").await <= 150 {
+        for _ in 0..100 {
+            half_sent.push(TcpStream::connect(replica.public()).await.expect("the replica listens"));
+        }
+    }
+    monitor.expect_alert("ShopbellConnectionsCrowded", "ticket").await;
     world.finish().await;
 }
 

@@ -1,7 +1,9 @@
 //! The end of a session that the server closes: everything that the client sent before it saw the close still counts.
 
+use tokio::task::JoinSet;
+
 use crate::support::raw_socket::{CLOSE, CONTINUATION, FIRST_FRAGMENT, PING, RawSocket, TEXT};
-use crate::support::{Event, PATIENCE, Replica, World, eventually, holds};
+use crate::support::{Event, Frame, PATIENCE, Replica, World, eventually, holds};
 
 const MERCHANT: &str = "merchant-42";
 /// The client's close: 1000.
@@ -113,5 +115,49 @@ async fn empty_fragments_count_as_frames() {
     }
     let (code, reason) = merchant.next_close().await;
     assert_eq!(code, 4429, "{reason}");
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn a_deploy_under_load_repeats_no_acknowledged_notification() {
+    const MERCHANTS: usize = 12;
+    let world = World::new().await;
+    let replica = world.replica().with("SHOPBELL_DRAIN_SECONDS", 1).start().await;
+    let feeds: Vec<String> = (0..MERCHANTS).map(|number| format!("merchant-{number}")).collect();
+    let mut clients = JoinSet::new();
+    for feed in feeds.clone() {
+        let mut socket = world.merchant(&feed).connect_raw(replica.public()).await;
+        // Acknowledges each notification until it sees the close.
+        clients.spawn(async move {
+            let mut last = 0;
+            while let Some((first, payload)) = socket.next_frame().await {
+                if first == CLOSE {
+                    socket.send(&[(CLOSE, &payload[..2])]).await;
+                    break;
+                }
+                let Ok(Frame::Notification(notification)) = Frame::parse(&String::from_utf8_lossy(&payload)) else {
+                    continue;
+                };
+                let ack = format!(r#"{{"type":"ack","feed":"{feed}","seq":{}}}"#, notification.seq);
+                assert!(socket.send(&[(TEXT, ack.as_bytes())]).await, "the replica reads until the client's close");
+                last = notification.seq;
+            }
+            (feed, last)
+        });
+    }
+    let orders: Vec<_> = (0..1_000).flat_map(|number| Event::orders(&feeds[number % MERCHANTS], 1)).collect();
+    let publisher = world.publisher().await;
+    let deploy = async {
+        replica.metric_reaches("shopbell_acks_total", 200).await;
+        assert!(replica.terminate().await.success());
+    };
+    tokio::join!(publisher.publish_all(&orders), deploy);
+    replica.restart().await;
+    for (feed, last) in clients.join_all().await {
+        assert!(last > 0, "{feed} was sent something");
+        let merchant = world.merchant(&feed).connect(replica.public()).await;
+        let cursors = merchant.welcome().feeds.iter().filter(|state| state.feed == feed).map(|state| state.cursor);
+        assert_eq!(cursors.collect::<Vec<_>>(), [last], "{feed} goes on where it stopped");
+    }
     world.finish().await;
 }
