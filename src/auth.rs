@@ -1,11 +1,13 @@
 //! A token becomes a subscriber and the feeds it may read.
 
+mod audience;
 mod keys;
 mod token;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+pub use self::audience::Right;
 pub use self::keys::Tokens;
 pub use self::token::LEEWAY;
 use self::token::Token;
@@ -65,8 +67,10 @@ pub struct Grant {
     pub subscriber: Subscriber,
     /// What may be read: the token's feeds and the broadcast feed, each once.
     pub feeds: Vec<Feed>,
-    /// The broadcast feed, where the token does not name it: its bearer reads it like everyone, and answers for nobody.
+    /// The broadcast feed, unless the token has the right to answer for everyone: its bearer reads it and answers for nobody.
     pub shared: Option<Feed>,
+    /// It is the token of a canary.
+    pub is_canary: bool,
     /// When the token expires, since 1970.
     pub expires_at: Duration,
 }
@@ -106,23 +110,9 @@ impl Authenticator {
         let claims = claims?;
         let subscriber = Subscriber::parse(&claims.sub)
             .map_err(|_| TokenError::Refused("sub is empty, too long or has control characters"))?;
-        let names = claims.feeds.unwrap_or_else(|| vec![claims.sub]);
-        if names.len() > FEEDS_MAX {
-            return Err(TokenError::Refused("more than 64 feeds"));
-        }
-        let mut feeds = names
-            .iter()
-            .map(|name| Feed::parse(name))
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|_| TokenError::Refused("a feed that no recipient can have"))?;
-        if feeds.is_empty() {
-            return Err(TokenError::NoFeed);
-        }
-        let shared = (!feeds.contains(&self.broadcast_feed)).then(|| self.broadcast_feed.clone());
-        feeds.extend(shared.clone());
-        feeds.sort_unstable();
-        feeds.dedup();
-        Ok(Grant { subscriber, feeds, shared, expires_at: claims.exp })
+        let (feeds, shared) = audience::feeds(claims.sub, claims.feeds, claims.right, &self.broadcast_feed)?;
+        let is_canary = claims.right == Right::Canary;
+        Ok(Grant { subscriber, feeds, shared, is_canary, expires_at: claims.exp })
     }
 }
 
@@ -167,7 +157,8 @@ mod tests {
 
     #[test]
     fn a_token_is_for_the_feed_of_its_subject_and_the_broadcast() {
-        let minted = tokens("").mint(&Subscriber::parse("m-1").unwrap(), &[], Duration::from_secs(60)).unwrap();
+        let (subscriber, ttl) = (Subscriber::parse("m-1").unwrap(), Duration::from_secs(60));
+        let minted = tokens("").mint(&subscriber, &[], Right::None, ttl).unwrap();
         let grant = authenticator(None).check(&minted).unwrap();
         assert_eq!(grant.feeds, [Feed::parse("all").unwrap(), Feed::parse("m-1").unwrap()]);
         assert!((50..=60).contains(&grant.remaining().as_secs()));

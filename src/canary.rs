@@ -21,8 +21,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::amqp::Broker;
 use crate::amqp::publisher::{Outgoing, Publisher};
-use crate::auth::Tokens;
-use crate::feed::{Feed, Subscriber};
+use crate::auth::{Right, Tokens};
+use crate::event::{CANARY_SOURCE, CANARY_TYPE};
+use crate::feed::{CANARY_PREFIX, Feed, Subscriber};
 use crate::protocol::SUBPROTOCOL;
 use crate::store::canaries;
 use crate::store::pools::Pool;
@@ -38,8 +39,6 @@ const DELIVERY_TIMEOUT: Duration = Duration::from_secs(20);
 const ACK_TIMEOUT: Duration = Duration::from_secs(5);
 /// Its token is good for one flight.
 const TOKEN_TTL: Duration = Duration::from_secs(60);
-const EVENT_TYPE: &str = "shopbell.canary";
-const SOURCE: &str = "/shopbell/canary";
 
 /// The canary of one gateway.
 #[derive(Debug)]
@@ -71,7 +70,7 @@ struct Lost {
 impl Canary {
     /// Sends one each time, until told to stop.
     pub async fn run(self, every: Duration, stop: CancellationToken) {
-        let name = format!("{}{}", canaries::PREFIX, uuid::Uuid::new_v4().simple());
+        let name = format!("{CANARY_PREFIX}{}", uuid::Uuid::new_v4().simple());
         let (Ok(feed), Ok(subscriber)) = (Feed::parse(&name), Subscriber::parse(&name)) else { return };
         let mut publisher = Publisher::lazy(&self.broker);
         // Replicas that start together take turns.
@@ -104,7 +103,7 @@ impl Canary {
         let (id, begun) = (uuid::Uuid::now_v7().to_string(), Instant::now());
         let publishing = async {
             let event = event(feed, &id)?;
-            let outgoing = Outgoing::event(self.broker.names.events(), EVENT_TYPE, feed.as_str(), event);
+            let outgoing = Outgoing::event(self.broker.names.events(), CANARY_TYPE, feed.as_str(), event);
             // Once more, because RabbitMQ may have gone and come back since the last one.
             if publisher.try_publish(PUBLISH_TIMEOUT, outgoing.clone()).await.is_err() {
                 publisher.try_publish(PUBLISH_TIMEOUT, outgoing).await?;
@@ -123,7 +122,7 @@ impl Canary {
     /// Forgets the last flight, then connects as any client does; to everyone's feed at its end, which is none of its business.
     async fn connect(&self, feed: &Feed, subscriber: &Subscriber) -> Result<Client, Trouble> {
         canaries::begin(&self.pool, feed, &self.broadcast_feed).await?;
-        let token = self.tokens.mint(subscriber, &[], TOKEN_TTL)?;
+        let token = self.tokens.mint(subscriber, &[], Right::Canary, TOKEN_TTL)?;
         let mut request =
             format!("ws://{}/v1/ws?after={}:{}", self.address, self.broadcast_feed, i64::MAX).into_client_request()?;
         let headers: [(HeaderName, HeaderValue); 2] = [
@@ -154,8 +153,8 @@ fn event(feed: &Feed, id: &str) -> Result<Vec<u8>, Trouble> {
     Ok(serde_json::to_vec(&Event {
         specversion: "1.0",
         id,
-        source: SOURCE,
-        kind: EVENT_TYPE,
+        source: CANARY_SOURCE,
+        kind: CANARY_TYPE,
         recipient: feed.as_str(),
         time: now.format(&Rfc3339)?,
         expirytime: (now + DELIVERY_TIMEOUT).format(&Rfc3339)?,

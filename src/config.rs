@@ -15,6 +15,7 @@ use url::Url;
 
 pub use self::environment::{Environment, Origin, Setting};
 pub use self::jwt::{JwtConfig, KeyFiles, Keys};
+use crate::feed::Feed;
 
 /// Most of `SHOPBELL_INGEST_PARTITIONS`: each costs every ingesting replica two connections to RabbitMQ and one to Postgres.
 const PARTITIONS_MAX: u8 = 64;
@@ -87,7 +88,7 @@ pub struct SessionConfig {
     /// `SHOPBELL_ALLOWED_ORIGINS`; empty for same origin.
     pub allowed_origins: Vec<String>,
     /// `SHOPBELL_BROADCAST_FEED`.
-    pub broadcast_feed: String,
+    pub broadcast_feed: Feed,
 }
 
 /// A part of Shopbell that may run alone.
@@ -119,6 +120,8 @@ pub struct ServeConfig {
 pub struct IngestConfig {
     /// `SHOPBELL_MAX_EVENT_BYTES`.
     pub event_bytes_max: usize,
+    /// `SHOPBELL_BROADCAST_FEED`.
+    pub broadcast_feed: Feed,
 }
 
 /// What serving clients runs on.
@@ -168,6 +171,12 @@ impl Environment {
         self.finish(amqp)
     }
 
+    /// The broadcast feed alone.
+    pub fn broadcast_feed(mut self) -> Result<Feed, ConfigError> {
+        let feed = self.read_broadcast_feed();
+        self.finish(Some(feed))
+    }
+
     /// Where the operations port is.
     pub fn ops_listen(mut self) -> Result<SocketAddr, ConfigError> {
         let address = self.read_ops_listen();
@@ -178,8 +187,9 @@ impl Environment {
         let database = self.read_database();
         let amqp = self.read_amqp();
         let ops_listen = self.read_ops_listen();
-        let ingest = self.read_ingest(role != Some(Role::Gateway));
-        let gateway = self.read_gateway(role != Some(Role::Ingest));
+        let broadcast_feed = self.read_broadcast_feed();
+        let ingest = self.read_ingest(role != Some(Role::Gateway), broadcast_feed.clone());
+        let gateway = self.read_gateway(role != Some(Role::Ingest), broadcast_feed);
         // The token of `tail`, which may well run in the same shell.
         self.take("SHOPBELL_TOKEN");
         let ((database, amqp), gateway) = database.zip(amqp).zip(gateway)?;
@@ -209,23 +219,23 @@ impl Environment {
     }
 
     /// Read also where the role has none, because roles may share an environment; then none of it is used.
-    fn read_ingest(&mut self, is_wanted: bool) -> Option<IngestConfig> {
+    fn read_ingest(&mut self, is_wanted: bool, broadcast_feed: Feed) -> Option<IngestConfig> {
         let used = self.settings.len();
         let event_bytes_max = self.number("SHOPBELL_MAX_EVENT_BYTES", EVENT_BYTES_MAX_DEFAULT, 65_536..=16_777_216);
         if !is_wanted {
             self.settings.truncate(used);
             return None;
         }
-        Some(IngestConfig { event_bytes_max })
+        Some(IngestConfig { event_bytes_max, broadcast_feed })
     }
 
     /// The outer `None` is a complaint, the inner one a role without it. Its settings are read either way; its secret is
     /// not.
-    fn read_gateway(&mut self, is_wanted: bool) -> Option<Option<GatewayConfig>> {
+    fn read_gateway(&mut self, is_wanted: bool, broadcast_feed: Feed) -> Option<Option<GatewayConfig>> {
         let used = self.settings.len();
         let listen =
             self.parse("SHOPBELL_LISTEN", SocketAddr::from(([0, 0, 0, 0], 8080)), "an address like 0.0.0.0:8080");
-        let session = self.read_session();
+        let session = self.read_session(broadcast_feed);
         let dashboard = self.parse("SHOPBELL_DASHBOARD", false, "true or false");
         let canary = self.seconds_or_off("SHOPBELL_CANARY_SECONDS", 30, 3_600);
         if !is_wanted {
@@ -237,13 +247,10 @@ impl Environment {
         Some(Some(GatewayConfig { listen, jwt, session, dashboard, canary }))
     }
 
-    fn read_session(&mut self) -> SessionConfig {
+    fn read_session(&mut self, broadcast_feed: Feed) -> SessionConfig {
         SessionConfig {
             allowed_origins: self.read_origins(),
-            broadcast_feed: self.text("SHOPBELL_BROADCAST_FEED", "all", |feed| match crate::feed::Feed::parse(feed) {
-                Ok(_) => Ok(()),
-                Err(error) => Err(error.to_string()),
-            }),
+            broadcast_feed,
             window: self.number("SHOPBELL_WINDOW", 256, 1..=65_536),
             heartbeat: Duration::from_secs(self.number("SHOPBELL_HEARTBEAT_SECONDS", 25, 1..=3_600)),
             sessions_max: self.number("SHOPBELL_MAX_SESSIONS", 50_000, 1..=1_000_000),
@@ -252,6 +259,16 @@ impl Environment {
             frame_bytes_max: self.number("SHOPBELL_MAX_FRAME_BYTES", 16_384, 1_024..=1_048_576),
             drain: Duration::from_secs(self.number("SHOPBELL_DRAIN_SECONDS", 20, 0..=3_600)),
         }
+    }
+
+    /// Both roles need it: one never stores an order in it, the other sends it to everyone.
+    fn read_broadcast_feed(&mut self) -> Feed {
+        let read = |name: &str| match Feed::parse(name) {
+            Ok(feed) if feed.is_of_a_canary() => Err("must not begin with shopbell-canary/".into()),
+            Ok(feed) => Ok(feed),
+            Err(error) => Err(error.to_string()),
+        };
+        self.read("SHOPBELL_BROADCAST_FEED", Feed::of_everyone(), read, |feed| Some(feed.to_string()))
     }
 
     /// Each as browsers write it: in lower case, in ASCII, without a default port.

@@ -7,6 +7,7 @@
 //! Nothing here does I/O, reads a clock, waits or keeps anything. A rejection is permanent: the same message is
 //! rejected again whenever it is parsed, so it is dead-lettered and never retried.
 
+mod audience;
 mod binary;
 mod content_type;
 mod encoding;
@@ -28,6 +29,7 @@ use serde_json::value::RawValue;
 use time::OffsetDateTime;
 
 use crate::feed::Feed;
+pub use audience::{CANARY_SOURCE, CANARY_TYPE};
 use content_type::Mode;
 use envelope::Envelope;
 pub use envelope::{COLLAPSE_KEY_BYTES_MAX, ID_BYTES_MAX, SOURCE_BYTES_MAX, TRACEPARENT_BYTES_MAX, TYPE_BYTES_MAX};
@@ -89,6 +91,8 @@ pub struct Limits {
 pub struct Event {
     /// `recipient`: the feed it goes to.
     pub recipient: Feed,
+    /// `broadcast`: whether it is meant for everyone, where the publisher wrote that.
+    pub broadcast: Option<bool>,
     /// `id`: with `source` what makes the event the same event (CloudEvents 1.0, "id").
     pub id: String,
     /// `source`: where it comes from; a URI reference, taken as it is (CloudEvents 1.0, "source+id").
@@ -152,6 +156,7 @@ impl fmt::Debug for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Event")
             .field("recipient", &self.recipient)
+            .field("broadcast", &self.broadcast)
             .field("id", &self.id)
             .field("source", &self.source)
             .field("event_type", &self.event_type)

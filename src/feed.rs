@@ -14,6 +14,9 @@ pub const DEVICE_CHARS_MAX: usize = 64;
 /// Longest epoch, in bytes.
 const EPOCH_BYTES_MAX: usize = 64;
 
+/// How the feeds of canaries begin: these names are reserved.
+pub const CANARY_PREFIX: &str = "shopbell-canary/";
+
 /// Why a name was refused, in words for the person who sent it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{what} must be {rule}")]
@@ -40,6 +43,16 @@ impl Feed {
     /// The name.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// `SHOPBELL_BROADCAST_FEED` if it is not set.
+    pub fn of_everyone() -> Self {
+        Self("all".into())
+    }
+
+    /// Whether no merchant can have this name, because canaries do.
+    pub fn is_of_a_canary(&self) -> bool {
+        self.0.starts_with(CANARY_PREFIX)
     }
 }
 

@@ -28,6 +28,7 @@ use crate::amqp::{Broker, BrokerError, dead_letter};
 use crate::backoff::Backoff;
 use crate::event::{Limits, Reason, Rejection};
 use crate::fanout::{Fanout, HintPublisher, Hints, Stored};
+use crate::feed::Feed;
 use crate::health::Health;
 use crate::notification::Notification;
 use crate::store;
@@ -63,6 +64,8 @@ pub struct Ingest {
     pub fanout: Arc<Fanout>,
     /// What is taken from publishers.
     pub limits: Limits,
+    /// The feed that everyone reads: no order is stored in it.
+    pub broadcast_feed: Feed,
     /// Where traces are kept for who reads later.
     pub traces: TraceKeeper,
     /// The books.
@@ -162,7 +165,7 @@ impl Ingest {
     ) -> Result<Stored, Ended> {
         let received_at = microseconds(OffsetDateTime::now_utc());
         let _held = self.metrics.holding.begin(self.partition);
-        let parsed = batch.parse(self.limits);
+        let parsed = batch.parse(self.limits, &self.broadcast_feed);
         let deliveries = parsed.events.len() + parsed.rejected.len();
         self.metrics.batch_events.observe(deliveries as f64);
         let traceparents = parsed.events.iter().filter_map(|(_, event)| event.traceparent.as_deref());

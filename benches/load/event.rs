@@ -5,7 +5,11 @@ use std::fmt::Write as _;
 /// Bytes of an event as published, about.
 pub const BYTES: usize = 400;
 
-/// An `order.created` in CloudEvents' JSON format. Its id ends with its index, for the receiver to know it by.
+/// The broadcast feed.
+pub const EVERYONE: &str = "all";
+
+/// An `order.created` in CloudEvents' JSON format, marked if it is for everyone. Its id ends with its index, so that the receiver
+/// can recognise it.
 pub fn order(run: &str, index: usize, recipient: &str) -> Vec<u8> {
     order_of(BYTES, run, index, recipient)
 }
@@ -13,10 +17,11 @@ pub fn order(run: &str, index: usize, recipient: &str) -> Vec<u8> {
 /// The same of about so many bytes.
 pub fn order_of(bytes: usize, run: &str, index: usize, recipient: &str) -> Vec<u8> {
     let mut body = String::with_capacity(bytes + 16);
+    let broadcast = if recipient == EVERYONE { r#""broadcast":true,"# } else { "" };
     // Writing to a string cannot fail.
     let _ = write!(
         body,
-        r#"{{"specversion":"1.0","id":"{run}-{index}","source":"/checkout","type":"order.created","recipient":"{recipient}","time":"2026-11-21T10:00:00Z","datacontenttype":"application/json","data":{{"order_id":"A-{index:08}","total":"129.90","currency":"EUR","items":3,"placed_at":"2026-11-21T10:00:00Z","customer":""#
+        r#"{{"specversion":"1.0",{broadcast}"id":"{run}-{index}","source":"/checkout","type":"order.created","recipient":"{recipient}","time":"2026-11-21T10:00:00Z","datacontenttype":"application/json","data":{{"order_id":"A-{index:08}","total":"129.90","currency":"EUR","items":3,"placed_at":"2026-11-21T10:00:00Z","customer":""#
     );
     while body.len() < bytes - 3 {
         body.push('x');

@@ -183,7 +183,7 @@ pub async fn idle(services: &Services, connections: usize) -> anyhow::Result<Fig
     figures.set("C seconds until each has one event", WHO, books.elapsed_since(begun).as_secs_f64());
 
     let begun = Instant::now();
-    publisher.publish_all("c", &books, connections..connections + 1, |_| "all".into()).await?;
+    publisher.publish_all("c", &books, connections..connections + 1, |_| event::EVERYONE.into()).await?;
     books.complete().await?;
     figures.set("B seconds to all", WHO, books.elapsed_since(begun).as_secs_f64());
     stage.balanced(connections + 1).await?;

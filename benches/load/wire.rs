@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail, ensure};
 use serde::Deserialize;
-use shopbell::auth::Tokens;
+use shopbell::auth::{Right, Tokens};
 use shopbell::config::Environment;
 use shopbell::feed::Subscriber;
 use tokio_tungstenite::tungstenite::Message;
@@ -83,7 +83,7 @@ impl Server {
         if let Self::Shopbell { secret, .. } = self {
             let subscriber = Subscriber::parse(name)?;
             let environment = Environment::of(vec![("SHOPBELL_JWT_HS256_SECRET".into(), secret.clone())]);
-            let token = Tokens::new(&environment.jwt()?).mint(&subscriber, &[], TOKEN_TTL)?;
+            let token = Tokens::new(&environment.jwt()?).mint(&subscriber, &[], Right::None, TOKEN_TTL)?;
             headers.insert("authorization", format!("Bearer {token}").parse()?);
         }
         Ok(request)

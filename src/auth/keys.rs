@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header};
 use serde::Serialize;
 
+use super::Right;
 use super::token::{Expected, Token};
 use crate::config::{JwtConfig, KeyFiles, Keys};
 use crate::feed::{Feed, Subscriber};
@@ -36,6 +37,10 @@ struct Minted<'a> {
     exp: u64,
     #[serde(skip_serializing_if = "<[Feed]>::is_empty")]
     feeds: &'a [Feed],
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    broadcast: bool,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    shopbell_canary: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     aud: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -96,6 +101,7 @@ impl Tokens {
         &self,
         subscriber: &Subscriber,
         feeds: &[Feed],
+        right: Right,
         ttl: Duration,
     ) -> Result<String, jsonwebtoken::errors::Error> {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -104,6 +110,8 @@ impl Tokens {
             iat: now.as_secs(),
             exp: (now + ttl).as_secs(),
             feeds,
+            broadcast: right == Right::Broadcast,
+            shopbell_canary: right == Right::Canary,
             aud: self.audience.as_deref(),
             iss: self.issuer.as_deref(),
         };

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde::de::{DeserializeOwned, Deserializer, IgnoredAny};
 use serde_json::value::RawValue;
 
-use super::TokenError;
+use super::{Right, TokenError};
 
 /// How far a clock of the token's issuer may differ from ours.
 pub const LEEWAY: Duration = Duration::from_secs(5);
@@ -41,6 +41,7 @@ pub(super) struct Expected<'a> {
 pub(super) struct Claims {
     pub(super) sub: String,
     pub(super) feeds: Option<Vec<String>>,
+    pub(super) right: Right,
     /// Since 1970.
     pub(super) exp: Duration,
 }
@@ -72,6 +73,10 @@ struct Payload<'a> {
     aud: Option<&'a RawValue>,
     #[serde(borrow)]
     iss: Option<&'a RawValue>,
+    #[serde(borrow)]
+    broadcast: Option<&'a RawValue>,
+    #[serde(borrow)]
+    shopbell_canary: Option<&'a RawValue>,
 }
 
 /// RFC 7519 §4.1.3.
@@ -129,7 +134,14 @@ impl<'a> Token<'a> {
                 return Err(TokenError::NotYetValid { wait: nbf - LEEWAY - now });
             }
         }
-        Ok(Claims { sub, feeds, exp })
+        // Anything but `true` is the claim of somebody else.
+        let is_true = |claim: Option<&RawValue>| claim.is_some_and(|claim| claim.get() == "true");
+        let right = match (is_true(claims.broadcast), is_true(claims.shopbell_canary)) {
+            (true, _) => Right::Broadcast,
+            (false, true) => Right::Canary,
+            (false, false) => Right::None,
+        };
+        Ok(Claims { sub, feeds, right, exp })
     }
 }
 
@@ -230,6 +242,15 @@ mod tests {
     fn is_refused(outcome: Result<Claims, TokenError>, named: &str) {
         let error = outcome.unwrap_err();
         assert!(matches!(error, TokenError::Refused(why) if why.contains(named)), "{error}");
+    }
+
+    #[test]
+    fn a_right_is_a_claim_that_is_true() {
+        assert_eq!(beside(r#""broadcast":true"#).unwrap().right, Right::Broadcast);
+        assert_eq!(beside(r#""shopbell_canary":true"#).unwrap().right, Right::Canary);
+        for other in [r#""broadcast":false"#, r#""broadcast":"true""#, r#""broadcast":1"#, r#""canary":true"#] {
+            assert_eq!(beside(other).unwrap().right, Right::None, "{other}");
+        }
     }
 
     #[test]

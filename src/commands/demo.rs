@@ -19,7 +19,7 @@ use tokio::process::Command;
 
 use self::doors::Doors;
 use super::{UsageError, serve, terminal};
-use crate::auth::{Authenticator, Tokens};
+use crate::auth::{Authenticator, Right, Tokens};
 use crate::config::ServeConfig;
 use crate::feed::{Feed, Subscriber};
 use crate::http::handshake::bearer;
@@ -74,7 +74,7 @@ pub async fn run(arguments: Arguments, mut config: ServeConfig) -> anyhow::Resul
     let tokens = Arc::new(Tokens::new(&gateway.jwt));
     tokio::spawn(tokens.clone().follow());
     let token = token(&tokens, &arguments.recipient)?;
-    let broadcast_feed = Feed::parse(&gateway.session.broadcast_feed)?;
+    let broadcast_feed = gateway.session.broadcast_feed.clone();
     let authenticator = Authenticator::new(tokens, broadcast_feed);
     let stage = Arc::new(Stage { authenticator, recipient: arguments.recipient, doors });
     let buttons = Router::new()
@@ -94,7 +94,7 @@ fn free_address() -> std::io::Result<SocketAddr> {
 
 fn token(tokens: &Tokens, recipient: &Feed) -> anyhow::Result<String> {
     let subscriber = Subscriber::parse(recipient.as_str())?;
-    tokens.mint(&subscriber, &[], TOKEN_TTL).context("could not sign the token")
+    tokens.mint(&subscriber, &[], Right::None, TOKEN_TTL).context("could not sign the token")
 }
 
 #[derive(Deserialize)]

@@ -16,8 +16,9 @@ use self::sample::Import;
 use super::terminal::{self, Format};
 use super::{BROKER_TIMEOUT, UsageError, broker, within};
 use crate::amqp::publisher::{Outgoing, Publisher};
-use crate::config::EVENT_BYTES_MAX_DEFAULT;
+use crate::config::{EVENT_BYTES_MAX_DEFAULT, Environment};
 use crate::event::{self, Limits, Message};
+use crate::feed::Feed;
 use crate::telemetry::traces::Publishing;
 
 /// Events published at once where no rate is asked for: what lies unconfirmed when something fails.
@@ -37,6 +38,9 @@ pub struct Arguments {
     /// Whom the events are addressed to: the feed.
     #[arg(long, value_name = "FEED")]
     recipient: String,
+    /// The events are meant for everyone: the recipient is the broadcast feed.
+    #[arg(long)]
+    broadcast: bool,
     /// How many.
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: u64,
@@ -75,7 +79,7 @@ pub struct Arguments {
 
 /// Publishes, and writes a line for each event that RabbitMQ confirmed.
 pub async fn run(arguments: Arguments, format: Format) -> anyhow::Result<()> {
-    let plan = Plan::new(arguments)?;
+    let plan = Plan::new(arguments, Environment::of_process().broadcast_feed()?)?;
     let total = plan.total();
     // A mistake shows in the first event, and needs no broker to be named.
     plan.event(0, None)?;
@@ -138,10 +142,11 @@ struct Plan {
     arguments: Arguments,
     data: Option<Vec<u8>>,
     import: Option<Import>,
+    broadcast_feed: Feed,
 }
 
 impl Plan {
-    fn new(arguments: Arguments) -> anyhow::Result<Self> {
+    fn new(arguments: Arguments, broadcast_feed: Feed) -> anyhow::Result<Self> {
         let import = arguments.import.map(|items| Import::new(items, arguments.failed));
         if let Some(items) = arguments.import.filter(|items| arguments.failed > *items) {
             let failed = arguments.failed;
@@ -164,7 +169,7 @@ impl Plan {
         {
             return Err(UsageError(format!("--data is not JSON: {error}")).into());
         }
-        Ok(Self { arguments, data, import })
+        Ok(Self { arguments, data, import, broadcast_feed })
     }
 
     fn total(&self) -> u64 {
@@ -189,7 +194,9 @@ impl Plan {
         if !self.arguments.unchecked {
             let content_type = Some(CONTENT_TYPE);
             let message = Message { content_type, content_encoding: None, headers: vec![], body: &body };
-            event::parse(&message, Limits { event_bytes_max: EVENT_BYTES_MAX }).map_err(|rejection| {
+            let checked = event::parse(&message, Limits { event_bytes_max: EVENT_BYTES_MAX })
+                .and_then(|event| event.check_audience(&self.broadcast_feed));
+            checked.map_err(|rejection| {
                 UsageError(format!("this event would be a dead letter: {rejection} (--unchecked publishes it anyway)"))
             })?;
         }
@@ -216,6 +223,7 @@ impl Plan {
             expirytime: expiry.map(|at| at.format(&Rfc3339)).transpose()?,
             collapsekey: self.arguments.collapse_key.as_deref(),
             traceparent: trace.map(ToString::to_string),
+            broadcast: self.arguments.broadcast,
         })?;
         if let Some(data) = data {
             body.pop();
@@ -252,6 +260,8 @@ struct Envelope<'a> {
     collapsekey: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     traceparent: Option<String>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    broadcast: bool,
 }
 
 #[derive(Serialize)]
@@ -301,12 +311,14 @@ mod tests {
 
     #[test]
     fn a_mistake_is_named_and_unchecked_publishes_it() {
-        let cases: [(&[&str], &str); 5] = [
+        let cases: [(&[&str], &str); 7] = [
             (&["--data", "{"], "not JSON"),
             (&["--data", r#"1,"id":"x""#], "not JSON"),
             (&["--data", "{}"], "invalid_data"),
             (&["--recipient", "a b"], "invalid_recipient"),
             (&["--type", ""], "invalid_envelope"),
+            (&["--recipient", "all"], "invalid_recipient"),
+            (&["--broadcast"], "invalid_recipient"),
         ];
         for (line, expected) in cases {
             let error = plan(line).and_then(|plan| plan.event(0, None).map(drop)).unwrap_err();
@@ -327,6 +339,6 @@ mod tests {
 
     fn plan(line: &[&str]) -> anyhow::Result<Plan> {
         let recipient: &[&str] = if line.contains(&"--recipient") { &[] } else { &["--recipient", "m"] };
-        Plan::new(Line::try_parse_from([&["publish"], recipient, line].concat())?.arguments)
+        Plan::new(Line::try_parse_from([&["publish"], recipient, line].concat())?.arguments, Feed::of_everyone())
     }
 }

@@ -31,7 +31,6 @@ use crate::cursors::Cursors;
 use crate::epoch::Epochs;
 use crate::event::Limits;
 use crate::fanout::{Fanout, HintPublisher};
-use crate::feed::Feed;
 use crate::health::Health;
 use crate::housekeeping;
 use crate::http::admission::Admission;
@@ -214,6 +213,7 @@ impl Ground {
                 fanout: self.fanout.clone(),
                 traces: traces.clone(),
                 limits: Limits { event_bytes_max: config.event_bytes_max },
+                broadcast_feed: config.broadcast_feed.clone(),
                 metrics: self.metrics.clone(),
                 health: self.health.clone(),
             };
@@ -226,7 +226,7 @@ impl Ground {
     /// The half that serves clients.
     async fn serve(&self, config: &GatewayConfig, more: Router, parts: &mut Parts) -> anyhow::Result<Arc<Gateway>> {
         let listener = bind("SHOPBELL_LISTEN", config.listen)?;
-        let broadcast_feed = Feed::parse(&config.session.broadcast_feed)?;
+        let broadcast_feed = config.session.broadcast_feed.clone();
         let tokens = Arc::new(Tokens::new(&config.jwt));
         parts.spawn("keys", tokens.clone().follow());
         let authenticator = Authenticator::new(tokens.clone(), broadcast_feed.clone());

@@ -5,8 +5,9 @@ use std::time::Duration;
 use anyhow::Context;
 use serde::Serialize;
 
+use super::UsageError;
 use super::terminal::{self, Format};
-use crate::auth::Tokens;
+use crate::auth::{Right, Tokens};
 use crate::config::Environment;
 use crate::feed::{Feed, Subscriber};
 
@@ -22,6 +23,9 @@ pub struct Arguments {
     /// A feed it may read, repeatable; without any, the one named like the subscriber.
     #[arg(long = "feed", value_name = "FEED", value_parser = Feed::parse)]
     feeds: Vec<Feed>,
+    /// With the right to answer for everyone in the broadcast feed.
+    #[arg(long)]
+    broadcast: bool,
     /// How long it is good for.
     #[arg(long, default_value_t = 3_600, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=TTL_SECONDS_MAX))]
     ttl_seconds: u64,
@@ -34,12 +38,29 @@ struct Minted {
 
 /// Writes the token, alone.
 pub fn run(arguments: &Arguments, format: Format) -> anyhow::Result<()> {
+    check_audience(arguments, &Environment::of_process().broadcast_feed()?)?;
     let tokens = Tokens::new(&Environment::of_process().jwt()?);
+    let right = if arguments.broadcast { Right::Broadcast } else { Right::None };
     let ttl = Duration::from_secs(arguments.ttl_seconds);
-    let token = tokens.mint(&arguments.subscriber, &arguments.feeds, ttl).context("could not sign the token")?;
+    let token = tokens.mint(&arguments.subscriber, &arguments.feeds, right, ttl).context("could not sign the token")?;
     let line = match format {
         Format::Text => terminal::text_line(&token),
         Format::Json => terminal::json_line(&Minted { token })?,
     };
     terminal::write_lines(&line)
+}
+
+/// Refuses to make a token that `serve` would refuse, or that would be for less than it looks.
+fn check_audience(arguments: &Arguments, broadcast_feed: &Feed) -> anyhow::Result<()> {
+    let problem = if arguments.subscriber.as_str() == broadcast_feed.as_str() {
+        "--subscriber is the broadcast feed (SHOPBELL_BROADCAST_FEED), which everyone reads: no merchant can have this id"
+    } else if !arguments.broadcast && arguments.feeds.contains(broadcast_feed) {
+        "--feed names the broadcast feed (SHOPBELL_BROADCAST_FEED), which every token reads: use --broadcast for a token that \
+         answers for everyone"
+    } else if arguments.feeds.iter().any(Feed::is_of_a_canary) {
+        "--feed begins with shopbell-canary/, which is reserved for Shopbell"
+    } else {
+        return Ok(());
+    };
+    Err(UsageError(problem.into()).into())
 }

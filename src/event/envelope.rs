@@ -26,7 +26,7 @@ pub const COLLAPSE_KEY_BYTES_MAX: usize = 256;
 pub const TRACEPARENT_BYTES_MAX: usize = 55;
 
 /// The names of the attributes, in the order in which [`Envelope::new`] takes them.
-pub(super) const ATTRIBUTES: [&str; 10] = [
+pub(super) const ATTRIBUTES: [&str; 11] = [
     "specversion",
     "id",
     "source",
@@ -37,6 +37,7 @@ pub(super) const ATTRIBUTES: [&str; 10] = [
     "collapsekey",
     "traceparent",
     "datacontenttype",
+    "broadcast",
 ];
 
 /// An attribute as the message has it, not yet held against its rule.
@@ -80,6 +81,7 @@ pub(super) struct Envelope<'a> {
     collapsekey: Attribute<'a>,
     traceparent: Attribute<'a>,
     datacontenttype: Attribute<'a>,
+    broadcast: Attribute<'a>,
     data: Data<'a>,
 }
 
@@ -96,6 +98,7 @@ impl<'a> Envelope<'a> {
             collapsekey,
             traceparent,
             datacontenttype,
+            broadcast,
         ] = attributes;
         Self {
             specversion,
@@ -108,6 +111,7 @@ impl<'a> Envelope<'a> {
             collapsekey,
             traceparent,
             datacontenttype,
+            broadcast,
             data,
         }
     }
@@ -122,6 +126,7 @@ impl<'a> Envelope<'a> {
         let expires_at = self.expirytime.moment()?;
         let published_key = self.collapsekey.optional(COLLAPSE_KEY_BYTES_MAX)?;
         let datacontenttype = self.datacontenttype.text()?;
+        let broadcast = self.broadcast.boolean()?;
         let recipient = recipient(self.recipient)?;
         let data = match self.data {
             Data::Absent => None,
@@ -137,6 +142,7 @@ impl<'a> Envelope<'a> {
         };
         Ok(Event {
             recipient,
+            broadcast,
             id,
             source,
             event_type,
@@ -230,6 +236,17 @@ impl<'a> Attribute<'a> {
     fn required(self, bytes_max: usize) -> Result<String, Rejection> {
         let name = self.name;
         self.optional(bytes_max)?.ok_or_else(|| missing(Reason::InvalidEnvelope, name))
+    }
+
+    /// A Boolean, as its canonical text.
+    fn boolean(self) -> Result<Option<bool>, Rejection> {
+        let name = self.name;
+        match self.text()?.as_deref() {
+            None => Ok(None),
+            Some("true") => Ok(Some(true)),
+            Some("false") => Ok(Some(false)),
+            Some(_) => Err(must_be(name, "true or false")),
+        }
     }
 
     fn moment(self) -> Result<Option<OffsetDateTime>, Rejection> {

@@ -31,7 +31,6 @@ use crate::session::goodbye::say_goodbye;
 use crate::session::socket::Socket;
 use crate::session::state::{KeptByClient, Start};
 use crate::session::task::{self, Opened, Shared};
-use crate::store::canaries;
 use crate::store::cursors::CursorKey;
 use crate::store::pools::Pool;
 
@@ -175,7 +174,7 @@ impl Gateway {
         let opened = Opened {
             id: uuid::Uuid::now_v7().to_string(),
             token_remaining: grant.remaining(),
-            is_canary: grant.subscriber.as_str().starts_with(canaries::PREFIX),
+            is_canary: grant.is_canary,
             subscriber: grant.subscriber,
             device: wishes.device,
             epoch,

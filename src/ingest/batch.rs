@@ -4,6 +4,7 @@ use crate::amqp::BrokerError;
 use crate::amqp::consumer::Consumer;
 use crate::amqp::delivery::Delivery;
 use crate::event::{self, Event, Limits, Rejection};
+use crate::feed::Feed;
 
 /// Most events in a batch: past that a bigger transaction is hardly cheaper an event, and twice as many are prefetched, each
 /// of whatever size the broker allows.
@@ -48,11 +49,13 @@ impl Batch {
     }
 
     /// Tells what can be stored from what never can.
-    pub(super) fn parse(self, limits: Limits) -> Parsed {
+    pub(super) fn parse(self, limits: Limits, broadcast_feed: &Feed) -> Parsed {
         let events = Vec::with_capacity(self.deliveries.len());
         let mut parsed = Parsed { events, rejected: Vec::new(), through: self.through };
         for delivery in self.deliveries {
-            match event::parse(&delivery.message(), limits) {
+            let checked = event::parse(&delivery.message(), limits)
+                .and_then(|event| event.check_audience(broadcast_feed).map(|()| event));
+            match checked {
                 Ok(event) => parsed.events.push((delivery, event)),
                 Err(rejection) => parsed.rejected.push((delivery, rejection)),
             }

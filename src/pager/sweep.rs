@@ -10,7 +10,7 @@ use crate::feed::{Epoch, Feed};
 use crate::hub::Hub;
 use crate::notification::Newest;
 use crate::store::damage::{Damaged, Parts};
-use crate::store::{self, StoreError, canaries, pools::Pool};
+use crate::store::{self, StoreError, pools::Pool};
 use crate::telemetry::metrics::Metrics;
 
 /// How long a lost hint can delay a notification, about.
@@ -86,7 +86,7 @@ async fn look(pool: &Pool, hub: &Hub, epochs: &Epochs, metrics: &Metrics, damage
 /// A canary's feed is forgotten on purpose.
 fn is_set_back(announced: &HashMap<Feed, Newest>, (feed, stored): &(Feed, Newest)) -> bool {
     let is_less = |told: &Newest| stored.seq < told.seq || stored.version < told.version;
-    announced.get(feed).is_some_and(is_less) && !feed.as_str().starts_with(canaries::PREFIX)
+    announced.get(feed).is_some_and(is_less) && !feed.is_of_a_canary()
 }
 
 /// Tells all sessions as soon as the epoch has changed.

@@ -359,7 +359,10 @@ impl Session {
             return self.complain(Some(feed), ErrorCode::UnknownFeed, UNKNOWN_FEED);
         };
         let refused = if reader.shared {
-            Some((ErrorCode::ReadOnly, "everyone reads this feed: only a token that names it may answer for all"))
+            Some((
+                ErrorCode::ReadOnly,
+                "everyone reads this feed: only a token with the claim broadcast answers for all",
+            ))
         } else if numbers > SEQS_PER_FRAME_MAX {
             Some((ErrorCode::TooManySeqs, "a frame may name 256 numbers at most"))
         } else if self.said_waiting >= SAID_WAITING_MAX {

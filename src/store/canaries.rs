@@ -4,8 +4,6 @@ use super::StoreError;
 use super::pools::Pool;
 use crate::feed::Feed;
 
-/// How the names of their feeds begin.
-pub const PREFIX: &str = "shopbell-canary/";
 /// What a replica that died has left behind is that old: longer than any canary's interval.
 const LEFT_BEHIND: &str = "2 hours";
 

@@ -46,7 +46,8 @@ async fn what_everyone_is_told_does_not_stand_in_the_canarys_way() {
     let world = World::new().await;
     let replica = world.replica().with("SHOPBELL_WINDOW", 4).with("SHOPBELL_CANARY_SECONDS", 1).start().await;
     // Nobody acknowledges any of these, and they are more than a window.
-    world.publisher().await.publish_all(Event::orders("all", 20)).await;
+    let notices = (0..20).map(|_| Event::new("notice", "all", "1"));
+    world.publisher().await.publish_all(notices).await;
     world.expect_stored("all", 20).await;
     let flown = replica.metric("shopbell_canary_publish_to_ack_seconds_count").await;
     replica.metric_reaches("shopbell_canary_publish_to_ack_seconds_count", flown + 3).await;

@@ -9,6 +9,7 @@ mod alarms;
 mod answers;
 mod attributes;
 mod books;
+mod broadcast;
 mod canary;
 mod commands;
 mod commands_config;

@@ -28,7 +28,7 @@ answers <- backoff telemetry feed::Epoch epoch::Epochs protocol change::state st
 ingest <- backoff health telemetry feed event notification store amqp fanout
 watch <- telemetry store amqp hub::Hub
 housekeeping <- store
-canary <- telemetry feed protocol::SUBPROTOCOL auth store amqp
+canary <- telemetry feed event protocol::SUBPROTOCOL auth store amqp
 session/state <- telemetry::traces::Origin feed protocol change notification
 session/task <- telemetry feed epoch::Epochs protocol notification auth store::answers::Answer store::cursors::CursorKey hub pager cursors answers::Answers
 session/goodbye <- protocol

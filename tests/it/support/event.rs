@@ -25,6 +25,8 @@ pub struct Event {
     expirytime: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     collapsekey: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    broadcast: Option<bool>,
     data: Box<RawValue>,
 }
 
@@ -39,6 +41,7 @@ impl Event {
             recipient: recipient.to_owned(),
             expirytime: None,
             collapsekey: None,
+            broadcast: None,
             data: RawValue::from_string(data.to_owned()).expect("the story's data is JSON"),
         }
     }
@@ -87,6 +90,12 @@ impl Event {
     /// Of those with the same key only the newest matters.
     pub fn collapse_key(mut self, key: &str) -> Self {
         self.collapsekey = Some(key.to_owned());
+        self
+    }
+
+    /// Whether it is meant for everyone.
+    pub fn broadcast(mut self, broadcast: bool) -> Self {
+        self.broadcast = Some(broadcast);
         self
     }
 

@@ -68,6 +68,12 @@ impl Token {
         self
     }
 
+    /// With the right to answer for everyone in the broadcast feed.
+    pub fn broadcast(mut self) -> Self {
+        self.claims.more.insert("broadcast".to_owned(), true.into());
+        self
+    }
+
     /// For whom it was minted.
     pub fn audience(mut self, audience: &str) -> Self {
         self.claims.aud = Some(audience.to_owned());
