@@ -33,6 +33,7 @@ mod migration;
 mod observability;
 mod openings;
 mod pages;
+mod plans;
 mod poison;
 mod pooler;
 mod pools;

@@ -203,6 +203,11 @@ impl Replica {
         .await;
     }
 
+    /// All that it has logged so far, in all of its lives.
+    pub fn log(&self) -> String {
+        self.0.log.text()
+    }
+
     /// The lines on which it panicked, in any of its lives.
     pub fn panics(&self) -> Vec<String> {
         self.0.log.panics()

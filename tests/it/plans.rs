@@ -1,0 +1,48 @@
+//! How Postgres runs the page query when it believes that the tables are large.
+
+use crate::support::{Event, PATIENCE, World, eventually, holds};
+
+const MERCHANT: &str = "merchant-42";
+
+/// Statistics of 100 million notifications in 1,000 feeds, on the few pages that there are.
+const STATISTICS: &str = "
+update pg_class set reltuples = 100000000, relpages = greatest(relpages, 1)
+    where relname in ('notifications', 'notifications_pkey', 'notifications_source_event_id_feed_key');
+update pg_class set reltuples = 1000, relpages = greatest(relpages, 1) where relname in ('feeds', 'feeds_pkey')";
+
+/// Every new session of this database sends the plan of each statement to its client.
+const EXPLAIN: &str = "do $$ declare setting text; begin
+    foreach setting in array array['session_preload_libraries = auto_explain', 'auto_explain.log_min_duration = 0',
+                                   'auto_explain.log_analyze = on', 'auto_explain.log_level = notice'] loop
+        execute format('alter database %I set %s', current_database(), setting);
+    end loop;
+end $$";
+
+#[tokio::test]
+async fn a_page_of_a_large_table_is_read_by_index_without_compilation() {
+    let world = World::new().await;
+    let first = world.serve().await;
+    world.publisher().await.publish_all(Event::orders(MERCHANT, 300)).await;
+    world.expect_stored(MERCHANT, 300).await;
+    assert!(first.terminate().await.success());
+    world.meddle("analyze notifications; analyze feeds").await;
+    world.meddle(STATISTICS).await;
+    world.meddle(EXPLAIN).await;
+
+    let replica = world.serve().await;
+    let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
+    merchant.take_seqs(1..=300).await;
+    let plan = eventually("the plan of a page query arrives", PATIENCE, async || {
+        let log = replica.log();
+        let plan =
+            log.lines().find(|line| line.contains("Query Text") && line.contains("(feed, after, rows, ordinal)"));
+        plan.map(str::to_owned).ok_or(log)
+    })
+    .await;
+    assert!(plan.contains("Index Scan using notifications_pkey"), "{plan}");
+    assert!(!plan.contains("Seq Scan on notifications"), "{plan}");
+    assert!(!replica.log().contains("JIT:"), "{}", replica.log());
+    let huge = plan.split("cost=").nth(1).and_then(|cost| cost.split("..").nth(1)?.split('.').next()?.parse().ok());
+    holds(huge.is_some_and(|cost: u64| cost > 100_000), &plan).expect("Postgres would compile it by default");
+    world.finish().await;
+}
