@@ -179,11 +179,11 @@ fn is_read_only(error: &sqlx::Error) -> bool {
 fn ends_connection(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed => true,
-        // Read-only; shut down, crashed or starting; ended by a timeout; connection lost; prepared before a migration changed
-        // its result.
+        // Read-only; shut down, crashed or starting; ended by a timeout; connection lost. And prepared statements that a migration
+        // or a pooler made useless: sqlx would use them again.
         sqlx::Error::Database(database) => database.code().is_some_and(|code| {
-            matches!(&*code, READ_ONLY | "57P01" | "57P02" | "57P03" | "57P05" | "25P03" | "0A000")
-                || code.starts_with("08")
+            let is_gone = matches!(&*code, READ_ONLY | "57P01" | "57P02" | "57P03" | "57P05" | "25P03");
+            is_gone || code.starts_with("08") || matches!(&*code, "0A000" | "26000" | "42P05")
         }),
         _ => false,
     }

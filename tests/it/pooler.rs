@@ -64,6 +64,56 @@ async fn doctor_and_migrate_report_a_pooler_in_transaction_mode() {
     world.finish().await;
 }
 
+/// With a PgBouncer that can keep prepared statements the service works; with an older one doctor reports why it does not.
+#[tokio::test]
+async fn an_order_goes_its_whole_way_in_transaction_mode_if_pgbouncer_can() {
+    let world = World::new().await;
+    world.meddle(GUARDS).await;
+    let can = PgBouncer::keeps_prepared_statements().await;
+    // Fewer server processes than the replica has connections, so that they are shared.
+    let more = if can { "default_pool_size = 4\nmax_prepared_statements = 200" } else { "default_pool_size = 4" };
+    let pooler = PgBouncer::start(&world, "transaction", more).await;
+    let url = pooler.url(world.database_url());
+    let done = doctor(&world, &url).await;
+    let finding = the(&done, "postgres.sessions");
+    assert_eq!(finding.state, if can { "ok" } else { "error" }, "{finding:?}");
+    for guard in ["statement_timeout", "idle_in_transaction_session_timeout", "jit"] {
+        let finding = the(&done, &format!("postgres.session.{guard}"));
+        assert_eq!(finding.state, "ok", "{finding:?}");
+    }
+    if can {
+        let replica = world.replica().with("DATABASE_URL", &url).start().await;
+        let publisher = world.publisher().await;
+        let merchants: Vec<String> = (0..10).map(|number| format!("{MERCHANT}-{number}")).collect();
+        for feed in &merchants {
+            publisher.publish_all(Event::orders(feed, 20)).await;
+        }
+        for feed in &merchants {
+            world.expect_stored(feed, 20).await;
+        }
+        for feed in &merchants {
+            let mut merchant = world.merchant(feed).connect(replica.public()).await;
+            merchant.take_seqs(1..=20).await;
+            publisher.publish_all(Event::orders(feed, 5)).await;
+            merchant.take_seqs(21..=25).await;
+            merchant.handle(feed, &[3]).await;
+            merchant.next_state().await;
+            merchant.ack(feed, 25).await;
+            world.expect_cursor(feed, "", 25).await;
+        }
+        assert_eq!(replica.metric("shopbell_retries_total").await, 0, "{}", replica.log());
+    }
+    world.finish().await;
+}
+
+/// The settings that a session cannot keep in transaction mode.
+const GUARDS: &str = "do $$ declare setting text; begin
+    foreach setting in array array['statement_timeout = ''10s''', 'idle_in_transaction_session_timeout = ''10s''',
+                                   'jit = off'] loop
+        execute format('alter database %I set %s', current_database(), setting);
+    end loop;
+end $$";
+
 async fn doctor(world: &World, url: &str) -> Done {
     let settings = [("DATABASE_URL", url), ("SHOPBELL_MAX_SESSIONS", "100")];
     world.shopbell_with(&settings, &["doctor", "--output", "json"]).await

@@ -79,6 +79,24 @@ async fn connections_to_a_server_that_became_read_only_are_left() {
     world.finish().await;
 }
 
+#[tokio::test]
+async fn statements_that_a_migration_made_stale_are_prepared_again() {
+    let world = World::new().await;
+    let replica = world.serve().await;
+    world.publisher().await.publish_all(Event::orders(MERCHANT, 5)).await;
+    // Often enough that every connection has the statement.
+    for device in 0..20 {
+        let merchant = world.merchant(MERCHANT).after(MERCHANT, 0).device(&format!("till-{device}"));
+        merchant.connect(replica.public()).await.take_seqs(1..=5).await;
+    }
+    let migration =
+        r#"drop view undelivered; alter table notifications alter column event_type type text collate "POSIX""#;
+    world.meddle(migration).await;
+    let merchant = world.merchant(MERCHANT).after(MERCHANT, 0).device("till");
+    merchant.connect(replica.public()).await.take_seqs(1..=5).await;
+    world.finish().await;
+}
+
 const READ_ONLY: &str = "do $$ begin
     execute format('alter database %I set default_transaction_read_only = on', current_database());
 end $$";

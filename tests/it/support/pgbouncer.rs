@@ -22,10 +22,7 @@ pub struct PgBouncer {
 impl PgBouncer {
     /// Starts one in this `pool_mode`, with more lines of its configuration.
     pub async fn start(world: &World, pool_mode: &str, more: &str) -> Self {
-        let mut install = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/pgbouncer"));
-        install.stdin(Stdio::null());
-        run_any(install, INSTALL_BOUND).await.succeeded();
-
+        install().await;
         let (address, folder) = (free_address(), world.folder(&format!("pgbouncer-{pool_mode}-{}", more.len())));
         let (user, password) = url::user_and_password(world.database_url());
         let (host, port) = url::host_and_port(world.database_url());
@@ -49,6 +46,20 @@ impl PgBouncer {
         pooler
     }
 
+    /// Whether this version can keep prepared statements in transaction mode, as 1.21 and newer can.
+    pub async fn keeps_prepared_statements() -> bool {
+        install().await;
+        let mut version = pgbouncer();
+        version.arg("--version");
+        let done = run_any(version, PATIENCE).await.succeeded();
+        let number = done.stdout.split_whitespace().nth(1).and_then(|version| {
+            let (major, rest) = version.split_once('.')?;
+            let minor = rest.split('.').next()?;
+            Some((major.parse::<u32>().ok()?, minor.parse::<u32>().ok()?))
+        });
+        number.expect("PgBouncer has a version") >= (1, 21)
+    }
+
     /// The service's URL, through this PgBouncer.
     pub fn url(&self, service_url: &str) -> String {
         url::at(service_url, &self.address.to_string())
@@ -62,15 +73,28 @@ impl Drop for PgBouncer {
     }
 }
 
+async fn install() {
+    let mut install = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/pgbouncer"));
+    install.stdin(Stdio::null());
+    run_any(install, INSTALL_BOUND).await.succeeded();
+}
+
 /// It refuses to run as root; its configuration is read before it gives that up.
 fn program(folder: &str) -> Command {
-    let path = std::env::var("PATH").unwrap_or_default();
-    let mut command = Command::new("pgbouncer");
+    let mut command = pgbouncer();
     let is_root = fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0);
     if is_root {
         command.args(["--user", "postgres"]);
     }
-    command.arg(format!("{folder}/pgbouncer.ini")).env("PATH", format!("{path}:/usr/sbin"));
+    command.arg(format!("{folder}/pgbouncer.ini"));
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+}
+
+fn pgbouncer() -> Command {
+    let path = std::env::var("PATH").unwrap_or_default();
+    let mut command = Command::new("pgbouncer");
+    // Debian installs it where an ordinary user does not look.
+    command.env("PATH", format!("{path}:/usr/sbin"));
     command
 }
