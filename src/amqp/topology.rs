@@ -168,6 +168,26 @@ pub(super) fn queues(broker: &Broker) -> Vec<(String, FieldTable)> {
     queues
 }
 
+impl Broker {
+    /// The bindings that events take: source, destination and key of each.
+    pub fn bindings(&self) -> Vec<[String; 3]> {
+        let names = &self.names;
+        let mut bindings = vec![
+            [names.dead_letter(), names.dead_letter(), EVERYTHING.into()],
+            [names.unroutable(), names.unroutable(), EVERYTHING.into()],
+        ];
+        if self.partitions == 1 {
+            bindings.push([names.events(), names.ingest(), EVERYTHING.into()]);
+        } else {
+            bindings.push([names.events(), names.partitions(), EVERYTHING.into()]);
+            bindings.extend(
+                (1..=self.partitions).map(|number| [names.partitions(), names.partition(number), ONE_SHARE.into()]),
+            );
+        }
+        bindings
+    }
+}
+
 /// Events go to the partitions when all of these are bound, and only then no longer straight to the first: what comes
 /// twice meanwhile is stored once, and no recipient's events pass through a partition that is not its own in the end.
 async fn route_by_recipient(channel: &Channel, names: &Names, partitions: u8) -> Result<(), BrokerError> {

@@ -1,15 +1,18 @@
 //! `shopbell doctor`: looks for what would keep the service from its promise, and says what to do. Changes nothing.
 
 mod machine;
+mod policies;
 mod postgres;
 mod rabbitmq;
 
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
 use serde::Serialize;
 
+use self::policies::Definitions;
 use super::terminal::{self, Format};
 use super::{broker_of, within};
 use crate::amqp;
@@ -26,6 +29,10 @@ pub struct Arguments {
     /// The half that would be run; both, where it is not said.
     #[arg(long, value_enum, value_name = "ingest|gateway", hide_possible_values = true)]
     role: Option<Role>,
+    /// Judge RabbitMQ's policies and bindings too, from what `rabbitmqctl` prints; - for stdin. Without it, the command to give is
+    /// told.
+    #[arg(long, value_name = "FILE")]
+    rabbitmqctl: Option<PathBuf>,
 }
 
 /// One thing that was looked at.
@@ -76,6 +83,7 @@ impl fmt::Display for Finding {
 
 /// Writes a line for each thing looked at, as far as it can be reached; fails where one is an error.
 pub async fn run(arguments: &Arguments, format: Format) -> anyhow::Result<()> {
+    let definitions = arguments.rabbitmqctl.as_deref().map(Definitions::read).transpose()?;
     let mut findings = Vec::new();
     let (database, amqp) = match Environment::of_process().explain(arguments.role) {
         Ok((config, settings)) => {
@@ -99,7 +107,9 @@ pub async fn run(arguments: &Arguments, format: Format) -> anyhow::Result<()> {
         }
     }
     if let Some(config) = amqp {
-        findings.extend(ask_rabbitmq(&config).await.unwrap_or_else(|error| vec![rabbitmq::away(&error)]));
+        findings.extend(
+            ask_rabbitmq(&config, definitions.as_ref()).await.unwrap_or_else(|error| vec![rabbitmq::away(&error)]),
+        );
     }
     let lines = findings.iter().map(|finding| match format {
         Format::Text => Ok(terminal::text_line(&finding.to_string())),
@@ -122,10 +132,10 @@ fn connections_max(pools: &Pools, role: Option<Role>) -> u32 {
 }
 
 /// Each step of it has a limit of its own, and says which it was.
-async fn ask_rabbitmq(config: &AmqpConfig) -> anyhow::Result<Vec<Finding>> {
+async fn ask_rabbitmq(config: &AmqpConfig, definitions: Option<&Definitions>) -> anyhow::Result<Vec<Finding>> {
     let broker = broker_of(config)?;
     let checkup = amqp::checkup::look(&broker).await.context("asking RabbitMQ")?;
-    Ok(rabbitmq::findings(&checkup, &broker))
+    Ok(rabbitmq::findings(&checkup, &broker, definitions))
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! `shopbell doctor`: what is wrong is found, named, and changed by nobody but the operator.
 
 use serde::Deserialize;
+use serde_json::{Value, json};
 
 use crate::support::{Done, World};
 
@@ -185,6 +186,42 @@ async fn dead_letters_and_a_queue_without_a_consumer_are_warned_of() {
     replica.terminate().await;
     let done = doctor(&world, &[]).await.succeeded();
     assert_eq!(the(&done, "rabbitmq.ingest").state, "warning");
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn a_policy_that_deletes_events_is_found_in_what_rabbitmqctl_prints() {
+    let world = World::new().await;
+    world.shopbell(&["declare"]).await.succeeded();
+    let [ingest, dead_letter, unroutable, gateways, events] =
+        ["ingest", "dead-letter", "unroutable", "gateways", "events"].map(|what| world.name(what));
+    let queues =
+        json!([&ingest, &dead_letter, &unroutable, &gateways].map(|name| json!({ "name": name, "policy": "all" })));
+    let policies = |definition: &str| json!([{ "name": "all", "pattern": ".*", "definition": definition }]);
+    let binding = |source: &str, destination: &str| json!({ "source_name": source, "destination_name": destination, "routing_key": "#" });
+    let bound =
+        json!([binding(&dead_letter, &dead_letter), binding(&unroutable, &unroutable), binding(&events, &ingest)]);
+    let run = async |name: &str, policies: Value, bindings: &Value| {
+        let printed = format!("{queues}\n{policies}\n[\n]\n{bindings}\n");
+        let path = world.file(name, printed.as_bytes());
+        world.shopbell_with(&[FEW_SESSIONS], &["doctor", "--output", "json", "--rabbitmqctl", &path]).await
+    };
+
+    let done = run("ttl.json", policies(r#"{"message-ttl":2000}"#), &bound).await.failed_with(1);
+    let mut findings = done.json_lines::<Finding>();
+    findings.retain(|finding| finding.check == "rabbitmq.policies");
+    assert_eq!(findings.len(), 3, "of ingest, dead letters and unroutable: {findings:?}");
+    assert!(findings.iter().all(|finding| finding.state == "error" && finding.found.contains("message-ttl=2000")));
+
+    let done = run("unbound.json", policies("{}"), &json!([])).await.failed_with(1);
+    let unbound = done.json_lines::<Finding>().into_iter().filter(|finding| finding.check == "rabbitmq.bindings");
+    assert_eq!(unbound.filter(|finding| finding.state == "error").count(), 3, "{done:?}");
+
+    let done = run("good.json", policies("{}"), &bound).await.succeeded();
+    assert_eq!(the(&done, "rabbitmq.policies").state, "ok");
+    assert_eq!(the(&done, "rabbitmq.bindings").found, "all are there");
+    let told = the(&doctor(&world, &[]).await, "rabbitmq.policies").found;
+    assert!(told.contains("rabbitmqctl") && told.contains("list_policies"), "{told}");
     world.finish().await;
 }
 

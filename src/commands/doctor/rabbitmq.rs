@@ -1,6 +1,7 @@
 //! What RabbitMQ's answers mean.
 
 use super::Finding;
+use super::policies::{self, Definitions};
 use crate::amqp::Broker;
 use crate::amqp::checkup::{Checkup, Found, Queue};
 use crate::commands::terminal;
@@ -17,7 +18,7 @@ pub(super) fn away(error: &anyhow::Error) -> Finding {
 }
 
 /// Judges what it answered.
-pub(super) fn findings(checkup: &Checkup, broker: &Broker) -> Vec<Finding> {
+pub(super) fn findings(checkup: &Checkup, broker: &Broker, definitions: Option<&Definitions>) -> Vec<Finding> {
     // It said yes to confirms, or there were no answers at all.
     let confirms = Finding::ok("rabbitmq.confirms", "publishes are confirmed");
     let mut findings = vec![version(checkup.version.as_deref()), confirms];
@@ -34,10 +35,9 @@ pub(super) fn findings(checkup: &Checkup, broker: &Broker) -> Vec<Finding> {
             "Set it to their number (docs/scaling.md)",
         ));
     }
-    // AMQP has no question for it.
-    let bindings = "cannot be asked for: what a missing one keeps from its queue is counted as rabbitmq.unroutable";
-    findings.push(Finding::ok("rabbitmq.bindings", bindings));
     let there = checkup.queues.iter().filter(|queue| queue.found != Found::Missing);
+    let names: Vec<&str> = there.clone().map(|queue| queue.name.as_str()).collect();
+    findings.extend(policies::findings(definitions, broker, &names));
     findings.extend(there.filter_map(|queue| waiting(queue, broker)));
     findings.push(Finding::ok("rabbitmq.gateways", format!("{} are connected", checkup.gateways)));
     findings
@@ -151,7 +151,7 @@ mod tests {
     fn check(change: impl FnOnce(&mut Checkup), declare: bool, expected: &[(&str, State)]) {
         let mut checkup = healthy();
         change(&mut checkup);
-        let findings = findings(&checkup, &broker(declare));
+        let findings = findings(&checkup, &broker(declare), None);
         let bad = findings.iter().filter(|finding| finding.state != State::Ok);
         let bad: Vec<_> = bad.map(|finding| (finding.check.as_str(), finding.state)).collect();
         assert_eq!(bad, expected, "{findings:?}");
@@ -182,7 +182,7 @@ mod tests {
         let remedy = |declare| {
             let mut checkup = healthy();
             checkup.queues[1].messages = 1;
-            let findings = findings(&checkup, &broker(declare));
+            let findings = findings(&checkup, &broker(declare), None);
             let finding = findings.into_iter().find(|finding| finding.check == "rabbitmq.unroutable").unwrap();
             finding.remedy.unwrap()
         };
