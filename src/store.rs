@@ -203,9 +203,10 @@ fn expect_utf8(encoding: String) -> Result<(), StoreError> {
 }
 
 /// The migrations that the database has.
+const APPLIED: &str = "select version from _sqlx_migrations order by version";
+
 async fn applied(connection: &mut PgConnection) -> Result<Vec<i64>, StoreError> {
-    // Not kept prepared: doctor asks it behind poolers, too.
-    let query = sqlx::query_scalar("select version from _sqlx_migrations order by version").persistent(false);
+    let query = sqlx::query_scalar(APPLIED);
     query.fetch_all(connection).await.map_err(|error| match error.as_database_error().and_then(|error| error.code()) {
         Some(code) if code == "42P01" => StoreError::Schema("it was never migrated".into()),
         _ => StoreError::from(error),

@@ -6,7 +6,7 @@ use sqlx::postgres::{PgConnectOptions, PgConnection, PgRow};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, Row};
 
 use super::pools::{SESSION_SETTINGS, set_up};
-use super::{MIGRATIONS, StoreError, applied, close, connect, pooler};
+use super::{APPLIED, MIGRATIONS, StoreError, close, connect, pooler};
 
 /// Most transactions and slots that are told.
 const TOLD_MAX: i64 = 10;
@@ -144,7 +144,7 @@ pub async fn look(options: &PgConnectOptions) -> Result<Checkup, StoreError> {
     let known = |version: &i64| MIGRATIONS.iter().any(|migration| migration.version == *version);
     let is_migrated = "select to_regclass('_sqlx_migrations') is not null";
     let applied = match sqlx::query_scalar(is_migrated).persistent(false).fetch_one(&mut *connection).await? {
-        true => applied(&mut connection).await?,
+        true => sqlx::query_scalar(APPLIED).persistent(false).fetch_all(&mut *connection).await?,
         false => Vec::new(),
     };
     let missing = MIGRATIONS.iter().map(|migration| migration.version).filter(|version| !applied.contains(version));

@@ -1,7 +1,7 @@
 //! The epoch in the database: read before anything else on each new connection, renewed where the database went back.
 
+use sqlx::Row;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
-use sqlx::{Connection as _, Row};
 
 use super::StoreError;
 use super::pools::Pool;
@@ -88,14 +88,13 @@ pub struct EpochState {
 
 /// Reads the epoch for an operator, and renews it first where `reason` is given.
 pub async fn by_hand(options: &PgConnectOptions, reason: Option<&str>) -> Result<EpochState, StoreError> {
-    let options = options.clone().application_name("shopbell epoch");
-    let mut connection = PgConnection::connect_with(&options).await?;
+    let mut connection = super::connect(options, "shopbell epoch").await?;
     sqlx::query("select current_epoch()").execute(&mut connection).await?;
     if let Some(reason) = reason {
         sqlx::query("select renew_epoch(null, $1)").bind(reason).execute(&mut connection).await?;
     }
     let row = sqlx::query("select epoch, since, reason from epochs").fetch_one(&mut connection).await?;
-    connection.close().await?;
+    super::close(connection).await;
     Ok(EpochState { epoch: row.try_get("epoch")?, since: row.try_get("since")?, reason: row.try_get("reason")? })
 }
 
