@@ -55,6 +55,11 @@ struct Answer<'a> {
     next: Option<Seq>,
 }
 
+/// The feed `.` in a path: a URL parser removes that segment (RFC 3986 §5.2.4, WHATWG URL), so this is all that arrives …
+const REST_OF_DOT: &str = "notifications";
+/// … and it removes two for the feed `..`, which leaves `/v1/notifications`.
+const DOT_DOT: &str = "..";
+
 /// The routes; pages of these origins may ask.
 pub fn router(allowed_origins: &[String]) -> Router<Arc<Gateway>> {
     Router::new()
@@ -72,9 +77,8 @@ async fn of_path(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let Path(rest) = rest.map_err(|error| bad(error.to_string()))?;
-    let Some(feed) = rest.strip_suffix("/notifications") else {
-        return Err(Problem::new(StatusCode::NOT_FOUND, "there is /v1/feeds/{feed}/notifications"));
-    };
+    let feed = if rest == REST_OF_DOT { Some(".") } else { rest.strip_suffix("/notifications") };
+    let feed = feed.ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, "there is /v1/feeds/{feed}/notifications"))?;
     list(&gateway, feed, parameters, &headers).await
 }
 
@@ -84,7 +88,7 @@ async fn of_query(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let feed = parameters.as_ref().ok().and_then(|parameters| parameters.feed.clone());
-    list(&gateway, &feed.unwrap_or_default(), parameters, &headers).await
+    list(&gateway, feed.as_deref().unwrap_or(DOT_DOT), parameters, &headers).await
 }
 
 /// Answers with a page of a feed that the token names.
@@ -99,6 +103,9 @@ async fn list(
     let feed = Feed::parse(feed).map_err(|error| bad(error.to_string()))?;
     let Query(parameters) = parameters.map_err(|error| bad(error.body_text()))?;
     if !grant.feeds.contains(&feed) {
+        if feed.as_str() == DOT_DOT && parameters.feed.is_none() {
+            return Err(bad("name the feed: /v1/notifications?feed=FEED".into()));
+        }
         return Err(Problem::new(StatusCode::FORBIDDEN, format!("the token does not name the feed {feed}")));
     }
     let look = look(feed, &parameters).map_err(|detail| bad(detail.into()))?;

@@ -160,6 +160,30 @@ async fn what_the_token_does_not_name_or_the_contract_does_not_know_is_refused()
 }
 
 #[tokio::test]
+async fn feeds_named_like_dot_segments_are_found_where_url_parsers_put_them() {
+    let world = World::new().await;
+    let replica = world.serve().await;
+    // `fetch` and every proxy that normalises paths remove the segments `.` and `..` (RFC 3986 §5.2.4).
+    for (feed, address) in [(".", "/v1/feeds/notifications"), ("..", "/v1/notifications")] {
+        world.publisher().await.publish(&Event::order(feed)).await;
+        world.expect_stored(feed, 1).await;
+        let encoded = format!("/v1/feeds/{}/notifications", feed.replace('.', "%2E"));
+        let query = format!("/v1/notifications?feed={feed}");
+        for path in [address, &encoded, &query] {
+            let reply = ask(&world, &replica, feed, path).await;
+            assert_eq!(reply.status, 200, "{feed} at {path}: {reply:?}");
+            let page: Page = serde_json::from_slice(&reply.body).expect("a page");
+            assert_eq!((page.feed.as_str(), page.seqs()), (feed, vec![1]));
+        }
+    }
+    let reply = ask(&world, &replica, MERCHANT, "/v1/notifications").await;
+    reply.expect_problem(400);
+    assert!(reply.text().contains("?feed="), "{}", reply.text());
+    ask(&world, &replica, MERCHANT, "/v1/feeds/notifications").await.expect_problem(403);
+    world.finish().await;
+}
+
+#[tokio::test]
 async fn pages_of_listed_origins_may_ask_and_others_may_not() {
     let world = World::new().await;
     let replica = world.replica().with("SHOPBELL_ALLOWED_ORIGINS", "https://admin.example").start().await;
