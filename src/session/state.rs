@@ -263,6 +263,11 @@ impl Session {
         }
     }
 
+    /// How many notifications wait for the client's ack.
+    pub fn outstanding(&self) -> usize {
+        self.outstanding
+    }
+
     /// Whether the client is to acknowledge before it gets more.
     pub fn is_behind(&self) -> bool {
         !self.has_room()

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::framing::{Fault, Incoming};
 use super::goodbye::{say_goodbye, takes_late_frames};
+use super::late::Lateness;
 use super::socket::{Ended, Socket};
 use super::state::{Ends, Output, Rules, Session, Start};
 use crate::answers::Answers;
@@ -152,7 +153,16 @@ where
     };
     let session = Session::new(shared.rules, opened.epoch.clone(), std::mem::take(&mut opened.starts), ends, now);
     let opened_at = OffsetDateTime::now_utc();
-    let mut task = Task { session, opened, shared, page: None, opened_at, behind: None };
+    let mut task = Task {
+        session,
+        opened,
+        shared,
+        page: None,
+        opened_at,
+        behind: None,
+        lateness: Lateness::default(),
+        late: None,
+    };
     task.shared.metrics.sessions_opened.inc();
 
     let mut next = task.welcome(&mut socket).await;
@@ -207,6 +217,9 @@ struct Task {
     opened_at: OffsetDateTime,
     /// Counted among the sessions that are behind.
     behind: Option<Counted>,
+    lateness: Lateness,
+    /// Counted among the sessions that are late.
+    late: Option<Counted>,
 }
 
 impl Task {
@@ -388,6 +401,10 @@ impl Task {
         if self.session.is_behind() != self.behind.is_some() {
             let gauge = &self.shared.metrics.sessions_behind;
             self.behind = self.session.is_behind().then(|| Counted::in_gauge(gauge));
+        }
+        let is_late = self.lateness.is_late(self.session.outstanding(), Instant::now());
+        if is_late != self.late.is_some() {
+            self.late = is_late.then(|| Counted::in_gauge(&self.shared.metrics.sessions_late));
         }
     }
 

@@ -82,6 +82,8 @@ pub struct Metrics {
     pub sessions_max: Gauge,
     /// Sessions whose window is full.
     pub sessions_behind: Gauge,
+    /// Sessions whose client has acknowledged nothing for a minute while notifications wait for it.
+    pub sessions_late: Gauge,
     /// Sessions that were opened.
     pub sessions_opened: Counter,
     /// Sessions that ended, by the reason of the close.
@@ -229,6 +231,10 @@ impl Metrics {
             sessions: named.gauge("sessions", "Open sessions"),
             sessions_max: named.gauge("sessions_max", "Most sessions that are let in"),
             sessions_behind: named.gauge("sessions_behind", "Sessions whose client acknowledges nothing: window full"),
+            sessions_late: named.gauge(
+                "sessions_late",
+                "Sessions whose client acknowledges nothing for a minute while notifications wait for it",
+            ),
             sessions_opened: named.counter("sessions_opened", "Sessions that were opened"),
             sessions_closed: named.counters("sessions_closed", "Sessions that ended, by reason", ("reason", &[])),
             handshakes_refused: named.counters(

@@ -30,6 +30,7 @@ watch <- telemetry store amqp hub::Hub
 housekeeping <- store
 canary <- telemetry feed event protocol::SUBPROTOCOL auth store amqp
 session/state <- telemetry::traces::Origin feed protocol change notification
+session/late <-
 session/task <- telemetry feed epoch::Epochs protocol notification auth store::answers::Answer store::cursors::CursorKey hub pager cursors answers::Answers
 session/goodbye <- protocol
 session <-
