@@ -6,6 +6,7 @@ pub mod dead_letters;
 pub mod declare;
 pub mod demo;
 pub mod doctor;
+pub mod epoch;
 pub mod healthcheck;
 pub mod inspect;
 pub mod migrate;
@@ -66,6 +67,8 @@ enum Command {
     Config(config::Arguments),
     /// Tell what is known of a feed: what it holds, who has acknowledged how much, what is undelivered.
     Inspect(inspect::Arguments),
+    /// Show the epoch of the numbering, or begin a new one after the restore of a volume snapshot.
+    Epoch(epoch::Arguments),
     /// Look for what would keep the service from its promise: here, in Postgres, in RabbitMQ. Changes nothing.
     Doctor(doctor::Arguments),
     /// Write a script with which a shell completes these commands.
@@ -102,6 +105,7 @@ impl Cli {
             Command::Healthcheck => healthcheck::run().await,
             Command::Config(arguments) => config::run(&arguments, format),
             Command::Inspect(arguments) => inspect::run(&arguments, format).await,
+            Command::Epoch(arguments) => epoch::run(&arguments, format).await,
             Command::Doctor(arguments) => doctor::run(&arguments, format).await,
             Command::Completions(arguments) => completions::run(&arguments),
         }

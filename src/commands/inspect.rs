@@ -79,9 +79,9 @@ fn one(notification: &Envelope, data: Option<&str>, format: Format) -> anyhow::R
 }
 
 fn text(state: &FeedState) -> String {
-    let FeedState { feed, last, unread, unhandled, acked, undelivered, .. } = state;
+    let FeedState { feed, epoch, last, unread, unhandled, acked, undelivered, .. } = state;
     let mut lines = vec![
-        format!("{feed}: {last} notifications, {unread} unread, {unhandled} unhandled"),
+        format!("{feed}: {last} notifications, {unread} unread, {unhandled} unhandled (epoch {epoch})"),
         format!("undelivered: {undelivered} (the highest ack of anyone is #{acked})"),
     ];
     lines.extend(state.oldest_undelivered.iter().map(|oldest| format!("oldest undelivered: {}", envelope(oldest))));

@@ -24,7 +24,7 @@ use self::places::Places;
 use super::UsageError;
 use super::terminal::{self, Format};
 use crate::backoff::Backoff;
-use crate::feed::{Device, Feed, Seq};
+use crate::feed::{Device, Epoch, Feed, Seq};
 
 /// Where the token is looked for when it is not on the command line, which other users of the machine can see.
 const TOKEN_VARIABLE: &str = "SHOPBELL_TOKEN";
@@ -58,9 +58,9 @@ pub struct Arguments {
     /// A cursor of its own for this device of the subscriber.
     #[arg(long, default_value = "", hide_default_value = true, value_parser = Device::parse)]
     device: Device,
-    /// Begin in this feed after this number, acknowledged or not; repeatable.
-    #[arg(long, value_name = "FEED:SEQ", value_parser = feed_and_seq)]
-    after: Vec<(Feed, Seq)>,
+    /// Begin in this feed after this number, acknowledged or not; with the epoch of the number if it was stored; repeatable.
+    #[arg(long, value_name = "FEED:SEQ[:EPOCH]")]
+    after: Vec<After>,
     /// Leave after so many notifications.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
@@ -106,11 +106,28 @@ pub async fn run(mut arguments: Arguments, format: Format) -> anyhow::Result<()>
     }
 }
 
-fn feed_and_seq(text: &str) -> Result<(Feed, Seq), String> {
-    let (feed, seq) = text.rsplit_once(':').ok_or("must be FEED:SEQ, like merchant-42:17")?;
-    let feed = Feed::parse(feed).map_err(|error| error.to_string())?;
-    let seq = seq.parse().ok().and_then(Seq::new).ok_or("SEQ must be a whole number from 0")?;
-    Ok((feed, seq))
+/// A place to begin, from the command line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct After {
+    feed: Feed,
+    seq: Seq,
+    epoch: Option<String>,
+}
+
+impl std::str::FromStr for After {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let begins_with_a_letter = |text: &&str| text.starts_with(|first: char| first.is_ascii_alphabetic());
+        let (rest, epoch) = match text.rsplit_once(':').filter(|(_, last)| begins_with_a_letter(last)) {
+            Some((rest, epoch)) => (rest, Some(Epoch::parse(epoch).map_err(|error| error.to_string())?.to_string())),
+            None => (text, None),
+        };
+        let (feed, seq) = rest.rsplit_once(':').ok_or("must be FEED:SEQ or FEED:SEQ:EPOCH, like merchant-42:17")?;
+        let feed = Feed::parse(feed).map_err(|error| error.to_string())?;
+        let seq = seq.parse().ok().and_then(Seq::new).ok_or("SEQ must be a whole number from 0")?;
+        Ok(Self { feed, seq, epoch })
+    }
 }
 
 /// Ctrl-C or SIGTERM: the first asks to leave properly, the second leaves.
@@ -291,7 +308,12 @@ impl Tail {
             Duration::from_secs(welcome.heartbeat_seconds.clamp(1, HEARTBEAT_SECONDS_MAX) * SILENT_HEARTBEATS_MAX);
         self.behind = Some(welcome.feeds.iter().map(|feed| feed.feed.clone()).collect());
         for feed in &welcome.feeds {
-            self.places.begin(&feed.feed, feed.cursor, feed.last)?;
+            if self.places.begin(&feed.feed, feed.cursor, feed.last, feed.epoch.as_deref())? {
+                let (name, cursor) = (&feed.feed, feed.cursor);
+                self.talk(&format!(
+                    "the database was restored: {name} is read after #{cursor}, numbers of before do not count"
+                ));
+            }
         }
         self.talk(&line::welcome(welcome));
         Ok(())
@@ -372,11 +394,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_place_to_begin_is_feed_and_number() {
-        let place = feed_and_seq("a/b-1:17").map(|(feed, seq)| (feed.to_string(), seq.get()));
-        assert_eq!(place, Ok(("a/b-1".into(), 17)));
-        for bad in ["m", "m:", ":1", "m:-1", "m:x", "a b:1"] {
-            assert!(feed_and_seq(bad).is_err(), "{bad}");
+    fn a_place_to_begin_is_feed_and_number_and_its_epoch() {
+        let place = |text: &str| {
+            let After { feed, seq, epoch } = text.parse()?;
+            Ok::<_, String>((feed.to_string(), seq.get(), epoch))
+        };
+        assert_eq!(place("a/b-1:17"), Ok(("a/b-1".into(), 17, None)));
+        assert_eq!(place("m:17:e9"), Ok(("m".into(), 17, Some("e9".into()))));
+        for bad in ["m", "m:", ":1", "m:-1", "m:x", "a b:1", "m:1:e-9", "m:e9"] {
+            assert!(place(bad).is_err(), "{bad}");
         }
     }
 }

@@ -92,6 +92,12 @@ pub async fn by_hand(options: &PgConnectOptions, reason: Option<&str>) -> Result
     sqlx::query("select current_epoch()").execute(&mut connection).await?;
     if let Some(reason) = reason {
         sqlx::query("select renew_epoch(null, $1)").bind(reason).execute(&mut connection).await?;
+        // Replicas do the same, if any run.
+        let mut after = Some(String::new());
+        while let Some(feed) = after {
+            let query = sqlx::query_scalar("select lower_cursors($1, $2)").bind(feed).bind(FEEDS_PER_STATEMENT_MAX);
+            after = query.fetch_one(&mut connection).await?;
+        }
     }
     let row = sqlx::query("select epoch, since, reason from epochs").fetch_one(&mut connection).await?;
     super::close(connection).await;

@@ -21,6 +21,8 @@ const NEWEST_MAX: i64 = 10;
 pub struct FeedState {
     /// The feed.
     pub feed: Feed,
+    /// The epoch of its numbers.
+    pub epoch: String,
     /// The newest notification's number; 0 where there is none.
     pub last: i64,
     /// Notifications that nobody has read.
@@ -127,8 +129,10 @@ pub async fn feed(options: &PgConnectOptions, feed: &Feed) -> Result<Option<Feed
     }
     let number = |name| row.as_ref().map_or(Ok(0), |row| row.try_get::<i64, _>(name));
     let (last, acked) = (number("last_seq")?, number("acked_seq")?);
+    let epoch = sqlx::query_scalar("select epoch from epochs").fetch_optional(&mut *snapshot).await?;
     let state = FeedState {
         feed: feed.clone(),
+        epoch: epoch.unwrap_or_default(),
         last,
         unread: number("unread")?,
         unhandled: number("unhandled")?,

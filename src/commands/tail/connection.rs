@@ -158,8 +158,8 @@ impl Target {
         Ok(Self { address, url, device: device.clone(), authorization })
     }
 
-    /// Connects, to read each of these feeds after that number.
-    pub(super) async fn connect(&self, starts: BTreeMap<String, i64>) -> Result<Socket, Loss> {
+    /// Connects, to read each of these feeds after that place: `SEQ` or `SEQ:EPOCH`.
+    pub(super) async fn connect(&self, starts: BTreeMap<String, String>) -> Result<Socket, Loss> {
         let connecting = async {
             let failed = |error| Loss::broken(&format!("could not connect to {}: {error}", self.address));
             let stream = TcpStream::connect(&self.address).await.map_err(failed)?;
@@ -178,9 +178,9 @@ impl Target {
     }
 
     /// Feeds and devices are made of characters that stand in a query as they are (RFC 3986 §3.4).
-    fn request(&self, starts: &BTreeMap<String, i64>) -> Result<Request, Error> {
+    fn request(&self, starts: &BTreeMap<String, String>) -> Result<Request, Error> {
         let device = Some(self.device.as_str()).filter(|name| !name.is_empty()).map(|name| format!("device={name}"));
-        let starts = starts.iter().map(|(feed, seq)| format!("after={feed}:{seq}"));
+        let starts = starts.iter().map(|(feed, place)| format!("after={feed}:{place}"));
         let given = self.url.query().map(Into::into);
         let query: Vec<_> = given.into_iter().chain(device).chain(starts).collect();
         let mut url = self.url.clone();
@@ -209,6 +209,7 @@ mod tests {
             (Close::TokenNotYetValid { retry_after_ms }, Some(1_500)),
             (Close::Silent, None),
             (Close::TooOld, Some(0)),
+            (Close::EpochChanged { retry_after_ms }, Some(1_500)),
             (Close::TooManyFrames { retry_after_ms: u64::MAX }, Some(300_000)),
         ] {
             let Loss::Passing { retry_after, .. } = loss(close) else { panic!("{close:?} is final") };
@@ -253,9 +254,9 @@ mod tests {
     fn a_request_carries_token_device_and_places() {
         let device = Device::parse("till-1").unwrap();
         let target = Target::parse("ws://[::1]:8080/v1/ws", "a.b.c", &device).unwrap();
-        let request = target.request(&[("a/b".into(), 1), ("m".into(), 7)].into()).unwrap();
+        let request = target.request(&[("a/b".into(), "1".into()), ("m".into(), "7:e1".into())].into()).unwrap();
         assert_eq!(target.address, "[::1]:8080");
-        assert_eq!(request.uri().to_string(), "ws://[::1]:8080/v1/ws?device=till-1&after=a/b:1&after=m:7");
+        assert_eq!(request.uri().to_string(), "ws://[::1]:8080/v1/ws?device=till-1&after=a/b:1&after=m:7:e1");
         assert_eq!(request.headers()[AUTHORIZATION], "Bearer a.b.c");
         assert_eq!(request.headers()[SEC_WEBSOCKET_PROTOCOL], "shopbell.v1");
     }

@@ -52,6 +52,7 @@ pub(super) struct WelcomeFeed {
     pub(super) feed: String,
     pub(super) cursor: i64,
     pub(super) last: i64,
+    pub(super) epoch: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]

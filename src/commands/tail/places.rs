@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::feed::{Feed, Seq};
+use super::After;
 
 /// The numbers do not fit together: the promise is broken.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -21,6 +21,8 @@ pub(super) enum Broken {
 /// One feed.
 #[derive(Debug)]
 struct Place {
+    /// The epoch of its numbers; a service before epochs names none.
+    epoch: Option<String>,
     /// Where the first session began.
     start: i64,
     /// Everything up to this was seen, or told to be skipped.
@@ -32,36 +34,44 @@ struct Place {
 /// All feeds.
 #[derive(Debug, Default)]
 pub(super) struct Places {
-    /// Where to begin, as the command line says.
-    wanted: BTreeMap<String, i64>,
+    /// Where to begin, as the command line says: `SEQ` or `SEQ:EPOCH`.
+    wanted: BTreeMap<String, String>,
     places: BTreeMap<String, Place>,
 }
 
 impl Places {
-    pub(super) fn new(after: &[(Feed, Seq)]) -> Self {
-        let wanted = after.iter().map(|(feed, seq)| (feed.to_string(), seq.get())).collect();
+    pub(super) fn new(after: &[After]) -> Self {
+        let wanted = |after: &After| (after.feed.to_string(), written(after.seq.get(), after.epoch.as_deref()));
+        let wanted = after.iter().map(wanted).collect();
         Self { wanted, places: BTreeMap::new() }
     }
 
-    /// Where the next session is to begin: where we stand, in the feeds that we know.
-    pub(super) fn starts(&self) -> BTreeMap<String, i64> {
+    /// Where the next session is to begin: where we stand, in the feeds that we know, as `SEQ` or `SEQ:EPOCH`.
+    pub(super) fn starts(&self) -> BTreeMap<String, String> {
         let mut starts = self.wanted.clone();
-        starts.extend(self.places.iter().map(|(feed, place)| (feed.clone(), place.seen)));
+        let place = |(feed, place): (&String, &Place)| (feed.clone(), written(place.seen, place.epoch.as_deref()));
+        starts.extend(self.places.iter().map(place));
         starts
     }
 
-    /// A session began: everything after `cursor` comes, and `last` is the newest there is.
-    pub(super) fn begin(&mut self, feed: &str, cursor: i64, last: i64) -> Result<(), Broken> {
+    /// A session began: everything after `cursor` comes, and `last` is the newest there is. Returns whether the numbers are of
+    /// another epoch than before: then the place in the feed is forgotten.
+    pub(super) fn begin(&mut self, feed: &str, cursor: i64, last: i64, epoch: Option<&str>) -> Result<bool, Broken> {
         // A cursor past the end is one that the command line made up: what comes is what comes next.
         let cursor = cursor.min(last);
-        let place = self.places.entry(feed.to_owned()).or_insert(Place { start: cursor, seen: cursor, acked: cursor });
+        let new = || Place { epoch: epoch.map(Into::into), start: cursor, seen: cursor, acked: cursor };
+        let place = self.places.entry(feed.to_owned()).or_insert_with(new);
+        if place.epoch.is_some() && place.epoch.as_deref() != epoch {
+            *place = new();
+            return Ok(true);
+        }
         let seen = place.seen;
         // What the last session was told may be lost with it: it is told again.
         place.acked = place.start;
         if last < seen {
             return Err(Broken::WentBack { feed: feed.to_owned(), seen, last });
         }
-        self.check(feed, cursor)
+        self.check(feed, cursor).map(|()| false)
     }
 
     /// Numbers came. Says whether they are new.
@@ -97,14 +107,20 @@ impl Places {
     }
 }
 
+fn written(seq: i64, epoch: Option<&str>) -> String {
+    epoch.map_or_else(|| seq.to_string(), |epoch| format!("{seq}:{epoch}"))
+}
+
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test may panic")]
 mod tests {
     use super::*;
 
+    const E1: Option<&str> = Some("e1");
+
     fn at_two() -> Places {
         let mut places = Places::default();
-        places.begin("m", 2, 10).unwrap();
+        places.begin("m", 2, 10, E1).unwrap();
         places
     }
 
@@ -127,26 +143,42 @@ mod tests {
         places.advance("m", 3, 5).unwrap();
         assert_eq!(places.take_acks(), [("m".into(), 5)]);
         assert!(places.take_acks().is_empty());
-        places.begin("m", 5, 10).unwrap();
+        places.begin("m", 5, 10, E1).unwrap();
         assert_eq!(places.take_acks(), [("m".into(), 5)], "the ack may have been lost with the session");
     }
 
     #[test]
     fn a_session_goes_on_where_the_last_one_ended() {
-        let mut places = Places::new(&[(Feed::parse("m").unwrap(), Seq::new(1).unwrap())]);
-        assert_eq!(places.starts(), [("m".into(), 1)].into());
-        places.begin("m", 1, 10).unwrap();
+        let mut places = Places::new(&["m:1".parse().unwrap()]);
+        assert_eq!(places.starts(), [("m".into(), "1".into())].into());
+        places.begin("m", 1, 10, E1).unwrap();
         places.advance("m", 2, 3).unwrap();
-        assert_eq!(places.starts(), [("m".into(), 3)].into());
-        assert_eq!(places.begin("m", 2, 10), Ok(()), "the service sends some again");
-        assert!(matches!(places.begin("m", 4, 10), Err(Broken::Gap { .. })));
-        assert!(matches!(places.begin("m", 2, 2), Err(Broken::WentBack { .. })));
+        assert_eq!(places.starts(), [("m".into(), "3:e1".into())].into());
+        assert_eq!(places.begin("m", 2, 10, E1), Ok(false), "the service sends some again");
+        assert!(matches!(places.begin("m", 4, 10, E1), Err(Broken::Gap { .. })));
+        assert!(matches!(places.begin("m", 2, 2, E1), Err(Broken::WentBack { .. })));
     }
 
     #[test]
     fn a_place_past_the_end_is_the_end() {
         let mut places = Places::default();
-        places.begin("m", 100, 10).unwrap();
+        places.begin("m", 100, 10, E1).unwrap();
         assert_eq!(places.advance("m", 11, 11), Ok(true));
+    }
+
+    #[test]
+    fn a_place_of_another_epoch_is_forgotten() {
+        let mut places = Places::new(&["m:7:e0".parse().unwrap()]);
+        assert_eq!(places.starts(), [("m".into(), "7:e0".into())].into());
+        assert_eq!(places.begin("m", 2, 10, E1), Ok(false), "the first session");
+        places.advance("m", 3, 9).unwrap();
+        assert_eq!(places.begin("m", 4, 5, Some("e2")), Ok(true));
+        assert_eq!(places.starts(), [("m".into(), "4:e2".into())].into());
+        assert!(places.take_acks().is_empty());
+        assert_eq!(places.advance("m", 5, 5), Ok(true));
+        let mut places = Places::default();
+        places.begin("m", 2, 10, None).unwrap();
+        assert_eq!(places.starts(), [("m".into(), "2".into())].into(), "a service before epochs");
+        assert_eq!(places.begin("m", 2, 10, E1), Ok(false), "it was upgraded");
     }
 }
