@@ -18,7 +18,7 @@ use super::handshake::bearer;
 use super::problem::Problem;
 use super::websocket::Gateway;
 use crate::auth::TokenError;
-use crate::feed::{Feed, Seq, Version};
+use crate::feed::{Epoch, Feed, Seq, Version};
 use crate::store::StoreError;
 use crate::store::history::{HistoryPage, Look, read};
 
@@ -47,6 +47,7 @@ struct Answer<'a> {
     feed: &'a Feed,
     last: Seq,
     version: Version,
+    epoch: &'a Epoch,
     unread: i64,
     unhandled: i64,
     /// The `notification` frames of the WebSocket protocol.
@@ -161,6 +162,7 @@ fn body(feed: &Feed, page: &HistoryPage) -> String {
         feed,
         last: page.counts.last,
         version: page.version,
+        epoch: &page.epoch,
         unread: page.counts.unread,
         unhandled: page.counts.unhandled,
         notifications: frames.collect(),

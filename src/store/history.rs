@@ -2,11 +2,11 @@
 
 use sqlx::Row;
 
-use super::StoreError;
 use super::pages::{PAGE_BYTES_MAX, notification};
 use super::pools::Pool;
+use super::{StoreError, epoch};
 use crate::change::Counts;
-use crate::feed::{Feed, Seq, Version};
+use crate::feed::{Epoch, Feed, Seq, Version};
 use crate::notification::Notification;
 
 /// Most numbers looked at for one page: where few of many are wanted, a page is short and says where to go on, rather than take
@@ -37,6 +37,8 @@ pub struct HistoryPage {
     pub counts: Counts,
     /// The feed's newest change at that moment: the notifications are as they were after it.
     pub version: Version,
+    /// The epoch of all numbers.
+    pub epoch: Epoch,
     /// Newest first.
     pub notifications: Vec<Notification>,
     /// Where the next page begins: before this. `None` at the end.
@@ -69,7 +71,7 @@ pub async fn read(pool: &Pool, look: &Look) -> Result<HistoryPage, StoreError> {
                  order by n.seq desc
                  limit $3) n
          )
-         select p.last_seq, p.version, p.unread, p.unhandled, p.lower, p.lowest, (select count(*) from wanted) as found,
+         select (select e.epoch from epochs e) as epoch, p.last_seq, p.version, p.unread, p.unhandled, p.lower, p.lowest, (select count(*) from wanted) as found,
                 n.seq, n.source, n.event_id, n.event_type, n.time, n.data, n.collapse_key, n.import_done, n.import_failed,
                 n.import_total, n.expires_at, n.read_at, n.handled_at, n.handled_by
          from place p
@@ -104,6 +106,7 @@ pub async fn read(pool: &Pool, look: &Look) -> Result<HistoryPage, StoreError> {
     Ok(HistoryPage {
         counts: Counts { unread: feed_row.try_get("unread")?, unhandled: feed_row.try_get("unhandled")?, last },
         version: super::version(feed_row.try_get("version")?)?,
+        epoch: epoch::parse(feed_row.try_get("epoch")?)?,
         notifications,
         // Nothing that is wanted stands before the lowest.
         next: (next > lowest).then(|| super::seq(next)).transpose()?,

@@ -21,6 +21,10 @@ enum Happening {
     Again(i64),
     /// Somebody handles this part (in percent) of what is stored; the change arrives or is lost.
     Handled(i64, bool),
+    /// The database goes back by so many; what is stored from now on is of another epoch.
+    SetBack(i64),
+    /// The session learns the present epoch.
+    Epoch,
 }
 
 fn happening() -> impl Strategy<Value = Happening> {
@@ -31,6 +35,15 @@ fn happening() -> impl Strategy<Value = Happening> {
         Just(Happening::Sweep),
         (1..30_i64).prop_map(Happening::Again),
         (0..=100_i64, any::<bool>()).prop_map(|(percent, arrives)| Happening::Handled(percent, arrives)),
+    ]
+}
+
+/// The same, and the database may go back.
+fn happening_with_set_backs() -> impl Strategy<Value = Happening> {
+    prop_oneof![
+        8 => happening(),
+        1 => (0..20_i64).prop_map(Happening::SetBack),
+        1 => Just(Happening::Epoch),
     ]
 }
 
@@ -49,15 +62,22 @@ struct World {
     told: i64,
     /// The page that was asked for, where it was read before it comes.
     read: Option<Page>,
+    /// The database went back: the numbers above this one are others than before.
+    set_back_to: Option<i64>,
+    closed: bool,
 }
 
 impl World {
     fn happen(&mut self, happening: Happening) {
+        if self.closed {
+            return;
+        }
         match happening {
             Happening::Stored(arrivals) => {
                 for arrives in arrivals {
                     self.stored += 1;
-                    if arrives {
+                    // The hub lets no hint of another epoch through.
+                    if arrives && self.set_back_to.is_none() {
                         self.session.on_hints(vec![self.expiring_every_fifth(self.stored)], wall());
                     }
                 }
@@ -68,6 +88,15 @@ impl World {
                 ack(&mut self.session, number);
                 self.acked = number;
             }
+            // The hub lets nothing of another epoch through.
+            Happening::Sweep | Happening::Again(_) | Happening::Handled(..) if self.set_back_to.is_some() => {}
+            Happening::SetBack(by) => {
+                // A page that was read before may come after.
+                let number = (self.stored - by).max(0);
+                self.stored = number;
+                self.set_back_to = Some(self.set_back_to.map_or(number, |before| before.min(number)));
+            }
+            Happening::Epoch => self.session.on_epoch(&self.epoch()),
             Happening::Sweep => {
                 let newest = stored(self.stored, self.handled.len().try_into().unwrap());
                 self.session.on_newest(&feed(), newest);
@@ -101,7 +130,7 @@ impl World {
     fn read_page(&mut self) {
         let Some((after, changes_after)) = self.asked.take() else { return };
         let mut page = Page::new(feed(), seq(after));
-        page.epoch = Some(epoch());
+        page.epoch = Some(self.epoch());
         page.last = seq(self.stored);
         page.version = version(self.handled.len().try_into().unwrap());
         for number in after + 1..=self.stored.min(after + 7) {
@@ -115,6 +144,14 @@ impl World {
         let after = |after: i64| changes.filter(move |change| change.version.get() > after).take(3);
         page.changes = changes_after.map(after).into_iter().flatten().collect();
         self.read = Some(page);
+    }
+
+    /// The epoch of the database.
+    fn epoch(&self) -> Epoch {
+        match self.set_back_to {
+            None => epoch(),
+            Some(_) => Epoch::parse("e2").unwrap(),
+        }
     }
 
     fn expiring_every_fifth(&self, number: i64) -> Arc<Notification> {
@@ -132,6 +169,12 @@ impl World {
 
     fn check_outputs(&mut self) {
         for word in words(&mut self.session) {
+            assert!(!self.closed, "{word} after the close");
+            if word == "close 4410" {
+                assert!(self.set_back_to.is_some(), "the database did not go back");
+                self.closed = true;
+                continue;
+            }
             let (word, is_handled) = match word.strip_suffix(" handled") {
                 Some(word) => (word.to_owned(), true),
                 None => (word, false),
@@ -185,6 +228,8 @@ proptest! {
             handled: vec![stored; said_before.try_into().unwrap()],
             told: said_before,
             read: None,
+            set_back_to: None,
+            closed: false,
         };
         world.check_outputs();
         happenings.into_iter().for_each(|happening| world.happen(happening));
@@ -194,5 +239,37 @@ proptest! {
         }
         prop_assert_eq!(world.received, world.stored, "all of it arrived");
         prop_assert_eq!(world.told, i64::try_from(world.handled.len()).unwrap(), "and all that was said of it");
+    }
+
+    #[test]
+    fn nothing_of_another_epoch_is_sent_and_the_session_ends(
+        stored in 1..20_i64,
+        happenings in proptest::collection::vec(happening_with_set_backs(), 0..60),
+    ) {
+        let mut world = World {
+            session: session_after(0, stored, 0),
+            stored,
+            asked: None,
+            received: 0,
+            acked: 0,
+            skipped: BTreeSet::new(),
+            handled: Vec::new(),
+            told: 0,
+            read: None,
+            set_back_to: None,
+            closed: false,
+        };
+        world.check_outputs();
+        let (mut was_set_back, mut received) = (false, 0);
+        for happening in happenings {
+            let is_page_of_before = world.read.is_some();
+            world.happen(happening);
+            if was_set_back && !is_page_of_before {
+                prop_assert_eq!(world.received, received, "only what was read or kept before is sent");
+            }
+            (was_set_back, received) = (world.set_back_to.is_some(), world.received);
+        }
+        world.happen(Happening::Epoch);
+        prop_assert_eq!(world.closed, world.set_back_to.is_some());
     }
 }
