@@ -55,6 +55,9 @@ pub enum BrokerError {
     /// An exchange or routing key is longer than AMQP has room for.
     #[error("RabbitMQ takes names of up to 255 bytes, not of {0}")]
     NameTooLong(usize),
+    /// A dead letter that was stored cannot be read back.
+    #[error("the properties of a stored dead letter are not encoded as AMQP does it")]
+    Undecodable,
     /// A publish reached no queue.
     #[error("RabbitMQ could route a publish to {0} to no queue")]
     Unroutable(String),

@@ -120,10 +120,12 @@ pub struct Event {
 /// What an event tells of an import.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Import {
-    /// `import_id`: names one run, in its recipient's feed.
+    /// `import_id`: names one run after another, in its recipient's feed.
     pub id: String,
     /// What happened.
     pub step: Step,
+    /// `index`: the item it happened to; an item that comes again is the same item.
+    pub item: Option<i64>,
 }
 
 /// A step of an import.

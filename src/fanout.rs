@@ -15,6 +15,7 @@ use tokio_tungstenite::tungstenite::Utf8Bytes;
 use tokio_util::sync::CancellationToken;
 
 use crate::amqp::consumer::{Acknowledger, Consumer};
+use crate::amqp::delivery::Delivery;
 use crate::amqp::publisher::{Outgoing, Publisher};
 use crate::amqp::{Broker, BrokerError};
 use crate::backoff::Backoff;
@@ -24,6 +25,7 @@ use crate::feed::{Epoch, Feed, Seq, Version};
 use crate::health::{Health, HintsRefused};
 use crate::hub::Hub;
 use crate::notification::{Newest, Notification};
+use crate::store::append::Committed;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::traces::{self, Origin};
 
@@ -59,16 +61,24 @@ const FRAME_BYTES_MAX: usize = 64 * 1024;
 /// How long it is believed that there is another gateway to tell, or none. One that starts reads by its sweep until then.
 const BELIEF_TIME: Duration = Duration::from_secs(1);
 
-/// A batch that is stored: what there is to tell of it, and the tag that acknowledges all of it and what came before.
+/// A batch that is stored: its hints, and the tag that acknowledges all of it and what came before. Made only of the proof that the
+/// store gives.
 #[derive(Debug)]
 pub struct Stored {
-    /// For the gateways.
-    pub hints: Hints,
-    /// For RabbitMQ.
-    pub through: u64,
+    hints: Hints,
+    through: u64,
 }
 
-/// Proof that batches were handed on: only [`HintPublisher::hand_on`] makes one, and it acknowledges these and no others.
+impl Stored {
+    /// Of deliveries that are committed; `None` where there are none.
+    pub fn new(committed: Committed<Delivery>, hints: Hints) -> Option<Self> {
+        let through = committed.origins().map(Delivery::tag).max()?;
+        Some(Self { hints, through })
+    }
+}
+
+/// Proof that batches are committed and their hints published: only [`HintPublisher::hand_on`] makes one, of what is
+/// [`Stored`], and it acknowledges these and no others.
 #[derive(Debug)]
 pub struct HandedOn {
     through: u64,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::store::StoreError;
 use crate::store::pools::Pool;
-use crate::store::{canaries, traces};
+use crate::store::{canaries, dead_letters, imports, traces};
 
 const INTERVAL: Duration = Duration::from_secs(3_600);
 
@@ -21,5 +21,13 @@ pub async fn run(pool: Pool) {
 
 async fn once(pool: &Pool) -> Result<(), StoreError> {
     while traces::forget(pool).await? > 0 {}
+    while imports::forget_items(pool).await? > 0 {}
+    let trimmed = dead_letters::trim(pool).await?;
+    if trimmed > 0 {
+        tracing::warn!(
+            letters = trimmed,
+            "the oldest published dead letters were removed from Postgres, which keeps a gigabyte; RabbitMQ's queue has them"
+        );
+    }
     canaries::end_left_behind(pool).await
 }

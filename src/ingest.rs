@@ -6,6 +6,8 @@
 
 mod batch;
 mod handing_on;
+pub mod holds;
+pub mod letters;
 mod storing;
 pub mod traces;
 
@@ -13,26 +15,24 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use time::OffsetDateTime;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
-use self::batch::{Batch, Parsed};
+use self::batch::{Arrivals, Batch};
 use self::handing_on::STORED_MAX;
-use self::storing::{Abandoned, Refused};
+use self::storing::Abandoned;
 use self::traces::TraceKeeper;
 use crate::amqp::consumer::Consumer;
-use crate::amqp::delivery::Delivery;
 use crate::amqp::publisher::Publisher;
-use crate::amqp::{Broker, BrokerError, dead_letter};
+use crate::amqp::{Broker, BrokerError};
 use crate::backoff::Backoff;
-use crate::event::{Limits, Reason, Rejection};
+use crate::event::{Limits, Reason};
 use crate::fanout::{Fanout, HintPublisher, Hints, Stored};
 use crate::feed::Feed;
 use crate::health::Health;
 use crate::notification::Notification;
 use crate::store;
-use crate::store::append::Placed;
+use crate::store::append::{Fate, Placed};
 use crate::store::pools::Pool;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::traces::Batch as BatchTrace;
@@ -68,7 +68,9 @@ pub struct Ingest {
     pub broadcast_feed: Feed,
     /// Where traces are kept for who reads later.
     pub traces: TraceKeeper,
-    /// The books.
+    /// Wakes [`letters::LetterPublisher`].
+    pub letters: Arc<Notify>,
+    /// The counters.
     pub metrics: Arc<Metrics>,
     /// Whether it works.
     pub health: Arc<Health>,
@@ -78,6 +80,7 @@ impl Ingest {
     /// Ingests until told to stop, then finishes the batch in work.
     pub async fn run(&self, stop: CancellationToken) {
         self.metrics.events_dead_lettered.begin(&Reason::ALL.map(Reason::as_str));
+        self.metrics.events_dead_lettered.begin(&[letters::FEED_DAMAGED]);
         let mut backoff = Backoff::default();
         while !stop.is_cancelled() {
             match self.one_incarnation(&stop, &mut backoff).await {
@@ -101,43 +104,42 @@ impl Ingest {
             return Ok(());
         }
         let publisher = Publisher::open(&self.broker).await?;
-        let mut consumer = Consumer::ingest(&self.broker, self.partition, PREFETCH).await?;
-        let acknowledger = consumer.acknowledger();
+        let consumer = Consumer::ingest(&self.broker, self.partition, PREFETCH).await?;
+        let mut arrivals = Arrivals::new(consumer, self.metrics.clone());
+        let acknowledger = arrivals.acknowledger();
         let _up = self.health.ingest.up();
         tracing::info!(names = %self.broker.names, partition = self.partition, "ingest consumes or stands by");
         let (done, stored) = mpsc::channel(STORED_MAX);
-        let storing = self.store_batches(&mut consumer, done, stop, backoff);
+        let storing = self.store_batches(&mut arrivals, done, stop, backoff);
         let hints = HintPublisher::new(self.fanout.clone(), publisher);
         let handing_on = async { Ok(handing_on::hand_on(stored, hints, &acknowledger).await?) };
         let ended = tokio::try_join!(storing, handing_on);
         // Also after an error: one that is dropped is cancelled, and what it holds comes back in another order.
-        consumer.close().await;
+        arrivals.close().await;
         ended.map(drop)
     }
 
     /// Stores what comes until told to stop.
     async fn store_batches(
         &self,
-        consumer: &mut Consumer,
+        arrivals: &mut Arrivals,
         done: mpsc::Sender<Stored>,
         stop: &CancellationToken,
         backoff: &mut Backoff,
     ) -> Result<(), Ended> {
-        let mut dead_letters = Publisher::lazy(&self.broker);
         loop {
             let first = tokio::select! {
-                first = consumer.next() => first?,
-                () = stop.cancelled() => break,
+                first = arrivals.next() => first?,
+                () = stop.cancelled() => return Ok(()),
             };
-            let batch = Batch::collect(first, consumer)?;
-            let stored = self.take_in(batch, &mut dead_letters, consumer, stop).await?;
-            // Closed only by an error, which then ends this future too.
-            let _ = done.send(stored).await;
+            let batch = Batch::collect(first, arrivals)?;
+            if let Some(stored) = self.process(batch, arrivals, stop).await? {
+                // Closed only by an error, which then ends this future too.
+                let _ = done.send(stored).await;
+            }
             // Not before: an event that ends every incarnation must not be delivered again at full speed.
             backoff.reset();
         }
-        dead_letters.close().await;
-        Ok(())
     }
 
     /// Returns whether it is there; not, when told to stop.
@@ -155,92 +157,47 @@ impl Ingest {
         true
     }
 
-    /// One batch, until it is stored.
-    async fn take_in(
+    /// Stores one batch, dead letters among it, and announces it to the sessions of this replica. Dying between any two steps,
+    /// until all is acknowledged, makes RabbitMQ deliver it again, and each step is safe to repeat.
+    async fn process(
         &self,
         batch: Batch,
-        dead_letters: &mut Publisher,
-        consumer: &Consumer,
+        arrivals: &Arrivals,
         stop: &CancellationToken,
-    ) -> Result<Stored, Ended> {
+    ) -> Result<Option<Stored>, Ended> {
         let received_at = microseconds(OffsetDateTime::now_utc());
         let _held = self.metrics.holding.begin(self.partition);
-        let parsed = batch.parse(self.limits, &self.broadcast_feed);
-        let deliveries = parsed.events.len() + parsed.rejected.len();
-        self.metrics.batch_events.observe(deliveries as f64);
-        let traceparents = parsed.events.iter().filter_map(|(_, event)| event.traceparent.as_deref());
+        let pending = batch.parse(self.limits, &self.broadcast_feed);
+        self.metrics.batch_events.observe(pending.len() as f64);
+        let traceparents = pending.iter().filter_map(|pending| match &pending.fate {
+            Fate::Notify(event) => event.traceparent.as_deref(),
+            Fate::Bury(_) => None,
+        });
         let queue = || self.broker.names.partition(self.partition);
-        let trace = BatchTrace::begin(queue, deliveries, traceparents);
-        self.settle(parsed, received_at, trace, dead_letters, consumer, stop).await
-    }
-
-    /// What can never be stored is dead-lettered, the rest stored and told to the sessions of this replica. Dying between any
-    /// two steps, until all is acknowledged, makes RabbitMQ deliver it again, and each step is safe to repeat.
-    async fn settle(
-        &self,
-        parsed: Parsed,
-        received_at: OffsetDateTime,
-        trace: Option<BatchTrace>,
-        dead_letters: &mut Publisher,
-        consumer: &Consumer,
-        stop: &CancellationToken,
-    ) -> Result<Stored, Ended> {
-        self.bury(dead_letters, &parsed.rejected).await?;
-
-        let (deliveries, events) = parsed.events.into_iter().unzip();
+        let trace = BatchTrace::begin(queue, pending.len(), traceparents);
         let begun = SystemTime::now();
-        let (placed, refused) = self.store(events, received_at, consumer, stop).await?;
+        let committed = self.store(pending, received_at, arrivals, stop).await?;
         if let Some(trace) = &trace {
             trace.committed(begun);
         }
-        self.bury(dead_letters, &of_deliveries(deliveries, refused)).await?;
-
-        let hints = hints(&placed, received_at, trace.as_ref());
-        let duplicates = placed.iter().filter(|placed| placed.duplicate).count();
-        self.metrics.events_received.inc_by(placed.len() as u64);
-        self.metrics.events_stored.inc_by((placed.len() - duplicates) as u64);
-        self.metrics.events_duplicate.inc_by(duplicates as u64);
+        let hints = hints(committed.placed(), received_at, trace.as_ref());
         self.fanout.announce(&hints);
         if trace.is_some() {
             self.traces.keep(&hints);
         }
-        Ok(Stored { through: parsed.through, hints })
+        Ok(Stored::new(committed, hints))
     }
-
-    /// Publishes dead letters and waits until the broker has them.
-    async fn bury(&self, dead_letters: &mut Publisher, rejected: &[(Delivery, Rejection)]) -> Result<(), BrokerError> {
-        if rejected.is_empty() {
-            return Ok(());
-        }
-        let ids: Vec<String> = rejected.iter().map(|_| Uuid::now_v7().simple().to_string()).collect();
-        let letters: Vec<_> = rejected
-            .iter()
-            .zip(&ids)
-            .map(|((delivery, rejection), id)| dead_letter::bury(&self.broker.names, id, delivery, rejection))
-            .collect();
-        dead_letters.publish(&letters).await?;
-        for ((delivery, rejection), dead_letter) in rejected.iter().zip(ids) {
-            let (reason, routing_key) = (rejection.reason.as_str(), delivery.routing_key());
-            tracing::warn!(dead_letter, reason, detail = %rejection.detail, routing_key, "an event was dead-lettered");
-            self.metrics.events_received.inc();
-            self.metrics.events_dead_lettered.inc(reason);
-        }
-        Ok(())
-    }
-}
-
-/// The deliveries of the events that Postgres refused, by their place in the batch.
-fn of_deliveries(deliveries: Vec<Delivery>, refused: Vec<Refused>) -> Vec<(Delivery, Rejection)> {
-    let mut deliveries: Vec<Option<Delivery>> = deliveries.into_iter().map(Some).collect();
-    let take = |refused: Refused| Some((deliveries.get_mut(refused.place)?.take()?, refused.rejection));
-    refused.into_iter().filter_map(take).collect()
 }
 
 /// What every replica is told of the batch. Of a duplicate not the event that came, which may differ from the stored one. If the
 /// epoch changed between two parts of the batch, sessions read what was stored before: they begin again anyway.
-fn hints(placed: &[Placed], received_at: OffsetDateTime, trace: Option<&BatchTrace>) -> Hints {
-    let newest_epoch = placed.last().map(|placed| placed.epoch.clone());
-    let mut hints = Hints { epoch: newest_epoch, stored: Vec::with_capacity(placed.len()), ..Hints::default() };
+fn hints<'a>(
+    placed: impl DoubleEndedIterator<Item = &'a Placed> + Clone,
+    received_at: OffsetDateTime,
+    trace: Option<&BatchTrace>,
+) -> Hints {
+    let newest_epoch = placed.clone().next_back().map(|placed| placed.epoch.clone());
+    let mut hints = Hints { epoch: newest_epoch, ..Hints::default() };
     for Placed { event, seq, duplicate, progress, epoch } in placed {
         if hints.epoch.as_ref() != Some(epoch) {
             continue;

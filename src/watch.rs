@@ -12,6 +12,7 @@ use crate::hub::Hub;
 use crate::store;
 use crate::store::StoreError;
 use crate::store::damage::{Damaged, Parts};
+use crate::store::dead_letters::Counts;
 use crate::store::pools::Pool;
 use crate::store::undelivered::Undelivered;
 use crate::telemetry::metrics::Metrics;
@@ -39,7 +40,13 @@ pub async fn database(pool: Pool, hub: Arc<Hub>, metrics: Arc<Metrics>) {
             Err(error) => Err(error),
         };
         match looked {
-            Ok(undelivered) => {
+            Ok((undelivered, letters)) => {
+                for (state, count) in
+                    [("stored", letters.stored), ("unpublished", letters.unpublished), ("held", letters.held)]
+                {
+                    metrics.dead_letters.set(state, count);
+                }
+                metrics.feeds_held.set(letters.feeds_held);
                 metrics.undelivered.set(undelivered.count);
                 metrics.oldest_undelivered.set(undelivered.oldest_seconds);
                 metrics.late_feeds.set(undelivered.late_feeds);
@@ -54,7 +61,7 @@ pub async fn database(pool: Pool, hub: Arc<Hub>, metrics: Arc<Metrics>) {
 }
 
 /// A feed that cannot be read is left out.
-async fn look(pool: &Pool, hub: &Hub, damaged: &Damaged) -> Result<Undelivered, StoreError> {
+async fn look(pool: &Pool, hub: &Hub, damaged: &Damaged) -> Result<(Undelivered, Counts), StoreError> {
     let mut all = Undelivered::default();
     for feeds in hub.feeds().chunks(FEEDS_PER_QUERY_MAX) {
         let mut parts = Parts::new(damaged.others(feeds), SPLITS_MAX);
@@ -66,7 +73,7 @@ async fn look(pool: &Pool, hub: &Hub, damaged: &Damaged) -> Result<Undelivered, 
             }
         }
     }
-    Ok(all)
+    Ok((all, store::dead_letters::count(pool).await?))
 }
 
 /// Looks at RabbitMQ until told to stop, then closes the connection.

@@ -25,12 +25,7 @@ impl Delivery {
 
     /// What the event parser reads of it.
     pub fn message(&self) -> Message<'_> {
-        Message {
-            content_type: self.properties().content_type().as_ref().map(|name| name.as_str()),
-            content_encoding: self.properties().content_encoding().as_ref().map(|name| name.as_str()),
-            headers: headers(self.properties()),
-            body: &self.inner.data,
-        }
+        message(self.properties(), &self.inner.data)
     }
 
     /// The exchange it was published to.
@@ -56,14 +51,23 @@ impl Delivery {
     pub(super) fn properties(&self) -> &BasicProperties {
         &self.inner.properties
     }
+}
 
-    /// A header that is text.
-    pub(super) fn header(&self, name: &str) -> Option<Cow<'_, str>> {
-        let headers = self.properties().headers().as_ref()?;
-        match headers.inner().get(name).and_then(value)? {
-            HeaderValue::Text(text) => Some(text),
-            HeaderValue::Unreadable(_) => None,
-        }
+/// What the event parser reads of a message.
+pub(super) fn message<'a>(properties: &'a BasicProperties, body: &'a [u8]) -> Message<'a> {
+    Message {
+        content_type: properties.content_type().as_ref().map(|name| name.as_str()),
+        content_encoding: properties.content_encoding().as_ref().map(|name| name.as_str()),
+        headers: headers(properties),
+        body,
+    }
+}
+
+/// A header that is text.
+pub(super) fn header<'a>(properties: &'a BasicProperties, name: &str) -> Option<Cow<'a, str>> {
+    match properties.headers().as_ref()?.inner().get(name).and_then(value)? {
+        HeaderValue::Text(text) => Some(text),
+        HeaderValue::Unreadable(_) => None,
     }
 }
 

@@ -1,9 +1,13 @@
-//! `shopbell dead-letters`: looks at events that could not be stored, brings them back, or drops them.
+//! `shopbell dead-letters`: shows events that could not be stored, replays them, or drops them.
 //!
-//! A look never goes further than what lay in the queue when it began: a letter that comes back after its replay, or a
-//! publisher that goes on making them, does not keep a command from its end.
+//! Postgres has them, and RabbitMQ's queue has a copy of each that was published. What only the queue has, because an earlier
+//! version or RabbitMQ itself put it there, is taken from the queue. A command goes no further than what there was when it
+//! began: a letter that comes back after its replay does not keep it from its end.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use base64::Engine;
@@ -12,9 +16,16 @@ use serde::Serialize;
 
 use super::terminal::{self, Format};
 use super::{BROKER_TIMEOUT, broker, within};
-use crate::amqp::Broker;
-use crate::amqp::dead_letter::{DeadLetter, DeadLetters};
+use crate::amqp::dead_letter::{DeadLetter, DeadLetters, Queued};
 use crate::amqp::publisher::Publisher;
+use crate::amqp::topology::Names;
+use crate::amqp::{Broker, BrokerError};
+use crate::config::Environment;
+use crate::store::dead_letters::{self, Letter, Stored};
+use crate::store::pools::{Pool, Pools};
+
+/// How long Postgres may take.
+const DATABASE_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// What to do with them.
 #[derive(Debug, clap::Subcommand)]
@@ -60,33 +71,227 @@ pub struct Which {
 
 /// Does it.
 pub async fn run(action: Action, format: Format) -> anyhow::Result<()> {
-    let broker = broker()?;
+    let (broker, options) = (broker()?, Environment::of_process().database()?);
     // Before the first letter is touched.
     let mended = match &action {
         Action::Replay { body: Some(path), .. } => Some(read(path)?),
         _ => None,
     };
-    let mut queue = Queue::open(&broker).await?;
+    let letters = Letters { pool: Pools::lazy(&options, 1, &Arc::default()).upkeep, broker };
     match action {
-        Action::List { limit } => list(&mut queue, limit, format).await?,
-        Action::Show { id } => show(&queue.find(&id).await?, format)?,
+        Action::List { limit } => letters.list(i64::from(limit), format).await,
+        Action::Show { id } => letters.show(&id, format).await,
         Action::Replay { which, .. } => {
-            let publisher = within(BROKER_TIMEOUT, "opening a connection to publish", Publisher::open(&broker)).await?;
-            let mut replay = Replay { broker: &broker, publisher, mended };
-            take(&mut queue, which, Some(&mut replay), format).await?;
-            replay.publisher.close().await;
+            let opening = Publisher::open(&letters.broker);
+            let publisher = within(BROKER_TIMEOUT, "opening a connection to publish", opening).await?;
+            let mut replay = Some(Replay { publisher, mended, names: letters.broker.names.clone() });
+            let taken = letters.take(which, &mut replay, format).await;
+            if let Some(replay) = replay {
+                replay.publisher.close().await;
+            }
+            taken
         }
-        Action::Drop { which } => take(&mut queue, which, None, format).await?,
+        Action::Drop { which } => letters.take(which, &mut None, format).await,
     }
-    queue.letters.close().await;
-    Ok(())
 }
 
 fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
     std::fs::read(path).with_context(|| format!("could not read the body from {}", path.display()))
 }
 
-/// What lay in the queue when it was opened.
+/// Where dead letters are.
+struct Letters {
+    pool: Pool,
+    broker: Broker,
+}
+
+impl Letters {
+    async fn list(&self, limit: i64, format: Format) -> anyhow::Result<()> {
+        let (stored, newest) = asked(dead_letters::extent(&self.pool)).await?;
+        let (mut listed, mut after) = (0, 0);
+        while listed < limit
+            && let Some(Stored { position, letter }) = asked(dead_letters::next(&self.pool, after, newest)).await?
+        {
+            after = position;
+            listed += 1;
+            tell(&Facts::of_stored(&letter), format)?;
+        }
+        if listed == limit && stored > limit {
+            terminal::talk(&format!("{} more are there: --limit tells how many to list", stored - limit));
+            return Ok(());
+        }
+        let mut queue = match Queue::open(&self.broker).await {
+            Ok(queue) => queue,
+            Err(error) => {
+                terminal::talk(&format!("what only RabbitMQ has is not listed: {error:#}"));
+                return Ok(());
+            }
+        };
+        while listed < limit
+            && let Some(queued) = queue.next().await?
+        {
+            if !self.stores(&queued.letter.id).await? {
+                listed += 1;
+                tell(&Facts::of(&queued.letter), format)?;
+            }
+        }
+        queue.letters.close().await;
+        if listed == 0 {
+            terminal::talk("there are no dead letters");
+        }
+        Ok(())
+    }
+
+    async fn show(&self, id: &str, format: Format) -> anyhow::Result<()> {
+        if let Some(Stored { letter, .. }) = asked(dead_letters::find(&self.pool, id)).await? {
+            return show(Facts::of_stored(&letter), &letter.body, format);
+        }
+        let mut queue = Queue::open(&self.broker).await?;
+        let queued = queue.find(id).await?;
+        show(Facts::of(&queued.letter), &queued.letter.body, format)?;
+        queue.letters.close().await;
+        Ok(())
+    }
+
+    /// Removes one or all, after their replay where there is one.
+    async fn take(&self, which: Which, replay: &mut Option<Replay>, format: Format) -> anyhow::Result<()> {
+        let mut taking = Taking { letters: self, replay, format, taken: 0 };
+        match which.id {
+            Some(id) => taking.one(&id).await?,
+            None => taking.all().await?,
+        }
+        if taking.replay.is_some() && taking.taken > 0 {
+            terminal::talk("what still cannot be stored comes back as a dead letter with a new id");
+        }
+        Ok(())
+    }
+
+    async fn stores(&self, id: &str) -> anyhow::Result<bool> {
+        asked(dead_letters::exists(&self.pool, id)).await
+    }
+}
+
+/// Letters being taken.
+struct Taking<'a> {
+    letters: &'a Letters,
+    replay: &'a mut Option<Replay>,
+    format: Format,
+    taken: u64,
+}
+
+impl Taking<'_> {
+    async fn one(&mut self, id: &str) -> anyhow::Result<()> {
+        match asked(dead_letters::find(&self.letters.pool, id)).await? {
+            Some(stored) => {
+                if let (Some(feed), true) = (&stored.letter.feed, self.replay.is_some()) {
+                    anyhow::bail!(
+                        "{id} waits for the feed {feed}, which is damaged: it is stored when the feed is repaired"
+                    );
+                }
+                self.stored(stored).await?;
+                let removing = async {
+                    let mut queue = Queue::open(&self.letters.broker).await?;
+                    while let Some(queued) = queue.next().await? {
+                        if queued.letter.id == id {
+                            queue.remove(&queued).await?;
+                            break;
+                        }
+                    }
+                    queue.letters.close().await;
+                    anyhow::Ok(())
+                };
+                if let Err(error) = removing.await {
+                    terminal::talk(&format!("its copy in RabbitMQ's queue is perhaps still there: {error:#}"));
+                }
+            }
+            None => {
+                let mut queue = Queue::open(&self.letters.broker).await?;
+                let queued = queue.find(id).await?;
+                self.queued(&queue, &queued).await?;
+                queue.letters.close().await;
+            }
+        }
+        Ok(())
+    }
+
+    /// First what only the queue has, which is older; then what is stored, and the copies of it.
+    async fn all(&mut self) -> anyhow::Result<()> {
+        let (_, newest) = asked(dead_letters::extent(&self.letters.pool)).await?;
+        let mut queue = Queue::open(&self.letters.broker).await?;
+        let mut copies = HashMap::new();
+        while let Some(queued) = queue.next().await? {
+            if self.letters.stores(&queued.letter.id).await? {
+                copies.insert(queued.letter.id.clone(), queued.without_body());
+            } else {
+                self.queued(&queue, &queued).await?;
+            }
+        }
+        let (mut after, mut held) = (0, 0);
+        while let Some(stored) = asked(dead_letters::next(&self.letters.pool, after, newest)).await? {
+            after = stored.position;
+            if stored.letter.feed.is_some() {
+                held += 1;
+                continue;
+            }
+            let id = stored.letter.id.clone();
+            self.stored(stored).await?;
+            if let Some(copy) = copies.get(&id) {
+                queue.remove(copy).await?;
+            }
+        }
+        queue.letters.close().await;
+        if held > 0 {
+            terminal::talk(&format!(
+                "{held} wait for a damaged feed and were left: they are stored when it is repaired"
+            ));
+        }
+        Ok(())
+    }
+
+    async fn stored(&mut self, Stored { letter, .. }: Stored) -> anyhow::Result<()> {
+        let id = letter.id;
+        if let Some(replay) = self.replay {
+            let letter = DeadLetter::decode(&letter.properties, letter.body);
+            let letter = letter.with_context(|| format!("could not read {id}: it stays a dead letter"))?;
+            replay.publish(&letter).await.with_context(|| format!("{} were replayed", self.taken))?;
+        }
+        let removed = asked(dead_letters::remove(&self.letters.pool, &id)).await;
+        removed
+            .with_context(|| format!("{} were {} and removed; {id} is perhaps still there", self.taken, self.did()))?;
+        self.tell(&id)
+    }
+
+    async fn queued(&mut self, queue: &Queue, queued: &Queued) -> anyhow::Result<()> {
+        let id = &queued.letter.id;
+        if let Some(replay) = self.replay {
+            replay.publish(&queued.letter).await.with_context(|| format!("{} were replayed", self.taken))?;
+        }
+        let removed = queue.remove(queued).await;
+        removed
+            .with_context(|| format!("{} were {} and removed; {id} is perhaps still there", self.taken, self.did()))?;
+        self.tell(id)
+    }
+
+    fn did(&self) -> &'static str {
+        if self.replay.is_some() { "replayed" } else { "dropped" }
+    }
+
+    fn tell(&mut self, id: &str) -> anyhow::Result<()> {
+        self.taken += 1;
+        let done = Taken { id, did: self.did() };
+        terminal::write_lines(&match self.format {
+            Format::Text => terminal::text_line(&format!("{} {id}", done.did)),
+            Format::Json => terminal::json_line(&done)?,
+        })
+    }
+}
+
+async fn asked<T>(answer: impl Future<Output = Result<T, crate::store::StoreError>>) -> anyhow::Result<T> {
+    let answer = within(DATABASE_TIMEOUT, "reading or removing a stored dead letter", answer).await;
+    answer.context("could not ask the database at DATABASE_URL (is it running, is it migrated?)")
+}
+
+/// What lay in RabbitMQ's queue when it was opened.
 struct Queue {
     letters: DeadLetters,
     /// How many of these were not looked at; unknown before the first look.
@@ -101,124 +306,69 @@ impl Queue {
         Ok(Self { letters, left: None })
     }
 
-    async fn next(&mut self) -> anyhow::Result<Option<DeadLetter>> {
+    async fn next(&mut self) -> anyhow::Result<Option<Queued>> {
         if self.left == Some(0) {
             return Ok(None);
         }
-        let letter = within(BROKER_TIMEOUT, "looking at the dead-letter queue", self.letters.next()).await?;
-        self.left = match (&letter, self.left) {
+        let queued = within(BROKER_TIMEOUT, "reading the dead-letter queue", self.letters.next()).await?;
+        self.left = match (&queued, self.left) {
             (None, _) => Some(0),
             (Some(first), None) => Some(first.behind),
             (Some(_), Some(left)) => Some(left - 1),
         };
-        Ok(letter)
+        Ok(queued)
     }
 
-    async fn find(&mut self, id: &str) -> anyhow::Result<DeadLetter> {
-        while let Some(letter) = self.next().await? {
-            if letter.id == id {
-                return Ok(letter);
+    async fn find(&mut self, id: &str) -> anyhow::Result<Queued> {
+        while let Some(queued) = self.next().await? {
+            if queued.letter.id == id {
+                return Ok(queued);
             }
         }
-        anyhow::bail!("there is no dead letter {id} (`shopbell dead-letters list` tells what is there)")
+        anyhow::bail!("there is no dead letter {id} (`shopbell dead-letters list` shows those that are there)")
     }
 
-    async fn remove(&self, letter: &DeadLetter) -> anyhow::Result<()> {
-        within(BROKER_TIMEOUT, "removing a dead letter", self.letters.remove(letter)).await
+    async fn remove(&self, queued: &Queued) -> anyhow::Result<()> {
+        within(BROKER_TIMEOUT, "removing a dead letter from the queue", self.letters.remove(queued)).await
     }
-}
-
-async fn list(queue: &mut Queue, limit: u32, format: Format) -> anyhow::Result<()> {
-    for _ in 0..limit {
-        let was_looked_at = queue.left.is_some();
-        let Some(letter) = queue.next().await? else {
-            if !was_looked_at {
-                terminal::talk("there are no dead letters");
-            }
-            break;
-        };
-        let facts = Facts::of(&letter);
-        terminal::write_lines(&match format {
-            Format::Text => terminal::text_line(&facts.to_string()),
-            Format::Json => terminal::json_line(&facts)?,
-        })?;
-    }
-    match queue.left {
-        None | Some(0) => {}
-        Some(left) => terminal::talk(&format!("{left} more are there: --limit tells how many to list")),
-    }
-    Ok(())
-}
-
-fn show(letter: &DeadLetter, format: Format) -> anyhow::Result<()> {
-    let facts = Facts::of(letter);
-    if format == Format::Json {
-        return terminal::write_lines(&terminal::json_line(&Shown::of(facts, letter.body()))?);
-    }
-    terminal::talk(&facts.to_string());
-    if terminal::is_stdout_terminal() {
-        let body = String::from_utf8_lossy(letter.body());
-        return body.lines().try_for_each(|line| terminal::write_lines(&terminal::text_line(line)));
-    }
-    terminal::write(letter.body())
 }
 
 /// What a replay needs.
-struct Replay<'a> {
-    broker: &'a Broker,
+struct Replay {
     publisher: Publisher,
+    names: Names,
     mended: Option<Vec<u8>>,
 }
 
-impl Replay<'_> {
+impl Replay {
     async fn publish(&mut self, letter: &DeadLetter) -> anyhow::Result<()> {
-        let outgoing = letter.replay(&self.broker.names, self.mended.as_deref());
         let id = &letter.id;
-        self.publisher
-            .publish(&[outgoing])
-            .await
-            .with_context(|| format!("could not replay {id}: it stays a dead letter"))
+        if let (Some(bytes), None) = (letter.cut_bytes(), &self.mended) {
+            anyhow::bail!("only the first bytes of {id} are kept, of {bytes}: replay it with --body, or drop it");
+        }
+        let outgoing = letter.replay(&self.names, self.mended.as_deref());
+        let published: Result<(), BrokerError> = self.publisher.publish(&[outgoing]).await;
+        published.with_context(|| format!("could not replay {id}: it stays a dead letter"))
     }
 }
 
-/// Removes one or all, after their replay where there is one.
-async fn take(
-    queue: &mut Queue,
-    which: Which,
-    mut replay: Option<&mut Replay<'_>>,
-    format: Format,
-) -> anyhow::Result<()> {
-    let did = if replay.is_some() { "replayed" } else { "dropped" };
-    let mut taken = 0_u64;
-    loop {
-        let letter = match &which.id {
-            Some(id) => queue.find(id).await?,
-            None => match queue.next().await? {
-                Some(letter) => letter,
-                None => break,
-            },
-        };
-        if let Some(replay) = &mut replay {
-            replay.publish(&letter).await.with_context(|| format!("{taken} were replayed"))?;
-        }
-        queue
-            .remove(&letter)
-            .await
-            .with_context(|| format!("{taken} were {did} and removed; {} is perhaps still there", letter.id))?;
-        taken += 1;
-        let done = Taken { id: &letter.id, did };
-        terminal::write_lines(&match format {
-            Format::Text => terminal::text_line(&format!("{did} {}", letter.id)),
-            Format::Json => terminal::json_line(&done)?,
-        })?;
-        if which.id.is_some() {
-            break;
-        }
+fn tell(facts: &Facts<'_>, format: Format) -> anyhow::Result<()> {
+    terminal::write_lines(&match format {
+        Format::Text => terminal::text_line(&facts.to_string()),
+        Format::Json => terminal::json_line(facts)?,
+    })
+}
+
+fn show(facts: Facts<'_>, body: &[u8], format: Format) -> anyhow::Result<()> {
+    if format == Format::Json {
+        return terminal::write_lines(&terminal::json_line(&Shown::of(facts, body))?);
     }
-    if replay.is_some() && taken > 0 {
-        terminal::talk("what still cannot be stored comes back as a dead letter with a new id");
+    terminal::talk(&facts.to_string());
+    if terminal::is_stdout_terminal() {
+        let body = String::from_utf8_lossy(body);
+        return body.lines().try_for_each(|line| terminal::write_lines(&terminal::text_line(line)));
     }
-    Ok(())
+    terminal::write(body)
 }
 
 #[derive(Serialize)]
@@ -236,7 +386,7 @@ struct Facts<'a> {
     exchange: &'a str,
     routing_key: &'a str,
     content_type: Option<&'a str>,
-    bytes: usize,
+    bytes: i64,
 }
 
 impl<'a> Facts<'a> {
@@ -248,7 +398,19 @@ impl<'a> Facts<'a> {
             exchange: &letter.exchange,
             routing_key: &letter.routing_key,
             content_type: letter.content_type(),
-            bytes: letter.body().len(),
+            bytes: i64::try_from(letter.body.len()).unwrap_or(i64::MAX),
+        }
+    }
+
+    fn of_stored(letter: &'a Letter) -> Self {
+        Self {
+            id: &letter.id,
+            reason: &letter.reason,
+            detail: &letter.detail,
+            exchange: &letter.exchange,
+            routing_key: &letter.routing_key,
+            content_type: letter.content_type.as_deref(),
+            bytes: letter.bytes,
         }
     }
 }
@@ -270,7 +432,7 @@ struct Shown<'a> {
     exchange: &'a str,
     routing_key: &'a str,
     content_type: Option<&'a str>,
-    bytes: usize,
+    bytes: i64,
     #[serde(skip_serializing_if = "Option::is_none")]
     body: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]

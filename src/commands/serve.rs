@@ -15,6 +15,7 @@ use prometheus_client::registry::Registry;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -43,6 +44,8 @@ use crate::http::problem::Problem;
 use crate::http::websocket::{self, Gateway};
 use crate::hub::Hub;
 use crate::ingest::Ingest;
+use crate::ingest::holds::HeldFeeds;
+use crate::ingest::letters::LetterPublisher;
 use crate::ingest::traces::TraceKeeper;
 use crate::pager::{Pager, sweep};
 use crate::session::state::Rules;
@@ -148,6 +151,7 @@ async fn stop_in_order(stops: &Stops, parts: &mut Parts, gateway: Option<&Gatewa
     stops.cursors.cancel();
     parts.ended("cursor writer").await;
     parts.ended("answers").await;
+    parts.ended("dead letters").await;
     stops.last.cancel();
     parts.ended("operations port").await;
     parts.ended("fan-out").await;
@@ -205,6 +209,7 @@ impl Ground {
         // RabbitMQ gives a partition to whoever comes first: in another order each, replicas that start together share.
         let mut partitions: Vec<u8> = (1..=self.broker.partitions).collect();
         fastrand::shuffle(&mut partitions);
+        let (letters, limits) = (Arc::<Notify>::default(), Limits { event_bytes_max: config.event_bytes_max });
         for partition in partitions {
             let ingest = Ingest {
                 broker: self.broker.clone(),
@@ -212,14 +217,30 @@ impl Ground {
                 pool: self.pools.ingest.clone(),
                 fanout: self.fanout.clone(),
                 traces: traces.clone(),
-                limits: Limits { event_bytes_max: config.event_bytes_max },
+                limits,
                 broadcast_feed: config.broadcast_feed.clone(),
+                letters: letters.clone(),
                 metrics: self.metrics.clone(),
                 health: self.health.clone(),
             };
             let stop = self.stops.ingest.clone();
             parts.spawn("ingest", async move { ingest.run(stop).await });
         }
+        let publisher = LetterPublisher {
+            broker: self.broker.clone(),
+            pool: self.pools.upkeep.clone(),
+            stored: letters,
+            metrics: self.metrics.clone(),
+        };
+        parts.spawn("dead letters", publisher.run(self.stops.cursors.clone()));
+        let held = HeldFeeds {
+            pool: self.pools.upkeep.clone(),
+            fanout: self.fanout.clone(),
+            limits,
+            broadcast_feed: config.broadcast_feed.clone(),
+            metrics: self.metrics.clone(),
+        };
+        parts.spawn("held feeds", held.run(self.stops.ingest.clone()));
         parts.spawn("housekeeping", housekeeping::run(self.pools.upkeep.clone()));
     }
 

@@ -45,27 +45,27 @@ fn import_started(data: &RawValue) -> Result<Option<Import>, Violation> {
     let [import_id, total] = fields(data, ["import_id", "total"])?;
     let id = required(import_id, IMPORT_ID)?;
     let total = required(total, COUNT)?;
-    Ok(Some(Import { id, step: Step::Started { total } }))
+    Ok(Some(Import { id, step: Step::Started { total }, item: None }))
 }
 
 fn import_item(data: &RawValue) -> Result<Option<Import>, Violation> {
     let [import_id, index, sku, status, error] = fields(data, ["import_id", "index", "sku", "status", "error"])?;
     let id = required(import_id, IMPORT_ID)?;
-    required(index, COUNT_FROM_ONE)?;
+    let item = Some(required(index, COUNT_FROM_ONE)?);
     required(sku, TEXT)?;
     let step = required(status, ITEM_STATUS)?;
     match step {
         Step::Failed => required(error, FILLED_TEXT)?,
         _ => _ = optional(error, ANYTHING)?,
     }
-    Ok(Some(Import { id, step }))
+    Ok(Some(Import { id, step, item }))
 }
 
 fn import_finished(data: &RawValue) -> Result<Option<Import>, Violation> {
     let [import_id, status] = fields(data, ["import_id", "status"])?;
     let id = required(import_id, IMPORT_ID)?;
     let step = required(status, IMPORT_STATUS)?;
-    Ok(Some(Import { id, step }))
+    Ok(Some(Import { id, step, item: None }))
 }
 
 /// What a field must be, in words and as a function that reads it.

@@ -1,10 +1,15 @@
 //! The deliveries that are stored together.
 
+use std::sync::Arc;
+
+use super::letters;
 use crate::amqp::BrokerError;
-use crate::amqp::consumer::Consumer;
+use crate::amqp::consumer::{Acknowledger, Consumer};
 use crate::amqp::delivery::Delivery;
-use crate::event::{self, Event, Limits, Rejection};
+use crate::event::{self, Event, Limits, Message, Rejection};
 use crate::feed::Feed;
+use crate::store::append::{Fate, Pending};
+use crate::telemetry::metrics::Metrics;
 
 /// Most events in a batch: past that a bigger transaction is hardly cheaper an event, and twice as many are prefetched, each
 /// of whatever size the broker allows.
@@ -12,54 +17,92 @@ pub(super) const EVENTS_MAX: usize = 128;
 /// A batch takes no further event when its bodies have this many bytes.
 const BYTES_MAX: usize = 1024 * 1024;
 
+/// Where deliveries arrive, and are counted: whatever becomes of them is counted elsewhere, and must add up to the same.
+#[derive(Debug)]
+pub(super) struct Arrivals {
+    consumer: Consumer,
+    metrics: Arc<Metrics>,
+}
+
+impl Arrivals {
+    pub(super) fn new(consumer: Consumer, metrics: Arc<Metrics>) -> Self {
+        Self { consumer, metrics }
+    }
+
+    /// The next delivery. Losing this future in a `select!` loses no delivery.
+    pub(super) async fn next(&mut self) -> Result<Delivery, BrokerError> {
+        let delivery = self.consumer.next().await?;
+        self.metrics.events_received.inc();
+        Ok(delivery)
+    }
+
+    /// The next delivery if it has arrived already.
+    fn next_ready(&mut self) -> Option<Result<Delivery, BrokerError>> {
+        let next = self.consumer.next_ready();
+        if let Some(Ok(_)) = next {
+            self.metrics.events_received.inc();
+        }
+        next
+    }
+
+    pub(super) fn acknowledger(&self) -> Acknowledger {
+        self.consumer.acknowledger()
+    }
+
+    pub(super) fn is_connected(&self) -> bool {
+        self.consumer.is_connected()
+    }
+
+    pub(super) async fn close(self) {
+        self.consumer.close().await;
+    }
+}
+
 /// Deliveries in the order in which they came.
 #[derive(Debug)]
 pub(super) struct Batch {
     deliveries: Vec<Delivery>,
-    /// The tag that acknowledges all of them.
-    through: u64,
-}
-
-/// A batch, sorted.
-#[derive(Debug)]
-pub(super) struct Parsed {
-    /// What can be stored, in order.
-    pub(super) events: Vec<(Delivery, Event)>,
-    /// What never can.
-    pub(super) rejected: Vec<(Delivery, Rejection)>,
-    /// The tag that acknowledges all of them.
-    pub(super) through: u64,
 }
 
 impl Batch {
     /// Takes what has arrived; waits for nothing.
-    pub(super) fn collect(first: Delivery, consumer: &mut Consumer) -> Result<Self, BrokerError> {
+    pub(super) fn collect(first: Delivery, arrivals: &mut Arrivals) -> Result<Self, BrokerError> {
         let mut bytes = first.body().len();
-        let mut batch = Self { through: first.tag(), deliveries: vec![first] };
-        while batch.deliveries.len() < EVENTS_MAX
+        let mut deliveries = vec![first];
+        while deliveries.len() < EVENTS_MAX
             && bytes < BYTES_MAX
-            && let Some(delivery) = consumer.next_ready()
+            && let Some(delivery) = arrivals.next_ready()
         {
-            let delivery = delivery?;
-            bytes += delivery.body().len();
-            batch.through = delivery.tag();
-            batch.deliveries.push(delivery);
-        }
-        Ok(batch)
-    }
-
-    /// Tells what can be stored from what never can.
-    pub(super) fn parse(self, limits: Limits, broadcast_feed: &Feed) -> Parsed {
-        let events = Vec::with_capacity(self.deliveries.len());
-        let mut parsed = Parsed { events, rejected: Vec::new(), through: self.through };
-        for delivery in self.deliveries {
-            let checked = event::parse(&delivery.message(), limits)
-                .and_then(|event| event.check_audience(broadcast_feed).map(|()| event));
-            match checked {
-                Ok(event) => parsed.events.push((delivery, event)),
-                Err(rejection) => parsed.rejected.push((delivery, rejection)),
+            match delivery {
+                Ok(delivery) => {
+                    bytes += delivery.body().len();
+                    deliveries.push(delivery);
+                }
+                Err(error) => {
+                    arrivals.metrics.events_abandoned.inc_by(deliveries.len() as u64);
+                    return Err(error);
+                }
             }
         }
-        parsed
+        Ok(Self { deliveries })
     }
+
+    /// Reads each delivery: an event is to be a notification, anything else a dead letter.
+    pub(super) fn parse(self, limits: Limits, broadcast_feed: &Feed) -> Vec<Pending<Delivery>> {
+        let pending = |delivery: Delivery| {
+            let fate = match read(&delivery.message(), limits, broadcast_feed) {
+                Ok(event) => Fate::Notify(event),
+                Err(rejection) => Fate::Bury(Box::new(letters::rejected(&delivery, &rejection))),
+            };
+            Pending { origin: delivery, fate }
+        };
+        self.deliveries.into_iter().map(pending).collect()
+    }
+}
+
+/// Reads an event that can be stored.
+pub(super) fn read(message: &Message<'_>, limits: Limits, broadcast_feed: &Feed) -> Result<Event, Rejection> {
+    let event = event::parse(message, limits)?;
+    event.check_audience(broadcast_feed)?;
+    Ok(event)
 }

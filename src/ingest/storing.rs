@@ -1,18 +1,21 @@
 //! Storing a batch whatever it takes: a database that is away is waited for in place, a value that it refuses is found and
-//! taken out, its neighbours unharmed.
+//! becomes a dead letter, a feed that is damaged is repaired or held, and neither harms its neighbours.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 
-use super::Ingest;
-use crate::amqp::consumer::Consumer;
+use super::batch::Arrivals;
+use super::{Ingest, letters};
+use crate::amqp::delivery::Delivery;
 use crate::backoff::Backoff;
-use crate::event::{Event, Reason, Rejection};
+use crate::event::{Reason, Rejection};
+use crate::feed::Feed;
 use crate::store::StoreError;
-use crate::store::append::{NotAppended, Placed, append};
+use crate::store::append::{Blame, Committed, Fate, NotAppended, Outcome, Pending, append};
+use crate::store::holds;
 
 /// How long deliveries are held for a database that is away. RabbitMQ ends a consumer that holds longer than its
 /// `consumer_timeout` (30 minutes), and some versions do not recover from that: so we give back at half of it.
@@ -31,75 +34,73 @@ pub(super) enum Abandoned {
     TooLong(Duration),
 }
 
-/// An event that Postgres never takes, though the parser did.
-#[derive(Debug)]
-pub(super) struct Refused {
-    /// Its place among the events given.
-    pub(super) place: usize,
-    pub(super) rejection: Rejection,
-}
+type Part = Vec<Pending<Delivery>>;
 
 impl Ingest {
-    /// Stores all events in order. A batch that is refused is halved until the culprit stands alone.
+    /// Stores all of a batch in order, and counts it. A part that is refused is halved until the culprit stands alone.
     pub(super) async fn store(
         &self,
-        events: Vec<Event>,
+        batch: Part,
         received_at: OffsetDateTime,
-        consumer: &Consumer,
+        arrivals: &Arrivals,
         stop: &CancellationToken,
-    ) -> Result<(Vec<Placed>, Vec<Refused>), Abandoned> {
-        let (mut placed, mut refused) = (Vec::with_capacity(events.len()), Vec::new());
-        let mut parts = VecDeque::from([(0, events)]);
-        while let Some((place, mut events)) = parts.pop_front() {
-            if events.is_empty() {
+    ) -> Result<Committed<Delivery>, Abandoned> {
+        let mut committed = Committed::default();
+        let mut parts = VecDeque::from([batch]);
+        while let Some(part) = parts.pop_front() {
+            if part.is_empty() {
                 continue;
             }
-            match self.append_when_possible(events, received_at, consumer, stop).await? {
-                Ok(mut stored) => placed.append(&mut stored),
-                Err((error, culprit)) if culprit.len() == 1 => {
-                    refused.push(Refused { place, rejection: rejection(&error) })
+            let deliveries = part.len();
+            match self.append_when_possible(part, received_at, arrivals, stop).await {
+                Ok(Ok(part)) => {
+                    self.count(&part);
+                    committed.join(part);
                 }
-                Err((_, halves)) => {
-                    events = halves;
-                    let second = events.split_off(events.len() / 2);
-                    parts.push_front((place + events.len(), second));
-                    parts.push_front((place, events));
+                Ok(Err(refused)) => {
+                    self.resolve(refused).await.into_iter().rev().for_each(|part| parts.push_front(part))
+                }
+                Err(abandoned) => {
+                    let rest = deliveries + parts.iter().map(Vec::len).sum::<usize>();
+                    self.metrics.events_abandoned.inc_by(rest as u64);
+                    return Err(abandoned);
                 }
             }
         }
-        Ok((placed, refused))
+        Ok(committed)
     }
 
-    /// Tries until the database takes the events or refuses them. The inner error gives them back.
+    /// Tries until the database takes the part, or refuses something of it. The inner error gives it back.
     async fn append_when_possible(
         &self,
-        mut events: Vec<Event>,
+        mut part: Part,
         received_at: OffsetDateTime,
-        consumer: &Consumer,
+        arrivals: &Arrivals,
         stop: &CancellationToken,
-    ) -> Result<Result<Vec<Placed>, (StoreError, Vec<Event>)>, Abandoned> {
+    ) -> Result<Result<Committed<Delivery>, NotAppended<Delivery>>, Abandoned> {
         let held_since = Instant::now();
         let mut backoff = Backoff::default();
         loop {
             let begun = Instant::now();
-            let appended = append(&self.pool, events, received_at).await;
+            let appended = append(&self.pool, part, received_at).await;
             self.metrics.append.observe(begun.elapsed().as_secs_f64());
-            let error = match appended {
-                Ok(placed) => return Ok(Ok(placed)),
-                Err(NotAppended { events, error: error @ StoreError::Refused(_) }) => return Ok(Err((error, events))),
-                Err(not_appended) => {
-                    events = not_appended.events;
-                    not_appended.error
-                }
+            let not_appended = match appended {
+                Ok(committed) => return Ok(Ok(committed)),
+                Err(not_appended) => not_appended,
             };
+            if not_appended.blame() != Blame::Nothing {
+                return Ok(Err(not_appended));
+            }
+            let NotAppended { pending, error } = not_appended;
+            part = pending;
             let wait = backoff.next_wait();
             self.metrics.retries.inc("append");
-            tracing::warn!(%error, events = events.len(), wait_ms = wait.as_millis(), "a batch could not be stored; trying again");
+            tracing::warn!(%error, events = part.len(), wait_ms = wait.as_millis(), "a batch could not be stored; trying again");
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 () = stop.cancelled() => return Err(Abandoned::Stopping),
             }
-            if !consumer.is_connected() {
+            if !arrivals.is_connected() {
                 return Err(Abandoned::BrokerGone);
             }
             if held_since.elapsed() > HOLD_MAX {
@@ -107,8 +108,98 @@ impl Ingest {
             }
         }
     }
+
+    /// What to store instead of a part that was refused, in order.
+    async fn resolve(&self, refused: NotAppended<Delivery>) -> Vec<Part> {
+        let blame = refused.blame();
+        let NotAppended { pending: mut part, error } = refused;
+        let feeds: BTreeSet<Feed> = part.iter().filter_map(Pending::feed).cloned().collect();
+        let damaged = if feeds.len() == 1 { feeds.first() } else { None };
+        match (blame, damaged) {
+            (Blame::Held, _) => {
+                // An error shows again at the next append, which waits for the database.
+                let held = holds::among(&self.pool, &feeds.iter().collect::<Vec<_>>()).await.unwrap_or_default();
+                return vec![set_aside(part, &held, "the feed is held: earlier events of it wait")];
+            }
+            (Blame::Feed, Some(feed)) => {
+                if !self.repair(feed).await {
+                    tracing::error!(%error, events = part.len(), "a feed is damaged; its events wait until it is repaired");
+                    part = set_aside(part, &feeds, &detail(&error));
+                }
+                return vec![part];
+            }
+            _ => {}
+        }
+        match part.pop() {
+            Some(Pending { origin, fate }) if part.is_empty() => {
+                let letter = match fate {
+                    Fate::Notify(_) => {
+                        let rejection = Rejection { reason: Reason::InvalidData, detail: detail(&error) };
+                        letters::rejected(&origin, &rejection)
+                    }
+                    Fate::Bury(letter) => letter.least(),
+                };
+                vec![vec![Pending { origin, fate: Fate::Bury(Box::new(letter)) }]]
+            }
+            last => {
+                part.extend(last);
+                let second = part.split_off(part.len() / 2);
+                vec![part, second]
+            }
+        }
+    }
+
+    /// Returns whether the feed was repaired, so that its events can be stored after all.
+    async fn repair(&self, feed: &Feed) -> bool {
+        match holds::repair(&self.pool, feed).await {
+            Ok(true) => {
+                self.metrics.feeds_repaired.inc();
+                tracing::error!(%feed, "the counters of a feed were behind its rows; they were set to what the rows say");
+                true
+            }
+            Ok(false) => false,
+            Err(error) => {
+                tracing::error!(%feed, %error, "a damaged feed could not be repaired");
+                false
+            }
+        }
+    }
+
+    fn count(&self, committed: &Committed<Delivery>) {
+        for outcome in committed.outcomes() {
+            match outcome {
+                Outcome::Notified(placed) if placed.duplicate => _ = self.metrics.events_duplicate.inc(),
+                Outcome::Notified(_) => _ = self.metrics.events_stored.inc(),
+                Outcome::Buried(letter) => {
+                    let (dead_letter, reason, detail) = (&letter.id, &letter.reason, &letter.detail);
+                    tracing::warn!(
+                        dead_letter,
+                        reason,
+                        detail,
+                        routing_key = letter.routing_key,
+                        "an event was dead-lettered"
+                    );
+                    let reason = Reason::ALL.into_iter().map(Reason::as_str).find(|word| *word == letter.reason);
+                    self.metrics.events_dead_lettered.inc(reason.unwrap_or(letters::FEED_DAMAGED));
+                    self.letters.notify_one();
+                }
+            }
+        }
+    }
 }
 
-fn rejection(error: &StoreError) -> Rejection {
-    Rejection { reason: Reason::InvalidData, detail: error.to_string().chars().take(DETAIL_CHARS_MAX).collect() }
+/// Makes letters of the events for these feeds, which wait there for the feed.
+fn set_aside(part: Part, feeds: &BTreeSet<Feed>, detail: &str) -> Part {
+    let aside = |pending: Pending<Delivery>| match pending.feed() {
+        Some(feed) if feeds.contains(feed) => {
+            let fate = Fate::Bury(Box::new(letters::held(&pending.origin, feed, detail)));
+            Pending { origin: pending.origin, fate }
+        }
+        _ => pending,
+    };
+    part.into_iter().map(aside).collect()
+}
+
+fn detail(error: &StoreError) -> String {
+    error.to_string().chars().take(DETAIL_CHARS_MAX).collect()
 }

@@ -49,7 +49,19 @@ impl CounterBy {
 }
 
 /// Work that Postgres or RabbitMQ did not do and that is tried again.
-const RETRIED: [&str; 9] = ["append", "cursors", "acks", "pages", "sweep", "answers", "ingest", "fanout", "watch"];
+const RETRIED: [&str; 11] = [
+    "append",
+    "cursors",
+    "acks",
+    "pages",
+    "sweep",
+    "answers",
+    "ingest",
+    "fanout",
+    "watch",
+    "dead_letters",
+    "held_feeds",
+];
 /// Why a handshake was refused.
 const HANDSHAKES_REFUSED: [&str; 6] = ["bad_request", "origin", "token", "feed", "too_many", "not_ready"];
 /// Why a connection that was no session was ended: its head did not come, it was idle, its answer was not read, or it made room.
@@ -57,10 +69,10 @@ const CONNECTIONS_DROPPED: [&str; 4] = ["head", "idle", "stalled", "crowded"];
 /// What a canary has to do.
 const CANARY_STEPS: [&str; 4] = ["connect", "publish", "deliver", "ack"];
 
-/// The counts of one replica. The books balance: received = stored + duplicate + dead-lettered.
+/// The counters of one replica. They balance: received = stored + duplicate + dead-lettered + abandoned.
 #[derive(Debug)]
 pub struct Metrics {
-    /// Deliveries that ingest has dealt with.
+    /// Deliveries that arrived at ingest.
     pub events_received: Counter,
     /// Of these, stored as a new notification.
     pub events_stored: Counter,
@@ -68,6 +80,15 @@ pub struct Metrics {
     pub events_duplicate: Counter,
     /// Of these, dead-lettered, by reason.
     pub events_dead_lettered: CounterBy,
+    /// Of these, given back to RabbitMQ, which delivers them again.
+    pub events_abandoned: Counter,
+    /// Stored dead letters that wait for an operator (`stored`), of these not yet published (`unpublished`), and events that wait
+    /// for a damaged feed (`held`).
+    pub dead_letters: GaugeBy,
+    /// Feeds that take no events because they are damaged.
+    pub feeds_held: Gauge,
+    /// Feeds whose counters were behind their rows and were repaired.
+    pub feeds_repaired: Counter,
     /// Deliveries in a batch.
     pub batch_events: Histogram,
     /// One append, whether it succeeded or not.
@@ -212,14 +233,24 @@ impl Metrics {
             holding.clone(),
         );
         Self {
-            events_received: named.counter("events_received", "Deliveries that ingest has dealt with"),
+            events_received: named.counter("events_received", "Deliveries that arrived at ingest"),
             events_stored: named.counter("events_stored", "Events stored as a new notification"),
             events_duplicate: named.counter("events_duplicate", "Events that were stored before"),
             events_dead_lettered: named.counters(
                 "events_dead_lettered",
-                "Events that can never be stored, by reason",
+                "Events stored as a dead letter, by reason",
                 ("reason", &[]),
             ),
+            events_abandoned: named
+                .counter("events_abandoned", "Deliveries given back to RabbitMQ, which delivers them again"),
+            dead_letters: named.gauges(
+                "dead_letters",
+                "Dead letters in Postgres: stored; of these unpublished; events held for a damaged feed",
+                "state",
+            ),
+            feeds_held: named.gauge("feeds_held", "Feeds that take no events because their rows contradict each other"),
+            feeds_repaired: named
+                .counter("feeds_repaired", "Feeds whose counters were behind their rows and were repaired"),
             batch_events: named.histogram("batch_events", "Deliveries taken in together", &BATCH_BUCKETS),
             append: named.histogram("append_seconds", "Storing a batch in one transaction", &APPEND_BUCKETS),
             holding,

@@ -109,3 +109,72 @@ async fn what_is_published_or_delivered_twice_counts_once() {
     assert_eq!(told(&merchant.take_seqs(62..=62).await[0]), ("import.finished", progress(60, Some(60))));
     world.finish().await;
 }
+
+#[tokio::test]
+async fn an_item_that_is_imported_again_counts_once_with_its_last_status() {
+    let world = World::new().await;
+    let replica = world.serve().await;
+    let publisher = world.publisher().await;
+    let item = |index, failed| Event::import_item(MERCHANT, "spring", index, failed);
+    publisher.publish(&Event::import_started(MERCHANT, "spring", 3)).await;
+    publisher.publish_all([item(1, false), item(2, true), item(3, false), item(2, false)]).await;
+    world.expect_stored(MERCHANT, 5).await;
+    assert_eq!(world.import(MERCHANT, "spring").await, Some((3, 0, Some(3), "running".into())));
+    // In other batches, in both directions, and one twice within a batch.
+    publisher.publish_all([item(3, true), item(3, true), item(1, true)]).await;
+    world.expect_stored(MERCHANT, 8).await;
+    publisher.publish_all([item(1, false), item(700, false)]).await;
+    publisher.publish(&Event::import_finished(MERCHANT, "spring", "finished")).await;
+    world.expect_stored(MERCHANT, 11).await;
+    assert_eq!(world.import(MERCHANT, "spring").await, Some((4, 1, Some(3), "finished".into())));
+
+    let mut merchant = world.merchant(MERCHANT).after(MERCHANT, 10).connect(replica.public()).await;
+    let last = merchant.take_seqs(11..=11).await.remove(0);
+    let expected = Progress { done: 4, failed: 1, total: Some(4) };
+    assert_eq!(last.progress, Some(expected), "never more done than the total");
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn a_start_after_the_end_begins_a_new_run() {
+    let world = World::new().await;
+    let replica = world.serve().await;
+    let publisher = world.publisher().await;
+    let run = |failed| {
+        let mut run = vec![Event::import_started(MERCHANT, "nightly", 3)];
+        run.extend((1..=3).map(|index| Event::import_item(MERCHANT, "nightly", index, index == failed)));
+        run.push(Event::import_finished(MERCHANT, "nightly", "finished"));
+        run
+    };
+    publisher.publish_all(run(2)).await;
+    world.expect_stored(MERCHANT, 5).await;
+    let second = run(0);
+    publisher.publish_all(&second[..2]).await;
+    world.expect_stored(MERCHANT, 7).await;
+    assert_eq!(world.import(MERCHANT, "nightly").await, Some((1, 0, Some(3), "running".into())));
+    // The end of one run and the next run in one batch.
+    publisher.publish_all(second[2..].iter().chain(&run(3)[..4])).await;
+    world.expect_stored(MERCHANT, 14).await;
+    assert_eq!(world.import(MERCHANT, "nightly").await, Some((3, 1, Some(3), "running".into())));
+
+    let mut merchant = world.merchant(MERCHANT).after(MERCHANT, 5).connect(replica.public()).await;
+    let replayed = take_through(&mut merchant, 14).await;
+    let done: Vec<_> =
+        replayed.values().map(|told| told.progress.as_ref().map(|p| (p.done, p.failed, p.total))).collect();
+    assert_eq!(done.first(), Some(&Some((0, 0, Some(3)))), "{done:?}");
+    assert_eq!(done.last(), Some(&Some((3, 1, Some(3)))), "{done:?}");
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn a_late_start_belongs_to_the_run_that_it_missed() {
+    let world = World::new().await;
+    world.serve().await;
+    let mut all = vec![Event::import_finished(MERCHANT, "spring", "finished")];
+    all.extend([3, 1, 2].map(|index| Event::import_item(MERCHANT, "spring", index, false)));
+    all.push(Event::import_started(MERCHANT, "spring", 3));
+    world.publisher().await.publish_all(&all).await;
+    world.expect_stored(MERCHANT, 5).await;
+    assert_eq!(world.import(MERCHANT, "spring").await, Some((3, 0, Some(3), "finished".into())));
+    world.finish().await;
+}

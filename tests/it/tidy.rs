@@ -21,7 +21,7 @@ auth <- feed config
 store <- backoff telemetry feed epoch event protocol::SkipReason change notification
 amqp <- event
 hub <- feed epoch::Epochs change::Change notification
-fanout <- backoff health telemetry feed epoch::Epochs change::Change notification amqp hub
+fanout <- backoff health telemetry feed epoch::Epochs change::Change notification store::append::Committed amqp hub
 pager <- backoff telemetry feed epoch::Epochs notification store hub::Hub
 cursors <- backoff telemetry feed epoch::Epochs store
 answers <- backoff telemetry feed::Epoch epoch::Epochs protocol change::state store fanout hub::Inbox
