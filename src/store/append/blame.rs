@@ -26,12 +26,13 @@ pub enum Blame {
 impl Blame {
     /// Of an append that failed with this error.
     pub fn of(error: &StoreError) -> Self {
-        let (StoreError::Refused(sqlx::Error::Database(error)) | StoreError::Away(sqlx::Error::Database(error))) =
-            error
-        else {
-            return Self::Nothing;
-        };
-        Self::of_code(&error.code().unwrap_or_default(), error.table(), error.constraint())
+        match error {
+            StoreError::Refused(sqlx::Error::Database(error)) | StoreError::Away(sqlx::Error::Database(error)) => {
+                Self::of_code(&error.code().unwrap_or_default(), error.table(), error.constraint())
+            }
+            StoreError::Damaged(_) => Self::Feed,
+            _ => Self::Nothing,
+        }
     }
 
     /// An event is blamed only by a constraint that judges it, or for a value that Postgres cannot hold: all else would make dead
@@ -45,8 +46,6 @@ impl Blame {
             HELD => Self::Held,
             // A counter beyond its type; times are checked before.
             "22003" => Self::Feed,
-            // Corrupt data, a corrupt index.
-            "XX001" | "XX002" => Self::Feed,
             _ => match code.get(..2) {
                 Some("22" | "54") => Self::Value,
                 Some("23") if judges_a_value() => Self::Value,
@@ -77,8 +76,6 @@ mod tests {
             ("23514", Some("imports"), Some("imports_status_check"), Blame::Feed),
             ("23000", None, None, Blame::Feed),
             ("22003", None, None, Blame::Feed),
-            ("XX001", None, None, Blame::Feed),
-            ("XX002", None, None, Blame::Feed),
             ("SB002", None, None, Blame::Held),
             ("40P01", None, None, Blame::Nothing),
             ("40001", None, None, Blame::Nothing),
