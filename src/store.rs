@@ -90,6 +90,12 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Whether another transaction held a lock for longer than the statement waits.
+    pub fn is_lock_timeout(&self) -> bool {
+        let Self::Away(sqlx::Error::Database(error)) = self else { return false };
+        error.code().as_deref() == Some("55P03")
+    }
+
     /// Whether Postgres itself refused the statement, so that a part of its values may succeed. A connection that was lost or
     /// ended (SQLSTATE classes 08 and 57P), or that there is none of (53300), concerns all of them.
     pub fn may_concern_one_value(&self) -> bool {

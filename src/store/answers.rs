@@ -1,5 +1,7 @@
 //! What people say of notifications: read, handled.
 
+use std::time::Duration;
+
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 use time::OffsetDateTime;
@@ -12,6 +14,8 @@ use crate::feed::{Epoch, Feed, Subscriber, Version};
 /// Most numbers that the "read all up to here" of one call look at together while their feeds are locked; where there are more
 /// they go on afterwards, so that ingest never waits long.
 const ROWS_PER_WRITE_MAX: i64 = 1_000;
+/// How long a write waits for the lock of a feed. An append holds it for some milliseconds.
+const LOCK_WAIT: Duration = Duration::from_millis(250);
 /// Most changes kept of a feed: who was away for longer fetches history again.
 pub const CHANGES_KEPT_MAX: i64 = 1_000;
 
@@ -44,12 +48,28 @@ pub enum Outcome {
     Unknown(Vec<i64>),
     /// It is true as far as was looked; the rest is to be said again.
     More,
+    /// Nothing of it is stored: another transaction has locked the feed.
+    Locked,
+}
+
+/// What a write does about a feed that another transaction has locked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Locks {
+    /// It leaves that feed out.
+    Skip,
+    /// It waits for [`LOCK_WAIT`], then fails.
+    Wait,
 }
 
 /// Makes it so in one transaction, in the order given; gives each outcome with the place of what was said. Saying it again does
 /// no harm. Locks the feeds' rows in name order; walks `notifications_pkey`. Fails with [`StoreError::EpochOver`] if `said_in`
 /// is not the present epoch, because then the numbers may be those of other notifications.
-pub async fn write(pool: &Pool, said_in: &Epoch, answers: &[Answer]) -> Result<Vec<(usize, Outcome)>, StoreError> {
+pub async fn write(
+    pool: &Pool,
+    said_in: &Epoch,
+    answers: &[Answer],
+    locks: Locks,
+) -> Result<Vec<(usize, Outcome)>, StoreError> {
     let kind = |answer: &Answer| match answer.said {
         Said::Read(_) => "read",
         Said::Handled(_) => "handled",
@@ -65,7 +85,7 @@ pub async fn write(pool: &Pool, said_in: &Epoch, answers: &[Answer]) -> Result<V
     let query = sqlx::query(
         "select ordinal, outcome, version, seqs, through, changed_at, changed_by, unread, unhandled, last_seq
          from answer_notifications($1::text[], $2::text[], $3::bigint[], $4::text[], $5::text[],
-                                   case when require_epoch($8) then $6 end, $7)",
+                                   case when require_epoch($9) then $6 end, $7, $8)",
     )
     .bind(answers.iter().map(|answer| answer.feed.as_str()).collect::<Vec<_>>())
     .bind(answers.iter().map(kind).collect::<Vec<_>>())
@@ -74,6 +94,10 @@ pub async fn write(pool: &Pool, said_in: &Epoch, answers: &[Answer]) -> Result<V
     .bind(answers.iter().map(|answer| answer.subscriber.as_str()).collect::<Vec<_>>())
     .bind(ROWS_PER_WRITE_MAX)
     .bind(CHANGES_KEPT_MAX)
+    .bind(match locks {
+        Locks::Skip => None,
+        Locks::Wait => i32::try_from(LOCK_WAIT.as_millis()).ok(),
+    })
     .bind(said_in.as_str());
     let mut outcomes = Vec::with_capacity(answers.len());
     for row in &super::rows(pool, query).await? {
@@ -100,6 +124,7 @@ fn outcome(answer: &Answer, row: &PgRow) -> Result<Outcome, sqlx::Error> {
         }
         "was" => Outcome::Was { which: which(row)?, fact: fact(is_read, row)?, counts: counts(row)? },
         "unknown" => Outcome::Unknown(row.try_get("seqs")?),
+        "locked" => Outcome::Locked,
         _ => Outcome::More,
     })
 }

@@ -45,36 +45,33 @@ pub struct HistoryPage {
     pub next: Option<Seq>,
 }
 
-/// Reads a page. Walks `notifications_pkey` backwards as far as the page needs, and no further than the number up to which all is
-/// read where only unread ones are wanted; and `notifications_collapse` for what has a collapse key. One snapshot.
+/// Reads a page; see `look_back` in `migrations/` for what it walks. If only unread or unhandled ones are wanted, it stops when
+/// it has as many as the feed counts, and remembers the parts of the feed that have none. One snapshot.
 pub async fn read(pool: &Pool, look: &Look) -> Result<HistoryPage, StoreError> {
     let query = sqlx::query(
         "with place as (
-             select f.*, greatest(f.upper - $7, case when $4 then f.read_seq + 1 else 1 end) as lower,
-                    case when $4 then f.read_seq + 1 else 1 end as lowest
+             select f.*, case when $4 then f.read_seq + 1 else 1 end as lowest,
+                    case when $4 and $5 then least(f.unread, f.unhandled)
+                         when $4 then f.unread when $5 then f.unhandled else f.last_seq end as most
              from (select coalesce(max(last_seq), 0) as last_seq, coalesce(max(version), 0) as version,
                           coalesce(max(unread), 0) as unread, coalesce(max(unhandled), 0) as unhandled,
                           coalesce(max(read_seq), 0) as read_seq, least($2, coalesce(max(last_seq), 0) + 1) as upper
                    from feeds where feed = $1) f
+         ), looked as materialized (
+             select p.*, b.*, cardinality(b.seqs) >= p.most as is_all
+             from place p
+             cross join lateral look_back($1, p.upper, p.lowest, least($3, p.most), $4, $5, $6, $7) b
          ), wanted as (
              select n.*, sum(coalesce(octet_length(n.data), 0)) over (order by n.seq desc)
                          - coalesce(octet_length(n.data), 0) as bytes_before
-             from (
-                 select n.*
-                 from notifications n
-                 where n.feed = $1 and n.seq < (select upper from place) and n.seq >= (select lower from place)
-                   and (not $4 or n.read_at is null) and (not $5 or n.handled_at is null)
-                   and not ($6 and (coalesce(n.expires_at <= now(), false)
-                                    or n.collapse_key is not null and exists (
-                                        select from notifications m
-                                        where m.feed = n.feed and m.collapse_key = n.collapse_key and m.seq > n.seq)))
-                 order by n.seq desc
-                 limit $3) n
+             from looked l
+             cross join lateral unnest(l.seqs) as s (seq)
+             join notifications n on n.feed = $1 and n.seq = s.seq
          )
-         select (select e.epoch from epochs e) as epoch, p.last_seq, p.version, p.unread, p.unhandled, p.lower, p.lowest, (select count(*) from wanted) as found,
-                n.seq, n.source, n.event_id, n.event_type, n.time, n.data, n.collapse_key, n.import_done, n.import_failed,
-                n.import_total, n.expires_at, n.read_at, n.handled_at, n.handled_by
-         from place p
+         select (select e.epoch from epochs e) as epoch, l.last_seq, l.version, l.unread, l.unhandled, l.lower, l.lowest, l.is_all, l.settled,
+                cardinality(l.seqs) as found, n.seq, n.source, n.event_id, n.event_type, n.time, n.data, n.collapse_key,
+                n.import_done, n.import_failed, n.import_total, n.expires_at, n.read_at, n.handled_at, n.handled_by
+         from looked l
          left join wanted n on n.bytes_before < $8
          order by n.seq desc",
     )
@@ -97,12 +94,14 @@ pub async fn read(pool: &Pool, look: &Look) -> Result<HistoryPage, StoreError> {
         }
     }
     let (lower, lowest): (i64, i64) = (feed_row.try_get("lower")?, feed_row.try_get("lowest")?);
-    let found = usize::try_from(feed_row.try_get::<i64, _>("found")?).unwrap_or(usize::MAX);
-    let is_cut_short = found > notifications.len() || found == usize::from(look.limit);
+    let is_cut_short = usize::try_from(feed_row.try_get::<i32, _>("found")?) != Ok(notifications.len());
     let next = match notifications.last() {
+        // The bytes of a page are limited too.
         Some(oldest) if is_cut_short => oldest.seq.get(),
+        _ if feed_row.try_get("is_all")? => lowest,
         _ => lower,
     };
+    remember_settled(pool, look, &feed_row.try_get::<Vec<i64>, _>("settled")?).await;
     Ok(HistoryPage {
         counts: Counts { unread: feed_row.try_get("unread")?, unhandled: feed_row.try_get("unhandled")?, last },
         version: super::version(feed_row.try_get("version")?)?,
@@ -111,4 +110,18 @@ pub async fn read(pool: &Pool, look: &Look) -> Result<HistoryPage, StoreError> {
         // Nothing that is wanted stands before the lowest.
         next: (next > lowest).then(|| super::seq(next)).transpose()?,
     })
+}
+
+/// What is settled stays settled: the next page of the feed skips it.
+async fn remember_settled(pool: &Pool, look: &Look, blocks: &[i64]) {
+    if blocks.is_empty() {
+        return;
+    }
+    let kind = if look.unread { "read" } else { "handled" };
+    let query = "insert into settled_blocks (feed, kind, block) select $1, $2, b from unnest($3::bigint[]) b
+                 on conflict do nothing";
+    let query = sqlx::query(query).bind(look.feed.as_str()).bind(kind).bind(blocks);
+    if let Err(error) = super::rows(pool, query).await {
+        tracing::debug!(%error, feed = %look.feed, "settled parts of a feed were not stored; the next page looks at them again");
+    }
 }

@@ -6,7 +6,7 @@
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
-use sqlx::migrate::MigrateError;
+use sqlx::migrate::{Migrate as _, MigrateError, Migration, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{AssertSqlSafe, Executor as _, Row};
 
@@ -103,7 +103,7 @@ async fn attempt(
     let pid = within_silence(preparing).await?;
     let (mut blockers, mut active_at) = (Vec::new(), Instant::now());
     let outcome = {
-        let mut running = pin!(MIGRATIONS.run(&mut connection));
+        let mut running = pin!(run(&mut connection));
         loop {
             if let Ok(outcome) = tokio::time::timeout(LOOK_INTERVAL, &mut running).await {
                 break outcome;
@@ -125,6 +125,41 @@ async fn attempt(
         Err(error) if is_locked_out(&error) => Ok(Attempt::Blocked(blockers)),
         Err(error) => Err(StoreError::Migration(error.to_string())),
     }
+}
+
+/// Runs what is missing. The migrations without a transaction, which build an index beside the service, come last.
+async fn run(connection: &mut PgConnection) -> Result<(), MigrateError> {
+    let (concurrent, others): (Vec<_>, Vec<_>) = MIGRATIONS.iter().cloned().partition(|migration| migration.no_tx);
+    let mut others = Migrator::with_migrations(others);
+    others.set_ignore_missing(true);
+    others.run(&mut *connection).await?;
+    let applied = connection.list_applied_migrations(MIGRATIONS.table_name.as_ref()).await?;
+    let is_missing = |migration: &&Migration| applied.iter().all(|applied| applied.version != migration.version);
+    let missing: Vec<&Migration> = concurrent.iter().filter(is_missing).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    // It waits for every transaction that is open, and blocks none of them.
+    connection.execute("set lock_timeout = 0").await?;
+    // Another migration may be building it.
+    connection.lock().await?;
+    drop_failed_indexes(connection, &missing).await?;
+    MIGRATIONS.run(connection).await
+}
+
+/// Drops what an earlier build left that failed: an invalid index, which slows down writes and serves no query.
+async fn drop_failed_indexes(connection: &mut PgConnection, migrations: &[&Migration]) -> Result<(), MigrateError> {
+    let query = "select c.relname::text from pg_index i
+                 join pg_class c on c.oid = i.indexrelid and c.relnamespace = current_schema()::regnamespace
+                 where not i.indisvalid";
+    let names: Vec<String> = sqlx::query_scalar(query).fetch_all(&mut *connection).await?;
+    let is_ours = |name: &&String| migrations.iter().any(|migration| migration.sql.as_str().contains(name.as_str()));
+    for name in names.iter().filter(is_ours) {
+        tracing::warn!(index = name, "the build of an index failed before; it is built again");
+        let statement = format!("drop index concurrently \"{name}\"");
+        connection.execute(sqlx::raw_sql(AssertSqlSafe(statement))).await?;
+    }
+    Ok(())
 }
 
 fn is_locked_out(error: &MigrateError) -> bool {

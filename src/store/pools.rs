@@ -36,8 +36,8 @@ pub(super) const SESSION_SETTINGS: [(&str, &str); 3] =
 const INGEST_CONNECTIONS_SPARE: u32 = 1;
 /// Acks are written by one task.
 const ACK_CONNECTIONS_MAX: u32 = 1;
-/// What people say is written by one task.
-const ANSWER_CONNECTIONS_MAX: u32 = 1;
+/// Marks are written by two tasks; one of them may wait for locks.
+const ANSWER_CONNECTIONS_MAX: u32 = 2;
 /// Page and cursor reads: enough to keep Postgres busy, few enough that a replay cannot starve ingest.
 const READ_CONNECTIONS_MAX: u32 = 6;
 /// A look and a canary wait for each other.

@@ -116,18 +116,54 @@ async fn where_few_of_many_are_wanted_a_page_may_be_empty_and_says_where_to_go_o
         )
         .await;
     world.execute("update feeds set last_seq = 12000 where feed = 'merchant-42'").await;
-    let mut query = "?unhandled=true".to_owned();
-    let (mut found, mut pages) = (Vec::new(), 0);
+    assert_eq!(walk(&world, &replica, "unhandled=true").await, (vec![1], 3));
+    world.finish().await;
+}
+
+/// All numbers that the pages have, and how many pages there are.
+async fn walk(world: &World, replica: &Replica, query: &str) -> (Vec<u64>, usize) {
+    let (mut found, mut pages, mut before) = (Vec::new(), 0, String::new());
     loop {
-        let page = page(&world, &replica, &query).await;
+        let page = page(world, replica, &format!("?{query}{before}")).await;
         found.extend(page.seqs());
         pages += 1;
         match page.next {
-            Some(next) => query = format!("?unhandled=true&before={next}"),
-            None => break,
+            Some(next) => before = format!("&before={next}"),
+            None => return (found, pages),
         }
     }
-    assert_eq!((found, pages), (vec![1], 3));
+}
+
+#[tokio::test]
+async fn few_unhandled_of_many_are_found_without_another_walk() {
+    let world = World::new().await;
+    let replica = world.serve().await;
+    world
+        .execute(
+            "insert into notifications (feed, seq, source, event_id, event_type, time, read_at, handled_at)
+             select 'merchant-42', n, '/s', n::text, 't', now(),
+                    case when n <> 3 then now() end, case when n not in (3, 30400, 30500) then now() end
+             from generate_series(1, 31000) n",
+        )
+        .await;
+    world.execute("insert into feeds (feed, last_seq, unread, unhandled) values ('merchant-42', 31000, 1, 3)").await;
+    assert_eq!(walk(&world, &replica, "unhandled=true&limit=2").await, (vec![30_500, 30_400, 3], 7));
+    // A walk remembers the parts that have none.
+    assert_eq!(walk(&world, &replica, "unhandled=true&limit=2").await, (vec![30_500, 30_400, 3], 2));
+    let first = page(&world, &replica, "?unhandled=true").await;
+    assert_eq!((first.seqs(), first.next), (vec![30_500, 30_400, 3], None), "it has all that the feed counts");
+    assert_eq!(walk(&world, &replica, "unread=true").await, (vec![3], 7));
+    assert_eq!(walk(&world, &replica, "unread=true").await, (vec![3], 1));
+    assert_eq!(page(&world, &replica, "?before=30400&unhandled=true").await.seqs(), [3]);
+    assert_eq!(page(&world, &replica, "").await.seqs(), (30_951..=31_000).rev().collect::<Vec<_>>());
+
+    let mut merchant = world.merchant(MERCHANT).after(MERCHANT, 31_000).connect(replica.public()).await;
+    for seq in [3, 30_400, 30_500] {
+        merchant.handle(MERCHANT, &[seq]).await;
+        merchant.next_state().await;
+    }
+    let none = page(&world, &replica, "?unhandled=true").await;
+    assert_eq!((none.seqs(), none.next, none.unhandled), (vec![], None, 0));
     world.finish().await;
 }
 

@@ -24,7 +24,7 @@ hub <- feed epoch::Epochs change::Change notification
 fanout <- backoff health telemetry feed epoch::Epochs change::Change notification store::append::Committed amqp hub
 pager <- backoff telemetry feed epoch::Epochs notification store hub::Hub
 cursors <- backoff telemetry feed epoch::Epochs store
-answers <- backoff telemetry feed::Epoch epoch::Epochs protocol change::state store fanout hub::Inbox
+answers <- backoff telemetry feed epoch::Epochs protocol change store fanout hub::Inbox
 ingest <- backoff health telemetry feed event notification store amqp fanout
 watch <- telemetry store amqp hub::Hub
 housekeeping <- store

@@ -285,7 +285,8 @@ impl World {
         self.lock(statement).await
     }
 
-    async fn lock(&self, statement: &'static str) -> Lock {
+    /// Runs a statement in a transaction that stays open until what this gives is dropped.
+    pub async fn lock(&self, statement: &'static str) -> Lock {
         let mut transaction = self.pool.begin().await.expect("the database answers");
         sqlx::query(statement).execute(&mut *transaction).await.expect("the database takes it");
         Lock(transaction)
