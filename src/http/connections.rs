@@ -241,7 +241,8 @@ impl Watched {
 pub async fn upgraded(upgrade: OnUpgrade) -> Option<(TcpStream, Vec<u8>)> {
     let upgraded = upgrade.await.ok()?;
     match upgraded.downcast::<TokioIo<Watched>>() {
-        Ok(parts) => Some((parts.io.into_inner().stream, parts.read_buf.into())),
+        // Copied, because a conversion would keep hyper's whole buffer.
+        Ok(parts) => Some((parts.io.into_inner().stream, parts.read_buf.to_vec())),
         Err(_) => {
             tracing::error!("a connection of an unknown kind was upgraded; it is dropped");
             None
