@@ -8,6 +8,7 @@ use anyhow::{Context, bail};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use futures_util::{FutureExt, SinkExt};
 use tokio::net::{TcpSocket, TcpStream};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
@@ -58,11 +59,24 @@ impl Crowd {
 
 /// Clients that connect all at once and read from the first moment on, as after an outage.
 pub fn storm(server: &Server, names: Vec<String>, books: &Arc<Books>) -> Reading {
+    come(server, names, books, usize::MAX)
+}
+
+/// Clients that connect a few at a time and read from the first moment on.
+pub fn stream_in(server: &Server, names: Vec<String>, books: &Arc<Books>) -> Reading {
+    come(server, names, books, CONNECTING_MAX)
+}
+
+fn come(server: &Server, names: Vec<String>, books: &Arc<Books>, at_once: usize) -> Reading {
+    let doors = Arc::new(Semaphore::new(at_once.min(Semaphore::MAX_PERMITS)));
     let mut tasks = JoinSet::new();
     for (place, name) in names.into_iter().enumerate() {
-        let (server, books) = (server.clone(), books.clone());
+        let (server, books, doors) = (server.clone(), books.clone(), doors.clone());
         tasks.spawn(async move {
-            match connect_to_read(&server, &name, place, &books).await {
+            let door = doors.acquire().await;
+            let connected = connect_to_read(&server, &name, place, &books).await;
+            drop(door);
+            match connected {
                 Ok((socket, order)) => client_from(server, name, socket, order, books).await,
                 Err(error) => books.fault(format!("{name} could not connect: {error:#}")),
             }

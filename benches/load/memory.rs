@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::books::Books;
-use crate::crowd::{Crowd, storm};
+use crate::crowd::{Crowd, stream_in};
 use crate::measure::rss_bytes;
 use crate::report::{Figures, Who};
 use crate::scenarios::{names, settled_rss};
@@ -24,8 +24,8 @@ const WHO: Who = Who::Shopbell;
 pub const AFTER_BROADCAST: &str = "C memory after a broadcast of 64 KiB, of idle";
 pub const AFTER_WINDOW: &str = "C memory after a replayed window, of idle";
 
-/// So many sessions: idle, after a large broadcast, and after each has replayed a window of them. What the process itself grows
-/// by is counted too.
+/// So many sessions: idle, after a large broadcast, and after each has replayed a window of small ones. What the process itself
+/// grows by is counted too. They connect a few at a time, because connections that are no sessions have a budget of their own.
 pub async fn after_traffic(services: &Services, sessions: usize) -> anyhow::Result<Figures> {
     let stage = Stage::set(services).await?;
     let empty = settled_rss(stage.pid()).await?;
@@ -53,7 +53,7 @@ pub async fn after_traffic(services: &Services, sessions: usize) -> anyhow::Resu
     publisher.publish_all("w", &books, 0..WINDOW, |_| "all".into()).await?;
     publisher.close().await;
     stage.stored(1 + WINDOW).await?;
-    let _reading = storm(&stage.server, names(sessions), &books);
+    let _reading = stream_in(&stage.server, names(sessions), &books);
     books.complete().await?;
     stage.settled().await?;
     set(AFTER_WINDOW, given_back(&stage, empty + idle).await? - empty);

@@ -29,7 +29,7 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(620);
 /// How long an answer may lie unread.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A connection is not closed to make room before a client on a slow network could send its head …
-const HEAD_GRACE: Duration = Duration::from_millis(500);
+const HEAD_GRACE: Duration = Duration::from_secs(1);
 /// … and, if it sends one request after another, not before this age.
 const BUSY_AGE: Duration = Duration::from_secs(30);
 /// How long a new connection waits for the place of another, before one more is asked to go.
@@ -133,6 +133,17 @@ enum Phase {
     Idle(Instant),
 }
 
+/// What a connection does that is asked to make room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Go {
+    /// It serves a client that was slow a moment ago.
+    Stay,
+    /// It takes no further request.
+    AfterAnswer,
+    /// It ends.
+    Now,
+}
+
 impl Watch {
     fn new(now: Instant) -> Self {
         let state = State { phase: Phase::New, stalled: None, is_asked_to_go: false };
@@ -157,9 +168,18 @@ impl Watch {
         self.go.notified().await;
     }
 
-    /// Whether a request is under way.
-    pub fn is_busy(&self) -> bool {
-        lock(&self.state).phase == Phase::Busy
+    /// What a connection that is asked to go does: meanwhile its request may have come.
+    pub fn go(&self, now: Instant) -> Go {
+        let mut state = lock(&self.state);
+        let is_old = now.saturating_duration_since(self.opened) >= BUSY_AGE;
+        match state.phase {
+            Phase::Busy if is_old => Go::AfterAnswer,
+            Phase::Busy => {
+                state.is_asked_to_go = false;
+                Go::Stay
+            }
+            _ => Go::Now,
+        }
     }
 
     /// A request has come.
@@ -368,16 +388,22 @@ mod tests {
         let at = |milliseconds| begin + Duration::from_millis(milliseconds);
         let watch = || Watch::new(begin);
         let (new, head, busy, idle) = (watch(), watch(), watch(), watch());
-        head.heard(at(200));
+        head.heard(at(900));
         busy.begin();
         idle.answered(at(300));
         let candidacies = |now| [&idle, &new, &head, &busy].map(|watch| watch.candidacy(at(now)));
-        assert_eq!(candidacies(400), [Some((0, at(300))), None, None, None]);
-        let waiting = [Some((0, at(300))), Some((1, at(0))), Some((1, at(200))), None];
-        assert_eq!(candidacies(700), waiting);
+        assert_eq!(candidacies(900), [Some((0, at(300))), None, None, None]);
+        let waiting = [Some((0, at(300))), Some((1, at(0))), Some((1, at(900))), None];
+        assert_eq!(candidacies(1_900), waiting);
         assert_eq!(candidacies(30_000)[3], Some((2, at(0))));
         idle.ask_to_go();
-        assert_eq!(idle.candidacy(at(700)), None, "nobody is asked twice");
+        assert_eq!(idle.candidacy(at(30_000)), None, "nobody is asked twice");
+        assert_eq!((idle.go(at(30_000)), head.go(at(1_900))), (Go::Now, Go::Now));
+        head.ask_to_go();
+        head.begin();
+        assert_eq!(head.go(at(1_900)), Go::Stay, "its request has come");
+        assert_eq!(head.candidacy(at(30_000)), Some((2, at(0))), "it may be asked again");
+        assert_eq!(head.go(at(30_000)), Go::AfterAnswer);
     }
 
     #[tokio::test]

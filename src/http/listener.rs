@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::http::header::HOST;
@@ -20,7 +20,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::connections::{Answer, Connections, Place, Watch, Watched, within_deadlines};
+use super::connections::{Answer, Connections, Go, Place, Watch, Watched, within_deadlines};
 use super::problem::Problem;
 
 /// How long the request under way may take when the replica stops, or when its connection makes room.
@@ -64,6 +64,8 @@ async fn serve_connection(stream: TcpStream, router: Router, place: Place, stop:
     let watch = &place.watch;
     // hyper allocates its buffer with the first poll: nothing for a client that sends nothing.
     let first = tokio::select! {
+        // What has arrived first: a connection makes room only if it waits for its client and not for this replica.
+        biased;
         first = within_deadlines(watch, stream.readable()) => first.map(|_| ()),
         () = watch.asked_to_go() => Err("crowded"),
         () = stop.cancelled() => return,
@@ -81,23 +83,19 @@ async fn serve_connection(stream: TcpStream, router: Router, place: Place, stop:
         .serve_connection(TokioIo::new(Watched::new(stream, watch.clone())), service)
         .with_upgrades();
     let mut connection = pin!(connection);
-    let ended = tokio::select! {
-        ended = within_deadlines(watch, connection.as_mut()) => Some(ended),
-        () = watch.asked_to_go() => {
-            place.count_dropped("crowded");
-            if !watch.is_busy() {
-                return;
-            }
-            None
+    let ended = loop {
+        tokio::select! {
+            biased;
+            ended = within_deadlines(watch, connection.as_mut()) => break ended,
+            () = watch.asked_to_go() => match watch.go(Instant::now()) {
+                Go::Stay => continue,
+                Go::Now => return place.count_dropped("crowded"),
+                Go::AfterAnswer => place.count_dropped("crowded"),
+            },
+            () = stop.cancelled() => {}
         }
-        () = stop.cancelled() => None,
-    };
-    let ended = match ended {
-        Some(ended) => ended,
-        None => {
-            connection.as_mut().graceful_shutdown();
-            tokio::time::timeout(END_TIMEOUT, connection).await.map_err(|_| "stalled")
-        }
+        connection.as_mut().graceful_shutdown();
+        break tokio::time::timeout(END_TIMEOUT, connection).await.map_err(|_| "stalled");
     };
     match ended {
         Ok(Ok(())) => {}

@@ -10,10 +10,10 @@ use tokio::time::timeout;
 use crate::support::{PATIENCE, World, eventually, holds, http};
 
 const MERCHANT: &str = "merchant-42";
-/// More than the bound of 1,024.
-const HALF_SENT: usize = 3_000;
-/// Far below [`HALF_SENT`] requests of 14 KiB.
-const GROWTH_BYTES_MAX: u64 = 48 * 1024 * 1024;
+/// More than the bound of 2,048.
+const HALF_SENT: usize = 4_000;
+/// The bound, with what the buffers of a debug build need: less than [`HALF_SENT`] requests would be.
+const GROWTH_BYTES_MAX: u64 = 96 * 1024 * 1024;
 
 #[tokio::test]
 async fn half_sent_requests_shut_nobody_out() {
@@ -89,5 +89,22 @@ async fn an_answer_that_nobody_reads_gives_its_connection_back() {
         holds(dropped == 1, dropped)
     })
     .await;
+    world.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_come_back_all_at_once_are_all_let_in() {
+    const CLIENTS: usize = 2_500;
+    let world = World::new().await;
+    let replica = world.serve().await;
+    let mut coming = JoinSet::new();
+    for number in 0..CLIENTS {
+        let (merchant, address) = (world.merchant(&format!("merchant-{number}")), replica.public());
+        coming.spawn(async move { merchant.connect_raw(address).await });
+    }
+    let sessions = coming.join_all().await;
+    replica.metric_reaches("shopbell_sessions", CLIENTS as u64).await;
+    assert_eq!(replica.metric("shopbell_connections_dropped_total").await, 0);
+    drop(sessions);
     world.finish().await;
 }
