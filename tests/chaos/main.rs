@@ -6,12 +6,14 @@
 #![expect(clippy::expect_used, reason = "a test fails by panicking, and says why")]
 #![expect(unreachable_pub, reason = "a test binary exports nothing: `pub` in `support` means: for the stories")]
 
+mod cluster;
 mod crowd;
 mod dashboards;
 mod files;
 mod nginx;
 mod rolling;
 mod services;
+mod setbacks;
 #[path = "../it"]
 mod it {
     #[expect(dead_code, unused_imports, reason = "shared with the stories of `tests/it`, which use the rest")]

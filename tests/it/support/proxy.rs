@@ -20,6 +20,7 @@ const SLOW_TICK: Duration = Duration::from_millis(50);
 pub struct Proxy {
     address: SocketAddr,
     network: watch::Sender<Network>,
+    behind: watch::Sender<String>,
 }
 
 /// What the line does now.
@@ -65,8 +66,9 @@ impl Proxy {
         let network = watch::Sender::new(running);
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a proxy can listen");
         let address = listener.local_addr().expect("a listener has an address");
-        tokio::spawn(accept(listener, authority.to_owned(), network.subscribe()));
-        Self { address, network }
+        let behind = watch::Sender::new(authority.to_owned());
+        tokio::spawn(accept(listener, behind.subscribe(), network.subscribe()));
+        Self { address, network, behind }
     }
 
     /// Stands in front of the service that `url` names.
@@ -82,6 +84,11 @@ impl Proxy {
     /// The service's URL, through this proxy.
     pub fn url(&self, service_url: &str) -> String {
         url::at(service_url, &self.address.to_string())
+    }
+
+    /// Connects to `authority` (`host:port`) from the next connection on; existing connections stay where they are.
+    pub fn lead_to(&self, authority: &str) {
+        self.behind.send_replace(authority.to_owned());
     }
 
     /// Ends every connection and takes no new one.
@@ -130,12 +137,13 @@ impl Proxy {
     }
 }
 
-async fn accept(listener: TcpListener, behind: String, mut network: watch::Receiver<Network>) {
+async fn accept(listener: TcpListener, behind: watch::Receiver<String>, mut network: watch::Receiver<Network>) {
     while let Ok((near, _)) = listener.accept().await {
         let now = *network.borrow_and_update();
         if !now.open {
             continue;
         }
+        let behind = behind.borrow().clone();
         if let Ok(far) = TcpStream::connect(&behind).await {
             near.set_nodelay(true).ok();
             far.set_nodelay(true).ok();

@@ -1,0 +1,164 @@
+//! Postgres clusters of a story's own: a primary, its standby and copies of its data directory.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use sqlx::postgres::PgConnection;
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
+use tokio::task::spawn_blocking;
+
+use crate::it::support::eventually;
+
+/// How long a start may take: a copy recovers from its log first.
+const START_BOUND: Duration = Duration::from_secs(60);
+/// The superuser of every cluster; connections come from this machine only and need no password.
+const USER: &str = "shopbell";
+
+/// One Postgres server with a data directory of its own; ends with the story.
+pub struct Cluster {
+    folder: PathBuf,
+    port: u16,
+    server: Option<Child>,
+}
+
+impl Cluster {
+    /// A new and empty primary that allows replication.
+    pub async fn primary() -> Self {
+        let cluster = Self::empty();
+        let data = cluster.data();
+        run(postgres("initdb")
+            .args(["--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync", "--username"])
+            .arg(USER)
+            .arg("-D")
+            .arg(data))
+        .await;
+        cluster.started().await
+    }
+
+    /// A standby that streams from `authority` (`host:port`), the address of this primary or of a proxy before it.
+    pub async fn standby_of(&self, authority: &str) -> Self {
+        let standby = self.copy().await;
+        let (host, port) = authority.split_once(':').expect("host:port");
+        let conninfo = format!("primary_conninfo = 'host={host} port={port} user={USER}'\n");
+        let configuration = standby.data().join("postgresql.auto.conf");
+        std::fs::write(configuration, conninfo).expect("the configuration can be written");
+        std::fs::write(standby.data().join("standby.signal"), "").expect("the signal file can be written");
+        standby.started().await
+    }
+
+    /// A base backup, as a snapshot of the volume would be: not started yet.
+    pub async fn copy(&self) -> Self {
+        let copy = Self::empty();
+        let port = self.port.to_string();
+        let backup = ["-h", "127.0.0.1", "-U", USER, "-p", &port, "--checkpoint=fast", "--no-sync", "-D"];
+        run(postgres("pg_basebackup").args(backup).arg(copy.data())).await;
+        copy
+    }
+
+    /// Starts the server, and waits until it answers.
+    pub async fn started(mut self) -> Self {
+        let mut server = postgres("postgres");
+        server.arg("-D").arg(self.data()).args(["-p", &self.port.to_string()]);
+        let settings =
+            ["listen_addresses=127.0.0.1", "unix_socket_directories=", "max_connections=200", "wal_keep_size=256MB"];
+        settings.iter().for_each(|setting| _ = server.args(["-c", setting]));
+        let log = std::fs::File::create(self.folder.join("log")).expect("a log can be made");
+        server.stdin(Stdio::null()).stdout(log.try_clone().expect("a log can be shared")).stderr(log);
+        self.server = Some(server.spawn().expect("Postgres starts"));
+        eventually("the cluster answers", START_BOUND, async || {
+            PgConnection::connect(&self.url()).await.map(drop).map_err(|error| error.to_string())
+        })
+        .await;
+        self
+    }
+
+    /// Ends every process of the server at once, as a loss of power does.
+    pub fn kill(&mut self) {
+        if let Some(mut server) = self.server.take() {
+            // Postgres ends its children by itself when its first process is gone, but only after a while.
+            let children = Command::new("pgrep").args(["-P", &server.id().to_string()]).output().expect("pgrep runs");
+            server.kill().ok();
+            server.wait().ok();
+            let children =
+                String::from_utf8_lossy(&children.stdout).split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+            // Some of them are gone by now.
+            Command::new("kill").arg("-KILL").args(children).stderr(Stdio::null()).status().ok();
+        }
+    }
+
+    /// Makes a standby the primary, and waits until it takes writes.
+    pub async fn promote(&self) {
+        self.execute("select pg_promote(true, 60)").await;
+    }
+
+    /// Runs a statement as the superuser.
+    pub async fn execute(&self, statement: &str) {
+        let mut connection = PgConnection::connect(&self.url()).await.expect("the cluster answers");
+        let executed = connection.execute(sqlx::raw_sql(AssertSqlSafe(statement.to_owned()))).await;
+        executed.unwrap_or_else(|error| panic!("{statement}: {error}"));
+    }
+
+    /// The URL of its maintenance database.
+    pub fn url(&self) -> String {
+        format!("postgres://{USER}@{}/postgres", self.authority())
+    }
+
+    /// `host:port`.
+    pub fn authority(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    fn data(&self) -> PathBuf {
+        self.folder.join("data")
+    }
+
+    /// A folder that belongs to the user whom Postgres runs as, and a free port.
+    fn empty() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let folder = std::env::temp_dir().join(format!("shopbell-cluster-{}-{number}", std::process::id()));
+        std::fs::create_dir(&folder).expect("a folder can be made");
+        if is_root() {
+            let owned = Command::new("chown").arg("postgres:").arg(&folder).status().expect("chown runs");
+            assert!(owned.success(), "{} cannot be given to postgres", folder.display());
+        }
+        let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port");
+        Self { folder, port: port.port(), server: None }
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.kill();
+        std::fs::remove_dir_all(&self.folder).ok();
+    }
+}
+
+/// A program of the newest Postgres on this machine, as a user that it accepts.
+fn postgres(program: &str) -> Command {
+    let versions = Path::new("/usr/lib/postgresql").read_dir().expect("Postgres is installed: scripts/services up");
+    let version = |entry: std::io::Result<std::fs::DirEntry>| entry.ok()?.file_name().to_str()?.parse::<u32>().ok();
+    let newest = versions.filter_map(version).max().expect("a version of Postgres");
+    let program = format!("/usr/lib/postgresql/{newest}/bin/{program}");
+    let mut command = Command::new("setpriv");
+    match is_root() {
+        true => command.args(["--reuid=postgres", "--regid=postgres", "--init-groups", "--", &program]),
+        false => return Command::new(program),
+    };
+    command
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+async fn run(command: &mut Command) {
+    command.stdin(Stdio::null()).env("LC_ALL", "C.UTF-8").current_dir("/");
+    let shown = format!("{command:?}");
+    let mut command = std::mem::replace(command, Command::new("true"));
+    let output = spawn_blocking(move || command.output()).await.expect("waiting does not panic").expect("it runs");
+    assert!(output.status.success(), "{shown}: {}", String::from_utf8_lossy(&output.stderr));
+}
