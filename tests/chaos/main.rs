@@ -9,6 +9,7 @@
 mod cluster;
 mod crowd;
 mod dashboards;
+mod edges;
 mod files;
 mod nginx;
 mod rolling;
@@ -24,7 +25,7 @@ use std::time::Duration;
 
 use crowd::{Crowd, EVENTS, Order};
 use futures_util::future::join_all;
-use it::support::{Event, Replica, World};
+use it::support::{Event, Proxy, Replica, World};
 use services::Services;
 
 /// How long everything together may take, on a machine of two cores, with a part that keeps dying.
@@ -33,7 +34,7 @@ const BOUND: Duration = Duration::from_secs(240);
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_that_is_killed_again_and_again_loses_nothing_and_repeats_nothing() {
     let services = Services::up().await;
-    let kill = async |replicas: &[Replica]| replicas[0].restart().await;
+    let kill = async |_: &World, replicas: &[Replica]| replicas[0].restart().await;
     run(&services, ALONE, 8, Order::AsPublished, kill).await;
 }
 
@@ -46,7 +47,7 @@ async fn a_rabbitmq_that_restarts_loses_nothing_and_repeats_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_postgres_that_restarts_at_once_loses_nothing_and_repeats_nothing() {
     let services = Services::up().await;
-    let restart = async |_: &[Replica]| services.act("restart", "postgres").await;
+    let restart = async |_: &World, _: &[Replica]| services.act("restart", "postgres").await;
     run(&services, ALONE, 3, Order::AsPublished, restart).await;
 }
 
@@ -55,7 +56,7 @@ async fn replicas_that_share_partitions_and_are_killed_lose_nothing_repeat_nothi
     let services = Services::up().await;
     let mut survivor = 0;
     // One, so that the other takes over; then both, so that they share again.
-    let kill = async |replicas: &[Replica]| {
+    let kill = async |_: &World, replicas: &[Replica]| {
         let killed: Vec<_> = replicas.iter().enumerate().filter(|(place, _)| *place != survivor % 3).collect();
         killed.iter().for_each(|(_, replica)| replica.kill());
         join_all(killed.iter().map(|(_, replica)| replica.restart())).await;
@@ -107,9 +108,9 @@ async fn an_alarm_of_rabbitmq_does_not_keep_what_is_in_its_queue_from_the_mercha
 }
 
 /// Properly the first time, with a kill the next, and so on.
-fn restart_rabbitmq(services: &Services) -> impl AsyncFnMut(&[Replica]) {
+fn restart_rabbitmq(services: &Services) -> impl AsyncFnMut(&World, &[Replica]) {
     let mut brutally = false;
-    async move |_| {
+    async move |_, _| {
         if brutally {
             services.act("kill", "rabbitmq").await;
             services.act("start", "rabbitmq").await;
@@ -121,25 +122,35 @@ fn restart_rabbitmq(services: &Services) -> impl AsyncFnMut(&[Replica]) {
 }
 
 /// How Shopbell runs.
-#[derive(Debug, Clone, Copy)]
-struct Cast {
+#[derive(Clone, Copy)]
+struct Cast<'a> {
     replicas: usize,
     partitions: u8,
+    /// Stands between the replicas and Postgres.
+    network: Option<&'a Proxy>,
 }
 
-const ALONE: Cast = Cast { replicas: 1, partitions: 1 };
-const SHARING: Cast = Cast { replicas: 2, partitions: 4 };
+const ALONE: Cast<'_> = Cast { replicas: 1, partitions: 1, network: None };
+const SHARING: Cast<'_> = Cast { replicas: 2, partitions: 4, network: None };
 
 /// Publishes all events to all merchants, who read and acknowledge, while `strike` hits `strikes` times.
-async fn run(services: &Services, cast: Cast, strikes: usize, order: Order, mut strike: impl AsyncFnMut(&[Replica])) {
+async fn run(
+    services: &Services,
+    cast: Cast<'_>,
+    strikes: usize,
+    order: Order,
+    mut strike: impl AsyncFnMut(&World, &[Replica]),
+) {
     let seed = std::env::var("SHOPBELL_CHAOS_SEED")
         .ok()
         .map_or_else(|| fastrand::u64(..), |seed| seed.parse().expect("SHOPBELL_CHAOS_SEED is a number"));
     eprintln!("SHOPBELL_CHAOS_SEED={seed}");
     let mut random = fastrand::Rng::with_seed(seed);
     let world = World::at(services.database_url.clone(), services.amqp_url.clone()).await;
+    let database_url =
+        cast.network.map_or(world.database_url().to_owned(), |network| network.url(world.database_url()));
     let start_one = |_| {
-        let replica = world.replica().with("SHOPBELL_HEARTBEAT_SECONDS", 5);
+        let replica = world.replica().with("SHOPBELL_HEARTBEAT_SECONDS", 5).with("DATABASE_URL", &database_url);
         replica.with("SHOPBELL_INGEST_PARTITIONS", cast.partitions).start()
     };
     let replicas = join_all((0..cast.replicas).map(start_one)).await;
@@ -151,7 +162,7 @@ async fn run(services: &Services, cast: Cast, strikes: usize, order: Order, mut 
     let striking = async {
         for moment in moments {
             world.stored_reaches(moment, BOUND).await;
-            strike(&replicas).await;
+            strike(&world, &replicas).await;
         }
     };
     tokio::join!(publisher.publish_until_confirmed(&events), striking);
