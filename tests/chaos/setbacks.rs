@@ -141,7 +141,7 @@ fn name(number: usize) -> String {
 struct Diary {
     merchant: String,
     /// The event's id at each place: an epoch and a number.
-    places: BTreeMap<(Option<String>, u64), String>,
+    places: BTreeMap<(String, u64), String>,
 }
 
 /// Reads and acknowledges until the last event comes, over as many sessions as it takes.
@@ -172,7 +172,7 @@ async fn read_on(session: &mut Merchant, diary: &mut Diary) -> Result<(), Closed
         let Frame::Notification(notification) = session.next_frame().await? else { continue };
         let before = places.insert((epoch.clone(), notification.seq), notification.id.clone());
         let same = before.is_none_or(|before| before == notification.id);
-        assert!(same, "{merchant}: number {} of epoch {epoch:?} was another event before", notification.seq);
+        assert!(same, "{merchant}: number {} of epoch {epoch} was another event before", notification.seq);
         session.ack(merchant, notification.seq).await;
         if notification.event == LAST_EVENT {
             // The server has the ack when it answers.
