@@ -132,18 +132,18 @@ $$;
 
 -- Takes a batch of acks that were given in in_epoch, as the function above. Does nothing where that is not the present epoch:
 -- its numbers may be those of other notifications now. Returns the present epoch; a new one where an ack was above the last
--- number of its feed, because then the database has lost that notification. A canary's feed is forgotten on purpose.
+-- number of its feed, because then the database has lost that notification. A canary's feed is forgotten on purpose. Also
+-- returns how far the log is flushed, which is beyond everything that was acknowledged.
 create function advance_cursors(
-    in_epoch text, in_feeds text[], in_subscribers text[], in_devices text[], in_seqs bigint[])
-returns text
+    in_epoch text, in_feeds text[], in_subscribers text[], in_devices text[], in_seqs bigint[], out epoch text, out flushed bigint)
 language plpgsql volatile as $$
 #variable_conflict use_column
 declare
-    present text := (select e.epoch from current_epoch() e);
-    beyond  boolean;
+    beyond boolean;
 begin
-    if present <> in_epoch then
-        return present;
+    select e.epoch, e.flushed into epoch, flushed from current_epoch() e;
+    if epoch <> in_epoch then
+        return;
     end if;
 
     with acks as materialized (
@@ -169,7 +169,9 @@ begin
             set acked_seq = excluded.acked_seq
             where f.acked_seq < excluded.acked_seq;
 
-    return case when beyond then renew_epoch(in_epoch, 'an ack was above the last number of its feed') else present end;
+    if beyond then
+        epoch := renew_epoch(in_epoch, 'an ack was above the last number of its feed');
+    end if;
 end
 $$;
 

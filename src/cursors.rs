@@ -149,9 +149,11 @@ impl Cursors {
             let Some(epoch) = epoch.filter(|_| !acks.is_empty()) else { return Ok(()) };
             match advance(pool, &epoch, &acks).await {
                 // If the epoch is another one, nothing was written, and nothing may be.
-                Ok(present) => {
+                Ok((present, flushed)) => {
                     self.lock().writing.clear();
-                    self.epochs.learn(&present);
+                    if self.epochs.learn(&present) {
+                        self.epochs.note_flushed(&present, flushed);
+                    }
                 }
                 // Refused values are refused again: they are dropped, and the notifications replayed.
                 Err(error @ StoreError::Refused(_)) => {

@@ -146,12 +146,16 @@ fn bind_keys<'q>(query: Query<'q, Postgres, PgArguments>, keys: &'q [CursorKey])
 }
 
 /// Moves cursors forward, never back, if `given_in` is the present epoch. Each key at most once. Locks the feeds' rows in name
-/// order. Gives the present epoch. The commit does not wait for the disk, because a lost ack only means a replay; this holds for
+/// order. Gives the present epoch, and how far its log is flushed. The commit does not wait for the disk, because a lost ack only means a replay; this holds for
 /// this transaction only, also behind a pooler.
-pub async fn advance(pool: &Pool, given_in: &Epoch, acks: &[(CursorKey, Seq)]) -> Result<Epoch, StoreError> {
+pub async fn advance(
+    pool: &Pool,
+    given_in: &Epoch,
+    acks: &[(CursorKey, Seq)],
+) -> Result<(Epoch, Option<i64>), StoreError> {
     let query = sqlx::query(
-        "select set_config('synchronous_commit', 'off', true),
-                advance_cursors($1, $2::text[], $3::text[], $4::text[], $5::bigint[]) as epoch",
+        "select epoch, flushed from set_config('synchronous_commit', 'off', true),
+                lateral advance_cursors($1, $2::text[], $3::text[], $4::text[], $5::bigint[])",
     )
     .bind(given_in.as_str())
     .bind(acks.iter().map(|(key, _)| key.feed.as_str()).collect::<Vec<_>>())
@@ -159,5 +163,6 @@ pub async fn advance(pool: &Pool, given_in: &Epoch, acks: &[(CursorKey, Seq)]) -
     .bind(acks.iter().map(|(key, _)| key.device.as_str()).collect::<Vec<_>>())
     .bind(acks.iter().map(|(_, seq)| seq.get()).collect::<Vec<_>>());
     let rows = super::rows(pool, query).await?;
-    Ok(epoch::parse(rows.first().ok_or(sqlx::Error::RowNotFound)?.try_get("epoch")?)?)
+    let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;
+    Ok((epoch::parse(row.try_get("epoch")?)?, row.try_get("flushed")?))
 }

@@ -131,10 +131,11 @@ async fn a_secret_that_is_rotated_under_load_sends_no_merchant_away() {
     let mut published = BTreeMap::<_, Vec<_>>::new();
     let mut publisher = world.publisher().await;
     let mut publish = async |count: usize| {
-        let events: Vec<_> = (0..count * MERCHANTS).map(|number| Event::order(&names[number % MERCHANTS])).collect();
+        let recipients: Vec<_> = names.iter().cycle().take(count * MERCHANTS).collect();
+        let events: Vec<_> = recipients.iter().map(|recipient| Event::order(recipient)).collect();
         publisher.publish_until_confirmed(&events).await;
-        for event in events {
-            published.entry(event.recipient().to_owned()).or_default().push(event.event_id().to_owned());
+        for (recipient, event) in recipients.into_iter().zip(events) {
+            published.entry(recipient.clone()).or_default().push(event.event_id().to_owned());
         }
     };
     publish(20).await;

@@ -68,6 +68,8 @@ struct Shop {
     merchants: JoinSet<Diary>,
     /// Part by part: each merchant's orders, mixed.
     parts: Vec<Vec<Event>>,
+    /// The ids of each merchant's events.
+    published: BTreeMap<String, BTreeSet<String>>,
 }
 
 impl Shop {
@@ -81,12 +83,19 @@ impl Shop {
             let replicas = replicas.clone().into_iter().cycle().skip(number);
             merchants.spawn(follow(world.merchant(&name(number)), name(number), replicas));
         }
+        let mut published = BTreeMap::<_, BTreeSet<_>>::new();
         let part = |_| {
             let mut recipients: Vec<_> = (0..MERCHANTS * ORDERS).map(|number| name(number % MERCHANTS)).collect();
             Rng::new().shuffle(&mut recipients);
-            recipients.iter().map(|recipient| Event::order(recipient)).collect()
+            let order = |recipient: String| {
+                let event = Event::order(&recipient);
+                published.entry(recipient).or_default().insert(event.event_id().to_owned());
+                event
+            };
+            recipients.into_iter().map(order).collect()
         };
-        Self { world, network, merchants, parts: (0..3).map(part).collect() }
+        let parts = (0..3).map(part).collect();
+        Self { world, network, merchants, parts, published }
     }
 
     /// Publishes one part, as fast as RabbitMQ confirms.
@@ -112,15 +121,11 @@ impl Shop {
         let last: Vec<_> = (0..MERCHANTS).map(|number| Event::new(LAST_EVENT, &name(number), "{}")).collect();
         publisher.publish_until_confirmed(&last).await;
 
-        let mut published = BTreeMap::<_, BTreeSet<_>>::new();
-        for event in self.parts.iter().flatten().chain(&last) {
-            published.entry(event.recipient().to_owned()).or_default().insert(event.event_id().to_owned());
-        }
         let all = async {
             while let Some(diary) = self.merchants.join_next().await {
                 let Diary { merchant, places } = diary.expect("a merchant's diary is in order");
                 let arrived: BTreeSet<_> = places.into_values().collect();
-                let missing: Vec<_> = published[&merchant].difference(&arrived).collect();
+                let missing: Vec<_> = self.published[&merchant].difference(&arrived).collect();
                 assert!(missing.is_empty(), "{merchant} never got {} orders: {missing:?}", missing.len());
             }
         };

@@ -106,11 +106,6 @@ impl Event {
         self
     }
 
-    /// The merchant that it is for.
-    pub fn recipient(&self) -> &str {
-        &self.recipient
-    }
-
     /// The id, to compare with what arrives.
     pub fn event_id(&self) -> &str {
         &self.id
