@@ -75,7 +75,7 @@ export class Client {
   readonly #everyTab = new Handlers();
   readonly #oneTab = new Handlers();
   readonly #lanes = new Lanes();
-  /** The every-tab handlers' work that is not done, by `FEED/SEQ`. */
+  /** The every-tab handlers' work that is not done, by `Feeds.key`. */
   readonly #given = new Map<string, Promise<void>>();
   readonly #ringing = new Set<string>();
   readonly #overflowed = new Set<string>();
@@ -238,10 +238,10 @@ export class Client {
     const token = await fetchToken(this.#platform, this.options.token);
     const whose = identity(token);
     if (whose === undefined && this.#whose !== undefined) {
-      throw new ShopbellError("token_failed", "the token does not say whose it is");
+      throw new ShopbellError("token_failed", "the token is for no subject");
     }
     if (whose !== (this.#whose ??= whose)) {
-      throw new ShopbellError("subscriber_changed", "the token is for somebody else, or for other feeds");
+      throw new ShopbellError("subscriber_changed", "the token is for another subject or feeds");
     }
     return token;
   }
@@ -334,6 +334,8 @@ export class Client {
   }
 
   #receive(message: TabsMessage): void {
+    // Of another epoch: the tab slept while it changed.
+    if ("key" in message && message.key !== this.#feeds.key("seq" in message ? message : message.notification)) return;
     if (!message.leader) {
       if (message.kind === "rung") this.#feeds.onHandled(message.feed, message.seq);
       return this.#leader?.onTab(message);
@@ -399,16 +401,12 @@ export class Client {
   #onWelcome(welcome: Welcome): void {
     this.#welcome = welcome;
     const missed = this.#feeds.onWelcome(welcome);
-    for (const { feed, last } of welcome.feeds) {
-      // A restored database: what is remembered above its `last` is about other notifications.
-      if (this.#marks.read(welcome, feed) > last) this.#marks.write(welcome, feed, this.#feeds.mark(feed));
-    }
     for (const feed of missed) this.#tell("resync", { feed });
   }
 
   /** Runs the every-tab handlers, once for each notification. */
   #give(notification: Notification): void {
-    const { feed, seq } = notification;
+    const { feed } = notification;
     if (!this.#feeds.take(notification)) return;
     if (this.#lanes.length(feed) >= BEHIND_MAX) {
       if (this.#overflowed.has(feed)) return;
@@ -418,7 +416,7 @@ export class Client {
         this.#tell("resync", { feed });
       });
     }
-    const key = `${feed}/${seq}`;
+    const key = this.#feeds.key(notification);
     const done = this.#lanes.add(feed, () => this.#everyTab.run(notification, this.#retry));
     this.#given.set(key, done);
     void done.then(() => this.#given.delete(key));
@@ -427,19 +425,20 @@ export class Client {
   /** Runs the one-tab handlers: this tab was chosen. */
   async #ring(notification: Notification): Promise<void> {
     const { feed, seq } = notification;
-    const key = `${feed}/${seq}`;
-    if (this.#ringing.has(key) || !this.#welcome) return;
+    const key = this.#feeds.key(notification);
+    // The mark is of the epoch of now, however long the handlers take.
+    const owner = this.#welcome;
+    if (this.#ringing.has(key) || !owner) return;
     this.#ringing.add(key);
     this.#give(notification);
     await this.#given.get(key);
     // Another tab may have done it while this one was frozen, or shares nothing with it but the store.
-    const owner = this.#welcome;
     if (this.#marks.read(owner, feed) < seq) {
       await this.#oneTab.run(notification, this.#retry);
       if (this.#marks.read(owner, feed) < seq) this.#marks.write(owner, feed, seq);
     }
     this.#ringing.delete(key);
-    if (!this.#isClosed()) this.#say({ kind: "rung", from: this.#me, feed, seq });
+    if (!this.#isClosed()) this.#say({ kind: "rung", from: this.#me, feed, seq, key });
   }
 
   #retry: Retry = {

@@ -64,27 +64,37 @@ type SnapshotFeed = WelcomeFeed & { position?: number };
 
 export class Feeds {
   #places = new Map<string, Place>();
+  #epoch: string | undefined;
 
   /** @param storedMark what an earlier page of this browser profile handled in a feed; 0 where nothing is known. */
   constructor(private readonly storedMark: (welcome: Welcome, feed: string) => number) {}
 
   /** Begins a session. Gives the feeds in which this tab missed something, whose history is to be fetched again. */
   onWelcome(welcome: Welcome): string[] {
+    const renewed = this.isRenewed(welcome);
     const before = this.#places;
+    this.#epoch = welcome.feeds[0]?.epoch;
     this.#places = new Map();
     const missed: string[] = [];
     for (const feed of welcome.feeds as SnapshotFeed[]) {
-      const known = before.get(feed.feed);
+      const known = renewed ? undefined : before.get(feed.feed);
       const place = begin(feed, known, () => this.storedMark(welcome, feed.feed));
       this.#places.set(feed.feed, place);
-      if (!known) continue;
-      // Acknowledged elsewhere meanwhile; or the database was set back, and what this tab shows may never have been.
-      const setBack = feed.last < known.mark || (feed.version ?? 0) < (known.version ?? 0);
-      // The server sends the changes after the leader's version; a leader does not.
-      const changed = feed.position !== undefined && feed.version !== known.version;
-      if (setBack || changed || feed.cursor > known.seen) missed.push(feed.feed);
+      // The server sends the changes after the leader's version; a leader does not. Or acknowledged elsewhere meanwhile.
+      const changed = feed.position !== undefined && feed.version !== known?.version;
+      if (renewed || (known && (changed || feed.cursor > known.seen))) missed.push(feed.feed);
     }
     return missed;
+  }
+
+  /** Whether numbers are given anew: what this tab knows of a number is about another notification. */
+  isRenewed({ feeds }: Welcome): boolean {
+    return !!this.#epoch && this.#epoch !== feeds[0]?.epoch;
+  }
+
+  /** `FEED:SEQ:EPOCH`, as numbers are kept; a server before epochs takes `FEED:SEQ`. */
+  key({ feed, seq }: { feed: string; seq: number }): string {
+    return `${feed}:${seq}` + (this.#epoch ? `:${this.#epoch}` : "");
   }
 
   /** @param strict after a gap nothing is taken in. */
@@ -194,7 +204,7 @@ export class Feeds {
   query(): URLSearchParams {
     const query = new URLSearchParams();
     for (const [feed, { version }] of this.#places) {
-      if (version !== undefined) query.append("state", `${feed}:${version}`);
+      if (version !== undefined) query.append("state", this.key({ feed, seq: version }));
     }
     return query;
   }
@@ -219,18 +229,14 @@ export class Feeds {
 }
 
 function begin(feed: SnapshotFeed, known: Place | undefined, storedMark: () => number): Place {
-  const earlier = known?.mark ?? storedMark();
-  // The server is believed: where it has less than was handled, its database was restored, and its numbers begin anew.
-  const setBack = feed.last < earlier;
-  const mark = setBack ? feed.cursor : Math.max(earlier, feed.cursor);
-  const behind = known && feed.position === undefined && !setBack && (feed.version ?? 0) >= (known.version ?? 0);
+  const mark = Math.max(known?.mark ?? storedMark(), feed.cursor);
   return {
     shared: feed.shared === true,
     position: feed.position ?? feed.cursor,
-    seen: known && !setBack ? Math.max(known.seen, feed.cursor) : mark,
+    seen: Math.max(known?.seen ?? mark, feed.cursor),
     mark,
     caughtUp: false,
-    version: behind && known.version !== undefined ? known.version : feed.version,
+    version: feed.position === undefined ? (known?.version ?? feed.version) : feed.version,
     countedVersion: feed.version ?? 0,
     unread: feed.unread,
     unhandled: feed.unhandled,

@@ -61,7 +61,7 @@ export async function fetchHistory(
     return (await answer.json()) as HistoryPage;
   } catch (cause) {
     if (cause instanceof ShopbellError || signal?.aborted) throw cause;
-    throw new ShopbellError("http_failed", `the history of ${feed} could not be fetched`, { cause });
+    throw new ShopbellError("http_failed", `the history of ${feed} failed`, { cause });
   }
 }
 

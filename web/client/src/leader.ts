@@ -137,12 +137,14 @@ export class Leader {
     // What people said meanwhile does not come: each tab learns it from the versions, as one that joins does.
     if (this.#bare) frame = { ...frame, feeds: frame.feeds.map((feed) => ({ ...feed, position: feed.cursor })) };
     this.#welcome = frame;
+    const renewed = this.feeds.isRenewed(frame);
+    if (renewed) this.#inFlight.clear();
     // What was not handled comes again, or is skipped. What a tab has in its hands stays there.
     this.#queues = new Map(frame.feeds.map(({ feed }) => [feed, []]));
     this.#acked = new Map(frame.feeds.map(({ feed, cursor }) => [feed, cursor]));
     this.#countsAskedAt.clear();
     this.#applied(frame);
-    this.#requests.onWelcome(frame);
+    this.#requests.onWelcome(frame, renewed);
   }
 
   #onFrame(frame: ServerFrame): void {
@@ -177,7 +179,7 @@ export class Leader {
     const verdict = this.hooks.apply(frame);
     const seq = frame.type === "skipped" ? frame.from : frame.seq;
     if (verdict === "gap") throw fault(`${frame.feed}/${seq} after ${this.feeds.position(frame.feed)}`);
-    if (verdict === "unknown") throw fault(`a ${frame.type} of a feed that welcome did not name`);
+    if (verdict === "unknown") throw fault(`a ${frame.type} of an unknown feed`);
     if (verdict === "next") this.hooks.say({ kind: "frame", frame });
     return verdict === "next";
   }
@@ -214,12 +216,12 @@ export class Leader {
     this.#acksDue(done);
     const notification = queue[0];
     if (!notification || this.#inFlight.has(feed) || this.#timers.has("roll") || this.#stopped) return;
-    const key = `${feed}/${notification.seq}`;
+    const key = this.feeds.key(notification);
     const atIt = [...this.#tabs].find(([, tab]) => tab.ringing.includes(key))?.[0];
     const to = atIt ?? this.#best(notification);
     this.#inFlight.set(feed, { seq: notification.seq, to });
     if (to !== this.me) this.#watchTabs();
-    if (atIt === undefined) this.hooks.say({ kind: "ring", to, notification });
+    if (atIt === undefined) this.hooks.say({ kind: "ring", to, notification, key });
   }
 
   /** Of the tabs with a handler for it the one that somebody looks at; among equals the one last turned to. */

@@ -18,6 +18,8 @@ export interface WelcomeFeed {
   unhandled: number;
   /** The newest state change; a server before states has none. */
   version?: number;
+  /** Identity of the numbering, the same in all feeds; a server before epochs has none. */
+  epoch?: string;
   /** The broadcast feed: its counts are nobody's. */
   shared?: boolean;
 }
@@ -98,7 +100,7 @@ export function parseFrame(text: unknown): ServerFrame | undefined {
   try {
     frame = JSON.parse(text as string);
   } catch {
-    throw fault("a frame that is not JSON");
+    throw fault("a frame without JSON");
   }
   if (!isObject(frame) || typeof frame.type !== "string") throw fault("a frame without a type");
   if (!Object.hasOwn(CHECKS, frame.type)) return undefined;
@@ -121,6 +123,7 @@ const CHECKS: Record<ServerFrame["type"], (frame: Fields) => boolean> = {
       (feed) =>
         isObject(feed) &&
         isText(feed.feed) &&
+        isText(feed.epoch ?? "") &&
         [feed.cursor, feed.last, feed.unread, feed.unhandled, feed.version ?? 0].every(isCount),
     ),
   notification: (f) => isText(f.feed) && isSeq(f.seq) && isText(f.event),

@@ -47,10 +47,13 @@ export class Requests {
     if (queue.length === 1) this.#send(ask);
   }
 
-  /** A session began: what was not answered by the last one is asked again. */
-  onWelcome({ feeds }: Welcome): void {
+  /** A session began: what was not answered by the last one is asked again, unless its numbers are of another epoch. */
+  onWelcome({ feeds }: Welcome, renewed: boolean): void {
     this.#begun = new Map(feeds.map(({ feed, version }) => [feed, version]));
-    for (const [first] of this.#queues.values()) if (first) this.#send(rest(first));
+    for (const queue of this.#queues.values()) {
+      if (renewed) for (const { done } of queue.splice(0)) done({ code: "unknown_seq", message: "the database was restored" });
+      if (queue[0]) this.#send(rest(queue[0]));
+    }
   }
 
   onState(state: State): void {

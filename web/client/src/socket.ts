@@ -306,7 +306,7 @@ export class Connection {
   #wait({ retryAfterMs, atOnce = false, closeCode = 1000, reported = false }: Wish = {}): void {
     const phase = this.#phase;
     if (phase.name === "opening" && this.#failures === UNSEEN_MAX && !reported) {
-      this.#hooks.error(new ShopbellError("connect_failed", "no connection; a browser does not tell why"));
+      this.#hooks.error(new ShopbellError("connect_failed", "the connection failed"));
     }
     const now = this.#platform.now();
     if (phase.name === "up") {

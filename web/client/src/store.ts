@@ -2,12 +2,10 @@
 // resolved and before the server has the ack must not ring again.
 
 import type { Store } from "./platform.js";
+import type { Welcome } from "./protocol.js";
 
-/** Whose marks these are. */
-export interface Owner {
-  subscriber: string;
-  device: string;
-}
+/** Whose marks these are, and of which epoch: numbers of another one are about other notifications. */
+export type Owner = Pick<Welcome, "subscriber" | "device" | "feeds">;
 
 export class Marks {
   /** What the store did not take. */
@@ -42,7 +40,7 @@ export class Marks {
     }
   }
 
-  #key({ subscriber, device }: Owner, feed: string): string {
-    return `shopbell:${JSON.stringify([this.url, subscriber, device, feed])}`;
+  #key({ subscriber, device, feeds }: Owner, feed: string): string {
+    return `shopbell:${JSON.stringify([this.url, subscriber, device, feed, feeds[0]?.epoch])}`;
   }
 }

@@ -28,7 +28,7 @@ export interface Presence {
   activeAt: number;
   /** Patterns of its one-tab handlers. */
   patterns: string[];
-  /** Notifications that its one-tab handlers are at: `FEED/SEQ`. */
+  /** Notifications that its one-tab handlers are at, by `Feeds.key`. */
   ringing: string[];
 }
 
@@ -39,7 +39,7 @@ export type LeaderMessage = { from: string; to?: string; leader: true } & (
   | { kind: "status"; status: Status }
   /** What a tab that comes later must know; `pending` came, and is not handled yet. */
   | { kind: "snapshot"; to: string; welcome?: Welcome; pending: Notification[]; status: Status }
-  | { kind: "ring"; to: string; notification: Notification }
+  | { kind: "ring"; to: string; notification: Notification; key?: string }
   | { kind: "answered"; to: string; id: string; states: State[] }
   | { kind: "refused"; to: string; id: string; code: string; message: string }
   | { kind: "alive" }
@@ -51,7 +51,7 @@ export type TabMessage = { from: string; leader?: never } & (
   | { kind: "hello"; presence: Presence; joining: boolean }
   | { kind: "bye" }
   /** Its handlers have done this one. */
-  | { kind: "rung"; feed: string; seq: number }
+  | { kind: "rung"; feed: string; seq: number; key?: string }
   | { kind: "ask"; id: string; ask: Ask }
   | { kind: "anyone" }
   | { kind: "here" }

@@ -96,7 +96,7 @@ test("a store that throws is one that forgets with the page", () => {
     throw new Error("private");
   };
   const marks = new Marks({ getItem: broken, setItem: broken }, "u");
-  const owner = { subscriber: "s", device: "" };
+  const owner = { subscriber: "s", device: "", feeds: [] };
   assert.equal(marks.read(owner, "m"), 0);
   marks.write(owner, "m", 7);
   assert.equal(marks.read(owner, "m"), 7);
@@ -118,12 +118,12 @@ test("requests: one at a time a feed, answered by facts, asked again, refused by
   it.add({ type: "handle", feed: "m", seqs: [2] }, (outcome) => outcomes.push(outcome));
   it.add({ type: "read", feed: "m", through: 5 }, (outcome) => outcomes.push(outcome));
   assert.equal(sent.length, 1);
-  it.onWelcome(welcome());
+  it.onWelcome(welcome(), false);
   assert.equal(sent.length, 2, "again, after a reconnect");
   it.onState({ ...state, seqs: [2], read_at: "t", version: 1 });
   it.onState({ ...state, seqs: [1], handled_at: "t", version: 2 });
   assert.equal(outcomes.length, 0, "1 is not read yet");
-  it.onWelcome(welcome());
+  it.onWelcome(welcome(), false);
   assert.deepEqual(sent.pop(), { type: "read", feed: "m", seqs: [1] }, "the rest, again");
   it.onError("ack_not_sent", "", "m");
   it.onState({ ...state, seqs: [1], read_at: "t" });
@@ -150,7 +150,7 @@ test("requests: one answer is awaited at a time, so that an error is never taken
   pass();
   assert.equal(sent.length, 1, "its answer is on its way");
   it.onError("busy", "", "m");
-  it.onWelcome(welcome());
+  it.onWelcome(welcome(), false);
   pass();
   assert.equal(sent.length, 2, "the new session asked it already");
   it.onError("busy", "", "m");
@@ -163,7 +163,7 @@ test("requests: read through is settled by what covers all that is stored, but n
   const it = new Requests(() => {}, () => {});
   const state = { type: "state" as const, feed: "m", unread: 0, unhandled: 0, last: 5, through: 5 };
   const ask = () => it.add({ type: "read", feed: "m", through: 9 }, (outcome) => outcomes.push(outcome));
-  it.onWelcome(welcome(7));
+  it.onWelcome(welcome(7), false);
   ask();
   it.onState({ ...state, read_at: "t", version: 7 });
   it.onState({ ...state, handled_at: "t", version: 8 });

@@ -121,3 +121,50 @@ test("seeds that failed once", async () => {
 test("tabs crash, freeze and thaw: each rings, in order", async () => {
   for (let seed = FIRST_SEED; seed < FIRST_SEED + SEEDS; seed++) await run(seed, true);
 });
+
+test("restores in random order: nothing is acknowledged before it rang, and all that is left rings", async () => {
+  for (let seed = FIRST_SEED; seed < FIRST_SEED + SEEDS; seed++) await runRestores(seed);
+});
+
+async function runRestores(seed: number): Promise<void> {
+  const world = new World(seed);
+  const { server } = world;
+  server.window = 8;
+  const random = (below: number) => Math.floor(world.random() * below);
+  const rung = new Set<string>();
+  let published = 0;
+  const open = () => {
+    const tab = world.open({}, { visible: world.random() < 0.5 });
+    tab.client.ring("*", async ({ id }) => {
+      if (world.random() < 0.5) await tab.sleep(random(900));
+      rung.add(id);
+    });
+    tab.client.watch("error", () => {});
+  };
+  const check = () => {
+    const acked = server.feed("m").notifications.slice(0, server.cursor());
+    for (const { id } of acked) assert.ok(rung.has(id), `acked ${id} before it rang, seed ${seed}`);
+  };
+  open();
+  for (let step = 0; step < 50; step++) {
+    const dice = random(12);
+    if (dice < 5) for (let n = random(6); n >= 0; n--) server.publish("x", "m", { id: `n${published++}` });
+    else if (dice === 5 && world.tabs.length < 5) open();
+    else if (dice === 6) server.dropAll();
+    else if (dice === 7) world.tabs[random(world.tabs.length)]?.look(world.random() < 0.5);
+    else if (dice === 8) world.tabs[random(world.tabs.length)]?.freeze();
+    else if (dice === 9) await world.tabs.find(({ frozen }) => frozen)?.thaw();
+    else if (dice > 9) {
+      server.restore(random(server.counts("m").last + 1));
+      for (let n = random(6); n > 0; n--) server.publish("x", "m", { id: `n${published++}` });
+    }
+    check();
+    await world.pass(random(400));
+  }
+  for (const tab of world.tabs) await tab.thaw();
+  world.tabs[0]?.look(true);
+  await world.pass(180_000);
+  check();
+  assert.deepEqual(server.violations, [], `seed ${seed}`);
+  assert.equal(server.cursor(), server.counts("m").last, `all acknowledged, seed ${seed}`);
+}

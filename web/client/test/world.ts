@@ -361,6 +361,7 @@ export class Server {
   tokenSeconds = 3600;
   tokens = 0;
   subscriber = "merchant-1";
+  epoch = "e1";
   /** What clients did that the contract forbids. */
   violations: string[] = [];
   /** What the next handshakes are closed with. */
@@ -396,6 +397,16 @@ export class Server {
     const { notifications } = this.feed(name);
     const unread = notifications.filter((one) => !one.read_at).length;
     return { unread, unhandled: notifications.filter((one) => !one.handled_at).length, last: notifications.length };
+  }
+
+  /** The database goes back: only the first `count` notifications of a feed are left, and all sessions end. */
+  restore(count: number, name = "m"): void {
+    const feed = this.feed(name);
+    feed.notifications.splice(count);
+    feed.states = [];
+    feed.cursors.forEach((seq, who) => feed.cursors.set(who, Math.min(seq, count)));
+    this.epoch = `e${Number(this.epoch.slice(1)) + 1}`;
+    this.dropAll(4410, '{"code":"epoch_changed","retry_after_ms":100}');
   }
 
   cursor(feed = "m"): number {
@@ -483,10 +494,10 @@ export class Server {
   }
 }
 
-function statesOf({ url }: FakeSocket): [string, number][] {
+function statesOf({ url }: FakeSocket): [string, number, string | undefined][] {
   return new URL(url).searchParams.getAll("state").map((one) => {
-    const [feed = "", version] = one.split(":");
-    return [feed, Number(version)];
+    const [feed = "", version, epoch] = one.split(":");
+    return [feed, Number(version), epoch];
   });
 }
 
@@ -511,7 +522,8 @@ export class Session {
       this.#next.set(name, cursor + 1);
       this.#begun.set(name, feed.notifications.length);
       const counts = server.counts(name);
-      return { feed: name, cursor, ...counts, version: feed.states.length, ...(feed.shared && { shared: true }) };
+      const { epoch } = server;
+      return { feed: name, cursor, ...counts, version: feed.states.length, epoch, ...(feed.shared && { shared: true }) };
     });
     socket.fromServer({
       type: "welcome",
@@ -523,7 +535,8 @@ export class Session {
       token_expires_in: server.tokenSeconds,
       feeds,
     });
-    for (const [feed, version] of statesOf(socket)) {
+    for (const [feed, version, epoch] of statesOf(socket)) {
+      if (epoch !== server.epoch) continue;
       for (const state of server.feed(feed).states.slice(version)) socket.fromServer(state);
     }
     this.pump();

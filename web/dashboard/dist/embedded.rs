@@ -1,8 +1,8 @@
 Embedded {
     page: include_str!("index.html"),
-    page_tag: "\"34bda1b9cdc2\"",
+    page_tag: "\"7df9d61dc419\"",
     assets: &[
-        ("app-8367840f4aba.js", include_bytes!("app-8367840f4aba.js"), include_bytes!("app-8367840f4aba.js.gz")),
+        ("app-3388211ff513.js", include_bytes!("app-3388211ff513.js"), include_bytes!("app-3388211ff513.js.gz")),
         ("style-f79ccaaa0231.css", include_bytes!("style-f79ccaaa0231.css"), include_bytes!("style-f79ccaaa0231.css.gz")),
     ],
 }
