@@ -204,14 +204,10 @@ async fn a_feed_with_a_slash_is_found_behind_a_proxy_that_decodes_it() {
         assert_eq!(reply.status, 200, "{path}: {reply:?}");
         assert_eq!(reply.text().matches(r#""type":"notification""#).count(), 2, "{path}");
     }
-    for path in ["/v1/feeds/notifications", "/v1/feeds/shop/a", "/v1/feeds"] {
+    for path in ["/v1/feeds/shop/a", "/v1/feeds"] {
         let reply =
             http::get_with(replica.public(), path, &[("Authorization", &authorization)]).await.expect("an answer");
         reply.expect_problem(404);
     }
-    http::get_with(replica.public(), "/v1/notifications", &[("Authorization", &authorization)])
-        .await
-        .expect("an answer")
-        .expect_problem(400);
     world.finish().await;
 }
