@@ -170,6 +170,58 @@ async fn a_tap_of_before_a_set_back_handles_no_other_order() {
 }
 
 #[tokio::test]
+async fn an_operator_can_begin_a_new_epoch() {
+    let world = World::new().await;
+    let replicas = [world.serve().await, world.serve().await];
+    let mut merchant = world.merchant(MERCHANT).connect(replicas[0].public()).await;
+    let mut elsewhere = world.merchant(MERCHANT).device("second").connect(replicas[1].public()).await;
+    world.publisher().await.publish_all(Event::orders(MERCHANT, 10)).await;
+    merchant.expect_seqs(1..=10).await;
+    elsewhere.expect_seqs(1..=10).await;
+    merchant.ack(MERCHANT, 7).await;
+    world.expect_cursor(MERCHANT, "", 7).await;
+    let epoch = epoch_of(&merchant);
+    let shown = replicas[0].shopbell(&["epoch"]).await.succeeded().stdout;
+    assert!(shown.starts_with(&format!("{epoch} since ")), "{shown}");
+
+    let renewed = replicas[0].shopbell(&["epoch", "--renew"]).await.succeeded().stdout;
+    assert!(renewed.contains("an operator renewed it") && !renewed.contains(&epoch), "{renewed}");
+    for merchant in [merchant, elsewhere] {
+        assert_eq!(merchant.closed().await.code, 4410);
+    }
+    for replica in &replicas {
+        replica.metric_reaches("shopbell_epoch_changes_total", 1).await;
+        let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
+        assert!(renewed.starts_with(&epoch_of(&merchant)), "{renewed}");
+        merchant.expect_seqs(8..=10).await;
+        merchant.vanish();
+    }
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn tail_goes_on_at_the_cursor_when_the_epoch_changes() {
+    let world = World::new().await;
+    let replica = world.serve().await;
+    let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
+    merchant_with_ten(&world, &mut merchant, 10).await;
+    let epoch = epoch_of(&merchant);
+    merchant.leave().await;
+    world.meddle(DELETE_THREE).await;
+    replica.shopbell(&["epoch", "--renew"]).await.succeeded();
+    world.publisher().await.publish_all(Event::orders(MERCHANT, 4)).await;
+    world.expect_stored(MERCHANT, 11).await;
+
+    let (url, token) = (format!("ws://{}", replica.public()), world.token(MERCHANT).sign());
+    let after = format!("{MERCHANT}:10:{epoch}");
+    let arguments = ["tail", "--url", &url, "--token", &token, "--after", &after, "--until-caught-up"];
+    let lines = replica.shopbell(&arguments).await.succeeded().stdout;
+    let seqs: Vec<_> = lines.lines().filter_map(|line| line.split('#').nth(1)?.split(' ').next()).collect();
+    assert_eq!(seqs, ["8", "9", "10", "11"], "{lines}");
+    world.finish().await;
+}
+
+#[tokio::test]
 async fn a_row_that_is_missing_is_reported_as_lost_and_counted() {
     let world = World::new().await;
     let replica = world.serve().await;
