@@ -248,7 +248,8 @@ async fn a_replica_that_dies_after_an_answer_was_stored_leaves_it_told() {
     world.publisher().await.publish_all(Event::orders(MERCHANT, 30)).await;
     let mut watcher = world.merchant(MERCHANT).device("watcher").connect(second.public()).await;
     watcher.take_seqs(1..=30).await;
-    // A new device starts at its subscriber's place, and the watcher's ack may be stored by now.
+    world.expect_cursor(MERCHANT, "watcher", 30).await;
+    // A new device starts at its subscriber's place, which is the watcher's by now.
     let mut busy = world.merchant(MERCHANT).device("busy").after(MERCHANT, 0).connect(first.public()).await;
     busy.take_seqs(1..=30).await;
     for seq in 1..=30 {
