@@ -16,6 +16,7 @@ use crate::feed::Feed;
 use crate::store::StoreError;
 use crate::store::append::{Blame, Committed, Fate, NotAppended, Outcome, Pending, append};
 use crate::store::holds;
+use crate::telemetry::metrics::Metrics;
 
 /// How long deliveries are held for a database that is away. RabbitMQ ends a consumer that holds longer than its
 /// `consumer_timeout` (30 minutes), and some versions do not recover from that: so we give back at half of it.
@@ -36,6 +37,19 @@ pub(super) enum Abandoned {
 
 type Part = Vec<Pending<Delivery>>;
 
+/// Deliveries of which it is not known what became of them. However the work on them ends, also where its incarnation drops it
+/// halfway, RabbitMQ delivers them again.
+struct Undecided<'a> {
+    deliveries: usize,
+    metrics: &'a Metrics,
+}
+
+impl Drop for Undecided<'_> {
+    fn drop(&mut self) {
+        self.metrics.events_abandoned.inc_by(self.deliveries as u64);
+    }
+}
+
 impl Ingest {
     /// Stores all of a batch in order, and counts it. A part that is refused is halved until the culprit stands alone.
     pub(super) async fn store(
@@ -46,25 +60,20 @@ impl Ingest {
         stop: &CancellationToken,
     ) -> Result<Committed<Delivery>, Abandoned> {
         let mut committed = Committed::default();
+        let mut undecided = Undecided { deliveries: batch.len(), metrics: &self.metrics };
         let mut parts = VecDeque::from([batch]);
         while let Some(part) = parts.pop_front() {
             if part.is_empty() {
                 continue;
             }
             let deliveries = part.len();
-            match self.append_when_possible(part, received_at, arrivals, stop).await {
-                Ok(Ok(part)) => {
+            match self.append_when_possible(part, received_at, arrivals, stop).await? {
+                Ok(part) => {
                     self.count(&part);
+                    undecided.deliveries -= deliveries;
                     committed.join(part);
                 }
-                Ok(Err(refused)) => {
-                    self.resolve(refused).await.into_iter().rev().for_each(|part| parts.push_front(part))
-                }
-                Err(abandoned) => {
-                    let rest = deliveries + parts.iter().map(Vec::len).sum::<usize>();
-                    self.metrics.events_abandoned.inc_by(rest as u64);
-                    return Err(abandoned);
-                }
+                Err(refused) => self.resolve(refused).await.into_iter().rev().for_each(|part| parts.push_front(part)),
             }
         }
         Ok(committed)
