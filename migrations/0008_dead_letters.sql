@@ -5,7 +5,7 @@
 -- and body hold the event as it came.
 create table dead_letters (
     position     bigint generated always as identity primary key, -- the order in which they are published and replayed
-    id           text        not null unique,  -- the header x-shopbell-id
+    id           text        collate "C" not null unique, -- the header x-shopbell-id
     reason       text        not null,
     detail       text        not null,
     exchange     text        not null,

@@ -17,7 +17,7 @@ alter table cursors set (fillfactor = 20);
 -- in feeds deletes its blocks, because its numbers begin anew.
 create table settled_blocks (
     feed  text collate "C" not null,
-    kind  text   not null check (kind in ('read', 'handled')),
+    kind  text   collate "C" not null check (kind in ('read', 'handled')),
     block bigint not null check (block >= 0),
     primary key (feed, kind, block)
 );

@@ -94,3 +94,15 @@ async fn create_database(world: &World, url: &str, how: &str) {
     let statement = format!("create database \"{name}\" template template0 {how}");
     server.execute(sqlx::raw_sql(AssertSqlSafe(statement))).await.expect("a new database");
 }
+
+#[tokio::test]
+async fn every_index_on_text_is_in_byte_order() {
+    let world = World::new().await;
+    // An index in the order of a locale is wrong after an upgrade of that locale.
+    let others = "select count(*) from pg_index i
+        join pg_class c on c.oid = i.indrelid and c.relnamespace = 'public'::regnamespace
+        cross join lateral unnest(i.indcollation::oid[]) as key (collation_oid)
+        where key.collation_oid not in (0, (select oid from pg_collation where collname = 'C'))";
+    assert_eq!(world.number(others).await, 0, "columns of indexes that are not collate \"C\"");
+    world.finish().await;
+}
