@@ -20,6 +20,8 @@ use crate::store::{self, StoreError};
 use crate::telemetry::exposition::Exposition;
 use crate::telemetry::metrics::Metrics;
 
+/// As the alert ShopbellIngestStuck has it.
+const STUCK_SECONDS: f64 = 30.0;
 /// A database that has not answered by then does not answer.
 const DATABASE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -39,7 +41,8 @@ pub struct Operations {
 /// `/readyz`'s answer.
 #[derive(Debug, Serialize)]
 struct Readiness {
-    /// `ready`; `degraded` without the broker, when sockets are served from Postgres; `unready`; `draining`.
+    /// `ready`; `degraded` without the broker or where ingest is stuck, when sockets are served from Postgres; `unready`;
+    /// `draining`.
     status: &'static str,
     database: &'static str,
     broker: &'static str,
@@ -66,15 +69,22 @@ async fn ready(State(operations): State<Operations>) -> Response {
         Err(_) => ("away", Some(format!("the database did not answer within {DATABASE_TIMEOUT:?}"))),
     };
     let broker = operations.health.has_broker();
-    let (code, status) = match (&trouble, operations.health.draining.load(Ordering::Relaxed), broker) {
-        (_, true, _) => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
-        (Some(_), _, _) => (StatusCode::SERVICE_UNAVAILABLE, "unready"),
-        (None, _, true) => (StatusCode::OK, "ready"),
-        (None, _, false) => (StatusCode::OK, "degraded"),
+    let stuck = stuck(operations.metrics.holding.oldest());
+    let (code, status) = match (&trouble, operations.health.draining.load(Ordering::Relaxed), broker, &stuck) {
+        (_, true, ..) => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
+        (Some(_), ..) => (StatusCode::SERVICE_UNAVAILABLE, "unready"),
+        (None, _, true, None) => (StatusCode::OK, "ready"),
+        (None, ..) => (StatusCode::OK, "degraded"),
     };
     let broker = if broker { "ok" } else { "away" };
-    let readiness = Readiness { status, database, broker, detail: trouble };
+    let readiness = Readiness { status, database, broker, detail: trouble.or(stuck) };
     (code, Json(readiness)).into_response()
+}
+
+/// What to report where ingest does not get on with its work although Postgres answers. Sockets are served all the same.
+fn stuck(held_seconds: f64) -> Option<String> {
+    (held_seconds > STUCK_SECONDS)
+        .then(|| format!("ingest has held a delivery for {held_seconds:.0} s without storing it"))
 }
 
 /// A connection that broke in the pool, or leads to a server that is the primary no more, is no evidence about the database: then

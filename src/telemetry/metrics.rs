@@ -393,7 +393,8 @@ impl Holding {
         Held { holding: self, partition }
     }
 
-    fn oldest(&self) -> f64 {
+    /// How long the oldest of it has been held, in seconds.
+    pub fn oldest(&self) -> f64 {
         self.lock().values().map(|since| since.elapsed().as_secs_f64()).fold(0.0, f64::max)
     }
 

@@ -149,6 +149,9 @@ async fn a_consumer_that_is_stuck() {
     })
     .await;
     assert!(replica.metric_where("shopbell_retries_total", "append").await > 0);
+    let readiness = replica.get("/readyz").await;
+    let text = readiness.text();
+    assert!(readiness.status == 200 && text.contains("degraded") && text.contains("ingest has held"), "{text}");
     monitor.expect_alert("ShopbellIngestStuck", "page").await;
     drop(lock);
     world.expect_stored(MERCHANT, 3).await;
