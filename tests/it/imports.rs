@@ -192,7 +192,7 @@ const LAST_VERSION_APPENDS: &str = r#"
     select append_notifications(array_fill('merchant-42'::text, array[2]), array_fill('/last'::text, array[2]), array['c', 'd'],
         array_fill('import.item'::text, array[2]), array_fill(now(), array[2]),
         array['{"import_id":"spring","index":1,"status":"imported"}',
-              '{"import_id":"spring","index":2,"status":"imported","sku":"\u0000"}'],
+              '{"import_id":"spring","index":2,"status":"imported"}'],
         array_fill(null::text, array[2]), array_fill(null::timestamptz, array[2]), now(), array[1, 2],
         array_fill('spring'::text, array[2]), array[1, 1], array[0, 0], array[null, null]::bigint[],
         array[null, null]::text[])"#;
