@@ -328,9 +328,9 @@ mod tests {
 
     #[test]
     fn the_cost_of_leaving_does_not_grow_with_the_sessions_of_a_feed() {
-        // Sixteen times the sessions: a scan of the feed's sessions would cost sixteen times as much for each of them.
-        let (few, many) = (seconds_to_leave(1_000), seconds_to_leave(16_000));
-        assert!(many < few * 6.0, "{few:e} s for each of 1,000 sessions, {many:e} s for each of 16,000");
+        // A scan of the feed's sessions would cost 64 times as much for each of them. The bound leaves room for a loaded machine.
+        let (few, many) = (seconds_to_leave(500), seconds_to_leave(32_000));
+        assert!(many < few * 20.0, "{few:e} s for each of 500 sessions, {many:e} s for each of 32,000");
     }
 
     #[test]
@@ -434,7 +434,7 @@ mod tests {
             drop(registrations);
             begun.elapsed().as_secs_f64() / f64::from(sessions)
         };
-        (0..3).map(|_| run()).fold(f64::INFINITY, f64::min)
+        (0..7).map(|_| run()).fold(f64::INFINITY, f64::min)
     }
 
     fn feed(name: &str) -> Feed {
