@@ -188,9 +188,9 @@ def serve(program, rendered, folder, database, amqp_url, publisher_url, partitio
             yield f"the merchant got no order, but: {received}"
         bad = [*order, "--type", "order.created", "--data", "{}", "--unchecked"]
         program.must("as the publisher", *bad, **publisher)
-        letters = {**publisher, "AMQP_URL": amqp_url}
+        letters = {**publisher, "AMQP_URL": amqp_url, "DATABASE_URL": database}
         running.eventually("the dead letter is there", has_dead_letter, program, letters)
-        if "ACCESS_REFUSED" not in program.run("dead-letters", "list", **publisher).stderr:
+        if "ACCESS_REFUSED" not in program.run("dead-letters", "list", **letters | publisher).stderr:
             yield "RabbitMQ lets the user shopbell-publisher read"
 
 
