@@ -11,7 +11,8 @@ create table epochs (
     database_oid      oid,                 -- another one after a restore into a new database
     feeds_oid         oid,                 -- another one after pg_restore --clean
     since             timestamptz not null default now(),
-    reason            text        not null -- why it was renewed
+    reason            text        not null, -- why it was renewed
+    lowered           boolean     not null default false -- lower_cursors() has looked at every feed
 );
 
 -- Reads the present fingerprint, and how far the write-ahead log is inserted and flushed, in bytes.
@@ -56,7 +57,7 @@ begin
         on conflict (only_one) do update
             set epoch = excluded.epoch, system_identifier = excluded.system_identifier, timeline = excluded.timeline,
                 database_oid = excluded.database_oid, feeds_oid = excluded.feeds_oid, since = excluded.since,
-                reason = excluded.reason
+                reason = excluded.reason, lowered = false
         returning e.epoch into current;
     return current;
 end

@@ -5,12 +5,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::backoff::Backoff;
 use crate::epoch::Epochs;
-use crate::feed::{Epoch, Feed};
+use crate::feed::Feed;
 use crate::hub::Hub;
 use crate::notification::Newest;
 use crate::store::damage::{Damaged, Parts};
-use crate::store::{self, StoreError, pools::Pool};
+use crate::store::{self, pools::Pool};
 use crate::telemetry::metrics::Metrics;
 
 /// How long a lost hint can delay a notification, about.
@@ -20,35 +21,53 @@ const FEEDS_PER_QUERY_MAX: usize = 5_000;
 /// How often that statement is split in one sweep: enough to find three damaged feeds, which the next sweep leaves out.
 const SPLITS_PER_SWEEP_MAX: usize = 40;
 
+/// Sweeps, and lowers cursors in each new epoch. Neither waits for the other.
+pub async fn run(pool: Pool, hub: Arc<Hub>, epochs: Arc<Epochs>, metrics: Arc<Metrics>) {
+    tokio::join!(sweep(&pool, &hub, &epochs, &metrics), lower(&pool, &epochs, &metrics));
+}
+
 /// Tells sessions what their feeds hold, every few seconds: whatever hint was lost, they notice the gap and read it. Asks for the
 /// epoch then, and whenever a part of the replica wants it.
-pub async fn run(pool: Pool, hub: Arc<Hub>, epochs: Arc<Epochs>, metrics: Arc<Metrics>) {
+async fn sweep(pool: &Pool, hub: &Hub, epochs: &Epochs, metrics: &Metrics) {
     let mut interval = tokio::time::interval(INTERVAL);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    // At the start there is nothing to lower: only a change that a replica lives through leaves cursors behind.
-    let (mut lowered_in, damaged) = (None, Damaged::default());
+    let damaged = Damaged::default();
     loop {
         let is_due = tokio::select! {
             _ = interval.tick() => true,
             () = epochs.asked() => false,
         };
-        if let Err(error) = check_epoch(&pool, &epochs, &mut lowered_in).await {
+        if let Err(error) = store::epoch::check(pool, epochs).await {
             metrics.retries.inc("sweep");
             tracing::warn!(%error, "the sweep could not read the epoch; it reads again");
         } else if is_due {
-            look(&pool, &hub, &epochs, &metrics, &damaged).await;
+            look(pool, hub, epochs, metrics, &damaged).await;
         }
     }
 }
 
-async fn check_epoch(pool: &Pool, epochs: &Epochs, lowered_in: &mut Option<Epoch>) -> Result<(), StoreError> {
-    store::epoch::check(pool, epochs).await?;
-    let current = epochs.current();
-    if lowered_in.is_some() && *lowered_in != current {
-        store::epoch::lower_cursors(pool).await?;
+/// Moves back the cursors that stand above the last number of their feed, once in each epoch: a restore of some tables leaves
+/// them, and their subscribers would miss the orders that get these numbers.
+async fn lower(pool: &Pool, epochs: &Epochs, metrics: &Metrics) {
+    let (mut changes, mut backoff) = (epochs.changes(), Backoff::default());
+    loop {
+        let lowered = match epochs.current() {
+            Some(epoch) => store::epoch::lower_cursors(pool, &epoch).await,
+            None => Ok(()),
+        };
+        match lowered {
+            Ok(()) => {
+                backoff.reset();
+                changes.next().await;
+            }
+            Err(error) => {
+                let wait = backoff.next_wait();
+                metrics.retries.inc("sweep");
+                tracing::warn!(%error, wait_ms = wait.as_millis(), "cursors could not be lowered; trying again");
+                tokio::time::sleep(wait).await;
+            }
+        }
     }
-    *lowered_in = current;
-    Ok(())
 }
 
 /// Compares what is stored with what sessions were told before the question, not with what they are told meanwhile.

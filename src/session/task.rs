@@ -326,6 +326,7 @@ impl Task {
     fn record(&mut self, output: Output) {
         match output {
             Output::Acknowledged(sent) => {
+                self.lateness.on_ack();
                 self.observe_wait(&self.shared.metrics.publish_to_ack, sent.time, OffsetDateTime::now_utc());
                 if let Some(origin) = sent.origin {
                     traces::acknowledged(&origin);

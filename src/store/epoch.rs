@@ -63,15 +63,21 @@ pub async fn check(pool: &Pool, epochs: &Epochs) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Moves back the cursors that stand above the last number of their feed. Walks `feeds_pkey` and `cursors_pkey` in steps.
-pub async fn lower_cursors(pool: &Pool) -> Result<(), StoreError> {
+/// Moves back the cursors that stand above the last number of their feed, unless this was done in this epoch. Walks `feeds_pkey`
+/// and `cursors_pkey` in steps.
+pub async fn lower_cursors(pool: &Pool, epoch: &Epoch) -> Result<(), StoreError> {
+    let query = sqlx::query("select from epochs where epoch = $1 and not lowered").bind(epoch.as_str());
+    if super::rows(pool, query).await?.is_empty() {
+        return Ok(());
+    }
     let mut after = Some(String::new());
     while let Some(feed) = after {
         let query = sqlx::query("select lower_cursors($1, $2)").bind(feed).bind(FEEDS_PER_STATEMENT_MAX);
         let rows = super::rows(pool, query).await?;
         after = rows.first().ok_or(sqlx::Error::RowNotFound)?.try_get(0)?;
     }
-    Ok(())
+    let query = sqlx::query("update epochs set lowered = true where epoch = $1").bind(epoch.as_str());
+    super::rows(pool, query).await.map(drop)
 }
 
 /// The epoch, when it began and why, as an operator sees it.

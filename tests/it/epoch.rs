@@ -258,3 +258,43 @@ async fn a_row_that_is_missing_is_reported_as_lost_and_counted() {
     merchant.vanish();
     world.finish().await;
 }
+
+#[tokio::test]
+async fn cursors_that_a_restore_of_some_tables_left_are_lowered_at_the_start() {
+    let world = World::new().await;
+    let replica = world.serve().await;
+    let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
+    merchant_with_ten(&world, &mut merchant, 10).await;
+    assert!(replica.terminate().await.success());
+
+    world.meddle(DELETE_THREE).await;
+    // The table has another identity, as after pg_restore --clean.
+    world.meddle("update epochs set feeds_oid = 0").await;
+    let replica = world.serve().await;
+    world.expect_cursor(MERCHANT, "", 7).await;
+    world.publisher().await.publish_all(Event::orders(MERCHANT, 4)).await;
+    let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
+    merchant.take_seqs(8..=11).await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn the_sweep_goes_on_while_cursors_cannot_be_lowered() {
+    let world = World::new().await;
+    let replica = world.serve().await;
+    let merchant = world.merchant(MERCHANT).connect(replica.public()).await;
+    world
+        .meddle(
+            "create or replace function lower_cursors(in_after text, in_feeds_max integer) returns text language plpgsql as
+             $$ begin raise exception 'a page cannot be read' using errcode = 'XX001'; end $$",
+        )
+        .await;
+    world.meddle("select renew_epoch(null, 'a restore')").await;
+    assert_eq!(merchant.closed().await.code, 4410);
+
+    let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
+    // No hint tells of these.
+    world.meddle(OVERTAKE).await;
+    merchant.take_seqs(1..=4).await;
+    world.finish().await;
+}
