@@ -90,7 +90,9 @@ def of_pods(objects, item, documented, version):
             yield f"does not mount {volume['name']} read-only"
         secret = volume["secret"]
         known = keys_of(objects, secret["secretName"], documented)
-        for entry in secret["items"]:
+        if not known:
+            yield f"wants the secret {secret['secretName']}, which docs/kubernetes.md does not say to make"
+        for entry in secret.get("items", []):
             if entry["key"] not in known:
                 yield f"wants the key {entry['key']} of {secret['secretName']}, which docs/kubernetes.md does not say to make"
         # Its files are root's and the group's: nobody else may read them, and we are in the group.

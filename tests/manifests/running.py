@@ -22,24 +22,28 @@ class Pod:
         self.name = workload["metadata"]["name"]
         pod = workload["spec"]["template"]["spec"]
         self.container = pod["containers"][0]
-        self.files = {}
+        self.files, self.folders = set(), []
         mounts = {mount["name"]: mount["mountPath"] for mount in self.container["volumeMounts"]}
         for volume in pod["volumes"]:
-            for item in volume["secret"]["items"]:
-                self.files[f"{mounts[volume['name']]}/{item['path']}"] = None
+            if "items" in volume["secret"]:
+                self.files |= {f"{mounts[volume['name']]}/{item['path']}" for item in volume["secret"]["items"]}
+            else:
+                # Every key of the secret is a file, also one that is added later.
+                self.folders.append(f"{mounts[volume['name']]}/")
         self.folder = folder
         self.environment = dict(objects.settings()) if self.container.get("envFrom") else {}
         for variable in self.container.get("env", []):
             self.environment[variable["name"]] = expanded(variable, self.environment)
+        for name, path in self.environment.items():
+            if name.endswith("_FILE") and path not in self.files and not path.startswith(tuple(self.folders)):
+                raise SystemExit(f"manifests: {self.name}: {name} is {path}, where no secret is mounted")
 
     def give(self, **given):
-        """Puts secrets where the variables `NAME_FILE` look for them; says which variable names a file that no secret is."""
+        """Puts secrets where the variables `NAME_FILE` look for them."""
         for name, value in given.items():
             path = self.environment.get(f"{name}_FILE")
             if path is None:
                 continue
-            if path not in self.files:
-                raise SystemExit(f"manifests: {self.name}: {name}_FILE is {path}, where no secret is mounted")
             file = self.folder / path.lstrip("/")
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(f"{value}\n")
