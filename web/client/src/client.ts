@@ -67,6 +67,7 @@ interface Pending {
 }
 
 export class Client {
+  readonly #options: ConnectOptions;
   readonly #platform: Platform;
   readonly #me: string;
   readonly #addresses: { ws: string; http: string };
@@ -98,10 +99,8 @@ export class Client {
   #firstToken: string | undefined;
 
   /** @internal Apps call `connect`. */
-  constructor(
-    private readonly options: ConnectOptions,
-    platform: Platform,
-  ) {
+  constructor(options: ConnectOptions, platform: Platform) {
+    this.#options = options;
     this.#platform = platform;
     this.#me = platform.random().toString(36).slice(2) + platform.random().toString(36).slice(2);
     this.#addresses = addresses(options.url, platform.base, options.device);
@@ -197,7 +196,7 @@ export class Client {
   }
 
   async #start(): Promise<void> {
-    const { share = true, shareKey = "" } = this.options;
+    const { share = true, shareKey = "" } = this.#options;
     let name: string | undefined;
     if (share && this.#platform.channel && this.#platform.locks) {
       this.#firstToken = await this.#identify();
@@ -235,7 +234,7 @@ export class Client {
   }
 
   async #token(): Promise<string> {
-    const token = await fetchToken(this.#platform, this.options.token);
+    const token = await fetchToken(this.#platform, this.#options.token);
     const whose = identity(token);
     if (whose === undefined && this.#whose !== undefined) {
       throw new ShopbellError("token_failed", "the token is for no subject");
@@ -354,8 +353,6 @@ export class Client {
       case "snapshot":
         if (message.welcome) this.#apply(message.welcome, false);
         for (const notification of message.pending) this.#give(notification);
-        // No leader heard what was asked before this tab joined; what it did hear, it drops.
-        this.#askPending();
         return this.#update({ status: message.status });
       case "ring":
         return void this.#ring(message.notification);
@@ -400,8 +397,12 @@ export class Client {
 
   #onWelcome(welcome: Welcome): void {
     this.#welcome = welcome;
+    // Their numbers are about other notifications now.
+    if (this.#feeds.isRenewed(welcome)) this.#refusePending(new ShopbellError("unknown_seq", "the database was restored"));
     const missed = this.#feeds.onWelcome(welcome);
     for (const feed of missed) this.#tell("resync", { feed });
+    // The leader did not take a request from before this tab knew the epoch, and ignores a request that it has already.
+    this.#askPending();
   }
 
   /** Runs the every-tab handlers, once for each notification. */
@@ -465,12 +466,23 @@ export class Client {
     return new Promise((resolve, reject) => {
       const id = `${this.#me}:${this.#asks++}`;
       this.#pending.set(id, { ask, resolve, reject });
-      this.#say({ kind: "ask", from: this.#me, id, ask });
+      this.#sayAsk(id, ask);
     });
   }
 
+  #sayAsk(id: string, ask: Ask): void {
+    const { feed } = ask;
+    const key = this.#feeds.key({ feed, seq: 0 });
+    this.#say({ kind: "ask", from: this.#me, id, ask, feed, seq: 0, key });
+  }
+
   #askPending(): void {
-    for (const [id, { ask }] of this.#pending) this.#say({ kind: "ask", from: this.#me, id, ask });
+    for (const [id, { ask }] of this.#pending) this.#sayAsk(id, ask);
+  }
+
+  #refusePending(error: ShopbellError): void {
+    for (const { reject } of this.#pending.values()) reject(error);
+    this.#pending.clear();
   }
 
   #update(change: Partial<Snapshot>): void {
@@ -514,10 +526,7 @@ export class Client {
     this.#stopListening();
     this.#follow();
     this.#tabs?.leave();
-    for (const { reject } of this.#pending.values()) {
-      reject(new ShopbellError("closed", "this client is closed", { cause: error }));
-    }
-    this.#pending.clear();
+    this.#refusePending(new ShopbellError("closed", "this client is closed", { cause: error }));
     this.#update({ status: { state: "closed", ...(error && { error }) } });
   }
 }

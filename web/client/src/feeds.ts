@@ -63,11 +63,14 @@ export type Verdict =
 type SnapshotFeed = WelcomeFeed & { position?: number };
 
 export class Feeds {
+  readonly #storedMark: (welcome: Welcome, feed: string) => number;
   #places = new Map<string, Place>();
   #epoch: string | undefined;
 
   /** @param storedMark what an earlier page of this browser profile handled in a feed; 0 where nothing is known. */
-  constructor(private readonly storedMark: (welcome: Welcome, feed: string) => number) {}
+  constructor(storedMark: (welcome: Welcome, feed: string) => number) {
+    this.#storedMark = storedMark;
+  }
 
   /** Begins a session. Gives the feeds in which this tab missed something, whose history is to be fetched again. */
   onWelcome(welcome: Welcome): string[] {
@@ -78,7 +81,7 @@ export class Feeds {
     const missed: string[] = [];
     for (const feed of welcome.feeds as SnapshotFeed[]) {
       const known = renewed ? undefined : before.get(feed.feed);
-      const place = begin(feed, known, () => this.storedMark(welcome, feed.feed));
+      const place = begin(feed, known, () => this.#storedMark(welcome, feed.feed));
       this.#places.set(feed.feed, place);
       // The server sends the changes after the leader's version; a leader does not. Or acknowledged elsewhere meanwhile.
       const changed = feed.position !== undefined && feed.version !== known?.version;

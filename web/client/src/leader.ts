@@ -45,6 +45,10 @@ interface InFlight {
 }
 
 export class Leader {
+  readonly #platform: Platform;
+  readonly #me: string;
+  readonly #feeds: Feeds;
+  readonly #hooks: LeaderHooks;
   #connection: Connection;
   #requests: Requests;
   #tabs = new Map<string, Tab>();
@@ -66,13 +70,17 @@ export class Leader {
   #stopped = false;
 
   constructor(
-    private readonly platform: Platform,
+    platform: Platform,
     url: string,
     token: () => Promise<string>,
-    private readonly me: string,
-    private readonly feeds: Feeds,
-    private readonly hooks: LeaderHooks,
+    me: string,
+    feeds: Feeds,
+    hooks: LeaderHooks,
   ) {
+    this.#platform = platform;
+    this.#me = me;
+    this.#feeds = feeds;
+    this.#hooks = hooks;
     this.#connection = new Connection(platform, url, token, {
       query: () => this.#query(),
       connecting: () => this.#setStatus({ state: "connecting" }),
@@ -90,7 +98,7 @@ export class Leader {
 
   /** @param alone no other tab can have anything in its hands. */
   start(token: string | undefined, alone: boolean): void {
-    this.hooks.say({ kind: "lead" });
+    this.#hooks.say({ kind: "lead" });
     if (!alone) this.#once("roll", ROLL_CALL_MS, () => this.#dispatchAll());
     this.#connection.start(token);
   }
@@ -121,7 +129,7 @@ export class Leader {
       case "ask":
         return this.#onAsk(message);
       case "anyone":
-        return this.hooks.say({ kind: "alive" });
+        return this.#hooks.say({ kind: "alive" });
       case "here":
     }
   }
@@ -129,7 +137,7 @@ export class Leader {
   /** A browser does not tell a refused query from a dead network: every third attempt in a row goes without it. */
   #query(): URLSearchParams {
     this.#bare = ++this.#attempts % 3 === 0;
-    return this.#bare ? new URLSearchParams() : this.feeds.query();
+    return this.#bare ? new URLSearchParams() : this.#feeds.query();
   }
 
   #onWelcome(frame: Welcome): void {
@@ -137,7 +145,7 @@ export class Leader {
     // What people said meanwhile does not come: each tab learns it from the versions, as one that joins does.
     if (this.#bare) frame = { ...frame, feeds: frame.feeds.map((feed) => ({ ...feed, position: feed.cursor })) };
     this.#welcome = frame;
-    const renewed = this.feeds.isRenewed(frame);
+    const renewed = this.#feeds.isRenewed(frame);
     if (renewed) this.#inFlight.clear();
     // What was not handled comes again, or is skipped. What a tab has in its hands stays there.
     this.#queues = new Map(frame.feeds.map(({ feed }) => [feed, []]));
@@ -169,37 +177,37 @@ export class Leader {
 
   #onNotification(frame: Notification): void {
     if (!this.#numbered(frame)) return;
-    if (frame.seq <= this.feeds.mark(frame.feed)) return this.#acksDue(1);
+    if (frame.seq <= this.#feeds.mark(frame.feed)) return this.#acksDue(1);
     this.#queues.get(frame.feed)?.push(frame);
     this.#dispatch(frame.feed);
   }
 
   /** Hands a numbered frame on, if it is new. A gap is a fault: a number that was never sent is a lost order. */
   #numbered(frame: Extract<ServerFrame, { type: "notification" | "skipped" }>): boolean {
-    const verdict = this.hooks.apply(frame);
+    const verdict = this.#hooks.apply(frame);
     const seq = frame.type === "skipped" ? frame.from : frame.seq;
-    if (verdict === "gap") throw fault(`${frame.feed}/${seq} after ${this.feeds.position(frame.feed)}`);
+    if (verdict === "gap") throw fault(`${frame.feed}/${seq} after ${this.#feeds.position(frame.feed)}`);
     if (verdict === "unknown") throw fault(`a ${frame.type} of an unknown feed`);
-    if (verdict === "next") this.hooks.say({ kind: "frame", frame });
+    if (verdict === "next") this.#hooks.say({ kind: "frame", frame });
     return verdict === "next";
   }
 
   #onState(frame: State): void {
     const counts = frame.version === undefined && frame.seqs?.length === 0;
-    const outdated = counts && this.#countsAskedAt.get(frame.feed) !== this.feeds.version(frame.feed);
+    const outdated = counts && this.#countsAskedAt.get(frame.feed) !== this.#feeds.version(frame.feed);
     if (!outdated) this.#applied(frame);
     this.#requests.onState(frame);
   }
 
   #applied(frame: ServerFrame): void {
-    this.hooks.apply(frame);
-    this.hooks.say({ kind: "frame", frame });
-    if (frame.type !== "state") this.#setStatus({ state: this.feeds.caughtUp() ? "live" : "catching_up" });
+    this.#hooks.apply(frame);
+    this.#hooks.say({ kind: "frame", frame });
+    if (frame.type !== "state") this.#setStatus({ state: this.#feeds.caughtUp() ? "live" : "catching_up" });
   }
 
   #setStatus(status: Status): void {
     this.#status = status;
-    this.hooks.say({ kind: "status", status });
+    this.#hooks.say({ kind: "status", status });
   }
 
   // Handling: one notification of a feed at a time, in the tab that is best for it.
@@ -211,17 +219,17 @@ export class Leader {
   #dispatch(feed: string): void {
     const queue = this.#queues.get(feed) ?? [];
     let done = 0;
-    while (queue[done] && (queue[done] as Notification).seq <= this.feeds.mark(feed)) done++;
+    while (queue[done] && (queue[done] as Notification).seq <= this.#feeds.mark(feed)) done++;
     queue.splice(0, done);
     this.#acksDue(done);
     const notification = queue[0];
     if (!notification || this.#inFlight.has(feed) || this.#timers.has("roll") || this.#stopped) return;
-    const key = this.feeds.key(notification);
+    const key = this.#feeds.key(notification);
     const atIt = [...this.#tabs].find(([, tab]) => tab.ringing.includes(key))?.[0];
     const to = atIt ?? this.#best(notification);
     this.#inFlight.set(feed, { seq: notification.seq, to });
-    if (to !== this.me) this.#watchTabs();
-    if (atIt === undefined) this.hooks.say({ kind: "ring", to, notification, key });
+    if (to !== this.#me) this.#watchTabs();
+    if (atIt === undefined) this.#hooks.say({ kind: "ring", to, notification, key });
   }
 
   /** Of the tabs with a handler for it the one that somebody looks at; among equals the one last turned to. */
@@ -230,14 +238,14 @@ export class Leader {
       Number(tab.focused),
       Number(tab.visible),
       // A hidden tab other than this one may be frozen.
-      tab.visible ? tab.activeAt : Number(id === this.me),
+      tab.visible ? tab.activeAt : Number(id === this.#me),
     ];
     let best: [string, Tab] | undefined;
     for (const one of this.#tabs) {
       if (!one[1].patterns.some((pattern) => matches(pattern, event))) continue;
       if (!best || isGreater(rank(one), rank(best))) best = one;
     }
-    return best?.[0] ?? this.me;
+    return best?.[0] ?? this.#me;
   }
 
   #onRung(feed: string, seq: number): void {
@@ -258,7 +266,7 @@ export class Leader {
   /** Asks tabs that were given something for a sign of life: a tab that crashed says no farewell. */
   #watchTabs(): void {
     if (this.#timers.has("ping")) return;
-    const busy = new Set([...this.#inFlight.values()].map(({ to }) => to).filter((to) => to !== this.me));
+    const busy = new Set([...this.#inFlight.values()].map(({ to }) => to).filter((to) => to !== this.#me));
     for (const to of busy) {
       const tab = this.#tabs.get(to);
       if (!tab || tab.missed >= MISSED_MAX) {
@@ -267,7 +275,7 @@ export class Leader {
         continue;
       }
       tab.missed++;
-      this.hooks.say({ kind: "ping", to });
+      this.#hooks.say({ kind: "ping", to });
     }
     if (busy.size > 0) this.#once("ping", PING_MS, () => this.#watchTabs());
   }
@@ -283,8 +291,8 @@ export class Leader {
   #flushAcks(): void {
     this.#unacked = 0;
     for (const [feed, queue] of this.#queues) {
-      const first = queue.find(({ seq }) => seq > this.feeds.mark(feed));
-      const seq = first ? first.seq - 1 : this.feeds.position(feed);
+      const first = queue.find(({ seq }) => seq > this.#feeds.mark(feed));
+      const seq = first ? first.seq - 1 : this.#feeds.position(feed);
       if (seq <= (this.#acked.get(feed) ?? 0)) continue;
       this.#acked.set(feed, seq);
       this.#connection.send({ type: "ack", feed, seq });
@@ -298,17 +306,17 @@ export class Leader {
     this.#asked.add(id);
     this.#requests.add(ask, (outcome) => {
       this.#asked.delete(id);
-      if (Array.isArray(outcome)) this.hooks.say({ kind: "answered", to: from, id, states: outcome });
-      else this.hooks.say({ kind: "refused", to: from, id, ...outcome });
+      if (Array.isArray(outcome)) this.#hooks.say({ kind: "answered", to: from, id, states: outcome });
+      else this.#hooks.say({ kind: "refused", to: from, id, ...outcome });
     });
   }
 
   #askCounts(): void {
     if (this.#timers.has("counts")) return;
-    const stale = this.feeds.stale().filter((feed) => !this.#countsAskedAt.has(feed));
+    const stale = this.#feeds.stale().filter((feed) => !this.#countsAskedAt.has(feed));
     if (stale.length === 0) return;
     for (const feed of stale) {
-      this.#countsAskedAt.set(feed, this.feeds.version(feed));
+      this.#countsAskedAt.set(feed, this.#feeds.version(feed));
       this.#requests.add({ type: "read", feed, seqs: [] }, () => this.#countsAskedAt.delete(feed));
     }
     this.#once("counts", COUNTS_INTERVAL_MS, () => this.#askCounts());
@@ -318,14 +326,14 @@ export class Leader {
 
   #introduce(to: string): void {
     const pending = [...this.#queues.values()].flat();
-    const welcome = this.#welcome && { welcome: this.feeds.snapshot(this.#welcome) };
-    if (to !== this.me) this.hooks.say({ kind: "snapshot", to, ...welcome, pending, status: this.#status });
+    const welcome = this.#welcome && { welcome: this.#feeds.snapshot(this.#welcome) };
+    if (to !== this.#me) this.#hooks.say({ kind: "snapshot", to, ...welcome, pending, status: this.#status });
   }
 
   /** One timer of a name at a time. */
   #once(name: "roll" | "ack" | "counts" | "ping", ms: number, fn: () => void): void {
     if (this.#timers.has(name) || this.#stopped) return;
-    const cancel = this.platform.after(ms, () => {
+    const cancel = this.#platform.after(ms, () => {
       this.#timers.delete(name);
       fn();
     });

@@ -8,19 +8,21 @@ import type { Welcome } from "./protocol.js";
 export type Owner = Pick<Welcome, "subscriber" | "device" | "feeds">;
 
 export class Marks {
+  readonly #store: Store | undefined;
+  readonly #url: string;
   /** What the store did not take. */
   #memory = new Map<string, string>();
 
-  constructor(
-    private readonly store: Store | undefined,
-    private readonly url: string,
-  ) {}
+  constructor(store: Store | undefined, url: string) {
+    this.#store = store;
+    this.#url = url;
+  }
 
   read(owner: Owner, feed: string): number {
     const key = this.#key(owner, feed);
     let text: string | null | undefined = this.#memory.get(key);
     try {
-      text ??= this.store?.getItem(key);
+      text ??= this.#store?.getItem(key);
     } catch {
       // A private window, or storage that was forbidden meanwhile.
     }
@@ -31,9 +33,9 @@ export class Marks {
   write(owner: Owner, feed: string, seq: number): void {
     const key = this.#key(owner, feed);
     this.#memory.set(key, String(seq));
-    if (!this.store) return;
+    if (!this.#store) return;
     try {
-      this.store.setItem(key, String(seq));
+      this.#store.setItem(key, String(seq));
       this.#memory.delete(key);
     } catch {
       // Full or forbidden: what is in memory serves until the page goes.
@@ -41,6 +43,6 @@ export class Marks {
   }
 
   #key({ subscriber, device, feeds }: Owner, feed: string): string {
-    return `shopbell:${JSON.stringify([this.url, subscriber, device, feed, feeds[0]?.epoch])}`;
+    return `shopbell:${JSON.stringify([this.#url, subscriber, device, feed, feeds[0]?.epoch])}`;
   }
 }

@@ -52,7 +52,8 @@ export type TabMessage = { from: string; leader?: never } & (
   | { kind: "bye" }
   /** Its handlers have done this one. */
   | { kind: "rung"; feed: string; seq: number; key?: string }
-  | { kind: "ask"; id: string; ask: Ask }
+  /** `key` names the epoch of the asker: a leader in another epoch ignores the request. */
+  | { kind: "ask"; id: string; ask: Ask; feed: string; seq: 0; key?: string }
   | { kind: "anyone" }
   | { kind: "here" }
 );
@@ -75,6 +76,10 @@ interface Stay {
 }
 
 export class Tabs {
+  readonly #platform: Platform;
+  readonly #me: string;
+  readonly #name: string | undefined;
+  readonly #hooks: TabsHooks;
   #channel: ReturnType<NonNullable<Platform["channel"]>> | undefined;
   #stay: Stay | undefined;
   #asking = false;
@@ -83,16 +88,21 @@ export class Tabs {
 
   /** @param name what tabs must have in common; `undefined` for a tab that shares with nobody, and so always leads. */
   constructor(
-    private readonly platform: Platform,
-    private readonly me: string,
-    private readonly name: string | undefined,
-    private readonly hooks: TabsHooks,
-  ) {}
+    platform: Platform,
+    me: string,
+    name: string | undefined,
+    hooks: TabsHooks,
+  ) {
+    this.#platform = platform;
+    this.#me = me;
+    this.#name = name;
+    this.#hooks = hooks;
+  }
 
   join(): void {
-    const { channel, locks } = this.platform;
-    if (this.name === undefined || !channel || !locks) return this.#alone();
-    this.#channel = channel(this.name);
+    const { channel, locks } = this.#platform;
+    if (this.#name === undefined || !channel || !locks) return this.#alone();
+    this.#channel = channel(this.#name);
     this.#channel.onmessage = ({ data }) => this.#onMessage(data as TabsMessage);
     this.#request(false);
     this.attention();
@@ -100,7 +110,7 @@ export class Tabs {
 
   leave(): void {
     this.#stopAsking();
-    this.post({ kind: "bye", from: this.me });
+    this.post({ kind: "bye", from: this.#me });
     const stay = this.#stay;
     this.#stay = undefined;
     stay?.end();
@@ -119,12 +129,12 @@ export class Tabs {
   }
 
   #ask(): void {
-    this.#asking = !!this.#channel && !this.#stay?.leading && this.platform.attention().visible;
+    this.#asking = !!this.#channel && !this.#stay?.leading && this.#platform.attention().visible;
     if (!this.#asking) return void (this.#missed = 0);
     if (this.#missed >= MISSED_MAX) return this.#steal();
     this.#missed++;
-    this.post({ kind: "anyone", from: this.me });
-    this.#cancelPing = this.platform.after(PING_MS, () => this.#ask());
+    this.post({ kind: "anyone", from: this.#me });
+    this.#cancelPing = this.#platform.after(PING_MS, () => this.#ask());
   }
 
   #stopAsking(): void {
@@ -143,12 +153,12 @@ export class Tabs {
 
   #onMessage(message: TabsMessage): void {
     if (message.leader) this.#missed = 0;
-    if (!("to" in message) || message.to === this.me) this.hooks.receive(message);
+    if (!("to" in message) || message.to === this.#me) this.#hooks.receive(message);
   }
 
   #request(steal: boolean): void {
-    const { locks } = this.platform;
-    if (!locks || this.name === undefined) return;
+    const { locks } = this.#platform;
+    if (!locks || this.#name === undefined) return;
     const abort = new AbortController();
     const stay: Stay = { leading: false, end: () => abort.abort() };
     this.#stay = stay;
@@ -157,11 +167,11 @@ export class Tabs {
       stay.leading = true;
       this.#stopAsking();
       const released = new Promise<void>((resolve) => (stay.end = resolve));
-      this.hooks.lead();
+      this.#hooks.lead();
       return released;
     };
     // A request that steals is granted at once, and must not bring a signal.
-    locks.request(this.name, steal ? { steal } : { signal: abort.signal }, held).catch((error: unknown) => {
+    locks.request(this.#name, steal ? { steal } : { signal: abort.signal }, held).catch((error: unknown) => {
       if (this.#stay !== stay) return;
       if (stay.leading) return this.#follow();
       // Locks exist and are forbidden here (a sandboxed frame): one socket for this tab, then.
@@ -173,7 +183,7 @@ export class Tabs {
     const stay = this.#stay;
     this.#stay = undefined;
     stay?.end();
-    this.hooks.follow();
+    this.#hooks.follow();
     this.#request(false);
     this.attention();
   }
@@ -182,6 +192,6 @@ export class Tabs {
     this.#channel?.close();
     this.#channel = undefined;
     this.#stay = { leading: true, end: () => {} };
-    this.hooks.lead();
+    this.#hooks.lead();
   }
 }

@@ -319,3 +319,79 @@ test("what a tab asks before it has joined, or while it is put aside, is asked w
   assert.deepEqual(answers, [[1], [2], [3]], "answered while it was away");
   assert.equal(world.server.sockets.length, 1);
 });
+
+test("a tab that comes back refuses what it asked before a restore", async () => {
+  const world = new World();
+  const rung: Rung = [];
+  open(world, rung);
+  await world.pass(100);
+  const other = open(world, rung);
+  for (let n = 0; n < 8; n++) world.server.publish();
+  await world.pass(500);
+  other.page("suspend");
+  const refused = [
+    assert.rejects(other.client.handle("m", [8]), { code: "unknown_seq" }),
+    assert.rejects(other.client.read("m", { through: 8 }), { code: "unknown_seq" }),
+  ];
+  world.server.restore(7);
+  world.server.publish();
+  await world.pass(1_000);
+  other.page("resume");
+  await world.pass(1_000);
+  assert.deepEqual(world.server.counts("m"), { unread: 8, unhandled: 8, last: 8 });
+  await Promise.all(refused);
+  const handled = other.client.handle("m", [8]);
+  await world.pass(500);
+  assert.deepEqual((await handled)[0]?.seqs, [8]);
+});
+
+test("a new leader takes no request from a tab that does not know its epoch", async () => {
+  const world = new World();
+  const rung: Rung = [];
+  const first = open(world, rung);
+  await world.pass(100);
+  const second = open(world, rung);
+  await world.pass(100);
+  const other = open(world, rung);
+  for (let n = 0; n < 8; n++) world.server.publish();
+  await world.pass(500);
+  other.page("suspend");
+  const refused = assert.rejects(other.client.handle("m", [8]), { code: "unknown_seq" });
+  world.server.restore(7);
+  world.server.publish();
+  await world.pass(1_000);
+  // The second tab is the first in the queue of the lock, so the tab that comes back hears `lead` before any `welcome`.
+  first.freeze();
+  other.page("resume");
+  first.crash();
+  await world.pass(1_000);
+  assert.equal(leader([second, other]), second);
+  assert.deepEqual(world.server.counts("m"), { unread: 8, unhandled: 8, last: 8 });
+  await refused;
+});
+
+test("a follower's request reaches a leader that has no session yet", async () => {
+  const world = new World();
+  const rung: Rung = [];
+  const first = open(world, rung);
+  await world.pass(100);
+  const fresh = open(world, rung);
+  await world.pass(100);
+  const other = open(world, rung);
+  world.server.publish();
+  await world.pass(300);
+  fresh.client.close();
+  world.server.up = false;
+  for (const socket of first.sockets) socket.dead = true;
+  other.page("suspend");
+  first.crash();
+  const newcomer = open(world, rung);
+  await world.pass(1_000);
+  other.page("resume");
+  const handled = other.client.handle("m", [1]);
+  await world.pass(1_000);
+  world.server.up = true;
+  await world.pass(60_000);
+  assert.equal(leader([newcomer, other]), newcomer);
+  assert.deepEqual((await handled)[0]?.seqs, [1]);
+});

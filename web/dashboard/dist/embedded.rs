@@ -1,8 +1,8 @@
 Embedded {
     page: include_str!("index.html"),
-    page_tag: "\"7df9d61dc419\"",
+    page_tag: "\"29d5b505d1a9\"",
     assets: &[
-        ("app-3388211ff513.js", include_bytes!("app-3388211ff513.js"), include_bytes!("app-3388211ff513.js.gz")),
+        ("app-637f82649797.js", include_bytes!("app-637f82649797.js"), include_bytes!("app-637f82649797.js.gz")),
         ("style-f79ccaaa0231.css", include_bytes!("style-f79ccaaa0231.css"), include_bytes!("style-f79ccaaa0231.css.gz")),
     ],
 }
