@@ -103,7 +103,8 @@ impl Ingest {
         if !self.wait_for_database(stop).await {
             return Ok(());
         }
-        let publisher = Publisher::open(&self.broker).await?;
+        // Opens with the first hint: an alarm of RabbitMQ must not keep the consumer from draining the queue.
+        let publisher = Publisher::lazy(&self.broker);
         let consumer = Consumer::ingest(&self.broker, self.partition, PREFETCH).await?;
         let mut arrivals = Arrivals::new(consumer, self.metrics.clone());
         let acknowledger = arrivals.acknowledger();

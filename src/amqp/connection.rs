@@ -54,9 +54,10 @@ impl Connection {
         self.inner.status().connected()
     }
 
-    /// Whether RabbitMQ accepts no publishes on it.
+    /// Whether RabbitMQ accepts no publishes on it. lapin keeps the flag of a connection that ended while it was blocked.
     pub(super) fn is_blocked(&self) -> bool {
-        self.inner.status().blocked()
+        let status = self.inner.status();
+        status.connected() && status.blocked()
     }
 
     /// Ends the socket at once, also for everybody else who uses this connection.

@@ -55,10 +55,14 @@ impl HeldFeeds {
     pub async fn run(self, stop: CancellationToken) {
         while stop.run_until_cancelled(tokio::time::sleep(INTERVAL)).await.is_some() {
             let tried = async {
-                for feed in holds::held(&self.pool).await? {
-                    if let Err(trouble) = self.try_release(&feed).await {
-                        tracing::error!(%feed, error = %trouble, "a feed is damaged and takes no events; they wait in Postgres");
+                let mut feeds = holds::held_after(&self.pool, None).await?;
+                while let Some(last) = feeds.last() {
+                    for feed in &feeds {
+                        if let Err(trouble) = self.try_release(feed).await {
+                            tracing::error!(%feed, error = %trouble, "a feed is damaged and takes no events; they wait in Postgres");
+                        }
                     }
+                    feeds = holds::held_after(&self.pool, Some(last)).await?;
                 }
                 Ok::<_, StoreError>(())
             };
@@ -80,16 +84,20 @@ impl HeldFeeds {
                 }
                 return Ok(());
             }
+            // The one that is tried, because another replica may release it meanwhile.
+            let only = waiting.first().filter(|_| most == 1).map(|waiting| waiting.letter.clone());
             let Some((events, letters)) = self.read(waiting).await? else { continue };
             match self.release(feed, events, letters).await {
                 Ok(()) => most = EVENTS_MAX,
-                Err(error) if Blame::of(&error) == Blame::Value && most > 1 => most = 1,
                 Err(error) if Blame::of(&error) == Blame::Value => {
-                    for Waiting { letter, .. } in holds::waiting(&self.pool, feed, most).await? {
-                        self.bury(letter, &Rejection { reason: Reason::InvalidData, detail: error.to_string() })
-                            .await?;
-                    }
-                    most = EVENTS_MAX;
+                    most = match only {
+                        Some(letter) => {
+                            let rejection = Rejection { reason: Reason::InvalidData, detail: error.to_string() };
+                            self.bury(letter, &rejection).await?;
+                            EVENTS_MAX
+                        }
+                        None => 1,
+                    };
                 }
                 Err(error) if Blame::of(&error) == Blame::Feed && holds::repair(&self.pool, feed).await? => {
                     self.metrics.feeds_repaired.inc();

@@ -142,9 +142,12 @@ pub struct NotAppended<T> {
 }
 
 impl<T> NotAppended<T> {
-    /// What to do about it.
+    /// What to do about it. A letter that is refused without everything that can be left out is not to blame.
     pub fn blame(&self) -> Blame {
-        Blame::of(&self.error)
+        match self.pending.as_slice() {
+            [Pending { fate: Fate::Bury(letter), .. }] if letter.is_least() => Blame::Nothing,
+            _ => Blame::of(&self.error),
+        }
     }
 }
 
@@ -310,7 +313,8 @@ async fn append_with_letters(
                                        received_at)
              select l.id, l.reason, l.detail, l.exchange, l.routing_key, l.content_type, l.properties, l.body, l.bytes, l.feed,
                     $9::timestamptz
-             from letters l order by l.ordinal)"
+             from letters l order by l.ordinal
+             on conflict (id) do nothing)"
     );
     let query = Letter::bind(letters, bind_any(sqlx::query(sql), events, received_at, false));
     any_places(&super::rows(pool, query).await?, events.len())

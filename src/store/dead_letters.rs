@@ -62,6 +62,12 @@ impl Letter {
         self
     }
 
+    /// Whether nothing more can be left out of it.
+    pub fn is_least(&self) -> bool {
+        let texts = [&self.detail, &self.exchange, &self.routing_key];
+        texts.iter().all(|text| text.is_empty()) && self.content_type.is_none() && self.body.len() <= BODY_BYTES_LEAST
+    }
+
     pub(super) fn bind<'a>(
         letters: &[&'a Self],
         query: Query<'a, Postgres, PgArguments>,

@@ -101,26 +101,27 @@ pub async fn read(pool: &Pool, look: &Look) -> Result<HistoryPage, StoreError> {
         _ if feed_row.try_get("is_all")? => lowest,
         _ => lower,
     };
-    remember_settled(pool, look, &feed_row.try_get::<Vec<i64>, _>("settled")?).await;
+    let epoch: String = feed_row.try_get("epoch")?;
+    remember_settled(pool, look, &epoch, &feed_row.try_get::<Vec<i64>, _>("settled")?).await;
     Ok(HistoryPage {
         counts: Counts { unread: feed_row.try_get("unread")?, unhandled: feed_row.try_get("unhandled")?, last },
         version: super::version(feed_row.try_get("version")?)?,
-        epoch: epoch::parse(feed_row.try_get("epoch")?)?,
+        epoch: epoch::parse(&epoch)?,
         notifications,
         // Nothing that is wanted stands before the lowest.
         next: (next > lowest).then(|| super::seq(next)).transpose()?,
     })
 }
 
-/// What is settled stays settled: the next page of the feed skips it.
-async fn remember_settled(pool: &Pool, look: &Look, blocks: &[i64]) {
+/// What is settled stays settled in its epoch: the next page of the feed skips it.
+async fn remember_settled(pool: &Pool, look: &Look, epoch: &str, blocks: &[i64]) {
     if blocks.is_empty() {
         return;
     }
     let kind = if look.unread { "read" } else { "handled" };
     let query = "insert into settled_blocks (feed, kind, block) select $1, $2, b from unnest($3::bigint[]) b
-                 on conflict do nothing";
-    let query = sqlx::query(query).bind(look.feed.as_str()).bind(kind).bind(blocks);
+                 where (select e.epoch from epochs e) = $4 on conflict do nothing";
+    let query = sqlx::query(query).bind(look.feed.as_str()).bind(kind).bind(blocks).bind(epoch);
     if let Err(error) = super::rows(pool, query).await {
         tracing::debug!(%error, feed = %look.feed, "settled parts of a feed were not stored; the next page looks at them again");
     }

@@ -11,7 +11,7 @@ use super::dead_letters::Letter;
 use super::pools::Pool;
 use crate::feed::Feed;
 
-/// Most held feeds that one look returns.
+/// Most held feeds that one statement returns.
 const FEEDS_MAX: i64 = 100;
 
 /// An event that waits for its feed.
@@ -36,9 +36,10 @@ pub async fn among(pool: &Pool, feeds: &[&Feed]) -> Result<BTreeSet<Feed>, Store
     super::rows(pool, query.bind(feeds)).await?.iter().filter_map(|row| feed(row).transpose()).collect()
 }
 
-/// Feeds that are held, those that are held for longest first.
-pub async fn held(pool: &Pool) -> Result<Vec<Feed>, StoreError> {
-    let query = sqlx::query("select feed from held_feeds order by held_since limit $1").bind(FEEDS_MAX);
+/// The next feeds that are held, after this one in byte order; none at the end. Walks `held_feeds_pkey`.
+pub async fn held_after(pool: &Pool, after: Option<&Feed>) -> Result<Vec<Feed>, StoreError> {
+    let query = sqlx::query("select feed from held_feeds where feed > $1 order by feed limit $2");
+    let query = query.bind(after.map_or("", Feed::as_str)).bind(FEEDS_MAX);
     super::rows(pool, query).await?.iter().filter_map(|row| feed(row).transpose()).collect()
 }
 
@@ -50,10 +51,11 @@ pub async fn waiting(pool: &Pool, feed: &Feed, most: i64) -> Result<Vec<Waiting>
     rows.iter().map(waiting).collect()
 }
 
-/// Makes a dead letter of an event that waited: with its own properties it is published like any other.
+/// Makes a dead letter of an event that still waits: with its own properties it is published like any other.
 pub async fn bury(pool: &Pool, letter: &Letter) -> Result<(), StoreError> {
-    let query =
-        sqlx::query("update dead_letters set feed = null, reason = $2, detail = $3, properties = $4 where id = $1");
+    let query = sqlx::query(
+        "update dead_letters set feed = null, reason = $2, detail = $3, properties = $4 where id = $1 and feed is not null",
+    );
     let query = query.bind(&letter.id).bind(&letter.reason).bind(&letter.detail).bind(&letter.properties);
     super::rows(pool, query).await.map(drop)
 }

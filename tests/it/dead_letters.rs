@@ -1,6 +1,6 @@
 //! A dead letter is stored with its batch and published afterwards: whatever RabbitMQ does, no order waits for it.
 
-use crate::support::{Event, PATIENCE, Parcel, World, eventually, holds};
+use crate::support::{Event, PATIENCE, Parcel, Proxy, World, eventually, holds};
 
 const MERCHANT: &str = "merchant-42";
 
@@ -126,5 +126,39 @@ async fn letters_of_a_killed_replica_are_published_by_another_one() {
     })
     .await;
     other.metric_is("shopbell_dead_letters", "unpublished", 0).await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn a_commit_with_a_dead_letter_whose_answer_is_lost_is_repeated() {
+    const WARMING: u64 = 8;
+    let world = World::new().await;
+    let network = Proxy::before_service(world.database_url()).await;
+    let replica = world.replica().with("DATABASE_URL", network.url(world.database_url())).start().await;
+    let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
+    let (publisher, orders) = (world.publisher().await, Event::orders(MERCHANT, 12));
+
+    let bad = || Parcel::structured("order.created", "{");
+    // Every connection has the statement prepared then, so that only the answer to its execution is lost.
+    for number in 1..=WARMING {
+        publisher.publish(bad()).await;
+        replica.metric_reaches("shopbell_events_dead_lettered_total", number).await;
+    }
+
+    network.stall_downstream();
+    // Nothing else, because a batch without a dead letter is stored with another statement.
+    publisher.publish(bad()).await;
+    eventually("a dead letter is committed", PATIENCE, async || {
+        let stored = world.number("select count(*) from dead_letters").await;
+        holds(stored > WARMING, stored)
+    })
+    .await;
+    network.cut();
+    network.mend();
+
+    publisher.publish_all(&orders).await;
+    let arrived = merchant.take_seqs(1..=12).await;
+    assert!(arrived.iter().map(|notification| notification.id.as_str()).eq(orders.iter().map(Event::event_id)));
+    assert_eq!(world.number("select count(*) from dead_letters").await, WARMING + 1);
     world.finish().await;
 }
