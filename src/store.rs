@@ -96,6 +96,18 @@ impl StoreError {
         error.code().as_deref() == Some("55P03")
     }
 
+    /// Whether a write may have failed because of one value or row alone: refused, damaged, locked by another transaction (55P03,
+    /// 40P01, 40001), or too slow (57014). Other errors, such as a full disk, concern every row.
+    pub fn may_concern_one_row(&self) -> bool {
+        match self {
+            Self::Refused(_) | Self::Damaged(_) => true,
+            Self::Away(sqlx::Error::Database(error)) => {
+                error.code().is_some_and(|code| matches!(&*code, "55P03" | "40P01" | "40001" | "57014"))
+            }
+            _ => false,
+        }
+    }
+
     /// Whether Postgres itself refused the statement, so that a part of its values may succeed. A connection that was lost or
     /// ended (SQLSTATE classes 08 and 57P), or that there is none of (53300), concerns all of them.
     pub fn may_concern_one_value(&self) -> bool {

@@ -90,7 +90,8 @@ impl CursorReader {
         Self { cursors, waiting, pool }
     }
 
-    /// Serves until every sender is gone. Sessions that ask during a statement share the next one.
+    /// Never ends, because it holds a sender itself; it is dropped with the runtime. Sessions that ask during a statement share
+    /// the next one.
     pub async fn run(self) {
         let Self { cursors, waiting: Waiting { mut openings, mut notes }, pool } = self;
         let (new, mut waiting_new) = mpsc::channel(SESSIONS_WAITING_MAX);
@@ -254,13 +255,13 @@ fn reply(part: Vec<Opening>, standings: Vec<Standing>) {
     }
 }
 
-enum Halves<T> {
+pub(super) enum Halves<T> {
     Two(Vec<T>, Vec<T>),
     One(T),
 }
 
 /// Splits a part that is not empty.
-fn halves<T>(mut part: Vec<T>) -> Halves<T> {
+pub(super) fn halves<T>(mut part: Vec<T>) -> Halves<T> {
     let second = part.split_off(part.len() / 2);
     match (part.is_empty(), second) {
         (false, second) => Halves::Two(part, second),

@@ -149,7 +149,7 @@ impl Gateway {
         self.hub.follow_epoch();
         let (mut starts, mut feeds) = (Vec::with_capacity(standings.len()), Vec::with_capacity(standings.len()));
         for (feed, standing) in grant.feeds.iter().cloned().zip(standings) {
-            if standing.acked > standing.last {
+            if standing.is_set_back(&feed) {
                 self.shared.epochs.doubt(&epoch, "a cursor is above the last number of its feed");
             }
             let kept = KeptByClient {

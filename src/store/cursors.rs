@@ -47,6 +47,13 @@ pub struct Standing {
     pub epoch: Epoch,
 }
 
+impl Standing {
+    /// Whether the database has lost notifications of this feed. A canary's feed is forgotten on purpose.
+    pub fn is_set_back(&self, feed: &Feed) -> bool {
+        self.acked > self.last && !feed.is_of_a_canary()
+    }
+}
+
 /// A cursor that exists, as [`read`] found it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
@@ -146,16 +153,19 @@ fn bind_keys<'q>(query: Query<'q, Postgres, PgArguments>, keys: &'q [CursorKey])
 }
 
 /// Moves cursors forward, never back, if `given_in` is the present epoch. Each key at most once. Locks the feeds' rows in name
-/// order. Gives the present epoch, and how far its log is flushed. The commit does not wait for the disk, because a lost ack only means a replay; this holds for
-/// this transaction only, also behind a pooler.
+/// order, and waits a quarter of a second at most for each. Returns the present epoch, and how far its log is flushed. The commit
+/// does not wait for the disk, because a lost ack only means a replay. Both settings hold for this transaction only, also behind
+/// a pooler.
 pub async fn advance(
     pool: &Pool,
     given_in: &Epoch,
     acks: &[(CursorKey, Seq)],
 ) -> Result<(Epoch, Option<i64>), StoreError> {
     let query = sqlx::query(
-        "select epoch, flushed from set_config('synchronous_commit', 'off', true),
-                lateral advance_cursors($1, $2::text[], $3::text[], $4::text[], $5::bigint[])",
+        // The function takes a value of the settings, so that Postgres sets them first.
+        "select a.epoch, a.flushed
+         from (select set_config('synchronous_commit', 'off', true) as commits, set_config('lock_timeout', '250ms', true) as waits) s,
+              lateral advance_cursors(case when s.waits is not null then $1::text end, $2::text[], $3::text[], $4::text[], $5::bigint[]) a",
     )
     .bind(given_in.as_str())
     .bind(acks.iter().map(|(key, _)| key.feed.as_str()).collect::<Vec<_>>())
@@ -165,4 +175,26 @@ pub async fn advance(
     let rows = super::rows(pool, query).await?;
     let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;
     Ok((epoch::parse(row.try_get("epoch")?)?, row.try_get("flushed")?))
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cursor_above_the_last_number_is_set_back_except_a_canarys() {
+        let standing = |acked, last| Standing {
+            acked: Seq::new(acked).unwrap(),
+            last: Seq::new(last).unwrap(),
+            unread: 0,
+            unhandled: 0,
+            version: Version::default(),
+            epoch: Epoch::parse("e1").unwrap(),
+        };
+        let (feed, canary) = (Feed::parse("m").unwrap(), Feed::parse("shopbell-canary/1").unwrap());
+        assert!(standing(2, 1).is_set_back(&feed));
+        assert!(!standing(1, 1).is_set_back(&feed));
+        assert!(!standing(2, 1).is_set_back(&canary));
+    }
 }

@@ -3,6 +3,7 @@
 use crate::support::{Event, PATIENCE, World, eventually, holds};
 
 const MERCHANT: &str = "merchant-42";
+const OTHER: &str = "merchant-43";
 /// Every write of acks is noted, and takes a tenth of a second: so the writer rests for as long as it ever does, a second.
 const NOTE_EVERY_WRITE: &str = "
     create table writes (at timestamptz);
@@ -33,6 +34,38 @@ async fn acks_of_a_busy_client_are_written_together() {
     let pause = world.number(SHORTEST_PAUSE_MS).await;
     assert!(pause >= 1_000, "{acked} acks, written again after {pause} ms");
     world.expect_cursor(MERCHANT, "", acked).await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn a_locked_feed_does_not_stop_the_acks_of_other_feeds() {
+    let world = World::new().await;
+    let replica = world.serve().await;
+    for merchant in [MERCHANT, OTHER] {
+        world.publisher().await.publish_all(Event::orders(merchant, 3)).await;
+        world.expect_stored(merchant, 3).await;
+    }
+    let mut first = world.merchant(MERCHANT).connect(replica.public()).await;
+    let mut other = world.merchant(OTHER).connect(replica.public()).await;
+
+    let locked = world.lock_feed_of_merchant_42().await;
+    first.take_seqs(1..=3).await;
+    eventually("the ack of the locked feed fails", PATIENCE, async || {
+        let retries = replica.metric_where("shopbell_retries_total", r#"part="acks""#).await;
+        holds(retries > 0, retries)
+    })
+    .await;
+    for seq in 1..=3 {
+        other.take_seqs(seq..=seq).await;
+        world.expect_cursor(OTHER, "", seq).await;
+    }
+    first.leave().await;
+    let first = world.merchant(MERCHANT).connect(replica.public()).await;
+    let feed = first.welcome().feeds.iter().find(|state| state.feed == MERCHANT).expect("the feed is in the welcome");
+    assert_eq!(feed.cursor, 3, "a connect sees the ack that waits");
+    world.expect_cursor(MERCHANT, "", 0).await;
+    drop(locked);
+    world.expect_cursor(MERCHANT, "", 3).await;
     world.finish().await;
 }
 

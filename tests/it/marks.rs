@@ -57,7 +57,7 @@ async fn a_locked_feed_holds_up_the_marks_of_no_other_feed() {
     let mut both =
         world.merchant("support").token(both).after(READER, 2).after(OTHER, 2).connect(replica.public()).await;
 
-    let locked = world.lock("select from feeds where feed = 'merchant-42' for update").await;
+    let locked = world.lock_feed_of_merchant_42().await;
     reader.read_through(READER, 2).await;
     reader.handle(READER, &[1]).await;
     both.handle(READER, &[1]).await;

@@ -299,6 +299,18 @@ fn a_database_that_was_set_back_ends_the_session_and_is_doubted() {
 }
 
 #[test]
+fn a_canarys_feed_that_was_forgotten_ends_its_session_without_a_doubt() {
+    let canary = Feed::parse("shopbell-canary/1").unwrap();
+    let start = Start::new(canary.clone(), &epoch(), seq(3), stored(5, 0), KeptByClient::default(), false);
+    let mut session = begin(Instant::now(), start);
+    words(&mut session);
+    let mut page = page(3, 3, 2);
+    page.feed = canary;
+    session.on_page(&page, wall());
+    assert_eq!(words(&mut session), ["close 4410"]);
+}
+
+#[test]
 fn a_page_of_another_epoch_ends_the_session() {
     for epoch in [None, Some(Epoch::parse("e2").unwrap())] {
         let mut session = session(3, 5);

@@ -268,6 +268,11 @@ impl World {
         self.lock("lock table feeds in exclusive mode").await
     }
 
+    /// Nobody else writes to the row of `merchant-42` in `feeds`, until what this gives is dropped.
+    pub async fn lock_feed_of_merchant_42(&self) -> Lock {
+        self.lock("select from feeds where feed = 'merchant-42' for update").await
+    }
+
     /// Nobody else reads `notifications`, until what this gives is dropped.
     pub async fn lock_notifications(&self) -> Lock {
         self.lock("lock table notifications in access exclusive mode").await
