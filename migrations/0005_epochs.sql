@@ -93,7 +93,7 @@ begin
 end
 $$;
 
--- Fails where in_epoch is not the present one. What a client says of a number must not be done to another notification.
+-- Fails where in_epoch is not the present one. A mark must not change another notification than the client meant.
 create function require_epoch(in_epoch text) returns boolean language plpgsql volatile as $$
 declare
     present text := (select e.epoch from current_epoch() e);

@@ -1,12 +1,12 @@
 -- All locks at once, in the order in which the statements of the service take them, so that nobody waits in a circle.
 lock table canaries, cursors, feeds, imports, notifications, changes, traces in access exclusive mode;
 
--- What retention has removed of a feed: numbers up to here may have no row. Above it, a number without a row is lost.
+-- Retention may have removed the rows up to this number. Above it, a number without a row is lost.
 alter table feeds add column trimmed_seq bigint not null default 0 check (trimmed_seq >= 0);
 
 -- Keys are compared byte by byte. An index in the order of a locale is wrong after an upgrade of libc or ICU that changes that
 -- order: lookups then miss rows that are there. No table is rewritten; the indexes are built anew, and nobody reads or writes a
--- table meanwhile. `docs/upgrade.md` tells how long, and how to build the large ones before.
+-- table meanwhile. `docs/upgrade.md` states how long, and how to build the large ones before.
 create temporary table undelivered_grants on commit drop as
     select g.grantee, g.privilege_type, g.is_grantable
     from pg_class c, aclexplode(c.relacl) g

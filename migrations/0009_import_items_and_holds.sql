@@ -126,7 +126,7 @@ begin
 end
 $$;
 
--- The item that an import event of the last version tells of; null where it cannot be read.
+-- The item of an import event that the last version stores; null where it cannot be read.
 create function import_item_of(in_data text) returns bigint language plpgsql immutable as $$
 begin
     return (in_data::json ->> 'index')::numeric::bigint;

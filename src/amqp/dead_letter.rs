@@ -75,7 +75,7 @@ impl DeadLetter {
         Ok(Self::read(parsed.1, body, None))
     }
 
-    /// What it has beside its body, to be stored. An encoding that is not complete decodes to an error.
+    /// Encodes all but the body, for storing. An encoding that is not complete decodes to an error.
     pub fn encode(&self) -> Vec<u8> {
         let encoded = gen_properties(&self.properties)(Vec::new().into());
         encoded.map(|context| context.write).unwrap_or_default()
@@ -138,7 +138,7 @@ impl DeadLetter {
         delivery::header(&self.properties, BODY_BYTES)?.parse().ok()
     }
 
-    /// What the event parser reads of it.
+    /// The part that the event parser reads.
     pub fn message(&self) -> Message<'_> {
         delivery::message(&self.properties, &self.body)
     }

@@ -53,7 +53,7 @@ impl Delivery {
     }
 }
 
-/// What the event parser reads of a message.
+/// The part of a message that the event parser reads.
 pub(super) fn message<'a>(properties: &'a BasicProperties, body: &'a [u8]) -> Message<'a> {
     Message {
         content_type: properties.content_type().as_ref().map(|name| name.as_str()),
