@@ -110,7 +110,11 @@ impl Broker {
     }
 
     /// Opens a connection and a channel on it, with the topology declared or verified.
-    async fn open(&self, purpose: &str, frames: Frames) -> Result<(Connection, Channel, Topology), BrokerError> {
+    async fn open(
+        &self,
+        purpose: &str,
+        frames: Frames,
+    ) -> Result<(Connection, Channel, Topology), BrokerError> {
         let connection = Connection::open(&self.uri, purpose, frames).await?;
         let channel = connection.channel().await?;
         let topology = self.ensure_on(&connection, &channel).await?;
@@ -118,7 +122,11 @@ impl Broker {
     }
 
     /// Declares the topology, or verifies it, on this channel.
-    async fn ensure_on(&self, connection: &Connection, channel: &Channel) -> Result<Topology, BrokerError> {
+    async fn ensure_on(
+        &self,
+        connection: &Connection,
+        channel: &Channel,
+    ) -> Result<Topology, BrokerError> {
         let ensuring = topology::ensure(connection, channel, self);
         within(DECLARE_TIMEOUT, "declaring exchanges and queues", ensuring).await
     }
@@ -130,5 +138,7 @@ async fn within<T>(
     what: &'static str,
     answer: impl Future<Output = Result<T, BrokerError>>,
 ) -> Result<T, BrokerError> {
-    tokio::time::timeout(limit, answer).await.unwrap_or(Err(BrokerError::Timeout(limit, what)))
+    tokio::time::timeout(limit, answer)
+        .await
+        .unwrap_or(Err(BrokerError::Timeout(limit, what)))
 }

@@ -95,7 +95,8 @@ impl Request {
     }
 
     fn is_overdue(&self) -> bool {
-        self.failing_since.is_some_and(|since| since.elapsed() >= GIVE_UP_AFTER)
+        self.failing_since
+            .is_some_and(|since| since.elapsed() >= GIVE_UP_AFTER)
     }
 
     /// How many notifications it names.
@@ -113,21 +114,46 @@ impl Request {
 
     fn refuse(mut self, code: ErrorCode, message: &str) {
         let feed = Some(self.answer.feed.as_str());
-        self.replies.push(ServerFrame::Error { code, message, feed }.to_json().into());
+        self.replies.push(
+            ServerFrame::Error {
+                code,
+                message,
+                feed,
+            }
+            .to_json()
+            .into(),
+        );
         self.close();
     }
 }
 
 impl Answers {
     /// Nothing runs yet.
-    pub fn new(pool: Pool, fanout: Arc<Fanout>, epochs: Arc<Epochs>, metrics: Arc<Metrics>) -> (Self, AnswerWriter) {
+    pub fn new(
+        pool: Pool,
+        fanout: Arc<Fanout>,
+        epochs: Arc<Epochs>,
+        metrics: Arc<Metrics>,
+    ) -> (Self, AnswerWriter) {
         let (sender, requests) = mpsc::channel(ANSWERS_ARRIVING_MAX);
-        (Self { requests: sender }, AnswerWriter { requests, pool, fanout, epochs, metrics })
+        (
+            Self { requests: sender },
+            AnswerWriter {
+                requests,
+                pool,
+                fanout,
+                epochs,
+                metrics,
+            },
+        )
     }
 
     /// Takes what a session heard. Every answer gets one reply in its inbox, which may be empty: then the change says it all.
     pub fn say(&self, answer: Answer, epoch: Epoch, asked_by: Arc<Inbox>) {
-        if let Err(refused) = self.requests.try_send(Request::new(answer, epoch, asked_by)) {
+        if let Err(refused) = self
+            .requests
+            .try_send(Request::new(answer, epoch, asked_by))
+        {
             refused.into_inner().refuse(ErrorCode::Busy, BUSY);
         }
     }
@@ -189,19 +215,35 @@ impl AnswerWriter {
         }
     }
 
-    fn writing(&self, requests: Vec<Request>, locks: Locks) -> impl Future<Output = Written> + use<> {
-        write_turn(self.pool.clone(), self.epochs.clone(), self.metrics.clone(), requests, locks)
+    fn writing(
+        &self,
+        requests: Vec<Request>,
+        locks: Locks,
+    ) -> impl Future<Output = Written> + use<> {
+        write_turn(
+            self.pool.clone(),
+            self.epochs.clone(),
+            self.metrics.clone(),
+            requests,
+            locks,
+        )
     }
 
     /// Tells this replica's sessions, and gives back what to tell the others; returns to the queues what is to go on.
     fn settle(&self, written: Written, queues: &mut Queues) -> Hints {
-        let mut hints = Hints { epoch: written.epoch, ..Hints::default() };
+        let mut hints = Hints {
+            epoch: written.epoch,
+            ..Hints::default()
+        };
         let (mut closed, mut again, now) = (Vec::new(), Vec::new(), Instant::now());
         queues.ended(&written.feeds);
         for (mut request, outcomes) in written.requests {
             let outcomes = match outcomes {
                 Ok(outcomes) => outcomes,
-                Err(failure) if matches!(failure, Failure::Locked | Failure::TryAgain) && !request.is_overdue() => {
+                Err(failure)
+                    if matches!(failure, Failure::Locked | Failure::TryAgain)
+                        && !request.is_overdue() =>
+                {
                     request.failing_since.get_or_insert(now);
                     request.is_alone |= failure == Failure::TryAgain;
                     request.retry_at = Some(now + RETRY_AFTER);
@@ -222,9 +264,13 @@ impl AnswerWriter {
             for outcome in outcomes {
                 match outcome {
                     Outcome::Changed(change) => hints.changed.push(Arc::new(change)),
-                    Outcome::Was { which, fact, counts } => {
-                        request.replies.push(state(feed, None, &which, &fact, counts))
-                    }
+                    Outcome::Was {
+                        which,
+                        fact,
+                        counts,
+                    } => request
+                        .replies
+                        .push(state(feed, None, &which, &fact, counts)),
                     Outcome::Unknown(seqs) => request.replies.push(unknown(feed.as_str(), &seqs)),
                     Outcome::More => goes_on = true,
                     Outcome::Locked => is_locked = true,
@@ -285,13 +331,26 @@ async fn write_turn(
     requests: Vec<Request>,
     locks: Locks,
 ) -> Written {
-    let feeds = requests.iter().map(|request| request.answer.feed.clone()).collect();
+    let feeds = requests
+        .iter()
+        .map(|request| request.answer.feed.clone())
+        .collect();
     let epoch = epochs.current();
-    let (requests, over): (Vec<_>, Vec<_>) =
-        requests.into_iter().partition(|request| Some(&request.epoch) == epoch.as_ref());
-    let over = over.into_iter().map(|request| (request, Err(Failure::EpochOver)));
-    let mut written = Written { locks, epoch: epoch.clone(), feeds, requests: over.collect() };
-    let Some(epoch) = epoch.filter(|_| !requests.is_empty()) else { return written };
+    let (requests, over): (Vec<_>, Vec<_>) = requests
+        .into_iter()
+        .partition(|request| Some(&request.epoch) == epoch.as_ref());
+    let over = over
+        .into_iter()
+        .map(|request| (request, Err(Failure::EpochOver)));
+    let mut written = Written {
+        locks,
+        epoch: epoch.clone(),
+        feeds,
+        requests: over.collect(),
+    };
+    let Some(epoch) = epoch.filter(|_| !requests.is_empty()) else {
+        return written;
+    };
     let mut parts = vec![requests];
     while let Some(mut part) = parts.pop() {
         let answers: Vec<Answer> = part.iter().map(|request| request.answer.clone()).collect();
@@ -299,15 +358,25 @@ async fn write_turn(
             Ok(outcomes) => {
                 let mut outcomes_of: Vec<Vec<Outcome>> = part.iter().map(|_| Vec::new()).collect();
                 for (place, outcome) in outcomes {
-                    outcomes_of.get_mut(place).into_iter().for_each(|of| of.push(outcome.clone()));
+                    outcomes_of
+                        .get_mut(place)
+                        .into_iter()
+                        .for_each(|of| of.push(outcome.clone()));
                 }
-                written.requests.extend(part.into_iter().zip(outcomes_of.into_iter().map(Ok)));
+                written
+                    .requests
+                    .extend(part.into_iter().zip(outcomes_of.into_iter().map(Ok)));
             }
             Err(StoreError::EpochOver(_)) => {
                 epochs.ask();
-                written.requests.extend(part.into_iter().map(|request| (request, Err(Failure::EpochOver))));
+                written.requests.extend(
+                    part.into_iter()
+                        .map(|request| (request, Err(Failure::EpochOver))),
+                );
             }
-            Err(error) if part.len() > 1 && error.may_concern_one_value() && !error.is_lock_timeout() => {
+            Err(error)
+                if part.len() > 1 && error.may_concern_one_value() && !error.is_lock_timeout() =>
+            {
                 parts.push(part.split_off(part.len() / 2));
                 parts.push(part);
             }
@@ -325,7 +394,9 @@ async fn write_turn(
                     metrics.retries.inc("answers");
                     tracing::warn!(%error, answers, "what people said could not be stored; trying again");
                 }
-                written.requests.extend(part.into_iter().map(|request| (request, Err(failure))));
+                written
+                    .requests
+                    .extend(part.into_iter().map(|request| (request, Err(failure))));
             }
         }
     }
@@ -345,7 +416,9 @@ async fn write_when_possible(
         match write(pool, epoch, answers, locks).await {
             Ok(outcomes) => return Ok(outcomes),
             Err(error @ StoreError::EpochOver(_)) => return Err(error),
-            Err(error) if error.may_concern_one_value() || begun.elapsed() >= GIVE_UP_AFTER => return Err(error),
+            Err(error) if error.may_concern_one_value() || begun.elapsed() >= GIVE_UP_AFTER => {
+                return Err(error);
+            }
             Err(error) => {
                 let wait = backoff.next_wait();
                 metrics.retries.inc("answers");
@@ -384,5 +457,11 @@ async fn tell_others(mut untold: mpsc::Receiver<Hints>, mut others: HintPublishe
 fn unknown(feed: &str, seqs: &[i64]) -> Utf8Bytes {
     let numbers: Vec<String> = seqs.iter().map(i64::to_string).collect();
     let message = format!("the feed has no notification {}", numbers.join(", "));
-    ServerFrame::Error { code: ErrorCode::UnknownSeq, message: &message, feed: Some(feed) }.to_json().into()
+    ServerFrame::Error {
+        code: ErrorCode::UnknownSeq,
+        message: &message,
+        feed: Some(feed),
+    }
+    .to_json()
+    .into()
 }

@@ -78,7 +78,9 @@ pub struct Grant {
 impl Grant {
     /// Time until the token expires; bounded, so that it can be added to a clock whatever the issuer wrote.
     pub fn remaining(&self) -> Duration {
-        self.expires_at.saturating_sub(since_1970()).min(REMAINING_MAX)
+        self.expires_at
+            .saturating_sub(since_1970())
+            .min(REMAINING_MAX)
     }
 }
 
@@ -92,7 +94,10 @@ pub struct Authenticator {
 impl Authenticator {
     /// Checks HS256 tokens. The algorithm is ours, never the token's; `aud` and `iss` must be there where they are given.
     pub fn new(tokens: Arc<Tokens>, broadcast_feed: Feed) -> Self {
-        Self { tokens, broadcast_feed }
+        Self {
+            tokens,
+            broadcast_feed,
+        }
     }
 
     /// Checks a token. Without a `feeds` claim it is for the feed named like its subject.
@@ -110,14 +115,23 @@ impl Authenticator {
         let claims = claims?;
         let subscriber = Subscriber::parse(&claims.sub)
             .map_err(|_| TokenError::Refused("sub is empty, too long or has control characters"))?;
-        let (feeds, shared) = audience::feeds(claims.sub, claims.feeds, claims.right, &self.broadcast_feed)?;
+        let (feeds, shared) =
+            audience::feeds(claims.sub, claims.feeds, claims.right, &self.broadcast_feed)?;
         let is_canary = claims.right == Right::Canary;
-        Ok(Grant { subscriber, feeds, shared, is_canary, expires_at: claims.exp })
+        Ok(Grant {
+            subscriber,
+            feeds,
+            shared,
+            is_canary,
+            expires_at: claims.exp,
+        })
     }
 }
 
 fn since_1970() -> Duration {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -138,12 +152,19 @@ mod tests {
             ("SHOPBELL_JWT_AUDIENCE", audience),
         ];
         let given = variables.into_iter().filter(|(_, value)| !value.is_empty());
-        let environment = Environment::of(given.map(|(name, value)| (name.into(), value.into())).collect());
+        let environment = Environment::of(
+            given
+                .map(|(name, value)| (name.into(), value.into()))
+                .collect(),
+        );
         Arc::new(Tokens::new(&environment.jwt().unwrap()))
     }
 
     fn authenticator(audience: Option<&str>) -> Authenticator {
-        Authenticator::new(tokens(audience.unwrap_or_default()), Feed::parse("all").unwrap())
+        Authenticator::new(
+            tokens(audience.unwrap_or_default()),
+            Feed::parse("all").unwrap(),
+        )
     }
 
     fn token(claims: &serde_json::Value) -> String {
@@ -160,38 +181,63 @@ mod tests {
         let (subscriber, ttl) = (Subscriber::parse("m-1").unwrap(), Duration::from_secs(60));
         let minted = tokens("").mint(&subscriber, &[], Right::None, ttl).unwrap();
         let grant = authenticator(None).check(&minted).unwrap();
-        assert_eq!(grant.feeds, [Feed::parse("all").unwrap(), Feed::parse("m-1").unwrap()]);
+        assert_eq!(
+            grant.feeds,
+            [Feed::parse("all").unwrap(), Feed::parse("m-1").unwrap()]
+        );
         assert!((50..=60).contains(&grant.remaining().as_secs()));
     }
 
     #[test]
     fn what_is_not_ours_is_refused() {
-        let check = |claims: serde_json::Value| authenticator(Some("shop")).check(&token(&claims)).unwrap_err();
+        let check = |claims: serde_json::Value| {
+            authenticator(Some("shop"))
+                .check(&token(&claims))
+                .unwrap_err()
+        };
         let far = 4_000_000_000_u64;
-        assert_eq!(check(serde_json::json!({"sub": "m", "exp": 1, "aud": "shop"})), TokenError::Expired);
+        assert_eq!(
+            check(serde_json::json!({"sub": "m", "exp": 1, "aud": "shop"})),
+            TokenError::Expired
+        );
         assert_eq!(
             check(serde_json::json!({"sub": "m", "exp": far, "aud": "other"})),
             TokenError::Refused("wrong audience")
         );
         assert!(
-            matches!(check(serde_json::json!({"sub": "m", "exp": far})), TokenError::Refused(_)),
+            matches!(
+                check(serde_json::json!({"sub": "m", "exp": far})),
+                TokenError::Refused(_)
+            ),
             "aud is required"
         );
         assert!(
-            matches!(check(serde_json::json!({"sub": "m", "aud": "shop"})), TokenError::Refused(_)),
+            matches!(
+                check(serde_json::json!({"sub": "m", "aud": "shop"})),
+                TokenError::Refused(_)
+            ),
             "exp is required"
         );
         assert!(
-            matches!(check(serde_json::json!({"exp": far, "aud": "shop"})), TokenError::Refused(_)),
+            matches!(
+                check(serde_json::json!({"exp": far, "aud": "shop"})),
+                TokenError::Refused(_)
+            ),
             "sub is required"
         );
-        assert_eq!(check(serde_json::json!({"sub": "m", "exp": far, "aud": "shop", "feeds": []})), TokenError::NoFeed);
+        assert_eq!(
+            check(serde_json::json!({"sub": "m", "exp": far, "aud": "shop", "feeds": []})),
+            TokenError::NoFeed
+        );
         assert!(matches!(
             check(serde_json::json!({"sub": "m", "exp": far, "aud": "shop", "feeds": ["a b"]})),
             TokenError::Refused(_)
         ));
         let none = "eyJhbGciOiJub25lIiwidHlwIjoiSldUIn0.eyJzdWIiOiJtIiwiZXhwIjo0MDAwMDAwMDAwfQ.";
-        assert!(matches!(authenticator(None).check(none), Err(TokenError::Refused(_))));
+        assert!(matches!(
+            authenticator(None).check(none),
+            Err(TokenError::Refused(_))
+        ));
     }
 
     #[test]
@@ -204,13 +250,23 @@ mod tests {
         }
         let key_unknown = check(foreign, good()).unwrap_err();
         assert_eq!(key_unknown, TokenError::KeyUnknown);
-        assert!(key_unknown.retry_after().is_some_and(|wait| (2..=4).contains(&wait.as_secs())));
+        assert!(
+            key_unknown
+                .retry_after()
+                .is_some_and(|wait| (2..=4).contains(&wait.as_secs()))
+        );
         let later = serde_json::json!({"sub": "m", "exp": far, "aud": "shop", "nbf": far});
         assert_eq!(check(foreign, later), Err(TokenError::KeyUnknown));
         let expired = serde_json::json!({"sub": "m", "exp": 1, "aud": "shop"});
         assert_eq!(check(foreign, expired), Err(TokenError::Expired));
-        for never in [serde_json::json!({"sub": "m", "exp": far, "aud": "other"}), serde_json::json!({"aud": "shop"})] {
-            assert_eq!(check(foreign, never), Err(TokenError::Refused("wrong signature")));
+        for never in [
+            serde_json::json!({"sub": "m", "exp": far, "aud": "other"}),
+            serde_json::json!({"aud": "shop"}),
+        ] {
+            assert_eq!(
+                check(foreign, never),
+                Err(TokenError::Refused("wrong signature"))
+            );
         }
     }
 
@@ -218,23 +274,33 @@ mod tests {
     fn a_damaged_signature_is_no_signature() {
         let token = token(&serde_json::json!({"sub": "m", "exp": 4_000_000_000_u64}));
         let (signed, signature) = token.rsplit_once('.').unwrap();
-        for damaged in
-            [String::new(), "!".into(), format!("{signature}="), signature.replace(['A', 'a'], "b"), "AAAA".into()]
-        {
+        for damaged in [
+            String::new(),
+            "!".into(),
+            format!("{signature}="),
+            signature.replace(['A', 'a'], "b"),
+            "AAAA".into(),
+        ] {
             let checked = authenticator(None).check(&format!("{signed}.{damaged}"));
-            assert!(damaged == signature || checked == Err(TokenError::KeyUnknown), "{checked:?}");
+            assert!(
+                damaged == signature || checked == Err(TokenError::KeyUnknown),
+                "{checked:?}"
+            );
         }
     }
 
     #[test]
     fn a_token_that_never_expires_is_as_good_as_one_for_years() {
-        let grant = authenticator(None).check(&token(&serde_json::json!({"sub": "m", "exp": u64::MAX}))).unwrap();
+        let grant = authenticator(None)
+            .check(&token(&serde_json::json!({"sub": "m", "exp": u64::MAX})))
+            .unwrap();
         assert_eq!(grant.remaining(), REMAINING_MAX);
     }
 
     #[test]
     fn an_audience_is_ignored_where_none_is_configured() {
-        let token = token(&serde_json::json!({"sub": "m", "exp": 4_000_000_000_u64, "aud": ["x", "y"]}));
+        let token =
+            token(&serde_json::json!({"sub": "m", "exp": 4_000_000_000_u64, "aud": ["x", "y"]}));
         assert!(authenticator(None).check(&token).is_ok());
     }
 }

@@ -71,13 +71,22 @@ impl Canary {
     /// Sends one each time, until told to stop.
     pub async fn run(self, every: Duration, stop: CancellationToken) {
         let name = format!("{CANARY_PREFIX}{}", uuid::Uuid::new_v4().simple());
-        let (Ok(feed), Ok(subscriber)) = (Feed::parse(&name), Subscriber::parse(&name)) else { return };
+        let (Ok(feed), Ok(subscriber)) = (Feed::parse(&name), Subscriber::parse(&name)) else {
+            return;
+        };
         let mut publisher = Publisher::lazy(&self.broker);
         // Replicas that start together take turns.
         let mut wait = every.mul_f64(0.5 + fastrand::f64() / 2.0);
-        while stop.run_until_cancelled(tokio::time::sleep(wait)).await.is_some() {
+        while stop
+            .run_until_cancelled(tokio::time::sleep(wait))
+            .await
+            .is_some()
+        {
             wait = every;
-            let Some(flown) = stop.run_until_cancelled(self.fly(&feed, &subscriber, &mut publisher)).await else {
+            let Some(flown) = stop
+                .run_until_cancelled(self.fly(&feed, &subscriber, &mut publisher))
+                .await
+            else {
                 break;
             };
             self.metrics.canary_runs.inc();
@@ -98,20 +107,37 @@ impl Canary {
         let _ = canaries::end(&self.pool, &feed).await;
     }
 
-    async fn fly(&self, feed: &Feed, subscriber: &Subscriber, publisher: &mut Publisher) -> Result<Duration, Lost> {
+    async fn fly(
+        &self,
+        feed: &Feed,
+        subscriber: &Subscriber,
+        publisher: &mut Publisher,
+    ) -> Result<Duration, Lost> {
         let mut client = step("connect", CONNECT_TIMEOUT, self.connect(feed, subscriber)).await?;
         let (id, begun) = (uuid::Uuid::now_v7().to_string(), Instant::now());
         let publishing = async {
             let event = event(feed, &id)?;
-            let outgoing = Outgoing::event(self.broker.names.events(), CANARY_TYPE, feed.as_str(), event);
+            let outgoing = Outgoing::event(
+                self.broker.names.events(),
+                CANARY_TYPE,
+                feed.as_str(),
+                event,
+            );
             // Once more, because RabbitMQ may have gone and come back since the last one.
-            if publisher.try_publish(PUBLISH_TIMEOUT, outgoing.clone()).await.is_err() {
+            if publisher
+                .try_publish(PUBLISH_TIMEOUT, outgoing.clone())
+                .await
+                .is_err()
+            {
                 publisher.try_publish(PUBLISH_TIMEOUT, outgoing).await?;
             }
             Ok(())
         };
         // Limited by itself, and never dropped halfway: a connection that an alarm has blocked cannot even be closed.
-        publishing.await.map_err(|trouble: Trouble| Lost { step: "publish", why: trouble.to_string() })?;
+        publishing.await.map_err(|trouble: Trouble| Lost {
+            step: "publish",
+            why: trouble.to_string(),
+        })?;
         let seq = step("deliver", DELIVERY_TIMEOUT, client.notified_of(&id)).await?;
         step("ack", ACK_TIMEOUT, client.acknowledge(feed, seq)).await?;
         let took = begun.elapsed();
@@ -122,12 +148,22 @@ impl Canary {
     /// Forgets the last flight, then connects as any client does; to everyone's feed at its end, which is none of its business.
     async fn connect(&self, feed: &Feed, subscriber: &Subscriber) -> Result<Client, Trouble> {
         canaries::begin(&self.pool, feed, &self.broadcast_feed).await?;
-        let token = self.tokens.mint(subscriber, &[], Right::Canary, TOKEN_TTL)?;
-        let mut request =
-            format!("ws://{}/v1/ws?after={}:{}", self.address, self.broadcast_feed, i64::MAX).into_client_request()?;
+        let token = self
+            .tokens
+            .mint(subscriber, &[], Right::Canary, TOKEN_TTL)?;
+        let mut request = format!(
+            "ws://{}/v1/ws?after={}:{}",
+            self.address,
+            self.broadcast_feed,
+            i64::MAX
+        )
+        .into_client_request()?;
         let headers: [(HeaderName, HeaderValue); 2] = [
             (AUTHORIZATION, format!("Bearer {token}").parse()?),
-            (SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL)),
+            (
+                SEC_WEBSOCKET_PROTOCOL,
+                HeaderValue::from_static(SUBPROTOCOL),
+            ),
         ];
         request.headers_mut().extend(headers);
         let (socket, _) = client_async(request, TcpStream::connect(self.address).await?).await?;
@@ -142,8 +178,14 @@ async fn step<T>(
     doing: impl Future<Output = Result<T, Trouble>>,
 ) -> Result<T, Lost> {
     match tokio::time::timeout(limit, doing).await {
-        Ok(done) => done.map_err(|trouble| Lost { step, why: trouble.to_string() }),
-        Err(_) => Err(Lost { step, why: format!("not done within {} s", limit.as_secs()) }),
+        Ok(done) => done.map_err(|trouble| Lost {
+            step,
+            why: trouble.to_string(),
+        }),
+        Err(_) => Err(Lost {
+            step,
+            why: format!("not done within {} s", limit.as_secs()),
+        }),
     }
 }
 
@@ -190,12 +232,18 @@ struct Client(WebSocketStream<TcpStream>);
 impl Client {
     /// Returns the number of the notification of this event. What else comes is not ours: everyone's feed comes to all.
     async fn notified_of(&mut self, id: &str) -> Result<i64, Trouble> {
-        self.until(|frame| frame.kind == "notification" && frame.id == id).await.map(|frame| frame.seq)
+        self.until(|frame| frame.kind == "notification" && frame.id == id)
+            .await
+            .map(|frame| frame.seq)
     }
 
     /// Returns when the ack was taken in, which the answer to the ping after it says.
     async fn acknowledge(&mut self, feed: &Feed, seq: i64) -> Result<(), Trouble> {
-        self.0.feed(Message::text(format!(r#"{{"type":"ack","feed":"{feed}","seq":{seq}}}"#))).await?;
+        self.0
+            .feed(Message::text(format!(
+                r#"{{"type":"ack","feed":"{feed}","seq":{seq}}}"#
+            )))
+            .await?;
         self.0.send(Message::text(r#"{"type":"ping"}"#)).await?;
         self.until(|frame| frame.kind == "pong").await.map(drop)
     }

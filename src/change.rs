@@ -70,16 +70,31 @@ impl Change {
     /// What became true.
     pub fn new(feed: Feed, version: Version, which: &Which, fact: &Fact, counts: Counts) -> Self {
         let highest = match which {
-            Which::Seqs(seqs) => seqs.iter().max().and_then(|seq| Seq::new(*seq)).unwrap_or_default(),
+            Which::Seqs(seqs) => seqs
+                .iter()
+                .max()
+                .and_then(|seq| Seq::new(*seq))
+                .unwrap_or_default(),
             Which::Through(through) => *through,
         };
         let frame = state(&feed, Some(version), which, fact, counts);
-        Self { feed, version, highest, frame }
+        Self {
+            feed,
+            version,
+            highest,
+            frame,
+        }
     }
 }
 
 /// The `state` frame. Without a version it answers one client, whom it tells what was true before.
-pub fn state(feed: &Feed, version: Option<Version>, which: &Which, fact: &Fact, counts: Counts) -> Utf8Bytes {
+pub fn state(
+    feed: &Feed,
+    version: Option<Version>,
+    which: &Which,
+    fact: &Fact,
+    counts: Counts,
+) -> Utf8Bytes {
     let (seqs, through) = match which {
         Which::Seqs(seqs) => (Some(&**seqs), None),
         Which::Through(through) => (None, Some(*through)),
@@ -90,7 +105,11 @@ pub fn state(feed: &Feed, version: Option<Version>, which: &Which, fact: &Fact, 
     };
     // These times come from Postgres, within the years of RFC 3339.
     let rfc3339 = |time: OffsetDateTime| time.format(&Rfc3339).unwrap_or_default();
-    let Counts { unread, unhandled, last } = counts;
+    let Counts {
+        unread,
+        unhandled,
+        last,
+    } = counts;
     let frame = ServerFrame::State {
         feed,
         seqs,
@@ -113,17 +132,38 @@ mod tests {
 
     #[test]
     fn a_change_is_the_state_frame_of_the_contract() {
-        let (feed, seq) = (Feed::parse("m").unwrap(), |number| Seq::new(number).unwrap());
+        let (feed, seq) = (Feed::parse("m").unwrap(), |number| {
+            Seq::new(number).unwrap()
+        });
         let at = OffsetDateTime::from_unix_timestamp(1_700_000_000).unwrap();
-        let counts = Counts { unread: 2, unhandled: 3, last: seq(9) };
-        let handled = Fact::Handled { at, by: Some("anna".into()) };
-        let change = Change::new(feed.clone(), Version::ZERO.next(), &Which::Seqs(vec![4, 7]), &handled, counts);
+        let counts = Counts {
+            unread: 2,
+            unhandled: 3,
+            last: seq(9),
+        };
+        let handled = Fact::Handled {
+            at,
+            by: Some("anna".into()),
+        };
+        let change = Change::new(
+            feed.clone(),
+            Version::ZERO.next(),
+            &Which::Seqs(vec![4, 7]),
+            &handled,
+            counts,
+        );
         assert_eq!(change.highest, seq(7));
         assert_eq!(
             change.frame.as_str(),
             r#"{"type":"state","feed":"m","seqs":[4,7],"handled_at":"2023-11-14T22:13:20Z","handled_by":"anna","unread":2,"unhandled":3,"last":9,"version":1}"#
         );
-        let answer = state(&feed, None, &Which::Through(seq(8)), &Fact::Read(Some(at)), counts);
+        let answer = state(
+            &feed,
+            None,
+            &Which::Through(seq(8)),
+            &Fact::Read(Some(at)),
+            counts,
+        );
         assert_eq!(
             answer.as_str(),
             r#"{"type":"state","feed":"m","through":8,"read_at":"2023-11-14T22:13:20Z","unread":2,"unhandled":3,"last":9}"#

@@ -94,8 +94,12 @@ impl Cli {
     pub async fn run(self) -> anyhow::Result<()> {
         let format = self.output;
         match self.command {
-            Command::Serve(arguments) => serve::run(Environment::of_process().serve(arguments.role)?).await,
-            Command::Demo(arguments) => demo::run(arguments, Environment::of_process().serve(None)?).await,
+            Command::Serve(arguments) => {
+                serve::run(Environment::of_process().serve(arguments.role)?).await
+            }
+            Command::Demo(arguments) => {
+                demo::run(arguments, Environment::of_process().serve(None)?).await
+            }
             Command::Migrate => migrate::run(format).await,
             Command::Declare => declare::run(format).await,
             Command::Publish(arguments) => publish::run(arguments, format).await,
@@ -118,7 +122,12 @@ fn broker() -> anyhow::Result<Broker> {
 }
 
 fn broker_of(config: &AmqpConfig) -> anyhow::Result<Broker> {
-    let broker = Broker::new(config.url.reveal(), &config.prefix, config.partitions, config.declare);
+    let broker = Broker::new(
+        config.url.reveal(),
+        &config.prefix,
+        config.partitions,
+        config.declare,
+    );
     broker.map_err(|complaint| UsageError(format!("AMQP_URL {complaint}")).into())
 }
 

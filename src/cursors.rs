@@ -54,7 +54,11 @@ pub struct Cursors {
 
 impl Cursors {
     /// Nothing runs yet: run the reader, and [`Cursors::write`].
-    pub fn new(reads: Pool, epochs: Arc<Epochs>, metrics: Arc<Metrics>) -> (Arc<Self>, CursorReader) {
+    pub fn new(
+        reads: Pool,
+        epochs: Arc<Epochs>,
+        metrics: Arc<Metrics>,
+    ) -> (Arc<Self>, CursorReader) {
         let (openings, waiting) = Openings::new();
         let cursors = Arc::new(Self {
             pending: Mutex::default(),
@@ -112,7 +116,10 @@ impl Cursors {
             let (rest, may_hurry) = match self.write_waiting(pool, &stop, Duration::ZERO).await {
                 Ok(()) => {
                     backoff.reset();
-                    ((begun.elapsed() * REST_TIMES).clamp(REST_MIN, REST_MAX), true)
+                    (
+                        (begun.elapsed() * REST_TIMES).clamp(REST_MIN, REST_MAX),
+                        true,
+                    )
                 }
                 Err(error) => {
                     self.acked.notify_one();
@@ -129,9 +136,16 @@ impl Cursors {
             }
         }
         let never = CancellationToken::new();
-        match tokio::time::timeout(LAST_FLUSH_TIMEOUT, self.write_waiting(pool, &never, LAST_FLUSH_TIMEOUT)).await {
+        match tokio::time::timeout(
+            LAST_FLUSH_TIMEOUT,
+            self.write_waiting(pool, &never, LAST_FLUSH_TIMEOUT),
+        )
+        .await
+        {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "the last acks could not be written; they are replayed"),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "the last acks could not be written; they are replayed")
+            }
             Err(_) => tracing::warn!(
                 timeout_ms = LAST_FLUSH_TIMEOUT.as_millis(),
                 "the last acks took too long; they are replayed"
@@ -141,7 +155,12 @@ impl Cursors {
 
     /// Writes the acks that wait now, then the held ones that are due, or are due within `early`. Leaves the rest for the last
     /// flush once the replica stops.
-    async fn write_waiting(&self, pool: &Pool, stop: &CancellationToken, early: Duration) -> Result<(), StoreError> {
+    async fn write_waiting(
+        &self,
+        pool: &Pool,
+        stop: &CancellationToken,
+        early: Duration,
+    ) -> Result<(), StoreError> {
         loop {
             let (epoch, acks, more) = self.next_write();
             let Some(epoch) = epoch else { return Ok(()) };
@@ -152,7 +171,10 @@ impl Cursors {
         }
         let (epoch, due) = {
             let pending = self.lock();
-            (pending.epoch().cloned(), pending.due(Instant::now() + early))
+            (
+                pending.epoch().cloned(),
+                pending.due(Instant::now() + early),
+            )
         };
         let Some(epoch) = epoch else { return Ok(()) };
         let mut failures = 0;
@@ -205,7 +227,12 @@ impl Cursors {
         Ok(())
     }
 
-    async fn write_once(&self, pool: &Pool, epoch: &Epoch, acks: &[(CursorKey, Seq)]) -> Result<(), StoreError> {
+    async fn write_once(
+        &self,
+        pool: &Pool,
+        epoch: &Epoch,
+        acks: &[(CursorKey, Seq)],
+    ) -> Result<(), StoreError> {
         let (present, flushed) = advance(pool, epoch, acks).await?;
         // If the epoch is another one, nothing was written, and nothing may be.
         let mut pending = self.lock();
@@ -251,7 +278,10 @@ impl Cursors {
     /// The newest ack of a key that the database may not have yet, and the epoch of all of them.
     fn not_written(&self, keys: &[CursorKey]) -> (Option<Epoch>, Vec<Option<Seq>>) {
         let pending = self.lock();
-        (pending.epoch().cloned(), keys.iter().map(|key| pending.newest(key)).collect())
+        (
+            pending.epoch().cloned(),
+            keys.iter().map(|key| pending.newest(key)).collect(),
+        )
     }
 
     /// Locks the acks, and drops those of an epoch that is over.

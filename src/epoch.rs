@@ -38,7 +38,10 @@ pub struct Doubt {
 
 impl Default for Epochs {
     fn default() -> Self {
-        Self { known: watch::Sender::new(Known::default()), asked: Notify::new() }
+        Self {
+            known: watch::Sender::new(Known::default()),
+            asked: Notify::new(),
+        }
     }
 }
 
@@ -104,7 +107,10 @@ impl Epochs {
     /// The database has less than it had in this epoch: the sweep has it renewed.
     pub fn doubt(&self, epoch: &Epoch, reason: &'static str) {
         self.known.send_if_modified(|known| {
-            known.doubt = Some(Doubt { epoch: epoch.clone(), reason });
+            known.doubt = Some(Doubt {
+                epoch: epoch.clone(),
+                reason,
+            });
             false
         });
         self.ask();
@@ -113,7 +119,10 @@ impl Epochs {
     /// What is doubted of the present epoch, until there is another one.
     pub fn doubted(&self) -> Option<Doubt> {
         let known = self.known.borrow();
-        known.doubt.clone().filter(|doubt| known.current.as_ref() == Some(&doubt.epoch))
+        known
+            .doubt
+            .clone()
+            .filter(|doubt| known.current.as_ref() == Some(&doubt.epoch))
     }
 
     /// Has the sweep ask the database now.
@@ -182,7 +191,13 @@ mod tests {
         let epochs = Epochs::default();
         epochs.learn(&epoch("a"));
         epochs.doubt(&epoch("a"), "less");
-        assert_eq!(epochs.doubted(), Some(Doubt { epoch: epoch("a"), reason: "less" }));
+        assert_eq!(
+            epochs.doubted(),
+            Some(Doubt {
+                epoch: epoch("a"),
+                reason: "less"
+            })
+        );
         epochs.learn(&epoch("b"));
         assert_eq!(epochs.doubted(), None, "it was replaced meanwhile");
     }

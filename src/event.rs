@@ -32,7 +32,9 @@ use crate::feed::Feed;
 pub use audience::{CANARY_SOURCE, CANARY_TYPE};
 use content_type::Mode;
 use envelope::Envelope;
-pub use envelope::{COLLAPSE_KEY_BYTES_MAX, ID_BYTES_MAX, SOURCE_BYTES_MAX, TRACEPARENT_BYTES_MAX, TYPE_BYTES_MAX};
+pub use envelope::{
+    COLLAPSE_KEY_BYTES_MAX, ID_BYTES_MAX, SOURCE_BYTES_MAX, TRACEPARENT_BYTES_MAX, TYPE_BYTES_MAX,
+};
 pub use rejection::{Reason, Rejection};
 pub use schema::IMPORT_ID_BYTES_MAX;
 
@@ -167,7 +169,10 @@ impl fmt::Debug for Event {
             .field("collapse_key", &self.collapse_key)
             .field("import", &self.import)
             .field("traceparent", &self.traceparent)
-            .field("data_bytes", &self.data.as_ref().map(|data| data.get().len()))
+            .field(
+                "data_bytes",
+                &self.data.as_ref().map(|data| data.get().len()),
+            )
             .finish()
     }
 }
@@ -177,10 +182,14 @@ impl fmt::Debug for Event {
 pub fn parse(message: &Message<'_>, limits: Limits) -> Result<Event, Rejection> {
     check_size(message, limits)?;
     let mode = content_type::mode(message)?;
-    let envelope = envelope(message, mode).map_err(|rejection| encoding::explain(rejection, message))?;
+    let envelope =
+        envelope(message, mode).map_err(|rejection| encoding::explain(rejection, message))?;
     let mut event = envelope.into_event()?;
     if event.traceparent.is_none() {
-        let header = message.headers.iter().find(|(name, _)| name == "traceparent");
+        let header = message
+            .headers
+            .iter()
+            .find(|(name, _)| name == "traceparent");
         event.traceparent = header.and_then(|(_, value)| envelope::traceparent(value.text()?));
     }
     Ok(event)
@@ -198,11 +207,14 @@ fn envelope<'a>(message: &'a Message<'_>, mode: Mode) -> Result<Envelope<'a>, Re
 }
 
 fn check_size(message: &Message<'_>, limits: Limits) -> Result<(), Rejection> {
-    let header_bytes = |(name, value): &(Cow<'_, str>, HeaderValue<'_>)| name.len() + value.text().map_or(0, str::len);
+    let header_bytes = |(name, value): &(Cow<'_, str>, HeaderValue<'_>)| {
+        name.len() + value.text().map_or(0, str::len)
+    };
     let header_bytes = message.headers.iter().map(header_bytes).sum();
-    for (what, bytes, bytes_max) in
-        [("body", message.body.len(), limits.event_bytes_max), ("headers", header_bytes, HEADERS_BYTES_MAX)]
-    {
+    for (what, bytes, bytes_max) in [
+        ("body", message.body.len(), limits.event_bytes_max),
+        ("headers", header_bytes, HEADERS_BYTES_MAX),
+    ] {
         if bytes > bytes_max {
             let detail = format!("{what} of {bytes} bytes, at most {bytes_max} are taken");
             return Err(Rejection::new(Reason::TooLarge, detail));
@@ -228,10 +240,19 @@ mod tests {
         assert_eq!(event.recipient.as_str(), "merchant-42");
         assert_eq!((event.id.as_str(), event.source.as_str()), ("e-1", "/shop"));
         assert_eq!(event.event_type, "custom.thing");
-        assert_eq!(event.time, Some(time::macros::datetime!(2026-01-02 01:04:05.123456 UTC)));
-        assert_eq!(event.expires_at, Some(time::macros::datetime!(2026-01-03 0:00 UTC)));
+        assert_eq!(
+            event.time,
+            Some(time::macros::datetime!(2026-01-02 01:04:05.123456 UTC))
+        );
+        assert_eq!(
+            event.expires_at,
+            Some(time::macros::datetime!(2026-01-03 0:00 UTC))
+        );
         assert_eq!(event.collapse_key.as_deref(), Some("k"));
-        assert_eq!(event.traceparent.map(|text| text.len()), Some(TRACEPARENT_BYTES_MAX));
+        assert_eq!(
+            event.traceparent.map(|text| text.len()),
+            Some(TRACEPARENT_BYTES_MAX)
+        );
         assert_eq!(event.data.unwrap().get(), r#"{"a":1}"#);
     }
 
@@ -239,7 +260,12 @@ mod tests {
     fn a_body_is_taken_up_to_the_limit_and_not_past_it() {
         let body = sample::structured_body("custom.thing", "1");
         let (content_type, content_encoding) = (Some(STRUCTURED), None);
-        let message = Message { content_type, content_encoding, headers: vec![], body: body.as_bytes() };
+        let message = Message {
+            content_type,
+            content_encoding,
+            headers: vec![],
+            body: body.as_bytes(),
+        };
         let limit = |event_bytes_max| Limits { event_bytes_max };
         assert!(parse(&message, limit(body.len())).is_ok());
         let rejection = parse(&message, limit(body.len() - 1)).unwrap_err();
@@ -258,15 +284,36 @@ mod tests {
     fn the_first_check_that_fails_names_the_reason() {
         let deep = "[".repeat(200);
         let too_deep_not_json_no_recipient = format!(r#"{{"id":7,"data":{deep}"#);
-        let bad_recipient_bad_data = r#"{"specversion":"1.0","id":"e","source":"s","type":"order.created","data":7}"#;
+        let bad_recipient_bad_data =
+            r#"{"specversion":"1.0","id":"e","source":"s","type":"order.created","data":7}"#;
         let cases: [(&str, &[u8], Reason); 7] = [
             ("text/plain", b"\xff", Reason::UnsupportedContentType),
             (STRUCTURED, b"[[[\xff", Reason::InvalidUtf8),
-            (STRUCTURED, too_deep_not_json_no_recipient.as_bytes(), Reason::TooDeep),
-            (STRUCTURED, br#"{"specversion":"0.3""#, Reason::MalformedJson),
-            (STRUCTURED, br#"{"specversion":"0.3"}"#, Reason::UnsupportedVersion),
-            (STRUCTURED, br#"{"specversion":"1.0","recipient":7}"#, Reason::InvalidEnvelope),
-            (STRUCTURED, bad_recipient_bad_data.as_bytes(), Reason::InvalidRecipient),
+            (
+                STRUCTURED,
+                too_deep_not_json_no_recipient.as_bytes(),
+                Reason::TooDeep,
+            ),
+            (
+                STRUCTURED,
+                br#"{"specversion":"0.3""#,
+                Reason::MalformedJson,
+            ),
+            (
+                STRUCTURED,
+                br#"{"specversion":"0.3"}"#,
+                Reason::UnsupportedVersion,
+            ),
+            (
+                STRUCTURED,
+                br#"{"specversion":"1.0","recipient":7}"#,
+                Reason::InvalidEnvelope,
+            ),
+            (
+                STRUCTURED,
+                bad_recipient_bad_data.as_bytes(),
+                Reason::InvalidRecipient,
+            ),
         ];
         for (content_type, body, reason) in cases {
             let rejection = sample::parse(Some(content_type), &[], body).unwrap_err();
@@ -278,6 +325,9 @@ mod tests {
     fn debug_output_has_no_data() {
         let event = sample::structured_data("custom.thing", r#""s3cr3t""#).unwrap();
         let debug = format!("{event:?}");
-        assert!(debug.contains("data_bytes: Some(8)") && !debug.contains("s3cr3t"), "{debug}");
+        assert!(
+            debug.contains("data_bytes: Some(8)") && !debug.contains("s3cr3t"),
+            "{debug}"
+        );
     }
 }

@@ -120,7 +120,15 @@ impl Fanout {
     ) -> Self {
         let replica = uuid::Uuid::new_v4().simple().to_string();
         let (exchange, receives) = (broker.names.fanout(), AtomicBool::new(false));
-        Self { hub, epochs, metrics, health, exchange, replica, receives }
+        Self {
+            hub,
+            epochs,
+            metrics,
+            health,
+            exchange,
+            replica,
+            receives,
+        }
     }
 
     /// Wakes this replica's sessions. Hints of another epoch are dropped, and the database is asked for the present one: if
@@ -130,18 +138,41 @@ impl Fanout {
             Some(epoch) if self.epochs.is_current(epoch) => {
                 self.hub.announce(epoch, &hints.stored);
                 self.hub.announce_changes(epoch, &hints.changed);
-                let again = |(feed, seq): &(Feed, Seq)| (feed.clone(), Newest { seq: *seq, ..Newest::default() });
-                self.hub.announce_newest(epoch, &hints.again.iter().map(again).collect::<Vec<_>>());
+                let again = |(feed, seq): &(Feed, Seq)| {
+                    (
+                        feed.clone(),
+                        Newest {
+                            seq: *seq,
+                            ..Newest::default()
+                        },
+                    )
+                };
+                self.hub
+                    .announce_newest(epoch, &hints.again.iter().map(again).collect::<Vec<_>>());
             }
             Some(_) => self.epochs.ask(),
             // The frames may be of any epoch. The numbers only make sessions read pages, which name their epoch.
             None => {
-                let Some(epoch) = self.epochs.current() else { return };
+                let Some(epoch) = self.epochs.current() else {
+                    return;
+                };
                 let newest = |feed: &Feed, seq, version| (feed.clone(), Newest { seq, version });
-                let stored = hints.stored.iter().map(|stored| newest(&stored.feed, stored.seq, Version::ZERO));
-                let again = hints.again.iter().map(|(feed, seq)| newest(feed, *seq, Version::ZERO));
-                let changed = hints.changed.iter().map(|change| newest(&change.feed, Seq::ZERO, change.version));
-                self.hub.announce_newest(&epoch, &stored.chain(again).chain(changed).collect::<Vec<_>>());
+                let stored = hints
+                    .stored
+                    .iter()
+                    .map(|stored| newest(&stored.feed, stored.seq, Version::ZERO));
+                let again = hints
+                    .again
+                    .iter()
+                    .map(|(feed, seq)| newest(feed, *seq, Version::ZERO));
+                let changed = hints
+                    .changed
+                    .iter()
+                    .map(|change| newest(&change.feed, Seq::ZERO, change.version));
+                self.hub.announce_newest(
+                    &epoch,
+                    &stored.chain(again).chain(changed).collect::<Vec<_>>(),
+                );
             }
         }
     }
@@ -150,7 +181,9 @@ impl Fanout {
     pub async fn receive(&self, broker: &Broker, stop: CancellationToken) {
         let mut backoff = Backoff::default();
         while !stop.is_cancelled() {
-            let ended = self.receive_one_incarnation(broker, &mut backoff, &stop).await;
+            let ended = self
+                .receive_one_incarnation(broker, &mut backoff, &stop)
+                .await;
             self.receives.store(false, Ordering::Relaxed);
             let Err(error) = ended else { return };
             let wait = backoff.next_wait();
@@ -166,17 +199,28 @@ impl Fanout {
         backoff: &mut Backoff,
         stop: &CancellationToken,
     ) -> Result<(), BrokerError> {
-        let Some(opened) = stop.run_until_cancelled(Consumer::fanout(broker, PREFETCH)).await else { return Ok(()) };
+        let Some(opened) = stop
+            .run_until_cancelled(Consumer::fanout(broker, PREFETCH))
+            .await
+        else {
+            return Ok(());
+        };
         let mut consumer = opened?;
         self.receives.store(true, Ordering::Relaxed);
         let _up = self.health.fanout.up();
-        let received = stop.run_until_cancelled(self.receive_from(&mut consumer, backoff)).await;
+        let received = stop
+            .run_until_cancelled(self.receive_from(&mut consumer, backoff))
+            .await;
         consumer.close().await;
         received.unwrap_or(Ok(()))
     }
 
     /// Receives until the consumer ends, which is an error.
-    async fn receive_from(&self, consumer: &mut Consumer, backoff: &mut Backoff) -> Result<(), BrokerError> {
+    async fn receive_from(
+        &self,
+        consumer: &mut Consumer,
+        backoff: &mut Backoff,
+    ) -> Result<(), BrokerError> {
         let acknowledger = consumer.acknowledger();
         loop {
             let delivery = consumer.next().await?;
@@ -197,7 +241,9 @@ impl Fanout {
                     self.announce(hints);
                 }
             }
-            Err(error) => tracing::warn!(%error, "a fan-out message is not one of ours and was dropped"),
+            Err(error) => {
+                tracing::warn!(%error, "a fan-out message is not one of ours and was dropped")
+            }
         }
     }
 }
@@ -216,14 +262,23 @@ pub struct HintPublisher {
 impl HintPublisher {
     /// Publishes over this connection.
     pub fn new(fanout: Arc<Fanout>, publisher: Publisher) -> Self {
-        Self { fanout, publisher, alone: None, refused: None }
+        Self {
+            fanout,
+            publisher,
+            alone: None,
+            refused: None,
+        }
     }
 
     /// Tells the other gateways of what was stored, and proves it. Returns also when the broker takes nothing: hints may be lost,
     /// for the sweep makes them good, and must not hold up ingest. Proves nothing of no batch.
     pub async fn hand_on(&mut self, stored: &[Stored]) -> Option<HandedOn> {
         let through = stored.last()?.through;
-        let batches: Vec<&Hints> = stored.iter().map(|batch| &batch.hints).filter(|hints| hints.len() > 0).collect();
+        let batches: Vec<&Hints> = stored
+            .iter()
+            .map(|batch| &batch.hints)
+            .filter(|hints| hints.len() > 0)
+            .collect();
         if !batches.is_empty() {
             match self.tell(&batches).await {
                 Ok(()) => self.refused = None,
@@ -243,17 +298,28 @@ impl HintPublisher {
         if hints == 0 || self.is_alone().await {
             return Ok(());
         }
-        let Fanout { metrics, exchange, replica, .. } = &*self.fanout;
+        let Fanout {
+            metrics,
+            exchange,
+            replica,
+            ..
+        } = &*self.fanout;
         let hint = Outgoing::hint(exchange.clone(), replica, encode(batches).into_bytes());
         let begun = SystemTime::now();
         let told = self.publisher.try_publish(HAND_ON_TIMEOUT, hint).await;
         if told.is_ok() {
             let stored = batches.iter().flat_map(|hints| &hints.stored);
-            stored.filter_map(|notification| notification.origin.as_ref()).for_each(|origin| {
-                traces::handed_on(origin, exchange, begun);
-            });
+            stored
+                .filter_map(|notification| notification.origin.as_ref())
+                .for_each(|origin| {
+                    traces::handed_on(origin, exchange, begun);
+                });
         }
-        let counter = if told.is_ok() { &metrics.hints_published } else { &metrics.hints_refused };
+        let counter = if told.is_ok() {
+            &metrics.hints_published
+        } else {
+            &metrics.hints_refused
+        };
         counter.inc_by(hints as u64);
         told
     }
@@ -309,11 +375,27 @@ struct WireHint<'a> {
 /// Writes the hints as JSON around the ready-made frames, without parsing those again. Feeds need no escaping.
 fn encode(batches: &[&Hints]) -> String {
     const AROUND_A_FRAME: usize = 200;
-    let stored = || batches.iter().flat_map(|hints| hints.stored.iter().map(|stored| (&hints.epoch, &**stored)));
-    let again = || batches.iter().flat_map(|hints| hints.again.iter().map(|again| (&hints.epoch, again)));
-    let changed = || batches.iter().flat_map(|hints| hints.changed.iter().map(|change| (&hints.epoch, &**change)));
-    let frames = stored().map(|(_, n)| &n.frame).chain(changed().map(|(_, change)| &change.frame));
-    let mut body = String::with_capacity(frames.map(|f| f.len() + AROUND_A_FRAME).sum::<usize>() + AROUND_A_FRAME);
+    let stored = || {
+        batches
+            .iter()
+            .flat_map(|hints| hints.stored.iter().map(|stored| (&hints.epoch, &**stored)))
+    };
+    let again = || {
+        batches
+            .iter()
+            .flat_map(|hints| hints.again.iter().map(|again| (&hints.epoch, again)))
+    };
+    let changed = || {
+        batches
+            .iter()
+            .flat_map(|hints| hints.changed.iter().map(|change| (&hints.epoch, &**change)))
+    };
+    let frames = stored()
+        .map(|(_, n)| &n.frame)
+        .chain(changed().map(|(_, change)| &change.frame));
+    let mut body = String::with_capacity(
+        frames.map(|f| f.len() + AROUND_A_FRAME).sum::<usize>() + AROUND_A_FRAME,
+    );
     let (mut separator, mut named) = ('[', None);
     // Writing to a string cannot fail.
     let mut begin = |body: &mut String, epoch: &'_ Option<Epoch>| {
@@ -326,7 +408,18 @@ fn encode(batches: &[&Hints]) -> String {
             named = Some(epoch.clone());
         }
     };
-    for (epoch, Notification { feed, seq, expires_at, time, origin, frame }) in stored() {
+    for (
+        epoch,
+        Notification {
+            feed,
+            seq,
+            expires_at,
+            time,
+            origin,
+            frame,
+        },
+    ) in stored()
+    {
         begin(&mut body, epoch);
         let _ = write!(body, r#""feed":"{feed}","seq":{seq}"#);
         for (name, at) in [("expires_at_us", expires_at), ("time_us", time)] {
@@ -343,10 +436,22 @@ fn encode(batches: &[&Hints]) -> String {
         }
         body.push('}');
     }
-    for (epoch, Change { feed, version, highest, frame }) in changed() {
+    for (
+        epoch,
+        Change {
+            feed,
+            version,
+            highest,
+            frame,
+        },
+    ) in changed()
+    {
         let version = version.get();
         begin(&mut body, epoch);
-        let _ = write!(body, r#""feed":"{feed}","seq":{highest},"version":{version},"change":{frame}}}"#);
+        let _ = write!(
+            body,
+            r#""feed":"{feed}","seq":{highest},"version":{version},"change":{frame}}}"#
+        );
     }
     for (epoch, (feed, seq)) in again() {
         begin(&mut body, epoch);
@@ -358,8 +463,15 @@ fn encode(batches: &[&Hints]) -> String {
 
 /// Reads them back, one `Hints` for each epoch.
 fn decode(body: &[u8]) -> Result<Vec<Hints>, String> {
-    let hints: Vec<WireHint<'_>> = serde_json::from_slice(body).map_err(|error| error.to_string())?;
-    let (mut batches, mut place) = (vec![Hints { stored: Vec::with_capacity(hints.len()), ..Hints::default() }], 0);
+    let hints: Vec<WireHint<'_>> =
+        serde_json::from_slice(body).map_err(|error| error.to_string())?;
+    let (mut batches, mut place) = (
+        vec![Hints {
+            stored: Vec::with_capacity(hints.len()),
+            ..Hints::default()
+        }],
+        0,
+    );
     for hint in hints {
         if let Some(epoch) = hint.epoch {
             let epoch = Some(Epoch::parse(epoch).map_err(|error| error.to_string())?);
@@ -380,7 +492,12 @@ fn decode(body: &[u8]) -> Result<Vec<Hints>, String> {
         if let Some((version, frame)) = hint.version.zip(hint.change) {
             let version = Version::new(version).ok_or("a negative version")?;
             let frame = Utf8Bytes::from(frame.get());
-            decoded.changed.push(Arc::new(Change { feed, version, highest: seq, frame }));
+            decoded.changed.push(Arc::new(Change {
+                feed,
+                version,
+                highest: seq,
+                frame,
+            }));
             continue;
         }
         let Some(frame) = hint.frame else {
@@ -391,14 +508,23 @@ fn decode(body: &[u8]) -> Result<Vec<Hints>, String> {
         let frame = Utf8Bytes::from(frame.get());
         let (expires_at, time) = (moment(hint.expires_at_us)?, moment(hint.time_us)?);
         let origin = hint.traceparent.and_then(Origin::received);
-        decoded.stored.push(Arc::new(Notification { feed, seq, expires_at, time, origin, frame }));
+        decoded.stored.push(Arc::new(Notification {
+            feed,
+            seq,
+            expires_at,
+            time,
+            origin,
+            frame,
+        }));
     }
     Ok(batches)
 }
 
 /// Of microseconds since 1970.
 fn moment(us: Option<i64>) -> Result<Option<OffsetDateTime>, String> {
-    let moment = us.map(|us| OffsetDateTime::from_unix_timestamp_nanos(i128::from(us) * 1_000)).transpose();
+    let moment = us
+        .map(|us| OffsetDateTime::from_unix_timestamp_nanos(i128::from(us) * 1_000))
+        .transpose();
     moment.map_err(|error| error.to_string())
 }
 
@@ -432,25 +558,51 @@ mod tests {
             frame: r#"{"type":"state"}"#.into(),
         };
         let epoch = |text| Some(Epoch::parse(text).unwrap());
-        let hints = Hints { epoch: epoch("e1"), stored, again, changed: vec![Arc::new(change)] };
-        let later = Hints { epoch: epoch("e2"), again: hints.again.clone(), ..Hints::default() };
+        let hints = Hints {
+            epoch: epoch("e1"),
+            stored,
+            again,
+            changed: vec![Arc::new(change)],
+        };
+        let later = Hints {
+            epoch: epoch("e2"),
+            again: hints.again.clone(),
+            ..Hints::default()
+        };
         let encoded = encode(&[&hints, &later, &hints]);
-        assert_eq!(encoded.matches("epoch").count(), 3, "where it is another than before: {encoded}");
+        assert_eq!(
+            encoded.matches("epoch").count(),
+            3,
+            "where it is another than before: {encoded}"
+        );
         let twice = |mut hints: Hints| {
             hints.stored.extend(hints.stored.clone());
             hints.again.extend(hints.again.clone());
             hints.changed.extend(hints.changed.clone());
             hints
         };
-        assert_eq!(decode(encoded.as_bytes()).unwrap(), [twice(hints.clone()), later]);
+        assert_eq!(
+            decode(encoded.as_bytes()).unwrap(),
+            [twice(hints.clone()), later]
+        );
         let encoded = encode(&[&hints]);
-        assert!(encoded.starts_with(r#"[{"epoch":"e1","feed":"m-1","seq":1,"#), "{encoded}");
+        assert!(
+            encoded.starts_with(r#"[{"epoch":"e1","feed":"m-1","seq":1,"#),
+            "{encoded}"
+        );
         assert_eq!(decode(encoded.as_bytes()).unwrap(), [hints]);
         // Replicas of two versions talk to each other while one rolls out: each reads what it does not know as "read again".
         let change = r#"{"feed":"m-3","seq":7,"version":4,"change":{"type":"state"}}"#;
         let again = r#"{"feed":"m-2","seq":9}"#;
-        assert!(encoded.ends_with(&format!("{change},{again}]")), "{encoded}");
+        assert!(
+            encoded.ends_with(&format!("{change},{again}]")),
+            "{encoded}"
+        );
         assert!(decode(b"[{}]").is_err());
-        assert_eq!(decode(br#"[{"feed":"m","seq":1}]"#).unwrap()[0].epoch, None, "of a replica before epochs");
+        assert_eq!(
+            decode(br#"[{"feed":"m","seq":1}]"#).unwrap()[0].epoch,
+            None,
+            "of a replica before epochs"
+        );
     }
 }

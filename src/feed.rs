@@ -36,7 +36,10 @@ impl Feed {
         if (1..=FEED_BYTES_MAX).contains(&name.len()) && name.bytes().all(allowed) {
             Ok(Self(name.into()))
         } else {
-            Err(NameError { what: "a feed", rule: "1 to 128 of A-Z a-z 0-9 . _ ~ / -" })
+            Err(NameError {
+                what: "a feed",
+                rule: "1 to 128 of A-Z a-z 0-9 . _ ~ / -",
+            })
         }
     }
 
@@ -66,7 +69,10 @@ impl Subscriber {
         if (1..=SUBSCRIBER_BYTES_MAX).contains(&name.len()) && !name.contains(char::is_control) {
             Ok(Self(name.into()))
         } else {
-            Err(NameError { what: "a subscriber", rule: "1 to 255 bytes without control characters" })
+            Err(NameError {
+                what: "a subscriber",
+                rule: "1 to 255 bytes without control characters",
+            })
         }
     }
 
@@ -89,7 +95,10 @@ impl Device {
         if name.chars().count() <= DEVICE_CHARS_MAX && name.chars().all(is_printable) {
             Ok(Self(name.into()))
         } else {
-            Err(NameError { what: "a device", rule: "at most 64 printable characters" })
+            Err(NameError {
+                what: "a device",
+                rule: "at most 64 printable characters",
+            })
         }
     }
 
@@ -112,7 +121,10 @@ impl Epoch {
         if begins_with_a_letter && epoch.len() <= EPOCH_BYTES_MAX && epoch.bytes().all(allowed) {
             Ok(Self(epoch.into()))
         } else {
-            Err(NameError { what: "an epoch", rule: "a letter, then up to 63 of A-Z a-z 0-9" })
+            Err(NameError {
+                what: "an epoch",
+                rule: "a letter, then up to 63 of A-Z a-z 0-9",
+            })
         }
     }
 
@@ -206,7 +218,10 @@ mod tests {
     #[test]
     fn a_feed_is_1_to_128_of_the_allowed_characters() {
         for good in ["merchant-42", "a", "A.b_c~d/e-9", &"x".repeat(128)] {
-            assert_eq!(Feed::parse(good).map(|feed| feed.to_string()), Ok(good.into()));
+            assert_eq!(
+                Feed::parse(good).map(|feed| feed.to_string()),
+                Ok(good.into())
+            );
         }
         for bad in ["", " ", "a b", "é", "a\0", "a:b", &"x".repeat(129)] {
             assert!(Feed::parse(bad).is_err(), "{bad:?} must be refused");
@@ -223,10 +238,24 @@ mod tests {
 
     #[test]
     fn a_device_is_named_as_people_name_it() {
-        for name in ["", "till-2", "Till 2", "iPad von Jürgen", "a/b:c", "👩‍👩‍👧", &"店".repeat(64)] {
-            assert_eq!(Device::parse(name).map(|device| device.to_string()), Ok(name.into()));
+        for name in [
+            "",
+            "till-2",
+            "Till 2",
+            "iPad von Jürgen",
+            "a/b:c",
+            "👩‍👩‍👧",
+            &"店".repeat(64),
+        ] {
+            assert_eq!(
+                Device::parse(name).map(|device| device.to_string()),
+                Ok(name.into())
+            );
         }
-        assert_eq!(Device::parse("  Till 2\t").map(|device| device.to_string()), Ok("Till 2".into()));
+        assert_eq!(
+            Device::parse("  Till 2\t").map(|device| device.to_string()),
+            Ok("Till 2".into())
+        );
         for bad in ["a\0b", "a\nb", "a\u{2028}b", "a\u{85}b", &"x".repeat(65)] {
             assert!(Device::parse(bad).is_err(), "{bad:?} must be refused");
         }
@@ -234,7 +263,10 @@ mod tests {
 
     #[test]
     fn an_epoch_can_follow_a_number() {
-        assert_eq!(Epoch::parse("e09af").map(|epoch| epoch.to_string()), Ok("e09af".into()));
+        assert_eq!(
+            Epoch::parse("e09af").map(|epoch| epoch.to_string()),
+            Ok("e09af".into())
+        );
         for bad in ["", "7", "e:1", "e-1", "é", &"e".repeat(65)] {
             assert!(Epoch::parse(bad).is_err(), "{bad:?} must be refused");
         }

@@ -20,18 +20,28 @@ impl Health {
     /// Of a replica that has this many tasks of each part.
     pub fn new(ingest: usize, fanout: usize) -> Self {
         let (hints_refused, draining) = (AtomicUsize::new(0), AtomicBool::new(false));
-        Self { ingest: Part::of(ingest), fanout: Part::of(fanout), hints_refused, draining }
+        Self {
+            ingest: Part::of(ingest),
+            fanout: Part::of(fanout),
+            hints_refused,
+            draining,
+        }
     }
 
     /// Whether each part that this replica has works.
     pub fn parts(&self) -> impl Iterator<Item = (&'static str, bool)> {
         let parts = [("ingest", &self.ingest), ("fanout", &self.fanout)];
-        parts.into_iter().filter(|(_, part)| part.tasks > 0).map(|(name, part)| (name, part.is_up()))
+        parts
+            .into_iter()
+            .filter(|(_, part)| part.tasks > 0)
+            .map(|(name, part)| (name, part.is_up()))
     }
 
     /// Whether RabbitMQ is there for every part that this replica has.
     pub fn has_broker(&self) -> bool {
-        self.ingest.is_up() && self.fanout.is_up() && self.hints_refused.load(Ordering::Relaxed) == 0
+        self.ingest.is_up()
+            && self.fanout.is_up()
+            && self.hints_refused.load(Ordering::Relaxed) == 0
     }
 }
 
@@ -44,7 +54,10 @@ pub struct Part {
 
 impl Part {
     fn of(tasks: usize) -> Self {
-        Self { tasks, down: AtomicUsize::new(tasks) }
+        Self {
+            tasks,
+            down: AtomicUsize::new(tasks),
+        }
     }
 
     /// One of its tasks works until the answer is dropped, by whatever way the task ends.

@@ -51,7 +51,10 @@ type Places = Arc<Vec<Option<Arc<Inbox>>>>;
 impl Hub {
     /// Takes the present epoch from there.
     pub fn new(epochs: Arc<Epochs>) -> Self {
-        Self { epochs, ..Self::default() }
+        Self {
+            epochs,
+            ..Self::default()
+        }
     }
 
     /// Adds a session to its feeds until the registration is dropped. Register first, then read: the inbox has whatever
@@ -60,36 +63,58 @@ impl Hub {
         let inbox = Arc::new(Inbox::default());
         let mut sessions = self.of_the_present_epoch();
         let enter = |feed: Feed| {
-            let place = sessions.feeds.entry(feed.clone()).or_default().enter(inbox.clone());
+            let place = sessions
+                .feeds
+                .entry(feed.clone())
+                .or_default()
+                .enter(inbox.clone());
             (feed, place)
         };
         let places = feeds.into_iter().map(enter).collect();
         drop(sessions);
-        Registration { hub: self.clone(), places, inbox }
+        Registration {
+            hub: self.clone(),
+            places,
+            inbox,
+        }
     }
 
     /// Wakes the sessions of these notifications' feeds. Drops them if they were not stored in the present epoch.
     pub fn announce(&self, epoch: &Epoch, notifications: &[Arc<Notification>]) {
-        let newest = |notification: &Arc<Notification>| Newest { seq: notification.seq, ..Newest::default() };
-        for told in self.tell(epoch, notifications, |notification| (&notification.feed, newest(notification))) {
+        let newest = |notification: &Arc<Notification>| Newest {
+            seq: notification.seq,
+            ..Newest::default()
+        };
+        for told in self.tell(epoch, notifications, |notification| {
+            (&notification.feed, newest(notification))
+        }) {
             told.inboxes().for_each(|inbox| inbox.put(epoch, told.of));
         }
     }
 
     /// Wakes the sessions of feeds with new changes. Drops them if they are not of the present epoch.
     pub fn announce_changes(&self, epoch: &Epoch, changes: &[Arc<Change>]) {
-        let newest = |change: &Arc<Change>| Newest { version: change.version, ..Newest::default() };
+        let newest = |change: &Arc<Change>| Newest {
+            version: change.version,
+            ..Newest::default()
+        };
         for told in self.tell(epoch, changes, |change| (&change.feed, newest(change))) {
-            told.inboxes().for_each(|inbox| inbox.put_change(epoch, told.of));
+            told.inboxes()
+                .for_each(|inbox| inbox.put_change(epoch, told.of));
         }
     }
 
     /// Wakes the sessions of feeds that are known to have grown, without what grew; but not those that know it.
     /// Drops it if the numbers are not of the present epoch.
     pub fn announce_newest(&self, epoch: &Epoch, newest: &[(Feed, Newest)]) {
-        for told in self.tell(epoch, newest, |(feed, newest)| (feed, *newest)).into_iter().filter(|told| told.is_news) {
+        for told in self
+            .tell(epoch, newest, |(feed, newest)| (feed, *newest))
+            .into_iter()
+            .filter(|told| told.is_news)
+        {
             let (feed, newest) = told.of;
-            told.inboxes().for_each(|inbox| inbox.put_newest(epoch, feed, *newest));
+            told.inboxes()
+                .for_each(|inbox| inbox.put_newest(epoch, feed, *newest));
         }
     }
 
@@ -101,7 +126,10 @@ impl Hub {
     /// The present epoch, and the highest numbers that the sessions of each feed were told of in it.
     pub fn announced(&self) -> (Option<Epoch>, HashMap<Feed, Newest>) {
         let sessions = self.of_the_present_epoch();
-        let announced = sessions.feeds.iter().map(|(feed, readers)| (feed.clone(), readers.announced));
+        let announced = sessions
+            .feeds
+            .iter()
+            .map(|(feed, readers)| (feed.clone(), readers.announced));
         (sessions.epoch.clone(), announced.collect())
     }
 
@@ -119,7 +147,11 @@ impl Hub {
         {
             for readers in sessions.feeds.values_mut() {
                 readers.announced = Newest::default();
-                readers.places.iter().flatten().for_each(|inbox| inbox.begin_epoch(&epoch));
+                readers
+                    .places
+                    .iter()
+                    .flatten()
+                    .for_each(|inbox| inbox.begin_epoch(&epoch));
             }
             sessions.epoch = Some(epoch);
         }
@@ -128,7 +160,12 @@ impl Hub {
 
     /// Notes what is announced, and gives the sessions to wake. A session that comes later reads it from Postgres, because
     /// an announcement follows the commit.
-    fn tell<'a, T>(&self, epoch: &Epoch, news: &'a [T], of: impl Fn(&'a T) -> (&'a Feed, Newest)) -> Vec<Told<'a, T>> {
+    fn tell<'a, T>(
+        &self,
+        epoch: &Epoch,
+        news: &'a [T],
+        of: impl Fn(&'a T) -> (&'a Feed, Newest),
+    ) -> Vec<Told<'a, T>> {
         let mut sessions = self.of_the_present_epoch();
         if sessions.epoch.as_ref() != Some(epoch) {
             return Vec::new();
@@ -138,7 +175,11 @@ impl Hub {
             let readers = sessions.feeds.get_mut(feed)?;
             let before = readers.announced;
             readers.announced = before.max(newest);
-            Some(Told { of: item, is_news: readers.announced != before, places: readers.places.clone() })
+            Some(Told {
+                of: item,
+                is_news: readers.announced != before,
+                places: readers.places.clone(),
+            })
         };
         news.iter().filter_map(tell).collect()
     }
@@ -246,48 +287,77 @@ impl Inbox {
     pub fn take(&self) -> Waiting {
         let mut waiting = lock(&self.waiting);
         let epoch = waiting.epoch.clone();
-        std::mem::replace(&mut waiting, Waiting { epoch, ..Waiting::default() })
+        std::mem::replace(
+            &mut waiting,
+            Waiting {
+                epoch,
+                ..Waiting::default()
+            },
+        )
     }
 
     /// From now on only what is of this epoch is taken. What waits is dropped, but for replies to the session itself.
     fn begin_epoch(&self, epoch: &Epoch) {
         let mut waiting = lock(&self.waiting);
         let replies = std::mem::take(&mut waiting.replies);
-        *waiting = Waiting { replies, epoch: Some(epoch.clone()), ..Waiting::default() };
+        *waiting = Waiting {
+            replies,
+            epoch: Some(epoch.clone()),
+            ..Waiting::default()
+        };
         drop(waiting);
         self.wake.notify_one();
     }
 
     /// Locks what waits, if that may be of this epoch.
     fn waiting_of(&self, epoch: &Epoch) -> Option<MutexGuard<'_, Waiting>> {
-        Some(lock(&self.waiting)).filter(|waiting| waiting.epoch.as_ref().is_none_or(|began| began == epoch))
+        Some(lock(&self.waiting))
+            .filter(|waiting| waiting.epoch.as_ref().is_none_or(|began| began == epoch))
     }
 
     fn put(&self, epoch: &Epoch, notification: &Arc<Notification>) {
-        let Some(mut waiting) = self.waiting_of(epoch) else { return };
+        let Some(mut waiting) = self.waiting_of(epoch) else {
+            return;
+        };
         if waiting.hints.len() < INBOX_HINTS_MAX && waiting.bytes < INBOX_BYTES_MAX {
             waiting.bytes += notification.frame.len();
             waiting.hints.push(notification.clone());
         } else {
-            waiting.raise(&notification.feed, Newest { seq: notification.seq, ..Newest::default() });
+            waiting.raise(
+                &notification.feed,
+                Newest {
+                    seq: notification.seq,
+                    ..Newest::default()
+                },
+            );
         }
         drop(waiting);
         self.wake.notify_one();
     }
 
     fn put_change(&self, epoch: &Epoch, change: &Arc<Change>) {
-        let Some(mut waiting) = self.waiting_of(epoch) else { return };
+        let Some(mut waiting) = self.waiting_of(epoch) else {
+            return;
+        };
         if waiting.changes.len() < INBOX_CHANGES_MAX {
             waiting.changes.push(change.clone());
         } else {
-            waiting.raise(&change.feed, Newest { version: change.version, ..Newest::default() });
+            waiting.raise(
+                &change.feed,
+                Newest {
+                    version: change.version,
+                    ..Newest::default()
+                },
+            );
         }
         drop(waiting);
         self.wake.notify_one();
     }
 
     fn put_newest(&self, epoch: &Epoch, feed: &Feed, newest: Newest) {
-        let Some(mut waiting) = self.waiting_of(epoch) else { return };
+        let Some(mut waiting) = self.waiting_of(epoch) else {
+            return;
+        };
         waiting.raise(feed, newest);
         drop(waiting);
         self.wake.notify_one();
@@ -330,7 +400,10 @@ mod tests {
     fn the_cost_of_leaving_does_not_grow_with_the_sessions_of_a_feed() {
         // A scan of the feed's sessions would cost 64 times as much for each of them. The bound leaves room for a loaded machine.
         let (few, many) = (seconds_to_leave(500), seconds_to_leave(32_000));
-        assert!(many < few * 20.0, "{few:e} s for each of 500 sessions, {many:e} s for each of 32,000");
+        assert!(
+            many < few * 20.0,
+            "{few:e} s for each of 500 sessions, {many:e} s for each of 32,000"
+        );
     }
 
     #[test]
@@ -364,7 +437,11 @@ mod tests {
         });
         let waited = is_done.recv_timeout(PATIENCE);
         drop(busy);
-        assert_eq!(waited, Ok(()), "another feed is announced, and sessions come and go");
+        assert_eq!(
+            waited,
+            Ok(()),
+            "another feed is announced, and sessions come and go"
+        );
         announcing.join().unwrap();
         meanwhile.join().unwrap();
         assert_eq!(other.inbox().take().hints.len(), 1);
@@ -375,23 +452,58 @@ mod tests {
     #[test]
     fn nothing_of_an_earlier_epoch_waits_after_the_epoch_changed() {
         let hub = hub();
-        let (before, all, replied) = (hub.register(vec![feed("all")]), feed("all"), Utf8Bytes::from("a reply"));
-        let told = hub.tell(&epoch("e1"), &[()], |()| (&all, Newest { seq: Seq::ZERO.next(), ..Newest::default() }));
+        let (before, all, replied) = (
+            hub.register(vec![feed("all")]),
+            feed("all"),
+            Utf8Bytes::from("a reply"),
+        );
+        let told = hub.tell(&epoch("e1"), &[()], |()| {
+            (
+                &all,
+                Newest {
+                    seq: Seq::ZERO.next(),
+                    ..Newest::default()
+                },
+            )
+        });
         hub.announce(&epoch("e1"), &[notification("all", 1)]);
         before.inbox().put_reply(vec![replied.clone()]);
         hub.epochs.learn(&epoch("e2"));
         let after = hub.register(vec![feed("all")]);
         // An announcement that had found its sessions before.
-        told.iter().flat_map(Told::inboxes).for_each(|inbox| inbox.put(&epoch("e1"), &notification("all", 1)));
+        told.iter()
+            .flat_map(Told::inboxes)
+            .for_each(|inbox| inbox.put(&epoch("e1"), &notification("all", 1)));
         hub.announce(&epoch("e1"), &[notification("all", 2)]);
-        hub.announce_newest(&epoch("e1"), &[(feed("all"), Newest { seq: Seq::ZERO.next(), ..Newest::default() })]);
-        assert_eq!(hub.announced(), (Some(epoch("e2")), HashMap::from([(feed("all"), Newest::default())])));
+        hub.announce_newest(
+            &epoch("e1"),
+            &[(
+                feed("all"),
+                Newest {
+                    seq: Seq::ZERO.next(),
+                    ..Newest::default()
+                },
+            )],
+        );
+        assert_eq!(
+            hub.announced(),
+            (
+                Some(epoch("e2")),
+                HashMap::from([(feed("all"), Newest::default())])
+            )
+        );
         let waiting = before.inbox().take();
-        assert_eq!((waiting.hints.len(), waiting.newest.len(), waiting.epoch), (0, 0, Some(epoch("e2"))));
+        assert_eq!(
+            (waiting.hints.len(), waiting.newest.len(), waiting.epoch),
+            (0, 0, Some(epoch("e2")))
+        );
         assert_eq!(waiting.replies, [[replied]], "a reply is the session's own");
         assert_eq!(after.inbox().take().hints.len(), 0);
         hub.announce(&epoch("e2"), &[notification("all", 1)]);
-        assert_eq!([&before, &after].map(|session| session.inbox().take().hints.len()), [1, 1]);
+        assert_eq!(
+            [&before, &after].map(|session| session.inbox().take().hints.len()),
+            [1, 1]
+        );
     }
 
     #[test]
@@ -405,7 +517,16 @@ mod tests {
         sessions.push(hub.register(vec![feed("all")]));
         drop(sessions.remove(0));
         hub.announce(&epoch("e1"), &[notification("all", 1)]);
-        hub.announce_newest(&epoch("e1"), &[(feed("all"), Newest { seq: Seq::ZERO, version: Version::ZERO.next() })]);
+        hub.announce_newest(
+            &epoch("e1"),
+            &[(
+                feed("all"),
+                Newest {
+                    seq: Seq::ZERO,
+                    version: Version::ZERO.next(),
+                },
+            )],
+        );
         for session in &sessions {
             let waiting = session.inbox().take();
             assert_eq!((waiting.hints.len(), waiting.newest.len()), (1, 1));
@@ -428,8 +549,9 @@ mod tests {
     fn seconds_to_leave(sessions: u32) -> f64 {
         let run = || {
             let hub = hub();
-            let registrations: Vec<_> =
-                (0..sessions).map(|number| hub.register(vec![feed(&number.to_string()), feed("all")])).collect();
+            let registrations: Vec<_> = (0..sessions)
+                .map(|number| hub.register(vec![feed(&number.to_string()), feed("all")]))
+                .collect();
             let begun = Instant::now();
             drop(registrations);
             begun.elapsed().as_secs_f64() / f64::from(sessions)
@@ -443,6 +565,13 @@ mod tests {
 
     fn notification(name: &str, seq: i64) -> Arc<Notification> {
         let (feed, seq) = (feed(name), Seq::new(seq).unwrap());
-        Arc::new(Notification { feed, seq, expires_at: None, time: None, origin: None, frame: "{}".into() })
+        Arc::new(Notification {
+            feed,
+            seq,
+            expires_at: None,
+            time: None,
+            origin: None,
+            frame: "{}".into(),
+        })
     }
 }

@@ -79,8 +79,12 @@ pub struct Ingest {
 impl Ingest {
     /// Ingests until told to stop, then finishes the batch in work.
     pub async fn run(&self, stop: CancellationToken) {
-        self.metrics.events_dead_lettered.begin(&Reason::ALL.map(Reason::as_str));
-        self.metrics.events_dead_lettered.begin(&[letters::FEED_DAMAGED]);
+        self.metrics
+            .events_dead_lettered
+            .begin(&Reason::ALL.map(Reason::as_str));
+        self.metrics
+            .events_dead_lettered
+            .begin(&[letters::FEED_DAMAGED]);
         let mut backoff = Backoff::default();
         while !stop.is_cancelled() {
             match self.one_incarnation(&stop, &mut backoff).await {
@@ -98,7 +102,11 @@ impl Ingest {
         }
     }
 
-    async fn one_incarnation(&self, stop: &CancellationToken, backoff: &mut Backoff) -> Result<(), Ended> {
+    async fn one_incarnation(
+        &self,
+        stop: &CancellationToken,
+        backoff: &mut Backoff,
+    ) -> Result<(), Ended> {
         // Deliveries that cannot be stored only use up their delivery limit: first the database, then the queue.
         if !self.wait_for_database(stop).await {
             return Ok(());
@@ -197,9 +205,22 @@ fn hints<'a>(
     received_at: OffsetDateTime,
     trace: Option<&BatchTrace>,
 ) -> Hints {
-    let newest_epoch = placed.clone().next_back().map(|placed| placed.epoch.clone());
-    let mut hints = Hints { epoch: newest_epoch, ..Hints::default() };
-    for Placed { event, seq, duplicate, progress, epoch } in placed {
+    let newest_epoch = placed
+        .clone()
+        .next_back()
+        .map(|placed| placed.epoch.clone());
+    let mut hints = Hints {
+        epoch: newest_epoch,
+        ..Hints::default()
+    };
+    for Placed {
+        event,
+        seq,
+        duplicate,
+        progress,
+        epoch,
+    } in placed
+    {
         if hints.epoch.as_ref() != Some(epoch) {
             continue;
         }
@@ -207,9 +228,12 @@ fn hints<'a>(
             hints.again.push((event.recipient.clone(), *seq));
         } else {
             let mut notification = Notification::of_event(event, *seq, received_at, *progress);
-            notification.origin = trace.zip(event.traceparent.as_deref()).and_then(|(trace, traceparent)| {
-                trace.stored(traceparent, &event.id, event.recipient.as_str(), seq.get())
-            });
+            notification.origin =
+                trace
+                    .zip(event.traceparent.as_deref())
+                    .and_then(|(trace, traceparent)| {
+                        trace.stored(traceparent, &event.id, event.recipient.as_str(), seq.get())
+                    });
             hints.stored.push(Arc::new(notification));
         }
     }
@@ -218,5 +242,6 @@ fn hints<'a>(
 
 /// As precise as Postgres keeps it, so that a frame is the same live and replayed.
 fn microseconds(time: OffsetDateTime) -> OffsetDateTime {
-    time.replace_nanosecond(time.microsecond() * 1_000).unwrap_or(time)
+    time.replace_nanosecond(time.microsecond() * 1_000)
+        .unwrap_or(time)
 }

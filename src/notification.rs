@@ -33,7 +33,12 @@ pub struct Notification {
 
 impl Notification {
     /// Renders what was just stored for the first time.
-    pub fn of_event(event: &Event, seq: Seq, received_at: OffsetDateTime, progress: Option<Progress>) -> Self {
+    pub fn of_event(
+        event: &Event,
+        seq: Seq,
+        received_at: OffsetDateTime,
+        progress: Option<Progress>,
+    ) -> Self {
         let is_progress = event.import.as_ref().is_some_and(Import::is_progress);
         let answered_at = is_progress.then_some(received_at);
         Self::render(&NotificationFields {
@@ -90,7 +95,10 @@ impl Notification {
 
 /// What a notification is rendered from.
 #[derive(Debug)]
-#[expect(missing_docs, reason = "the fields are the contract's, documented in the README's protocol table")]
+#[expect(
+    missing_docs,
+    reason = "the fields are the contract's, documented in the README's protocol table"
+)]
 pub struct NotificationFields<'a> {
     pub feed: &'a Feed,
     pub seq: Seq,
@@ -182,7 +190,10 @@ pub struct Newest {
 impl Newest {
     /// The further of both, in each.
     pub fn max(self, other: Self) -> Self {
-        Self { seq: self.seq.max(other.seq), version: self.version.max(other.version) }
+        Self {
+            seq: self.seq.max(other.seq),
+            version: self.version.max(other.version),
+        }
     }
 }
 
@@ -217,7 +228,17 @@ impl Page {
     pub fn new(feed: Feed, after: Seq) -> Self {
         let (entries, changes) = (Vec::new(), Vec::new());
         let (epoch, trimmed, version) = (None, Seq::ZERO, Version::ZERO);
-        Self { feed, after, last: after, epoch, trimmed, entries, version, changes, through: after }
+        Self {
+            feed,
+            after,
+            last: after,
+            epoch,
+            trimmed,
+            entries,
+            version,
+            changes,
+            through: after,
+        }
     }
 
     /// Adds the next notification.
@@ -254,16 +275,21 @@ impl Page {
     /// The numbers that are missing, from and through.
     pub fn lost(&self) -> impl Iterator<Item = (Seq, Seq)> {
         self.entries.iter().filter_map(|entry| match entry {
-            Entry::Skipped { from, through, reason: SkipReason::Lost } => Some((*from, *through)),
+            Entry::Skipped {
+                from,
+                through,
+                reason: SkipReason::Lost,
+            } => Some((*from, *through)),
             _ => None,
         })
     }
 
     /// A number without a row was removed by retention, or is lost.
     fn skip_missing_before(&mut self, seq: Seq) {
-        for (upper, reason) in
-            [(seq.previous().min(self.trimmed), SkipReason::Trimmed), (seq.previous(), SkipReason::Lost)]
-        {
+        for (upper, reason) in [
+            (seq.previous().min(self.trimmed), SkipReason::Trimmed),
+            (seq.previous(), SkipReason::Lost),
+        ] {
             if upper > self.through {
                 self.skip_through(upper, reason);
             }
@@ -272,8 +298,14 @@ impl Page {
 
     fn skip_through(&mut self, seq: Seq, why: SkipReason) {
         match self.entries.last_mut() {
-            Some(Entry::Skipped { through, reason, .. }) if *reason == why => *through = seq,
-            _ => self.entries.push(Entry::Skipped { from: self.through.next(), through: seq, reason: why }),
+            Some(Entry::Skipped {
+                through, reason, ..
+            }) if *reason == why => *through = seq,
+            _ => self.entries.push(Entry::Skipped {
+                from: self.through.next(),
+                through: seq,
+                reason: why,
+            }),
         }
         self.through = seq;
     }
@@ -329,7 +361,11 @@ mod tests {
         page.skip(seq(8), SkipReason::Expired);
         page.skip(seq(10), SkipReason::Expired);
         page.close();
-        let skipped = |from, through, reason| Entry::Skipped { from: seq(from), through: seq(through), reason };
+        let skipped = |from, through, reason| Entry::Skipped {
+            from: seq(from),
+            through: seq(through),
+            reason,
+        };
         assert_eq!(
             page.entries,
             [
@@ -342,7 +378,10 @@ mod tests {
                 skipped(10, 10, SkipReason::Expired),
             ]
         );
-        assert_eq!(page.lost().collect::<Vec<_>>(), [(seq(4), seq(4)), (seq(9), seq(9))]);
+        assert_eq!(
+            page.lost().collect::<Vec<_>>(),
+            [(seq(4), seq(4)), (seq(9), seq(9))]
+        );
     }
 
     #[test]
@@ -350,6 +389,13 @@ mod tests {
         let mut page = Page::new(Feed::parse("m").unwrap(), seq(2));
         page.last = seq(9);
         page.close();
-        assert_eq!(page.entries, [Entry::Skipped { from: seq(3), through: seq(9), reason: SkipReason::Lost }]);
+        assert_eq!(
+            page.entries,
+            [Entry::Skipped {
+                from: seq(3),
+                through: seq(9),
+                reason: SkipReason::Lost
+            }]
+        );
     }
 }

@@ -66,7 +66,11 @@ impl Pager {
     /// A session asks for one page at a time, so `sessions_max` bounds what waits.
     pub fn new(pool: Pool, metrics: Arc<Metrics>, sessions_max: usize) -> (Self, PagerWorker) {
         let (sender, requests) = mpsc::channel(sessions_max.max(1));
-        let reader = Reader { pool, metrics, damaged: Arc::default() };
+        let reader = Reader {
+            pool,
+            metrics,
+            damaged: Arc::default(),
+        };
         (Self { requests: sender }, PagerWorker { requests, reader })
     }
 
@@ -80,7 +84,12 @@ impl Pager {
         changes_after: Option<Version>,
     ) -> oneshot::Receiver<Arc<Page>> {
         let (reply, receiver) = oneshot::channel();
-        let page = PageRequest { feed, after, rows: rows(wanted), changes_after };
+        let page = PageRequest {
+            feed,
+            after,
+            rows: rows(wanted),
+            changes_after,
+        };
         // Full or closed only while stopping: the receiver then sees its sender gone.
         let _ = self.requests.try_send(Request { page, reply });
         receiver
@@ -116,10 +125,13 @@ impl PagerWorker {
                 () = tokio::time::sleep_until(begun + SLOW_QUERY), if queries.len() == 1 && !waiting.is_empty() => {}
             }
             let damaged = &self.reader.damaged;
-            waiting_apart.extend(waiting.extract_if(.., |request: &mut Request| damaged.contains(&request.page.feed)));
+            waiting_apart.extend(waiting.extract_if(.., |request: &mut Request| {
+                damaged.contains(&request.page.feed)
+            }));
             if !waiting_apart.is_empty() && query_apart.is_empty() {
                 let count = waiting_apart.len().min(REQUESTS_PER_QUERY_MAX);
-                let (requests, reader) = (waiting_apart.drain(..count).collect(), self.reader.clone());
+                let (requests, reader) =
+                    (waiting_apart.drain(..count).collect(), self.reader.clone());
                 query_apart.spawn(async move { reader.serve(requests).await });
             }
             let another = waiting.len() == REQUESTS_PER_QUERY_MAX || begun.elapsed() >= SLOW_QUERY;
@@ -143,7 +155,10 @@ impl Reader {
     /// be this query that cannot succeed. A session whose page is not read sees its request dropped.
     async fn serve(&self, mut requests: Vec<Request>) {
         let (begun, mut backoff) = (Instant::now(), Backoff::default());
-        let mut wanted: Vec<PageRequest> = requests.iter().map(|request| request.page.clone()).collect();
+        let mut wanted: Vec<PageRequest> = requests
+            .iter()
+            .map(|request| request.page.clone())
+            .collect();
         wanted.sort_unstable();
         wanted.dedup();
         let mut parts = Parts::new(wanted, REQUESTS_PER_QUERY_MAX);
@@ -182,13 +197,24 @@ impl Reader {
     }
 
     /// Gives the sessions of a damaged feed what lies before the damage, if there is anything.
-    async fn serve_damaged(&self, requests: &mut Vec<Request>, page: &PageRequest, error: &StoreError) {
+    async fn serve_damaged(
+        &self,
+        requests: &mut Vec<Request>,
+        page: &PageRequest,
+        error: &StoreError,
+    ) {
         let (feed, after) = (page.feed.as_str(), page.after.get());
         if self.damaged.keep_apart(&page.feed) {
             tracing::error!(%error, feed, after, "stored rows of a feed cannot be read; it is read apart from others");
         }
-        for rows in ROWS_BEFORE_DAMAGE.into_iter().filter(|rows| *rows < page.rows) {
-            let less = PageRequest { rows, ..page.clone() };
+        for rows in ROWS_BEFORE_DAMAGE
+            .into_iter()
+            .filter(|rows| *rows < page.rows)
+        {
+            let less = PageRequest {
+                rows,
+                ..page.clone()
+            };
             if let Ok(pages) = self.read(&[less]).await {
                 return reply(requests, std::slice::from_ref(page), pages);
             }
@@ -202,7 +228,8 @@ impl Reader {
         let read = store::pages::read(&self.pool, pages).await?;
         self.metrics.page_queries.inc();
         self.metrics.pages_read.inc_by(read.len() as u64);
-        read.iter().for_each(|page| report_lost(&self.metrics, page));
+        read.iter()
+            .for_each(|page| report_lost(&self.metrics, page));
         Ok(read)
     }
 }
@@ -223,7 +250,9 @@ fn reply(requests: &mut Vec<Request>, wanted: &[PageRequest], pages: Vec<Page>) 
 /// A number that the database should have is counted each time that a page misses it.
 fn report_lost(metrics: &Metrics, page: &Page) {
     for (from, through) in page.lost() {
-        metrics.notifications_lost.inc_by(through.get().abs_diff(from.get()) + 1);
+        metrics
+            .notifications_lost
+            .inc_by(through.get().abs_diff(from.get()) + 1);
         let (feed, from, through) = (page.feed.as_str(), from.get(), through.get());
         tracing::error!(
             feed,

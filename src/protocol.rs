@@ -313,8 +313,17 @@ impl Close {
             _ => None,
         };
         // Serialising two strings and a number cannot fail.
-        let json = |message| serde_json::to_string(&Reason { code: self.word(), retry_after_ms, message });
-        let ends = message.char_indices().map(|(at, character)| at + character.len_utf8()).rev();
+        let json = |message| {
+            serde_json::to_string(&Reason {
+                code: self.word(),
+                retry_after_ms,
+                message,
+            })
+        };
+        let ends = message
+            .char_indices()
+            .map(|(at, character)| at + character.len_utf8())
+            .rev();
         let messages = ends.map(|end| Some(&message[..end])).chain([None]);
         messages
             .filter_map(|message| json(message).ok())
@@ -346,12 +355,27 @@ mod tests {
             through: Seq::new(3).unwrap(),
             reason: SkipReason::Collapsed,
         };
-        assert_eq!(skipped.to_json(), r#"{"type":"skipped","feed":"m","from":1,"through":3,"reason":"collapsed"}"#);
-        let heartbeat = ServerFrame::Heartbeat { sent: [(&feed, Seq::ZERO)].into() };
-        assert_eq!(heartbeat.to_json(), r#"{"type":"heartbeat","sent":{"m":0}}"#);
+        assert_eq!(
+            skipped.to_json(),
+            r#"{"type":"skipped","feed":"m","from":1,"through":3,"reason":"collapsed"}"#
+        );
+        let heartbeat = ServerFrame::Heartbeat {
+            sent: [(&feed, Seq::ZERO)].into(),
+        };
+        assert_eq!(
+            heartbeat.to_json(),
+            r#"{"type":"heartbeat","sent":{"m":0}}"#
+        );
         assert_eq!(ServerFrame::Pong.to_json(), r#"{"type":"pong"}"#);
-        let error = ServerFrame::Error { code: ErrorCode::AckNotSent, message: "x", feed: None };
-        assert_eq!(error.to_json(), r#"{"type":"error","code":"ack_not_sent","message":"x"}"#);
+        let error = ServerFrame::Error {
+            code: ErrorCode::AckNotSent,
+            message: "x",
+            feed: None,
+        };
+        assert_eq!(
+            error.to_json(),
+            r#"{"type":"error","code":"ack_not_sent","message":"x"}"#
+        );
     }
 
     #[test]
@@ -367,7 +391,11 @@ mod tests {
                 assert!(reason.len() <= REASON_BYTES_MAX, "{reason}");
                 let reason: serde_json::Value = serde_json::from_str(&reason).unwrap();
                 assert_eq!(reason["code"], close.word());
-                assert_eq!(reason.get("message").is_some(), !message.is_empty(), "{reason}");
+                assert_eq!(
+                    reason.get("message").is_some(),
+                    !message.is_empty(),
+                    "{reason}"
+                );
             }
         }
     }

@@ -92,7 +92,9 @@ pub enum StoreError {
 impl StoreError {
     /// Whether another transaction held a lock for longer than the statement waits.
     pub fn is_lock_timeout(&self) -> bool {
-        let Self::Away(sqlx::Error::Database(error)) = self else { return false };
+        let Self::Away(sqlx::Error::Database(error)) = self else {
+            return false;
+        };
         error.code().as_deref() == Some("55P03")
     }
 
@@ -101,9 +103,9 @@ impl StoreError {
     pub fn may_concern_one_row(&self) -> bool {
         match self {
             Self::Refused(_) | Self::Damaged(_) => true,
-            Self::Away(sqlx::Error::Database(error)) => {
-                error.code().is_some_and(|code| matches!(&*code, "55P03" | "40P01" | "40001" | "57014"))
-            }
+            Self::Away(sqlx::Error::Database(error)) => error
+                .code()
+                .is_some_and(|code| matches!(&*code, "55P03" | "40P01" | "40001" | "57014")),
             _ => false,
         }
     }
@@ -113,9 +115,9 @@ impl StoreError {
     pub fn may_concern_one_value(&self) -> bool {
         match self {
             Self::Refused(_) => true,
-            Self::Away(sqlx::Error::Database(error)) => {
-                error.code().is_some_and(|code| !code.starts_with("08") && !code.starts_with("57P") && code != "53300")
-            }
+            Self::Away(sqlx::Error::Database(error)) => error.code().is_some_and(|code| {
+                !code.starts_with("08") && !code.starts_with("57P") && code != "53300"
+            }),
             _ => false,
         }
     }
@@ -130,7 +132,9 @@ impl StoreError {
     /// The same, or it took too long for one statement: reading less at a time may help.
     pub fn may_pass_in_parts(&self) -> bool {
         match self {
-            Self::Away(sqlx::Error::Database(error)) => error.code().is_some_and(|code| code == "57014"),
+            Self::Away(sqlx::Error::Database(error)) => {
+                error.code().is_some_and(|code| code == "57014")
+            }
             error => error.blames_rows(),
         }
     }
@@ -141,7 +145,9 @@ impl From<sqlx::Error> for StoreError {
     /// data or index) and 58 (a file cannot be read) what is stored, like a value that we cannot decode. All else passes.
     fn from(error: sqlx::Error) -> Self {
         let code = match &error {
-            sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => return Self::Damaged(error),
+            sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => {
+                return Self::Damaged(error);
+            }
             sqlx::Error::Database(database) => database.code().map(|code| code.into_owned()),
             _ => None,
         };
@@ -209,8 +215,14 @@ async fn check_on(connection: &mut PgConnection) -> Result<(), StoreError> {
         return Err(StoreError::ReadOnly("transactions are read-only"));
     }
     let applied = applied(connection).await?;
-    match MIGRATIONS.iter().find(|known| !applied.contains(&known.version)) {
-        Some(missing) => Err(StoreError::Schema(format!("migration {} is missing", missing.version))),
+    match MIGRATIONS
+        .iter()
+        .find(|known| !applied.contains(&known.version))
+    {
+        Some(missing) => Err(StoreError::Schema(format!(
+            "migration {} is missing",
+            missing.version
+        ))),
         None => Ok(()),
     }
 }
@@ -228,15 +240,20 @@ const APPLIED: &str = "select version from _sqlx_migrations order by version";
 
 async fn applied(connection: &mut PgConnection) -> Result<Vec<i64>, StoreError> {
     let query = sqlx::query_scalar(APPLIED);
-    query.fetch_all(connection).await.map_err(|error| match error.as_database_error().and_then(|error| error.code()) {
-        Some(code) if code == "42P01" => StoreError::Schema("it was never migrated".into()),
-        _ => StoreError::from(error),
+    query.fetch_all(connection).await.map_err(|error| {
+        match error.as_database_error().and_then(|error| error.code()) {
+            Some(code) if code == "42P01" => StoreError::Schema("it was never migrated".into()),
+            _ => StoreError::from(error),
+        }
     })
 }
 
 /// Runs a statement and gives its rows. If no answer comes in time, the connections are replaced: sqlx itself would wait for as
 /// long as the kernel does.
-async fn rows(pool: &Pool, query: Query<'_, Postgres, PgArguments>) -> Result<Vec<PgRow>, StoreError> {
+async fn rows(
+    pool: &Pool,
+    query: Query<'_, Postgres, PgArguments>,
+) -> Result<Vec<PgRow>, StoreError> {
     rows_within(ANSWER_TIMEOUT, pool, query).await
 }
 
@@ -267,10 +284,16 @@ async fn rows_within(
 
 /// How far its import was when a notification was stored; `None` for one that tells of none.
 fn progress(row: &PgRow) -> Result<Option<Progress>, sqlx::Error> {
-    let (done, failed) =
-        (row.try_get::<Option<i64>, _>("import_done")?, row.try_get::<Option<i64>, _>("import_failed")?);
+    let (done, failed) = (
+        row.try_get::<Option<i64>, _>("import_done")?,
+        row.try_get::<Option<i64>, _>("import_failed")?,
+    );
     let total = row.try_get("import_total")?;
-    Ok(done.zip(failed).map(|(done, failed)| Progress { done, failed, total }))
+    Ok(done.zip(failed).map(|(done, failed)| Progress {
+        done,
+        failed,
+        total,
+    }))
 }
 
 /// A number from the database; the schema's checks keep it from being negative.

@@ -41,9 +41,11 @@ pub async fn database(pool: Pool, hub: Arc<Hub>, metrics: Arc<Metrics>) {
         };
         match looked {
             Ok((undelivered, letters)) => {
-                for (state, count) in
-                    [("stored", letters.stored), ("unpublished", letters.unpublished), ("held", letters.held)]
-                {
+                for (state, count) in [
+                    ("stored", letters.stored),
+                    ("unpublished", letters.unpublished),
+                    ("held", letters.held),
+                ] {
                     metrics.dead_letters.set(state, count);
                 }
                 metrics.feeds_held.set(letters.feeds_held);
@@ -61,7 +63,11 @@ pub async fn database(pool: Pool, hub: Arc<Hub>, metrics: Arc<Metrics>) {
 }
 
 /// A feed that cannot be read is left out.
-async fn look(pool: &Pool, hub: &Hub, damaged: &Damaged) -> Result<(Undelivered, Counts), StoreError> {
+async fn look(
+    pool: &Pool,
+    hub: &Hub,
+    damaged: &Damaged,
+) -> Result<(Undelivered, Counts), StoreError> {
     let mut all = Undelivered::default();
     for feeds in hub.feeds().chunks(FEEDS_PER_QUERY_MAX) {
         let mut parts = Parts::new(damaged.others(feeds), SPLITS_MAX);
@@ -89,8 +95,12 @@ pub async fn broker(mut watcher: Watcher, metrics: Arc<Metrics>, stop: Cancellat
         match looked {
             Ok(depths) => {
                 for (queue, depth) in depths {
-                    metrics.queue_messages.tell(queue, depth.map(|depth| depth.messages.into()));
-                    metrics.queue_consumers.tell(queue, depth.map(|depth| depth.consumers.into()));
+                    metrics
+                        .queue_messages
+                        .tell(queue, depth.map(|depth| depth.messages.into()));
+                    metrics
+                        .queue_consumers
+                        .tell(queue, depth.map(|depth| depth.consumers.into()));
                 }
             }
             Err(error) => {

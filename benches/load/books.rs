@@ -63,8 +63,15 @@ impl Books {
     /// The same in an open loop, where it was due at a moment: being late counts, but for a sleep's imprecision.
     pub fn publish_due(&self, index: usize, due: Instant) {
         let late = due.elapsed();
-        let uncounted = if late < SLEEP_PRECISION { Duration::ZERO } else { late };
-        let at = self.now().saturating_sub(uncounted.as_nanos() as u64).max(1);
+        let uncounted = if late < SLEEP_PRECISION {
+            Duration::ZERO
+        } else {
+            late
+        };
+        let at = self
+            .now()
+            .saturating_sub(uncounted.as_nanos() as u64)
+            .max(1);
         self.published_at[index].store(at, Ordering::Relaxed);
     }
 
@@ -86,7 +93,10 @@ impl Books {
 
     /// Notes that something is wrong: a gap, a repetition, a broken connection.
     pub fn fault(&self, what: String) {
-        self.faults.lock().unwrap_or_else(PoisonError::into_inner).push(what);
+        self.faults
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(what);
         self.changed.notify_one();
     }
 
@@ -107,7 +117,10 @@ impl Books {
             let changed = tokio::time::timeout(PATIENCE, self.changed.notified()).await;
             self.no_fault()?;
             if changed.is_err() && self.receipts() < receipts {
-                bail!("{} of {receipts} arrived, and few or none more within {PATIENCE:?}", self.receipts());
+                bail!(
+                    "{} of {receipts} arrived, and few or none more within {PATIENCE:?}",
+                    self.receipts()
+                );
             }
         }
         self.no_fault()
@@ -119,14 +132,26 @@ impl Books {
         match faults.len() {
             0 if self.receipts() <= self.expected => Ok(()),
             0 => bail!("{} receipts of {} events", self.receipts(), self.expected),
-            count => bail!("{count} faults, such as: {}", faults[..count.min(FAULTS_MAX)].join("; ")),
+            count => bail!(
+                "{count} faults, such as: {}",
+                faults[..count.min(FAULTS_MAX)].join("; ")
+            ),
         }
     }
 
     /// From the first publish to the last receipt.
     pub fn elapsed(&self) -> Duration {
-        let first = self.published_at.iter().map(|at| at.load(Ordering::Relaxed)).filter(|at| *at > 0).min();
-        Duration::from_nanos(self.last_receipt_at.load(Ordering::Relaxed).saturating_sub(first.unwrap_or(0)))
+        let first = self
+            .published_at
+            .iter()
+            .map(|at| at.load(Ordering::Relaxed))
+            .filter(|at| *at > 0)
+            .min();
+        Duration::from_nanos(
+            self.last_receipt_at
+                .load(Ordering::Relaxed)
+                .saturating_sub(first.unwrap_or(0)),
+        )
     }
 
     /// From this moment to the last receipt.
@@ -137,12 +162,20 @@ impl Books {
 
     /// Milliseconds from publish to receipt, by quantile, of the events that `which` chooses.
     pub fn latencies_ms(&self, which: impl Fn(usize) -> bool) -> BTreeMap<&'static str, f64> {
-        let chosen = self.latencies.iter().enumerate().filter(|(index, _)| which(*index));
-        let mut sorted: Vec<u64> = chosen.map(|(_, nanoseconds)| nanoseconds.load(Ordering::Relaxed)).collect();
+        let chosen = self
+            .latencies
+            .iter()
+            .enumerate()
+            .filter(|(index, _)| which(*index));
+        let mut sorted: Vec<u64> = chosen
+            .map(|(_, nanoseconds)| nanoseconds.load(Ordering::Relaxed))
+            .collect();
         sorted.sort_unstable();
         let at = |quantile: f64| {
             let place = (quantile * sorted.len() as f64) as usize;
-            sorted.get(place.min(sorted.len().saturating_sub(1))).map_or(0.0, |nanoseconds| *nanoseconds as f64 / 1e6)
+            sorted
+                .get(place.min(sorted.len().saturating_sub(1)))
+                .map_or(0.0, |nanoseconds| *nanoseconds as f64 / 1e6)
         };
         [("p50", at(0.5)), ("p99", at(0.99)), ("p99.9", at(0.999))].into()
     }
@@ -169,8 +202,17 @@ struct Place {
 impl Order {
     /// Checks the next event.
     pub fn check(&mut self, received: &Received) -> Result<(), String> {
-        let &Received { index, seq, broadcast, .. } = received;
-        let place = if broadcast { &mut self.broadcast } else { &mut self.own };
+        let &Received {
+            index,
+            seq,
+            broadcast,
+            ..
+        } = received;
+        let place = if broadcast {
+            &mut self.broadcast
+        } else {
+            &mut self.own
+        };
         if let Some(last) = place.index.filter(|last| *last >= index) {
             return Err(format!("event {index} came after event {last}"));
         }
@@ -179,7 +221,10 @@ impl Order {
         {
             return Err(format!("seq {seq} came after seq {last}"));
         }
-        *place = Place { index: Some(index), seq };
+        *place = Place {
+            index: Some(index),
+            seq,
+        };
         Ok(())
     }
 }

@@ -40,11 +40,19 @@ impl Crowd {
     /// Connects these clients, a few at a time; each is through when the server has answered all it said.
     pub async fn connect(server: &Server, names: Vec<String>) -> anyhow::Result<Self> {
         let connecting = names.into_iter().enumerate().map(async |(place, name)| {
-            let socket = connect(server, &name, place).await.with_context(|| format!("{name} could not connect"))?;
+            let socket = connect(server, &name, place)
+                .await
+                .with_context(|| format!("{name} could not connect"))?;
             anyhow::Ok((name, socket))
         });
-        let sockets = stream::iter(connecting).buffered(CONNECTING_MAX).try_collect().await?;
-        Ok(Self { server: server.clone(), sockets })
+        let sockets = stream::iter(connecting)
+            .buffered(CONNECTING_MAX)
+            .try_collect()
+            .await?;
+        Ok(Self {
+            server: server.clone(),
+            sockets,
+        })
     }
 
     /// From now on each reads and acknowledges.
@@ -86,7 +94,12 @@ fn come(server: &Server, names: Vec<String>, books: &Arc<Books>, at_once: usize)
 }
 
 /// A peer may send events before it has answered everything that was said.
-async fn connect_to_read(server: &Server, name: &str, place: usize, books: &Books) -> anyhow::Result<(Socket, Order)> {
+async fn connect_to_read(
+    server: &Server,
+    name: &str,
+    place: usize,
+    books: &Books,
+) -> anyhow::Result<(Socket, Order)> {
     let mut order = Order::default();
     let mut socket = handshake(server, name, place).await?;
     for message in server.opening(name) {
@@ -121,19 +134,36 @@ async fn connect(server: &Server, name: &str, place: usize) -> anyhow::Result<So
 
 async fn handshake(server: &Server, name: &str, place: usize) -> anyhow::Result<Socket> {
     let socket = TcpSocket::new_v4()?;
-    socket.bind(SocketAddr::from(([127, 0, 0, (2 + place % SOURCES) as u8], 0)))?;
-    let stream = socket.connect(SocketAddr::from(([127, 0, 0, 1], server.port()))).await?;
+    socket.bind(SocketAddr::from((
+        [127, 0, 0, (2 + place % SOURCES) as u8],
+        0,
+    )))?;
+    let stream = socket
+        .connect(SocketAddr::from(([127, 0, 0, 1], server.port())))
+        .await?;
     stream.set_nodelay(true)?;
-    let config = WebSocketConfig::default().read_buffer_size(BUFFER_BYTES).write_buffer_size(BUFFER_BYTES);
+    let config = WebSocketConfig::default()
+        .read_buffer_size(BUFFER_BYTES)
+        .write_buffer_size(BUFFER_BYTES);
     let request = server.request(name)?;
-    Ok(tokio_tungstenite::client_async_with_config(request, stream, Some(config)).await?.0)
+    Ok(
+        tokio_tungstenite::client_async_with_config(request, stream, Some(config))
+            .await?
+            .0,
+    )
 }
 
 async fn client(server: Server, name: String, socket: Socket, books: Arc<Books>) {
     client_from(server, name, socket, Order::default(), books).await;
 }
 
-async fn client_from(server: Server, name: String, socket: Socket, order: Order, books: Arc<Books>) {
+async fn client_from(
+    server: Server,
+    name: String,
+    socket: Socket,
+    order: Order,
+    books: Arc<Books>,
+) {
     if let Err(error) = read_and_acknowledge(&server, &name, socket, order, &books).await {
         books.fault(format!("{name}: {error:#}"));
     }

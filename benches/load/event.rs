@@ -17,7 +17,11 @@ pub fn order(run: &str, index: usize, recipient: &str) -> Vec<u8> {
 /// The same of about so many bytes.
 pub fn order_of(bytes: usize, run: &str, index: usize, recipient: &str) -> Vec<u8> {
     let mut body = String::with_capacity(bytes + 16);
-    let broadcast = if recipient == EVERYONE { r#""broadcast":true,"# } else { "" };
+    let broadcast = if recipient == EVERYONE {
+        r#""broadcast":true,"#
+    } else {
+        ""
+    };
     // Writing to a string cannot fail.
     let _ = write!(
         body,

@@ -49,12 +49,22 @@ pub async fn rabbitmq(services: &Services, events: usize) -> anyhow::Result<Figu
     let mut figures = Figures::default();
     for (how, target) in [
         ("RabbitMQ publish + consume", Target::Queue(QUEUE.into())),
-        ("RabbitMQ publish + consume, topic exchange", Target::Events(EXCHANGE.into())),
+        (
+            "RabbitMQ publish + consume, topic exchange",
+            Target::Events(EXCHANGE.into()),
+        ),
     ] {
         let publisher = Publisher::connect(&services.amqp_url, target).await?;
         let (cpu, begun) = (processes.cpu()?, Instant::now());
-        tokio::try_join!(publisher.publish_all("f", &books, 0..events, to), consume(services, QUEUE, events))?;
-        figures.set(format!("{how}, events/s"), Who::Floor, events as f64 / begun.elapsed().as_secs_f64());
+        tokio::try_join!(
+            publisher.publish_all("f", &books, 0..events, to),
+            consume(services, QUEUE, events)
+        )?;
+        figures.set(
+            format!("{how}, events/s"),
+            Who::Floor,
+            events as f64 / begun.elapsed().as_secs_f64(),
+        );
         figures.set_per_100k(format!("{how}, CPU-s"), Who::Floor, used(&cpu)?, events);
         publisher.close().await;
     }
@@ -63,9 +73,18 @@ pub async fn rabbitmq(services: &Services, events: usize) -> anyhow::Result<Figu
     publisher.publish_all("g", &books, 0..events, to).await?;
     let (cpu, own, begun) = (processes.cpu()?, own_cpu_seconds()?, Instant::now());
     consume(services, QUEUE, events).await?;
-    figures.set("RabbitMQ consume, events/s", Who::Floor, events as f64 / begun.elapsed().as_secs_f64());
+    figures.set(
+        "RabbitMQ consume, events/s",
+        Who::Floor,
+        events as f64 / begun.elapsed().as_secs_f64(),
+    );
     figures.set_per_100k("RabbitMQ consume, CPU-s", Who::Floor, used(&cpu)?, events);
-    figures.set_per_100k("lapin consumer, CPU-s", Who::Floor, own_cpu_seconds()? - own, events);
+    figures.set_per_100k(
+        "lapin consumer, CPU-s",
+        Who::Floor,
+        own_cpu_seconds()? - own,
+        events,
+    );
 
     publisher.close().await;
     services.delete_queues([QUEUE.to_owned()]).await?;
@@ -82,19 +101,33 @@ pub async fn rabbitmq_latency(services: &Services, per_second: usize) -> anyhow:
     let publisher = Publisher::connect(&services.amqp_url, Target::Events(EXCHANGE.into())).await?;
     let to = |index: usize| event::merchant(index % MERCHANTS);
     let (connection, channel) = services.channel().await?;
-    channel.basic_qos(PREFETCH, BasicQosOptions { global: false }).await?;
-    let consumer =
-        channel.basic_consume(QUEUE.into(), "".into(), BasicConsumeOptions::default(), FieldTable::default());
+    channel
+        .basic_qos(PREFETCH, BasicQosOptions { global: false })
+        .await?;
+    let consumer = channel.basic_consume(
+        QUEUE.into(),
+        "".into(),
+        BasicConsumeOptions::default(),
+        FieldTable::default(),
+    );
     let mut deliveries = consumer.await?;
     let receiving = async {
         for index in 0..events {
-            let delivery = deliveries.next().await.context("RabbitMQ ended the consumer")??;
+            let delivery = deliveries
+                .next()
+                .await
+                .context("RabbitMQ ended the consumer")??;
             books.receive(index);
-            channel.basic_ack(delivery.delivery_tag, BasicAckOptions::default()).await?;
+            channel
+                .basic_ack(delivery.delivery_tag, BasicAckOptions::default())
+                .await?;
         }
         anyhow::Ok(())
     };
-    tokio::try_join!(receiving, publisher.publish_at("q".into(), books.clone(), events, per_second as f64, to))?;
+    tokio::try_join!(
+        receiving,
+        publisher.publish_at("q".into(), books.clone(), events, per_second as f64, to)
+    )?;
     books.complete().await?;
     connection.close(200, "goodbye".into()).await?;
     services.delete_queues([QUEUE.to_owned()]).await?;
@@ -109,16 +142,27 @@ pub async fn rabbitmq_latency(services: &Services, per_second: usize) -> anyhow:
 
 async fn consume(services: &Services, queue: &str, events: usize) -> anyhow::Result<()> {
     let (connection, channel) = services.channel().await?;
-    channel.basic_qos(PREFETCH, BasicQosOptions { global: false }).await?;
-    let consumer =
-        channel.basic_consume(queue.into(), "".into(), BasicConsumeOptions::default(), FieldTable::default());
+    channel
+        .basic_qos(PREFETCH, BasicQosOptions { global: false })
+        .await?;
+    let consumer = channel.basic_consume(
+        queue.into(),
+        "".into(),
+        BasicConsumeOptions::default(),
+        FieldTable::default(),
+    );
     let mut batches = consumer.await?.ready_chunks(usize::from(PREFETCH) / 2);
     let mut consumed = 0;
     while consumed < events {
-        let batch = batches.next().await.context("RabbitMQ ended the consumer")?;
+        let batch = batches
+            .next()
+            .await
+            .context("RabbitMQ ended the consumer")?;
         consumed += batch.len();
         if let Some(last) = batch.into_iter().next_back() {
-            channel.basic_ack(last?.delivery_tag, BasicAckOptions { multiple: true }).await?;
+            channel
+                .basic_ack(last?.delivery_tag, BasicAckOptions { multiple: true })
+                .await?;
         }
     }
     connection.close(200, "goodbye".into()).await?;
@@ -133,7 +177,13 @@ pub async fn postgres(services: &Services, events: usize) -> anyhow::Result<Figu
     let table = "create table floor (feed text, seq bigint, data text, primary key (feed, seq))";
     sqlx::query(table).execute(&mut connection).await?;
     let bodies: Vec<String> = (0..events)
-        .map(|index| String::from_utf8(event::order("f", index, &event::merchant(index % MERCHANTS))))
+        .map(|index| {
+            String::from_utf8(event::order(
+                "f",
+                index,
+                &event::merchant(index % MERCHANTS),
+            ))
+        })
         .collect::<Result<_, _>>()?;
     let processes = services.processes();
     let used = |before: &Cpu| anyhow::Ok(processes.cpu()?.since(before).of("Postgres"));
@@ -142,24 +192,47 @@ pub async fn postgres(services: &Services, events: usize) -> anyhow::Result<Figu
     for first in (0..events).step_by(ROWS) {
         let indices = first..events.min(first + ROWS);
         sqlx::query("insert into floor select * from unnest($1::text[], $2::bigint[], $3::text[])")
-            .bind(indices.clone().map(|index| event::merchant(index % MERCHANTS)).collect::<Vec<_>>())
-            .bind(indices.clone().map(|index| (index / MERCHANTS + 1) as i64).collect::<Vec<_>>())
+            .bind(
+                indices
+                    .clone()
+                    .map(|index| event::merchant(index % MERCHANTS))
+                    .collect::<Vec<_>>(),
+            )
+            .bind(
+                indices
+                    .clone()
+                    .map(|index| (index / MERCHANTS + 1) as i64)
+                    .collect::<Vec<_>>(),
+            )
             .bind(&bodies[indices])
             .execute(&mut connection)
             .await?;
     }
     let mut figures = Figures::default();
-    figures.set("Postgres append, events/s", Who::Floor, events as f64 / begun.elapsed().as_secs_f64());
+    figures.set(
+        "Postgres append, events/s",
+        Who::Floor,
+        events as f64 / begun.elapsed().as_secs_f64(),
+    );
     figures.set_per_100k("Postgres append, CPU-s", Who::Floor, used(&cpu)?, events);
 
     let (cpu, begun, mut fetched) = (processes.cpu()?, Instant::now(), 0);
     for merchant in 0..MERCHANTS {
         let page = "select seq, data from floor where feed = $1 and seq > 0 order by seq limit $2";
-        let page = sqlx::query(page).bind(event::merchant(merchant)).bind(PAGE_ROWS);
+        let page = sqlx::query(page)
+            .bind(event::merchant(merchant))
+            .bind(PAGE_ROWS);
         let rows = page.fetch_all(&mut connection).await?;
-        fetched += rows.iter().filter(|row| row.try_get::<&str, _>("data").is_ok()).count();
+        fetched += rows
+            .iter()
+            .filter(|row| row.try_get::<&str, _>("data").is_ok())
+            .count();
     }
-    figures.set("Postgres fetch, events/s", Who::Floor, fetched as f64 / begun.elapsed().as_secs_f64());
+    figures.set(
+        "Postgres fetch, events/s",
+        Who::Floor,
+        fetched as f64 / begun.elapsed().as_secs_f64(),
+    );
     figures.set_per_100k("Postgres fetch, CPU-s", Who::Floor, used(&cpu)?, fetched);
     connection.close().await?;
     services.drop_database(DATABASE).await?;
@@ -172,25 +245,48 @@ pub async fn websocket(events: usize) -> anyhow::Result<Figures> {
     let mut figures = Figures::default();
     for (how, outstanding) in [("one at a time", 1), ("in bursts", 100)] {
         let bare = Command::new(std::env::current_exe()?)
-            .args([BARE_SERVER, &outstanding.to_string(), &(events / MERCHANTS).to_string()])
+            .args([
+                BARE_SERVER,
+                &outstanding.to_string(),
+                &(events / MERCHANTS).to_string(),
+            ])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;
         let mut child = EndedWhenDropped(bare);
         let mut line = String::new();
         BufReader::new(child.0.stdout.take().context("no stdout")?).read_line(&mut line)?;
-        let server = Server::Bare { port: line.trim().parse().context("the bare server told no port")? };
+        let server = Server::Bare {
+            port: line
+                .trim()
+                .parse()
+                .context("the bare server told no port")?,
+        };
         let books = Arc::new(Books::new(events, events));
         let crowd = Crowd::connect(&server, names(MERCHANTS)).await?;
         let processes = Processes::default().with("bare", child.0.id());
 
         let (cpu, begun) = (processes.cpu()?, Instant::now());
         let reading = crowd.read(&books);
-        child.0.stdin.take().context("no stdin")?.write_all(b"go\n")?;
+        child
+            .0
+            .stdin
+            .take()
+            .context("no stdin")?
+            .write_all(b"go\n")?;
         books.complete().await?;
         let what = |figure: &str| format!("WebSocket push {how}, {figure}");
-        figures.set(what("events/s"), Who::Floor, events as f64 / books.elapsed_since(begun).as_secs_f64());
-        figures.set_per_100k(what("CPU-s"), Who::Floor, processes.cpu()?.since(&cpu).of("bare"), events);
+        figures.set(
+            what("events/s"),
+            Who::Floor,
+            events as f64 / books.elapsed_since(begun).as_secs_f64(),
+        );
+        figures.set_per_100k(
+            what("CPU-s"),
+            Who::Floor,
+            processes.cpu()?.since(&cpu).of("bare"),
+            events,
+        );
         drop(reading);
     }
     Ok(figures)
@@ -222,12 +318,15 @@ pub async fn bare_server(outstanding: usize, frames: usize) -> anyhow::Result<()
     loop {
         let (stream, _) = listener.accept().await?;
         stream.set_nodelay(true)?;
-        let config = WebSocketConfig::default().read_buffer_size(BUFFER_BYTES).write_buffer_size(BUFFER_BYTES);
+        let config = WebSocketConfig::default()
+            .read_buffer_size(BUFFER_BYTES)
+            .write_buffer_size(BUFFER_BYTES);
         let (first, mut going) = (connections * frames, going.clone());
         connections += 1;
         tokio::spawn(async move {
             let frames: Vec<Utf8Bytes> = (first..first + frames).zip(1..).map(frame).collect();
-            let mut socket = tokio_tungstenite::accept_async_with_config(stream, Some(config)).await?;
+            let mut socket =
+                tokio_tungstenite::accept_async_with_config(stream, Some(config)).await?;
             going.wait_for(|going| *going).await?;
             for burst in frames.chunks(outstanding) {
                 for frame in burst {
@@ -250,8 +349,15 @@ pub async fn bare_server(outstanding: usize, frames: usize) -> anyhow::Result<()
 fn frame((index, seq): (usize, i64)) -> Utf8Bytes {
     let event = event::order("f", index, "bare");
     // The event from its data on, and the bracket at its end is the frame's.
-    let data = String::from_utf8_lossy(&event).split_once(r#""data":"#).map(|(_, data)| data.to_owned());
+    let data = String::from_utf8_lossy(&event)
+        .split_once(r#""data":"#)
+        .map(|(_, data)| data.to_owned());
     let head = r#""type":"notification","feed":"bare""#;
-    let attributes = r#""source":"/checkout","event":"order.created","time":"2026-11-21T10:00:00Z""#;
-    format!(r#"{{{head},"seq":{seq},"id":"f-{index}",{attributes},"data":{}"#, data.unwrap_or_default()).into()
+    let attributes =
+        r#""source":"/checkout","event":"order.created","time":"2026-11-21T10:00:00Z""#;
+    format!(
+        r#"{{{head},"seq":{seq},"id":"f-{index}",{attributes},"data":{}"#,
+        data.unwrap_or_default()
+    )
+    .into()
 }

@@ -3,7 +3,10 @@
 //! Real RabbitMQ and Postgres of its own, the release binary as a process of its own, publisher and clients in this one.
 //! Every receipt is checked: a run that loses, repeats or reorders anything has no figure but an error.
 
-#![expect(unreachable_pub, reason = "a program exports nothing: `pub` means: for the other modules")]
+#![expect(
+    unreachable_pub,
+    reason = "a program exports nothing: `pub` means: for the other modules"
+)]
 
 mod books;
 mod crowd;
@@ -89,7 +92,11 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         for scenario in &arguments.only {
             let figures = one(scenario, &services, &arguments).await?;
             let seconds = begun.elapsed().as_secs();
-            eprintln!("[{seconds:>4} s] round {round} of {}, {scenario}: {}", arguments.rounds, figures.line());
+            eprintln!(
+                "[{seconds:>4} s] round {round} of {}, {scenario}: {}",
+                arguments.rounds,
+                figures.line()
+            );
             measured.push(figures);
         }
     }
@@ -104,10 +111,20 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn one(scenario: &str, services: &Services, arguments: &Arguments) -> anyhow::Result<Figures> {
+async fn one(
+    scenario: &str,
+    services: &Services,
+    arguments: &Arguments,
+) -> anyhow::Result<Figures> {
     let events = arguments.events;
-    let mqtt = (!arguments.alone).then_some(Peer { who: Who::WebMqtt, services });
-    let stomp = (!arguments.alone).then_some(Peer { who: Who::WebStomp, services });
+    let mqtt = (!arguments.alone).then_some(Peer {
+        who: Who::WebMqtt,
+        services,
+    });
+    let stomp = (!arguments.alone).then_some(Peer {
+        who: Who::WebStomp,
+        services,
+    });
     let mut figures = Figures::default();
     match scenario {
         "F" => {
@@ -160,5 +177,9 @@ fn machine() -> String {
         .filter_map(|line| line.strip_prefix("model name")?.split_once(": "))
         .map(|(_, model)| model)
         .collect();
-    format!("{today}, {} x {}", models.len(), models.first().unwrap_or(&"processor"))
+    format!(
+        "{today}, {} x {}",
+        models.len(),
+        models.first().unwrap_or(&"processor")
+    )
 }

@@ -26,7 +26,9 @@ impl Processes {
     /// What each has used until now, with the children it has and had.
     pub fn cpu(&self) -> anyhow::Result<Cpu> {
         let running = running()?;
-        let used = |(name, pid): (&&'static str, &u32)| (*name, ticks(*pid, &running, true) / TICKS_PER_SECOND);
+        let used = |(name, pid): (&&'static str, &u32)| {
+            (*name, ticks(*pid, &running, true) / TICKS_PER_SECOND)
+        };
         Ok(Cpu(self.0.iter().map(used).collect()))
     }
 }
@@ -34,7 +36,8 @@ impl Processes {
 impl Cpu {
     /// What was used since `earlier`.
     pub fn since(&self, earlier: &Self) -> Self {
-        let used = |(name, now): (&&'static str, &f64)| (*name, now - earlier.0.get(name).unwrap_or(&0.0));
+        let used =
+            |(name, now): (&&'static str, &f64)| (*name, now - earlier.0.get(name).unwrap_or(&0.0));
         Self(self.0.iter().map(used).collect())
     }
 
@@ -75,7 +78,8 @@ pub fn reset_peak_rss(pid: u32) -> anyhow::Result<()> {
 }
 
 fn status_bytes(pid: u32, field: &str) -> anyhow::Result<f64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).context("a measured process is gone")?;
+    let status =
+        fs::read_to_string(format!("/proc/{pid}/status")).context("a measured process is gone")?;
     let line = status.lines().find_map(|line| line.strip_prefix(field));
     let kibibytes: f64 = line
         .and_then(|line| line.trim().trim_end_matches(" kB").parse().ok())
@@ -93,7 +97,8 @@ struct Running {
 }
 
 fn running() -> anyhow::Result<Vec<Running>> {
-    let ids = fs::read_dir("/proc")?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let ids =
+        fs::read_dir("/proc")?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
     Ok(ids.filter_map(read).collect())
 }
 
@@ -115,8 +120,19 @@ fn ticks(pid: u32, running: &[Running], with_children: bool) -> f64 {
     let own: f64 = running
         .iter()
         .filter(|process| process.pid == pid)
-        .map(|process| process.own_ticks + if with_children { process.ended_children_ticks } else { 0.0 })
+        .map(|process| {
+            process.own_ticks
+                + if with_children {
+                    process.ended_children_ticks
+                } else {
+                    0.0
+                }
+        })
         .sum();
-    let children = running.iter().filter(|process| with_children && process.parent == pid);
-    own + children.map(|child| ticks(child.pid, running, true)).sum::<f64>()
+    let children = running
+        .iter()
+        .filter(|process| with_children && process.parent == pid);
+    own + children
+        .map(|child| ticks(child.pid, running, true))
+        .sum::<f64>()
 }

@@ -33,30 +33,44 @@ pub async fn after_traffic(services: &Services, sessions: usize) -> anyhow::Resu
     let idle = settled_rss(stage.pid()).await? - empty;
     let mut figures = Figures::default();
     let mut set = |what, grown: f64| {
-        figures.set(format!("{what}, KiB"), WHO, grown / 1024.0 / sessions as f64);
+        figures.set(
+            format!("{what}, KiB"),
+            WHO,
+            grown / 1024.0 / sessions as f64,
+        );
         figures.set(what, WHO, grown / idle);
     };
 
     let books = Arc::new(Books::new(1, sessions));
     let reading = crowd.read(&books);
     let publisher = stage.publisher().await?.with_event_bytes(BROADCAST_BYTES);
-    publisher.publish_all("m", &books, 0..1, |_| "all".into()).await?;
+    publisher
+        .publish_all("m", &books, 0..1, |_| "all".into())
+        .await?;
     publisher.close().await;
     books.complete().await?;
     stage.settled().await?;
-    set(AFTER_BROADCAST, given_back(&stage, empty + idle).await? - empty);
+    set(
+        AFTER_BROADCAST,
+        given_back(&stage, empty + idle).await? - empty,
+    );
     drop(reading);
     stage.sessions_are(0).await?;
 
     let books = Arc::new(Books::new(WINDOW, WINDOW * sessions));
     let publisher = stage.publisher().await?;
-    publisher.publish_all("w", &books, 0..WINDOW, |_| "all".into()).await?;
+    publisher
+        .publish_all("w", &books, 0..WINDOW, |_| "all".into())
+        .await?;
     publisher.close().await;
     stage.stored(1 + WINDOW).await?;
     let _reading = stream_in(&stage.server, names(sessions), &books);
     books.complete().await?;
     stage.settled().await?;
-    set(AFTER_WINDOW, given_back(&stage, empty + idle).await? - empty);
+    set(
+        AFTER_WINDOW,
+        given_back(&stage, empty + idle).await? - empty,
+    );
     stage.balanced(1 + WINDOW).await?;
     stage.strike().await?;
     Ok(figures)

@@ -22,16 +22,26 @@ impl Peer<'_> {
     /// T.
     pub async fn throughput(&self, events: usize) -> anyhow::Result<Figures> {
         let books = Arc::new(Books::new(events, events));
-        let reading = Crowd::connect(self.server(), names(MERCHANTS)).await?.read(&books);
+        let reading = Crowd::connect(self.server(), names(MERCHANTS))
+            .await?
+            .read(&books);
         let publisher = self.publisher().await?;
         let processes = self.services.processes();
         let cpu = processes.cpu()?;
-        publisher.publish_all("t", &books, 0..events, |index| event::merchant(index % MERCHANTS)).await?;
+        publisher
+            .publish_all("t", &books, 0..events, |index| {
+                event::merchant(index % MERCHANTS)
+            })
+            .await?;
         books.complete().await?;
         let cpu = processes.cpu()?.since(&cpu);
         publisher.close().await;
         let mut figures = Figures::default();
-        figures.set("T events/s", self.who, events as f64 / books.elapsed().as_secs_f64());
+        figures.set(
+            "T events/s",
+            self.who,
+            events as f64 / books.elapsed().as_secs_f64(),
+        );
         figures.set_per_100k("T RabbitMQ CPU-s", self.who, cpu.of("RabbitMQ"), events);
         figures.set_per_100k("T all server CPU-s", self.who, cpu.of("RabbitMQ"), events);
         drop(reading);
@@ -43,10 +53,15 @@ impl Peer<'_> {
     pub async fn latency(&self, per_second: usize) -> anyhow::Result<Figures> {
         let events = open_loop_events(per_second);
         let books = Arc::new(Books::new(events, events));
-        let reading = Crowd::connect(self.server(), names(MERCHANTS)).await?.read(&books);
+        let reading = Crowd::connect(self.server(), names(MERCHANTS))
+            .await?
+            .read(&books);
         let to = |index: usize| event::merchant(index % MERCHANTS);
         let cpu = self.services.processes().cpu()?;
-        self.publisher().await?.publish_at("l".into(), books.clone(), events, per_second as f64, to).await?;
+        self.publisher()
+            .await?
+            .publish_at("l".into(), books.clone(), events, per_second as f64, to)
+            .await?;
         books.complete().await?;
         let cpu = self.services.processes().cpu()?.since(&cpu).of("RabbitMQ");
         let mut figures = Figures::default();
@@ -55,7 +70,12 @@ impl Peer<'_> {
             self.who,
             books.latencies_ms(|index| is_warm(index, per_second)),
         );
-        figures.set_per_100k(format!("L {per_second}/s, RabbitMQ CPU-s"), self.who, cpu, events);
+        figures.set_per_100k(
+            format!("L {per_second}/s, RabbitMQ CPU-s"),
+            self.who,
+            cpu,
+            events,
+        );
         drop(reading);
         self.forget(MERCHANTS).await?;
         Ok(figures)
@@ -67,7 +87,11 @@ impl Peer<'_> {
         drop(Crowd::connect(self.server(), names(MERCHANTS)).await?);
         let books = Arc::new(Books::new(events, events));
         let publisher = self.publisher().await?;
-        publisher.publish_all("r", &books, 0..events, |index| event::merchant(index % MERCHANTS)).await?;
+        publisher
+            .publish_all("r", &books, 0..events, |index| {
+                event::merchant(index % MERCHANTS)
+            })
+            .await?;
         publisher.close().await;
         let processes = self.services.processes();
         let (cpu, begun) = (processes.cpu()?, Instant::now());
@@ -75,7 +99,11 @@ impl Peer<'_> {
         books.complete().await?;
         let cpu = processes.cpu()?.since(&cpu);
         let mut figures = Figures::default();
-        figures.set("R events/s", self.who, events as f64 / books.elapsed_since(begun).as_secs_f64());
+        figures.set(
+            "R events/s",
+            self.who,
+            events as f64 / books.elapsed_since(begun).as_secs_f64(),
+        );
         figures.set_per_100k("R all server CPU-s", self.who, cpu.of("RabbitMQ"), events);
         drop(reading);
         self.forget(MERCHANTS).await?;
@@ -88,9 +116,17 @@ impl Peer<'_> {
         let begun = Instant::now();
         let crowd = Crowd::connect(self.server(), names(connections)).await?;
         let mut figures = Figures::default();
-        figures.set("C connects/s", self.who, connections as f64 / begun.elapsed().as_secs_f64());
+        figures.set(
+            "C connects/s",
+            self.who,
+            connections as f64 / begun.elapsed().as_secs_f64(),
+        );
         let grown = settled_rss(self.services.rabbitmq()).await? - rss;
-        figures.set("C KiB a connection", self.who, grown / 1024.0 / connections as f64);
+        figures.set(
+            "C KiB a connection",
+            self.who,
+            grown / 1024.0 / connections as f64,
+        );
         drop(crowd);
         self.forget(connections).await?;
         Ok(figures)
@@ -114,6 +150,8 @@ impl Peer<'_> {
             Who::WebStomp => format!("stomp-{name}"),
             _ => format!("mqtt-subscription-{name}qos1"),
         };
-        self.services.delete_queues(names(clients).into_iter().map(queue)).await
+        self.services
+            .delete_queues(names(clients).into_iter().map(queue))
+            .await
     }
 }

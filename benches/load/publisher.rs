@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use futures_util::FutureExt;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
-use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, PublisherConfirm};
+use lapin::{
+    BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, PublisherConfirm,
+};
 use tokio::runtime::Handle;
 
 use crate::books::Books;
@@ -39,13 +41,23 @@ impl Publisher {
     pub async fn connect(amqp_url: &str, target: Target) -> anyhow::Result<Self> {
         let connection = Connection::connect(amqp_url, ConnectionProperties::default()).await?;
         let channel = connection.create_channel().await?;
-        channel.confirm_select(ConfirmSelectOptions::default()).await?;
-        Ok(Self { connection, channel, target, event_bytes: event::BYTES })
+        channel
+            .confirm_select(ConfirmSelectOptions::default())
+            .await?;
+        Ok(Self {
+            connection,
+            channel,
+            target,
+            event_bytes: event::BYTES,
+        })
     }
 
     /// The same with events of another size.
     pub fn with_event_bytes(self, event_bytes: usize) -> Self {
-        Self { event_bytes, ..self }
+        Self {
+            event_bytes,
+            ..self
+        }
     }
 
     /// Publishes these events as fast as RabbitMQ confirms them; `recipient` says to whom each goes.
@@ -90,7 +102,9 @@ impl Publisher {
                     std::thread::sleep(due.saturating_duration_since(Instant::now()));
                     books.publish_due(index, due);
                     unconfirmed.push_back(self.publish(&run, index, &recipient(index)).await?);
-                    while let Some(confirmed) = unconfirmed.front_mut().and_then(FutureExt::now_or_never) {
+                    while let Some(confirmed) =
+                        unconfirmed.front_mut().and_then(FutureExt::now_or_never)
+                    {
                         unconfirmed.pop_front();
                         accept(confirmed?)?;
                     }
@@ -109,17 +123,32 @@ impl Publisher {
         let _ = self.connection.close(200, "goodbye".into()).await;
     }
 
-    async fn publish(&self, run: &str, index: usize, recipient: &str) -> anyhow::Result<PublisherConfirm> {
+    async fn publish(
+        &self,
+        run: &str,
+        index: usize,
+        recipient: &str,
+    ) -> anyhow::Result<PublisherConfirm> {
         let (exchange, routing_key) = match &self.target {
             Target::Events(exchange) => (exchange.as_str(), "order.created"),
             Target::Topics => ("amq.topic", recipient),
             Target::Queue(queue) => ("", queue.as_str()),
         };
-        let properties =
-            BasicProperties::default().with_delivery_mode(2).with_content_type("application/cloudevents+json".into());
-        let options = BasicPublishOptions { mandatory: true, ..Default::default() };
+        let properties = BasicProperties::default()
+            .with_delivery_mode(2)
+            .with_content_type("application/cloudevents+json".into());
+        let options = BasicPublishOptions {
+            mandatory: true,
+            ..Default::default()
+        };
         let body = event::order_of(self.event_bytes, run, index, recipient);
-        let publishing = self.channel.basic_publish(exchange.into(), routing_key.into(), options, &body, properties);
+        let publishing = self.channel.basic_publish(
+            exchange.into(),
+            routing_key.into(),
+            options,
+            &body,
+            properties,
+        );
         publishing.await.context("could not publish")
     }
 }
@@ -129,6 +158,9 @@ async fn check(confirm: PublisherConfirm) -> anyhow::Result<()> {
 }
 
 fn accept(confirmation: Confirmation) -> anyhow::Result<()> {
-    ensure!(matches!(confirmation, Confirmation::Ack(None)), "RabbitMQ did not confirm an event: {confirmation:?}");
+    ensure!(
+        matches!(confirmation, Confirmation::Ack(None)),
+        "RabbitMQ did not confirm an event: {confirmation:?}"
+    );
     Ok(())
 }

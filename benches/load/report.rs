@@ -56,7 +56,10 @@ impl Figures {
 
     /// One line for people who wait.
     pub fn line(&self) -> String {
-        let figures = self.0.iter().map(|(what, who, value)| format!("{what} [{who:?}]: {}", number(*value)));
+        let figures = self
+            .0
+            .iter()
+            .map(|(what, who, value)| format!("{what} [{who:?}]: {}", number(*value)));
         figures.collect::<Vec<_>>().join(" | ")
     }
 }
@@ -92,16 +95,32 @@ impl Report {
     pub fn of(machine: String, rounds: usize, measured: Vec<Figures>) -> Self {
         let mut rows: Vec<Row> = Vec::new();
         for (what, who, value) in measured.into_iter().flat_map(|figures| figures.0) {
-            let place = rows.iter().position(|row| row.what == what).unwrap_or_else(|| {
-                rows.push(Row { what, medians: BTreeMap::new(), all: BTreeMap::new() });
-                rows.len() - 1
-            });
+            let place = rows
+                .iter()
+                .position(|row| row.what == what)
+                .unwrap_or_else(|| {
+                    rows.push(Row {
+                        what,
+                        medians: BTreeMap::new(),
+                        all: BTreeMap::new(),
+                    });
+                    rows.len() - 1
+                });
             rows[place].all.entry(who).or_default().push(value);
         }
         for row in &mut rows {
-            row.medians = row.all.iter().map(|(who, values)| (*who, median(values))).collect();
+            row.medians = row
+                .all
+                .iter()
+                .map(|(who, values)| (*who, median(values)))
+                .collect();
         }
-        let mut report = Self { machine, rounds, rows, goals: vec![] };
+        let mut report = Self {
+            machine,
+            rounds,
+            rows,
+            goals: vec![],
+        };
         report.goals = report.judge();
         report
     }
@@ -110,37 +129,60 @@ impl Report {
     pub fn table(&self) -> String {
         let mut table = format!("{}; medians of {}\n\n| |", self.machine, self.rounds);
         // Writing to a string cannot fail.
-        Who::ALL.iter().for_each(|(_, title)| _ = write!(table, " {title} |"));
+        Who::ALL
+            .iter()
+            .for_each(|(_, title)| _ = write!(table, " {title} |"));
         table.push_str("\n|---|---|---|---|---|\n");
         for row in &self.rows {
             let _ = write!(table, "| {} |", row.what);
             for (who, _) in Who::ALL {
-                let _ = write!(table, " {} |", row.medians.get(&who).map_or(String::new(), |value| number(*value)));
+                let _ = write!(
+                    table,
+                    " {} |",
+                    row.medians
+                        .get(&who)
+                        .map_or(String::new(), |value| number(*value))
+                );
             }
             table.push('\n');
         }
         table.push_str("\n| goal | measured | |\n|---|---|---|\n");
-        for Goal { goal, value, met, .. } in &self.goals {
+        for Goal {
+            goal, value, met, ..
+        } in &self.goals
+        {
             let verdict = match met {
                 Some(true) => "met",
                 Some(false) => "**not met**",
                 None => "not measured",
             };
-            let _ = writeln!(table, "| {goal} | {} | {verdict} |", value.map_or(String::new(), number));
+            let _ = writeln!(
+                table,
+                "| {goal} | {} | {verdict} |",
+                value.map_or(String::new(), number)
+            );
         }
         table
     }
 
     /// Fails unless all that the run must reach was reached, or not measured.
     pub fn required_goals_are_met(&self) -> anyhow::Result<()> {
-        let missed = self.goals.iter().filter(|goal| goal.required && goal.met == Some(false));
+        let missed = self
+            .goals
+            .iter()
+            .filter(|goal| goal.required && goal.met == Some(false));
         let missed: Vec<_> = missed.map(|goal| goal.goal).collect();
         ensure!(missed.is_empty(), "not met: {}", missed.join("; "));
         Ok(())
     }
 
     fn median(&self, what: &str, who: Who) -> Option<f64> {
-        self.rows.iter().find(|row| row.what == what)?.medians.get(&who).copied()
+        self.rows
+            .iter()
+            .find(|row| row.what == what)?
+            .medians
+            .get(&who)
+            .copied()
     }
 
     /// Every goal, also where this run measured none of its figures: what is missing is seen.
@@ -149,9 +191,16 @@ impl Report {
         let figure = |what: &str, who| self.median(what, who);
         let ratio = |what, other| Some(figure(what, Shopbell)? / figure(what, other)?);
         let parts_alone = |rabbitmq: &str| {
-            let others = ["lapin consumer, CPU-s", "Postgres append, CPU-s", "WebSocket push one at a time, CPU-s"];
+            let others = [
+                "lapin consumer, CPU-s",
+                "Postgres append, CPU-s",
+                "WebSocket push one at a time, CPU-s",
+            ];
             let parts = [rabbitmq].into_iter().chain(others);
-            Some(figure("T all server CPU-s", Shopbell)? / parts.map(|part| figure(part, Floor)).sum::<Option<f64>>()?)
+            Some(
+                figure("T all server CPU-s", Shopbell)?
+                    / parts.map(|part| figure(part, Floor)).sum::<Option<f64>>()?,
+            )
         };
         let over = |what, other| Some(figure(what, Shopbell)? / figure(other, Shopbell)?);
         let flat = |what: &str| {
@@ -170,11 +219,22 @@ impl Report {
             met: value.map(|value| value <= bound),
             required: false,
         };
-        let required = |goal: Goal| Goal { required: true, ..goal };
+        let required = |goal: Goal| Goal {
+            required: true,
+            ..goal
+        };
         let (t_cpu, l_500) = ("T all server CPU-s", "L 500/s, p99 ms");
         vec![
-            at_least("T: at least 3 x Web MQTT's events/s", ratio("T events/s", WebMqtt), 3.0),
-            at_most("T: at most 0.4 x Web MQTT's server CPU", ratio(t_cpu, WebMqtt), 0.4),
+            at_least(
+                "T: at least 3 x Web MQTT's events/s",
+                ratio("T events/s", WebMqtt),
+                3.0,
+            ),
+            at_most(
+                "T: at most 0.4 x Web MQTT's server CPU",
+                ratio(t_cpu, WebMqtt),
+                0.4,
+            ),
             at_most(
                 "T: all server CPU at most 1.5 x the parts alone",
                 parts_alone("RabbitMQ publish + consume, CPU-s"),
@@ -185,16 +245,56 @@ impl Report {
                 parts_alone("RabbitMQ publish + consume, topic exchange, CPU-s"),
                 1.5,
             ),
-            at_most("T: Shopbell itself at most 3 CPU-s per 100,000", figure("T Shopbell CPU-s", Shopbell), 3.0),
-            at_most("T: peak memory of Shopbell below 100 MB", figure("T peak RSS, MB", Shopbell), 100.0),
-            at_most("L: p50 at 500/s at most 1.0 ms", figure("L 500/s, p50 ms", Shopbell), 1.0),
-            at_most("L: p99 at 500/s at most 2.5 ms", figure(l_500, Shopbell), 2.5),
-            at_most("L: p50 at 500/s at most 2 x Web MQTT's", ratio("L 500/s, p50 ms", WebMqtt), 2.0),
-            at_most("L: p99 at 500/s at most 2 x Web MQTT's", ratio(l_500, WebMqtt), 2.0),
-            at_most("L: p99 at 2,000/s under 3 x that at 500/s", over("L 2000/s, p99 ms", l_500), 3.0),
-            at_least("R: at least 4 x Web STOMP's events/s", ratio("R events/s", WebStomp), 4.0),
-            at_least("R: at least 50 sessions and pages a query", figure("R pages a query", Shopbell), 50.0),
-            at_most("C: at most 12 KiB an idle connection", figure("C KiB a connection", Shopbell), 12.0),
+            at_most(
+                "T: Shopbell itself at most 3 CPU-s per 100,000",
+                figure("T Shopbell CPU-s", Shopbell),
+                3.0,
+            ),
+            at_most(
+                "T: peak memory of Shopbell below 100 MB",
+                figure("T peak RSS, MB", Shopbell),
+                100.0,
+            ),
+            at_most(
+                "L: p50 at 500/s at most 1.0 ms",
+                figure("L 500/s, p50 ms", Shopbell),
+                1.0,
+            ),
+            at_most(
+                "L: p99 at 500/s at most 2.5 ms",
+                figure(l_500, Shopbell),
+                2.5,
+            ),
+            at_most(
+                "L: p50 at 500/s at most 2 x Web MQTT's",
+                ratio("L 500/s, p50 ms", WebMqtt),
+                2.0,
+            ),
+            at_most(
+                "L: p99 at 500/s at most 2 x Web MQTT's",
+                ratio(l_500, WebMqtt),
+                2.0,
+            ),
+            at_most(
+                "L: p99 at 2,000/s under 3 x that at 500/s",
+                over("L 2000/s, p99 ms", l_500),
+                3.0,
+            ),
+            at_least(
+                "R: at least 4 x Web STOMP's events/s",
+                ratio("R events/s", WebStomp),
+                4.0,
+            ),
+            at_least(
+                "R: at least 50 sessions and pages a query",
+                figure("R pages a query", Shopbell),
+                50.0,
+            ),
+            at_most(
+                "C: at most 12 KiB an idle connection",
+                figure("C KiB a connection", Shopbell),
+                12.0,
+            ),
             required(at_most(
                 "C: at most 1.3 x the idle memory within 10 s of a broadcast of 64 KiB",
                 figure(memory::AFTER_BROADCAST, Shopbell),
@@ -205,15 +305,31 @@ impl Report {
                 figure(memory::AFTER_WINDOW, Shopbell),
                 1.3,
             )),
-            at_least("C: at least 3,000 connects/s", figure("C connects/s", Shopbell), 3_000.0),
+            at_least(
+                "C: at least 3,000 connects/s",
+                figure("C connects/s", Shopbell),
+                3_000.0,
+            ),
             at_most(
                 "H: a hot merchant slows the others' p99 by less than 2 x",
                 over("H others, p99 ms", "L 2000/s, p99 ms"),
                 2.0,
             ),
-            at_most("B: a broadcast reaches 10,000 sessions within 1 s", figure("B seconds to all", Shopbell), 1.0),
-            at_most("S: cost of T flat within 15 %, 1,000 recipients", flat("1,000 recipients, T server CPU-s"), 1.15),
-            at_most("S: cost of R flat within 15 %, 1,000 recipients", flat("1,000 recipients, R server CPU-s"), 1.15),
+            at_most(
+                "B: a broadcast reaches 10,000 sessions within 1 s",
+                figure("B seconds to all", Shopbell),
+                1.0,
+            ),
+            at_most(
+                "S: cost of T flat within 15 %, 1,000 recipients",
+                flat("1,000 recipients, T server CPU-s"),
+                1.15,
+            ),
+            at_most(
+                "S: cost of R flat within 15 %, 1,000 recipients",
+                flat("1,000 recipients, R server CPU-s"),
+                1.15,
+            ),
             at_most(
                 "S: cost of T flat within 15 %, 10,000 recipients",
                 flat("10,000 recipients, T server CPU-s"),
@@ -241,7 +357,11 @@ fn number(value: f64) -> String {
             let digits = format!("{value:.0}");
             let (head, tail) = digits.split_at(digits.len() - 3);
             match head.len() {
-                4.. => format!("{},{},{tail}", &head[..head.len() - 3], &head[head.len() - 3..]),
+                4.. => format!(
+                    "{},{},{tail}",
+                    &head[..head.len() - 3],
+                    &head[head.len() - 3..]
+                ),
                 _ => format!("{head},{tail}"),
             }
         }

@@ -12,7 +12,11 @@ use crate::services::Services;
 use crate::stage::Stage;
 
 const RECIPIENTS: [(usize, &str); 2] = [(1_000, "1,000"), (10_000, "10,000")];
-const STORED: [(usize, &str); 3] = [(10_000, "10,000"), (100_000, "100,000"), (1_000_000, "1,000,000")];
+const STORED: [(usize, &str); 3] = [
+    (10_000, "10,000"),
+    (100_000, "100,000"),
+    (1_000_000, "1,000,000"),
+];
 const WHO: Who = Who::Shopbell;
 
 /// T and R in each cell. The plans of the last one go to `output`.
@@ -26,18 +30,39 @@ pub async fn all(services: &Services, events: usize, output: &Path) -> anyhow::R
             let t = publish_to_connected(&stage, "t", events, recipients).await?;
             let r = replay_backlog(&stage, "r", events, recipients).await?;
             let cell = format!("S {stored_title} stored, {recipients_title} recipients");
-            figures.set(format!("{cell}, T events/s"), WHO, events as f64 / t.elapsed.as_secs_f64());
+            figures.set(
+                format!("{cell}, T events/s"),
+                WHO,
+                events as f64 / t.elapsed.as_secs_f64(),
+            );
             figures.set_per_100k(format!("{cell}, T server CPU-s"), WHO, t.cpu.sum(), events);
-            figures.set_per_100k(format!("{cell}, T Postgres CPU-s"), WHO, t.cpu.of("Postgres"), events);
-            figures.set(format!("{cell}, R events/s"), WHO, events as f64 / r.elapsed.as_secs_f64());
+            figures.set_per_100k(
+                format!("{cell}, T Postgres CPU-s"),
+                WHO,
+                t.cpu.of("Postgres"),
+                events,
+            );
+            figures.set(
+                format!("{cell}, R events/s"),
+                WHO,
+                events as f64 / r.elapsed.as_secs_f64(),
+            );
             figures.set_per_100k(format!("{cell}, R server CPU-s"), WHO, r.cpu.sum(), events);
-            figures.set_per_100k(format!("{cell}, R Postgres CPU-s"), WHO, r.cpu.of("Postgres"), events);
+            figures.set_per_100k(
+                format!("{cell}, R Postgres CPU-s"),
+                WHO,
+                r.cpu.of("Postgres"),
+                events,
+            );
             if (stored, recipients) == (1_000_000, 10_000) {
                 std::fs::write(output.join("plans.txt"), plans(&stage).await?)?;
             }
             end_connections(&stage).await?;
             let scans = sequential_scans(&stage).await? - scans;
-            ensure!(scans == 0, "{cell}: notifications were scanned as a whole {scans} times");
+            ensure!(
+                scans == 0,
+                "{cell}: notifications were scanned as a whole {scans} times"
+            );
             stage.strike().await?;
         }
     }
@@ -47,8 +72,10 @@ pub async fn all(services: &Services, events: usize, output: &Path) -> anyhow::R
 /// So many notifications, all delivered long ago, evenly over the recipients.
 async fn store_before(stage: &Stage<'_>, stored: usize, recipients: usize) -> anyhow::Result<()> {
     let data = String::from_utf8(event::order("b", 0, "merchant"))?;
-    let data =
-        data.split_once(r#""data":"#).and_then(|(_, data)| data.strip_suffix('}')).context("an event has data")?;
+    let data = data
+        .split_once(r#""data":"#)
+        .and_then(|(_, data)| data.strip_suffix('}'))
+        .context("an event has data")?;
     let each = stored / recipients;
     let statements = [
         format!(
@@ -66,7 +93,9 @@ async fn store_before(stage: &Stage<'_>, stored: usize, recipients: usize) -> an
         "checkpoint".to_owned(),
     ];
     for statement in statements {
-        sqlx::raw_sql(AssertSqlSafe(statement)).execute(&stage.pool).await?;
+        sqlx::raw_sql(AssertSqlSafe(statement))
+            .execute(&stage.pool)
+            .await?;
     }
     Ok(())
 }
@@ -77,7 +106,10 @@ async fn end_connections(stage: &Stage<'_>) -> anyhow::Result<()> {
     const PATIENCE_MS: i64 = 10_000;
     let end = "select coalesce(bool_and(pg_terminate_backend(pid, $1)), true) from pg_stat_activity
                where datname = current_database() and backend_type = 'client backend' and pid <> pg_backend_pid()";
-    let ended: bool = sqlx::query_scalar(end).bind(PATIENCE_MS).fetch_one(&stage.pool).await?;
+    let ended: bool = sqlx::query_scalar(end)
+        .bind(PATIENCE_MS)
+        .fetch_one(&stage.pool)
+        .await?;
     ensure!(ended, "a connection to Postgres does not end");
     Ok(())
 }
@@ -98,7 +130,10 @@ async fn plans(stage: &Stage<'_>) -> anyhow::Result<String> {
     stage.services.explain(false).await?;
     let plans = stage.services.explained()?;
     for table in ["notifications", "cursors"] {
-        ensure!(!plans.contains(&format!("Seq Scan on {table}")), "a statement reads {table} as a whole:\n{plans}");
+        ensure!(
+            !plans.contains(&format!("Seq Scan on {table}")),
+            "a statement reads {table} as a whole:\n{plans}"
+        );
     }
     Ok(plans)
 }

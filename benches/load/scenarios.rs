@@ -49,8 +49,17 @@ pub async fn throughput(services: &Services, events: usize) -> anyhow::Result<Fi
         figures.set_per_100k(format!("T {process} CPU-s"), WHO, seconds, events);
     }
     figures.set_per_100k("T all server CPU-s", WHO, run.cpu.sum(), events);
-    figures.set_per_100k("T publisher and clients CPU-s", WHO, own_cpu_seconds()? - own, events);
-    figures.set("T peak RSS, MB", WHO, peak_rss_bytes(stage.pid())? / MEGABYTE);
+    figures.set_per_100k(
+        "T publisher and clients CPU-s",
+        WHO,
+        own_cpu_seconds()? - own,
+        events,
+    );
+    figures.set(
+        "T peak RSS, MB",
+        WHO,
+        peak_rss_bytes(stage.pid())? / MEGABYTE,
+    );
     stage.strike().await?;
     Ok(figures)
 }
@@ -69,16 +78,25 @@ pub async fn publish_to_connected(
     merchants: usize,
 ) -> anyhow::Result<Run> {
     let books = Arc::new(Books::new(events, events));
-    let _reading = Crowd::connect(&stage.server, names(merchants)).await?.read(&books);
+    let _reading = Crowd::connect(&stage.server, names(merchants))
+        .await?
+        .read(&books);
     let publisher = stage.publisher().await?;
     let cpu = stage.processes().cpu()?;
-    publisher.publish_all(run, &books, 0..events, |index| event::merchant(index % merchants)).await?;
+    publisher
+        .publish_all(run, &books, 0..events, |index| {
+            event::merchant(index % merchants)
+        })
+        .await?;
     books.complete().await?;
     stage.settled().await?;
     let cpu = stage.processes().cpu()?.since(&cpu);
     books.no_fault()?;
     publisher.close().await;
-    Ok(Run { elapsed: books.elapsed(), cpu })
+    Ok(Run {
+        elapsed: books.elapsed(),
+        cpu,
+    })
 }
 
 /// L: an open loop, from publish to receipt.
@@ -86,17 +104,32 @@ pub async fn latency(services: &Services, per_second: usize) -> anyhow::Result<F
     let stage = Stage::set(services).await?;
     let events = open_loop_events(per_second);
     let books = Arc::new(Books::new(events, events));
-    let _reading = Crowd::connect(&stage.server, names(MERCHANTS)).await?.read(&books);
+    let _reading = Crowd::connect(&stage.server, names(MERCHANTS))
+        .await?
+        .read(&books);
     let to = |index: usize| event::merchant(index % MERCHANTS);
     let cpu = stage.processes().cpu()?;
-    stage.publisher().await?.publish_at("l".into(), books.clone(), events, per_second as f64, to).await?;
+    stage
+        .publisher()
+        .await?
+        .publish_at("l".into(), books.clone(), events, per_second as f64, to)
+        .await?;
     books.complete().await?;
     let cpu = stage.processes().cpu()?.since(&cpu);
     stage.balanced(events).await?;
     let mut figures = Figures::default();
-    figures.set_latencies(&format!("L {per_second}/s"), WHO, books.latencies_ms(|index| is_warm(index, per_second)));
+    figures.set_latencies(
+        &format!("L {per_second}/s"),
+        WHO,
+        books.latencies_ms(|index| is_warm(index, per_second)),
+    );
     for (process, seconds) in cpu.each() {
-        figures.set_per_100k(format!("L {per_second}/s, {process} CPU-s"), WHO, seconds, events);
+        figures.set_per_100k(
+            format!("L {per_second}/s, {process} CPU-s"),
+            WHO,
+            seconds,
+            events,
+        );
     }
     stage.strike().await?;
     Ok(figures)
@@ -108,14 +141,30 @@ pub async fn hot(services: &Services) -> anyhow::Result<Figures> {
     let stage = Stage::set(services).await?;
     let events = open_loop_events(PER_SECOND);
     let books = Arc::new(Books::new(events, events));
-    let _reading = Crowd::connect(&stage.server, names(MERCHANTS)).await?.read(&books);
+    let _reading = Crowd::connect(&stage.server, names(MERCHANTS))
+        .await?
+        .read(&books);
     let is_hot = |index: usize| index.is_multiple_of(2);
-    let to = move |index: usize| event::merchant(if is_hot(index) { 0 } else { 1 + index / 2 % (MERCHANTS - 1) });
-    stage.publisher().await?.publish_at("h".into(), books.clone(), events, PER_SECOND as f64, to).await?;
+    let to = move |index: usize| {
+        event::merchant(if is_hot(index) {
+            0
+        } else {
+            1 + index / 2 % (MERCHANTS - 1)
+        })
+    };
+    stage
+        .publisher()
+        .await?
+        .publish_at("h".into(), books.clone(), events, PER_SECOND as f64, to)
+        .await?;
     books.complete().await?;
     stage.balanced(events).await?;
     let mut figures = Figures::default();
-    figures.set_latencies("H others", WHO, books.latencies_ms(|index| is_warm(index, PER_SECOND) && !is_hot(index)));
+    figures.set_latencies(
+        "H others",
+        WHO,
+        books.latencies_ms(|index| is_warm(index, PER_SECOND) && !is_hot(index)),
+    );
     figures.set_latencies(
         "H hot merchant",
         WHO,
@@ -138,18 +187,35 @@ pub async fn replay(services: &Services, events: usize) -> anyhow::Result<Figure
     figures.set_per_100k("R all server CPU-s", WHO, run.cpu.sum(), events);
     let (pages, queries) = ("shopbell_pages_read_total", "shopbell_page_queries_total");
     figures.set("R pages", WHO, stage.metric(pages).await?);
-    figures.set("R pages a query", WHO, stage.metric(pages).await? / stage.metric(queries).await?);
-    figures.set("R peak RSS, MB", WHO, peak_rss_bytes(stage.pid())? / MEGABYTE);
+    figures.set(
+        "R pages a query",
+        WHO,
+        stage.metric(pages).await? / stage.metric(queries).await?,
+    );
+    figures.set(
+        "R peak RSS, MB",
+        WHO,
+        peak_rss_bytes(stage.pid())? / MEGABYTE,
+    );
     stage.strike().await?;
     Ok(figures)
 }
 
 /// Publishes while nobody is there, then lets all merchants in at once.
-pub async fn replay_backlog(stage: &Stage<'_>, run: &str, events: usize, merchants: usize) -> anyhow::Result<Run> {
+pub async fn replay_backlog(
+    stage: &Stage<'_>,
+    run: &str,
+    events: usize,
+    merchants: usize,
+) -> anyhow::Result<Run> {
     let stored_before = stage.metric("shopbell_events_stored_total").await? as usize;
     let books = Arc::new(Books::new(events, events));
     let publisher = stage.publisher().await?;
-    publisher.publish_all(run, &books, 0..events, |index| event::merchant(index % merchants)).await?;
+    publisher
+        .publish_all(run, &books, 0..events, |index| {
+            event::merchant(index % merchants)
+        })
+        .await?;
     publisher.close().await;
     stage.stored(stored_before + events).await?;
     reset_peak_rss(stage.pid())?;
@@ -159,7 +225,10 @@ pub async fn replay_backlog(stage: &Stage<'_>, run: &str, events: usize, merchan
     stage.settled().await?;
     let cpu = stage.processes().cpu()?.since(&cpu);
     books.no_fault()?;
-    Ok(Run { elapsed: books.elapsed_since(begun), cpu })
+    Ok(Run {
+        elapsed: books.elapsed_since(begun),
+        cpu,
+    })
 }
 
 /// C: idle connections, then an event to each. B: then one to everybody.
@@ -169,23 +238,45 @@ pub async fn idle(services: &Services, connections: usize) -> anyhow::Result<Fig
     let (cpu, begun) = (stage.processes().cpu()?, Instant::now());
     let crowd = Crowd::connect(&stage.server, names(connections)).await?;
     let mut figures = Figures::default();
-    figures.set("C connects/s", WHO, connections as f64 / begun.elapsed().as_secs_f64());
+    figures.set(
+        "C connects/s",
+        WHO,
+        connections as f64 / begun.elapsed().as_secs_f64(),
+    );
     let connecting = stage.processes().cpu()?.since(&cpu).sum() * 10_000.0 / connections as f64;
     figures.set("C server CPU-s per 10,000 connects", WHO, connecting);
-    figures.set("C KiB a connection", WHO, (settled_rss(stage.pid()).await? - rss) / 1024.0 / connections as f64);
+    figures.set(
+        "C KiB a connection",
+        WHO,
+        (settled_rss(stage.pid()).await? - rss) / 1024.0 / connections as f64,
+    );
 
     let books = Arc::new(Books::new(connections + 1, 2 * connections));
     let _reading = crowd.read(&books);
     let publisher = stage.publisher().await?;
     let begun = Instant::now();
-    publisher.publish_all("c", &books, 0..connections, event::merchant).await?;
+    publisher
+        .publish_all("c", &books, 0..connections, event::merchant)
+        .await?;
     books.reach(connections).await?;
-    figures.set("C seconds until each has one event", WHO, books.elapsed_since(begun).as_secs_f64());
+    figures.set(
+        "C seconds until each has one event",
+        WHO,
+        books.elapsed_since(begun).as_secs_f64(),
+    );
 
     let begun = Instant::now();
-    publisher.publish_all("c", &books, connections..connections + 1, |_| event::EVERYONE.into()).await?;
+    publisher
+        .publish_all("c", &books, connections..connections + 1, |_| {
+            event::EVERYONE.into()
+        })
+        .await?;
     books.complete().await?;
-    figures.set("B seconds to all", WHO, books.elapsed_since(begun).as_secs_f64());
+    figures.set(
+        "B seconds to all",
+        WHO,
+        books.elapsed_since(begun).as_secs_f64(),
+    );
     stage.balanced(connections + 1).await?;
     publisher.close().await;
     stage.strike().await?;

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, ensure};
-use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions};
+use lapin::options::{
+    ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
+};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::uri::AMQPUri;
 use lapin::{Channel, Connection, ConnectionProperties, ExchangeKind};
@@ -40,8 +42,11 @@ impl Services {
         std::fs::write(place.join("10-peers.conf"), settings)?;
         let printed = scripts_services(&["up"])?;
         let url = |name: &str| {
-            let line = printed.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
-            line.map(str::to_owned).with_context(|| format!("scripts/services up printed no {name}"))
+            let line = printed
+                .lines()
+                .find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+            line.map(str::to_owned)
+                .with_context(|| format!("scripts/services up printed no {name}"))
         };
         let (database_url, amqp_url) = (url("DATABASE_URL")?, url("AMQP_URL")?);
         let status = scripts_services(&["status"])?;
@@ -52,13 +57,28 @@ impl Services {
         };
         // To be switched on later, for sessions that exist by then.
         let mut connection = PgConnection::connect(&database_url).await?;
-        sqlx::query("alter system set session_preload_libraries = 'auto_explain'").execute(&mut connection).await?;
-        sqlx::query("select pg_reload_conf()").execute(&mut connection).await?;
+        sqlx::query("alter system set session_preload_libraries = 'auto_explain'")
+            .execute(&mut connection)
+            .await?;
+        sqlx::query("select pg_reload_conf()")
+            .execute(&mut connection)
+            .await?;
         let uri: AMQPUri = amqp_url.parse().map_err(anyhow::Error::msg)?;
-        let (user, password) = (uri.authority.userinfo.username, uri.authority.userinfo.password);
+        let (user, password) = (
+            uri.authority.userinfo.username,
+            uri.authority.userinfo.password,
+        );
         Ok(Self {
-            web_mqtt: Server::WebMqtt { port: mqtt_port, user: user.clone(), password: password.clone() },
-            web_stomp: Server::WebStomp { port: stomp_port, user, password },
+            web_mqtt: Server::WebMqtt {
+                port: mqtt_port,
+                user: user.clone(),
+                password: password.clone(),
+            },
+            web_stomp: Server::WebStomp {
+                port: stomp_port,
+                user,
+                password,
+            },
             rabbitmq: pid("rabbitmq")?,
             postgres: pid("postgres")?,
             database_url,
@@ -68,7 +88,9 @@ impl Services {
 
     /// Their processes.
     pub fn processes(&self) -> Processes {
-        Processes::default().with("RabbitMQ", self.rabbitmq).with("Postgres", self.postgres)
+        Processes::default()
+            .with("RabbitMQ", self.rabbitmq)
+            .with("Postgres", self.postgres)
     }
 
     /// RabbitMQ's process id.
@@ -87,14 +109,20 @@ impl Services {
     /// Makes an empty database.
     pub async fn create_database(&self, database: &str) -> anyhow::Result<()> {
         let mut connection = PgConnection::connect(&self.database_url).await?;
-        sqlx::query(AssertSqlSafe(format!("create database {database}"))).execute(&mut connection).await?;
+        sqlx::query(AssertSqlSafe(format!("create database {database}")))
+            .execute(&mut connection)
+            .await?;
         Ok(())
     }
 
     /// Deletes it, whoever is connected, and lets Postgres write what it has in memory: the next run begins in peace.
     pub async fn drop_database(&self, database: &str) -> anyhow::Result<()> {
         let mut connection = PgConnection::connect(&self.database_url).await?;
-        sqlx::query(AssertSqlSafe(format!("drop database {database} with (force)"))).execute(&mut connection).await?;
+        sqlx::query(AssertSqlSafe(format!(
+            "drop database {database} with (force)"
+        )))
+        .execute(&mut connection)
+        .await?;
         sqlx::query("checkpoint").execute(&mut connection).await?;
         Ok(())
     }
@@ -105,11 +133,16 @@ impl Services {
         // In this session too, for Postgres to know the names.
         for statement in [
             "load 'auto_explain'".to_owned(),
-            format!("alter system set auto_explain.log_min_duration = {}", if on { 0 } else { -1 }),
+            format!(
+                "alter system set auto_explain.log_min_duration = {}",
+                if on { 0 } else { -1 }
+            ),
             "alter system set auto_explain.log_nested_statements = on".to_owned(),
             "select pg_reload_conf()".to_owned(),
         ] {
-            sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut connection).await?;
+            sqlx::raw_sql(AssertSqlSafe(statement))
+                .execute(&mut connection)
+                .await?;
         }
         Ok(())
     }
@@ -119,26 +152,38 @@ impl Services {
         let log = std::fs::read_to_string(directory().join("log/postgres.out"))?;
         let entries = log.split("  plan:\n").skip(1).filter_map(|entry| {
             // An entry's lines begin with a tab; the next entry's first line does not.
-            let lines: Vec<&str> = entry.lines().take_while(|line| line.starts_with('\t')).collect();
+            let lines: Vec<&str> = entry
+                .lines()
+                .take_while(|line| line.starts_with('\t'))
+                .collect();
             let plan = lines.iter().position(|line| line.contains("(cost="))?;
             Some((lines[..plan].join("\n"), lines[plan..].join("\n")))
         });
         let last: std::collections::BTreeMap<String, String> = entries.collect();
-        Ok(last.into_iter().map(|(statement, plan)| format!("{statement}\n\n{plan}\n\n")).collect())
+        Ok(last
+            .into_iter()
+            .map(|(statement, plan)| format!("{statement}\n\n{plan}\n\n"))
+            .collect())
     }
 
     /// A channel of its own.
     pub async fn channel(&self) -> anyhow::Result<(Connection, Channel)> {
-        let connection = Connection::connect(&self.amqp_url, ConnectionProperties::default()).await?;
+        let connection =
+            Connection::connect(&self.amqp_url, ConnectionProperties::default()).await?;
         let channel = connection.create_channel().await?;
         Ok((connection, channel))
     }
 
     /// Deletes queues, those that are there.
-    pub async fn delete_queues(&self, queues: impl IntoIterator<Item = String>) -> anyhow::Result<()> {
+    pub async fn delete_queues(
+        &self,
+        queues: impl IntoIterator<Item = String>,
+    ) -> anyhow::Result<()> {
         let (connection, channel) = self.channel().await?;
         for queue in queues {
-            channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await?;
+            channel
+                .queue_delete(queue.into(), QueueDeleteOptions::default())
+                .await?;
         }
         connection.close(200, "goodbye".into()).await?;
         Ok(())
@@ -148,12 +193,36 @@ impl Services {
     pub async fn declare_quorum_queue(&self, queue: &str, exchange: &str) -> anyhow::Result<()> {
         let (connection, channel) = self.channel().await?;
         let mut arguments = FieldTable::default();
-        arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
-        let options = QueueDeclareOptions { durable: true, ..Default::default() };
-        channel.queue_declare(queue.into(), options, arguments).await?;
-        let (options, none) = (ExchangeDeclareOptions { durable: true, ..Default::default() }, FieldTable::default());
-        channel.exchange_declare(exchange.into(), ExchangeKind::Topic, options, none.clone()).await?;
-        channel.queue_bind(queue.into(), exchange.into(), "#".into(), QueueBindOptions::default(), none).await?;
+        arguments.insert(
+            "x-queue-type".into(),
+            AMQPValue::LongString("quorum".into()),
+        );
+        let options = QueueDeclareOptions {
+            durable: true,
+            ..Default::default()
+        };
+        channel
+            .queue_declare(queue.into(), options, arguments)
+            .await?;
+        let (options, none) = (
+            ExchangeDeclareOptions {
+                durable: true,
+                ..Default::default()
+            },
+            FieldTable::default(),
+        );
+        channel
+            .exchange_declare(exchange.into(), ExchangeKind::Topic, options, none.clone())
+            .await?;
+        channel
+            .queue_bind(
+                queue.into(),
+                exchange.into(),
+                "#".into(),
+                QueueBindOptions::default(),
+                none,
+            )
+            .await?;
         connection.close(200, "goodbye".into()).await?;
         Ok(())
     }
@@ -161,7 +230,10 @@ impl Services {
     /// Versions, for the report.
     pub async fn versions(&self) -> anyhow::Result<String> {
         let mut connection = PgConnection::connect(&self.database_url).await?;
-        let postgres: String = sqlx::query("show server_version").fetch_one(&mut connection).await?.try_get(0)?;
+        let postgres: String = sqlx::query("show server_version")
+            .fetch_one(&mut connection)
+            .await?
+            .try_get(0)?;
         let rabbitmq = scripts_services(&["rabbitmqctl", "version"])?;
         Ok(format!("RabbitMQ {}, Postgres {postgres}", rabbitmq.trim()))
     }
@@ -177,15 +249,22 @@ impl Drop for Services {
 /// A port that is free now.
 pub fn free_port() -> anyhow::Result<u16> {
     // Below the range that the kernel gives to outgoing connections, of which there are thousands here.
-    let free =
-        (0..100).map(|_| fastrand::u16(10_000..20_000)).find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok());
+    let free = (0..100)
+        .map(|_| fastrand::u16(10_000..20_000))
+        .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok());
     free.context("found no free port")
 }
 
 /// Another for an unoptimised run, as of the tests, which must not end a long one.
 fn directory() -> PathBuf {
-    let name = if cfg!(debug_assertions) { "bench-services-debug" } else { "bench-services" };
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("target").join(name)
+    let name = if cfg!(debug_assertions) {
+        "bench-services-debug"
+    } else {
+        "bench-services"
+    };
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("target")
+        .join(name)
 }
 
 fn scripts_services(arguments: &[&str]) -> anyhow::Result<String> {
@@ -194,8 +273,15 @@ fn scripts_services(arguments: &[&str]) -> anyhow::Result<String> {
         .env_remove("DATABASE_URL")
         .env_remove("AMQP_URL")
         .env("SHOPBELL_SERVICES_DIR", directory())
-        .env("SHOPBELL_SERVICES_PLUGINS", "rabbitmq_web_mqtt,rabbitmq_web_stomp")
+        .env(
+            "SHOPBELL_SERVICES_PLUGINS",
+            "rabbitmq_web_mqtt,rabbitmq_web_stomp",
+        )
         .output()?;
-    ensure!(output.status.success(), "scripts/services {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    ensure!(
+        output.status.success(),
+        "scripts/services {arguments:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     Ok(String::from_utf8(output.stdout)?)
 }

@@ -22,11 +22,18 @@ pub async fn soak(services: &Services, seconds: u64) -> anyhow::Result<Figures> 
     let stage = Stage::set(services).await?;
     let events = (PER_SECOND * seconds as f64) as usize;
     let books = Arc::new(Books::new(events, events));
-    let _reading = Crowd::connect(&stage.server, names(MERCHANTS)).await?.read(&books);
+    let _reading = Crowd::connect(&stage.server, names(MERCHANTS))
+        .await?
+        .read(&books);
     let to = |index: usize| event::merchant(index % MERCHANTS);
     let (begun, mut warm, mut after) = (Instant::now(), 0.0_f64, 0.0_f64);
-    let mut publishing =
-        std::pin::pin!(stage.publisher().await?.publish_at("k".into(), books.clone(), events, PER_SECOND, to));
+    let mut publishing = std::pin::pin!(stage.publisher().await?.publish_at(
+        "k".into(),
+        books.clone(),
+        events,
+        PER_SECOND,
+        to
+    ));
     let mut looks = tokio::time::interval(LOOK_INTERVAL);
     loop {
         tokio::select! {
@@ -42,7 +49,11 @@ pub async fn soak(services: &Services, seconds: u64) -> anyhow::Result<Figures> 
     books.complete().await?;
     stage.balanced(events).await?;
     let mut figures = Figures::default();
-    figures.set("soak: most RSS in the first minute, MB", Who::Shopbell, warm / 1e6);
+    figures.set(
+        "soak: most RSS in the first minute, MB",
+        Who::Shopbell,
+        warm / 1e6,
+    );
     figures.set("soak: most RSS after it, MB", Who::Shopbell, after / 1e6);
     figures.set_latencies("soak 2000/s", Who::Shopbell, books.latencies_ms(|_| true));
     stage.strike().await?;

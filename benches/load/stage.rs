@@ -36,7 +36,9 @@ impl<'a> Stage<'a> {
         let name = format!("bench{}", NUMBER.fetch_add(1, Ordering::Relaxed));
         services.create_database(&name).await?;
         let (public_port, operations_port) = (free_port()?, free_port()?);
-        let secret: String = std::iter::repeat_with(fastrand::alphanumeric).take(32).collect();
+        let secret: String = std::iter::repeat_with(fastrand::alphanumeric)
+            .take(32)
+            .collect();
         let mut command = Command::new(env!("CARGO_BIN_EXE_shopbell"));
         command
             .env_clear()
@@ -45,23 +47,59 @@ impl<'a> Stage<'a> {
             .env("SHOPBELL_AMQP_PREFIX", &name)
             .env("SHOPBELL_JWT_HS256_SECRET", &secret)
             .env("SHOPBELL_LISTEN", format!("127.0.0.1:{public_port}"))
-            .env("SHOPBELL_OPS_LISTEN", format!("127.0.0.1:{operations_port}"))
+            .env(
+                "SHOPBELL_OPS_LISTEN",
+                format!("127.0.0.1:{operations_port}"),
+            )
             .env("SHOPBELL_DRAIN_SECONDS", "0")
             // Its events would be in the books.
             .env("SHOPBELL_CANARY_SECONDS", "0")
             .env("RUST_LOG", "warn");
         // An experiment may add settings: SHOPBELL_BENCH_ENV="NAME=value NAME=value".
         let extra = std::env::var("SHOPBELL_BENCH_ENV").unwrap_or_default();
-        command.envs(extra.split_whitespace().filter_map(|pair| pair.split_once('=')));
-        ensure!(command.arg("migrate").stdout(Stdio::null()).status()?.success(), "shopbell migrate failed");
+        command.envs(
+            extra
+                .split_whitespace()
+                .filter_map(|pair| pair.split_once('=')),
+        );
+        ensure!(
+            command
+                .arg("migrate")
+                .stdout(Stdio::null())
+                .status()?
+                .success(),
+            "shopbell migrate failed"
+        );
         let mut serve = Command::new(env!("CARGO_BIN_EXE_shopbell"));
-        serve.env_clear().envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
-        let child = serve.arg("serve").spawn().context("could not start shopbell")?;
-        let pool = PgPoolOptions::new().max_connections(1).connect(&services.database_url(&name)).await?;
-        let server = Server::Shopbell { port: public_port, secret };
-        let stage = Self { services, server, pool, name, operations_port, child };
+        serve.env_clear().envs(
+            command
+                .get_envs()
+                .filter_map(|(name, value)| Some((name, value?))),
+        );
+        let child = serve
+            .arg("serve")
+            .spawn()
+            .context("could not start shopbell")?;
+        let pool = PgPoolOptions::new()
+            .max_connections(1)
+            .connect(&services.database_url(&name))
+            .await?;
+        let server = Server::Shopbell {
+            port: public_port,
+            secret,
+        };
+        let stage = Self {
+            services,
+            server,
+            pool,
+            name,
+            operations_port,
+            child,
+        };
         stage
-            .wait_until("it is ready", async || Ok(stage.get("/readyz").await?.contains(r#""status":"ready""#)))
+            .wait_until("it is ready", async || {
+                Ok(stage.get("/readyz").await?.contains(r#""status":"ready""#))
+            })
             .await?;
         Ok(stage)
     }
@@ -85,7 +123,9 @@ impl<'a> Stage<'a> {
     /// A counter of its `/metrics`.
     pub async fn metric(&self, name: &str) -> anyhow::Result<f64> {
         let metrics = self.get("/metrics").await?;
-        let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
+        let value = metrics
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
         value.with_context(|| format!("/metrics has no {name}"))
     }
 
@@ -99,15 +139,20 @@ impl<'a> Stage<'a> {
 
     /// Waits until that many sessions are open.
     pub async fn sessions_are(&self, sessions: usize) -> anyhow::Result<()> {
-        self.wait_until("sessions open or end", async || Ok(self.metric("shopbell_sessions").await? == sessions as f64))
-            .await
+        self.wait_until("sessions open or end", async || {
+            Ok(self.metric("shopbell_sessions").await? == sessions as f64)
+        })
+        .await
     }
 
     /// Waits until nothing is undelivered: every ack has reached the database.
     pub async fn settled(&self) -> anyhow::Result<()> {
         self.wait_until("every ack is written", async || {
             let behind = "select count(*) from feeds where acked_seq < last_seq";
-            Ok(sqlx::query_scalar::<_, i64>(behind).fetch_one(&self.pool).await? == 0)
+            Ok(sqlx::query_scalar::<_, i64>(behind)
+                .fetch_one(&self.pool)
+                .await?
+                == 0)
         })
         .await
     }
@@ -130,11 +175,16 @@ impl<'a> Stage<'a> {
         self.child.wait()?;
         self.pool.close().await;
         self.services.drop_database(&self.name).await?;
-        let own = ["ingest", "dead-letter", "unroutable", "gateways"].map(|queue| format!("{}.{queue}", self.name));
+        let own = ["ingest", "dead-letter", "unroutable", "gateways"]
+            .map(|queue| format!("{}.{queue}", self.name));
         self.services.delete_queues(own).await
     }
 
-    async fn wait_until(&self, what: &str, met: impl AsyncFn() -> anyhow::Result<bool>) -> anyhow::Result<()> {
+    async fn wait_until(
+        &self,
+        what: &str,
+        met: impl AsyncFn() -> anyhow::Result<bool>,
+    ) -> anyhow::Result<()> {
         let begun = Instant::now();
         loop {
             let seen = met().await;
@@ -150,7 +200,8 @@ impl<'a> Stage<'a> {
 
     async fn get(&self, path: &str) -> anyhow::Result<String> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.operations_port)).await?;
-        let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+        let request =
+            format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await?;
         let mut reply = String::new();
         stream.read_to_string(&mut reply).await?;

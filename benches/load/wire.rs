@@ -78,12 +78,17 @@ impl Server {
         let mut request = format!("ws://127.0.0.1:{}{path}", self.port()).into_client_request()?;
         let headers = request.headers_mut();
         if let Some(subprotocol) = subprotocol {
-            headers.insert("sec-websocket-protocol", HeaderValue::from_static(subprotocol));
+            headers.insert(
+                "sec-websocket-protocol",
+                HeaderValue::from_static(subprotocol),
+            );
         }
         if let Self::Shopbell { secret, .. } = self {
             let subscriber = Subscriber::parse(name)?;
-            let environment = Environment::of(vec![("SHOPBELL_JWT_HS256_SECRET".into(), secret.clone())]);
-            let token = Tokens::new(&environment.jwt()?).mint(&subscriber, &[], Right::None, TOKEN_TTL)?;
+            let environment =
+                Environment::of(vec![("SHOPBELL_JWT_HS256_SECRET".into(), secret.clone())]);
+            let token =
+                Tokens::new(&environment.jwt()?).mint(&subscriber, &[], Right::None, TOKEN_TTL)?;
             headers.insert("authorization", format!("Bearer {token}").parse()?);
         }
         Ok(request)
@@ -95,7 +100,9 @@ impl Server {
             Self::Shopbell { .. } | Self::Bare { .. } => vec![],
             Self::WebMqtt { user, password, .. } => {
                 let mut connect = vec![0, 4, b'M', b'Q', b'T', b'T', 4, 0b1100_0000, 0, 0];
-                [name, user, password].into_iter().for_each(|text| push_text(&mut connect, text));
+                [name, user, password]
+                    .into_iter()
+                    .for_each(|text| push_text(&mut connect, text));
                 let mut subscribe = vec![0, 1];
                 push_text(&mut subscribe, name);
                 subscribe.push(1);
@@ -122,13 +129,19 @@ impl Server {
         match (self, message) {
             (_, Message::Ping(_) | Message::Pong(_)) => Ok(vec![]),
             (_, Message::Close(frame)) => bail!("the server closed: {frame:?}"),
-            (Self::Shopbell { .. }, Message::Text(text)) => shopbell_frame(name, text).map(Vec::from_iter),
+            (Self::Shopbell { .. }, Message::Text(text)) => {
+                shopbell_frame(name, text).map(Vec::from_iter)
+            }
             (Self::WebMqtt { .. }, Message::Binary(bytes)) => mqtt_packets(bytes),
-            (Self::WebStomp { .. }, Message::Text(text)) => stomp_frame(text.as_str()).map(Vec::from_iter),
+            (Self::WebStomp { .. }, Message::Text(text)) => {
+                stomp_frame(text.as_str()).map(Vec::from_iter)
+            }
             (Self::WebStomp { .. }, Message::Binary(bytes)) => {
                 stomp_frame(std::str::from_utf8(bytes)?).map(Vec::from_iter)
             }
-            (Self::Bare { .. }, Message::Text(text)) => shopbell_frame("bare", text).map(Vec::from_iter),
+            (Self::Bare { .. }, Message::Text(text)) => {
+                shopbell_frame("bare", text).map(Vec::from_iter)
+            }
             (_, other) => bail!("an unexpected message of {} bytes", other.len()),
         }
     }
@@ -146,10 +159,19 @@ fn shopbell_frame(name: &str, text: &str) -> anyhow::Result<Option<Received>> {
     let frame: Frame = serde_json::from_str(text)?;
     match (frame.r#type, frame.feed, frame.seq, frame.id) {
         ("notification", Some(feed), Some(seq), Some(id)) => {
-            ensure!(feed == name || feed == "all", "{name} received what is for {feed}");
-            let index = event::index_of(id).with_context(|| format!("{name} received an id of nobody's: {id}"))?;
+            ensure!(
+                feed == name || feed == "all",
+                "{name} received what is for {feed}"
+            );
+            let index = event::index_of(id)
+                .with_context(|| format!("{name} received an id of nobody's: {id}"))?;
             let ack = Message::text(format!(r#"{{"type":"ack","feed":"{feed}","seq":{seq}}}"#));
-            Ok(Some(Received { index, seq: Some(seq), broadcast: feed != name, ack }))
+            Ok(Some(Received {
+                index,
+                seq: Some(seq),
+                broadcast: feed != name,
+                ack,
+            }))
         }
         ("welcome" | "caught_up" | "heartbeat", ..) => Ok(None),
         (other, ..) => bail!("{name} received an unexpected frame: {other}"),
@@ -206,7 +228,9 @@ fn mqtt_packets(mut bytes: &[u8]) -> anyhow::Result<Vec<Received>> {
             // PUBLISH: topic, packet id, payload.
             3 => {
                 let topic_bytes = usize::from(u16::from_be_bytes([packet[0], packet[1]]));
-                let (id, payload) = packet[2 + topic_bytes..].split_at_checked(2).context("a PUBLISH without an id")?;
+                let (id, payload) = packet[2 + topic_bytes..]
+                    .split_at_checked(2)
+                    .context("a PUBLISH without an id")?;
                 received.push(Received {
                     index: published_index(payload)?,
                     seq: None,
@@ -231,13 +255,23 @@ fn stomp(text: &str) -> Message {
 
 fn stomp_frame(text: &str) -> anyhow::Result<Option<Received>> {
     let text = text.trim_start_matches('\n');
-    let Some((head, body)) = text.split_once("\n\n") else { return Ok(None) };
+    let Some((head, body)) = text.split_once("\n\n") else {
+        return Ok(None);
+    };
     let (command, headers) = head.split_once('\n').unwrap_or((head, ""));
     match command {
         "MESSAGE" => {
-            let id = headers.lines().find_map(|line| line.strip_prefix("ack:")).context("a MESSAGE without `ack`")?;
+            let id = headers
+                .lines()
+                .find_map(|line| line.strip_prefix("ack:"))
+                .context("a MESSAGE without `ack`")?;
             let index = published_index(body.trim_end_matches(['\0', '\n']).as_bytes())?;
-            Ok(Some(Received { index, seq: None, broadcast: false, ack: stomp(&format!("ACK\nid:{id}\n\n")) }))
+            Ok(Some(Received {
+                index,
+                seq: None,
+                broadcast: false,
+                ack: stomp(&format!("ACK\nid:{id}\n\n")),
+            }))
         }
         "CONNECTED" | "RECEIPT" => Ok(None),
         _ => bail!("STOMP: {head}"),

@@ -78,7 +78,9 @@ pub async fn look(broker: &Broker) -> Result<Checkup, BrokerError> {
     let connection = Connection::open(&broker.uri, "doctor", Frames::Small).await?;
     let channel = connection.channel().await?;
     let looking = async {
-        channel.confirm_select(ConfirmSelectOptions::default()).await?;
+        channel
+            .confirm_select(ConfirmSelectOptions::default())
+            .await?;
         let (mut exchanges, mut queues) = (Vec::new(), Vec::new());
         for (name, kind, arguments) in topology::exchanges(broker) {
             let found = exchange(&connection, &name, kind, arguments).await?;
@@ -89,9 +91,17 @@ pub async fn look(broker: &Broker) -> Result<Checkup, BrokerError> {
         }
         let more = broker.names.partition(broker.partitions + 1);
         let more_partitions = topology::is_there(&connection, more).await?;
-        let gateways = queues.iter().find(|queue| queue.name == broker.names.gateways());
+        let gateways = queues
+            .iter()
+            .find(|queue| queue.name == broker.names.gateways());
         let gateways = gateways.map_or(0, |queue| queue.consumers);
-        Ok(Checkup { version, exchanges, queues, more_partitions, gateways })
+        Ok(Checkup {
+            version,
+            exchanges,
+            queues,
+            more_partitions,
+            gateways,
+        })
     };
     let checkup = within(CHECKUP_TIMEOUT, "looking at exchanges and queues", looking).await;
     connection.close(&channel).await;
@@ -108,7 +118,11 @@ async fn exchange(
 ) -> Result<Found, BrokerError> {
     let channel = connection.channel().await?;
     let declare = |passive, kind, arguments| {
-        let options = ExchangeDeclareOptions { durable: true, passive, ..Default::default() };
+        let options = ExchangeDeclareOptions {
+            durable: true,
+            passive,
+            ..Default::default()
+        };
         channel.exchange_declare(name.into(), kind, options, arguments)
     };
     match declare(true, kind.clone(), FieldTable::default()).await {
@@ -117,17 +131,34 @@ async fn exchange(
     }
 }
 
-async fn queue(connection: &Connection, name: String, arguments: FieldTable) -> Result<Queue, BrokerError> {
+async fn queue(
+    connection: &Connection,
+    name: String,
+    arguments: FieldTable,
+) -> Result<Queue, BrokerError> {
     let channel = connection.channel().await?;
     let declare = |passive, arguments| {
-        let options = QueueDeclareOptions { durable: true, passive, ..Default::default() };
+        let options = QueueDeclareOptions {
+            durable: true,
+            passive,
+            ..Default::default()
+        };
         channel.queue_declare(name.as_str().into(), options, arguments)
     };
     let (found, messages, consumers) = match declare(true, FieldTable::default()).await {
-        Ok(queue) => (found(declare(false, arguments).await.map(drop))?, queue.message_count(), queue.consumer_count()),
+        Ok(queue) => (
+            found(declare(false, arguments).await.map(drop))?,
+            queue.message_count(),
+            queue.consumer_count(),
+        ),
         Err(error) => (missing(error)?, 0, 0),
     };
-    Ok(Queue { name, found, messages, consumers })
+    Ok(Queue {
+        name,
+        found,
+        messages,
+        consumers,
+    })
 }
 
 fn missing(error: lapin::Error) -> Result<Found, BrokerError> {
@@ -138,8 +169,12 @@ fn missing(error: lapin::Error) -> Result<Found, BrokerError> {
 }
 
 fn found(declared: Result<(), lapin::Error>) -> Result<Found, BrokerError> {
-    let Err(error) = declared else { return Ok(Found::Right) };
-    let ErrorKind::ProtocolError(protocol) = error.kind() else { return Err(error.into()) };
+    let Err(error) = declared else {
+        return Ok(Found::Right);
+    };
+    let ErrorKind::ProtocolError(protocol) = error.kind() else {
+        return Err(error.into());
+    };
     let told = protocol.get_message().to_string();
     match protocol.kind() {
         AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED) => Ok(Found::Different(told)),
@@ -150,7 +185,10 @@ fn found(declared: Result<(), lapin::Error>) -> Result<Found, BrokerError> {
 
 /// What the server says of itself before anybody logs in: lapin keeps it to itself, so it is asked once more.
 async fn version(broker: &Broker) -> Option<String> {
-    tokio::time::timeout(GREETING_TIMEOUT, greeting(broker)).await.ok().flatten()
+    tokio::time::timeout(GREETING_TIMEOUT, greeting(broker))
+        .await
+        .ok()
+        .flatten()
 }
 
 async fn greeting(broker: &Broker) -> Option<String> {
@@ -165,7 +203,9 @@ async fn greeting(broker: &Broker) -> Option<String> {
     let length = u32::from_be_bytes([a, b, c, d]).min(GREETING_BYTES_MAX);
     let mut payload = vec![0; usize::try_from(length).ok()?];
     stream.read_exact(&mut payload).await.ok()?;
-    let Ok((_, AMQPClass::Connection(AMQPMethod::Start(start)))) = parse_class(&payload[..]) else { return None };
+    let Ok((_, AMQPClass::Connection(AMQPMethod::Start(start)))) = parse_class(&payload[..]) else {
+        return None;
+    };
     match start.server_properties.inner().get("version")? {
         AMQPValue::LongString(version) => Some(version.to_string()),
         _ => None,

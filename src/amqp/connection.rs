@@ -39,8 +39,17 @@ pub(super) struct Connection {
 
 impl Connection {
     /// Connects. `purpose` is the name that RabbitMQ shows.
-    pub(super) async fn open(uri: &AMQPUri, purpose: &str, frames: Frames) -> Result<Self, BrokerError> {
-        within(CONNECT_TIMEOUT, "connecting", connect(uri.clone(), purpose, frames)).await
+    pub(super) async fn open(
+        uri: &AMQPUri,
+        purpose: &str,
+        frames: Frames,
+    ) -> Result<Self, BrokerError> {
+        within(
+            CONNECT_TIMEOUT,
+            "connecting",
+            connect(uri.clone(), purpose, frames),
+        )
+        .await
     }
 
     /// Opens a channel.
@@ -83,28 +92,46 @@ pub(super) async fn close_channel(channel: &Channel) {
 
 fn note(closed: Result<lapin::Result<()>, Elapsed>, channel: &Channel) {
     if !matches!(closed, Ok(Ok(()))) {
-        tracing::debug!(channel = channel.id(), ?closed, "the connection to RabbitMQ did not close cleanly");
+        tracing::debug!(
+            channel = channel.id(),
+            ?closed,
+            "the connection to RabbitMQ did not close cleanly"
+        );
     }
 }
 
-async fn connect(mut uri: AMQPUri, purpose: &str, frames: Frames) -> Result<Connection, BrokerError> {
+async fn connect(
+    mut uri: AMQPUri,
+    purpose: &str,
+    frames: Frames,
+) -> Result<Connection, BrokerError> {
     if frames == Frames::Small {
         let wanted = uri.query.frame_max.filter(|wanted| *wanted > 0);
-        uri.query.frame_max = Some(wanted.map_or(SMALL_FRAME_BYTES, |wanted| wanted.min(SMALL_FRAME_BYTES)));
+        uri.query.frame_max =
+            Some(wanted.map_or(SMALL_FRAME_BYTES, |wanted| wanted.min(SMALL_FRAME_BYTES)));
     }
     let runtime = lapin::runtime::default_runtime()?;
     // Here and not on lapin's thread, so that no thread waits for a host that does not answer.
     let host = (uri.authority.host.as_str(), uri.authority.port);
-    let addresses: Vec<SocketAddr> = tokio::net::lookup_host(host).await.map_err(lapin::Error::from)?.collect();
-    let stream = AsyncTcpStream::connect(&runtime, addresses).await.map_err(lapin::Error::from)?;
+    let addresses: Vec<SocketAddr> = tokio::net::lookup_host(host)
+        .await
+        .map_err(lapin::Error::from)?
+        .collect();
+    let stream = AsyncTcpStream::connect(&runtime, addresses)
+        .await
+        .map_err(lapin::Error::from)?;
     let socket = match &stream {
-        AsyncTcpStream::Plain(stream) => Socket::of(stream.get_ref()).map_err(lapin::Error::from)?,
+        AsyncTcpStream::Plain(stream) => {
+            Socket::of(stream.get_ref()).map_err(lapin::Error::from)?
+        }
         _ => return Err(lapin::Error::from(io::Error::from(io::ErrorKind::Unsupported)).into()),
     };
     let stream = match uri.scheme {
         AMQPScheme::AMQP => stream,
         AMQPScheme::AMQPS => {
-            let secured = stream.into_tls(&uri.authority.host, OwnedTLSConfig::default().as_ref()).await;
+            let secured = stream
+                .into_tls(&uri.authority.host, OwnedTLSConfig::default().as_ref())
+                .await;
             secured.map_err(lapin::Error::from)?
         }
     };
@@ -114,7 +141,8 @@ async fn connect(mut uri: AMQPUri, purpose: &str, frames: Frames) -> Result<Conn
         let taken = stream.lock().unwrap_or_else(PoisonError::into_inner).take();
         taken.ok_or_else(|| lapin::Error::from(io::Error::from(io::ErrorKind::ConnectionAborted)))
     };
-    let properties = ConnectionProperties::default().with_connection_name(format!("shopbell {purpose}").into());
+    let properties =
+        ConnectionProperties::default().with_connection_name(format!("shopbell {purpose}").into());
     let inner = lapin::Connection::connector(uri, runtime, take, properties).await?;
     Ok(Connection { socket, inner })
 }

@@ -30,24 +30,39 @@ pub struct Consumer {
 
 impl std::fmt::Debug for Consumer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Consumer").field("queue", &self.queue).finish_non_exhaustive()
+        f.debug_struct("Consumer")
+            .field("queue", &self.queue)
+            .finish_non_exhaustive()
     }
 }
 
 impl Consumer {
     /// Consumes one partition. `prefetch` bounds what lies unacknowledged, in the broker's books and our memory.
-    pub async fn ingest(broker: &Broker, partition: u8, prefetch: u16) -> Result<Self, BrokerError> {
+    pub async fn ingest(
+        broker: &Broker,
+        partition: u8,
+        prefetch: u16,
+    ) -> Result<Self, BrokerError> {
         let (connection, channel, topology) = broker.open("ingest", Frames::Large).await?;
         // Told by one of the partitions, and no reason to stop: the old replicas drain while partitions are being raised.
         if partition == 1 && topology.more_partitions {
-            let (known, unknown) = (broker.partitions, broker.names.partition(broker.partitions + 1));
+            let (known, unknown) = (
+                broker.partitions,
+                broker.names.partition(broker.partitions + 1),
+            );
             tracing::error!(
                 known,
                 unknown,
                 "there are more partitions than this replica consumes: set SHOPBELL_INGEST_PARTITIONS to their number"
             );
         }
-        Self::consume(connection, channel, broker.names.partition(partition), prefetch).await
+        Self::consume(
+            connection,
+            channel,
+            broker.names.partition(partition),
+            prefetch,
+        )
+        .await
     }
 
     /// Consumes a fan-out queue of its own, and from then on counts as a gateway.
@@ -56,7 +71,14 @@ impl Consumer {
         let declaring = topology::ensure_fanout_queue(&channel, &broker.names);
         let queue = within(DECLARE_TIMEOUT, "declaring a fan-out queue", declaring).await?;
         let mut consumer = Self::consume(connection, channel, queue, prefetch).await?;
-        consumer.counted = Some(consume(&consumer.channel, broker.names.gateways(), PREFETCH_OF_NOTHING).await?);
+        consumer.counted = Some(
+            consume(
+                &consumer.channel,
+                broker.names.gateways(),
+                PREFETCH_OF_NOTHING,
+            )
+            .await?,
+        );
         Ok(consumer)
     }
 
@@ -67,7 +89,13 @@ impl Consumer {
         prefetch: u16,
     ) -> Result<Self, BrokerError> {
         let stream = consume(&channel, queue.clone(), prefetch).await?;
-        Ok(Self { connection, channel, stream, queue, counted: None })
+        Ok(Self {
+            connection,
+            channel,
+            stream,
+            queue,
+            counted: None,
+        })
     }
 
     /// The next delivery. Losing this future in a `select!` loses no delivery.
@@ -90,7 +118,9 @@ impl Consumer {
 
     /// What acknowledges this incarnation's deliveries, and no other's.
     pub fn acknowledger(&self) -> Acknowledger {
-        Acknowledger { channel: self.channel.clone() }
+        Acknowledger {
+            channel: self.channel.clone(),
+        }
     }
 
     /// Whether the connection is there, as far as lapin knows.
@@ -114,11 +144,19 @@ async fn end(consumer: &mut Option<lapin::Consumer>) {
     }
 }
 
-async fn consume(channel: &Channel, queue: String, prefetch: u16) -> Result<lapin::Consumer, BrokerError> {
+async fn consume(
+    channel: &Channel,
+    queue: String,
+    prefetch: u16,
+) -> Result<lapin::Consumer, BrokerError> {
     let consuming = async {
-        channel.basic_qos(prefetch, BasicQosOptions { global: false }).await?;
+        channel
+            .basic_qos(prefetch, BasicQosOptions { global: false })
+            .await?;
         let options = BasicConsumeOptions::default();
-        Ok(channel.basic_consume(queue.into(), "".into(), options, FieldTable::default()).await?)
+        Ok(channel
+            .basic_consume(queue.into(), "".into(), options, FieldTable::default())
+            .await?)
     };
     within(DECLARE_TIMEOUT, "beginning to consume", consuming).await
 }
@@ -137,7 +175,17 @@ impl std::fmt::Debug for Acknowledger {
 impl Acknowledger {
     /// Acknowledges this delivery and every one before it.
     pub async fn acknowledge_through(&self, tag: u64) -> Result<(), BrokerError> {
-        let acknowledging = async { Ok(self.channel.basic_ack(tag, BasicAckOptions { multiple: true }).await?) };
-        within(ACKNOWLEDGE_TIMEOUT, "sending an acknowledgement", acknowledging).await
+        let acknowledging = async {
+            Ok(self
+                .channel
+                .basic_ack(tag, BasicAckOptions { multiple: true })
+                .await?)
+        };
+        within(
+            ACKNOWLEDGE_TIMEOUT,
+            "sending an acknowledgement",
+            acknowledging,
+        )
+        .await
     }
 }

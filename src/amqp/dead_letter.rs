@@ -24,7 +24,12 @@ const BODY_BYTES: &str = "x-shopbell-body-bytes";
 /// Ours all begin so; they are taken off again at a replay.
 const OUR_HEADERS: &str = "x-shopbell-";
 /// RabbitMQ's own account of a dead-lettering; a replay is a new publish.
-const DEATH_HEADERS: [&str; 4] = ["x-death", "x-first-death-", "x-last-death-", "x-delivery-count"];
+const DEATH_HEADERS: [&str; 4] = [
+    "x-death",
+    "x-first-death-",
+    "x-last-death-",
+    "x-delivery-count",
+];
 
 /// Headers beyond this are not carried along: with ours they might not fit the broker's frame of 128 KiB.
 const HEADER_BYTES_MAX: usize = 64 * 1024;
@@ -85,10 +90,15 @@ impl DeadLetter {
         let header = |name| delivery::header(&properties, name).map(|value| value.into_owned());
         Self {
             id: header(ID).unwrap_or_default(),
-            reason: header(REASON).or_else(|| header("x-first-death-reason")).unwrap_or_else(|| "unknown".into()),
+            reason: header(REASON)
+                .or_else(|| header("x-first-death-reason"))
+                .unwrap_or_else(|| "unknown".into()),
             detail: header(DETAIL).unwrap_or_default(),
-            exchange: header(EXCHANGE).or_else(|| header("x-first-death-exchange")).unwrap_or_default(),
-            routing_key: header(ROUTING_KEY).unwrap_or_else(|| routing_key.unwrap_or_default().into()),
+            exchange: header(EXCHANGE)
+                .or_else(|| header("x-first-death-exchange"))
+                .unwrap_or_default(),
+            routing_key: header(ROUTING_KEY)
+                .unwrap_or_else(|| routing_key.unwrap_or_default().into()),
             body,
             properties,
         }
@@ -130,7 +140,10 @@ impl DeadLetter {
 
     /// The content type it came with.
     pub fn content_type(&self) -> Option<&str> {
-        self.properties.content_type().as_ref().map(ShortString::as_str)
+        self.properties
+            .content_type()
+            .as_ref()
+            .map(ShortString::as_str)
     }
 
     /// How many bytes its body had, if that is more than are kept.
@@ -146,8 +159,13 @@ impl DeadLetter {
     /// The publish to the dead-letter exchange.
     pub fn publish(&self, names: &Names) -> Outgoing {
         let mut headers = self.properties.headers().clone().unwrap_or_default();
-        let (ours, theirs): (Vec<_>, Vec<_>) = headers.inner().iter().partition(|(name, _)| is_ours(name));
-        if theirs.iter().map(|(name, value)| name.as_str().len() + value_bytes(value)).sum::<usize>() > HEADER_BYTES_MAX
+        let (ours, theirs): (Vec<_>, Vec<_>) =
+            headers.inner().iter().partition(|(name, _)| is_ours(name));
+        if theirs
+            .iter()
+            .map(|(name, value)| name.as_str().len() + value_bytes(value))
+            .sum::<usize>()
+            > HEADER_BYTES_MAX
         {
             let mut kept = FieldTable::default();
             for (name, value) in ours {
@@ -168,8 +186,17 @@ impl DeadLetter {
     /// The publish that brings it back to ingest, with another body where it was mended.
     pub fn replay(&self, names: &Names, mended: Option<&[u8]>) -> Outgoing {
         let mut headers = FieldTable::default();
-        for (name, value) in self.properties.headers().iter().flat_map(|table| table.inner()) {
-            if !is_ours(name) && !DEATH_HEADERS.iter().any(|death| name.as_str().starts_with(death)) {
+        for (name, value) in self
+            .properties
+            .headers()
+            .iter()
+            .flat_map(|table| table.inner())
+        {
+            if !is_ours(name)
+                && !DEATH_HEADERS
+                    .iter()
+                    .any(|death| name.as_str().starts_with(death))
+            {
                 headers.insert(name.clone(), value.clone());
             }
         }
@@ -215,7 +242,9 @@ pub struct DeadLetters {
 
 impl std::fmt::Debug for DeadLetters {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("DeadLetters").field("looked_at", &self.looked_at).finish_non_exhaustive()
+        f.debug_struct("DeadLetters")
+            .field("looked_at", &self.looked_at)
+            .finish_non_exhaustive()
     }
 }
 
@@ -223,22 +252,41 @@ impl DeadLetters {
     /// Connects.
     pub async fn open(broker: &Broker) -> Result<Self, BrokerError> {
         let (connection, channel, _) = broker.open("dead-letters", Frames::Large).await?;
-        Ok(Self { connection, channel, queue: broker.names.dead_letter(), looked_at: 0 })
+        Ok(Self {
+            connection,
+            channel,
+            queue: broker.names.dead_letter(),
+            looked_at: 0,
+        })
     }
 
     /// The next one, oldest first; `None` when all were looked at.
     pub async fn next(&mut self) -> Result<Option<Queued>, BrokerError> {
-        let getting =
-            async { Ok(self.channel.basic_get(self.queue.as_str().into(), BasicGetOptions::default()).await?) };
+        let getting = async {
+            Ok(self
+                .channel
+                .basic_get(self.queue.as_str().into(), BasicGetOptions::default())
+                .await?)
+        };
         let got = within(ANSWER_TIMEOUT, "getting a dead letter", getting).await?;
         self.looked_at += 1;
         let queued = |got: lapin::message::BasicGetMessage| {
-            let lapin::message::Delivery { delivery_tag, properties, data, routing_key, .. } = got.delivery;
+            let lapin::message::Delivery {
+                delivery_tag,
+                properties,
+                data,
+                routing_key,
+                ..
+            } = got.delivery;
             let mut letter = DeadLetter::read(properties, data, Some(routing_key.as_str()));
             if letter.id.is_empty() {
                 letter.id = format!("position-{}", self.looked_at);
             }
-            Queued { letter, behind: got.message_count, tag: delivery_tag }
+            Queued {
+                letter,
+                behind: got.message_count,
+                tag: delivery_tag,
+            }
         };
         Ok(got.map(queued))
     }
@@ -292,9 +340,11 @@ fn value_bytes(value: &AMQPValue) -> usize {
             AMQPValue::ShortString(text) => text.as_str().len(),
             AMQPValue::ByteArray(bytes) => bytes.len(),
             AMQPValue::FieldArray(values) => values.as_slice().iter().map(value_bytes).sum(),
-            AMQPValue::FieldTable(table) => {
-                table.inner().iter().map(|(name, value)| name.as_str().len() + value_bytes(value)).sum()
-            }
+            AMQPValue::FieldTable(table) => table
+                .inner()
+                .iter()
+                .map(|(name, value)| name.as_str().len() + value_bytes(value))
+                .sum(),
             _ => 0,
         }
 }
@@ -308,9 +358,14 @@ mod tests {
     fn a_letter_is_decoded_as_it_was_encoded() {
         let mut headers = FieldTable::default();
         headers.insert("theirs".into(), AMQPValue::Double(f64::INFINITY));
-        headers.insert("bytes".into(), AMQPValue::LongString(b"\xff\0".as_slice().into()));
-        let properties =
-            BasicProperties::default().with_headers(headers).with_content_type("text\0".into()).with_priority(3);
+        headers.insert(
+            "bytes".into(),
+            AMQPValue::LongString(b"\xff\0".as_slice().into()),
+        );
+        let properties = BasicProperties::default()
+            .with_headers(headers)
+            .with_content_type("text\0".into())
+            .with_priority(3);
         let mut letter = DeadLetter {
             id: "7".into(),
             reason: "too_large".into(),

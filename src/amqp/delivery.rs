@@ -45,7 +45,10 @@ impl Delivery {
 
     /// The `app_id` property: for a hint, the replica that sent it.
     pub fn app_id(&self) -> Option<&str> {
-        self.properties().app_id().as_ref().map(|name| name.as_str())
+        self.properties()
+            .app_id()
+            .as_ref()
+            .map(|name| name.as_str())
     }
 
     pub(super) fn properties(&self) -> &BasicProperties {
@@ -57,7 +60,10 @@ impl Delivery {
 pub(super) fn message<'a>(properties: &'a BasicProperties, body: &'a [u8]) -> Message<'a> {
     Message {
         content_type: properties.content_type().as_ref().map(|name| name.as_str()),
-        content_encoding: properties.content_encoding().as_ref().map(|name| name.as_str()),
+        content_encoding: properties
+            .content_encoding()
+            .as_ref()
+            .map(|name| name.as_str()),
         headers: headers(properties),
         body,
     }
@@ -65,7 +71,13 @@ pub(super) fn message<'a>(properties: &'a BasicProperties, body: &'a [u8]) -> Me
 
 /// A header that is text.
 pub(super) fn header<'a>(properties: &'a BasicProperties, name: &str) -> Option<Cow<'a, str>> {
-    match properties.headers().as_ref()?.inner().get(name).and_then(value)? {
+    match properties
+        .headers()
+        .as_ref()?
+        .inner()
+        .get(name)
+        .and_then(value)?
+    {
         HeaderValue::Text(text) => Some(text),
         HeaderValue::Unreadable(_) => None,
     }
@@ -74,7 +86,9 @@ pub(super) fn header<'a>(properties: &'a BasicProperties, name: &str) -> Option<
 /// Application headers as CloudEvents attributes (CloudEvents AMQP binding §3.1.3.2).
 fn headers(properties: &BasicProperties) -> Vec<(Cow<'_, str>, HeaderValue<'_>)> {
     let pairs = properties.headers().iter().flat_map(|table| table.inner());
-    pairs.filter_map(|(name, held)| Some((name.as_str().into(), value(held)?))).collect()
+    pairs
+        .filter_map(|(name, held)| Some((name.as_str().into(), value(held)?)))
+        .collect()
 }
 
 /// `None` for no value, which is the same as an absent attribute. Text that is not UTF-8 is unreadable, so that no two

@@ -29,14 +29,19 @@ pub struct Watcher {
 
 impl std::fmt::Debug for Watcher {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Watcher").field("broker", &self.broker).finish_non_exhaustive()
+        f.debug_struct("Watcher")
+            .field("broker", &self.broker)
+            .finish_non_exhaustive()
     }
 }
 
 impl Watcher {
     /// Connects when it is to look.
     pub fn new(broker: &Broker) -> Self {
-        Self { broker: broker.clone(), incarnation: None }
+        Self {
+            broker: broker.clone(),
+            incarnation: None,
+        }
     }
 
     /// Each queue by its name in the contract, all partitions of ingest together; `None` where it is not there.
@@ -48,7 +53,12 @@ impl Watcher {
         };
         let (connection, channel) = incarnation;
         let mut channel = channel;
-        let depths = within(LOOK_TIMEOUT, "looking at the queues", self.depths(&connection, &mut channel)).await?;
+        let depths = within(
+            LOOK_TIMEOUT,
+            "looking at the queues",
+            self.depths(&connection, &mut channel),
+        )
+        .await?;
         self.incarnation = Some((connection, channel));
         Ok(depths)
     }
@@ -72,7 +82,9 @@ impl Watcher {
         channel: &mut Channel,
     ) -> Result<Vec<(&'static str, Option<Depth>)>, BrokerError> {
         let names = &self.broker.names;
-        let partitions = (1..=self.broker.partitions).map(|number| names.partition(number)).collect();
+        let partitions = (1..=self.broker.partitions)
+            .map(|number| names.partition(number))
+            .collect();
         let queues = [
             ("ingest", partitions),
             ("dead-letter", vec![names.dead_letter()]),
@@ -83,9 +95,13 @@ impl Watcher {
             let mut together: Option<Depth> = None;
             for queue in queues {
                 match depth(channel, queue).await {
-                    Ok(depth) => together = Some(together.map_or(depth, |others| others.and(depth))),
+                    Ok(depth) => {
+                        together = Some(together.map_or(depth, |others| others.and(depth)))
+                    }
                     // RabbitMQ has closed the channel over that.
-                    Err(error) if topology::is_not_found(&error) => *channel = connection.channel().await?,
+                    Err(error) if topology::is_not_found(&error) => {
+                        *channel = connection.channel().await?
+                    }
                     Err(error) => return Err(error.into()),
                 }
             }
@@ -98,12 +114,23 @@ impl Watcher {
 impl Depth {
     fn and(self, other: Self) -> Self {
         let messages = self.messages.saturating_add(other.messages);
-        Self { messages, consumers: self.consumers.min(other.consumers) }
+        Self {
+            messages,
+            consumers: self.consumers.min(other.consumers),
+        }
     }
 }
 
 async fn depth(channel: &Channel, queue: String) -> Result<Depth, lapin::Error> {
-    let options = QueueDeclareOptions { passive: true, ..Default::default() };
-    let queue = channel.queue_declare(queue.into(), options, FieldTable::default()).await?;
-    Ok(Depth { messages: queue.message_count(), consumers: queue.consumer_count() })
+    let options = QueueDeclareOptions {
+        passive: true,
+        ..Default::default()
+    };
+    let queue = channel
+        .queue_declare(queue.into(), options, FieldTable::default())
+        .await?;
+    Ok(Depth {
+        messages: queue.message_count(),
+        consumers: queue.consumer_count(),
+    })
 }

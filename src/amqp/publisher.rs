@@ -74,7 +74,10 @@ pub(super) struct Shared(Arc<Mutex<Weak<Connection>>>);
 impl Shared {
     async fn channel(&self, broker: &Broker) -> Result<(Arc<Connection>, Channel), BrokerError> {
         let mut shared = self.0.lock().await;
-        if let Some(connection) = shared.upgrade().filter(|connection| connection.is_connected()) {
+        if let Some(connection) = shared
+            .upgrade()
+            .filter(|connection| connection.is_connected())
+        {
             if connection.is_blocked() {
                 return Err(BrokerError::Blocked);
             }
@@ -113,12 +116,19 @@ impl std::fmt::Debug for Incarnation {
 impl Publisher {
     /// Connects, with the topology declared or verified.
     pub async fn open(broker: &Broker) -> Result<Self, BrokerError> {
-        Ok(Self { incarnation: Some(Incarnation::open(broker).await?), ..Self::lazy(broker) })
+        Ok(Self {
+            incarnation: Some(Incarnation::open(broker).await?),
+            ..Self::lazy(broker)
+        })
     }
 
     /// Connects when there is something to publish.
     pub fn lazy(broker: &Broker) -> Self {
-        Self { broker: broker.clone(), incarnation: None, reopen_at: None }
+        Self {
+            broker: broker.clone(),
+            incarnation: None,
+            reopen_at: None,
+        }
     }
 
     /// Publishes in order and returns when RabbitMQ has confirmed all. Fails with [`BrokerError::Blocked`] if an alarm of RabbitMQ
@@ -131,7 +141,12 @@ impl Publisher {
             Some(incarnation) => incarnation,
             None => Incarnation::open(&self.broker).await?,
         };
-        let published = within(CONFIRM_TIMEOUT, "confirming publishes", incarnation.publish(messages)).await;
+        let published = within(
+            CONFIRM_TIMEOUT,
+            "confirming publishes",
+            incarnation.publish(messages),
+        )
+        .await;
         let timed_out = matches!(published, Err(BrokerError::Timeout(..)));
         if timed_out && incarnation.is_blocked() {
             // Or lapin would keep these messages until the alarm ends, and those of each further try with them.
@@ -148,8 +163,16 @@ impl Publisher {
     /// The same for what may be lost: gives up after `limit`, and at once where the broker is known to take nothing.
     ///
     /// A blocked connection is kept: it cannot even be closed, so a new one for each try would pile up.
-    pub async fn try_publish(&mut self, limit: Duration, message: Outgoing) -> Result<(), BrokerError> {
-        if self.incarnation.as_ref().is_some_and(Incarnation::is_blocked) {
+    pub async fn try_publish(
+        &mut self,
+        limit: Duration,
+        message: Outgoing,
+    ) -> Result<(), BrokerError> {
+        if self
+            .incarnation
+            .as_ref()
+            .is_some_and(Incarnation::is_blocked)
+        {
             return Err(BrokerError::Blocked);
         }
         let incarnation = match self.incarnation.take() {
@@ -172,7 +195,11 @@ impl Publisher {
 
     /// How many gateways there are, this replica's own among them; an error where that cannot be told within `limit`.
     pub async fn gateways(&mut self, limit: Duration) -> Result<u32, BrokerError> {
-        if self.incarnation.as_ref().is_some_and(Incarnation::is_blocked) {
+        if self
+            .incarnation
+            .as_ref()
+            .is_some_and(Incarnation::is_blocked)
+        {
             return Err(BrokerError::Blocked);
         }
         // Taken out, so that an error on the way drops it.
@@ -208,9 +235,16 @@ impl Incarnation {
     async fn open(broker: &Broker) -> Result<Self, BrokerError> {
         let (connection, channel) = broker.publishing.channel(broker).await?;
         broker.ensure_on(&connection, &channel).await?;
-        let confirming = async { Ok(channel.confirm_select(ConfirmSelectOptions::default()).await?) };
+        let confirming = async {
+            Ok(channel
+                .confirm_select(ConfirmSelectOptions::default())
+                .await?)
+        };
         within(DECLARE_TIMEOUT, "beginning to confirm", confirming).await?;
-        Ok(Self { connection, channel })
+        Ok(Self {
+            connection,
+            channel,
+        })
     }
 
     /// Closes the channel, or the connection if no other publisher uses it.
@@ -229,11 +263,20 @@ impl Incarnation {
     async fn publish(&self, messages: &[Outgoing]) -> Result<(), BrokerError> {
         let mut confirms = FuturesUnordered::new();
         for message in messages {
-            let options = BasicPublishOptions { mandatory: message.mandatory, ..Default::default() };
-            let name = |name: &String| ShortString::try_new(name).map_err(|_| BrokerError::NameTooLong(name.len()));
+            let options = BasicPublishOptions {
+                mandatory: message.mandatory,
+                ..Default::default()
+            };
+            let name = |name: &String| {
+                ShortString::try_new(name).map_err(|_| BrokerError::NameTooLong(name.len()))
+            };
             let (exchange, key) = (name(&message.exchange)?, name(&message.routing_key)?);
             let properties = message.properties.clone();
-            confirms.push(self.channel.basic_publish(exchange, key, options, &message.body, properties).await?);
+            confirms.push(
+                self.channel
+                    .basic_publish(exchange, key, options, &message.body, properties)
+                    .await?,
+            );
             if confirms.len() >= IN_FLIGHT_MAX
                 && let Some(confirmation) = confirms.try_next().await?
             {
@@ -254,6 +297,8 @@ fn check(confirmation: &Confirmation, message: &Outgoing) -> Result<(), BrokerEr
     match confirmation {
         Confirmation::Ack(None) => Ok(()),
         Confirmation::Ack(Some(_)) => Err(BrokerError::Unroutable(message.exchange.clone())),
-        Confirmation::Nack(_) | Confirmation::NotRequested => Err(BrokerError::NotConfirmed(message.exchange.clone())),
+        Confirmation::Nack(_) | Confirmation::NotRequested => {
+            Err(BrokerError::NotConfirmed(message.exchange.clone()))
+        }
     }
 }

@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-use lapin::options::{ExchangeBindOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::options::{
+    ExchangeBindOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
+};
 use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, ErrorKind, ExchangeKind};
@@ -65,7 +67,9 @@ names! {
 impl Names {
     /// Names that begin with `prefix`.
     pub fn new(prefix: &str) -> Self {
-        Self { prefix: prefix.into() }
+        Self {
+            prefix: prefix.into(),
+        }
     }
 
     /// The queue of one partition, counted from 1.
@@ -108,19 +112,37 @@ pub(super) async fn ensure(
     let (names, passive) = (&broker.names, !broker.declare);
     let mut topology = Topology::default();
     for (exchange, kind, arguments) in exchanges(broker) {
-        let options = ExchangeDeclareOptions { durable: true, passive, ..Default::default() };
-        channel.exchange_declare(exchange.as_str().into(), kind, options, arguments).await?;
+        let options = ExchangeDeclareOptions {
+            durable: true,
+            passive,
+            ..Default::default()
+        };
+        channel
+            .exchange_declare(exchange.as_str().into(), kind, options, arguments)
+            .await?;
         topology.exchanges.push(exchange);
     }
     for (queue, arguments) in queues(broker) {
-        let options = QueueDeclareOptions { durable: true, passive, ..Default::default() };
-        channel.queue_declare(queue.as_str().into(), options, arguments).await?;
+        let options = QueueDeclareOptions {
+            durable: true,
+            passive,
+            ..Default::default()
+        };
+        channel
+            .queue_declare(queue.as_str().into(), options, arguments)
+            .await?;
         topology.queues.push(queue);
     }
 
     topology.more_partitions = is_there(connection, names.partition(broker.partitions + 1)).await?;
     if broker.declare {
-        bind(channel, names.dead_letter(), names.dead_letter(), EVERYTHING).await?;
+        bind(
+            channel,
+            names.dead_letter(),
+            names.dead_letter(),
+            EVERYTHING,
+        )
+        .await?;
         bind(channel, names.unroutable(), names.unroutable(), EVERYTHING).await?;
         match broker.partitions {
             // The way past partitions that somebody else declared would let new events overtake those that wait there.
@@ -136,15 +158,31 @@ pub(super) async fn ensure(
 pub(super) fn exchanges(broker: &Broker) -> Vec<(String, ExchangeKind, FieldTable)> {
     let names = &broker.names;
     let mut exchanges = vec![
-        (names.unroutable(), ExchangeKind::Fanout, FieldTable::default()),
-        (names.events(), ExchangeKind::Topic, table([("alternate-exchange", text(names.unroutable()))])),
-        (names.dead_letter(), ExchangeKind::Fanout, FieldTable::default()),
+        (
+            names.unroutable(),
+            ExchangeKind::Fanout,
+            FieldTable::default(),
+        ),
+        (
+            names.events(),
+            ExchangeKind::Topic,
+            table([("alternate-exchange", text(names.unroutable()))]),
+        ),
+        (
+            names.dead_letter(),
+            ExchangeKind::Fanout,
+            FieldTable::default(),
+        ),
         (names.fanout(), ExchangeKind::Fanout, FieldTable::default()),
         (names.receipts(), ExchangeKind::Topic, FieldTable::default()),
     ];
     if broker.partitions > 1 {
         let by_recipient = table([("hash-header", text(RECIPIENT_HEADER))]);
-        exchanges.push((names.partitions(), ExchangeKind::Custom("x-consistent-hash".into()), by_recipient));
+        exchanges.push((
+            names.partitions(),
+            ExchangeKind::Custom("x-consistent-hash".into()),
+            by_recipient,
+        ));
     }
     exchanges
 }
@@ -152,7 +190,12 @@ pub(super) fn exchanges(broker: &Broker) -> Vec<(String, ExchangeKind, FieldTabl
 /// The durable queues.
 pub(super) fn queues(broker: &Broker) -> Vec<(String, FieldTable)> {
     let names = &broker.names;
-    let kept = || table([("x-queue-type", text("quorum")), ("x-delivery-limit", number(LOOKS_AT_DEAD_LETTERS_MAX))]);
+    let kept = || {
+        table([
+            ("x-queue-type", text("quorum")),
+            ("x-delivery-limit", number(LOOKS_AT_DEAD_LETTERS_MAX)),
+        ])
+    };
     // At-least-once dead-lettering needs reject-publish, and loses nothing where the broker itself dead-letters.
     let ingest = table([
         ("x-queue-type", text("quorum")),
@@ -163,7 +206,11 @@ pub(super) fn queues(broker: &Broker) -> Vec<(String, FieldTable)> {
         ("x-overflow", text("reject-publish")),
     ]);
     let replicated = table([("x-queue-type", text("quorum"))]);
-    let mut queues = vec![(names.dead_letter(), kept()), (names.unroutable(), kept()), (names.gateways(), replicated)];
+    let mut queues = vec![
+        (names.dead_letter(), kept()),
+        (names.unroutable(), kept()),
+        (names.gateways(), replicated),
+    ];
     queues.extend((1..=broker.partitions).map(|number| (names.partition(number), ingest.clone())));
     queues
 }
@@ -180,9 +227,13 @@ impl Broker {
             bindings.push([names.events(), names.ingest(), EVERYTHING.into()]);
         } else {
             bindings.push([names.events(), names.partitions(), EVERYTHING.into()]);
-            bindings.extend(
-                (1..=self.partitions).map(|number| [names.partitions(), names.partition(number), ONE_SHARE.into()]),
-            );
+            bindings.extend((1..=self.partitions).map(|number| {
+                [
+                    names.partitions(),
+                    names.partition(number),
+                    ONE_SHARE.into(),
+                ]
+            }));
         }
         bindings
     }
@@ -190,26 +241,64 @@ impl Broker {
 
 /// Events go to the partitions when all of these are bound, and only then no longer straight to the first: what comes
 /// twice meanwhile is stored once, and no recipient's events pass through a partition that is not its own in the end.
-async fn route_by_recipient(channel: &Channel, names: &Names, partitions: u8) -> Result<(), BrokerError> {
+async fn route_by_recipient(
+    channel: &Channel,
+    names: &Names,
+    partitions: u8,
+) -> Result<(), BrokerError> {
     for number in 1..=partitions {
-        bind(channel, names.partition(number), names.partitions(), ONE_SHARE).await?;
+        bind(
+            channel,
+            names.partition(number),
+            names.partitions(),
+            ONE_SHARE,
+        )
+        .await?;
     }
     let (options, none) = (ExchangeBindOptions::default(), FieldTable::default());
     let (from, to) = (names.events(), names.partitions());
-    channel.exchange_bind(to.into(), from.into(), EVERYTHING.into(), options, none.clone()).await?;
-    Ok(channel.queue_unbind(names.ingest().into(), names.events().into(), EVERYTHING.into(), none).await?)
+    channel
+        .exchange_bind(
+            to.into(),
+            from.into(),
+            EVERYTHING.into(),
+            options,
+            none.clone(),
+        )
+        .await?;
+    Ok(channel
+        .queue_unbind(
+            names.ingest().into(),
+            names.events().into(),
+            EVERYTHING.into(),
+            none,
+        )
+        .await?)
 }
 
-async fn bind(channel: &Channel, queue: String, exchange: String, key: &str) -> Result<(), BrokerError> {
+async fn bind(
+    channel: &Channel,
+    queue: String,
+    exchange: String,
+    key: &str,
+) -> Result<(), BrokerError> {
     let (options, none) = (QueueBindOptions::default(), FieldTable::default());
-    Ok(channel.queue_bind(queue.into(), exchange.into(), key.into(), options, none).await?)
+    Ok(channel
+        .queue_bind(queue.into(), exchange.into(), key.into(), options, none)
+        .await?)
 }
 
 /// Asks on a channel of its own, which RabbitMQ closes where the answer is no.
 pub(super) async fn is_there(connection: &Connection, queue: String) -> Result<bool, BrokerError> {
     let channel = connection.channel().await?;
-    let options = QueueDeclareOptions { passive: true, ..Default::default() };
-    match channel.queue_declare(queue.into(), options, FieldTable::default()).await {
+    let options = QueueDeclareOptions {
+        passive: true,
+        ..Default::default()
+    };
+    match channel
+        .queue_declare(queue.into(), options, FieldTable::default())
+        .await
+    {
         Ok(_) => {
             channel.close(NOTHING_WRONG, "asked".into()).await?;
             Ok(true)
@@ -225,7 +314,10 @@ pub(super) fn is_not_found(error: &lapin::Error) -> bool {
 }
 
 /// Declares and binds the fan-out queue of one incarnation of this replica: gone with its connection, and bounded.
-pub(super) async fn ensure_fanout_queue(channel: &Channel, names: &Names) -> Result<String, BrokerError> {
+pub(super) async fn ensure_fanout_queue(
+    channel: &Channel,
+    names: &Names,
+) -> Result<String, BrokerError> {
     let queue = names.new_fanout_queue();
     let arguments = table([
         ("x-queue-type", text("classic")),
@@ -233,17 +325,37 @@ pub(super) async fn ensure_fanout_queue(channel: &Channel, names: &Names) -> Res
         ("x-max-length-bytes", number(HINT_BYTES_WAITING_MAX)),
         ("x-overflow", text("drop-head")),
     ]);
-    let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
-    channel.queue_declare(queue.as_str().into(), options, arguments).await?;
+    let options = QueueDeclareOptions {
+        exclusive: true,
+        auto_delete: true,
+        ..Default::default()
+    };
+    channel
+        .queue_declare(queue.as_str().into(), options, arguments)
+        .await?;
     let (bind, none) = (QueueBindOptions::default(), FieldTable::default());
-    channel.queue_bind(queue.as_str().into(), names.fanout().into(), "".into(), bind, none).await?;
+    channel
+        .queue_bind(
+            queue.as_str().into(),
+            names.fanout().into(),
+            "".into(),
+            bind,
+            none,
+        )
+        .await?;
     Ok(queue)
 }
 
 /// How many gateways there are: RabbitMQ knows by the queue that each of them consumes and nobody publishes to.
 pub(super) async fn count_gateways(channel: &Channel, names: &Names) -> Result<u32, BrokerError> {
-    let options = QueueDeclareOptions { passive: true, ..Default::default() };
-    Ok(channel.queue_declare(names.gateways().into(), options, FieldTable::default()).await?.consumer_count())
+    let options = QueueDeclareOptions {
+        passive: true,
+        ..Default::default()
+    };
+    Ok(channel
+        .queue_declare(names.gateways().into(), options, FieldTable::default())
+        .await?
+        .consumer_count())
 }
 
 pub(super) fn table<const N: usize>(entries: [(&str, AMQPValue); N]) -> FieldTable {

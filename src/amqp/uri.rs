@@ -23,7 +23,9 @@ pub(super) fn parse(text: &str) -> Result<AMQPUri, &'static str> {
         Some(Host::Ipv6(address)) => address.to_string(),
         Some(Host::Ipv4(address)) => address.to_string(),
         Some(Host::Domain(name)) if !name.is_empty() => uri.authority.host,
-        _ => return Err("names no host: it must be a URL like amqp://user:password@host:5672/vhost"),
+        _ => {
+            return Err("names no host: it must be a URL like amqp://user:password@host:5672/vhost");
+        }
     };
     if url.fragment().is_some() {
         return Err("contains a `#`: write %23 for it in a user, password or vhost");
@@ -43,19 +45,34 @@ mod tests {
 
     #[test]
     fn the_host_of_the_url_is_the_host() {
-        assert_eq!(authority("amqp://u:p@[2001:db8::1]:5673/%2f"), ("2001:db8::1".into(), 5673));
+        assert_eq!(
+            authority("amqp://u:p@[2001:db8::1]:5673/%2f"),
+            ("2001:db8::1".into(), 5673)
+        );
         assert_eq!(authority("amqps://u:p@[::1]"), ("::1".into(), 5671));
-        assert_eq!(authority("amqp://[::ffff:10.0.0.1]/"), ("::ffff:10.0.0.1".into(), 5672));
+        assert_eq!(
+            authority("amqp://[::ffff:10.0.0.1]/"),
+            ("::ffff:10.0.0.1".into(), 5672)
+        );
         assert_eq!(authority("amqp://10.0.0.1"), ("10.0.0.1".into(), 5672));
-        assert_eq!(authority("amqp://u:p@mq.example:5/v"), ("mq.example".into(), 5));
-        assert_eq!(authority("amqp://u:p@mq%2dtwo.example"), ("mq-two.example".into(), 5672));
+        assert_eq!(
+            authority("amqp://u:p@mq.example:5/v"),
+            ("mq.example".into(), 5)
+        );
+        assert_eq!(
+            authority("amqp://u:p@mq%2dtwo.example"),
+            ("mq-two.example".into(), 5672)
+        );
     }
 
     #[test]
     fn user_password_and_vhost_may_hold_any_character() {
         let uri = parse("amqp://u%40x:p%2F%3A%5B%23@[::1]/a%2fb?heartbeat=5").unwrap_or_default();
         let user = &uri.authority.userinfo;
-        assert_eq!((user.username.as_str(), user.password.as_str()), ("u@x", "p/:[#"));
+        assert_eq!(
+            (user.username.as_str(), user.password.as_str()),
+            ("u@x", "p/:[#")
+        );
         assert_eq!((uri.vhost.as_str(), uri.query.heartbeat), ("a/b", Some(5)));
     }
 
@@ -76,7 +93,12 @@ mod tests {
             ("amqp://host?heartbeat=often", FORM),
         ] {
             let refused = parse(url);
-            assert!(refused.as_ref().is_err_and(|refused| refused.contains(reason)), "{url}: {refused:?}");
+            assert!(
+                refused
+                    .as_ref()
+                    .is_err_and(|refused| refused.contains(reason)),
+                "{url}: {refused:?}"
+            );
         }
     }
 }

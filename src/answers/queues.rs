@@ -42,7 +42,10 @@ enum Kind {
 impl Queues {
     /// Takes a new request, or gives it back if too many wait.
     pub(super) fn push(&mut self, request: Request) -> Option<Request> {
-        let of_subscriber = self.waiting.get(&request.answer.subscriber).map_or(0, VecDeque::len);
+        let of_subscriber = self
+            .waiting
+            .get(&request.answer.subscriber)
+            .map_or(0, VecDeque::len);
         if self.count >= WAITING_MAX || of_subscriber >= WAITING_PER_SUBSCRIBER_MAX {
             return Some(request);
         }
@@ -113,7 +116,8 @@ impl Queues {
     }
 
     fn begun(&mut self, requests: Vec<Request>) -> Option<Vec<Request>> {
-        self.busy.extend(requests.iter().map(|request| request.answer.feed.clone()));
+        self.busy
+            .extend(requests.iter().map(|request| request.answer.feed.clone()));
         (!requests.is_empty()).then_some(requests)
     }
 
@@ -137,9 +141,13 @@ impl Queues {
                 && !self.busy.contains(&request.answer.feed)
                 && feed.is_none_or(|feed| *feed == request.answer.feed && request.may_share())
         };
-        let place = |subscriber| Some((next(self.waiting.get(subscriber)?, is_wanted)?, subscriber));
-        let (turn, (place, subscriber)) =
-            self.turns.iter().enumerate().find_map(|(turn, subscriber)| Some((turn, place(subscriber)?)))?;
+        let place =
+            |subscriber| Some((next(self.waiting.get(subscriber)?, is_wanted)?, subscriber));
+        let (turn, (place, subscriber)) = self
+            .turns
+            .iter()
+            .enumerate()
+            .find_map(|(turn, subscriber)| Some((turn, place(subscriber)?)))?;
         let subscriber = subscriber.clone();
         let queue = self.waiting.get_mut(&subscriber)?;
         let request = queue.remove(place);
@@ -167,7 +175,9 @@ impl Queues {
 fn next(queue: &VecDeque<Request>, is_wanted: impl Fn(&Request) -> bool) -> Option<usize> {
     let mut before: Vec<&Request> = Vec::new();
     for (place, request) in queue.iter().enumerate() {
-        let is_first = !before.iter().any(|earlier| earlier.is_of_session_and_feed(request));
+        let is_first = !before
+            .iter()
+            .any(|earlier| earlier.is_of_session_and_feed(request));
         if is_first && is_wanted(request) {
             return Some(place);
         }
@@ -220,7 +230,10 @@ mod tests {
             assert!(queues.push(handle("quiet", &quiet, "b", &[seq])).is_none());
         }
         let taken = seqs(&queues.take(now).unwrap());
-        assert_eq!((taken.len(), &taken[..5]), (ANSWERS_PER_WRITE_MAX, &[1, 1, 2, 2, 3][..]));
+        assert_eq!(
+            (taken.len(), &taken[..5]),
+            (ANSWERS_PER_WRITE_MAX, &[1, 1, 2, 2, 3][..])
+        );
         assert_eq!(queues.count, 502 - ANSWERS_PER_WRITE_MAX);
     }
 
@@ -243,7 +256,11 @@ mod tests {
         assert!(queues.push(through("b", &b, "b", 3)).is_none());
         let mut order = Vec::new();
         for step in 0..6 {
-            assert!(queues.push(handle("c", &Arc::default(), "c", &[10 + step])).is_none());
+            assert!(
+                queues
+                    .push(handle("c", &Arc::default(), "c", &[10 + step]))
+                    .is_none()
+            );
             let mut requests = queues.take(now).unwrap();
             order.extend(seqs(&requests));
             queues.ended(&feeds(&requests));
@@ -251,7 +268,11 @@ mod tests {
                 queues.go_on(requests.remove(0));
             }
         }
-        assert_eq!(order, [10, 1, 11, 12, 3, 13, 14, 2], "an unfinished one goes to the back of its subscriber's");
+        assert_eq!(
+            order,
+            [10, 1, 11, 12, 3, 13, 14, 2],
+            "an unfinished one goes to the back of its subscriber's"
+        );
     }
 
     #[test]
@@ -263,14 +284,22 @@ mod tests {
         assert!(queues.push(handle("a", &phone, "b", &[2])).is_none());
         assert!(queues.push(handle("a", &till, "a", &[3])).is_none());
         let named = queues.take(now).unwrap();
-        assert_eq!(seqs(&named), [2, 3], "1 comes after the read of its session");
+        assert_eq!(
+            seqs(&named),
+            [2, 3],
+            "1 comes after the read of its session"
+        );
         queues.ended(&feeds(&named));
         let mut read = queues.take(now).unwrap();
         assert_eq!(seqs(&read), [100]);
         assert!(queues.take(now).is_none(), "its feed is busy");
         queues.ended(&feeds(&read));
         queues.go_on(read.remove(0));
-        assert_eq!(seqs(&queues.take(now).unwrap()), [1], "after its first part");
+        assert_eq!(
+            seqs(&queues.take(now).unwrap()),
+            [1],
+            "after its first part"
+        );
     }
 
     #[test]
@@ -283,7 +312,9 @@ mod tests {
         }
         let mut requests = queues.take(now).unwrap();
         queues.ended(&feeds(&requests));
-        requests.iter_mut().for_each(|request| request.retry_at = Some(later));
+        requests
+            .iter_mut()
+            .for_each(|request| request.retry_at = Some(later));
         queues.put_back(requests);
         assert!(queues.push(handle("b", &b, "b", &[4])).is_none());
         assert!(queues.push(handle("b", &b, "a", &[5])).is_none());
@@ -297,9 +328,19 @@ mod tests {
     #[test]
     fn too_many_requests_of_one_subscriber_are_refused_and_others_are_not() {
         let mut queues = Queues::default();
-        let sent = (0..600).filter(|seq| queues.push(handle("a", &Arc::default(), "a", &[*seq])).is_none()).count();
+        let sent = (0..600)
+            .filter(|seq| {
+                queues
+                    .push(handle("a", &Arc::default(), "a", &[*seq]))
+                    .is_none()
+            })
+            .count();
         assert_eq!(sent, WAITING_PER_SUBSCRIBER_MAX);
-        assert!(queues.push(handle("b", &Arc::default(), "a", &[1])).is_none());
+        assert!(
+            queues
+                .push(handle("b", &Arc::default(), "a", &[1]))
+                .is_none()
+        );
         for number in 0..WAITING_MAX {
             _ = queues.push(handle(&number.to_string(), &Arc::default(), "a", &[1]));
         }
@@ -311,12 +352,28 @@ mod tests {
     }
 
     fn through(subscriber: &str, session: &Arc<Inbox>, feed: &str, seq: i64) -> Request {
-        request(subscriber, session, feed, Said::Read(Which::Through(Seq::new(seq).unwrap())))
+        request(
+            subscriber,
+            session,
+            feed,
+            Said::Read(Which::Through(Seq::new(seq).unwrap())),
+        )
     }
 
     fn request(subscriber: &str, session: &Arc<Inbox>, feed: &str, said: Said) -> Request {
-        let (feed, subscriber) = (Feed::parse(feed).unwrap(), Subscriber::parse(subscriber).unwrap());
-        Request::new(Answer { feed, subscriber, said }, Epoch::parse("e1").unwrap(), session.clone())
+        let (feed, subscriber) = (
+            Feed::parse(feed).unwrap(),
+            Subscriber::parse(subscriber).unwrap(),
+        );
+        Request::new(
+            Answer {
+                feed,
+                subscriber,
+                said,
+            },
+            Epoch::parse("e1").unwrap(),
+            session.clone(),
+        )
     }
 
     /// The first number of each.
@@ -329,6 +386,9 @@ mod tests {
     }
 
     fn feeds(requests: &[Request]) -> Vec<Feed> {
-        requests.iter().map(|request| request.answer.feed.clone()).collect()
+        requests
+            .iter()
+            .map(|request| request.answer.feed.clone())
+            .collect()
     }
 }

@@ -31,13 +31,22 @@ pub(super) fn feeds(
     if names.len() > FEEDS_MAX {
         return Err(TokenError::Refused("more than 64 feeds"));
     }
-    let parsed = names.iter().map(|name| Feed::parse(name)).collect::<Result<Vec<_>, _>>();
+    let parsed = names
+        .iter()
+        .map(|name| Feed::parse(name))
+        .collect::<Result<Vec<_>, _>>();
     let mut feeds = parsed.map_err(|_| TokenError::Refused("a feed that no recipient can have"))?;
     if feeds.is_empty() {
         return Err(TokenError::NoFeed);
     }
-    if right != Right::Canary && feeds.iter().any(|feed| feed.as_str().starts_with(CANARY_PREFIX)) {
-        return Err(TokenError::Refused("a feed that begins with shopbell-canary/, which is reserved for Shopbell"));
+    if right != Right::Canary
+        && feeds
+            .iter()
+            .any(|feed| feed.as_str().starts_with(CANARY_PREFIX))
+    {
+        return Err(TokenError::Refused(
+            "a feed that begins with shopbell-canary/, which is reserved for Shopbell",
+        ));
     }
     if right != Right::Broadcast && feeds.iter().all(|feed| feed == broadcast_feed) {
         return Err(TokenError::Refused(
@@ -57,38 +66,74 @@ pub(super) fn feeds(
 mod tests {
     use super::*;
 
-    fn granted(subject: &str, names: Option<&[&str]>, right: Right) -> Result<(Vec<String>, bool), TokenError> {
+    fn granted(
+        subject: &str,
+        names: Option<&[&str]>,
+        right: Right,
+    ) -> Result<(Vec<String>, bool), TokenError> {
         let names = names.map(|names| names.iter().map(|name| (*name).to_owned()).collect());
         let (feeds, shared) = feeds(subject.into(), names, right, &Feed::parse("all").unwrap())?;
-        Ok((feeds.iter().map(Feed::to_string).collect(), shared.is_some()))
+        Ok((
+            feeds.iter().map(Feed::to_string).collect(),
+            shared.is_some(),
+        ))
     }
 
     #[test]
     fn everyone_reads_the_broadcast_feed_and_answers_for_nobody() {
         let both = || vec!["all".to_owned(), "m".to_owned()];
-        for names in [None, Some(&["m"][..]), Some(&["m", "all"]), Some(&["all", "m", "all"])] {
+        for names in [
+            None,
+            Some(&["m"][..]),
+            Some(&["m", "all"]),
+            Some(&["all", "m", "all"]),
+        ] {
             assert_eq!(granted("m", names, Right::None), Ok((both(), true)));
             assert_eq!(granted("m", names, Right::Broadcast), Ok((both(), false)));
         }
-        assert_eq!(granted("owner", Some(&["all"]), Right::Broadcast), Ok((vec!["all".to_owned()], false)));
+        assert_eq!(
+            granted("owner", Some(&["all"]), Right::Broadcast),
+            Ok((vec!["all".to_owned()], false))
+        );
     }
 
     #[test]
     fn a_merchant_named_like_the_broadcast_feed_gets_no_token() {
         for right in [Right::None, Right::Broadcast, Right::Canary] {
-            assert!(matches!(granted("all", None, right), Err(TokenError::Refused(_))));
-            assert!(matches!(granted("all", Some(&["m"]), right), Err(TokenError::Refused(_))));
+            assert!(matches!(
+                granted("all", None, right),
+                Err(TokenError::Refused(_))
+            ));
+            assert!(matches!(
+                granted("all", Some(&["m"]), right),
+                Err(TokenError::Refused(_))
+            ));
         }
-        assert!(matches!(granted("cook", Some(&["all"]), Right::None), Err(TokenError::Refused(_))));
-        assert!(granted("All", None, Right::None).is_ok(), "another name is another feed");
+        assert!(matches!(
+            granted("cook", Some(&["all"]), Right::None),
+            Err(TokenError::Refused(_))
+        ));
+        assert!(
+            granted("All", None, Right::None).is_ok(),
+            "another name is another feed"
+        );
     }
 
     #[test]
     fn feeds_of_canaries_take_the_right_to_them() {
         let name = "shopbell-canary/x";
-        assert!(matches!(granted(name, None, Right::None), Err(TokenError::Refused(_))));
-        assert!(matches!(granted("cook", Some(&["m", name]), Right::Broadcast), Err(TokenError::Refused(_))));
+        assert!(matches!(
+            granted(name, None, Right::None),
+            Err(TokenError::Refused(_))
+        ));
+        assert!(matches!(
+            granted("cook", Some(&["m", name]), Right::Broadcast),
+            Err(TokenError::Refused(_))
+        ));
         assert!(granted(name, None, Right::Canary).is_ok());
-        assert!(granted(name, Some(&["m"]), Right::None).is_ok(), "a subscriber is no feed");
+        assert!(
+            granted(name, Some(&["m"]), Right::None).is_ok(),
+            "a subscriber is no feed"
+        );
     }
 }

@@ -50,7 +50,10 @@ struct Minted<'a> {
 impl std::fmt::Debug for Tokens {
     /// Without the keys.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Tokens").field("audience", &self.audience).field("issuer", &self.issuer).finish_non_exhaustive()
+        f.debug_struct("Tokens")
+            .field("audience", &self.audience)
+            .field("issuer", &self.issuer)
+            .finish_non_exhaustive()
     }
 }
 
@@ -75,9 +78,14 @@ impl Tokens {
             tokio::time::sleep(POLL_INTERVAL).await;
             let tokens = self.clone();
             // It fails if the runtime ends.
-            let Ok(problems) = tokio::task::spawn_blocking(move || tokens.refresh()).await else { continue };
+            let Ok(problems) = tokio::task::spawn_blocking(move || tokens.refresh()).await else {
+                continue;
+            };
             for problem in problems.iter().filter(|problem| !known.contains(*problem)) {
-                tracing::error!(problem, "a key for tokens cannot be read again; the last one stays in use");
+                tracing::error!(
+                    problem,
+                    "a key for tokens cannot be read again; the last one stays in use"
+                );
             }
             if problems.is_empty() && !known.is_empty() {
                 tracing::info!("the keys for tokens can be read again");
@@ -90,8 +98,12 @@ impl Tokens {
         let last = self.now();
         let (keys, problems) = self.files.read(&last.keys);
         if keys != last.keys {
-            tracing::info!(has_previous = keys.previous.is_some(), "the keys for tokens changed");
-            *self.now.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(Prepared::new(keys));
+            tracing::info!(
+                has_previous = keys.previous.is_some(),
+                "the keys for tokens changed"
+            );
+            *self.now.write().unwrap_or_else(PoisonError::into_inner) =
+                Arc::new(Prepared::new(keys));
         }
         problems
     }
@@ -104,7 +116,9 @@ impl Tokens {
         right: Right,
         ttl: Duration,
     ) -> Result<String, jsonwebtoken::errors::Error> {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let now = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
         let claims = Minted {
             sub: subscriber.as_str(),
             iat: now.as_secs(),
@@ -121,26 +135,48 @@ impl Tokens {
     /// Whether one of the keys signed it.
     pub(super) fn is_signed(&self, token: &Token<'_>) -> bool {
         let signed_by = |key: &DecodingKey| {
-            jsonwebtoken::crypto::verify(token.signature, token.signed.as_bytes(), key, Algorithm::HS256)
+            jsonwebtoken::crypto::verify(
+                token.signature,
+                token.signed.as_bytes(),
+                key,
+                Algorithm::HS256,
+            )
         };
-        self.now().checking.iter().any(|key| signed_by(key).unwrap_or(false))
+        self.now()
+            .checking
+            .iter()
+            .any(|key| signed_by(key).unwrap_or(false))
     }
 
     /// What the claims must name.
     pub(super) fn expected(&self) -> Expected<'_> {
-        Expected { audience: self.audience.as_deref(), issuer: self.issuer.as_deref() }
+        Expected {
+            audience: self.audience.as_deref(),
+            issuer: self.issuer.as_deref(),
+        }
     }
 
     fn now(&self) -> Arc<Prepared> {
-        self.now.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.now
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 }
 
 impl Prepared {
     fn new(keys: Keys) -> Self {
         let all = [Some(&keys.current), keys.previous.as_ref()];
-        let checking = all.into_iter().flatten().map(|key| DecodingKey::from_secret(key.reveal().as_bytes())).collect();
+        let checking = all
+            .into_iter()
+            .flatten()
+            .map(|key| DecodingKey::from_secret(key.reveal().as_bytes()))
+            .collect();
         let signing = EncodingKey::from_secret(keys.current.reveal().as_bytes());
-        Self { keys, signing, checking }
+        Self {
+            keys,
+            signing,
+            checking,
+        }
     }
 }

@@ -94,8 +94,10 @@ impl<'a> Token<'a> {
         }
         let not_a_jwt = TokenError::Refused("not a JWT");
         let (signed, signature) = token.rsplit_once('.').ok_or(not_a_jwt)?;
-        let (header, payload) =
-            signed.split_once('.').filter(|(_, payload)| !payload.contains('.')).ok_or(not_a_jwt)?;
+        let (header, payload) = signed
+            .split_once('.')
+            .filter(|(_, payload)| !payload.contains('.'))
+            .ok_or(not_a_jwt)?;
         let header = decoded(header).ok_or(not_a_jwt)?;
         let header: Header = object(&header).ok_or(not_a_jwt)?;
         if header.alg != "HS256" {
@@ -103,35 +105,54 @@ impl<'a> Token<'a> {
         }
         // RFC 7515 §4.1.11 and RFC 7797 §6: what is critical and not understood makes the token invalid.
         if header.crit || header.b64 {
-            return Err(TokenError::Refused("its header has crit or b64, which are not supported"));
+            return Err(TokenError::Refused(
+                "its header has crit or b64, which are not supported",
+            ));
         }
-        Ok(Self { signed, signature, payload })
+        Ok(Self {
+            signed,
+            signature,
+            payload,
+        })
     }
 
     /// The claims, if they are complete and valid at `now`, a time since 1970.
-    pub(super) fn claims(&self, expected: Expected<'_>, now: Duration) -> Result<Claims, TokenError> {
+    pub(super) fn claims(
+        &self,
+        expected: Expected<'_>,
+        now: Duration,
+    ) -> Result<Claims, TokenError> {
         let json = decoded(self.payload).ok_or(TokenError::Refused("not a JWT"))?;
-        let not_claims = TokenError::Refused("its claims are no JSON object, or a claim is there twice");
+        let not_claims =
+            TokenError::Refused("its claims are no JSON object, or a claim is there twice");
         let claims: Payload<'_> = object_of(&json).ok_or(not_claims)?;
         let exp = claims.exp.ok_or(TokenError::Refused("exp is missing"))?;
-        let exp = numeric_date(exp).ok_or(TokenError::Refused("exp must be a number of seconds since 1970"))?;
+        let exp = numeric_date(exp).ok_or(TokenError::Refused(
+            "exp must be a number of seconds since 1970",
+        ))?;
         check_audience(claims.aud, expected.audience)?;
         check_issuer(claims.iss, expected.issuer)?;
         let sub = claims.sub.ok_or(TokenError::Refused("sub is missing"))?;
         let sub = read(sub).ok_or(TokenError::Refused("sub must be a string"))?;
         let feeds = match claims.feeds {
-            Some(feeds) => Some(read(feeds).ok_or(TokenError::Refused("feeds must be a list of strings"))?),
+            Some(feeds) => {
+                Some(read(feeds).ok_or(TokenError::Refused("feeds must be a list of strings"))?)
+            }
             None => None,
         };
         if now > exp.saturating_add(LEEWAY) {
             return Err(TokenError::Expired);
         }
         if let Some(nbf) = claims.nbf {
-            let nbf = numeric_date(nbf).ok_or(TokenError::Refused("nbf must be a number of seconds since 1970"))?;
+            let nbf = numeric_date(nbf).ok_or(TokenError::Refused(
+                "nbf must be a number of seconds since 1970",
+            ))?;
             let issued = claims.iat.and_then(numeric_date).unwrap_or_default();
             let now_of_issuer = issued.min(now + SKEW_MAX).max(now);
             if nbf > now_of_issuer + LEEWAY {
-                return Err(TokenError::NotYetValid { wait: nbf - LEEWAY - now });
+                return Err(TokenError::NotYetValid {
+                    wait: nbf - LEEWAY - now,
+                });
             }
         }
         // Anything but `true` is the claim of somebody else.
@@ -141,25 +162,44 @@ impl<'a> Token<'a> {
             (false, true) => Right::Canary,
             (false, false) => Right::None,
         };
-        Ok(Claims { sub, feeds, right, exp })
+        Ok(Claims {
+            sub,
+            feeds,
+            right,
+            exp,
+        })
     }
 }
 
 fn check_audience(claim: Option<&RawValue>, expected: Option<&str>) -> Result<(), TokenError> {
-    let Some(expected) = expected else { return Ok(()) };
+    let Some(expected) = expected else {
+        return Ok(());
+    };
     let claim = claim.ok_or(TokenError::Refused("aud is missing"))?;
-    let is_named = match read(claim).ok_or(TokenError::Refused("aud must be a string or a list of strings"))? {
+    let is_named = match read(claim).ok_or(TokenError::Refused(
+        "aud must be a string or a list of strings",
+    ))? {
         Audience::One(name) => name == expected,
         Audience::Many(names) => names.iter().any(|name| name == expected),
     };
-    if is_named { Ok(()) } else { Err(TokenError::Refused("wrong audience")) }
+    if is_named {
+        Ok(())
+    } else {
+        Err(TokenError::Refused("wrong audience"))
+    }
 }
 
 fn check_issuer(claim: Option<&RawValue>, expected: Option<&str>) -> Result<(), TokenError> {
-    let Some(expected) = expected else { return Ok(()) };
+    let Some(expected) = expected else {
+        return Ok(());
+    };
     let claim = claim.ok_or(TokenError::Refused("iss is missing"))?;
     let issuer: String = read(claim).ok_or(TokenError::Refused("iss must be a string"))?;
-    if issuer == expected { Ok(()) } else { Err(TokenError::Refused("wrong issuer")) }
+    if issuer == expected {
+        Ok(())
+    } else {
+        Err(TokenError::Refused("wrong issuer"))
+    }
 }
 
 /// Seconds since 1970, with or without a fraction (RFC 7519 §2). A number beyond `Duration` is its greatest.
@@ -167,7 +207,10 @@ fn numeric_date(claim: &RawValue) -> Option<Duration> {
     let json = claim.get();
     // `f64` would also parse the words that stand for no number.
     let is_number = json.starts_with(|c: char| c.is_ascii_digit() || c == '-');
-    let seconds = json.parse::<f64>().ok().filter(|seconds| is_number && seconds.is_finite() && *seconds >= 0.0)?;
+    let seconds = json
+        .parse::<f64>()
+        .ok()
+        .filter(|seconds| is_number && seconds.is_finite() && *seconds >= 0.0)?;
     Some(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
 }
 
@@ -181,7 +224,9 @@ fn object<T: DeserializeOwned>(json: &str) -> Option<T> {
 
 /// serde would take a list for a struct too.
 fn object_of<'a, T: Deserialize<'a>>(json: &'a str) -> Option<T> {
-    json.trim_start().starts_with('{').then(|| serde_json::from_str(json).ok())?
+    json.trim_start()
+        .starts_with('{')
+        .then(|| serde_json::from_str(json).ok())?
 }
 
 fn read<T: DeserializeOwned>(claim: &RawValue) -> Option<T> {
@@ -218,19 +263,36 @@ mod tests {
 
     fn date() -> impl Strategy<Value = String> {
         let number = r"-?(0|[1-9][0-9]{0,30})(\.[0-9]{1,30})?([eE][+-]?[0-9]{1,4})?";
-        prop_oneof![Just("null".to_owned()), Just("true".to_owned()), number, r#""[0-9]{0,9}""#]
+        prop_oneof![
+            Just("null".to_owned()),
+            Just("true".to_owned()),
+            number,
+            r#""[0-9]{0,9}""#
+        ]
     }
 
     const NOW: Duration = Duration::from_millis(1_800_000_000_500);
-    const SHOP: Expected<'_> = Expected { audience: Some("shop"), issuer: Some("id") };
-    const ANY: Expected<'_> = Expected { audience: None, issuer: None };
+    const SHOP: Expected<'_> = Expected {
+        audience: Some("shop"),
+        issuer: Some("id"),
+    };
+    const ANY: Expected<'_> = Expected {
+        audience: None,
+        issuer: None,
+    };
 
     fn token(header: &str, payload: &str) -> String {
-        format!("{}.{}.c2lnbmF0dXJl", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(payload))
+        format!(
+            "{}.{}.c2lnbmF0dXJl",
+            URL_SAFE_NO_PAD.encode(header),
+            URL_SAFE_NO_PAD.encode(payload)
+        )
     }
 
     fn claims_for(payload: &str, expected: Expected<'_>) -> Result<Claims, TokenError> {
-        Token::parse(&token(r#"{"alg":"HS256"}"#, payload)).unwrap().claims(expected, NOW)
+        Token::parse(&token(r#"{"alg":"HS256"}"#, payload))
+            .unwrap()
+            .claims(expected, NOW)
     }
 
     /// The outcome of claims beside a good `sub` and `exp`.
@@ -241,14 +303,28 @@ mod tests {
     #[track_caller]
     fn is_refused(outcome: Result<Claims, TokenError>, named: &str) {
         let error = outcome.unwrap_err();
-        assert!(matches!(error, TokenError::Refused(why) if why.contains(named)), "{error}");
+        assert!(
+            matches!(error, TokenError::Refused(why) if why.contains(named)),
+            "{error}"
+        );
     }
 
     #[test]
     fn a_right_is_a_claim_that_is_true() {
-        assert_eq!(beside(r#""broadcast":true"#).unwrap().right, Right::Broadcast);
-        assert_eq!(beside(r#""shopbell_canary":true"#).unwrap().right, Right::Canary);
-        for other in [r#""broadcast":false"#, r#""broadcast":"true""#, r#""broadcast":1"#, r#""canary":true"#] {
+        assert_eq!(
+            beside(r#""broadcast":true"#).unwrap().right,
+            Right::Broadcast
+        );
+        assert_eq!(
+            beside(r#""shopbell_canary":true"#).unwrap().right,
+            Right::Canary
+        );
+        for other in [
+            r#""broadcast":false"#,
+            r#""broadcast":"true""#,
+            r#""broadcast":1"#,
+            r#""canary":true"#,
+        ] {
             assert_eq!(beside(other).unwrap().right, Right::None, "{other}");
         }
     }
@@ -276,32 +352,75 @@ mod tests {
             "{}",
             "HS256",
         ] {
-            assert!(matches!(Token::parse(&token(bad, "{}")), Err(TokenError::Refused(_))), "{bad}");
+            assert!(
+                matches!(Token::parse(&token(bad, "{}")), Err(TokenError::Refused(_))),
+                "{bad}"
+            );
         }
         let padded = token(r#"{"alg":"HS256"}"#, "{}").replacen('.', "=.", 1);
-        for bad in ["", "a", "a.b", "..", "a.b.c.d", &padded, &"a".repeat(TOKEN_BYTES_MAX + 1)] {
-            assert!(matches!(Token::parse(bad), Err(TokenError::Refused(_))), "{bad}");
+        for bad in [
+            "",
+            "a",
+            "a.b",
+            "..",
+            "a.b.c.d",
+            &padded,
+            &"a".repeat(TOKEN_BYTES_MAX + 1),
+        ] {
+            assert!(
+                matches!(Token::parse(bad), Err(TokenError::Refused(_))),
+                "{bad}"
+            );
         }
     }
 
     #[test]
     fn numeric_dates_may_have_fractions() {
-        for exp in ["1800000600", "1800000600.5", "1800000600.0", "1.8000006e9", "18446744073709551615", "1e300"] {
-            assert!(claims_for(&format!(r#"{{"sub":"m","exp":{exp}}}"#), ANY).is_ok(), "{exp}");
+        for exp in [
+            "1800000600",
+            "1800000600.5",
+            "1800000600.0",
+            "1.8000006e9",
+            "18446744073709551615",
+            "1e300",
+        ] {
+            assert!(
+                claims_for(&format!(r#"{{"sub":"m","exp":{exp}}}"#), ANY).is_ok(),
+                "{exp}"
+            );
         }
         let claims = claims_for(r#"{"sub":"m","exp":1800000000.25}"#, ANY).unwrap();
         assert_eq!(claims.exp, Duration::from_millis(1_800_000_000_250));
-        for exp in ["-1", "-0.5", "1e400", r#""1800000600""#, "true", "[1800000600]", "{}"] {
-            is_refused(claims_for(&format!(r#"{{"sub":"m","exp":{exp}}}"#), ANY), "exp must be");
+        for exp in [
+            "-1",
+            "-0.5",
+            "1e400",
+            r#""1800000600""#,
+            "true",
+            "[1800000600]",
+            "{}",
+        ] {
+            is_refused(
+                claims_for(&format!(r#"{{"sub":"m","exp":{exp}}}"#), ANY),
+                "exp must be",
+            );
         }
         for word in ["NaN", "inf", "Infinity", "+1800000600"] {
-            is_refused(claims_for(&format!(r#"{{"sub":"m","exp":{word}}}"#), ANY), "no JSON object");
+            is_refused(
+                claims_for(&format!(r#"{{"sub":"m","exp":{word}}}"#), ANY),
+                "no JSON object",
+            );
         }
     }
 
     #[test]
     fn a_token_expires_after_the_leeway() {
-        for (exp, is_expired) in [("1799999995.6", false), ("1799999995.4", true), ("0", true), ("-0", true)] {
+        for (exp, is_expired) in [
+            ("1799999995.6", false),
+            ("1799999995.4", true),
+            ("0", true),
+            ("-0", true),
+        ] {
             let outcome = claims_for(&format!(r#"{{"sub":"m","exp":{exp}}}"#), ANY);
             assert_eq!(outcome == Err(TokenError::Expired), is_expired, "{exp}");
         }
@@ -313,8 +432,14 @@ mod tests {
             assert!(beside(&format!(r#""nbf":{nbf}"#)).is_ok(), "{nbf}");
         }
         let wait = Duration::from_secs(7);
-        assert_eq!(beside(r#""nbf":1800000012.5"#), Err(TokenError::NotYetValid { wait }));
-        assert!(matches!(beside(r#""nbf":1e300"#), Err(TokenError::NotYetValid { .. })));
+        assert_eq!(
+            beside(r#""nbf":1800000012.5"#),
+            Err(TokenError::NotYetValid { wait })
+        );
+        assert!(matches!(
+            beside(r#""nbf":1e300"#),
+            Err(TokenError::NotYetValid { .. })
+        ));
         is_refused(beside(r#""nbf":-1"#), "nbf must be");
         is_refused(beside(r#""nbf":"1800000000""#), "nbf must be");
         assert!(beside(r#""nbf":null"#).is_ok());
@@ -336,7 +461,10 @@ mod tests {
             r#""nbf":1800000040,"iat":1799999990"#,
             r#""nbf":1800000040,"iat":"1800000040""#,
         ] {
-            assert!(matches!(beside(bad), Err(TokenError::NotYetValid { .. })), "{bad}");
+            assert!(
+                matches!(beside(bad), Err(TokenError::NotYetValid { .. })),
+                "{bad}"
+            );
         }
     }
 
@@ -344,18 +472,27 @@ mod tests {
     fn sub_and_feeds_have_their_types() {
         is_refused(claims_for(r#"{"exp":1800000600}"#, ANY), "sub is missing");
         for sub in ["7", "[]", r#"["m"]"#, r#""\ud800""#, "true"] {
-            is_refused(claims_for(&format!(r#"{{"sub":{sub},"exp":1800000600}}"#), ANY), "sub must be");
+            is_refused(
+                claims_for(&format!(r#"{{"sub":{sub},"exp":1800000600}}"#), ANY),
+                "sub must be",
+            );
         }
         for feeds in [r#""a""#, "[1]", "{}", "7"] {
             is_refused(beside(&format!(r#""feeds":{feeds}"#)), "feeds must be");
         }
         assert_eq!(beside(r#""feeds":null"#).unwrap().feeds, None);
-        assert_eq!(beside(r#""feeds":["a","b"]"#).unwrap().feeds.unwrap(), ["a", "b"]);
+        assert_eq!(
+            beside(r#""feeds":["a","b"]"#).unwrap().feeds.unwrap(),
+            ["a", "b"]
+        );
     }
 
     #[test]
     fn a_claim_that_counts_is_there_once() {
-        is_refused(claims_for(r#"{"sub":"m","sub":"other","exp":1800000600}"#, ANY), "twice");
+        is_refused(
+            claims_for(r#"{"sub":"m","sub":"other","exp":1800000600}"#, ANY),
+            "twice",
+        );
         is_refused(beside(r#""exp":1"#), "twice");
         assert!(beside(r#""other":1,"other":2"#).is_ok());
         for payload in ["", "[]", r#"["m",1800000600]"#, "7", "{", "x\u{9c}"] {
@@ -365,21 +502,34 @@ mod tests {
 
     #[test]
     fn audience_and_issuer_are_required_where_they_are_expected() {
-        let outcome = |more: &str| claims_for(&format!(r#"{{"sub":"m","exp":1800000600{more}}}"#), SHOP);
+        let outcome =
+            |more: &str| claims_for(&format!(r#"{{"sub":"m","exp":1800000600{more}}}"#), SHOP);
         for aud in [r#""shop""#, r#"["shop"]"#, r#"["other","shop"]"#] {
-            assert!(outcome(&format!(r#","iss":"id","aud":{aud}"#)).is_ok(), "{aud}");
+            assert!(
+                outcome(&format!(r#","iss":"id","aud":{aud}"#)).is_ok(),
+                "{aud}"
+            );
         }
         for aud in [r#""other""#, r#"["other"]"#, "[]", r#""""#, r#""Shop""#] {
-            is_refused(outcome(&format!(r#","iss":"id","aud":{aud}"#)), "wrong audience");
+            is_refused(
+                outcome(&format!(r#","iss":"id","aud":{aud}"#)),
+                "wrong audience",
+            );
         }
         for aud in ["7", r#"["shop",7]"#, "{}"] {
-            is_refused(outcome(&format!(r#","iss":"id","aud":{aud}"#)), "aud must be");
+            is_refused(
+                outcome(&format!(r#","iss":"id","aud":{aud}"#)),
+                "aud must be",
+            );
         }
         is_refused(outcome(r#","iss":"id""#), "aud is missing");
         is_refused(outcome(r#","iss":"id","aud":null"#), "aud is missing");
         is_refused(outcome(r#","aud":"shop""#), "iss is missing");
         is_refused(outcome(r#","aud":"shop","iss":"other""#), "wrong issuer");
         is_refused(outcome(r#","aud":"shop","iss":["id"]"#), "iss must be");
-        assert!(beside(r#""aud":["x",7],"iss":7"#).is_ok(), "neither is expected");
+        assert!(
+            beside(r#""aud":["x",7],"iss":7"#).is_ok(),
+            "neither is expected"
+        );
     }
 }

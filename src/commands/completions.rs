@@ -16,6 +16,11 @@ pub struct Arguments {
 /// Writes the script.
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let mut script = Vec::new();
-    clap_complete::generate(arguments.shell, &mut Cli::command(), "shopbell", &mut script);
+    clap_complete::generate(
+        arguments.shell,
+        &mut Cli::command(),
+        "shopbell",
+        &mut script,
+    );
     terminal::write(&script)
 }

@@ -8,7 +8,12 @@ use crate::config::{Environment, Origin, Role, Setting};
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     /// The half that would be run; both, where it is not said.
-    #[arg(long, value_enum, value_name = "ingest|gateway", hide_possible_values = true)]
+    #[arg(
+        long,
+        value_enum,
+        value_name = "ingest|gateway",
+        hide_possible_values = true
+    )]
     role: Option<Role>,
 }
 
@@ -16,11 +21,23 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments, format: Format) -> anyhow::Result<()> {
     let (config, mut settings) = Environment::of_process().explain(arguments.role)?;
     broker_of(&config.amqp)?;
-    if !settings.iter().any(|setting| setting.variable == "RUST_LOG") {
+    if !settings
+        .iter()
+        .any(|setting| setting.variable == "RUST_LOG")
+    {
         let value = Some(SERVICE_LOG.into());
-        settings.push(Setting { variable: "RUST_LOG".into(), value, origin: Origin::Default, file: None });
+        settings.push(Setting {
+            variable: "RUST_LOG".into(),
+            value,
+            origin: Origin::Default,
+            file: None,
+        });
     }
-    let width = settings.iter().map(|setting| setting.variable.len()).max().unwrap_or_default();
+    let width = settings
+        .iter()
+        .map(|setting| setting.variable.len())
+        .max()
+        .unwrap_or_default();
     let lines = settings.iter().map(|setting| match format {
         Format::Text => Ok(terminal::text_line(&text(setting, width))),
         Format::Json => terminal::json_line(setting),
@@ -29,8 +46,15 @@ pub fn run(arguments: &Arguments, format: Format) -> anyhow::Result<()> {
 }
 
 fn text(setting: &Setting, width: usize) -> String {
-    let Setting { variable, value, origin, file } = setting;
-    let Some(value) = value else { return format!("{variable:width$}  (unset)") };
+    let Setting {
+        variable,
+        value,
+        origin,
+        file,
+    } = setting;
+    let Some(value) = value else {
+        return format!("{variable:width$}  (unset)");
+    };
     match (origin, file) {
         (Origin::Default, _) => format!("{variable:width$}  {value}  (default)"),
         (Origin::File, Some(file)) => format!("{variable:width$}  {value}  (from {file})"),

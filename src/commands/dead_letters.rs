@@ -74,17 +74,27 @@ pub async fn run(action: Action, format: Format) -> anyhow::Result<()> {
     let (broker, options) = (broker()?, Environment::of_process().database()?);
     // Before the first letter is touched.
     let mended = match &action {
-        Action::Replay { body: Some(path), .. } => Some(read(path)?),
+        Action::Replay {
+            body: Some(path), ..
+        } => Some(read(path)?),
         _ => None,
     };
-    let letters = Letters { pool: Pools::lazy(&options, 1, &Arc::default()).upkeep, broker };
+    let letters = Letters {
+        pool: Pools::lazy(&options, 1, &Arc::default()).upkeep,
+        broker,
+    };
     match action {
         Action::List { limit } => letters.list(i64::from(limit), format).await,
         Action::Show { id } => letters.show(&id, format).await,
         Action::Replay { which, .. } => {
             let opening = Publisher::open(&letters.broker);
-            let publisher = within(BROKER_TIMEOUT, "opening a connection to publish", opening).await?;
-            let mut replay = Some(Replay { publisher, mended, names: letters.broker.names.clone() });
+            let publisher =
+                within(BROKER_TIMEOUT, "opening a connection to publish", opening).await?;
+            let mut replay = Some(Replay {
+                publisher,
+                mended,
+                names: letters.broker.names.clone(),
+            });
             let taken = letters.take(which, &mut replay, format).await;
             if let Some(replay) = replay {
                 replay.publisher.close().await;
@@ -110,14 +120,18 @@ impl Letters {
         let (stored, newest) = asked(dead_letters::extent(&self.pool)).await?;
         let (mut listed, mut after) = (0, 0);
         while listed < limit
-            && let Some(Stored { position, letter }) = asked(dead_letters::next(&self.pool, after, newest)).await?
+            && let Some(Stored { position, letter }) =
+                asked(dead_letters::next(&self.pool, after, newest)).await?
         {
             after = position;
             listed += 1;
             tell(&Facts::of_stored(&letter), format)?;
         }
         if listed == limit && stored > limit {
-            terminal::talk(&format!("{} more are there: --limit tells how many to list", stored - limit));
+            terminal::talk(&format!(
+                "{} more are there: --limit tells how many to list",
+                stored - limit
+            ));
             return Ok(());
         }
         let mut queue = match Queue::open(&self.broker).await {
@@ -154,8 +168,18 @@ impl Letters {
     }
 
     /// Removes one or all, after their replay where there is one.
-    async fn take(&self, which: Which, replay: &mut Option<Replay>, format: Format) -> anyhow::Result<()> {
-        let mut taking = Taking { letters: self, replay, format, taken: 0 };
+    async fn take(
+        &self,
+        which: Which,
+        replay: &mut Option<Replay>,
+        format: Format,
+    ) -> anyhow::Result<()> {
+        let mut taking = Taking {
+            letters: self,
+            replay,
+            format,
+            taken: 0,
+        };
         match which.id {
             Some(id) => taking.one(&id).await?,
             None => taking.all().await?,
@@ -201,7 +225,9 @@ impl Taking<'_> {
                     anyhow::Ok(())
                 };
                 if let Err(error) = removing.await {
-                    terminal::talk(&format!("its copy in RabbitMQ's queue is perhaps still there: {error:#}"));
+                    terminal::talk(&format!(
+                        "its copy in RabbitMQ's queue is perhaps still there: {error:#}"
+                    ));
                 }
             }
             None => {
@@ -227,7 +253,9 @@ impl Taking<'_> {
             }
         }
         let (mut after, mut held) = (0, 0);
-        while let Some(stored) = asked(dead_letters::next(&self.letters.pool, after, newest)).await? {
+        while let Some(stored) =
+            asked(dead_letters::next(&self.letters.pool, after, newest)).await?
+        {
             after = stored.position;
             if stored.letter.feed.is_some() {
                 held += 1;
@@ -252,33 +280,57 @@ impl Taking<'_> {
         let id = letter.id;
         if let Some(replay) = self.replay {
             let letter = DeadLetter::decode(&letter.properties, letter.body);
-            let letter = letter.with_context(|| format!("could not read {id}: it stays a dead letter"))?;
-            replay.publish(&letter).await.with_context(|| format!("{} were replayed", self.taken))?;
+            let letter =
+                letter.with_context(|| format!("could not read {id}: it stays a dead letter"))?;
+            replay
+                .publish(&letter)
+                .await
+                .with_context(|| format!("{} were replayed", self.taken))?;
         }
         let removed = asked(dead_letters::remove(&self.letters.pool, &id)).await;
-        removed
-            .with_context(|| format!("{} were {} and removed; {id} is perhaps still there", self.taken, self.did()))?;
+        removed.with_context(|| {
+            format!(
+                "{} were {} and removed; {id} is perhaps still there",
+                self.taken,
+                self.did()
+            )
+        })?;
         self.tell(&id)
     }
 
     async fn queued(&mut self, queue: &Queue, queued: &Queued) -> anyhow::Result<()> {
         let id = &queued.letter.id;
         if let Some(replay) = self.replay {
-            replay.publish(&queued.letter).await.with_context(|| format!("{} were replayed", self.taken))?;
+            replay
+                .publish(&queued.letter)
+                .await
+                .with_context(|| format!("{} were replayed", self.taken))?;
         }
         let removed = queue.remove(queued).await;
-        removed
-            .with_context(|| format!("{} were {} and removed; {id} is perhaps still there", self.taken, self.did()))?;
+        removed.with_context(|| {
+            format!(
+                "{} were {} and removed; {id} is perhaps still there",
+                self.taken,
+                self.did()
+            )
+        })?;
         self.tell(id)
     }
 
     fn did(&self) -> &'static str {
-        if self.replay.is_some() { "replayed" } else { "dropped" }
+        if self.replay.is_some() {
+            "replayed"
+        } else {
+            "dropped"
+        }
     }
 
     fn tell(&mut self, id: &str) -> anyhow::Result<()> {
         self.taken += 1;
-        let done = Taken { id, did: self.did() };
+        let done = Taken {
+            id,
+            did: self.did(),
+        };
         terminal::write_lines(&match self.format {
             Format::Text => terminal::text_line(&format!("{} {id}", done.did)),
             Format::Json => terminal::json_line(&done)?,
@@ -286,8 +338,15 @@ impl Taking<'_> {
     }
 }
 
-async fn asked<T>(answer: impl Future<Output = Result<T, crate::store::StoreError>>) -> anyhow::Result<T> {
-    let answer = within(DATABASE_TIMEOUT, "reading or removing a stored dead letter", answer).await;
+async fn asked<T>(
+    answer: impl Future<Output = Result<T, crate::store::StoreError>>,
+) -> anyhow::Result<T> {
+    let answer = within(
+        DATABASE_TIMEOUT,
+        "reading or removing a stored dead letter",
+        answer,
+    )
+    .await;
     answer.context("could not ask the database at DATABASE_URL (is it running, is it migrated?)")
 }
 
@@ -303,14 +362,22 @@ impl Queue {
         let letters = within(BROKER_TIMEOUT, "opening the dead-letter queue", DeadLetters::open(broker))
             .await
             .context("could not reach RabbitMQ at AMQP_URL (is it running, are user, password and vhost right?)")?;
-        Ok(Self { letters, left: None })
+        Ok(Self {
+            letters,
+            left: None,
+        })
     }
 
     async fn next(&mut self) -> anyhow::Result<Option<Queued>> {
         if self.left == Some(0) {
             return Ok(None);
         }
-        let queued = within(BROKER_TIMEOUT, "reading the dead-letter queue", self.letters.next()).await?;
+        let queued = within(
+            BROKER_TIMEOUT,
+            "reading the dead-letter queue",
+            self.letters.next(),
+        )
+        .await?;
         self.left = match (&queued, self.left) {
             (None, _) => Some(0),
             (Some(first), None) => Some(first.behind),
@@ -325,11 +392,18 @@ impl Queue {
                 return Ok(queued);
             }
         }
-        anyhow::bail!("there is no dead letter {id} (`shopbell dead-letters list` shows those that are there)")
+        anyhow::bail!(
+            "there is no dead letter {id} (`shopbell dead-letters list` shows those that are there)"
+        )
     }
 
     async fn remove(&self, queued: &Queued) -> anyhow::Result<()> {
-        within(BROKER_TIMEOUT, "removing a dead letter from the queue", self.letters.remove(queued)).await
+        within(
+            BROKER_TIMEOUT,
+            "removing a dead letter from the queue",
+            self.letters.remove(queued),
+        )
+        .await
     }
 }
 
@@ -344,7 +418,9 @@ impl Replay {
     async fn publish(&mut self, letter: &DeadLetter) -> anyhow::Result<()> {
         let id = &letter.id;
         if let (Some(bytes), None) = (letter.cut_bytes(), &self.mended) {
-            anyhow::bail!("only the first bytes of {id} are kept, of {bytes}: replay it with --body, or drop it");
+            anyhow::bail!(
+                "only the first bytes of {id} are kept, of {bytes}: replay it with --body, or drop it"
+            );
         }
         let outgoing = letter.replay(&self.names, self.mended.as_deref());
         let published: Result<(), BrokerError> = self.publisher.publish(&[outgoing]).await;
@@ -366,7 +442,9 @@ fn show(facts: Facts<'_>, body: &[u8], format: Format) -> anyhow::Result<()> {
     terminal::talk(&facts.to_string());
     if terminal::is_stdout_terminal() {
         let body = String::from_utf8_lossy(body);
-        return body.lines().try_for_each(|line| terminal::write_lines(&terminal::text_line(line)));
+        return body
+            .lines()
+            .try_for_each(|line| terminal::write_lines(&terminal::text_line(line)));
     }
     terminal::write(body)
 }
@@ -417,9 +495,20 @@ impl<'a> Facts<'a> {
 
 impl std::fmt::Display for Facts<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { id, reason, detail, exchange, routing_key, content_type, bytes } = self;
+        let Self {
+            id,
+            reason,
+            detail,
+            exchange,
+            routing_key,
+            content_type,
+            bytes,
+        } = self;
         let content_type = content_type.unwrap_or("no content type");
-        write!(f, "{id}  {reason}: {detail}  ({exchange} {routing_key}, {content_type}, {bytes} bytes)")
+        write!(
+            f,
+            "{id}  {reason}: {detail}  ({exchange} {routing_key}, {content_type}, {bytes} bytes)"
+        )
     }
 }
 
@@ -441,10 +530,28 @@ struct Shown<'a> {
 
 impl<'a> Shown<'a> {
     fn of(facts: Facts<'a>, body: &'a [u8]) -> Self {
-        let Facts { id, reason, detail, exchange, routing_key, content_type, bytes } = facts;
+        let Facts {
+            id,
+            reason,
+            detail,
+            exchange,
+            routing_key,
+            content_type,
+            bytes,
+        } = facts;
         let text = std::str::from_utf8(body).ok();
         let body_base64 = text.is_none().then(|| STANDARD.encode(body));
-        Self { id, reason, detail, exchange, routing_key, content_type, bytes, body: text, body_base64 }
+        Self {
+            id,
+            reason,
+            detail,
+            exchange,
+            routing_key,
+            content_type,
+            bytes,
+            body: text,
+            body_base64,
+        }
     }
 }
 
@@ -475,8 +582,14 @@ mod tests {
     fn a_body_is_shown_as_text_where_it_is_text() {
         let shown = |body| serde_json::to_value(Shown::of(facts(), body)).unwrap();
         let text = shown(b"{}");
-        assert_eq!((&text["body"], text.get("body_base64")), (&"{}".into(), None));
+        assert_eq!(
+            (&text["body"], text.get("body_base64")),
+            (&"{}".into(), None)
+        );
         let bytes = shown(b"\xff\xfe");
-        assert_eq!((bytes.get("body"), &bytes["body_base64"]), (None, &"//4=".into()));
+        assert_eq!(
+            (bytes.get("body"), &bytes["body_base64"]),
+            (None, &"//4=".into())
+        );
     }
 }

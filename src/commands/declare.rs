@@ -16,15 +16,27 @@ struct Declared<'a> {
 /// Declares what the environment asks for, and writes a line for each exchange and queue.
 pub async fn run(format: Format) -> anyhow::Result<()> {
     let broker = broker()?;
-    let what = if broker.declare { "declaring the topology" } else { "verifying the topology" };
+    let what = if broker.declare {
+        "declaring the topology"
+    } else {
+        "verifying the topology"
+    };
     let topology = within(BROKER_TIMEOUT, what, broker.ensure()).await?;
     let exchanges = topology.exchanges.iter().map(|name| ("exchange", name));
     let queues = topology.queues.iter().map(|name| ("queue", name));
-    let declared = exchanges.chain(queues).map(|(kind, name)| Declared { kind, name, only_verified: !broker.declare });
-    let lines = declared.map(|declared| line(&declared, format)).collect::<anyhow::Result<String>>()?;
+    let declared = exchanges.chain(queues).map(|(kind, name)| Declared {
+        kind,
+        name,
+        only_verified: !broker.declare,
+    });
+    let lines = declared
+        .map(|declared| line(&declared, format))
+        .collect::<anyhow::Result<String>>()?;
     terminal::write_lines(&lines)?;
     if !broker.declare {
-        terminal::talk("SHOPBELL_AMQP_DECLARE is false: they are there, and nothing was declared or bound");
+        terminal::talk(
+            "SHOPBELL_AMQP_DECLARE is false: they are there, and nothing was declared or bound",
+        );
     }
     anyhow::ensure!(
         !topology.more_partitions,
@@ -35,8 +47,16 @@ pub async fn run(format: Format) -> anyhow::Result<()> {
 }
 
 fn line(declared: &Declared<'_>, format: Format) -> anyhow::Result<String> {
-    let Declared { kind, name, only_verified } = declared;
-    let note = if *only_verified { " (only verified)" } else { "" };
+    let Declared {
+        kind,
+        name,
+        only_verified,
+    } = declared;
+    let note = if *only_verified {
+        " (only verified)"
+    } else {
+        ""
+    };
     match format {
         Format::Text => Ok(terminal::text_line(&format!("{kind} {name}{note}"))),
         Format::Json => terminal::json_line(declared),

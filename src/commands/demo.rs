@@ -62,21 +62,31 @@ pub async fn run(arguments: Arguments, mut config: ServeConfig) -> anyhow::Resul
         return Err(UsageError("the demo needs the whole service".into()).into());
     };
     let public = gateway.listen;
-    for (variable, address) in [("SHOPBELL_LISTEN", public), ("SHOPBELL_OPS_LISTEN", config.ops_listen)] {
+    for (variable, address) in [
+        ("SHOPBELL_LISTEN", public),
+        ("SHOPBELL_OPS_LISTEN", config.ops_listen),
+    ] {
         if !address.ip().is_loopback() && !arguments.in_container {
-            let complaint = "must be on loopback, like 127.0.0.1:8080: the demo lets its visitor place orders";
+            let complaint =
+                "must be on loopback, like 127.0.0.1:8080: the demo lets its visitor place orders";
             return Err(UsageError(format!("{variable} {complaint}")).into());
         }
     }
     gateway.dashboard = true;
     gateway.listen = free_address().context("no free port for the service")?;
-    let doors = Doors::open(public, gateway.listen).await.with_context(|| format!("SHOPBELL_LISTEN={public}"))?;
+    let doors = Doors::open(public, gateway.listen)
+        .await
+        .with_context(|| format!("SHOPBELL_LISTEN={public}"))?;
     let tokens = Arc::new(Tokens::new(&gateway.jwt));
     tokio::spawn(tokens.clone().follow());
     let token = token(&tokens, &arguments.recipient)?;
     let broadcast_feed = gateway.session.broadcast_feed.clone();
     let authenticator = Authenticator::new(tokens, broadcast_feed);
-    let stage = Arc::new(Stage { authenticator, recipient: arguments.recipient, doors });
+    let stage = Arc::new(Stage {
+        authenticator,
+        recipient: arguments.recipient,
+        doors,
+    });
     let buttons = Router::new()
         .route("/demo/orders", post(orders))
         .route("/demo/imports", post(import))
@@ -84,7 +94,9 @@ pub async fn run(arguments: Arguments, mut config: ServeConfig) -> anyhow::Resul
         .with_state(stage);
     // In a container it is published under the same port.
     let address = reachable(public);
-    terminal::write_lines(&terminal::text_line(&format!("http://{address}/#token={token}&demo")))?;
+    terminal::write_lines(&terminal::text_line(&format!(
+        "http://{address}/#token={token}&demo"
+    )))?;
     serve::run_with(config, buttons).await
 }
 
@@ -94,7 +106,9 @@ fn free_address() -> std::io::Result<SocketAddr> {
 
 fn token(tokens: &Tokens, recipient: &Feed) -> anyhow::Result<String> {
     let subscriber = Subscriber::parse(recipient.as_str())?;
-    tokens.mint(&subscriber, &[], Right::None, TOKEN_TTL).context("could not sign the token")
+    tokens
+        .mint(&subscriber, &[], Right::None, TOKEN_TTL)
+        .context("could not sign the token")
 }
 
 #[derive(Deserialize)]
@@ -126,7 +140,14 @@ async fn import(
     stage.admit(&headers)?;
     let items = import.items.clamp(1, ITEMS_MAX);
     let (failed, items) = (import.failed.min(items).to_string(), items.to_string());
-    stage.publish(&["--import", &items, "--failed", &failed, "--rate", ITEMS_PER_SECOND])?;
+    stage.publish(&[
+        "--import",
+        &items,
+        "--failed",
+        &failed,
+        "--rate",
+        ITEMS_PER_SECOND,
+    ])?;
     Ok(StatusCode::ACCEPTED)
 }
 
@@ -137,14 +158,19 @@ struct Cut {
     orders: u32,
 }
 
-async fn cut(State(stage): State<Arc<Stage>>, headers: HeaderMap, Json(cut): Json<Cut>) -> Result<StatusCode, Problem> {
+async fn cut(
+    State(stage): State<Arc<Stage>>,
+    headers: HeaderMap,
+    Json(cut): Json<Cut>,
+) -> Result<StatusCode, Problem> {
     stage.admit(&headers)?;
     let seconds = Duration::from_secs(cut.seconds.clamp(1, CUT_SECONDS_MAX));
     tokio::spawn(async move {
         tokio::time::sleep(LAST_WORDS).await;
         stage.doors.shut(seconds);
         if cut.orders > 0
-            && let Err(problem) = stage.publish(&["--count", &cut.orders.min(ORDERS_MAX).to_string()])
+            && let Err(problem) =
+                stage.publish(&["--count", &cut.orders.min(ORDERS_MAX).to_string()])
         {
             tracing::warn!(?problem, "no order was placed while the doors were shut");
         }
@@ -155,12 +181,20 @@ async fn cut(State(stage): State<Arc<Stage>>, headers: HeaderMap, Json(cut): Jso
 impl Stage {
     /// Only who has the merchant's token may press a button.
     fn admit(&self, headers: &HeaderMap) -> Result<(), Problem> {
-        let refused = |detail: &str| Problem::new(StatusCode::UNAUTHORIZED, detail).with(WWW_AUTHENTICATE, "Bearer");
+        let refused = |detail: &str| {
+            Problem::new(StatusCode::UNAUTHORIZED, detail).with(WWW_AUTHENTICATE, "Bearer")
+        };
         let token = bearer(headers).ok_or_else(|| refused("no token"))?;
-        let grant = self.authenticator.check(token).map_err(|error| refused(&error.to_string()))?;
+        let grant = self
+            .authenticator
+            .check(token)
+            .map_err(|error| refused(&error.to_string()))?;
         match grant.feeds.contains(&self.recipient) {
             true => Ok(()),
-            false => Err(Problem::new(StatusCode::FORBIDDEN, "the token is for another merchant")),
+            false => Err(Problem::new(
+                StatusCode::FORBIDDEN,
+                "the token is for another merchant",
+            )),
         }
     }
 
@@ -168,8 +202,14 @@ impl Stage {
     fn publish(&self, arguments: &[&str]) -> Result<(), Problem> {
         let spawned = std::env::current_exe().and_then(|shopbell| {
             let mut command = Command::new(shopbell);
-            command.args(["publish", "--recipient", self.recipient.as_str()]).args(arguments);
-            command.stdin(Stdio::null()).stdout(Stdio::null()).kill_on_drop(true).spawn()
+            command
+                .args(["publish", "--recipient", self.recipient.as_str()])
+                .args(arguments);
+            command
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .kill_on_drop(true)
+                .spawn()
         });
         match spawned {
             Ok(mut publisher) => {
@@ -179,7 +219,10 @@ impl Stage {
             }
             Err(error) => {
                 tracing::error!(%error, "shopbell publish could not be started");
-                Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "shopbell publish could not be started"))
+                Err(Problem::new(
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    "shopbell publish could not be started",
+                ))
             }
         }
     }

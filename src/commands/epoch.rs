@@ -28,12 +28,19 @@ pub async fn run(arguments: &Arguments, format: Format) -> anyhow::Result<()> {
     let options = Environment::of_process().database()?;
     let reason = arguments.renew.then_some(REASON);
     let read = within(TIMEOUT, "reading the epoch", by_hand(&options, reason)).await;
-    let state = read.context("could not ask the database at DATABASE_URL (is it the primary, is it migrated?)")?;
-    let EpochState { epoch, since, reason } = &state;
+    let state = read.context(
+        "could not ask the database at DATABASE_URL (is it the primary, is it migrated?)",
+    )?;
+    let EpochState {
+        epoch,
+        since,
+        reason,
+    } = &state;
     let lines = match format {
-        Format::Text => {
-            terminal::text_line(&format!("{epoch} since {}: {reason}", since.format(&Rfc3339).unwrap_or_default()))
-        }
+        Format::Text => terminal::text_line(&format!(
+            "{epoch} since {}: {reason}",
+            since.format(&Rfc3339).unwrap_or_default()
+        )),
         Format::Json => terminal::json_line(&state)?,
     };
     terminal::write_lines(&lines)

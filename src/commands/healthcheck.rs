@@ -21,9 +21,15 @@ pub async fn run() -> anyhow::Result<()> {
     let address = reachable(Environment::of_process().ops_listen()?);
     let answer = within(TIMEOUT, "asking /readyz", ask(address))
         .await
-        .with_context(|| format!("no answer from {address} (SHOPBELL_OPS_LISTEN): is `shopbell serve` running?"))?;
-    let (status, body) = parse(&answer).with_context(|| format!("what listens on {address} does not speak HTTP"))?;
-    anyhow::ensure!(status == "200", "not ready: /readyz on {address} says {status}: {body}");
+        .with_context(|| {
+            format!("no answer from {address} (SHOPBELL_OPS_LISTEN): is `shopbell serve` running?")
+        })?;
+    let (status, body) =
+        parse(&answer).with_context(|| format!("what listens on {address} does not speak HTTP"))?;
+    anyhow::ensure!(
+        status == "200",
+        "not ready: /readyz on {address} says {status}: {body}"
+    );
     terminal::write_lines(&terminal::text_line(body))
 }
 
@@ -32,7 +38,10 @@ async fn ask(address: SocketAddr) -> std::io::Result<String> {
     let request = format!("GET /readyz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
     let mut answer = Vec::new();
-    stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer).await?;
+    stream
+        .take(ANSWER_BYTES_MAX)
+        .read_to_end(&mut answer)
+        .await?;
     Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 

@@ -38,14 +38,25 @@ pub async fn run(arguments: &Arguments, format: Format) -> anyhow::Result<()> {
     let hint = "could not ask the database at DATABASE_URL (is it running, is it migrated?)";
     let lines = match seq.and_then(Seq::new) {
         Some(seq) => {
-            let found = within(TIMEOUT, "reading a notification", inspect::notification(&options, feed, seq));
+            let found = within(
+                TIMEOUT,
+                "reading a notification",
+                inspect::notification(&options, feed, seq),
+            );
             let found = found.await.context(hint)?;
-            let (envelope, text) = found.with_context(|| format!("there is no notification #{seq} in {feed}"))?;
-            let shown = if *data { Some(text.as_deref().unwrap_or("null")) } else { None };
+            let (envelope, text) =
+                found.with_context(|| format!("there is no notification #{seq} in {feed}"))?;
+            let shown = if *data {
+                Some(text.as_deref().unwrap_or("null"))
+            } else {
+                None
+            };
             one(&envelope, shown, format)?
         }
         None => {
-            let state = within(TIMEOUT, "reading a feed", inspect::feed(&options, feed)).await.context(hint)?;
+            let state = within(TIMEOUT, "reading a feed", inspect::feed(&options, feed))
+                .await
+                .context(hint)?;
             let state = state.with_context(|| {
                 format!("there is no feed {feed}: nothing was ever stored for it, and nobody has connected to read it")
             })?;
@@ -68,23 +79,45 @@ struct Shown<'a> {
 fn one(notification: &Envelope, data: Option<&str>, format: Format) -> anyhow::Result<String> {
     match format {
         Format::Text => {
-            let data = data.into_iter().flat_map(str::lines).map(terminal::text_line);
+            let data = data
+                .into_iter()
+                .flat_map(str::lines)
+                .map(terminal::text_line);
             Ok(terminal::text_line(&envelope(notification)) + &data.collect::<String>())
         }
         Format::Json => {
-            let data = data.map(serde_json::from_str).transpose().context("the stored data is no JSON")?;
+            let data = data
+                .map(serde_json::from_str)
+                .transpose()
+                .context("the stored data is no JSON")?;
             terminal::json_line(&Shown { notification, data })
         }
     }
 }
 
 fn text(state: &FeedState) -> String {
-    let FeedState { feed, epoch, last, unread, unhandled, acked, undelivered, .. } = state;
+    let FeedState {
+        feed,
+        epoch,
+        last,
+        unread,
+        unhandled,
+        acked,
+        undelivered,
+        ..
+    } = state;
     let mut lines = vec![
-        format!("{feed}: {last} notifications, {unread} unread, {unhandled} unhandled (epoch {epoch})"),
+        format!(
+            "{feed}: {last} notifications, {unread} unread, {unhandled} unhandled (epoch {epoch})"
+        ),
         format!("undelivered: {undelivered} (the highest ack of anyone is #{acked})"),
     ];
-    lines.extend(state.oldest_undelivered.iter().map(|oldest| format!("oldest undelivered: {}", envelope(oldest))));
+    lines.extend(
+        state
+            .oldest_undelivered
+            .iter()
+            .map(|oldest| format!("oldest undelivered: {}", envelope(oldest))),
+    );
     lines.extend(state.cursors.iter().map(cursor));
     lines.extend(state.imports.iter().map(import));
     lines.extend(state.newest.iter().map(envelope));
@@ -92,29 +125,77 @@ fn text(state: &FeedState) -> String {
 }
 
 fn envelope(envelope: &Envelope) -> String {
-    let Envelope { seq, id, source, event, time, stored_at, .. } = envelope;
-    let mut line = format!("#{seq}  {}  {event}  {id} of {source}, stored {}", at(*time), at(*stored_at));
-    line += if envelope.delivered { ", delivered" } else { ", not delivered" };
-    for (did, when) in [("read", envelope.read_at), ("handled", envelope.handled_at), ("expires", envelope.expires_at)]
-    {
-        line += &when.map(|when| format!(", {did} {}", at(when))).unwrap_or_default();
+    let Envelope {
+        seq,
+        id,
+        source,
+        event,
+        time,
+        stored_at,
+        ..
+    } = envelope;
+    let mut line = format!(
+        "#{seq}  {}  {event}  {id} of {source}, stored {}",
+        at(*time),
+        at(*stored_at)
+    );
+    line += if envelope.delivered {
+        ", delivered"
+    } else {
+        ", not delivered"
+    };
+    for (did, when) in [
+        ("read", envelope.read_at),
+        ("handled", envelope.handled_at),
+        ("expires", envelope.expires_at),
+    ] {
+        line += &when
+            .map(|when| format!(", {did} {}", at(when)))
+            .unwrap_or_default();
     }
-    line + &envelope.handled_by.iter().map(|who| format!(" by {who}")).collect::<String>()
+    line + &envelope
+        .handled_by
+        .iter()
+        .map(|who| format!(" by {who}"))
+        .collect::<String>()
 }
 
 fn cursor(cursor: &Cursor) -> String {
-    let Cursor { subscriber, device, acked, undelivered, oldest_undelivered_at, updated_at, seen_at } = cursor;
-    let device = if device.is_empty() { String::new() } else { format!(" on {device}") };
+    let Cursor {
+        subscriber,
+        device,
+        acked,
+        undelivered,
+        oldest_undelivered_at,
+        updated_at,
+        seen_at,
+    } = cursor;
+    let device = if device.is_empty() {
+        String::new()
+    } else {
+        format!(" on {device}")
+    };
     let mut line = format!("cursor of {subscriber}{device}: #{acked}, {undelivered} undelivered");
-    line += &oldest_undelivered_at.map(|oldest| format!(" since {}", at(oldest))).unwrap_or_default();
+    line += &oldest_undelivered_at
+        .map(|oldest| format!(" since {}", at(oldest)))
+        .unwrap_or_default();
     line + &format!(", moved {}, seen {}", at(*updated_at), at(*seen_at))
 }
 
 fn import(import: &Import) -> String {
-    let Import { import_id, done, failed, total, started_at, updated_at } = import;
+    let Import {
+        import_id,
+        done,
+        failed,
+        total,
+        started_at,
+        updated_at,
+    } = import;
     let total = total.map_or_else(|| "?".into(), |total| total.to_string());
     let (started_at, updated_at) = (at(*started_at), at(*updated_at));
-    format!("import {import_id}: {done} of {total} done, {failed} failed, since {started_at}, last news {updated_at}")
+    format!(
+        "import {import_id}: {done} of {total} done, {failed} failed, since {started_at}, last news {updated_at}"
+    )
 }
 
 fn at(time: OffsetDateTime) -> String {

@@ -85,9 +85,15 @@ pub async fn run(arguments: Arguments, format: Format) -> anyhow::Result<()> {
     plan.event(0, None)?;
     let broker = broker()?;
     let exchange = broker.names.events();
-    let mut publisher = within(BROKER_TIMEOUT, "opening a connection to publish", Publisher::open(&broker))
-        .await
-        .context("could not reach RabbitMQ at AMQP_URL (is it running, are user, password and vhost right?)")?;
+    let mut publisher = within(
+        BROKER_TIMEOUT,
+        "opening a connection to publish",
+        Publisher::open(&broker),
+    )
+    .await
+    .context(
+        "could not reach RabbitMQ at AMQP_URL (is it running, are user, password and vhost right?)",
+    )?;
 
     let (mut ticks, chunk) = match plan.arguments.rate {
         Some(rate) => (Some(ticks(rate)), 1),
@@ -98,18 +104,32 @@ pub async fn run(arguments: Arguments, format: Format) -> anyhow::Result<()> {
             ticks.tick().await;
         }
         let through = total.min(first.saturating_add(chunk as u64));
-        let mut events =
-            (first..through).map(|index| plan.event(index, Some(&exchange))).collect::<anyhow::Result<Vec<_>>>()?;
+        let mut events = (first..through)
+            .map(|index| plan.event(index, Some(&exchange)))
+            .collect::<anyhow::Result<Vec<_>>>()?;
         let recipient = &plan.arguments.recipient;
         let outgoing: Vec<_> = events
             .iter()
-            .map(|event| Outgoing::event(exchange.clone(), &event.event_type, recipient, event.body.clone()))
+            .map(|event| {
+                Outgoing::event(
+                    exchange.clone(),
+                    &event.event_type,
+                    recipient,
+                    event.body.clone(),
+                )
+            })
             .collect();
         publisher.publish(&outgoing).await.with_context(|| {
-            format!("{first} of {total} events were confirmed; of the next {} nobody knows", outgoing.len())
+            format!(
+                "{first} of {total} events were confirmed; of the next {} nobody knows",
+                outgoing.len()
+            )
         })?;
         events.iter_mut().for_each(|event| drop(event.trace.take()));
-        let lines = events.iter().map(|event| plan.line(event, format)).collect::<anyhow::Result<String>>()?;
+        let lines = events
+            .iter()
+            .map(|event| plan.line(event, format))
+            .collect::<anyhow::Result<String>>()?;
         terminal::write_lines(&lines)?;
     }
     publisher.close().await;
@@ -124,7 +144,10 @@ fn ticks(rate: f64) -> Interval {
 }
 
 fn rate(text: &str) -> Result<f64, String> {
-    let rate = text.parse().ok().filter(|rate| (0.001..=1e6).contains(rate));
+    let rate = text
+        .parse()
+        .ok()
+        .filter(|rate| (0.001..=1e6).contains(rate));
     rate.ok_or_else(|| "must be a number from 0.001 to 1000000".into())
 }
 
@@ -147,10 +170,15 @@ struct Plan {
 
 impl Plan {
     fn new(arguments: Arguments, broadcast_feed: Feed) -> anyhow::Result<Self> {
-        let import = arguments.import.map(|items| Import::new(items, arguments.failed));
+        let import = arguments
+            .import
+            .map(|items| Import::new(items, arguments.failed));
         if let Some(items) = arguments.import.filter(|items| arguments.failed > *items) {
             let failed = arguments.failed;
-            return Err(UsageError(format!("--failed {failed} is more than the import's {items} items")).into());
+            return Err(UsageError(format!(
+                "--failed {failed} is more than the import's {items} items"
+            ))
+            .into());
         }
         let data = match arguments.data.as_deref() {
             Some("-") => {
@@ -158,22 +186,35 @@ impl Plan {
                 // One byte past what is taken, for the check below to see.
                 let limit = EVENT_BYTES_MAX as u64 + 1;
                 let limit = if arguments.unchecked { u64::MAX } else { limit };
-                std::io::stdin().lock().take(limit).read_to_end(&mut data).context("reading data from stdin")?;
+                std::io::stdin()
+                    .lock()
+                    .take(limit)
+                    .read_to_end(&mut data)
+                    .context("reading data from stdin")?;
                 Some(data)
             }
             Some(data) => Some(data.as_bytes().to_vec()),
             None => None,
         };
-        if let Some(data) = data.as_deref().filter(|data| !arguments.unchecked && data.len() <= EVENT_BYTES_MAX)
+        if let Some(data) = data
+            .as_deref()
+            .filter(|data| !arguments.unchecked && data.len() <= EVENT_BYTES_MAX)
             && let Err(error) = serde_json::from_slice::<&RawValue>(data)
         {
             return Err(UsageError(format!("--data is not JSON: {error}")).into());
         }
-        Ok(Self { arguments, data, import, broadcast_feed })
+        Ok(Self {
+            arguments,
+            data,
+            import,
+            broadcast_feed,
+        })
     }
 
     fn total(&self) -> u64 {
-        self.import.as_ref().map_or(self.arguments.count, Import::total)
+        self.import
+            .as_ref()
+            .map_or(self.arguments.count, Import::total)
     }
 
     /// Traced, where it goes to an exchange.
@@ -188,19 +229,38 @@ impl Plan {
             }
             None => (self.arguments.event_type.as_str(), self.data.clone()),
         };
-        let id = self.arguments.id.clone().unwrap_or_else(|| uuid::Uuid::now_v7().to_string());
+        let id = self
+            .arguments
+            .id
+            .clone()
+            .unwrap_or_else(|| uuid::Uuid::now_v7().to_string());
         let trace = exchange.and_then(|exchange| Publishing::begin(exchange, event_type, &id));
         let body = self.body(&id, event_type, trace.as_ref(), data.as_deref())?;
         if !self.arguments.unchecked {
             let content_type = Some(CONTENT_TYPE);
-            let message = Message { content_type, content_encoding: None, headers: vec![], body: &body };
-            let checked = event::parse(&message, Limits { event_bytes_max: EVENT_BYTES_MAX })
-                .and_then(|event| event.check_audience(&self.broadcast_feed));
+            let message = Message {
+                content_type,
+                content_encoding: None,
+                headers: vec![],
+                body: &body,
+            };
+            let checked = event::parse(
+                &message,
+                Limits {
+                    event_bytes_max: EVENT_BYTES_MAX,
+                },
+            )
+            .and_then(|event| event.check_audience(&self.broadcast_feed));
             checked.map_err(|rejection| {
                 UsageError(format!("this event would be a dead letter: {rejection} (--unchecked publishes it anyway)"))
             })?;
         }
-        Ok(Planned { id, trace, event_type: event_type.into(), body })
+        Ok(Planned {
+            id,
+            trace,
+            event_type: event_type.into(),
+            body,
+        })
     }
 
     /// The event in CloudEvents' JSON format. The data is put in by hand, for its bytes to stay what they are.
@@ -212,7 +272,10 @@ impl Plan {
         data: Option<&[u8]>,
     ) -> anyhow::Result<Vec<u8>> {
         let now = OffsetDateTime::now_utc();
-        let expiry = self.arguments.expires_in_seconds.map(|seconds| now + Duration::from_secs(seconds));
+        let expiry = self
+            .arguments
+            .expires_in_seconds
+            .map(|seconds| now + Duration::from_secs(seconds));
         let mut body = serde_json::to_vec(&Envelope {
             specversion: "1.0",
             id,
@@ -238,9 +301,12 @@ impl Plan {
         let (id, event_type, recipient) = (&event.id, &event.event_type, &self.arguments.recipient);
         Ok(match format {
             Format::Text => terminal::text_line(&format!("{event_type} {id} {recipient}")),
-            Format::Json => {
-                terminal::json_line(&Confirmed { id, event_type, recipient, source: &self.arguments.source })?
-            }
+            Format::Json => terminal::json_line(&Confirmed {
+                id,
+                event_type,
+                recipient,
+                source: &self.arguments.source,
+            })?,
         })
     }
 }
@@ -290,13 +356,23 @@ mod tests {
     fn what_is_published_would_be_stored() {
         let lines: [&[&str]; 4] = [
             &["--count", "50"],
-            &["--type", "custom.thing", "--collapse-key", "k", "--expires-in-seconds", "60"],
+            &[
+                "--type",
+                "custom.thing",
+                "--collapse-key",
+                "k",
+                "--expires-in-seconds",
+                "60",
+            ],
             &["--import", "20", "--failed", "7"],
             &["--import", "0"],
         ];
         for line in lines {
             let plan = plan(line).unwrap();
-            assert!((0..plan.total()).all(|index| plan.event(index, None).is_ok()), "{line:?}");
+            assert!(
+                (0..plan.total()).all(|index| plan.event(index, None).is_ok()),
+                "{line:?}"
+            );
         }
     }
 
@@ -321,9 +397,19 @@ mod tests {
             (&["--broadcast"], "invalid_recipient"),
         ];
         for (line, expected) in cases {
-            let error = plan(line).and_then(|plan| plan.event(0, None).map(drop)).unwrap_err();
-            assert!(error.is::<UsageError>() && error.to_string().contains(expected), "{error}");
-            assert!(plan(&[line, &["--unchecked"]].concat()).unwrap().event(0, None).is_ok());
+            let error = plan(line)
+                .and_then(|plan| plan.event(0, None).map(drop))
+                .unwrap_err();
+            assert!(
+                error.is::<UsageError>() && error.to_string().contains(expected),
+                "{error}"
+            );
+            assert!(
+                plan(&[line, &["--unchecked"]].concat())
+                    .unwrap()
+                    .event(0, None)
+                    .is_ok()
+            );
         }
         assert!(plan(&["--import", "3", "--failed", "4"]).is_err());
     }
@@ -334,11 +420,21 @@ mod tests {
         let event = plan.event(0, None).unwrap();
         assert_eq!(plan.line(&event, Format::Text).unwrap(), "a\\u{1b} e-1 m\n");
         let json = r#"{"id":"e-1","type":"a\u001b","recipient":"m","source":"/shopbell/publish"}"#;
-        assert_eq!(plan.line(&event, Format::Json).unwrap(), format!("{json}\n"));
+        assert_eq!(
+            plan.line(&event, Format::Json).unwrap(),
+            format!("{json}\n")
+        );
     }
 
     fn plan(line: &[&str]) -> anyhow::Result<Plan> {
-        let recipient: &[&str] = if line.contains(&"--recipient") { &[] } else { &["--recipient", "m"] };
-        Plan::new(Line::try_parse_from([&["publish"], recipient, line].concat())?.arguments, Feed::of_everyone())
+        let recipient: &[&str] = if line.contains(&"--recipient") {
+            &[]
+        } else {
+            &["--recipient", "m"]
+        };
+        Plan::new(
+            Line::try_parse_from([&["publish"], recipient, line].concat())?.arguments,
+            Feed::of_everyone(),
+        )
     }
 }

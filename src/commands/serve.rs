@@ -68,7 +68,12 @@ pub(super) const OPERATIONS_CONNECTIONS_MAX: usize = 64;
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     /// Run one half only; both, where it is not said.
-    #[arg(long, value_enum, value_name = "ingest|gateway", hide_possible_values = true)]
+    #[arg(
+        long,
+        value_enum,
+        value_name = "ingest|gateway",
+        hide_possible_values = true
+    )]
     pub role: Option<Role>,
 }
 
@@ -92,14 +97,22 @@ pub async fn run_with(config: ServeConfig, more: Router) -> anyhow::Result<()> {
     }
     tracing::info!(operations = %config.ops_listen, "shopbell serves");
 
-    let (mut terminated, mut interrupted) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let (mut terminated, mut interrupted) = (
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::interrupt())?,
+    );
     tokio::select! {
         _ = terminated.recv() => {}
         _ = interrupted.recv() => {}
         part = parts.first_ended() => bail!("a part of the service ended by itself: {part}"),
     }
-    let drain = config.gateway.map_or(Duration::ZERO, |gateway| gateway.session.drain);
-    tracing::info!(drain_seconds = drain.as_secs(), "shopbell stops; a second signal ends it at once");
+    let drain = config
+        .gateway
+        .map_or(Duration::ZERO, |gateway| gateway.session.drain);
+    tracing::info!(
+        drain_seconds = drain.as_secs(),
+        "shopbell stops; a second signal ends it at once"
+    );
     ground.health.draining.store(true, Ordering::Relaxed);
     tokio::select! {
         () = stop_in_order(&ground.stops, &mut parts, gateway.as_deref(), drain) => {}
@@ -119,7 +132,13 @@ fn raise_open_files() {
     // `None` is without a limit.
     if current.is_some()
         && current != maximum
-        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
+        && let Err(error) = setrlimit(
+            Resource::Nofile,
+            Rlimit {
+                current: maximum,
+                maximum,
+            },
+        )
     {
         tracing::warn!(%error, ?current, "the limit of open files stays as it is: it bounds how many clients can connect");
     }
@@ -135,15 +154,26 @@ struct Stops {
 }
 
 /// Ingest ends its batch, sessions are closed spread over the drain time, their acks are written, and the rest goes.
-async fn stop_in_order(stops: &Stops, parts: &mut Parts, gateway: Option<&Gateway>, drain: Duration) {
+async fn stop_in_order(
+    stops: &Stops,
+    parts: &mut Parts,
+    gateway: Option<&Gateway>,
+    drain: Duration,
+) {
     stops.ingest.cancel();
     parts.ended("ingest").await;
     parts.ended("canary").await;
     if let Some(gateway) = gateway {
         gateway.drain.cancel();
         gateway.sessions.close();
-        if tokio::time::timeout(drain + STOP_STEP_TIMEOUT, gateway.sessions.wait()).await.is_err() {
-            tracing::warn!(sessions = gateway.sessions.len(), "some sessions did not end in time and are dropped");
+        if tokio::time::timeout(drain + STOP_STEP_TIMEOUT, gateway.sessions.wait())
+            .await
+            .is_err()
+        {
+            tracing::warn!(
+                sessions = gateway.sessions.len(),
+                "some sessions did not end in time and are dropped"
+            );
         }
     }
     stops.listeners.cancel();
@@ -176,29 +206,79 @@ impl Ground {
         let broker = broker_of(&config.amqp)?;
         let epochs = Arc::<Epochs>::default();
         let pools = Pools::lazy(&config.database, broker.partitions, &epochs);
-        let ingests = if config.ingest.is_some() { broker.partitions } else { 0 };
-        let health = Arc::new(Health::new(usize::from(ingests), usize::from(config.gateway.is_some())));
+        let ingests = if config.ingest.is_some() {
+            broker.partitions
+        } else {
+            0
+        };
+        let health = Arc::new(Health::new(
+            usize::from(ingests),
+            usize::from(config.gateway.is_some()),
+        ));
         let mut registry = Registry::default();
         registry.register_collector(Box::new(Process::starting()));
-        registry.sub_registry_with_prefix("shopbell").register_collector(Box::new(pools.clone()));
-        let (metrics, hub) = (Arc::new(Metrics::new(&mut registry)), Arc::new(Hub::new(epochs.clone())));
-        let fanout = Arc::new(Fanout::new(hub.clone(), epochs.clone(), metrics.clone(), health.clone(), &broker));
+        registry
+            .sub_registry_with_prefix("shopbell")
+            .register_collector(Box::new(pools.clone()));
+        let (metrics, hub) = (
+            Arc::new(Metrics::new(&mut registry)),
+            Arc::new(Hub::new(epochs.clone())),
+        );
+        let fanout = Arc::new(Fanout::new(
+            hub.clone(),
+            epochs.clone(),
+            metrics.clone(),
+            health.clone(),
+            &broker,
+        ));
         let registry = Arc::new(registry);
-        Ok(Self { broker, pools, epochs, hub, fanout, metrics, registry, health, stops: Stops::default() })
+        Ok(Self {
+            broker,
+            pools,
+            epochs,
+            hub,
+            fanout,
+            metrics,
+            registry,
+            health,
+            stops: Stops::default(),
+        })
     }
 
     /// The operations port, and what looks around for it.
     async fn operate(&self, listen: SocketAddr, parts: &mut Parts) -> anyhow::Result<()> {
         let listener = bind("SHOPBELL_OPS_LISTEN", listen)?;
-        let (health, metrics, pool) = (self.health.clone(), self.metrics.clone(), self.pools.reads.clone());
+        let (health, metrics, pool) = (
+            self.health.clone(),
+            self.metrics.clone(),
+            self.pools.reads.clone(),
+        );
         let registry = self.registry.clone();
-        parts.spawn("watch", watch::database(self.pools.upkeep.clone(), self.hub.clone(), metrics.clone()));
-        parts
-            .spawn("watch broker", watch::broker(Watcher::new(&self.broker), metrics.clone(), self.stops.last.clone()));
-        let routes = operations::router(Operations { health, metrics, registry, pool });
+        parts.spawn(
+            "watch",
+            watch::database(self.pools.upkeep.clone(), self.hub.clone(), metrics.clone()),
+        );
+        parts.spawn(
+            "watch broker",
+            watch::broker(
+                Watcher::new(&self.broker),
+                metrics.clone(),
+                self.stops.last.clone(),
+            ),
+        );
+        let routes = operations::router(Operations {
+            health,
+            metrics,
+            registry,
+            pool,
+        });
         let stop = self.stops.last.clone();
-        let connections = Connections::new(OPERATIONS_CONNECTIONS_MAX, ConnectionMetrics::default());
-        parts.spawn("operations port", listener::serve(listener, routes, connections, stop));
+        let connections =
+            Connections::new(OPERATIONS_CONNECTIONS_MAX, ConnectionMetrics::default());
+        parts.spawn(
+            "operations port",
+            listener::serve(listener, routes, connections, stop),
+        );
         Ok(())
     }
 
@@ -209,7 +289,12 @@ impl Ground {
         // RabbitMQ gives a partition to whoever comes first: in another order each, replicas that start together share.
         let mut partitions: Vec<u8> = (1..=self.broker.partitions).collect();
         fastrand::shuffle(&mut partitions);
-        let (letters, limits) = (Arc::<Notify>::default(), Limits { event_bytes_max: config.event_bytes_max });
+        let (letters, limits) = (
+            Arc::<Notify>::default(),
+            Limits {
+                event_bytes_max: config.event_bytes_max,
+            },
+        );
         for partition in partitions {
             let ingest = Ingest {
                 broker: self.broker.clone(),
@@ -245,7 +330,12 @@ impl Ground {
     }
 
     /// The half that serves clients.
-    async fn serve(&self, config: &GatewayConfig, more: Router, parts: &mut Parts) -> anyhow::Result<Arc<Gateway>> {
+    async fn serve(
+        &self,
+        config: &GatewayConfig,
+        more: Router,
+        parts: &mut Parts,
+    ) -> anyhow::Result<Arc<Gateway>> {
         let listener = bind("SHOPBELL_LISTEN", config.listen)?;
         let broadcast_feed = config.session.broadcast_feed.clone();
         let tokens = Arc::new(Tokens::new(&config.jwt));
@@ -253,11 +343,19 @@ impl Ground {
         let authenticator = Authenticator::new(tokens.clone(), broadcast_feed.clone());
         let session = &config.session;
         let reads = &self.pools.reads;
-        let (pager, pager_worker) = Pager::new(reads.clone(), self.metrics.clone(), session.sessions_max);
-        let (cursors, cursor_reader) = Cursors::new(reads.clone(), self.epochs.clone(), self.metrics.clone());
+        let (pager, pager_worker) =
+            Pager::new(reads.clone(), self.metrics.clone(), session.sessions_max);
+        let (cursors, cursor_reader) =
+            Cursors::new(reads.clone(), self.epochs.clone(), self.metrics.clone());
         task::begin_counting(&self.metrics);
-        self.metrics.sessions_max.set(i64::try_from(session.sessions_max).unwrap_or(i64::MAX));
-        let (pool, fanout, epochs) = (self.pools.answers.clone(), self.fanout.clone(), self.epochs.clone());
+        self.metrics
+            .sessions_max
+            .set(i64::try_from(session.sessions_max).unwrap_or(i64::MAX));
+        let (pool, fanout, epochs) = (
+            self.pools.answers.clone(),
+            self.fanout.clone(),
+            self.epochs.clone(),
+        );
         let (answers, answer_writer) = Answers::new(pool, fanout, epochs, self.metrics.clone());
         let gateway = Arc::new(Gateway {
             shared: Arc::new(Shared {
@@ -267,12 +365,19 @@ impl Ground {
                 answers,
                 epochs: self.epochs.clone(),
                 metrics: self.metrics.clone(),
-                rules: Rules { window: session.window, heartbeat: session.heartbeat },
+                rules: Rules {
+                    window: session.window,
+                    heartbeat: session.heartbeat,
+                },
                 age_max: session.age_max,
                 drain: session.drain,
             }),
             hub: self.hub.clone(),
-            admission: Admission::new(session.sessions_max, session.sessions_per_subscriber_max, self.metrics.clone()),
+            admission: Admission::new(
+                session.sessions_max,
+                session.sessions_per_subscriber_max,
+                self.metrics.clone(),
+            ),
             health: self.health.clone(),
             history: self.pools.history.clone(),
             allowed_origins: session.allowed_origins.clone(),
@@ -285,24 +390,53 @@ impl Ground {
             .route("/v1/ws", get(websocket::connect))
             .merge(history::router(&session.allowed_origins))
             .fallback(async || {
-                Problem::new(StatusCode::NOT_FOUND, "there is /v1/ws and /v1/feeds/{feed}/notifications")
+                Problem::new(
+                    StatusCode::NOT_FOUND,
+                    "there is /v1/ws and /v1/feeds/{feed}/notifications",
+                )
             })
             .with_state(gateway.clone())
             .merge(more);
-        let routes = if config.dashboard { routes.merge(dashboard::router()) } else { routes };
+        let routes = if config.dashboard {
+            routes.merge(dashboard::router())
+        } else {
+            routes
+        };
         let connections = Connections::new(CONNECTIONS_MAX, self.metrics.connections.clone());
-        parts.spawn("public port", listener::serve(listener, routes, connections, self.stops.listeners.clone()));
+        parts.spawn(
+            "public port",
+            listener::serve(listener, routes, connections, self.stops.listeners.clone()),
+        );
         parts.spawn("pager", pager_worker.run());
         parts.spawn("cursor reader", cursor_reader.run());
         let (hub, epochs) = (self.hub.clone(), self.epochs.clone());
-        parts.spawn("sweep", sweep::run(reads.clone(), hub, epochs, self.metrics.clone()));
-        parts.spawn("epoch", sweep::follow_epoch(self.hub.clone(), self.epochs.clone(), self.metrics.clone()));
+        parts.spawn(
+            "sweep",
+            sweep::run(reads.clone(), hub, epochs, self.metrics.clone()),
+        );
+        parts.spawn(
+            "epoch",
+            sweep::follow_epoch(self.hub.clone(), self.epochs.clone(), self.metrics.clone()),
+        );
         let (acks, stop) = (self.pools.acks.clone(), self.stops.cursors.clone());
-        parts.spawn("cursor writer", async move { cursors.write(&acks, stop).await });
+        parts.spawn(
+            "cursor writer",
+            async move { cursors.write(&acks, stop).await },
+        );
         let others = HintPublisher::new(self.fanout.clone(), Publisher::lazy(&self.broker));
-        parts.spawn("answers", answer_writer.run(others, self.stops.cursors.clone()));
-        let (fanout, broker, stop) = (self.fanout.clone(), self.broker.clone(), self.stops.last.clone());
-        parts.spawn("fan-out", async move { fanout.receive(&broker, stop).await });
+        parts.spawn(
+            "answers",
+            answer_writer.run(others, self.stops.cursors.clone()),
+        );
+        let (fanout, broker, stop) = (
+            self.fanout.clone(),
+            self.broker.clone(),
+            self.stops.last.clone(),
+        );
+        parts.spawn(
+            "fan-out",
+            async move { fanout.receive(&broker, stop).await },
+        );
         if let Some(every) = config.canary {
             let canary = Canary {
                 address: listener::reachable(config.listen),
@@ -322,7 +456,11 @@ impl Ground {
 
 fn bind(variable: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
     let listen = || {
-        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        let socket = if address.is_ipv4() {
+            TcpSocket::new_v4()
+        } else {
+            TcpSocket::new_v6()
+        }?;
         // Or a restart would have to wait for the connections of the last run to be forgotten.
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;

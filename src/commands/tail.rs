@@ -50,7 +50,11 @@ const INTERRUPTED: i32 = 130;
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     /// Where the service is.
-    #[arg(long, default_value = "ws://127.0.0.1:8080/v1/ws", value_name = "ws://HOST:PORT")]
+    #[arg(
+        long,
+        default_value = "ws://127.0.0.1:8080/v1/ws",
+        value_name = "ws://HOST:PORT"
+    )]
     url: String,
     /// Who reads; without it, the environment variable SHOPBELL_TOKEN.
     #[arg(long, value_name = "JWT")]
@@ -74,10 +78,15 @@ pub struct Arguments {
 
 /// Reads until it is told to stop, has what it was asked for, or may not come back.
 pub async fn run(mut arguments: Arguments, format: Format) -> anyhow::Result<()> {
-    let token =
-        arguments.token.take().or_else(|| std::env::var(TOKEN_VARIABLE).ok()).filter(|token| !token.trim().is_empty());
-    let token = token.ok_or_else(|| UsageError(format!("no token: give --token, or set {TOKEN_VARIABLE}")))?;
-    let target = Target::parse(&arguments.url, token.trim(), &arguments.device).map_err(UsageError)?;
+    let token = arguments
+        .token
+        .take()
+        .or_else(|| std::env::var(TOKEN_VARIABLE).ok())
+        .filter(|token| !token.trim().is_empty());
+    let token = token
+        .ok_or_else(|| UsageError(format!("no token: give --token, or set {TOKEN_VARIABLE}")))?;
+    let target =
+        Target::parse(&arguments.url, token.trim(), &arguments.device).map_err(UsageError)?;
     let stop = stop_on_signal()?;
     let mut tail = Tail::new(arguments, format);
     let mut backoff = Backoff::default();
@@ -93,14 +102,24 @@ pub async fn run(mut arguments: Arguments, format: Format) -> anyhow::Result<()>
             Loss::Passing { why, retry_after } => (why, retry_after),
         };
         if !tail.was_welcomed && Instant::now() > first_welcome_by {
-            anyhow::bail!("{why}; given up after {} s: is the service running there?", FIRST_WELCOME_TIMEOUT.as_secs());
+            anyhow::bail!(
+                "{why}; given up after {} s: is the service running there?",
+                FIRST_WELCOME_TIMEOUT.as_secs()
+            );
         }
         if began.elapsed() > GOOD_SESSION {
             backoff.reset();
         }
         let wait = backoff.next_wait().max(retry_after.unwrap_or_default());
-        terminal::talk(&format!("{why}; trying again in {:.1} s", wait.as_secs_f64()));
-        if stop.run_until_cancelled(tokio::time::sleep(wait)).await.is_none() {
+        terminal::talk(&format!(
+            "{why}; trying again in {:.1} s",
+            wait.as_secs_f64()
+        ));
+        if stop
+            .run_until_cancelled(tokio::time::sleep(wait))
+            .await
+            .is_none()
+        {
             return Ok(());
         }
     }
@@ -118,21 +137,41 @@ impl std::str::FromStr for After {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let begins_with_a_letter = |text: &&str| text.starts_with(|first: char| first.is_ascii_alphabetic());
-        let (rest, epoch) = match text.rsplit_once(':').filter(|(_, last)| begins_with_a_letter(last)) {
-            Some((rest, epoch)) => (rest, Some(Epoch::parse(epoch).map_err(|error| error.to_string())?.to_string())),
+        let begins_with_a_letter =
+            |text: &&str| text.starts_with(|first: char| first.is_ascii_alphabetic());
+        let (rest, epoch) = match text
+            .rsplit_once(':')
+            .filter(|(_, last)| begins_with_a_letter(last))
+        {
+            Some((rest, epoch)) => (
+                rest,
+                Some(
+                    Epoch::parse(epoch)
+                        .map_err(|error| error.to_string())?
+                        .to_string(),
+                ),
+            ),
             None => (text, None),
         };
-        let (feed, seq) = rest.rsplit_once(':').ok_or("must be FEED:SEQ or FEED:SEQ:EPOCH, like merchant-42:17")?;
+        let (feed, seq) = rest
+            .rsplit_once(':')
+            .ok_or("must be FEED:SEQ or FEED:SEQ:EPOCH, like merchant-42:17")?;
         let feed = Feed::parse(feed).map_err(|error| error.to_string())?;
-        let seq = seq.parse().ok().and_then(Seq::new).ok_or("SEQ must be a whole number from 0")?;
+        let seq = seq
+            .parse()
+            .ok()
+            .and_then(Seq::new)
+            .ok_or("SEQ must be a whole number from 0")?;
         Ok(Self { feed, seq, epoch })
     }
 }
 
 /// Ctrl-C or SIGTERM: the first asks to leave properly, the second leaves.
 fn stop_on_signal() -> anyhow::Result<CancellationToken> {
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let (mut interrupt, mut terminate) = (
+        signal(SignalKind::interrupt())?,
+        signal(SignalKind::terminate())?,
+    );
     let stop = CancellationToken::new();
     let told = stop.clone();
     tokio::spawn(async move {
@@ -193,7 +232,10 @@ impl Tail {
     async fn session(&mut self, target: &Target, stop: &CancellationToken) -> anyhow::Result<End> {
         self.behind = None;
         self.silence_max = WELCOME_TIMEOUT;
-        let Some(connected) = stop.run_until_cancelled(target.connect(self.places.starts())).await else {
+        let Some(connected) = stop
+            .run_until_cancelled(target.connect(self.places.starts()))
+            .await
+        else {
             return Ok(End::Done);
         };
         let mut socket = match connected {
@@ -214,13 +256,17 @@ impl Tail {
                 return Ok(End::Lost(loss));
             }
             if !self.arguments.no_ack && !self.acknowledge(&mut socket).await {
-                return Ok(End::Lost(Loss::broken("the connection broke while acknowledging")));
+                return Ok(End::Lost(Loss::broken(
+                    "the connection broke while acknowledging",
+                )));
             }
             if self.is_done() {
                 return Ok(match leave(socket).await {
                     true => End::Done,
                     // What is acknowledged may not have been taken: it is acknowledged again at the next connection.
-                    false => End::Lost(Loss::broken("the connection broke before the last ack was taken")),
+                    false => End::Lost(Loss::broken(
+                        "the connection broke before the last ack was taken",
+                    )),
                 });
             }
             self.check_room()?;
@@ -229,35 +275,47 @@ impl Tail {
 
     fn is_done(&self) -> bool {
         self.arguments.count == Some(self.printed)
-            || (self.arguments.until_caught_up && self.behind.as_ref().is_some_and(BTreeSet::is_empty))
+            || (self.arguments.until_caught_up
+                && self.behind.as_ref().is_some_and(BTreeSet::is_empty))
     }
 
     /// Takes a message and whatever has arrived with it, and writes what is to be written, whatever else is wrong.
-    fn take_in(&mut self, first: Option<Result<Message, Error>>, socket: &mut Socket) -> anyhow::Result<Option<Loss>> {
+    fn take_in(
+        &mut self,
+        first: Option<Result<Message, Error>>,
+        socket: &mut Socket,
+    ) -> anyhow::Result<Option<Loss>> {
         let mut taken = self.on_message(first);
         for _ in 1..BATCH_FRAMES_MAX {
             if self.is_done() || !matches!(taken, Ok(None)) {
                 break;
             }
-            let Some(message) = socket.next().now_or_never() else { break };
+            let Some(message) = socket.next().now_or_never() else {
+                break;
+            };
             taken = self.on_message(message);
         }
         terminal::write_lines(&std::mem::take(&mut self.lines))?;
         taken
     }
 
-    fn on_message(&mut self, message: Option<Result<Message, Error>>) -> anyhow::Result<Option<Loss>> {
+    fn on_message(
+        &mut self,
+        message: Option<Result<Message, Error>>,
+    ) -> anyhow::Result<Option<Loss>> {
         match message {
             Some(Ok(Message::Text(text))) => {
-                let frame =
-                    Frame::parse(&text).map_err(|error| anyhow::anyhow!("a frame that is no shopbell.v1: {error}"))?;
+                let frame = Frame::parse(&text)
+                    .map_err(|error| anyhow::anyhow!("a frame that is no shopbell.v1: {error}"))?;
                 self.on_frame(frame, &text)?;
                 Ok(None)
             }
             Some(Ok(Message::Close(close))) => Ok(Some(Loss::of_close(close))),
             // tungstenite answers pings by itself.
             Some(Ok(_)) => Ok(None),
-            Some(Err(error)) => Ok(Some(Loss::broken(&format!("the connection broke: {error}")))),
+            Some(Err(error)) => Ok(Some(Loss::broken(&format!(
+                "the connection broke: {error}"
+            )))),
             None => Ok(Some(Loss::broken("the connection ended without a close"))),
         }
     }
@@ -266,14 +324,22 @@ impl Tail {
         let mut line = None;
         match frame {
             Frame::Notification(notification) => {
-                if !self.places.advance(&notification.feed, notification.seq, notification.seq)? {
+                if !self
+                    .places
+                    .advance(&notification.feed, notification.seq, notification.seq)?
+                {
                     return Ok(());
                 }
                 self.printed += 1;
                 self.room = self.room.saturating_sub(1);
                 line = Some(line::notification(&notification));
             }
-            Frame::Skipped { feed, from, through, reason } => {
+            Frame::Skipped {
+                feed,
+                from,
+                through,
+                reason,
+            } => {
                 if !self.places.advance(&feed, from, through)? {
                     return Ok(());
                 }
@@ -286,11 +352,15 @@ impl Tail {
                 }
                 self.talk(&format!("{feed} caught up at #{seq}"));
             }
-            Frame::Heartbeat { sent } => sent.iter().try_for_each(|(feed, seq)| self.places.check(feed, *seq))?,
-            Frame::Goaway { retry_after_ms } => {
-                self.talk(&format!("the replica is leaving (retry in {retry_after_ms} ms)"))
+            Frame::Heartbeat { sent } => sent
+                .iter()
+                .try_for_each(|(feed, seq)| self.places.check(feed, *seq))?,
+            Frame::Goaway { retry_after_ms } => self.talk(&format!(
+                "the replica is leaving (retry in {retry_after_ms} ms)"
+            )),
+            Frame::Error { code, message } => {
+                self.talk(&format!("the service complains: {code}: {message}"))
             }
-            Frame::Error { code, message } => self.talk(&format!("the service complains: {code}: {message}")),
             Frame::Pong | Frame::Unknown => {}
         }
         match (self.format, line) {
@@ -304,11 +374,15 @@ impl Tail {
     fn on_welcome(&mut self, welcome: &Welcome) -> anyhow::Result<()> {
         self.was_welcomed = true;
         self.room = welcome.window;
-        self.silence_max =
-            Duration::from_secs(welcome.heartbeat_seconds.clamp(1, HEARTBEAT_SECONDS_MAX) * SILENT_HEARTBEATS_MAX);
+        self.silence_max = Duration::from_secs(
+            welcome.heartbeat_seconds.clamp(1, HEARTBEAT_SECONDS_MAX) * SILENT_HEARTBEATS_MAX,
+        );
         self.behind = Some(welcome.feeds.iter().map(|feed| feed.feed.clone()).collect());
         for feed in &welcome.feeds {
-            if self.places.begin(&feed.feed, feed.cursor, feed.last, feed.epoch.as_deref())? {
+            if self
+                .places
+                .begin(&feed.feed, feed.cursor, feed.last, feed.epoch.as_deref())?
+            {
                 let (name, cursor) = (&feed.feed, feed.cursor);
                 self.talk(&format!(
                     "the database was restored: {name} is read after #{cursor}, numbers of before do not count"
@@ -334,7 +408,9 @@ impl Tail {
         }
         let write = async {
             for (feed, seq) in &acks {
-                socket.feed(said(&ClientFrame::Ack { feed, seq: *seq })).await?;
+                socket
+                    .feed(said(&ClientFrame::Ack { feed, seq: *seq }))
+                    .await?;
             }
             socket.flush().await
         };
@@ -347,7 +423,10 @@ impl Tail {
             return Ok(());
         }
         let full = "the window is full: with --no-ack nothing more comes";
-        anyhow::ensure!(self.arguments.count.is_none() && !self.arguments.until_caught_up, full);
+        anyhow::ensure!(
+            self.arguments.count.is_none() && !self.arguments.until_caught_up,
+            full
+        );
         self.room = usize::MAX;
         terminal::talk(full);
         Ok(())

@@ -109,12 +109,17 @@ mod tests {
     fn foreign_text_cannot_command_the_terminal() {
         assert_eq!(visible("Zoë 🎉 50 €"), "Zoë 🎉 50 €");
         assert_eq!(visible("a\x1b[2Jb\rc\nd\te"), r"a\u{1b}[2Jb\rc\nd\te");
-        assert_eq!(visible("\u{9b}31m\u{7f}\u{202e}\u{2028}\0"), r"\u{9b}31m\u{7f}\u{202e}\u{2028}\u{0}");
+        assert_eq!(
+            visible("\u{9b}31m\u{7f}\u{202e}\u{2028}\0"),
+            r"\u{9b}31m\u{7f}\u{202e}\u{2028}\u{0}"
+        );
     }
 
     #[test]
     fn a_cause_is_told_once() {
-        let error = anyhow::anyhow!("refused").context("RabbitMQ: refused").context("publishing");
+        let error = anyhow::anyhow!("refused")
+            .context("RabbitMQ: refused")
+            .context("publishing");
         assert_eq!(chain(&error), "publishing: RabbitMQ: refused");
     }
 

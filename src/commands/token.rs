@@ -40,9 +40,15 @@ struct Minted {
 pub fn run(arguments: &Arguments, format: Format) -> anyhow::Result<()> {
     check_audience(arguments, &Environment::of_process().broadcast_feed()?)?;
     let tokens = Tokens::new(&Environment::of_process().jwt()?);
-    let right = if arguments.broadcast { Right::Broadcast } else { Right::None };
+    let right = if arguments.broadcast {
+        Right::Broadcast
+    } else {
+        Right::None
+    };
     let ttl = Duration::from_secs(arguments.ttl_seconds);
-    let token = tokens.mint(&arguments.subscriber, &arguments.feeds, right, ttl).context("could not sign the token")?;
+    let token = tokens
+        .mint(&arguments.subscriber, &arguments.feeds, right, ttl)
+        .context("could not sign the token")?;
     let line = match format {
         Format::Text => terminal::text_line(&token),
         Format::Json => terminal::json_line(&Minted { token })?,

@@ -9,9 +9,16 @@ const EXPECTED: &str = "must be a URL like postgres://user:password@host:5432/da
 
 /// Parses the URL, or returns what is wrong with it, without any part of it.
 pub(super) fn read(url: &str) -> Result<PgConnectOptions, &'static str> {
-    let rest = ["postgres://", "postgresql://"].iter().find_map(|scheme| url.strip_prefix(scheme)).ok_or(EXPECTED)?;
+    let rest = ["postgres://", "postgresql://"]
+        .iter()
+        .find_map(|scheme| url.strip_prefix(scheme))
+        .ok_or(EXPECTED)?;
     let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
-    if authority.rsplit('@').next().is_some_and(|hosts| hosts.contains(',')) {
+    if authority
+        .rsplit('@')
+        .next()
+        .is_some_and(|hosts| hosts.contains(','))
+    {
         return Err("names several hosts: use one name that always leads to the primary");
     }
     without_brackets(PgConnectOptions::from_str(url).map_err(|_| EXPECTED)?)
@@ -19,8 +26,12 @@ pub(super) fn read(url: &str) -> Result<PgConnectOptions, &'static str> {
 
 /// A URL has an IPv6 address in brackets (RFC 3986 §3.2.2), which sqlx would look up as a name.
 fn without_brackets(options: PgConnectOptions) -> Result<PgConnectOptions, &'static str> {
-    let Some(address) = options.get_host().strip_prefix('[') else { return Ok(options) };
-    let address = address.strip_suffix(']').and_then(|address| address.parse::<Ipv6Addr>().ok());
+    let Some(address) = options.get_host().strip_prefix('[') else {
+        return Ok(options);
+    };
+    let address = address
+        .strip_suffix(']')
+        .and_then(|address| address.parse::<Ipv6Addr>().ok());
     let address = address.ok_or("has a host in brackets that is no IPv6 address")?;
     Ok(options.host(&address.to_string()))
 }
@@ -62,8 +73,10 @@ mod tests {
 
     #[test]
     fn several_hosts_are_refused_with_a_reason() {
-        for url in ["postgres://u:hidden@a,b/d", "postgres://u:hidden@a:5432,b:5432/d?target_session_attrs=read-write"]
-        {
+        for url in [
+            "postgres://u:hidden@a,b/d",
+            "postgres://u:hidden@a:5432,b:5432/d?target_session_attrs=read-write",
+        ] {
             let refused = read(url).unwrap_err();
             assert!(refused.starts_with("names several hosts"), "{refused}");
         }

@@ -34,7 +34,10 @@ const SHOWN_NUMBERS: [&str; 5] = [
     "OTEL_TRACES_SAMPLER_ARG",
 ];
 /// … is a URL, of which scheme, host and port are shown: users and paths may be keys.
-const SHOWN_ORIGINS: [&str; 2] = ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"];
+const SHOWN_ORIGINS: [&str; 2] = [
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+];
 
 /// One variable as it is used, without what must not be shown.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -97,7 +100,9 @@ impl Environment {
         let (mut ours, mut of_others, mut complaints) = (Vec::new(), Vec::new(), Vec::new());
         // Not `vars()`, which panics on a variable that is not Unicode, whosever it is.
         for (name, value) in std::env::vars_os() {
-            let Ok(name) = name.into_string() else { continue };
+            let Ok(name) = name.into_string() else {
+                continue;
+            };
             if OF_OTHERS.iter().any(|prefix| name.starts_with(prefix)) {
                 of_others.push(Setting::of_others(name, &value.to_string_lossy()));
             } else if !is_ours(&name) || value.is_empty() {
@@ -110,14 +115,21 @@ impl Environment {
             }
         }
         of_others.sort_by(|one, other| one.variable.cmp(&other.variable));
-        Self { complaints, of_others, ..Self::of(ours) }
+        Self {
+            complaints,
+            of_others,
+            ..Self::of(ours)
+        }
     }
 
     /// Reads these variables.
     pub fn of(variables: Vec<(String, String)>) -> Self {
         // A map of strings takes whatever strings there are: envy has nothing to refuse.
         let given = envy::from_iter::<_, BTreeMap<String, String>>(variables).unwrap_or_default();
-        Self { given, ..Self::default() }
+        Self {
+            given,
+            ..Self::default()
+        }
     }
 
     /// What was taken, in that order, and what libraries take.
@@ -128,13 +140,18 @@ impl Environment {
     pub(super) fn finish<T>(&mut self, value: Option<T>) -> Result<T, ConfigError> {
         match value {
             Some(value) if self.complaints.is_empty() => Ok(value),
-            _ => Err(ConfigError { complaints: std::mem::take(&mut self.complaints) }),
+            _ => Err(ConfigError {
+                complaints: std::mem::take(&mut self.complaints),
+            }),
         }
     }
 
     /// What is left of ours when all was taken: nobody knows it.
     pub(super) fn unknown(&self) -> impl Iterator<Item = String> {
-        self.given.keys().filter(|name| name.starts_with("shopbell_")).map(|name| name.to_uppercase())
+        self.given
+            .keys()
+            .filter(|name| name.starts_with("shopbell_"))
+            .map(|name| name.to_uppercase())
     }
 
     /// A variable, or the content of the file that `NAME_FILE` names; `shown` returns as much of it as may be shown.
@@ -165,7 +182,12 @@ impl Environment {
         name: &'static str,
         read: impl FnOnce(&Secret) -> Result<T, &'static str>,
     ) -> Option<T> {
-        let unset = |origin, file| Setting { variable: name.into(), value: None, origin, file };
+        let unset = |origin, file| Setting {
+            variable: name.into(),
+            value: None,
+            origin,
+            file,
+        };
         match self.given_secret(name) {
             Given::Value(given) => return self.check_secret(name, given, read, |_| None),
             Given::Nothing => self.settings.push(unset(Origin::Default, None)),
@@ -176,7 +198,9 @@ impl Environment {
     }
 
     fn given_secret(&mut self, name: &'static str) -> Given {
-        let file = self.take(&format!("{name}_FILE")).map(|path| without_line_breaks(&path).to_owned());
+        let file = self
+            .take(&format!("{name}_FILE"))
+            .map(|path| without_line_breaks(&path).to_owned());
         let (value, origin) = match (self.take(name), &file) {
             (Some(_), Some(_)) => {
                 self.complain(name, &format!("and {name}_FILE are both set: set one"));
@@ -185,13 +209,19 @@ impl Environment {
             (Some(value), None) => (value, Origin::Set),
             (None, Some(path)) => match std::fs::read_to_string(path) {
                 Ok(content) if content.trim().is_empty() => {
-                    return Given::FileGone { file: path.clone(), problem: format!("names {path}, which is empty") };
+                    return Given::FileGone {
+                        file: path.clone(),
+                        problem: format!("names {path}, which is empty"),
+                    };
                 }
                 Ok(content) => (content, Origin::File),
                 Err(error) => {
                     let problem = format!("names {path}, which cannot be read: {error}");
                     if error.kind() == std::io::ErrorKind::NotFound {
-                        return Given::FileGone { file: path.clone(), problem };
+                        return Given::FileGone {
+                            file: path.clone(),
+                            problem,
+                        };
                     }
                     self.complain(&format!("{name}_FILE"), &problem);
                     return Given::Bad;
@@ -203,20 +233,33 @@ impl Environment {
             self.complain(name, "is only white space");
             return Given::Bad;
         }
-        Given::Value(GivenSecret { secret: Secret(without_line_breaks(&value).to_owned()), origin, file })
+        Given::Value(GivenSecret {
+            secret: Secret(without_line_breaks(&value).to_owned()),
+            origin,
+            file,
+        })
     }
 
     fn check_secret<T>(
         &mut self,
         name: &'static str,
-        GivenSecret { secret, origin, file }: GivenSecret,
+        GivenSecret {
+            secret,
+            origin,
+            file,
+        }: GivenSecret,
         read: impl FnOnce(&Secret) -> Result<T, &'static str>,
         shown: impl FnOnce(&T) -> Option<String>,
     ) -> Option<T> {
         match read(&secret) {
             Ok(value) => {
                 let told = shown(&value).unwrap_or_else(|| REDACTED.into());
-                self.settings.push(Setting { variable: name.into(), value: Some(told), origin, file });
+                self.settings.push(Setting {
+                    variable: name.into(),
+                    value: Some(told),
+                    origin,
+                    file,
+                });
                 Some(value)
             }
             Err(expected) => {
@@ -232,12 +275,26 @@ impl Environment {
         default: T,
         range: RangeInclusive<T>,
     ) -> T {
-        let expected = format!("must be a whole number from {} to {}", range.start(), range.end());
-        let read = |text: &str| text.parse().ok().filter(|number| range.contains(number)).ok_or(expected);
+        let expected = format!(
+            "must be a whole number from {} to {}",
+            range.start(),
+            range.end()
+        );
+        let read = |text: &str| {
+            text.parse()
+                .ok()
+                .filter(|number| range.contains(number))
+                .ok_or(expected)
+        };
         self.read(name, default, read, |number| Some(number.to_string()))
     }
 
-    pub(super) fn parse<T: FromStr + fmt::Display>(&mut self, name: &'static str, default: T, expected: &str) -> T {
+    pub(super) fn parse<T: FromStr + fmt::Display>(
+        &mut self,
+        name: &'static str,
+        default: T,
+        expected: &str,
+    ) -> T {
         let read = |text: &str| text.parse().map_err(|_| format!("must be {expected}"));
         self.read(name, default, read, |value| Some(value.to_string()))
     }
@@ -284,13 +341,20 @@ impl Environment {
             },
             None => (default, Origin::Default),
         };
-        self.settings.push(Setting { variable: name.into(), value: shown(&value), origin, file: None });
+        self.settings.push(Setting {
+            variable: name.into(),
+            value: shown(&value),
+            origin,
+            file: None,
+        });
         value
     }
 
     /// A variable that may be taken later.
     pub(super) fn peek(&self, name: &str) -> Option<&str> {
-        self.given.get(&name.to_lowercase()).map(|value| without_line_breaks(value))
+        self.given
+            .get(&name.to_lowercase())
+            .map(|value| without_line_breaks(value))
     }
 
     /// envy names variables in lower case.
@@ -313,12 +377,20 @@ impl Setting {
             value.parse::<f64>().ok().map(|_| value.to_owned())
         } else if is_of(&SHOWN_ORIGINS) {
             // Only a URL of the web has one that can be told.
-            let origin = Url::parse(value).ok().map(|url| url.origin()).filter(url::Origin::is_tuple);
+            let origin = Url::parse(value)
+                .ok()
+                .map(|url| url.origin())
+                .filter(url::Origin::is_tuple);
             origin.map(|origin| origin.ascii_serialization())
         } else {
             None
         };
-        Self { variable, value: Some(shown.unwrap_or_else(|| HIDDEN.into())), origin: Origin::Set, file: None }
+        Self {
+            variable,
+            value: Some(shown.unwrap_or_else(|| HIDDEN.into())),
+            origin: Origin::Set,
+            file: None,
+        }
     }
 }
 
@@ -337,7 +409,14 @@ pub(super) fn without_secrets(mut url: Url) -> String {
 }
 
 fn is_ours(name: &str) -> bool {
-    name.starts_with("SHOPBELL_") || ["DATABASE_URL", "DATABASE_URL_FILE", "AMQP_URL", "AMQP_URL_FILE"].contains(&name)
+    name.starts_with("SHOPBELL_")
+        || [
+            "DATABASE_URL",
+            "DATABASE_URL_FILE",
+            "AMQP_URL",
+            "AMQP_URL_FILE",
+        ]
+        .contains(&name)
 }
 
 #[cfg(test)]
@@ -353,52 +432,128 @@ mod tests {
     #[test]
     fn white_space_around_a_value_is_no_part_of_it() {
         let secret = |environment: &mut Environment| {
-            environment.secret("SHOPBELL_X", |secret| Ok(secret.reveal().to_owned()), |_| None)
+            environment.secret(
+                "SHOPBELL_X",
+                |secret| Ok(secret.reveal().to_owned()),
+                |_| None,
+            )
         };
         assert_eq!(
             read("s3cr3t \r\n\n", secret),
             (Some("s3cr3t ".into()), vec![]),
             "but a space may be one of a secret's"
         );
-        assert_eq!(read("shop\n", |environment| environment.optional_text("SHOPBELL_X")).0, Some("shop".into()));
-        assert_eq!(read(" 7\t\n", |environment| environment.number("SHOPBELL_X", 0, 0..=9)).0, 7);
-        assert!(read("true\n", |environment| environment.parse("SHOPBELL_X", false, "a flag")).0);
-        assert_eq!(read("a\n", |environment| environment.text("SHOPBELL_X", "b", |_| Ok(()))).0, "a");
+        assert_eq!(
+            read("shop\n", |environment| environment
+                .optional_text("SHOPBELL_X"))
+            .0,
+            Some("shop".into())
+        );
+        assert_eq!(
+            read(" 7\t\n", |environment| environment.number(
+                "SHOPBELL_X",
+                0,
+                0..=9
+            ))
+            .0,
+            7
+        );
+        assert!(
+            read("true\n", |environment| environment.parse(
+                "SHOPBELL_X",
+                false,
+                "a flag"
+            ))
+            .0
+        );
+        assert_eq!(
+            read("a\n", |environment| environment.text(
+                "SHOPBELL_X",
+                "b",
+                |_| Ok(())
+            ))
+            .0,
+            "a"
+        );
     }
 
     #[test]
     fn a_value_of_white_space_is_no_value() {
         for white_space in [" ", "\n", " \r\n"] {
-            let secret = |environment: &mut Environment| environment.secret("SHOPBELL_X", |_| Ok(()), |()| None);
-            assert_eq!(read(white_space, secret).1, ["SHOPBELL_X is only white space"]);
-            let optional = |environment: &mut Environment| environment.optional_secret("SHOPBELL_X", |_| Ok(()));
-            assert_eq!(read(white_space, optional).1, ["SHOPBELL_X is only white space"]);
+            let secret = |environment: &mut Environment| {
+                environment.secret("SHOPBELL_X", |_| Ok(()), |()| None)
+            };
+            assert_eq!(
+                read(white_space, secret).1,
+                ["SHOPBELL_X is only white space"]
+            );
+            let optional = |environment: &mut Environment| {
+                environment.optional_secret("SHOPBELL_X", |_| Ok(()))
+            };
+            assert_eq!(
+                read(white_space, optional).1,
+                ["SHOPBELL_X is only white space"]
+            );
             let text = |environment: &mut Environment| environment.optional_text("SHOPBELL_X");
-            assert_eq!(read(white_space, text).1, ["SHOPBELL_X is only white space"]);
+            assert_eq!(
+                read(white_space, text).1,
+                ["SHOPBELL_X is only white space"]
+            );
         }
         for inside in ["a\nb", "a\tb", "a\u{7f}b", "a\u{85}b"] {
             let text = |environment: &mut Environment| environment.optional_text("SHOPBELL_X");
-            assert_eq!(read(inside, text), (None, vec!["SHOPBELL_X must not contain control characters".into()]));
+            assert_eq!(
+                read(inside, text),
+                (
+                    None,
+                    vec!["SHOPBELL_X must not contain control characters".into()]
+                )
+            );
         }
     }
 
     #[track_caller]
     fn told(variable: &str, value: &str, expected: &str) {
         let setting = Setting::of_others(variable.into(), value);
-        assert_eq!(setting.value.as_deref(), Some(expected), "{variable}={value}");
+        assert_eq!(
+            setting.value.as_deref(),
+            Some(expected),
+            "{variable}={value}"
+        );
     }
 
     #[test]
     fn of_a_library_s_variables_only_the_harmless_are_shown() {
-        told("RUST_LOG", "info,shopbell::ingest=debug", "info,shopbell::ingest=debug");
+        told(
+            "RUST_LOG",
+            "info,shopbell::ingest=debug",
+            "info,shopbell::ingest=debug",
+        );
         told("OTEL_SERVICE_NAME", "shopbell-eu", "shopbell-eu");
-        told("OTEL_TRACES_SAMPLER", "parentbased_traceidratio", "parentbased_traceidratio");
+        told(
+            "OTEL_TRACES_SAMPLER",
+            "parentbased_traceidratio",
+            "parentbased_traceidratio",
+        );
         told("OTEL_TRACES_SAMPLER_ARG", "0.25", "0.25");
-        told("OTEL_TRACES_SAMPLER_ARG", "endpoint=http://me:hidden@sampler:14250", "(set)");
+        told(
+            "OTEL_TRACES_SAMPLER_ARG",
+            "endpoint=http://me:hidden@sampler:14250",
+            "(set)",
+        );
         told("OTEL_BSP_SCHEDULE_DELAY", "100", "100");
         told("OTEL_BSP_SCHEDULE_DELAY", "hidden", "(set)");
-        for variable in ["HEADERS", "TRACES_HEADERS", "CERTIFICATE", "METRICS_ENDPOINT"] {
-            told(&format!("OTEL_EXPORTER_OTLP_{variable}"), "api-key=hidden", "(set)");
+        for variable in [
+            "HEADERS",
+            "TRACES_HEADERS",
+            "CERTIFICATE",
+            "METRICS_ENDPOINT",
+        ] {
+            told(
+                &format!("OTEL_EXPORTER_OTLP_{variable}"),
+                "api-key=hidden",
+                "(set)",
+            );
         }
         told("OTEL_RESOURCE_ATTRIBUTES", "key=hidden", "(set)");
         told("OTEL_OF_TOMORROW", "hidden", "(set)");
@@ -410,9 +565,18 @@ mod tests {
             let url = "https://me:hidden@collector.example:4318/hidden/v1?key=hidden#hidden";
             told(variable, url, "https://collector.example:4318");
             told(variable, "http://collector:4318", "http://collector:4318");
-            told(variable, "https://hidden@collector.example", "https://collector.example");
+            told(
+                variable,
+                "https://hidden@collector.example",
+                "https://collector.example",
+            );
             // No URL, or one of a scheme that nobody knows.
-            for odd in ["me:hidden@collector:4318", "collector:4318", "grpc://me:hidden@collector:4317", "hidden"] {
+            for odd in [
+                "me:hidden@collector:4318",
+                "collector:4318",
+                "grpc://me:hidden@collector:4317",
+                "hidden",
+            ] {
                 told(variable, odd, "(set)");
             }
         }

@@ -99,7 +99,9 @@ fn read_key(path: &Path) -> Held {
         Err(error) => Err(error),
     };
     match content {
-        Ok(content) if content.trim().is_empty() => Held::Nothing(format!("names {}, which is empty", path.display())),
+        Ok(content) if content.trim().is_empty() => {
+            Held::Nothing(format!("names {}, which is empty", path.display()))
+        }
         Ok(content) => match key(&Secret(without_line_breaks(&content).to_owned())) {
             Ok(key) => Held::Key(key),
             Err(expected) => unusable(&format!("holds no key: it {expected}")),
@@ -119,7 +121,9 @@ fn key(secret: &Secret) -> Result<Secret, &'static str> {
         return Err("must not begin with a byte order mark");
     }
     let is_long_enough = secret.reveal().len() >= SECRET_BYTES_MIN;
-    is_long_enough.then(|| secret.clone()).ok_or("must have at least 32 bytes")
+    is_long_enough
+        .then(|| secret.clone())
+        .ok_or("must have at least 32 bytes")
 }
 
 impl Environment {
@@ -130,16 +134,29 @@ impl Environment {
     }
 
     pub(super) fn read_jwt(&mut self) -> Option<JwtConfig> {
-        let file = |environment: &Self, name: &str| environment.peek(&format!("{name}_FILE")).map(PathBuf::from);
+        let file = |environment: &Self, name: &str| {
+            environment.peek(&format!("{name}_FILE")).map(PathBuf::from)
+        };
         // A pipe is read once, at the start.
-        let followed = |path: &PathBuf| fs::metadata(path).map_or(true, |metadata| metadata.is_file());
-        let files =
-            KeyFiles { current: file(self, CURRENT).filter(followed), previous: file(self, PREVIOUS).filter(followed) };
+        let followed =
+            |path: &PathBuf| fs::metadata(path).map_or(true, |metadata| metadata.is_file());
+        let files = KeyFiles {
+            current: file(self, CURRENT).filter(followed),
+            previous: file(self, PREVIOUS).filter(followed),
+        };
         let current = self.secret(CURRENT, key, |_| None);
         let previous = self.optional_secret(PREVIOUS, key);
         let audience = self.optional_text("SHOPBELL_JWT_AUDIENCE");
         let issuer = self.optional_text("SHOPBELL_JWT_ISSUER");
-        Some(JwtConfig { keys: Keys { current: current?, previous }, files, audience, issuer })
+        Some(JwtConfig {
+            keys: Keys {
+                current: current?,
+                previous,
+            },
+            files,
+            audience,
+            issuer,
+        })
     }
 }
 
@@ -155,13 +172,17 @@ mod tests {
 
     impl Folder {
         fn new() -> Self {
-            let folder = std::env::temp_dir().join(format!("shopbell-keys-{}", uuid::Uuid::new_v4()));
+            let folder =
+                std::env::temp_dir().join(format!("shopbell-keys-{}", uuid::Uuid::new_v4()));
             fs::create_dir(&folder).unwrap();
             Self(folder)
         }
 
         fn files(&self) -> KeyFiles {
-            KeyFiles { current: Some(self.0.join("current")), previous: Some(self.0.join("previous")) }
+            KeyFiles {
+                current: Some(self.0.join("current")),
+                previous: Some(self.0.join("previous")),
+            }
         }
 
         fn write(&self, name: &str, content: &[u8]) {
@@ -176,7 +197,10 @@ mod tests {
     }
 
     fn keys(current: &str, previous: Option<&str>) -> Keys {
-        Keys { current: Secret(current.into()), previous: previous.map(|key| Secret(key.into())) }
+        Keys {
+            current: Secret(current.into()),
+            previous: previous.map(|key| Secret(key.into())),
+        }
     }
 
     #[test]
@@ -184,7 +208,10 @@ mod tests {
         let folder = Folder::new();
         folder.write("current", format!("{NEW}\r\n").as_bytes());
         folder.write("previous", format!("{OLD}\n\n").as_bytes());
-        assert_eq!(folder.files().read(&keys(OLD, None)), (keys(NEW, Some(OLD)), vec![]));
+        assert_eq!(
+            folder.files().read(&keys(OLD, None)),
+            (keys(NEW, Some(OLD)), vec![])
+        );
     }
 
     #[test]
@@ -195,14 +222,28 @@ mod tests {
             (Some(&b""[..]), "is empty"),
             (Some(b" \n\n"), "is empty"),
             (Some(b"s3cr3t"), "at least 32 bytes"),
-            (Some(b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"), "cannot be read"),
-            (Some("\u{feff}s3cr3t-0123456789abcdef0123456789".as_bytes()), "byte order mark"),
+            (
+                Some(b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"),
+                "cannot be read",
+            ),
+            (
+                Some("\u{feff}s3cr3t-0123456789abcdef0123456789".as_bytes()),
+                "byte order mark",
+            ),
         ] {
-            content.into_iter().for_each(|content| folder.write("current", content));
+            content
+                .into_iter()
+                .for_each(|content| folder.write("current", content));
             let (read, problems) = folder.files().read(&keys(OLD, None));
             assert_eq!((read, problems.len()), (keys(OLD, None), 1), "{problems:?}");
-            assert!(problems[0].starts_with("SHOPBELL_JWT_HS256_SECRET_FILE names "), "{problems:?}");
-            assert!(problems[0].contains(named) && !problems[0].contains("s3cr3t"), "{problems:?}");
+            assert!(
+                problems[0].starts_with("SHOPBELL_JWT_HS256_SECRET_FILE names "),
+                "{problems:?}"
+            );
+            assert!(
+                problems[0].contains(named) && !problems[0].contains("s3cr3t"),
+                "{problems:?}"
+            );
         }
     }
 
@@ -210,9 +251,15 @@ mod tests {
     fn a_previous_key_is_taken_away_with_its_file_or_content() {
         let folder = Folder::new();
         folder.write("current", OLD.as_bytes());
-        assert_eq!(folder.files().read(&keys(OLD, Some(NEW))), (keys(OLD, None), vec![]));
+        assert_eq!(
+            folder.files().read(&keys(OLD, Some(NEW))),
+            (keys(OLD, None), vec![])
+        );
         folder.write("previous", b"\n");
-        assert_eq!(folder.files().read(&keys(OLD, Some(NEW))), (keys(OLD, None), vec![]));
+        assert_eq!(
+            folder.files().read(&keys(OLD, Some(NEW))),
+            (keys(OLD, None), vec![])
+        );
         folder.write("previous", b"short");
         let (read, problems) = folder.files().read(&keys(OLD, Some(NEW)));
         assert_eq!((read, problems.len()), (keys(OLD, Some(NEW)), 1));
@@ -222,7 +269,10 @@ mod tests {
     fn a_key_from_a_variable_stays() {
         let files = KeyFiles::default();
         assert!(files.is_empty());
-        assert_eq!(files.read(&keys(OLD, Some(NEW))), (keys(OLD, Some(NEW)), vec![]));
+        assert_eq!(
+            files.read(&keys(OLD, Some(NEW))),
+            (keys(OLD, Some(NEW)), vec![])
+        );
     }
 
     #[test]

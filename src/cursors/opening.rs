@@ -31,7 +31,9 @@ pub enum NotOpened {
     #[error("the database does not answer")]
     NoAnswer,
     /// A cursor is missing and Postgres does not take it: it may be read-only or full, or another transaction holds the row.
-    #[error("the place of a new device cannot be stored at the moment; devices that were connected before are served")]
+    #[error(
+        "the place of a new device cannot be stored at the moment; devices that were connected before are served"
+    )]
     NotStored,
     /// Postgres cannot read a row that this session needs.
     #[error("the place of this device cannot be read at the moment")]
@@ -63,12 +65,23 @@ impl Openings {
     pub(super) fn new() -> (Self, Waiting) {
         let (openings, waiting) = mpsc::channel(SESSIONS_WAITING_MAX);
         let (notes, waiting_notes) = mpsc::channel(NOTES_WAITING_MAX);
-        (Self { openings, notes }, Waiting { openings: waiting, notes: waiting_notes })
+        (
+            Self { openings, notes },
+            Waiting {
+                openings: waiting,
+                notes: waiting_notes,
+            },
+        )
     }
 
-    pub(super) async fn open(&self, keys: Vec<(CursorKey, bool)>) -> Result<Vec<Standing>, NotOpened> {
+    pub(super) async fn open(
+        &self,
+        keys: Vec<(CursorKey, bool)>,
+    ) -> Result<Vec<Standing>, NotOpened> {
         let (reply, answer) = oneshot::channel();
-        self.openings.try_send(Opening { keys, reply }).map_err(|_| NotOpened::NoAnswer)?;
+        self.openings
+            .try_send(Opening { keys, reply })
+            .map_err(|_| NotOpened::NoAnswer)?;
         answer.await.unwrap_or(Err(NotOpened::NoAnswer))
     }
 
@@ -87,24 +100,44 @@ pub struct CursorReader {
 
 impl CursorReader {
     pub(super) fn new(cursors: Arc<Cursors>, waiting: Waiting, pool: Pool) -> Self {
-        Self { cursors, waiting, pool }
+        Self {
+            cursors,
+            waiting,
+            pool,
+        }
     }
 
     /// Never ends, because it holds a sender itself; it is dropped with the runtime. Sessions that ask during a statement share
     /// the next one.
     pub async fn run(self) {
-        let Self { cursors, waiting: Waiting { mut openings, mut notes }, pool } = self;
+        let Self {
+            cursors,
+            waiting:
+                Waiting {
+                    mut openings,
+                    mut notes,
+                },
+            pool,
+        } = self;
         let (new, mut waiting_new) = mpsc::channel(SESSIONS_WAITING_MAX);
         let opener = Opener { cursors, pool, new };
         let reading = async {
             let mut waiting = Vec::new();
-            while openings.recv_many(&mut waiting, SESSIONS_PER_CALL_MAX).await > 0 {
+            while openings
+                .recv_many(&mut waiting, SESSIONS_PER_CALL_MAX)
+                .await
+                > 0
+            {
                 opener.read_all(&mut waiting).await;
             }
         };
         let making = async {
             let mut waiting = Vec::new();
-            while waiting_new.recv_many(&mut waiting, SESSIONS_PER_CALL_MAX).await > 0 {
+            while waiting_new
+                .recv_many(&mut waiting, SESSIONS_PER_CALL_MAX)
+                .await
+                > 0
+            {
                 opener.make_all(std::mem::take(&mut waiting)).await;
             }
         };
@@ -163,7 +196,13 @@ impl Opener {
         }
     }
 
-    fn answer(&self, part: Vec<Opening>, found: Vec<Found>, epoch: Option<&Epoch>, not_written: &[Option<Seq>]) {
+    fn answer(
+        &self,
+        part: Vec<Opening>,
+        found: Vec<Found>,
+        epoch: Option<&Epoch>,
+        not_written: &[Option<Seq>],
+    ) {
         let (mut found, mut not_written) = (found.into_iter(), not_written.iter());
         let mut stale = Vec::new();
         for opening in part {
@@ -175,10 +214,17 @@ impl Opener {
                 continue;
             }
             stale.extend(
-                opening.keys.iter().zip(&found).filter(|(_, found)| found.is_stale).map(|((key, _), _)| key.clone()),
+                opening
+                    .keys
+                    .iter()
+                    .zip(&found)
+                    .filter(|(_, found)| found.is_stale)
+                    .map(|((key, _), _)| key.clone()),
             );
-            let standings =
-                found.into_iter().zip(not_written).map(|(found, newest)| raised(found.standing, epoch, *newest));
+            let standings = found
+                .into_iter()
+                .zip(not_written)
+                .map(|(found, newest)| raised(found.standing, epoch, *newest));
             // A handshake that was given up meanwhile does not want it any more.
             let _ = opening.reply.send(Ok(standings.collect()));
         }
@@ -218,31 +264,56 @@ impl Opener {
     }
 
     async fn make(&self, part: &[Opening]) -> Result<Vec<Standing>, StoreError> {
-        let wanted: Vec<_> = part.iter().flat_map(|opening| opening.keys.iter().cloned()).collect();
+        let wanted: Vec<_> = part
+            .iter()
+            .flat_map(|opening| opening.keys.iter().cloned())
+            .collect();
         let Made { places, evicted } = make(&self.pool, &wanted).await?;
         if evicted > 0 {
             self.cursors.metrics.devices_evicted.inc_by(evicted);
-            tracing::info!(evicted, "devices were evicted because their subscriber has too many in a feed");
+            tracing::info!(
+                evicted,
+                "devices were evicted because their subscriber has too many in a feed"
+            );
         }
         let keys = keys(part);
         let (epoch, not_written) = self.cursors.not_written(&keys);
         let found = read(&self.pool, &keys).await?;
         // A cursor that was evicted meanwhile stands where it was made.
         let standing = |((found, place), newest): ((Found, Seq), &Option<Seq>)| {
-            raised(Standing { acked: found.acked.unwrap_or(place), ..found.standing }, epoch.as_ref(), *newest)
+            raised(
+                Standing {
+                    acked: found.acked.unwrap_or(place),
+                    ..found.standing
+                },
+                epoch.as_ref(),
+                *newest,
+            )
         };
-        Ok(found.into_iter().zip(places).zip(&not_written).map(standing).collect())
+        Ok(found
+            .into_iter()
+            .zip(places)
+            .zip(&not_written)
+            .map(standing)
+            .collect())
     }
 }
 
 fn keys(part: &[Opening]) -> Vec<CursorKey> {
-    part.iter().flat_map(|opening| opening.keys.iter().map(|(key, _)| key.clone())).collect()
+    part.iter()
+        .flat_map(|opening| opening.keys.iter().map(|(key, _)| key.clone()))
+        .collect()
 }
 
 /// Raises what the database returned to what was acknowledged since, in the same epoch.
 fn raised(standing: Standing, epoch: Option<&Epoch>, newest: Option<Seq>) -> Standing {
-    let newest = newest.filter(|_| epoch == Some(&standing.epoch)).unwrap_or_default();
-    Standing { acked: newest.max(standing.acked), ..standing }
+    let newest = newest
+        .filter(|_| epoch == Some(&standing.epoch))
+        .unwrap_or_default();
+    Standing {
+        acked: newest.max(standing.acked),
+        ..standing
+    }
 }
 
 /// Gives each session its part of the answer.

@@ -29,7 +29,10 @@ struct Held {
 
 impl Pending {
     pub(super) fn of(epoch: Epoch) -> Self {
-        Self { epoch: Some(epoch), ..Self::default() }
+        Self {
+            epoch: Some(epoch),
+            ..Self::default()
+        }
     }
 
     pub(super) fn is_of(&self, epoch: &Epoch) -> bool {
@@ -57,7 +60,11 @@ impl Pending {
     /// The newest ack of a key that the database may not have yet.
     pub(super) fn newest(&self, key: &CursorKey) -> Option<Seq> {
         let held = self.held.get(key).map(|held| held.seq);
-        self.waiting.get(key).copied().max(self.writing.get(key).copied()).max(held)
+        self.waiting
+            .get(key)
+            .copied()
+            .max(self.writing.get(key).copied())
+            .max(held)
     }
 
     /// Takes as much as one statement may move, beginning with what was not written the last time.
@@ -67,14 +74,23 @@ impl Pending {
         {
             raise(&mut self.writing, key, seq);
         }
-        self.writing.iter().map(|(key, seq)| (key.clone(), *seq)).collect()
+        self.writing
+            .iter()
+            .map(|(key, seq)| (key.clone(), *seq))
+            .collect()
     }
 
     /// The held acks that are due, the longest due first.
     pub(super) fn due(&self, now: Instant) -> Vec<(CursorKey, Seq)> {
-        let mut due: Vec<_> = self.held.iter().filter(|(_, held)| held.retry_at <= now).collect();
+        let mut due: Vec<_> = self
+            .held
+            .iter()
+            .filter(|(_, held)| held.retry_at <= now)
+            .collect();
         due.sort_by_key(|(_, held)| held.retry_at);
-        due.into_iter().map(|(key, held)| (key.clone(), held.seq)).collect()
+        due.into_iter()
+            .map(|(key, held)| (key.clone(), held.seq))
+            .collect()
     }
 
     /// When the next held ack is due.
@@ -103,7 +119,14 @@ impl Pending {
         let is_first = known.is_none();
         let mut backoff = known.map(|held| held.backoff).unwrap_or_default();
         let retry_at = now + backoff.next_wait();
-        self.held.insert(key, Held { seq, retry_at, backoff });
+        self.held.insert(
+            key,
+            Held {
+                seq,
+                retry_at,
+                backoff,
+            },
+        );
         is_first
     }
 }
@@ -150,7 +173,10 @@ mod tests {
         assert!(pending.hold(ack("a", 1), now));
         assert_eq!(pending.next_write(10), [ack("b", 2)]);
         pending.done(&[ack("b", 2)]);
-        assert!(!pending.add(key("a"), Seq::new(4).unwrap()), "a held ack does not wake the writer");
+        assert!(
+            !pending.add(key("a"), Seq::new(4).unwrap()),
+            "a held ack does not wake the writer"
+        );
         assert!(pending.next_write(10).is_empty());
         assert_eq!(pending.newest(&key("a")), Seq::new(4));
         assert!(pending.due(now).is_empty());
@@ -177,6 +203,9 @@ mod tests {
                 pending.retry_at().unwrap() - now
             })
             .collect();
-        assert!(waits[19] > waits[0] && waits[19] <= Duration::from_secs(5), "{waits:?}");
+        assert!(
+            waits[19] > waits[0] && waits[19] <= Duration::from_secs(5),
+            "{waits:?}"
+        );
     }
 }

@@ -15,7 +15,9 @@ impl Event {
     /// Rejects an event that would reach everyone and may be meant for one merchant, or the other way round.
     pub fn check_audience(&self, broadcast_feed: &Feed) -> Result<(), Rejection> {
         let is_for_all = self.recipient == *broadcast_feed;
-        let is_of_one = OF_ONE_MERCHANT.iter().any(|prefix| self.event_type.starts_with(prefix));
+        let is_of_one = OF_ONE_MERCHANT
+            .iter()
+            .any(|prefix| self.event_type.starts_with(prefix));
         let is_canary = self.event_type == CANARY_TYPE && self.source == CANARY_SOURCE;
         let problem = match self.broadcast {
             Some(false) if is_for_all => {
@@ -33,7 +35,10 @@ impl Event {
             }
             _ => return Ok(()),
         };
-        Err(Rejection::new(Reason::InvalidRecipient, format!("attribute `recipient`: {problem}")))
+        Err(Rejection::new(
+            Reason::InvalidRecipient,
+            format!("attribute `recipient`: {problem}"),
+        ))
     }
 }
 
@@ -46,7 +51,8 @@ mod tests {
     const ORDER_DATA: &str = r#"{"order_id":"A-1","total":"12.50","currency":"EUR","items":3}"#;
 
     fn check(recipient: &str, event_type: &str, broadcast: &str) -> Result<(), Rejection> {
-        let more = format!(r#""{recipient}","data":{ORDER_DATA},"broadcast":{broadcast},"subject":"x""#);
+        let more =
+            format!(r#""{recipient}","data":{ORDER_DATA},"broadcast":{broadcast},"subject":"x""#);
         let body = sample::with("recipient", &more).replace("custom.thing", event_type);
         sample::structured(&body)?.check_audience(&Feed::parse("all").unwrap())
     }
@@ -56,7 +62,10 @@ mod tests {
         for event_type in ["order.created", "order.updated", "order."] {
             let rejection = check("all", event_type, "null").unwrap_err();
             assert_eq!(rejection.reason, Reason::InvalidRecipient);
-            assert!(rejection.detail.contains("SHOPBELL_BROADCAST_FEED"), "{rejection}");
+            assert!(
+                rejection.detail.contains("SHOPBELL_BROADCAST_FEED"),
+                "{rejection}"
+            );
             assert_eq!(check("all", event_type, "true"), Ok(()));
             assert_eq!(check("merchant-42", event_type, "null"), Ok(()));
         }
@@ -69,16 +78,27 @@ mod tests {
     fn the_mark_and_the_recipient_must_agree() {
         for broadcast in ["true", r#""true""#] {
             assert_eq!(check("all", "notice", broadcast), Ok(()));
-            assert_eq!(check("All", "notice", broadcast).unwrap_err().reason, Reason::InvalidRecipient);
+            assert_eq!(
+                check("All", "notice", broadcast).unwrap_err().reason,
+                Reason::InvalidRecipient
+            );
         }
         for broadcast in ["false", r#""false""#] {
             assert_eq!(check("merchant-42", "notice", broadcast), Ok(()));
-            assert_eq!(check("all", "notice", broadcast).unwrap_err().reason, Reason::InvalidRecipient);
+            assert_eq!(
+                check("all", "notice", broadcast).unwrap_err().reason,
+                Reason::InvalidRecipient
+            );
         }
         for broadcast in ["1", r#""yes""#, r#""""#, "[]"] {
             let rejection = check("all", "notice", broadcast).unwrap_err();
             assert_eq!(rejection.reason, Reason::InvalidEnvelope);
-            assert!(rejection.detail.starts_with("attribute `broadcast` must be "), "{rejection}");
+            assert!(
+                rejection
+                    .detail
+                    .starts_with("attribute `broadcast` must be "),
+                "{rejection}"
+            );
         }
     }
 
@@ -88,7 +108,8 @@ mod tests {
             let rejection = check("shopbell-canary/x", event_type, "null").unwrap_err();
             assert!(rejection.detail.contains("reserved"), "{rejection}");
         }
-        let canary = sample::with("recipient", r#""shopbell-canary/x""#).replace("custom.thing", CANARY_TYPE);
+        let canary = sample::with("recipient", r#""shopbell-canary/x""#)
+            .replace("custom.thing", CANARY_TYPE);
         let canary = sample::structured(&canary.replace("/shop\"", "/shopbell/canary\"")).unwrap();
         assert_eq!(canary.check_audience(&Feed::parse("all").unwrap()), Ok(()));
     }

@@ -22,7 +22,10 @@ pub(super) fn envelope<'a>(
         "" => Data::Absent,
         body => Data::Json(json::parse(body)?),
     };
-    let attributes = ATTRIBUTES.map(|name| Attribute { name, value: value(headers, name) });
+    let attributes = ATTRIBUTES.map(|name| Attribute {
+        name,
+        value: value(headers, name),
+    });
     Ok(Envelope::new(attributes, data))
 }
 
@@ -37,7 +40,10 @@ pub(super) fn attribute_name(header: &str) -> Option<&str> {
 
 /// An attribute may stand there in several spellings, as long as they say the same.
 fn value<'a>(headers: &'a [(Cow<'a, str>, HeaderValue<'a>)], name: &str) -> AttributeValue<'a> {
-    let mut values = headers.iter().filter(|(header, _)| attribute_name(header) == Some(name)).map(|(_, value)| value);
+    let mut values = headers
+        .iter()
+        .filter(|(header, _)| attribute_name(header) == Some(name))
+        .map(|(_, value)| value);
     let Some(first) = values.next() else {
         return AttributeValue::Absent;
     };
@@ -48,7 +54,10 @@ fn value<'a>(headers: &'a [(Cow<'a, str>, HeaderValue<'a>)], name: &str) -> Attr
         HeaderValue::Text(text) => text.as_ref(),
         HeaderValue::Unreadable(what) => return AttributeValue::Unreadable(what),
     };
-    let timestamp = TIMESTAMPS.contains(&name).then(|| timestamp::from_milliseconds(first)).flatten();
+    let timestamp = TIMESTAMPS
+        .contains(&name)
+        .then(|| timestamp::from_milliseconds(first))
+        .flatten();
     AttributeValue::Text(timestamp.map_or(Cow::Borrowed(first), Cow::Owned))
 }
 
@@ -59,7 +68,14 @@ mod tests {
 
     #[test]
     fn a_binary_event_is_read_in_either_spelling() {
-        for prefix in ["cloudEvents_", "cloudEvents:", "CLOUDEVENTS_", "cloudevents:", "ce-", "CE-"] {
+        for prefix in [
+            "cloudEvents_",
+            "cloudEvents:",
+            "CLOUDEVENTS_",
+            "cloudevents:",
+            "ce-",
+            "CE-",
+        ] {
             let header = |name| format!("{prefix}{name}");
             let headers = [
                 (header("specversion"), "1.0"),
@@ -72,10 +88,20 @@ mod tests {
                 (header("unknown"), "x"),
                 ("x-other".to_owned(), "x"),
             ];
-            let headers: Vec<_> = headers.iter().map(|(name, value)| (name.as_str(), *value)).collect();
-            let event = sample::parse(Some("application/json"), &headers, b" {\"a\" : 1}\n").unwrap();
-            assert_eq!((event.id.as_str(), event.recipient.as_str()), ("7", "merchant-42"));
-            assert_eq!(event.time, Some(time::macros::datetime!(2026-01-02 3:04:05 UTC)));
+            let headers: Vec<_> = headers
+                .iter()
+                .map(|(name, value)| (name.as_str(), *value))
+                .collect();
+            let event =
+                sample::parse(Some("application/json"), &headers, b" {\"a\" : 1}\n").unwrap();
+            assert_eq!(
+                (event.id.as_str(), event.recipient.as_str()),
+                ("7", "merchant-42")
+            );
+            assert_eq!(
+                event.time,
+                Some(time::macros::datetime!(2026-01-02 3:04:05 UTC))
+            );
             assert_eq!(event.collapse_key.as_deref(), Some("k"));
             assert_eq!(event.data.unwrap().get(), r#"{"a" : 1}"#);
         }
@@ -84,36 +110,64 @@ mod tests {
     #[test]
     fn an_empty_body_is_no_data_and_a_null_is() {
         assert!(sample::binary(&[], b"").unwrap().data.is_none());
-        assert_eq!(sample::binary(&[], b" null ").unwrap().data.unwrap().get(), "null");
-        assert_eq!(sample::binary(&[], b" ").unwrap_err().reason, Reason::MalformedJson);
+        assert_eq!(
+            sample::binary(&[], b" null ").unwrap().data.unwrap().get(),
+            "null"
+        );
+        assert_eq!(
+            sample::binary(&[], b" ").unwrap_err().reason,
+            Reason::MalformedJson
+        );
     }
 
     #[test]
     fn both_spellings_must_agree() {
         assert!(sample::binary(&[("cloudEvents:id", "e-1")], b"1").is_ok());
-        for (header, name) in [("cloudEvents:id", "id"), ("cloudevents_recipient", "recipient")] {
+        for (header, name) in [
+            ("cloudEvents:id", "id"),
+            ("cloudevents_recipient", "recipient"),
+        ] {
             let rejection = sample::binary(&[(header, "another")], b"1").unwrap_err();
             assert_eq!(rejection.reason, Reason::InvalidEnvelope);
-            assert_eq!(rejection.detail, format!("attribute `{name}` stands there more than once"));
+            assert_eq!(
+                rejection.detail,
+                format!("attribute `{name}` stands there more than once")
+            );
         }
     }
 
     #[test]
     fn a_timestamp_may_be_milliseconds_and_not_seconds() {
-        let event =
-            sample::binary(&[("cloudEvents_time", "1767323045678"), ("cloudEvents_expirytime", "1767323046000")], b"1");
+        let event = sample::binary(
+            &[
+                ("cloudEvents_time", "1767323045678"),
+                ("cloudEvents_expirytime", "1767323046000"),
+            ],
+            b"1",
+        );
         let event = event.unwrap();
-        assert_eq!(event.time, Some(time::macros::datetime!(2026-01-02 3:04:05.678 UTC)));
-        assert_eq!(event.expires_at, Some(time::macros::datetime!(2026-01-02 3:04:06 UTC)));
+        assert_eq!(
+            event.time,
+            Some(time::macros::datetime!(2026-01-02 3:04:05.678 UTC))
+        );
+        assert_eq!(
+            event.expires_at,
+            Some(time::macros::datetime!(2026-01-02 3:04:06 UTC))
+        );
         for name in ["time", "expirytime"] {
-            let rejection = sample::binary(&[(&format!("cloudEvents_{name}"), "1767323045")], b"1").unwrap_err();
+            let rejection = sample::binary(&[(&format!("cloudEvents_{name}"), "1767323045")], b"1")
+                .unwrap_err();
             assert_eq!(
                 rejection.to_string(),
                 format!("invalid_envelope: attribute `{name}` must be an RFC 3339 timestamp")
             );
         }
         let event = sample::binary(&[("cloudEvents_collapsekey", "1767323045678")], b"1").unwrap();
-        assert_eq!(event.collapse_key.as_deref(), Some("1767323045678"), "no Timestamp");
+        assert_eq!(
+            event.collapse_key.as_deref(),
+            Some("1767323045678"),
+            "no Timestamp"
+        );
     }
 
     #[test]
@@ -123,7 +177,10 @@ mod tests {
 
     #[test]
     fn conflicting_traces_cost_no_event() {
-        let traces = [("cloudEvents_traceparent", "a"), ("cloudEvents:traceparent", "b")];
+        let traces = [
+            ("cloudEvents_traceparent", "a"),
+            ("cloudEvents:traceparent", "b"),
+        ];
         assert_eq!(sample::binary(&traces, b"1").unwrap().traceparent, None);
     }
 
@@ -148,6 +205,9 @@ mod tests {
             ("cloudEvents_recipient", "merchant-42"),
         ];
         let rejection = sample::parse(None, &headers, b"").unwrap_err();
-        assert_eq!(rejection.to_string(), "invalid_data: import.started: missing data");
+        assert_eq!(
+            rejection.to_string(),
+            "invalid_data: import.started: missing data"
+        );
     }
 }

@@ -17,13 +17,19 @@ pub(super) fn mode(message: &Message<'_>) -> Result<Mode, Rejection> {
     if let Some(format) = media_type.strip_prefix("application/cloudevents") {
         return match format {
             "" | "+json" => Ok(Mode::Structured),
-            "-batch+json" => {
-                Err(unsupported("a batch is not taken: publish each event by itself as application/cloudevents+json"))
-            }
-            _ => Err(unsupported("of the structured formats only application/cloudevents+json is taken")),
+            "-batch+json" => Err(unsupported(
+                "a batch is not taken: publish each event by itself as application/cloudevents+json",
+            )),
+            _ => Err(unsupported(
+                "of the structured formats only application/cloudevents+json is taken",
+            )),
         };
     }
-    if !message.headers.iter().any(|(name, _)| binary::attribute_name(name).is_some()) {
+    if !message
+        .headers
+        .iter()
+        .any(|(name, _)| binary::attribute_name(name).is_some())
+    {
         return Err(unsupported(
             "neither structured (content type application/cloudevents+json) nor binary (headers cloudEvents_NAME)",
         ));
@@ -31,7 +37,9 @@ pub(super) fn mode(message: &Message<'_>) -> Result<Mode, Rejection> {
     if media_type.is_empty() || is_json(&media_type) {
         Ok(Mode::Binary)
     } else {
-        Err(unsupported("the data of a binary event must be JSON: application/json or a type that ends in +json"))
+        Err(unsupported(
+            "the data of a binary event must be JSON: application/json or a type that ends in +json",
+        ))
     }
 }
 
@@ -67,23 +75,42 @@ mod tests {
             "Application/CloudEvents+JSON; charset=UTF-8",
             " application/cloudevents ;charset=utf-8;x=y",
         ] {
-            assert_eq!(mode_of(Some(content_type), &[]), Ok(Mode::Structured), "{content_type}");
+            assert_eq!(
+                mode_of(Some(content_type), &[]),
+                Ok(Mode::Structured),
+                "{content_type}"
+            );
         }
     }
 
     #[test]
     fn a_structured_content_type_wins_over_attribute_headers() {
         let headers = ["cloudEvents_id"];
-        assert_eq!(mode_of(Some("application/cloudevents+json"), &headers), Ok(Mode::Structured));
+        assert_eq!(
+            mode_of(Some("application/cloudevents+json"), &headers),
+            Ok(Mode::Structured)
+        );
     }
 
     #[test]
     fn batches_and_other_formats_are_unsupported_with_advice() {
         for (content_type, advice) in [
-            ("application/cloudevents-batch+json", "publish each event by itself"),
-            ("application/cloudevents+xml", "only application/cloudevents+json"),
-            ("application/cloudevents+protobuf", "only application/cloudevents+json"),
-            ("application/cloudevents+avro; x=y", "only application/cloudevents+json"),
+            (
+                "application/cloudevents-batch+json",
+                "publish each event by itself",
+            ),
+            (
+                "application/cloudevents+xml",
+                "only application/cloudevents+json",
+            ),
+            (
+                "application/cloudevents+protobuf",
+                "only application/cloudevents+json",
+            ),
+            (
+                "application/cloudevents+avro; x=y",
+                "only application/cloudevents+json",
+            ),
             ("application/json", "neither structured"),
             ("", "neither structured"),
         ] {
@@ -94,7 +121,12 @@ mod tests {
 
     #[test]
     fn attribute_headers_make_it_binary_where_the_data_is_json() {
-        for header in ["cloudEvents_id", "cloudEvents:id", "CLOUDEVENTS_id", "cloudevents:other"] {
+        for header in [
+            "cloudEvents_id",
+            "cloudEvents:id",
+            "CLOUDEVENTS_id",
+            "cloudevents:other",
+        ] {
             for content_type in [
                 None,
                 Some(""),
@@ -102,9 +134,18 @@ mod tests {
                 Some("text/json"),
                 Some("Application/Vnd.Shop+JSON; charset=utf-8"),
             ] {
-                assert_eq!(mode_of(content_type, &[header]), Ok(Mode::Binary), "{content_type:?}");
+                assert_eq!(
+                    mode_of(content_type, &[header]),
+                    Ok(Mode::Binary),
+                    "{content_type:?}"
+                );
             }
-            for content_type in ["text/plain", "application/xml", "application/octet-stream", "+json"] {
+            for content_type in [
+                "text/plain",
+                "application/xml",
+                "application/octet-stream",
+                "+json",
+            ] {
                 let detail = mode_of(Some(content_type), &[header]).unwrap_err();
                 assert!(detail.contains("must be JSON"), "{content_type}: {detail}");
             }
@@ -113,16 +154,27 @@ mod tests {
 
     #[test]
     fn other_headers_do_not_make_it_binary() {
-        for header in
-            ["cloudEvents", "cloudEvents_", "cloudEvents-id", "ce-", "ceid", "xcloudEvents_id", "cloudEvent\u{e9}_"]
-        {
+        for header in [
+            "cloudEvents",
+            "cloudEvents_",
+            "cloudEvents-id",
+            "ce-",
+            "ceid",
+            "xcloudEvents_id",
+            "cloudEvent\u{e9}_",
+        ] {
             assert!(mode_of(None, &[header]).is_err(), "{header}");
         }
     }
 
     fn mode_of(content_type: Option<&str>, headers: &[&str]) -> Result<Mode, String> {
         let headers = headers.iter().map(|name| ((*name).into(), "value".into()));
-        let message = Message { content_type, content_encoding: None, headers: headers.collect(), body: b"" };
+        let message = Message {
+            content_type,
+            content_encoding: None,
+            headers: headers.collect(),
+            body: b"",
+        };
         mode(&message).map_err(|rejection| {
             assert_eq!(rejection.reason, Reason::UnsupportedContentType);
             rejection.detail

@@ -4,8 +4,18 @@ use super::{HeaderValue, Message, Reason, Rejection};
 
 /// Content encodings that compress (RFC 9110 §8.4.1, RFC 8878, and those of message libraries). Others, such as `utf-8`, are
 /// set by clients that do not mean compression.
-const COMPRESSIONS: [&str; 10] =
-    ["gzip", "x-gzip", "deflate", "compress", "x-compress", "br", "zstd", "snappy", "lz4", "xz"];
+const COMPRESSIONS: [&str; 10] = [
+    "gzip",
+    "x-gzip",
+    "deflate",
+    "compress",
+    "x-compress",
+    "br",
+    "zstd",
+    "snappy",
+    "lz4",
+    "xz",
+];
 /// First bytes of compressed formats. No JSON begins so.
 const SIGNATURES: [(&[u8], &str); 9] = [
     (b"\x1f\x8b", "gzip"),
@@ -21,39 +31,62 @@ const SIGNATURES: [(&[u8], &str); 9] = [
 
 /// Adds the encoding of the body to a rejection that the encoding may explain.
 pub(super) fn explain(rejection: Rejection, message: &Message<'_>) -> Rejection {
-    if !matches!(rejection.reason, Reason::InvalidUtf8 | Reason::MalformedJson) {
+    if !matches!(
+        rejection.reason,
+        Reason::InvalidUtf8 | Reason::MalformedJson
+    ) {
         return rejection;
     }
     match encoding(message) {
-        Some(encoding) => Rejection::new(rejection.reason, format!("{encoding}: {}", rejection.detail)),
+        Some(encoding) => Rejection::new(
+            rejection.reason,
+            format!("{encoding}: {}", rejection.detail),
+        ),
         None => rejection,
     }
 }
 
 fn encoding(message: &Message<'_>) -> Option<String> {
-    let compressed = |what: &str| format!("the body is compressed ({what}), publish it uncompressed");
-    if let Some((_, what)) = SIGNATURES.iter().find(|(signature, _)| message.body.starts_with(signature)) {
+    let compressed =
+        |what: &str| format!("the body is compressed ({what}), publish it uncompressed");
+    if let Some((_, what)) = SIGNATURES
+        .iter()
+        .find(|(signature, _)| message.body.starts_with(signature))
+    {
         return Some(compressed(what));
     }
     if let Some(what) = declared(message) {
         return Some(compressed(what));
     }
     // In UTF-16 and UTF-32 every ASCII character has a zero byte beside it.
-    let (starts, has_zero) =
-        (|mark: &[u8]| message.body.starts_with(mark), message.body.iter().take(2).any(|b| *b == 0));
+    let (starts, has_zero) = (
+        |mark: &[u8]| message.body.starts_with(mark),
+        message.body.iter().take(2).any(|b| *b == 0),
+    );
     (starts(b"\xff\xfe") || starts(b"\xfe\xff") || has_zero)
         .then(|| "the body is UTF-16 or UTF-32, publish it as UTF-8".to_owned())
 }
 
 /// The compression that the content encoding names, in the property or in a header.
 fn declared(message: &Message<'_>) -> Option<&'static str> {
-    let headers = message.headers.iter().filter(|(name, _)| name.eq_ignore_ascii_case("content-encoding"));
+    let headers = message
+        .headers
+        .iter()
+        .filter(|(name, _)| name.eq_ignore_ascii_case("content-encoding"));
     let headers = headers.filter_map(|(_, value)| match value {
         HeaderValue::Text(text) => Some(text.as_ref()),
         HeaderValue::Unreadable(_) => None,
     });
-    let mut names = message.content_encoding.into_iter().chain(headers).flat_map(|value| value.split(','));
-    names.find_map(|name| COMPRESSIONS.into_iter().find(|known| name.trim().eq_ignore_ascii_case(known)))
+    let mut names = message
+        .content_encoding
+        .into_iter()
+        .chain(headers)
+        .flat_map(|value| value.split(','));
+    names.find_map(|name| {
+        COMPRESSIONS
+            .into_iter()
+            .find(|known| name.trim().eq_ignore_ascii_case(known))
+    })
 }
 
 #[cfg(test)]
@@ -64,19 +97,38 @@ mod tests {
     use super::*;
 
     fn detail(content_encoding: Option<&str>, headers: &[(&str, &str)], body: &[u8]) -> String {
-        let headers = headers.iter().map(|(name, value)| ((*name).into(), HeaderValue::from(*value))).collect();
-        let message = Message { content_type: Some(STRUCTURED), content_encoding, headers, body };
-        parse(&message, Limits { event_bytes_max: 1 << 20 }).unwrap_err().detail
+        let headers = headers
+            .iter()
+            .map(|(name, value)| ((*name).into(), HeaderValue::from(*value)))
+            .collect();
+        let message = Message {
+            content_type: Some(STRUCTURED),
+            content_encoding,
+            headers,
+            body,
+        };
+        parse(
+            &message,
+            Limits {
+                event_bytes_max: 1 << 20,
+            },
+        )
+        .unwrap_err()
+        .detail
     }
 
     #[test]
     fn a_compressed_body_is_named_by_its_first_bytes() {
-        for (body, what) in
-            [(&b"\x1f\x8b\x08\0"[..], "gzip"), (b"\x28\xb5\x2f\xfd\0", "zstd"), (b"\x78\x5e\x00", "deflate")]
-        {
+        for (body, what) in [
+            (&b"\x1f\x8b\x08\0"[..], "gzip"),
+            (b"\x28\xb5\x2f\xfd\0", "zstd"),
+            (b"\x78\x5e\x00", "deflate"),
+        ] {
             let detail = detail(None, &[], body);
             assert!(
-                detail.starts_with(&format!("the body is compressed ({what}), publish it uncompressed: ")),
+                detail.starts_with(&format!(
+                    "the body is compressed ({what}), publish it uncompressed: "
+                )),
                 "{detail}"
             );
         }
@@ -91,14 +143,20 @@ mod tests {
             (Some("utf-8"), &[("content-encoding", " br ")]),
         ] {
             let detail = detail(property, headers, b"\x0b\x01\x80{}\x03");
-            assert!(detail.starts_with("the body is compressed (br)"), "{detail}");
+            assert!(
+                detail.starts_with("the body is compressed (br)"),
+                "{detail}"
+            );
         }
     }
 
     #[test]
     fn an_encoding_that_is_no_compression_is_not_named() {
         for property in ["utf-8", "UTF-8", "identity", "base64", ""] {
-            assert_eq!(detail(Some(property), &[], b"{"), "the JSON ends too early: line 1 column 1");
+            assert_eq!(
+                detail(Some(property), &[], b"{"),
+                "the JSON ends too early: line 1 column 1"
+            );
         }
     }
 
@@ -106,15 +164,37 @@ mod tests {
     fn a_content_encoding_costs_no_event_whose_body_can_be_read() {
         let body = sample::structured_body("custom.thing", "1");
         let (content_encoding, headers) = (Some("gzip"), Vec::new());
-        let message = Message { content_type: Some(STRUCTURED), content_encoding, headers, body: body.as_bytes() };
-        assert!(parse(&message, Limits { event_bytes_max: 1 << 20 }).is_ok());
+        let message = Message {
+            content_type: Some(STRUCTURED),
+            content_encoding,
+            headers,
+            body: body.as_bytes(),
+        };
+        assert!(
+            parse(
+                &message,
+                Limits {
+                    event_bytes_max: 1 << 20
+                }
+            )
+            .is_ok()
+        );
     }
 
     #[test]
     fn wide_characters_are_named() {
-        for body in [&b"\xff\xfe{\0"[..], b"\xfe\xff\0{", b"{\0}\0", b"\0{\0}", b"{\0\0\0"] {
+        for body in [
+            &b"\xff\xfe{\0"[..],
+            b"\xfe\xff\0{",
+            b"{\0}\0",
+            b"\0{\0}",
+            b"{\0\0\0",
+        ] {
             let detail = detail(None, &[], body);
-            assert!(detail.starts_with("the body is UTF-16 or UTF-32, publish it as UTF-8: "), "{detail}");
+            assert!(
+                detail.starts_with("the body is UTF-16 or UTF-32, publish it as UTF-8: "),
+                "{detail}"
+            );
         }
     }
 }

@@ -136,7 +136,9 @@ impl<'a> Envelope<'a> {
         let import = schema::check(&event_type, data.as_deref())?;
         let collapse_key = match &import {
             None => published_key,
-            Some(import) if import.is_progress() => published_key.or_else(|| Some(format!("import/{}", import.id))),
+            Some(import) if import.is_progress() => {
+                published_key.or_else(|| Some(format!("import/{}", import.id)))
+            }
             // A milestone is never collapsed, whatever the event brings.
             Some(_) => None,
         };
@@ -164,37 +166,54 @@ fn check_version(specversion: Attribute<'_>) -> Result<(), Rejection> {
     let name = specversion.name;
     match specversion.text()?.as_deref() {
         Some("1.0") => Ok(()),
-        Some(_) => Err(Rejection::new(Reason::UnsupportedVersion, format!("attribute `{name}` must be 1.0"))),
+        Some(_) => Err(Rejection::new(
+            Reason::UnsupportedVersion,
+            format!("attribute `{name}` must be 1.0"),
+        )),
         None => Err(missing(Reason::InvalidEnvelope, name)),
     }
 }
 
 fn recipient(attribute: Attribute<'_>) -> Result<Feed, Rejection> {
-    let refuse =
-        |why: String| Rejection::new(Reason::InvalidRecipient, format!("attribute `{}`: {why}", attribute.name));
+    let refuse = |why: String| {
+        Rejection::new(
+            Reason::InvalidRecipient,
+            format!("attribute `{}`: {why}", attribute.name),
+        )
+    };
     match &attribute.value {
         AttributeValue::Absent => Err(missing(Reason::InvalidRecipient, attribute.name)),
         AttributeValue::Text(name) => Feed::parse(name).map_err(|error| refuse(error.to_string())),
         AttributeValue::NotText => Err(refuse("must be a string".into())),
-        AttributeValue::Unreadable(what) => Err(unreadable(Reason::InvalidRecipient, attribute.name, what)),
+        AttributeValue::Unreadable(what) => {
+            Err(unreadable(Reason::InvalidRecipient, attribute.name, what))
+        }
         AttributeValue::Repeated => Err(repeated(attribute.name)),
     }
 }
 
 /// Telemetry never costs an event: what cannot be used is as good as absent.
 pub(super) fn traceparent(text: &str) -> Option<String> {
-    let usable = (1..=TRACEPARENT_BYTES_MAX).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
+    let usable = (1..=TRACEPARENT_BYTES_MAX).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_graphic());
     usable.then(|| text.to_owned())
 }
 
 /// Takes JSON out of base64 (RFC 4648 §4, padded). No bytes at all are no data, like an empty body in binary mode.
-fn decode(encoded: &RawValue, datacontenttype: Option<&str>) -> Result<Option<Box<RawValue>>, Rejection> {
+fn decode(
+    encoded: &RawValue,
+    datacontenttype: Option<&str>,
+) -> Result<Option<Box<RawValue>>, Rejection> {
     if !datacontenttype.is_none_or(is_json) {
-        return Err(unsupported("`data_base64` must hold JSON, and `datacontenttype` says that it does not"));
+        return Err(unsupported(
+            "`data_base64` must hold JSON, and `datacontenttype` says that it does not",
+        ));
     }
     let refuse = |why: &str| Rejection::new(Reason::InvalidData, format!("`data_base64`: {why}"));
     let encoded = json::text(encoded).ok_or_else(|| refuse("must be a string"))?;
-    let bytes = STANDARD.decode(&*encoded).map_err(|_| refuse("not base64 with padding"))?;
+    let bytes = STANDARD
+        .decode(&*encoded)
+        .map_err(|_| refuse("not base64 with padding"))?;
     if bytes.is_empty() {
         return Ok(None);
     }
@@ -213,7 +232,9 @@ impl<'a> Attribute<'a> {
             AttributeValue::Absent => Ok(None),
             AttributeValue::Text(text) => Ok(Some(text)),
             AttributeValue::NotText => Err(must_be(self.name, "a string")),
-            AttributeValue::Unreadable(what) => Err(unreadable(Reason::InvalidEnvelope, self.name, what)),
+            AttributeValue::Unreadable(what) => {
+                Err(unreadable(Reason::InvalidEnvelope, self.name, what))
+            }
             AttributeValue::Repeated => Err(repeated(self.name)),
         }
     }
@@ -235,7 +256,8 @@ impl<'a> Attribute<'a> {
 
     fn required(self, bytes_max: usize) -> Result<String, Rejection> {
         let name = self.name;
-        self.optional(bytes_max)?.ok_or_else(|| missing(Reason::InvalidEnvelope, name))
+        self.optional(bytes_max)?
+            .ok_or_else(|| missing(Reason::InvalidEnvelope, name))
     }
 
     /// A Boolean, as its canonical text.
@@ -252,7 +274,9 @@ impl<'a> Attribute<'a> {
     fn moment(self) -> Result<Option<OffsetDateTime>, Rejection> {
         let name = self.name;
         self.text()?
-            .map(|text| timestamp::parse(&text).ok_or_else(|| must_be(name, "an RFC 3339 timestamp")))
+            .map(|text| {
+                timestamp::parse(&text).ok_or_else(|| must_be(name, "an RFC 3339 timestamp"))
+            })
             .transpose()
     }
 }
@@ -263,10 +287,15 @@ impl<'a> From<Member<'a>> for Attribute<'a> {
         let value = match member.value {
             MemberValue::Absent => AttributeValue::Absent,
             MemberValue::Once(value) if value.get() == "null" => AttributeValue::Absent,
-            MemberValue::Once(value) => scalar(value).map_or(AttributeValue::NotText, AttributeValue::Text),
+            MemberValue::Once(value) => {
+                scalar(value).map_or(AttributeValue::NotText, AttributeValue::Text)
+            }
             MemberValue::Repeated => AttributeValue::Repeated,
         };
-        Self { name: member.name, value }
+        Self {
+            name: member.name,
+            value,
+        }
     }
 }
 
@@ -284,7 +313,10 @@ fn scalar(value: &RawValue) -> Option<Cow<'_, str>> {
 }
 
 pub(super) fn repeated(name: &str) -> Rejection {
-    Rejection::new(Reason::InvalidEnvelope, format!("attribute `{name}` stands there more than once"))
+    Rejection::new(
+        Reason::InvalidEnvelope,
+        format!("attribute `{name}` stands there more than once"),
+    )
 }
 
 fn missing(reason: Reason, name: &str) -> Rejection {
@@ -292,11 +324,17 @@ fn missing(reason: Reason, name: &str) -> Rejection {
 }
 
 fn unreadable(reason: Reason, name: &str, what: &str) -> Rejection {
-    Rejection::new(reason, format!("attribute `{name}` holds {what}: publish it as a string"))
+    Rejection::new(
+        reason,
+        format!("attribute `{name}` holds {what}: publish it as a string"),
+    )
 }
 
 fn must_be(name: &str, rule: &str) -> Rejection {
-    Rejection::new(Reason::InvalidEnvelope, format!("attribute `{name}` must be {rule}"))
+    Rejection::new(
+        Reason::InvalidEnvelope,
+        format!("attribute `{name}` must be {rule}"),
+    )
 }
 
 #[cfg(test)]
@@ -324,8 +362,17 @@ mod tests {
 
     #[test]
     fn optional_attributes_may_be_null() {
-        for name in ["time", "expirytime", "collapsekey", "traceparent", "datacontenttype"] {
-            assert!(sample::structured(&sample::with(name, "null")).is_ok(), "{name}");
+        for name in [
+            "time",
+            "expirytime",
+            "collapsekey",
+            "traceparent",
+            "datacontenttype",
+        ] {
+            assert!(
+                sample::structured(&sample::with(name, "null")).is_ok(),
+                "{name}"
+            );
         }
     }
 
@@ -352,18 +399,41 @@ mod tests {
             ("collapsekey", COLLAPSE_KEY_BYTES_MAX),
         ] {
             let fits = format!("{:?}", "x".repeat(bytes_max));
-            assert!(sample::structured(&sample::with(name, &fits)).is_ok(), "{name}");
+            assert!(
+                sample::structured(&sample::with(name, &fits)).is_ok(),
+                "{name}"
+            );
             let too_long = format!("{:?}", "x".repeat(bytes_max + 1));
-            for value in [&too_long, r#""""#, r#""a\u0000""#, r#""a\u001f""#, r#""\u007f""#, r#""\u0085""#] {
+            for value in [
+                &too_long,
+                r#""""#,
+                r#""a\u0000""#,
+                r#""a\u001f""#,
+                r#""\u007f""#,
+                r#""\u0085""#,
+            ] {
                 let rejection = sample::structured(&sample::with(name, value)).unwrap_err();
                 assert_eq!(rejection.reason, Reason::InvalidEnvelope);
-                let rule = format!("attribute `{name}` must be 1 to {bytes_max} bytes without control characters");
+                let rule = format!(
+                    "attribute `{name}` must be 1 to {bytes_max} bytes without control characters"
+                );
                 assert_eq!(rejection.detail, rule);
             }
-            for value in ["7.5", "7.0", "1e3", "9223372036854775808", r#"["x"]"#, "{}", r#""\ud800""#] {
+            for value in [
+                "7.5",
+                "7.0",
+                "1e3",
+                "9223372036854775808",
+                r#"["x"]"#,
+                "{}",
+                r#""\ud800""#,
+            ] {
                 let rejection = sample::structured(&sample::with(name, value)).unwrap_err();
                 assert_eq!(rejection.reason, Reason::InvalidEnvelope);
-                assert_eq!(rejection.detail, format!("attribute `{name}` must be a string"));
+                assert_eq!(
+                    rejection.detail,
+                    format!("attribute `{name}` must be a string")
+                );
             }
         }
     }
@@ -380,9 +450,18 @@ mod tests {
         ] {
             let event = sample::structured(&sample::with("collapsekey", value)).unwrap();
             assert_eq!(event.collapse_key.as_deref(), Some(text));
-            assert_eq!(sample::structured(&sample::with("id", value)).unwrap().id, text);
+            assert_eq!(
+                sample::structured(&sample::with("id", value)).unwrap().id,
+                text
+            );
         }
-        assert_eq!(sample::structured(&sample::with("recipient", "42")).unwrap().recipient.as_str(), "42");
+        assert_eq!(
+            sample::structured(&sample::with("recipient", "42"))
+                .unwrap()
+                .recipient
+                .as_str(),
+            "42"
+        );
         let rejection = sample::structured(&sample::with("recipient", "-42.5")).unwrap_err();
         assert_eq!(rejection.detail, "attribute `recipient`: must be a string");
     }
@@ -400,7 +479,11 @@ mod tests {
             for value in [r#""yesterday""#, r#""""#, "1767225600"] {
                 let rejection = sample::structured(&sample::with(name, value)).unwrap_err();
                 assert_eq!(rejection.reason, Reason::InvalidEnvelope, "{value}");
-                assert!(rejection.detail.starts_with(&format!("attribute `{name}` must be")));
+                assert!(
+                    rejection
+                        .detail
+                        .starts_with(&format!("attribute `{name}` must be"))
+                );
             }
         }
     }
@@ -410,7 +493,10 @@ mod tests {
         for value in [r#""s3cr3t name""#, r#""""#, r#""a\u0000""#] {
             let rejection = sample::structured(&sample::with("recipient", value)).unwrap_err();
             assert_eq!(rejection.reason, Reason::InvalidRecipient);
-            assert_eq!(rejection.detail, "attribute `recipient`: a feed must be 1 to 128 of A-Z a-z 0-9 . _ ~ / -");
+            assert_eq!(
+                rejection.detail,
+                "attribute `recipient`: a feed must be 1 to 128 of A-Z a-z 0-9 . _ ~ / -"
+            );
         }
         let rejection = sample::structured(&sample::with("recipient", "{}")).unwrap_err();
         assert_eq!(rejection.reason, Reason::InvalidRecipient);
@@ -420,7 +506,15 @@ mod tests {
     #[test]
     fn an_unusable_traceparent_is_ignored() {
         let too_long = format!("{:?}", "0".repeat(TRACEPARENT_BYTES_MAX + 1));
-        for value in ["7.5", r#""""#, r#""a\u0000""#, r#""00 0a""#, r#""é""#, &too_long, r#""a","traceparent":"b""#] {
+        for value in [
+            "7.5",
+            r#""""#,
+            r#""a\u0000""#,
+            r#""00 0a""#,
+            r#""é""#,
+            &too_long,
+            r#""a","traceparent":"b""#,
+        ] {
             let event = sample::structured(&sample::with("traceparent", value)).unwrap();
             assert_eq!(event.traceparent, None, "{value}");
         }

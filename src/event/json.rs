@@ -31,7 +31,11 @@ pub(super) fn parse(text: &str) -> Result<&RawValue, Rejection> {
     }
     serde_json::from_str(text).map_err(|error| {
         // The category and the place only: the words of serde_json may quote the text.
-        let what = if error.is_eof() { "the JSON ends too early" } else { "not JSON" };
+        let what = if error.is_eof() {
+            "the JSON ends too early"
+        } else {
+            "not JSON"
+        };
         let detail = format!("{what}: line {} column {}", error.line(), error.column());
         Rejection::new(Reason::MalformedJson, detail)
     })
@@ -53,15 +57,23 @@ pub(super) enum MemberValue<'a> {
 }
 
 /// The members of these names, in the order of the names; all others are passed over. `None` where it is no object.
-pub(super) fn members<'a, const N: usize>(value: &'a RawValue, names: [&'static str; N]) -> Option<[Member<'a>; N]> {
-    serde_json::Deserializer::from_str(value.get()).deserialize_map(Members { names }).ok()
+pub(super) fn members<'a, const N: usize>(
+    value: &'a RawValue,
+    names: [&'static str; N],
+) -> Option<[Member<'a>; N]> {
+    serde_json::Deserializer::from_str(value.get())
+        .deserialize_map(Members { names })
+        .ok()
 }
 
 /// The text that a JSON string stands for; `None` where it is no string, or one with a lone surrogate, which no Rust
 /// or Postgres text can hold.
 pub(super) fn text(value: &RawValue) -> Option<Cow<'_, str>> {
     let json = value.get();
-    match json.strip_prefix('"').and_then(|json| json.strip_suffix('"')) {
+    match json
+        .strip_prefix('"')
+        .and_then(|json| json.strip_suffix('"'))
+    {
         Some(plain) if !plain.contains('\\') => Some(Cow::Borrowed(plain)),
         _ => serde_json::from_str(json).ok().map(Cow::Owned),
     }
@@ -71,7 +83,9 @@ pub(super) fn text(value: &RawValue) -> Option<Cow<'_, str>> {
 /// validation §6.1.1). Read digit by digit, so that a large one loses nothing. `None` beyond `i64`.
 pub(super) fn integer(value: &RawValue) -> Option<i64> {
     let json = value.get();
-    let (sign, unsigned) = json.strip_prefix('-').map_or((1, json), |unsigned| (-1, unsigned));
+    let (sign, unsigned) = json
+        .strip_prefix('-')
+        .map_or((1, json), |unsigned| (-1, unsigned));
     if !unsigned.starts_with(|c: char| c.is_ascii_digit()) {
         return None;
     }
@@ -83,9 +97,14 @@ pub(super) fn integer(value: &RawValue) -> Option<i64> {
         return Some(0);
     }
     // The number is `significant` with this many zeros behind it. An exponent that no `i64` holds is out of range anyway.
-    let zeros = exponent.parse::<i64>().ok()?.checked_add(i64::try_from(whole.len()).ok()?)?;
+    let zeros = exponent
+        .parse::<i64>()
+        .ok()?
+        .checked_add(i64::try_from(whole.len()).ok()?)?;
     let zeros = u32::try_from(zeros.checked_sub(i64::try_from(significant.len()).ok()?)?).ok()?;
-    let significant = format!("{}{significant}", if sign < 0 { "-" } else { "" }).parse::<i64>().ok()?;
+    let significant = format!("{}{significant}", if sign < 0 { "-" } else { "" })
+        .parse::<i64>()
+        .ok()?;
     significant.checked_mul(10_i64.checked_pow(zeros)?)
 }
 
@@ -123,7 +142,10 @@ impl<'de, const N: usize> Visitor<'de> for Members<N> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut members = self.names.map(|name| Member { name, value: MemberValue::Absent });
+        let mut members = self.names.map(|name| Member {
+            name,
+            value: MemberValue::Absent,
+        });
         while let Some(member) = map.next_key_seed(Name(&mut members))? {
             let Some(member) = member else {
                 map.next_value::<IgnoredAny>()?;
@@ -158,7 +180,10 @@ impl<'m, 'a> Visitor<'_> for Name<'m, 'a> {
     }
 
     fn visit_bytes<E>(self, key: &[u8]) -> Result<Self::Value, E> {
-        Ok(self.0.iter_mut().find(|member| member.name.as_bytes() == key))
+        Ok(self
+            .0
+            .iter_mut()
+            .find(|member| member.name.as_bytes() == key))
     }
 }
 
@@ -193,7 +218,10 @@ mod tests {
             ("\"a\nb\"", "not JSON: line 1 column 2"),
             ("[1,]", "not JSON: line 1 column 4"),
             ("01", "not JSON: line 1 column 2"),
-            ("\u{feff}1", "there is a byte order mark (U+FEFF) before the JSON, publish it without"),
+            (
+                "\u{feff}1",
+                "there is a byte order mark (U+FEFF) before the JSON, publish it without",
+            ),
             (r#""\ud8zz""#, "not JSON: line 1 column 7"),
         ] {
             let rejection = parse(text).unwrap_err();
@@ -206,7 +234,10 @@ mod tests {
     fn nesting_is_taken_up_to_the_bound() {
         let nested = |levels| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
         assert!(parse(&nested(LEVELS_MAX)).is_ok());
-        assert_eq!(parse(&nested(LEVELS_MAX + 1)).unwrap_err().reason, Reason::TooDeep);
+        assert_eq!(
+            parse(&nested(LEVELS_MAX + 1)).unwrap_err().reason,
+            Reason::TooDeep
+        );
         let unclosed = "[{".repeat(100_000);
         assert_eq!(parse(&unclosed).unwrap_err().reason, Reason::TooDeep);
     }
@@ -222,9 +253,11 @@ mod tests {
 
     #[test]
     fn members_are_found_by_name_however_it_is_escaped() {
-        let [a, b, c, d] =
-            found(r#" {"a": 1 ,"\u0062":[2],"x":{"a":9},"\ud800":3,"c":1,"c":1,"a\u0000":7} "#, ["a", "b", "c", "d"])
-                .unwrap();
+        let [a, b, c, d] = found(
+            r#" {"a": 1 ,"\u0062":[2],"x":{"a":9},"\ud800":3,"c":1,"c":1,"a\u0000":7} "#,
+            ["a", "b", "c", "d"],
+        )
+        .unwrap();
         assert_eq!((a.as_str(), b.as_str()), ("1", "[2]"));
         assert_eq!((c.as_str(), d.as_str()), ("repeated", "absent"));
     }

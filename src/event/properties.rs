@@ -8,7 +8,15 @@ use super::envelope::ATTRIBUTES;
 use super::{Event, Reason, Rejection, sample};
 
 /// The attributes that are text.
-const TEXTS: [&str; 7] = ["specversion", "id", "source", "type", "recipient", "collapsekey", "datacontenttype"];
+const TEXTS: [&str; 7] = [
+    "specversion",
+    "id",
+    "source",
+    "type",
+    "recipient",
+    "collapsekey",
+    "datacontenttype",
+];
 /// A rejection's detail has room in a header, a log line and an HTTP answer.
 const DETAIL_BYTES_MAX: usize = 200;
 const SECRET: &str = "s3cr3t";
@@ -84,13 +92,26 @@ fn a_rejection_repeats_nothing_that_was_sent() {
         r#"{"s3cr3t":1"#,
         r#""s3cr3t\x""#,
     ] {
-        let mut outcomes: Vec<_> = bodies_with(secret).iter().map(|body| sample::structured(body)).collect();
+        let mut outcomes: Vec<_> = bodies_with(secret)
+            .iter()
+            .map(|body| sample::structured(body))
+            .collect();
         for name in ATTRIBUTES {
-            outcomes.push(sample::binary(&[(&format!("cloudEvents_{name}"), secret)], b"1"));
+            outcomes.push(sample::binary(
+                &[(&format!("cloudEvents_{name}"), secret)],
+                b"1",
+            ));
         }
         outcomes.push(sample::binary(&[], secret.as_bytes()));
-        for content_type in [secret.to_owned(), format!("application/cloudevents+{secret}")] {
-            outcomes.push(sample::parse(Some(&content_type), &[("cloudEvents_id", secret)], b"1"));
+        for content_type in [
+            secret.to_owned(),
+            format!("application/cloudevents+{secret}"),
+        ] {
+            outcomes.push(sample::parse(
+                Some(&content_type),
+                &[("cloudEvents_id", secret)],
+                b"1",
+            ));
         }
         for rejection in outcomes.into_iter().filter_map(Result::err) {
             assert!(!rejection.to_string().contains(SECRET), "{rejection}");
@@ -98,8 +119,14 @@ fn a_rejection_repeats_nothing_that_was_sent() {
         }
     }
     let never = [Reason::TooLarge, Reason::TooDeep, Reason::InvalidUtf8];
-    let expected = Reason::ALL.into_iter().filter(|reason| !never.contains(reason));
-    assert_eq!(reasons, expected.collect(), "every reason that a secret can cause");
+    let expected = Reason::ALL
+        .into_iter()
+        .filter(|reason| !never.contains(reason));
+    assert_eq!(
+        reasons,
+        expected.collect(),
+        "every reason that a secret can cause"
+    );
 }
 
 /// Events that hold this text in each place where a value can stand.
@@ -113,7 +140,10 @@ fn bodies_with(secret: &str) -> Vec<String> {
         for field in fields.split(',') {
             let (name, _) = field.split_once(':').unwrap_or_default();
             let fields = fields.replace(field, &format!("{name}:{secret}"));
-            bodies.push(sample::structured_body(event_type, &format!("{{{fields}}}")));
+            bodies.push(sample::structured_body(
+                event_type,
+                &format!("{{{fields}}}"),
+            ));
         }
     }
     bodies
@@ -129,24 +159,35 @@ fn check(outcome: Result<Event, Rejection>) -> Result<(), TestCaseError> {
 
 fn data(outcome: Result<Event, Rejection>) -> Result<String, TestCaseError> {
     let event = outcome.map_err(|rejection| TestCaseError::fail(rejection.to_string()))?;
-    Ok(event.data.map(|data| data.get().to_owned()).unwrap_or_default())
+    Ok(event
+        .data
+        .map(|data| data.get().to_owned())
+        .unwrap_or_default())
 }
 
 /// Any JSON text, with what careless parsers change: white space, key order, repeated keys, large and long numbers,
 /// escapes that were not needed, lone surrogates.
 fn json() -> impl Strategy<Value = String> {
     let number = r"-?(0|[1-9][0-9]{0,40})(\.[0-9]{1,40})?([eE][+-]?[0-9]{1,4})?";
-    let leaf =
-        prop_oneof![prop::sample::select(vec!["null", "true", "false"]).prop_map(str::to_owned), number, string(),];
+    let leaf = prop_oneof![
+        prop::sample::select(vec!["null", "true", "false"]).prop_map(str::to_owned),
+        number,
+        string(),
+    ];
     leaf.prop_recursive(8, 64, 6, |inner| {
         let padded = (white_space(), inner, white_space());
-        let padded = padded.prop_map(|(before, json, after)| before + &json + &after).boxed();
+        let padded = padded
+            .prop_map(|(before, json, after)| before + &json + &after)
+            .boxed();
         let key = (white_space(), string(), white_space());
         let member = (key, padded.clone());
-        let member = member.prop_map(|((before, key, after), value)| format!("{before}{key}{after}:{value}"));
+        let member = member
+            .prop_map(|((before, key, after), value)| format!("{before}{key}{after}:{value}"));
         prop_oneof![
-            proptest::collection::vec(padded, 1..6).prop_map(|values| format!("[{}]", values.join(","))),
-            proptest::collection::vec(member, 1..6).prop_map(|members| format!("{{{}}}", members.join(","))),
+            proptest::collection::vec(padded, 1..6)
+                .prop_map(|values| format!("[{}]", values.join(","))),
+            proptest::collection::vec(member, 1..6)
+                .prop_map(|members| format!("{{{}}}", members.join(","))),
             white_space().prop_map(|inside| format!("[{inside}]")),
             white_space().prop_map(|inside| format!("{{{inside}}}")),
         ]
@@ -173,7 +214,8 @@ fn string() -> impl Strategy<Value = String> {
         r"\\u[0-9a-fA-F]{4}",
         r"\\u[dD][89a-fA-F][0-9a-fA-F]{2}",
     ];
-    proptest::collection::vec(character, 0..12).prop_map(|characters| format!("\"{}\"", characters.concat()))
+    proptest::collection::vec(character, 0..12)
+        .prop_map(|characters| format!("\"{}\"", characters.concat()))
 }
 
 fn white_space() -> impl Strategy<Value = String> {
@@ -191,9 +233,18 @@ fn content_type() -> impl Strategy<Value = Option<String>> {
 
 fn header() -> impl Strategy<Value = String> {
     let attribute = prop::sample::select(ATTRIBUTES.to_vec());
-    prop_oneof![attribute.prop_map(|name| format!("cloudEvents_{name}")), ".*"]
+    prop_oneof![
+        attribute.prop_map(|name| format!("cloudEvents_{name}")),
+        ".*"
+    ]
 }
 
 fn event_type() -> impl Strategy<Value = &'static str> {
-    prop::sample::select(vec!["custom.thing", "order.created", "import.started", "import.item", "import.finished"])
+    prop::sample::select(vec![
+        "custom.thing",
+        "order.created",
+        "import.started",
+        "import.item",
+        "import.finished",
+    ])
 }

@@ -15,7 +15,8 @@ const REQUIRED: [(&str, &str); 5] = [
 pub(super) const ORDER: &str = r#""order_id":"A-1","total":"12.50","currency":"EUR","items":3"#;
 pub(super) const STARTED: &str = r#""import_id":"i-1","total":10"#;
 pub(super) const ITEM: &str = r#""import_id":"i-1","index":1,"sku":"S","status":"imported""#;
-pub(super) const FAILED: &str = r#""import_id":"i-1","index":1,"sku":"","status":"failed","error":"no sku""#;
+pub(super) const FAILED: &str =
+    r#""import_id":"i-1","index":1,"sku":"","status":"failed","error":"no sku""#;
 pub(super) const FINISHED: &str = r#""import_id":"i-1","status":"finished""#;
 /// Each type that has a schema, with the required fields of its data.
 pub(super) const SCHEMAS: [(&str, &str); 5] = [
@@ -27,10 +28,26 @@ pub(super) const SCHEMAS: [(&str, &str); 5] = [
 ];
 
 /// Parses with roomy limits.
-pub(super) fn parse(content_type: Option<&str>, headers: &[(&str, &str)], body: &[u8]) -> Result<Event, Rejection> {
-    let headers = headers.iter().map(|(name, value)| ((*name).into(), (*value).into()));
-    let message = Message { content_type, content_encoding: None, headers: headers.collect(), body };
-    super::parse(&message, Limits { event_bytes_max: 1 << 20 })
+pub(super) fn parse(
+    content_type: Option<&str>,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> Result<Event, Rejection> {
+    let headers = headers
+        .iter()
+        .map(|(name, value)| ((*name).into(), (*value).into()));
+    let message = Message {
+        content_type,
+        content_encoding: None,
+        headers: headers.collect(),
+        body,
+    };
+    super::parse(
+        &message,
+        Limits {
+            event_bytes_max: 1 << 20,
+        },
+    )
 }
 
 pub(super) fn structured(body: &str) -> Result<Event, Rejection> {
@@ -71,14 +88,21 @@ pub(super) fn binary(more: &[(&str, &str)], body: &[u8]) -> Result<Event, Reject
 
 /// A valid binary event with this header in place of its own, and without data.
 pub(super) fn binary_with(header: &str, value: &str) -> Result<Event, Rejection> {
-    let own = ["specversion", "id", "source", "type", "recipient"].map(|name| format!("cloudEvents_{name}"));
+    let own = ["specversion", "id", "source", "type", "recipient"]
+        .map(|name| format!("cloudEvents_{name}"));
     let values = ["1.0", "e-1", "/shop", "custom.thing", "merchant-42"];
-    let own = own.iter().map(String::as_str).zip(values).filter(|(name, _)| *name != header);
+    let own = own
+        .iter()
+        .map(String::as_str)
+        .zip(values)
+        .filter(|(name, _)| *name != header);
     let headers: Vec<_> = own.chain([(header, value)]).collect();
     parse(Some("application/json"), &headers, b"")
 }
 
 fn object<'a>(members: impl Iterator<Item = (&'a str, &'a str)>) -> String {
-    let members: Vec<_> = members.map(|(name, json)| format!(r#""{name}":{json}"#)).collect();
+    let members: Vec<_> = members
+        .map(|(name, json)| format!(r#""{name}":{json}"#))
+        .collect();
     format!("{{{}}}", members.join(","))
 }

@@ -16,7 +16,10 @@ const DECIMAL_BYTES_MAX: usize = 32;
 type Violation = String;
 
 /// Holds data against the schema of its type; gives what it tells of an import.
-pub(super) fn check(event_type: &str, data: Option<&RawValue>) -> Result<Option<Import>, Rejection> {
+pub(super) fn check(
+    event_type: &str,
+    data: Option<&RawValue>,
+) -> Result<Option<Import>, Rejection> {
     let schema = match event_type {
         "order.created" => order_created,
         "import.started" => import_started,
@@ -26,12 +29,23 @@ pub(super) fn check(event_type: &str, data: Option<&RawValue>) -> Result<Option<
     };
     data.ok_or_else(|| "missing data".to_owned())
         .and_then(schema)
-        .map_err(|violation| Rejection::new(Reason::InvalidData, format!("{event_type}: {violation}")))
+        .map_err(|violation| {
+            Rejection::new(Reason::InvalidData, format!("{event_type}: {violation}"))
+        })
 }
 
 fn order_created(data: &RawValue) -> Result<Option<Import>, Violation> {
-    let [order_id, total, currency, items, customer, placed_at] =
-        fields(data, ["order_id", "total", "currency", "items", "customer", "placed_at"])?;
+    let [order_id, total, currency, items, customer, placed_at] = fields(
+        data,
+        [
+            "order_id",
+            "total",
+            "currency",
+            "items",
+            "customer",
+            "placed_at",
+        ],
+    )?;
     required(order_id, FILLED_TEXT)?;
     required(total, DECIMAL)?;
     required(currency, CURRENCY)?;
@@ -45,11 +59,16 @@ fn import_started(data: &RawValue) -> Result<Option<Import>, Violation> {
     let [import_id, total] = fields(data, ["import_id", "total"])?;
     let id = required(import_id, IMPORT_ID)?;
     let total = required(total, COUNT)?;
-    Ok(Some(Import { id, step: Step::Started { total }, item: None }))
+    Ok(Some(Import {
+        id,
+        step: Step::Started { total },
+        item: None,
+    }))
 }
 
 fn import_item(data: &RawValue) -> Result<Option<Import>, Violation> {
-    let [import_id, index, sku, status, error] = fields(data, ["import_id", "index", "sku", "status", "error"])?;
+    let [import_id, index, sku, status, error] =
+        fields(data, ["import_id", "index", "sku", "status", "error"])?;
     let id = required(import_id, IMPORT_ID)?;
     let item = Some(required(index, COUNT_FROM_ONE)?);
     required(sku, TEXT)?;
@@ -65,7 +84,11 @@ fn import_finished(data: &RawValue) -> Result<Option<Import>, Violation> {
     let [import_id, status] = fields(data, ["import_id", "status"])?;
     let id = required(import_id, IMPORT_ID)?;
     let step = required(status, IMPORT_STATUS)?;
-    Ok(Some(Import { id, step, item: None }))
+    Ok(Some(Import {
+        id,
+        step,
+        item: None,
+    }))
 }
 
 /// What a field must be, in words and as a function that reads it.
@@ -74,29 +97,45 @@ struct Rule<T>(&'static str, fn(&RawValue) -> Option<T>);
 const ANYTHING: Rule<()> = Rule("any JSON", |_| Some(()));
 /// It may be empty: an item without its `sku` is a good reason for its failure.
 const TEXT: Rule<()> = Rule("a string", |value| is(value, |_| true));
-const FILLED_TEXT: Rule<()> = Rule("a string that is not empty", |value| is(value, |text| !text.is_empty()));
+const FILLED_TEXT: Rule<()> = Rule("a string that is not empty", |value| {
+    is(value, |text| !text.is_empty())
+});
 const DECIMAL: Rule<()> = Rule("a decimal string like 12.50", |value| is(value, is_decimal));
 /// Three capitals, not a list of currencies: ISO 4217 is amended more often than Shopbell is deployed.
 const CURRENCY: Rule<()> = Rule("three capital letters (ISO 4217)", |value| {
-    is(value, |text| text.len() == 3 && text.bytes().all(|byte| byte.is_ascii_uppercase()))
+    is(value, |text| {
+        text.len() == 3 && text.bytes().all(|byte| byte.is_ascii_uppercase())
+    })
 });
 const COUNT: Rule<i64> = Rule("a whole number from 0", count);
-const COUNT_FROM_ONE: Rule<i64> = Rule("a whole number from 1", |value| count(value).filter(|&count| count > 0));
-const TIMESTAMP: Rule<()> = Rule("an RFC 3339 timestamp", |value| is(value, |text| timestamp::parse(text).is_some()));
+const COUNT_FROM_ONE: Rule<i64> = Rule("a whole number from 1", |value| {
+    count(value).filter(|&count| count > 0)
+});
+const TIMESTAMP: Rule<()> = Rule("an RFC 3339 timestamp", |value| {
+    is(value, |text| timestamp::parse(text).is_some())
+});
 /// It is stored and becomes part of a key, so it is held to what Postgres can store.
-const IMPORT_ID: Rule<String> = Rule("1 to 128 bytes of text without control characters", |value| {
-    let text = json::text(value)?;
-    ((1..=IMPORT_ID_BYTES_MAX).contains(&text.len()) && !text.contains(char::is_control)).then(|| text.into_owned())
+const IMPORT_ID: Rule<String> = Rule(
+    "1 to 128 bytes of text without control characters",
+    |value| {
+        let text = json::text(value)?;
+        ((1..=IMPORT_ID_BYTES_MAX).contains(&text.len()) && !text.contains(char::is_control))
+            .then(|| text.into_owned())
+    },
+);
+const ITEM_STATUS: Rule<Step> = Rule("`imported` or `failed`", |value| {
+    match &*json::text(value)? {
+        "imported" => Some(Step::Imported),
+        "failed" => Some(Step::Failed),
+        _ => None,
+    }
 });
-const ITEM_STATUS: Rule<Step> = Rule("`imported` or `failed`", |value| match &*json::text(value)? {
-    "imported" => Some(Step::Imported),
-    "failed" => Some(Step::Failed),
-    _ => None,
-});
-const IMPORT_STATUS: Rule<Step> = Rule("`finished` or `aborted`", |value| match &*json::text(value)? {
-    "finished" => Some(Step::Finished),
-    "aborted" => Some(Step::Aborted),
-    _ => None,
+const IMPORT_STATUS: Rule<Step> = Rule("`finished` or `aborted`", |value| {
+    match &*json::text(value)? {
+        "finished" => Some(Step::Finished),
+        "aborted" => Some(Step::Aborted),
+        _ => None,
+    }
 });
 
 fn is(value: &RawValue, rule: impl Fn(&str) -> bool) -> Option<()> {
@@ -118,7 +157,10 @@ fn is_decimal(text: &str) -> bool {
         }
 }
 
-fn fields<'a, const N: usize>(data: &'a RawValue, names: [&'static str; N]) -> Result<[Member<'a>; N], Violation> {
+fn fields<'a, const N: usize>(
+    data: &'a RawValue,
+    names: [&'static str; N],
+) -> Result<[Member<'a>; N], Violation> {
     json::members(data, names).ok_or_else(|| "data must be an object".to_owned())
 }
 
@@ -158,7 +200,12 @@ mod tests {
 
     #[test]
     fn another_type_has_no_schema() {
-        for event_type in ["order.create", "order.created.v2", "Order.Created", "import"] {
+        for event_type in [
+            "order.create",
+            "order.created.v2",
+            "Order.Created",
+            "import",
+        ] {
             assert_eq!(violation(event_type, "7"), None);
         }
     }
@@ -181,10 +228,17 @@ mod tests {
             let fields: Vec<_> = fields.split(',').collect();
             for missing in &fields {
                 let name = missing.split('"').nth(1).unwrap();
-                let others: Vec<_> = fields.iter().filter(|field| *field != missing).copied().collect();
+                let others: Vec<_> = fields
+                    .iter()
+                    .filter(|field| *field != missing)
+                    .copied()
+                    .collect();
                 let others = others.join(",");
                 let expected = format!("{event_type}: missing field `{name}`");
-                assert_eq!(violation(event_type, &format!("{{{others}}}")), Some(expected.clone()));
+                assert_eq!(
+                    violation(event_type, &format!("{{{others}}}")),
+                    Some(expected.clone())
+                );
                 let null = format!(r#"{{"{name}":null,{others}}}"#);
                 assert_eq!(violation(event_type, &null), Some(expected));
                 let twice = format!(r#"{{{others},{missing},{missing}}}"#);
@@ -203,9 +257,18 @@ mod tests {
         assert_eq!(order(r#""placed_at":"2026-01-02T03:04:05+01:00""#), None);
         assert_eq!(order(r#""placed_at":null"#), None);
         for (more, expected) in [
-            (r#""placed_at":"today""#, "field `placed_at` must be an RFC 3339 timestamp"),
-            (r#""placed_at":7"#, "field `placed_at` must be an RFC 3339 timestamp"),
-            (r#""customer":1,"customer":2"#, "field `customer` stands there more than once"),
+            (
+                r#""placed_at":"today""#,
+                "field `placed_at` must be an RFC 3339 timestamp",
+            ),
+            (
+                r#""placed_at":7"#,
+                "field `placed_at` must be an RFC 3339 timestamp",
+            ),
+            (
+                r#""customer":1,"customer":2"#,
+                "field `customer` stands there more than once",
+            ),
         ] {
             assert_eq!(order(more), Some(format!("order.created: {expected}")));
         }
@@ -219,7 +282,13 @@ mod tests {
         /// Type, fields, the field to vary, values that are taken, values that are not.
         type Case<'a> = (&'a str, &'a str, &'a str, &'a [&'a str], &'a [&'a str]);
         let cases: [Case<'_>; 9] = [
-            ("order.created", ORDER, r#""order_id":"A-1""#, &[r#""é""#], &["7", r#""""#, r#""\ud800""#]),
+            (
+                "order.created",
+                ORDER,
+                r#""order_id":"A-1""#,
+                &[r#""é""#],
+                &["7", r#""""#, r#""\ud800""#],
+            ),
             (
                 "order.created",
                 ORDER,
@@ -252,8 +321,25 @@ mod tests {
                 "order.created",
                 ORDER,
                 r#""items":3"#,
-                &["0", "-0", "3.0", "3e0", "30E-1", "0.0e9", "9223372036854775807", "92233720368547758070e-1"],
-                &["-1", "3.5", "1e-1", r#""3""#, "9223372036854775808", "1e19", "true"],
+                &[
+                    "0",
+                    "-0",
+                    "3.0",
+                    "3e0",
+                    "30E-1",
+                    "0.0e9",
+                    "9223372036854775807",
+                    "92233720368547758070e-1",
+                ],
+                &[
+                    "-1",
+                    "3.5",
+                    "1e-1",
+                    r#""3""#,
+                    "9223372036854775808",
+                    "1e19",
+                    "true",
+                ],
             ),
             (
                 "import.started",
@@ -262,9 +348,27 @@ mod tests {
                 &[r#"" ""#, &long_id],
                 &["7", r#""""#, r#""a\u0000""#, r#""\ud800""#, &too_long_id],
             ),
-            ("import.item", ITEM, r#""index":1"#, &["2"], &["0", "-1", "1.5"]),
-            ("import.item", ITEM, r#""sku":"S""#, &[r#""""#], &["7", "[]"]),
-            ("import.item", ITEM, r#""status":"imported""#, &[], &[r#""done""#, r#""failed ""#, "true"]),
+            (
+                "import.item",
+                ITEM,
+                r#""index":1"#,
+                &["2"],
+                &["0", "-1", "1.5"],
+            ),
+            (
+                "import.item",
+                ITEM,
+                r#""sku":"S""#,
+                &[r#""""#],
+                &["7", "[]"],
+            ),
+            (
+                "import.item",
+                ITEM,
+                r#""status":"imported""#,
+                &[],
+                &[r#""done""#, r#""failed ""#, "true"],
+            ),
             (
                 "import.finished",
                 FINISHED,
@@ -275,14 +379,18 @@ mod tests {
         ];
         for (event_type, fields, field, good, bad) in cases {
             let (name, _) = field.split_once(':').unwrap();
-            let data = |value: &str| format!("{{{}}}", fields.replace(field, &format!("{name}:{value}")));
+            let data =
+                |value: &str| format!("{{{}}}", fields.replace(field, &format!("{name}:{value}")));
             for value in good {
                 assert_eq!(violation(event_type, &data(value)), None, "{value}");
             }
             for value in bad {
                 let violation = violation(event_type, &data(value)).unwrap_or_default();
                 let expected = format!("{event_type}: field `{}` must be", name.replace('"', ""));
-                assert!(violation.starts_with(&expected), "{name} {value}: {violation}");
+                assert!(
+                    violation.starts_with(&expected),
+                    "{name} {value}: {violation}"
+                );
             }
         }
     }
@@ -294,7 +402,10 @@ mod tests {
             let expected = "import.item: field `error` must be a string that is not empty";
             assert_eq!(violation("import.item", &data).as_deref(), Some(expected));
         }
-        assert_eq!(violation("import.item", &format!(r#"{{{ITEM},"error":7}}"#)), None);
+        assert_eq!(
+            violation("import.item", &format!(r#"{{{ITEM},"error":7}}"#)),
+            None
+        );
     }
 
     #[test]

@@ -10,10 +10,15 @@ use super::{Reason, Rejection};
 /// and goes through as that string. `"data": null` is data, distinct from none (§3.1.1).
 pub(super) fn envelope(body: &str) -> Result<Envelope<'_>, Rejection> {
     let object = json::parse(body)?;
-    let not_an_object = || Rejection::new(Reason::InvalidEnvelope, "the event is not a JSON object");
+    let not_an_object =
+        || Rejection::new(Reason::InvalidEnvelope, "the event is not a JSON object");
     let attributes = json::members(object, ATTRIBUTES).ok_or_else(not_an_object)?;
-    let [data, data_base64] = json::members(object, ["data", "data_base64"]).ok_or_else(not_an_object)?;
-    Ok(Envelope::new(attributes.map(Attribute::from), one_of(data, data_base64)?))
+    let [data, data_base64] =
+        json::members(object, ["data", "data_base64"]).ok_or_else(not_an_object)?;
+    Ok(Envelope::new(
+        attributes.map(Attribute::from),
+        one_of(data, data_base64)?,
+    ))
 }
 
 /// `data` and `data_base64` exclude each other (§3.1.1). A null `data_base64` is taken for an unset one.
@@ -21,10 +26,15 @@ fn one_of<'a>(data: Member<'a>, data_base64: Member<'a>) -> Result<Data<'a>, Rej
     match (data.value, data_base64.value) {
         (MemberValue::Repeated, _) => Err(repeated(data.name)),
         (_, MemberValue::Repeated) => Err(repeated(data_base64.name)),
-        (MemberValue::Absent, MemberValue::Once(encoded)) if encoded.get() != "null" => Ok(Data::Base64(encoded)),
+        (MemberValue::Absent, MemberValue::Once(encoded)) if encoded.get() != "null" => {
+            Ok(Data::Base64(encoded))
+        }
         (MemberValue::Absent, _) => Ok(Data::Absent),
         (MemberValue::Once(_), MemberValue::Once(encoded)) if encoded.get() != "null" => {
-            Err(Rejection::new(Reason::InvalidEnvelope, "`data` and `data_base64` exclude each other"))
+            Err(Rejection::new(
+                Reason::InvalidEnvelope,
+                "`data` and `data_base64` exclude each other",
+            ))
         }
         (MemberValue::Once(data), _) => Ok(Data::Json(data)),
     }
@@ -41,9 +51,18 @@ mod tests {
 
     #[test]
     fn an_event_that_is_no_object_has_no_envelope() {
-        for body in ["[]", "null", "\"a\"", "1", r#"["1.0","e","s","t","merchant-42"]"#] {
+        for body in [
+            "[]",
+            "null",
+            "\"a\"",
+            "1",
+            r#"["1.0","e","s","t","merchant-42"]"#,
+        ] {
             let rejection = sample::structured(body).unwrap_err();
-            assert_eq!(rejection.to_string(), "invalid_envelope: the event is not a JSON object");
+            assert_eq!(
+                rejection.to_string(),
+                "invalid_envelope: the event is not a JSON object"
+            );
         }
     }
 
@@ -56,7 +75,10 @@ mod tests {
             let twice = format!(r#""a","{name}":"a""#);
             let rejection = sample::structured(&sample::with(name, &twice)).unwrap_err();
             assert_eq!(rejection.reason, Reason::InvalidEnvelope, "{rejection}");
-            assert_eq!(rejection.detail, format!("attribute `{name}` stands there more than once"));
+            assert_eq!(
+                rejection.detail,
+                format!("attribute `{name}` stands there more than once")
+            );
         }
     }
 
@@ -86,7 +108,12 @@ mod tests {
 
     #[test]
     fn data_may_be_absent() {
-        assert!(sample::structured(&sample::without("data")).unwrap().data.is_none());
+        assert!(
+            sample::structured(&sample::without("data"))
+                .unwrap()
+                .data
+                .is_none()
+        );
     }
 
     #[test]
@@ -99,13 +126,20 @@ mod tests {
     #[test]
     fn a_content_type_must_be_text() {
         let rejection = sample::structured(&sample::with("datacontenttype", "[]")).unwrap_err();
-        assert_eq!(rejection.detail, "attribute `datacontenttype` must be a string");
+        assert_eq!(
+            rejection.detail,
+            "attribute `datacontenttype` must be a string"
+        );
     }
 
     #[test]
     fn base64_data_is_decoded_where_it_is_json() {
         for data in ["{\"a\" : 1e400}", " [1] ", "null"] {
-            for content_type in ["null", r#""application/json""#, r#""application/x+json; a=b""#] {
+            for content_type in [
+                "null",
+                r#""application/json""#,
+                r#""application/x+json; a=b""#,
+            ] {
                 let event = in_base64(data.as_bytes(), content_type).unwrap();
                 assert_eq!(event.data.unwrap().get(), data.trim());
             }
@@ -126,8 +160,18 @@ mod tests {
             assert_eq!(rejection.reason, Reason::InvalidData, "{rejection}");
         }
         let deep = "[".repeat(json::LEVELS_MAX + 1);
-        assert_eq!(in_base64(deep.as_bytes(), "null").unwrap_err().reason, Reason::TooDeep);
-        for value in [r#""MQ""#, r#""M_-=""#, r#""M Q==""#, "7", "[]", r#""\ud800""#] {
+        assert_eq!(
+            in_base64(deep.as_bytes(), "null").unwrap_err().reason,
+            Reason::TooDeep
+        );
+        for value in [
+            r#""MQ""#,
+            r#""M_-=""#,
+            r#""M Q==""#,
+            "7",
+            "[]",
+            r#""\ud800""#,
+        ] {
             let rejection = sample::structured(&sample::with("data_base64", value)).unwrap_err();
             assert_eq!(rejection.reason, Reason::InvalidData, "{rejection}");
         }
@@ -138,12 +182,18 @@ mod tests {
         for both in [r#""MQ==","data":1"#, r#""MQ==","data":null"#] {
             let rejection = sample::structured(&sample::with("data_base64", both)).unwrap_err();
             assert_eq!(rejection.reason, Reason::InvalidEnvelope);
-            assert_eq!(rejection.detail, "`data` and `data_base64` exclude each other");
+            assert_eq!(
+                rejection.detail,
+                "`data` and `data_base64` exclude each other"
+            );
         }
     }
 
     fn in_base64(bytes: &[u8], content_type: &str) -> Result<super::super::Event, Rejection> {
-        let value = format!(r#""{}","datacontenttype":{content_type}"#, STANDARD.encode(bytes));
+        let value = format!(
+            r#""{}","datacontenttype":{content_type}"#,
+            STANDARD.encode(bytes)
+        );
         sample::structured(&sample::with("data_base64", &value))
     }
 }

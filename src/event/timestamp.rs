@@ -16,9 +16,13 @@ pub(super) fn parse(text: &str) -> Option<OffsetDateTime> {
     if !matches!(text.as_bytes().get(10), Some(b'T' | b't' | b' ')) {
         return None;
     }
-    let moment = OffsetDateTime::parse(text, &Rfc3339).ok()?.checked_to_offset(UtcOffset::UTC)?;
+    let moment = OffsetDateTime::parse(text, &Rfc3339)
+        .ok()?
+        .checked_to_offset(UtcOffset::UTC)?;
     let nanosecond = moment.nanosecond();
-    let moment = moment.replace_nanosecond(nanosecond - nanosecond % NANOSECONDS_PER_MICROSECOND).ok()?;
+    let moment = moment
+        .replace_nanosecond(nanosecond - nanosecond % NANOSECONDS_PER_MICROSECOND)
+        .ok()?;
     (1..=9999).contains(&moment.year()).then_some(moment)
 }
 
@@ -30,7 +34,10 @@ pub(super) fn from_milliseconds(text: &str) -> Option<String> {
         return None;
     }
     let nanoseconds = i128::from(milliseconds) * NANOSECONDS_PER_MILLISECOND;
-    OffsetDateTime::from_unix_timestamp_nanos(nanoseconds).ok()?.format(&Rfc3339).ok()
+    OffsetDateTime::from_unix_timestamp_nanos(nanoseconds)
+        .ok()?
+        .format(&Rfc3339)
+        .ok()
 }
 
 #[cfg(test)]
@@ -44,13 +51,31 @@ mod tests {
         for (text, moment) in [
             ("2026-02-03T04:05:06Z", datetime!(2026-02-03 4:05:06 UTC)),
             ("2026-02-03t04:05:06z", datetime!(2026-02-03 4:05:06 UTC)),
-            ("2026-02-03 04:05:06+00:00", datetime!(2026-02-03 4:05:06 UTC)),
-            ("2026-02-03T00:30:00.5+01:00", datetime!(2026-02-02 23:30:00.5 UTC)),
-            ("2026-02-03T04:05:06.123456999Z", datetime!(2026-02-03 4:05:06.123456 UTC)),
-            ("1969-12-31T23:59:59.9999999Z", datetime!(1969-12-31 23:59:59.999999 UTC)),
-            ("2016-12-31T23:59:60Z", datetime!(2016-12-31 23:59:59.999999 UTC)),
+            (
+                "2026-02-03 04:05:06+00:00",
+                datetime!(2026-02-03 4:05:06 UTC),
+            ),
+            (
+                "2026-02-03T00:30:00.5+01:00",
+                datetime!(2026-02-02 23:30:00.5 UTC),
+            ),
+            (
+                "2026-02-03T04:05:06.123456999Z",
+                datetime!(2026-02-03 4:05:06.123456 UTC),
+            ),
+            (
+                "1969-12-31T23:59:59.9999999Z",
+                datetime!(1969-12-31 23:59:59.999999 UTC),
+            ),
+            (
+                "2016-12-31T23:59:60Z",
+                datetime!(2016-12-31 23:59:59.999999 UTC),
+            ),
             ("0001-01-01T00:00:00Z", datetime!(0001-01-01 0:00 UTC)),
-            ("9999-12-31T23:59:59.999999Z", datetime!(9999-12-31 23:59:59.999999 UTC)),
+            (
+                "9999-12-31T23:59:59.999999Z",
+                datetime!(9999-12-31 23:59:59.999999 UTC),
+            ),
         ] {
             assert_eq!(parse(text), Some(moment), "{text}");
         }
@@ -91,9 +116,16 @@ mod tests {
 
     #[test]
     fn seconds_and_numbers_without_a_year_are_no_milliseconds() {
-        for text in
-            ["", "0", "1767323045", "99999999999", "-1767323045678", "253402300800000", "9223372036854775807", "1.7e12"]
-        {
+        for text in [
+            "",
+            "0",
+            "1767323045",
+            "99999999999",
+            "-1767323045678",
+            "253402300800000",
+            "9223372036854775807",
+            "1.7e12",
+        ] {
             assert_eq!(from_milliseconds(text), None, "{text}");
         }
     }

@@ -36,7 +36,12 @@ pub enum Full {
 impl Admission {
     /// With these bounds.
     pub fn new(sessions_max: usize, per_subscriber_max: usize, metrics: Arc<Metrics>) -> Arc<Self> {
-        Arc::new(Self { sessions_max, per_subscriber_max, metrics, counts: Mutex::default() })
+        Arc::new(Self {
+            sessions_max,
+            per_subscriber_max,
+            metrics,
+            counts: Mutex::default(),
+        })
     }
 
     /// Takes a place, until the answer is dropped.
@@ -52,7 +57,11 @@ impl Admission {
         *of += 1;
         counts.all += 1;
         let counted = Counted::in_gauge(&self.metrics.sessions);
-        Ok(Admitted { admission: self.clone(), subscriber: subscriber.clone(), _counted: counted })
+        Ok(Admitted {
+            admission: self.clone(),
+            subscriber: subscriber.clone(),
+            _counted: counted,
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, Counts> {
@@ -89,7 +98,10 @@ mod tests {
     #[test]
     fn places_are_bounded_and_given_back() {
         let admission = Admission::new(3, 2, Arc::default());
-        let (a, b) = (Subscriber::parse("a").unwrap(), Subscriber::parse("b").unwrap());
+        let (a, b) = (
+            Subscriber::parse("a").unwrap(),
+            Subscriber::parse("b").unwrap(),
+        );
         let first = admission.admit(&a).unwrap();
         let _second = admission.admit(&a).unwrap();
         assert_eq!(admission.admit(&a).unwrap_err(), Full::Subscriber);

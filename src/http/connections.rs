@@ -50,7 +50,12 @@ impl Connections {
     pub fn new(max: usize, metrics: ConnectionMetrics) -> Arc<Self> {
         metrics.max.set(i64::try_from(max).unwrap_or(i64::MAX));
         let places = Arc::new(Semaphore::new(max));
-        Arc::new(Self { places, metrics, next_id: AtomicU64::new(0), open: Mutex::default() })
+        Arc::new(Self {
+            places,
+            metrics,
+            next_id: AtomicU64::new(0),
+            open: Mutex::default(),
+        })
     }
 
     /// A place for one more; if there is none, the connection that waits longest for its client makes room.
@@ -61,19 +66,29 @@ impl Connections {
             }
             self.make_room(Instant::now());
             // The semaphore is never closed.
-            if let Ok(Ok(permit)) = tokio::time::timeout(ROOM_WAIT, self.places.clone().acquire_owned()).await {
+            if let Ok(Ok(permit)) =
+                tokio::time::timeout(ROOM_WAIT, self.places.clone().acquire_owned()).await
+            {
                 break permit;
             }
         };
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let watch = Arc::new(Watch::new(Instant::now()));
         lock(&self.open).insert(id, watch.clone());
-        Place { connections: self.clone(), id, watch, _counted: Counted::in_gauge(&self.metrics.open), _permit: permit }
+        Place {
+            connections: self.clone(),
+            id,
+            watch,
+            _counted: Counted::in_gauge(&self.metrics.open),
+            _permit: permit,
+        }
     }
 
     fn make_room(&self, now: Instant) {
         let open = lock(&self.open);
-        let candidates = open.values().filter_map(|watch| Some((watch.candidacy(now)?, watch)));
+        let candidates = open
+            .values()
+            .filter_map(|watch| Some((watch.candidacy(now)?, watch)));
         if let Some((_, watch)) = candidates.min_by_key(|(candidacy, _)| *candidacy) {
             watch.ask_to_go();
         }
@@ -146,8 +161,16 @@ pub enum Go {
 
 impl Watch {
     fn new(now: Instant) -> Self {
-        let state = State { phase: Phase::New, stalled: None, is_asked_to_go: false };
-        Self { opened: now, state: Mutex::new(state), go: Notify::new() }
+        let state = State {
+            phase: Phase::New,
+            stalled: None,
+            is_asked_to_go: false,
+        };
+        Self {
+            opened: now,
+            state: Mutex::new(state),
+            go: Notify::new(),
+        }
     }
 
     /// When the connection is to be ended if nothing changes, and why.
@@ -159,7 +182,9 @@ impl Watch {
             Phase::Busy => None,
             Phase::Idle(since) => Some((since + IDLE_TIMEOUT, "idle")),
         };
-        let stalled = state.stalled.map(|since| (since + WRITE_TIMEOUT, "stalled"));
+        let stalled = state
+            .stalled
+            .map(|since| (since + WRITE_TIMEOUT, "stalled"));
         phase.into_iter().chain(stalled).min()
     }
 
@@ -196,7 +221,11 @@ impl Watch {
 
     fn wrote(&self, is_taken: bool) {
         let mut state = lock(&self.state);
-        state.stalled = if is_taken { None } else { state.stalled.or_else(|| Some(Instant::now())) };
+        state.stalled = if is_taken {
+            None
+        } else {
+            state.stalled.or_else(|| Some(Instant::now()))
+        };
     }
 
     fn answered(&self, now: Instant) {
@@ -226,7 +255,10 @@ impl Watch {
 }
 
 /// Runs the connection until it ends or a deadline passes, which is the error.
-pub async fn within_deadlines<T>(watch: &Watch, connection: impl Future<Output = T>) -> Result<T, &'static str> {
+pub async fn within_deadlines<T>(
+    watch: &Watch,
+    connection: impl Future<Output = T>,
+) -> Result<T, &'static str> {
     let mut connection = pin!(connection);
     let mut timer = pin!(tokio::time::sleep(HEAD_TIMEOUT));
     poll_fn(|context| {
@@ -234,7 +266,9 @@ pub async fn within_deadlines<T>(watch: &Watch, connection: impl Future<Output =
             return Poll::Ready(Ok(ended));
         }
         // Only polling the connection changes what it waits for.
-        let Some((due, reason)) = watch.due() else { return Poll::Pending };
+        let Some((due, reason)) = watch.due() else {
+            return Poll::Pending;
+        };
         if timer.deadline() != due.into() {
             timer.as_mut().reset(due.into());
         }
@@ -271,7 +305,11 @@ pub async fn upgraded(upgrade: OnUpgrade) -> Option<(TcpStream, Vec<u8>)> {
 }
 
 impl AsyncRead for Watched {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(context, buf);
         if buf.filled().len() > before {
@@ -282,7 +320,11 @@ impl AsyncRead for Watched {
 }
 
 impl AsyncWrite for Watched {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(context, bytes);
         self.watch.wrote(written.is_ready());
         written
@@ -369,7 +411,11 @@ mod tests {
         assert_eq!(watch.due(), Some((at(5), "head")));
         watch.heard(at(3));
         watch.heard(at(4));
-        assert_eq!(watch.due(), Some((at(8), "head")), "more bytes of a head give it no more time");
+        assert_eq!(
+            watch.due(),
+            Some((at(8), "head")),
+            "more bytes of a head give it no more time"
+        );
         watch.begin();
         watch.heard(at(9));
         assert_eq!(watch.due(), None);
@@ -393,16 +439,28 @@ mod tests {
         idle.answered(at(300));
         let candidacies = |now| [&idle, &new, &head, &busy].map(|watch| watch.candidacy(at(now)));
         assert_eq!(candidacies(900), [Some((0, at(300))), None, None, None]);
-        let waiting = [Some((0, at(300))), Some((1, at(0))), Some((1, at(900))), None];
+        let waiting = [
+            Some((0, at(300))),
+            Some((1, at(0))),
+            Some((1, at(900))),
+            None,
+        ];
         assert_eq!(candidacies(1_900), waiting);
         assert_eq!(candidacies(30_000)[3], Some((2, at(0))));
         idle.ask_to_go();
         assert_eq!(idle.candidacy(at(30_000)), None, "nobody is asked twice");
-        assert_eq!((idle.go(at(30_000)), head.go(at(1_900))), (Go::Now, Go::Now));
+        assert_eq!(
+            (idle.go(at(30_000)), head.go(at(1_900))),
+            (Go::Now, Go::Now)
+        );
         head.ask_to_go();
         head.begin();
         assert_eq!(head.go(at(1_900)), Go::Stay, "its request has come");
-        assert_eq!(head.candidacy(at(30_000)), Some((2, at(0))), "it may be asked again");
+        assert_eq!(
+            head.candidacy(at(30_000)),
+            Some((2, at(0))),
+            "it may be asked again"
+        );
         assert_eq!(head.go(at(30_000)), Go::AfterAnswer);
     }
 

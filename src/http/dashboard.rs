@@ -5,8 +5,8 @@
 use axum::Router;
 use axum::extract::Path;
 use axum::http::header::{
-    ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, IF_NONE_MATCH,
-    REFERRER_POLICY, VARY, X_CONTENT_TYPE_OPTIONS,
+    ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG,
+    IF_NONE_MATCH, REFERRER_POLICY, VARY, X_CONTENT_TYPE_OPTIONS,
 };
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -22,30 +22,47 @@ struct Embedded {
     assets: &'static [(&'static str, &'static [u8], &'static [u8])],
 }
 
-const EMBEDDED: Embedded = include!(concat!(env!("CARGO_MANIFEST_DIR"), "/web/dashboard/dist/embedded.rs"));
+const EMBEDDED: Embedded = include!(concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/web/dashboard/dist/embedded.rs"
+));
 
 /// Nothing from elsewhere, nothing inline, no markup from text: a customer's name is never a script. `'self'` lets the page
 /// open its WebSocket too (CSP3 §6.7.2.8). `lit-html` is the one policy that the components need, for templates of their own.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; \
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; \
                       trusted-types lit-html";
-const PERMISSIONS: &str = "camera=(), display-capture=(), geolocation=(), microphone=(), payment=(), usb=()";
+const PERMISSIONS: &str =
+    "camera=(), display-capture=(), geolocation=(), microphone=(), payment=(), usb=()";
 /// The page names the assets of its build: it is asked for anew each time.
 const PAGE_CACHE: &str = "no-cache";
 const ASSET_CACHE: &str = "public, max-age=31536000, immutable";
 
 /// The routes.
 pub fn router<S: Clone + Send + Sync + 'static>() -> Router<S> {
-    Router::new().route("/", get(page)).route("/assets/{file}", get(asset))
+    Router::new()
+        .route("/", get(page))
+        .route("/assets/{file}", get(asset))
 }
 
 async fn page(headers: HeaderMap) -> Response {
-    answer(&headers, EMBEDDED.page_tag, "text/html; charset=utf-8", PAGE_CACHE, EMBEDDED.page.as_bytes())
+    answer(
+        &headers,
+        EMBEDDED.page_tag,
+        "text/html; charset=utf-8",
+        PAGE_CACHE,
+        EMBEDDED.page.as_bytes(),
+    )
 }
 
 async fn asset(Path(file): Path<String>, headers: HeaderMap) -> Response {
-    let Some((name, plain, gzipped)) = EMBEDDED.assets.iter().find(|(name, ..)| *name == file) else {
-        return Problem::new(StatusCode::NOT_FOUND, "this build of the dashboard has no such file").into_response();
+    let Some((name, plain, gzipped)) = EMBEDDED.assets.iter().find(|(name, ..)| *name == file)
+    else {
+        return Problem::new(
+            StatusCode::NOT_FOUND,
+            "this build of the dashboard has no such file",
+        )
+        .into_response();
     };
     let content_type = match name.rsplit('.').next() {
         Some("js") => "text/javascript; charset=utf-8",
@@ -54,10 +71,20 @@ async fn asset(Path(file): Path<String>, headers: HeaderMap) -> Response {
     let gzip = takes_gzip(&headers);
     // Its two encodings are two representations (RFC 9110 §8.8.3).
     let tag = format!("\"{name}{}\"", if gzip { ".gz" } else { "" });
-    let mut response = answer(&headers, &tag, content_type, ASSET_CACHE, if gzip { gzipped } else { plain });
-    response.headers_mut().insert(VARY, HeaderValue::from_static("accept-encoding"));
+    let mut response = answer(
+        &headers,
+        &tag,
+        content_type,
+        ASSET_CACHE,
+        if gzip { gzipped } else { plain },
+    );
+    response
+        .headers_mut()
+        .insert(VARY, HeaderValue::from_static("accept-encoding"));
     if gzip && response.status() == StatusCode::OK {
-        response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        response
+            .headers_mut()
+            .insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
     }
     response
 }
@@ -75,20 +102,33 @@ fn answer(
         (CONTENT_SECURITY_POLICY, POLICY),
         (X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (REFERRER_POLICY, "no-referrer"),
-        (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
+        (
+            HeaderName::from_static("cross-origin-opener-policy"),
+            "same-origin",
+        ),
         (HeaderName::from_static("permissions-policy"), PERMISSIONS),
     ];
-    let known = headers.get(IF_NONE_MATCH).and_then(|tags| tags.to_str().ok()).unwrap_or_default();
-    if known.split(',').any(|one| one.trim().trim_start_matches("W/") == tag) {
+    let known = headers
+        .get(IF_NONE_MATCH)
+        .and_then(|tags| tags.to_str().ok())
+        .unwrap_or_default();
+    if known
+        .split(',')
+        .any(|one| one.trim().trim_start_matches("W/") == tag)
+    {
         return (StatusCode::NOT_MODIFIED, fixed, [(ETAG, tag)]).into_response();
     }
     (fixed, [(ETAG, tag)], body).into_response()
 }
 
 fn takes_gzip(headers: &HeaderMap) -> bool {
-    let accepted = headers.get_all(ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
+    let accepted = headers
+        .get_all(ACCEPT_ENCODING)
+        .iter()
+        .filter_map(|value| value.to_str().ok());
     accepted.flat_map(|list| list.split(',')).any(|coding| {
         let (name, weight) = coding.split_once(';').unwrap_or((coding, ""));
-        name.trim().eq_ignore_ascii_case("gzip") && weight.trim().replace(' ', "").trim_end_matches(['0', '.']) != "q="
+        name.trim().eq_ignore_ascii_case("gzip")
+            && weight.trim().replace(' ', "").trim_end_matches(['0', '.']) != "q="
     })
 }

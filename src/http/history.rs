@@ -78,8 +78,17 @@ async fn of_path(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let Path(rest) = rest.map_err(|error| bad(error.to_string()))?;
-    let feed = if rest == REST_OF_DOT { Some(".") } else { rest.strip_suffix("/notifications") };
-    let feed = feed.ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, "there is /v1/feeds/{feed}/notifications"))?;
+    let feed = if rest == REST_OF_DOT {
+        Some(".")
+    } else {
+        rest.strip_suffix("/notifications")
+    };
+    let feed = feed.ok_or_else(|| {
+        Problem::new(
+            StatusCode::NOT_FOUND,
+            "there is /v1/feeds/{feed}/notifications",
+        )
+    })?;
     list(&gateway, feed, parameters, &headers).await
 }
 
@@ -88,8 +97,17 @@ async fn of_query(
     parameters: Result<Query<Parameters>, QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let feed = parameters.as_ref().ok().and_then(|parameters| parameters.feed.clone());
-    list(&gateway, feed.as_deref().unwrap_or(DOT_DOT), parameters, &headers).await
+    let feed = parameters
+        .as_ref()
+        .ok()
+        .and_then(|parameters| parameters.feed.clone());
+    list(
+        &gateway,
+        feed.as_deref().unwrap_or(DOT_DOT),
+        parameters,
+        &headers,
+    )
+    .await
 }
 
 /// Answers with a page of a feed that the token names.
@@ -100,14 +118,21 @@ async fn list(
     headers: &HeaderMap,
 ) -> Result<Response, Problem> {
     let token = bearer(headers).ok_or_else(|| Problem::unauthorized(TokenError::Missing))?;
-    let grant = gateway.shared.authenticator.check(token).map_err(Problem::unauthorized)?;
+    let grant = gateway
+        .shared
+        .authenticator
+        .check(token)
+        .map_err(Problem::unauthorized)?;
     let feed = Feed::parse(feed).map_err(|error| bad(error.to_string()))?;
     let Query(parameters) = parameters.map_err(|error| bad(error.body_text()))?;
     if !grant.feeds.contains(&feed) {
         if feed.as_str() == DOT_DOT && parameters.feed.is_none() {
             return Err(bad("name the feed: /v1/notifications?feed=FEED".into()));
         }
-        return Err(Problem::new(StatusCode::FORBIDDEN, format!("the token does not name the feed {feed}")));
+        return Err(Problem::new(
+            StatusCode::FORBIDDEN,
+            format!("the token does not name the feed {feed}"),
+        ));
     }
     let look = look(feed, &parameters).map_err(|detail| bad(detail.into()))?;
     let page = read(&gateway.history, &look).await.map_err(|error| match error {
@@ -122,7 +147,14 @@ async fn list(
         }
     })?;
     // Numbers and times of a person: not for a cache between us.
-    Ok(([(CONTENT_TYPE, "application/json"), (CACHE_CONTROL, "no-store")], body(&look.feed, &page)).into_response())
+    Ok((
+        [
+            (CONTENT_TYPE, "application/json"),
+            (CACHE_CONTROL, "no-store"),
+        ],
+        body(&look.feed, &page),
+    )
+        .into_response())
 }
 
 fn bad(detail: String) -> Problem {
@@ -132,7 +164,9 @@ fn bad(detail: String) -> Problem {
 /// Lets the pages of these origins ask, as they may connect; without a list only the page's own.
 fn cors(allowed_origins: &[String]) -> CorsLayer {
     // What the configuration took is printable; what were not could not be an origin.
-    let origins = allowed_origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok());
+    let origins = allowed_origins
+        .iter()
+        .filter_map(|origin| HeaderValue::from_str(origin).ok());
     CorsLayer::new()
         .allow_origin(origins.collect::<Vec<_>>())
         .allow_methods([Method::GET])
@@ -142,7 +176,11 @@ fn cors(allowed_origins: &[String]) -> CorsLayer {
 
 fn look(feed: Feed, parameters: &Parameters) -> Result<Look, &'static str> {
     let before = match parameters.before {
-        Some(before) => Some(Seq::new(before).filter(|seq| *seq > Seq::ZERO).ok_or("before must be a seq, from 1")?),
+        Some(before) => Some(
+            Seq::new(before)
+                .filter(|seq| *seq > Seq::ZERO)
+                .ok_or("before must be a seq, from 1")?,
+        ),
         None => None,
     };
     let limit = parameters.limit.unwrap_or(LIMIT_DEFAULT);
@@ -152,12 +190,22 @@ fn look(feed: Feed, parameters: &Parameters) -> Result<Look, &'static str> {
     let (unread, unhandled) = (parameters.unread, parameters.unhandled);
     // Who asks for what is counted gets what is counted.
     let collapse = parameters.collapse.unwrap_or(!unread && !unhandled);
-    Ok(Look { feed, before, limit, unread, unhandled, collapse })
+    Ok(Look {
+        feed,
+        before,
+        limit,
+        unread,
+        unhandled,
+        collapse,
+    })
 }
 
 fn body(feed: &Feed, page: &HistoryPage) -> String {
     // A frame is JSON: it was rendered as such.
-    let frames = page.notifications.iter().filter_map(|notification| serde_json::from_str(&notification.frame).ok());
+    let frames = page
+        .notifications
+        .iter()
+        .filter_map(|notification| serde_json::from_str(&notification.frame).ok());
     let answer = Answer {
         feed,
         last: page.counts.last,

@@ -32,7 +32,12 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves `router` until `stop`; then accepts no further connection and lets requests under way end.
 /// A connection that became a WebSocket no longer counts among `connections`.
-pub async fn serve(listener: TcpListener, router: Router, connections: Arc<Connections>, stop: CancellationToken) {
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    connections: Arc<Connections>,
+    stop: CancellationToken,
+) {
     let tasks = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
@@ -45,7 +50,12 @@ pub async fn serve(listener: TcpListener, router: Router, connections: Arc<Conne
                     place = connections.place() => place,
                     () = stop.cancelled() => break,
                 };
-                tasks.spawn(serve_connection(stream, router.clone(), place, stop.clone()));
+                tasks.spawn(serve_connection(
+                    stream,
+                    router.clone(),
+                    place,
+                    stop.clone(),
+                ));
             }
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
@@ -58,7 +68,12 @@ pub async fn serve(listener: TcpListener, router: Router, connections: Arc<Conne
     tasks.wait().await;
 }
 
-async fn serve_connection(stream: TcpStream, router: Router, place: Place, stop: CancellationToken) {
+async fn serve_connection(
+    stream: TcpStream,
+    router: Router,
+    place: Place,
+    stop: CancellationToken,
+) {
     // Frames are gathered before they are written: Nagle's delay would only add to latency.
     let _ = stream.set_nodelay(true);
     let watch = &place.watch;
@@ -95,7 +110,9 @@ async fn serve_connection(stream: TcpStream, router: Router, place: Place, stop:
             () = stop.cancelled() => {}
         }
         connection.as_mut().graceful_shutdown();
-        break tokio::time::timeout(END_TIMEOUT, connection).await.map_err(|_| "stalled");
+        break tokio::time::timeout(END_TIMEOUT, connection)
+            .await
+            .map_err(|_| "stalled");
     };
     match ended {
         Ok(Ok(())) => {}
@@ -112,7 +129,11 @@ async fn answer(
     watch.begin();
     let response = match is_addressed(request.version(), request.headers()) {
         true => router.call(request).await?,
-        false => Problem::new(StatusCode::BAD_REQUEST, "a request must have one valid Host header").into_response(),
+        false => Problem::new(
+            StatusCode::BAD_REQUEST,
+            "a request must have one valid Host header",
+        )
+        .into_response(),
     };
     Ok(response.map(|body| Answer::new(body, watch)))
 }
@@ -148,22 +169,47 @@ mod tests {
     #[test]
     fn a_request_has_one_host_unless_it_is_old() {
         let is_addressed = |version, hosts: &[&str]| {
-            is_addressed(version, &hosts.iter().map(|host| (HOST, host.parse().unwrap())).collect())
+            is_addressed(
+                version,
+                &hosts
+                    .iter()
+                    .map(|host| (HOST, host.parse().unwrap()))
+                    .collect(),
+            )
         };
-        for host in ["shop.example", "shop.example:8080", "[::1]:443", "10.0.0.7", "", "shop.example."] {
+        for host in [
+            "shop.example",
+            "shop.example:8080",
+            "[::1]:443",
+            "10.0.0.7",
+            "",
+            "shop.example.",
+        ] {
             assert!(is_addressed(Version::HTTP_11, &[host]), "{host}");
         }
-        for hosts in [&[][..], &["a", "b"], &["a", "a"], &["a/b"], &["u@a"], &["a b"], &["a, b"]] {
+        for hosts in [
+            &[][..],
+            &["a", "b"],
+            &["a", "a"],
+            &["a/b"],
+            &["u@a"],
+            &["a b"],
+            &["a, b"],
+        ] {
             assert!(!is_addressed(Version::HTTP_11, hosts), "{hosts:?}");
         }
-        assert!(is_addressed(Version::HTTP_10, &[]) && !is_addressed(Version::HTTP_10, &["a", "b"]));
+        assert!(
+            is_addressed(Version::HTTP_10, &[]) && !is_addressed(Version::HTTP_10, &["a", "b"])
+        );
     }
 
     #[test]
     fn a_listener_on_every_address_is_reached_on_the_loopback_one() {
-        for (listen, asked) in
-            [("0.0.0.0:9090", "127.0.0.1:9090"), ("[::]:9090", "[::1]:9090"), ("10.0.0.7:1", "10.0.0.7:1")]
-        {
+        for (listen, asked) in [
+            ("0.0.0.0:9090", "127.0.0.1:9090"),
+            ("[::]:9090", "[::1]:9090"),
+            ("10.0.0.7:1", "10.0.0.7:1"),
+        ] {
             assert_eq!(reachable(listen.parse().unwrap()).to_string(), asked);
         }
     }

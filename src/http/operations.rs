@@ -56,7 +56,12 @@ pub fn router(operations: Operations) -> Router {
         .route("/livez", get(async || "ok\n"))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
-        .fallback(async || Problem::new(StatusCode::NOT_FOUND, "there is /livez, /readyz and /metrics"))
+        .fallback(async || {
+            Problem::new(
+                StatusCode::NOT_FOUND,
+                "there is /livez, /readyz and /metrics",
+            )
+        })
         .with_state(operations)
 }
 
@@ -66,18 +71,33 @@ async fn ready(State(operations): State<Operations>) -> Response {
         Ok(Ok(())) => ("ok", None),
         Ok(Err(error @ StoreError::ReadOnly(_))) => ("read_only", Some(error.to_string())),
         Ok(Err(error)) => ("away", Some(error.to_string())),
-        Err(_) => ("away", Some(format!("the database did not answer within {DATABASE_TIMEOUT:?}"))),
+        Err(_) => (
+            "away",
+            Some(format!(
+                "the database did not answer within {DATABASE_TIMEOUT:?}"
+            )),
+        ),
     };
     let broker = operations.health.has_broker();
     let stuck = stuck(operations.metrics.holding.oldest());
-    let (code, status) = match (&trouble, operations.health.draining.load(Ordering::Relaxed), broker, &stuck) {
+    let (code, status) = match (
+        &trouble,
+        operations.health.draining.load(Ordering::Relaxed),
+        broker,
+        &stuck,
+    ) {
         (_, true, ..) => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
         (Some(_), ..) => (StatusCode::SERVICE_UNAVAILABLE, "unready"),
         (None, _, true, None) => (StatusCode::OK, "ready"),
         (None, ..) => (StatusCode::OK, "degraded"),
     };
     let broker = if broker { "ok" } else { "away" };
-    let readiness = Readiness { status, database, broker, detail: trouble.or(stuck) };
+    let readiness = Readiness {
+        status,
+        database,
+        broker,
+        detail: trouble.or(stuck),
+    };
     (code, Json(readiness)).into_response()
 }
 
@@ -101,12 +121,22 @@ async fn check(pool: &Pool) -> Result<(), StoreError> {
 }
 
 async fn metrics(State(operations): State<Operations>, headers: HeaderMap) -> Response {
-    let Operations { health, metrics, registry, .. } = operations;
+    let Operations {
+        health,
+        metrics,
+        registry,
+        ..
+    } = operations;
     for (part, works) in health.parts() {
         metrics.part_up.set(part, works.into());
     }
-    metrics.draining.set(health.draining.load(Ordering::Relaxed).into());
-    let accept = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+    metrics
+        .draining
+        .set(health.draining.load(Ordering::Relaxed).into());
+    let accept = headers
+        .get(ACCEPT)
+        .and_then(|accept| accept.to_str().ok())
+        .unwrap_or_default();
     let exposition = Exposition::of_accept(accept);
     // It counts the open files, one by one on older kernels: not between the sessions' work.
     match tokio::task::spawn_blocking(move || exposition.render(&registry)).await {

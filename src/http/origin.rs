@@ -12,7 +12,9 @@ pub fn is_allowed(headers: &HeaderMap, allowed: &[String]) -> bool {
     if !headers.contains_key(ORIGIN) {
         return true;
     }
-    let Some(origin) = text(headers, ORIGIN).and_then(|origin| Url::parse(origin).ok()) else { return false };
+    let Some(origin) = text(headers, ORIGIN).and_then(|origin| Url::parse(origin).ok()) else {
+        return false;
+    };
     match allowed.is_empty() {
         true => text(headers, HOST).is_some_and(|host| is_of_host(&origin, host)),
         false => allowed.contains(&origin.origin().ascii_serialization()),
@@ -23,7 +25,9 @@ pub fn is_allowed(headers: &HeaderMap, allowed: &[String]) -> bool {
 /// so that a host without a port has the default port of the page's scheme.
 fn is_of_host(origin: &Url, host: &str) -> bool {
     let is_host = !host.is_empty() && !host.contains(['/', '\\', '@', '?', '#']);
-    let ours = is_host.then(|| Url::parse(&format!("{}://{host}", origin.scheme())).ok()).flatten();
+    let ours = is_host
+        .then(|| Url::parse(&format!("{}://{host}", origin.scheme())).ok())
+        .flatten();
     let is_of_web = ["http", "https"].contains(&origin.scheme());
     is_of_web && ours.is_some_and(|ours| ours.origin() == origin.origin())
 }
@@ -36,8 +40,17 @@ mod tests {
     #[track_caller]
     fn check(host: &str, origin: &str, allowed: &[&str], expected: bool) {
         let allowed: Vec<String> = allowed.iter().map(|origin| (*origin).into()).collect();
-        let headers = [(HOST, host.parse().unwrap()), (ORIGIN, origin.parse().unwrap())].into_iter().collect();
-        assert_eq!(is_allowed(&headers, &allowed), expected, "{host}: {origin} of {allowed:?}");
+        let headers = [
+            (HOST, host.parse().unwrap()),
+            (ORIGIN, origin.parse().unwrap()),
+        ]
+        .into_iter()
+        .collect();
+        assert_eq!(
+            is_allowed(&headers, &allowed),
+            expected,
+            "{host}: {origin} of {allowed:?}"
+        );
     }
 
     #[test]
@@ -73,10 +86,19 @@ mod tests {
     #[test]
     fn with_a_list_only_its_origins_may_connect() {
         let allowed = ["https://admin.example", "https://admin.example:8443"];
-        for origin in ["https://admin.example", "https://ADMIN.example:443", "https://admin.example:8443"] {
+        for origin in [
+            "https://admin.example",
+            "https://ADMIN.example:443",
+            "https://admin.example:8443",
+        ] {
             check("shop.example", origin, &allowed, true);
         }
-        for origin in ["https://shop.example", "http://admin.example", "https://admin.example.evil", "null"] {
+        for origin in [
+            "https://shop.example",
+            "http://admin.example",
+            "https://admin.example.evil",
+            "null",
+        ] {
             check("shop.example", origin, &allowed, false);
         }
     }

@@ -29,15 +29,22 @@ struct Body<'a> {
 impl Problem {
     /// A refusal that says what to do.
     pub fn new(status: StatusCode, detail: impl Into<String>) -> Self {
-        Self { status, detail: detail.into(), headers: Vec::new() }
+        Self {
+            status,
+            detail: detail.into(),
+            headers: Vec::new(),
+        }
     }
 
     /// A request without a good token: 401, with `Retry-After` if waiting helps.
     pub fn unauthorized(error: TokenError) -> Self {
-        let mut problem = Self::new(StatusCode::UNAUTHORIZED, error.to_string()).with(WWW_AUTHENTICATE, "Bearer");
+        let mut problem =
+            Self::new(StatusCode::UNAUTHORIZED, error.to_string()).with(WWW_AUTHENTICATE, "Bearer");
         if let Some(wait) = error.retry_after() {
             // A whole second is the least that the header can name.
-            problem.headers.push((RETRY_AFTER, HeaderValue::from(wait.as_secs() + 1)));
+            problem
+                .headers
+                .push((RETRY_AFTER, HeaderValue::from(wait.as_secs() + 1)));
         }
         problem
     }
@@ -69,7 +76,12 @@ impl IntoResponse for Problem {
         };
         // Serialising two strings and a number cannot fail.
         let json = serde_json::to_string(&body).unwrap_or_default();
-        let mut response = (self.status, [(CONTENT_TYPE, "application/problem+json")], json).into_response();
+        let mut response = (
+            self.status,
+            [(CONTENT_TYPE, "application/problem+json")],
+            json,
+        )
+            .into_response();
         response.headers_mut().extend(self.headers);
         response
     }

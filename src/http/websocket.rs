@@ -97,7 +97,10 @@ pub async fn connect(State(gateway): State<Arc<Gateway>>, mut request: Request) 
         let detail = "this origin may not connect: add it to SHOPBELL_ALLOWED_ORIGINS";
         return refused("origin", Problem::new(StatusCode::FORBIDDEN, detail));
     }
-    match gateway.let_in(&offer, request.uri().query().unwrap_or_default()).await {
+    match gateway
+        .let_in(&offer, request.uri().query().unwrap_or_default())
+        .await
+    {
         Ok((opened, admitted)) => gateway.accept(&offer, upgrade, opened, admitted),
         Err(refusal) => gateway.refuse(&offer, upgrade, refusal),
     }
@@ -107,56 +110,102 @@ impl Gateway {
     async fn let_in(&self, offer: &Offer, query: &str) -> Result<(Opened, Admitted), Refusal> {
         let wishes = handshake::wishes(query).map_err(bad_request)?;
         if self.health.draining.load(Ordering::Relaxed) {
-            let close = Close::GoingAway { retry_after_ms: RETRY_AFTER_MS };
+            let close = Close::GoingAway {
+                retry_after_ms: RETRY_AFTER_MS,
+            };
             return Err(not_ready("this replica is leaving", close));
         }
         let token = offer.token.as_deref().ok_or(TokenError::Missing);
-        let grant = token.and_then(|token| self.shared.authenticator.check(token)).map_err(bad_token)?;
+        let grant = token
+            .and_then(|token| self.shared.authenticator.check(token))
+            .map_err(bad_token)?;
         self.open(wishes, grant).await
     }
 
     /// Registers first, then reads where the subscriber stands: what is stored in between is in the inbox.
     async fn open(&self, wishes: Wishes, grant: Grant) -> Result<(Opened, Admitted), Refusal> {
-        let named = wishes.after.iter().map(|(feed, _)| feed).chain(wishes.state.iter().map(|(feed, _)| feed));
+        let named = wishes
+            .after
+            .iter()
+            .map(|(feed, _)| feed)
+            .chain(wishes.state.iter().map(|(feed, _)| feed));
         if let Some(feed) = named.into_iter().find(|feed| !grant.feeds.contains(feed)) {
-            let problem = Problem::new(StatusCode::FORBIDDEN, format!("the token does not name the feed {feed}"));
-            return Err(Refusal { why: "feed", problem, close: Close::ForeignFeed });
+            let problem = Problem::new(
+                StatusCode::FORBIDDEN,
+                format!("the token does not name the feed {feed}"),
+            );
+            return Err(Refusal {
+                why: "feed",
+                problem,
+                close: Close::ForeignFeed,
+            });
         }
         let full = |full: Full| Refusal {
             why: "too_many",
             problem: Problem::new(StatusCode::TOO_MANY_REQUESTS, full.to_string()).retry_later(),
-            close: Close::TooManySessions { retry_after_ms: RETRY_AFTER_MS },
+            close: Close::TooManySessions {
+                retry_after_ms: RETRY_AFTER_MS,
+            },
         };
         let admitted = self.admission.admit(&grant.subscriber).map_err(full)?;
         let registration = self.hub.register(grant.feeds.clone());
         let key = |feed: &Feed| {
             let (subscriber, device) = (grant.subscriber.clone(), wishes.device.clone());
-            (CursorKey { feed: feed.clone(), subscriber, device }, grant.shared.as_ref() == Some(feed))
+            (
+                CursorKey {
+                    feed: feed.clone(),
+                    subscriber,
+                    device,
+                },
+                grant.shared.as_ref() == Some(feed),
+            )
         };
         let keys = grant.feeds.iter().map(key).collect();
         let opened = tokio::time::timeout(CURSORS_TIMEOUT, self.shared.cursors.open(keys)).await;
         let standings = opened.unwrap_or(Err(NotOpened::NoAnswer)).map_err(|why| {
-            let close = Close::NotReady { retry_after_ms: RETRY_AFTER_MS };
+            let close = Close::NotReady {
+                retry_after_ms: RETRY_AFTER_MS,
+            };
             not_ready(&why.to_string(), close)
         })?;
         // Any two epochs in one answer mean that it changed meanwhile: then the client comes again.
         let epoch = standings.first().map(|standing| standing.epoch.clone());
-        let is_one = standings.iter().all(|standing| Some(&standing.epoch) == epoch.as_ref());
+        let is_one = standings
+            .iter()
+            .all(|standing| Some(&standing.epoch) == epoch.as_ref());
         let Some(epoch) = epoch.filter(|epoch| is_one && self.shared.epochs.learn(epoch)) else {
-            let close = Close::NotReady { retry_after_ms: RETRY_AFTER_MS };
+            let close = Close::NotReady {
+                retry_after_ms: RETRY_AFTER_MS,
+            };
             return Err(not_ready("the database was restored just now", close));
         };
         self.hub.follow_epoch();
-        let (mut starts, mut feeds) = (Vec::with_capacity(standings.len()), Vec::with_capacity(standings.len()));
+        let (mut starts, mut feeds) = (
+            Vec::with_capacity(standings.len()),
+            Vec::with_capacity(standings.len()),
+        );
         for (feed, standing) in grant.feeds.iter().cloned().zip(standings) {
             if standing.is_set_back(&feed) {
-                self.shared.epochs.doubt(&epoch, "a cursor is above the last number of its feed");
+                self.shared
+                    .epochs
+                    .doubt(&epoch, "a cursor is above the last number of its feed");
             }
             let kept = KeptByClient {
-                after: wishes.after.iter().find(|(named, _)| *named == feed).map(|(_, place)| place.clone()),
-                version: wishes.state.iter().find(|(named, _)| *named == feed).map(|(_, place)| place.clone()),
+                after: wishes
+                    .after
+                    .iter()
+                    .find(|(named, _)| *named == feed)
+                    .map(|(_, place)| place.clone()),
+                version: wishes
+                    .state
+                    .iter()
+                    .find(|(named, _)| *named == feed)
+                    .map(|(_, place)| place.clone()),
             };
-            let newest = Newest { seq: standing.last, version: standing.version };
+            let newest = Newest {
+                seq: standing.last,
+                version: standing.version,
+            };
             let shared = grant.shared.as_ref() == Some(&feed);
             let start = Start::new(feed.clone(), &epoch, standing.acked, newest, kept, shared);
             feeds.push(WelcomeFeed {
@@ -185,8 +234,18 @@ impl Gateway {
         Ok((opened, admitted))
     }
 
-    fn accept(&self, offer: &Offer, upgrade: OnUpgrade, opened: Opened, admitted: Admitted) -> Response {
-        let (shared, drain, frame_bytes_max) = (self.shared.clone(), self.drain.clone(), self.frame_bytes_max);
+    fn accept(
+        &self,
+        offer: &Offer,
+        upgrade: OnUpgrade,
+        opened: Opened,
+        admitted: Admitted,
+    ) -> Response {
+        let (shared, drain, frame_bytes_max) = (
+            self.shared.clone(),
+            self.drain.clone(),
+            self.frame_bytes_max,
+        );
         self.sessions.spawn(async move {
             // A client that left before the upgrade was through needs no session.
             if let Some((stream, unread)) = upgraded(upgrade).await {
@@ -201,16 +260,33 @@ impl Gateway {
 
     /// A page's script sees no HTTP status, so that for a page the upgrade is completed and closed at once.
     fn refuse(&self, offer: &Offer, upgrade: OnUpgrade, refusal: Refusal) -> Response {
-        let Refusal { why, problem, close } = refusal;
+        let Refusal {
+            why,
+            problem,
+            close,
+        } = refusal;
         tracing::debug!(why, detail = problem.detail(), "a handshake was refused");
         self.shared.metrics.handshakes_refused.inc(why);
-        let place = self.refusals.clone().try_acquire_owned().ok().filter(|_| offer.is_page);
-        let Some(place) = place else { return problem.into_response() };
+        let place = self
+            .refusals
+            .clone()
+            .try_acquire_owned()
+            .ok()
+            .filter(|_| offer.is_page);
+        let Some(place) = place else {
+            return problem.into_response();
+        };
         let frame_bytes_max = self.frame_bytes_max;
         self.sessions.spawn(async move {
             if let Some((stream, unread)) = upgraded(upgrade).await {
                 let reason = close.reason_with(problem.detail());
-                say_goodbye(Socket::new(stream, unread, frame_bytes_max), close, &reason, |_| {}).await;
+                say_goodbye(
+                    Socket::new(stream, unread, frame_bytes_max),
+                    close,
+                    &reason,
+                    |_| {},
+                )
+                .await;
             }
             drop(place);
         });
@@ -219,11 +295,17 @@ impl Gateway {
 }
 
 fn bad_request(detail: String) -> Refusal {
-    Refusal { why: "bad_request", problem: Problem::new(StatusCode::BAD_REQUEST, detail), close: Close::BadRequest }
+    Refusal {
+        why: "bad_request",
+        problem: Problem::new(StatusCode::BAD_REQUEST, detail),
+        close: Close::BadRequest,
+    }
 }
 
 fn bad_token(error: TokenError) -> Refusal {
-    let retry_after_ms = error.retry_after().map_or(0, |wait| wait.as_millis() as u64);
+    let retry_after_ms = error
+        .retry_after()
+        .map_or(0, |wait| wait.as_millis() as u64);
     let close = match error {
         TokenError::Expired => Close::TokenExpired,
         TokenError::KeyUnknown => Close::TokenKeyUnknown { retry_after_ms },
@@ -232,16 +314,26 @@ fn bad_token(error: TokenError) -> Refusal {
         TokenError::Refused(_) | TokenError::Missing => Close::TokenRefused,
     };
     match error {
-        TokenError::NoFeed => {
-            Refusal { why: "feed", problem: Problem::new(StatusCode::FORBIDDEN, error.to_string()), close }
-        }
-        _ => Refusal { why: "token", problem: Problem::unauthorized(error), close },
+        TokenError::NoFeed => Refusal {
+            why: "feed",
+            problem: Problem::new(StatusCode::FORBIDDEN, error.to_string()),
+            close,
+        },
+        _ => Refusal {
+            why: "token",
+            problem: Problem::unauthorized(error),
+            close,
+        },
     }
 }
 
 fn not_ready(detail: &str, close: Close) -> Refusal {
     let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail).retry_later();
-    Refusal { why: NOT_READY, problem, close }
+    Refusal {
+        why: NOT_READY,
+        problem,
+        close,
+    }
 }
 
 /// RFC 6455 §4.2.2.
@@ -255,7 +347,10 @@ fn switching_protocols(offer: &Offer) -> Response {
         headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
     }
     if offer.subprotocol {
-        headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
+        headers.insert(
+            SEC_WEBSOCKET_PROTOCOL,
+            HeaderValue::from_static(SUBPROTOCOL),
+        );
     }
     response
 }

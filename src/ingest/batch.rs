@@ -79,7 +79,10 @@ impl Batch {
                     deliveries.push(delivery);
                 }
                 Err(error) => {
-                    arrivals.metrics.events_abandoned.inc_by(deliveries.len() as u64);
+                    arrivals
+                        .metrics
+                        .events_abandoned
+                        .inc_by(deliveries.len() as u64);
                     return Err(error);
                 }
             }
@@ -94,14 +97,21 @@ impl Batch {
                 Ok(event) => Fate::Notify(event),
                 Err(rejection) => Fate::Bury(Box::new(letters::rejected(&delivery, &rejection))),
             };
-            Pending { origin: delivery, fate }
+            Pending {
+                origin: delivery,
+                fate,
+            }
         };
         self.deliveries.into_iter().map(pending).collect()
     }
 }
 
 /// Reads an event that can be stored.
-pub(super) fn read(message: &Message<'_>, limits: Limits, broadcast_feed: &Feed) -> Result<Event, Rejection> {
+pub(super) fn read(
+    message: &Message<'_>,
+    limits: Limits,
+    broadcast_feed: &Feed,
+) -> Result<Event, Rejection> {
     let event = event::parse(message, limits)?;
     event.check_audience(broadcast_feed)?;
     Ok(event)

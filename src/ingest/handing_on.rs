@@ -47,7 +47,8 @@ pub(super) async fn hand_on(
             batches.clear();
         }
         let is_due = |waiting: &mut Unacknowledged| {
-            waiting.due <= Instant::now() || waiting.handed_on.through() - acknowledged >= EVENTS_PER_ACKNOWLEDGEMENT
+            waiting.due <= Instant::now()
+                || waiting.handed_on.through() - acknowledged >= EVENTS_PER_ACKNOWLEDGEMENT
         };
         if let Some(Unacknowledged { handed_on, .. }) = unacknowledged.take_if(is_due) {
             acknowledged = handed_on.through();

@@ -53,7 +53,11 @@ enum Trouble {
 impl HeldFeeds {
     /// Runs until told to stop.
     pub async fn run(self, stop: CancellationToken) {
-        while stop.run_until_cancelled(tokio::time::sleep(INTERVAL)).await.is_some() {
+        while stop
+            .run_until_cancelled(tokio::time::sleep(INTERVAL))
+            .await
+            .is_some()
+        {
             let tried = async {
                 let mut feeds = holds::held_after(&self.pool, None).await?;
                 while let Some(last) = feeds.last() {
@@ -85,21 +89,32 @@ impl HeldFeeds {
                 return Ok(());
             }
             // The one that is tried, because another replica may release it meanwhile.
-            let only = waiting.first().filter(|_| most == 1).map(|waiting| waiting.letter.clone());
-            let Some((events, letters)) = self.read(waiting).await? else { continue };
+            let only = waiting
+                .first()
+                .filter(|_| most == 1)
+                .map(|waiting| waiting.letter.clone());
+            let Some((events, letters)) = self.read(waiting).await? else {
+                continue;
+            };
             match self.release(feed, events, letters).await {
                 Ok(()) => most = EVENTS_MAX,
                 Err(error) if Blame::of(&error) == Blame::Value => {
                     most = match only {
                         Some(letter) => {
-                            let rejection = Rejection { reason: Reason::InvalidData, detail: error.to_string() };
+                            let rejection = Rejection {
+                                reason: Reason::InvalidData,
+                                detail: error.to_string(),
+                            };
                             self.bury(letter, &rejection).await?;
                             EVENTS_MAX
                         }
                         None => 1,
                     };
                 }
-                Err(error) if Blame::of(&error) == Blame::Feed && holds::repair(&self.pool, feed).await? => {
+                Err(error)
+                    if Blame::of(&error) == Blame::Feed
+                        && holds::repair(&self.pool, feed).await? =>
+                {
                     self.metrics.feeds_repaired.inc();
                     tracing::error!(%feed, "the counters of a feed were behind its rows; they were set to what the rows say");
                 }
@@ -109,9 +124,19 @@ impl HeldFeeds {
     }
 
     /// Parses them again. One that is no event now, because a limit was changed, is a dead letter: then `None`, to begin anew.
-    async fn read(&self, waiting: Vec<Waiting>) -> Result<Option<(Vec<Event>, Vec<String>)>, Trouble> {
-        let (mut events, mut ids) = (Vec::with_capacity(waiting.len()), Vec::with_capacity(waiting.len()));
-        for Waiting { letter, received_at } in waiting {
+    async fn read(
+        &self,
+        waiting: Vec<Waiting>,
+    ) -> Result<Option<(Vec<Event>, Vec<String>)>, Trouble> {
+        let (mut events, mut ids) = (
+            Vec::with_capacity(waiting.len()),
+            Vec::with_capacity(waiting.len()),
+        );
+        for Waiting {
+            letter,
+            received_at,
+        } in waiting
+        {
             let parsed = {
                 let dead_letter = DeadLetter::decode(&letter.properties, letter.body.clone())?;
                 read(&dead_letter.message(), self.limits, &self.broadcast_feed)
@@ -131,14 +156,21 @@ impl HeldFeeds {
         Ok(Some((events, ids)))
     }
 
-    async fn release(&self, feed: &Feed, events: Vec<Event>, letters: Vec<String>) -> Result<(), StoreError> {
+    async fn release(
+        &self,
+        feed: &Feed,
+        events: Vec<Event>,
+        letters: Vec<String>,
+    ) -> Result<(), StoreError> {
         let now = microseconds(OffsetDateTime::now_utc());
         let placed = release(&self.pool, events, &letters, now).await?;
         let hints = hints(placed.iter(), now, None);
         // They were dead letters of the same counters before.
         self.metrics.events_received.inc_by(placed.len() as u64);
         self.metrics.events_stored.inc_by(hints.stored.len() as u64);
-        self.metrics.events_duplicate.inc_by(hints.again.len() as u64);
+        self.metrics
+            .events_duplicate
+            .inc_by(hints.again.len() as u64);
         // Other replicas read them by their sweep.
         self.fanout.announce(&hints);
         tracing::info!(%feed, events = placed.len(), reason = FEED_DAMAGED, "events that waited for a feed were stored");

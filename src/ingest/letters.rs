@@ -102,10 +102,14 @@ impl LetterPublisher {
         if ids.is_empty() {
             return Ok(false);
         }
-        let outgoing: Result<Vec<Outgoing>, BrokerError> = letters
-            .into_iter()
-            .map(|letter| Ok(DeadLetter::decode(&letter.properties, letter.body)?.publish(&self.broker.names)))
-            .collect();
+        let outgoing: Result<Vec<Outgoing>, BrokerError> =
+            letters
+                .into_iter()
+                .map(|letter| {
+                    Ok(DeadLetter::decode(&letter.properties, letter.body)?
+                        .publish(&self.broker.names))
+                })
+                .collect();
         let published = match outgoing {
             Ok(outgoing) => publisher.publish(&outgoing).await,
             Err(error) => Err(error),
@@ -122,7 +126,8 @@ impl LetterPublisher {
                 // RabbitMQ may refuse one of them: each is tried alone, and one that is refused lets the others go first.
                 let alone = ids.len() == 1 && !matches!(error, BrokerError::Blocked);
                 *most = 1;
-                dead_letters::postpone(&self.pool, &ids, if alone { POSTPONED_SECONDS } else { 0 }).await?;
+                dead_letters::postpone(&self.pool, &ids, if alone { POSTPONED_SECONDS } else { 0 })
+                    .await?;
                 Ok(false)
             }
         }

@@ -60,20 +60,31 @@ impl Ingest {
         stop: &CancellationToken,
     ) -> Result<Committed<Delivery>, Abandoned> {
         let mut committed = Committed::default();
-        let mut undecided = Undecided { deliveries: batch.len(), metrics: &self.metrics };
+        let mut undecided = Undecided {
+            deliveries: batch.len(),
+            metrics: &self.metrics,
+        };
         let mut parts = VecDeque::from([batch]);
         while let Some(part) = parts.pop_front() {
             if part.is_empty() {
                 continue;
             }
             let deliveries = part.len();
-            match self.append_when_possible(part, received_at, arrivals, stop).await? {
+            match self
+                .append_when_possible(part, received_at, arrivals, stop)
+                .await?
+            {
                 Ok(part) => {
                     self.count(&part);
                     undecided.deliveries -= deliveries;
                     committed.join(part);
                 }
-                Err(refused) => self.resolve(refused).await.into_iter().rev().for_each(|part| parts.push_front(part)),
+                Err(refused) => self
+                    .resolve(refused)
+                    .await
+                    .into_iter()
+                    .rev()
+                    .for_each(|part| parts.push_front(part)),
             }
         }
         Ok(committed)
@@ -121,14 +132,27 @@ impl Ingest {
     /// What to store instead of a part that was refused, in order.
     async fn resolve(&self, refused: NotAppended<Delivery>) -> Vec<Part> {
         let blame = refused.blame();
-        let NotAppended { pending: mut part, error } = refused;
+        let NotAppended {
+            pending: mut part,
+            error,
+        } = refused;
         let feeds: BTreeSet<Feed> = part.iter().filter_map(Pending::feed).cloned().collect();
-        let damaged = if feeds.len() == 1 { feeds.first() } else { None };
+        let damaged = if feeds.len() == 1 {
+            feeds.first()
+        } else {
+            None
+        };
         match (blame, damaged) {
             (Blame::Held, _) => {
                 // An error shows again at the next append, which waits for the database.
-                let held = holds::among(&self.pool, &feeds.iter().collect::<Vec<_>>()).await.unwrap_or_default();
-                return vec![set_aside(part, &held, "the feed is held: earlier events of it wait")];
+                let held = holds::among(&self.pool, &feeds.iter().collect::<Vec<_>>())
+                    .await
+                    .unwrap_or_default();
+                return vec![set_aside(
+                    part,
+                    &held,
+                    "the feed is held: earlier events of it wait",
+                )];
             }
             (Blame::Feed, Some(feed)) => {
                 if !self.repair(feed).await {
@@ -143,12 +167,18 @@ impl Ingest {
             Some(Pending { origin, fate }) if part.is_empty() => {
                 let letter = match fate {
                     Fate::Notify(_) => {
-                        let rejection = Rejection { reason: Reason::InvalidData, detail: detail(&error) };
+                        let rejection = Rejection {
+                            reason: Reason::InvalidData,
+                            detail: detail(&error),
+                        };
                         letters::rejected(&origin, &rejection)
                     }
                     Fate::Bury(letter) => letter.least(),
                 };
-                vec![vec![Pending { origin, fate: Fate::Bury(Box::new(letter)) }]]
+                vec![vec![Pending {
+                    origin,
+                    fate: Fate::Bury(Box::new(letter)),
+                }]]
             }
             last => {
                 part.extend(last);
@@ -177,10 +207,13 @@ impl Ingest {
     fn count(&self, committed: &Committed<Delivery>) {
         for outcome in committed.outcomes() {
             match outcome {
-                Outcome::Notified(placed) if placed.duplicate => _ = self.metrics.events_duplicate.inc(),
+                Outcome::Notified(placed) if placed.duplicate => {
+                    _ = self.metrics.events_duplicate.inc()
+                }
                 Outcome::Notified(_) => _ = self.metrics.events_stored.inc(),
                 Outcome::Buried(letter) => {
-                    let (dead_letter, reason, detail) = (&letter.id, &letter.reason, &letter.detail);
+                    let (dead_letter, reason, detail) =
+                        (&letter.id, &letter.reason, &letter.detail);
                     tracing::warn!(
                         dead_letter,
                         reason,
@@ -188,8 +221,13 @@ impl Ingest {
                         routing_key = letter.routing_key,
                         "an event was dead-lettered"
                     );
-                    let reason = Reason::ALL.into_iter().map(Reason::as_str).find(|word| *word == letter.reason);
-                    self.metrics.events_dead_lettered.inc(reason.unwrap_or(letters::FEED_DAMAGED));
+                    let reason = Reason::ALL
+                        .into_iter()
+                        .map(Reason::as_str)
+                        .find(|word| *word == letter.reason);
+                    self.metrics
+                        .events_dead_lettered
+                        .inc(reason.unwrap_or(letters::FEED_DAMAGED));
                     self.letters.notify_one();
                 }
             }
@@ -202,7 +240,10 @@ fn set_aside(part: Part, feeds: &BTreeSet<Feed>, detail: &str) -> Part {
     let aside = |pending: Pending<Delivery>| match pending.feed() {
         Some(feed) if feeds.contains(feed) => {
             let fate = Fate::Bury(Box::new(letters::held(&pending.origin, feed, detail)));
-            Pending { origin: pending.origin, fate }
+            Pending {
+                origin: pending.origin,
+                fate,
+            }
         }
         _ => pending,
     };

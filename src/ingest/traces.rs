@@ -36,7 +36,9 @@ impl TraceKeeper {
 
     /// Takes those that are traced.
     pub(super) fn keep(&self, hints: &Hints) {
-        let traced = |stored: &Arc<Notification>| Some((stored.feed.clone(), stored.seq, stored.origin.clone()?));
+        let traced = |stored: &Arc<Notification>| {
+            Some((stored.feed.clone(), stored.seq, stored.origin.clone()?))
+        };
         let traced: Traced = hints.stored.iter().filter_map(traced).collect();
         if !traced.is_empty() {
             // Full where the database is slow: then their traces end with who was there.

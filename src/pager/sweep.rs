@@ -23,7 +23,10 @@ const SPLITS_PER_SWEEP_MAX: usize = 40;
 
 /// Sweeps, and lowers cursors in each new epoch. Neither waits for the other.
 pub async fn run(pool: Pool, hub: Arc<Hub>, epochs: Arc<Epochs>, metrics: Arc<Metrics>) {
-    tokio::join!(sweep(&pool, &hub, &epochs, &metrics), lower(&pool, &epochs, &metrics));
+    tokio::join!(
+        sweep(&pool, &hub, &epochs, &metrics),
+        lower(&pool, &epochs, &metrics)
+    );
 }
 
 /// Tells sessions what their feeds hold, every few seconds: whatever hint was lost, they notice the gap and read it. Asks for the
@@ -72,7 +75,9 @@ async fn lower(pool: &Pool, epochs: &Epochs, metrics: &Metrics) {
 
 /// Compares what is stored with what sessions were told before the question, not with what they are told meanwhile.
 async fn look(pool: &Pool, hub: &Hub, epochs: &Epochs, metrics: &Metrics, damaged: &Damaged) {
-    let (Some(epoch), announced) = hub.announced() else { return };
+    let (Some(epoch), announced) = hub.announced() else {
+        return;
+    };
     let feeds: Vec<Feed> = announced.keys().cloned().collect();
     for feeds in feeds.chunks(FEEDS_PER_QUERY_MAX) {
         let mut parts = Parts::new(damaged.others(feeds), SPLITS_PER_SWEEP_MAX);
@@ -81,10 +86,16 @@ async fn look(pool: &Pool, hub: &Hub, epochs: &Epochs, metrics: &Metrics, damage
                 // Another replica renewed it just now.
                 Ok((stored_in, _)) if stored_in.as_ref() != Some(&epoch) => return epochs.ask(),
                 Ok((_, newest)) => {
-                    if let Some((feed, _)) = newest.iter().find(|stored| is_set_back(&announced, stored)) {
+                    if let Some((feed, _)) =
+                        newest.iter().find(|stored| is_set_back(&announced, stored))
+                    {
                         let feed = feed.as_str();
-                        tracing::error!(feed, "the database has less than sessions were told of: it was set back");
-                        return epochs.doubt(&epoch, "a feed ended before what sessions were told of");
+                        tracing::error!(
+                            feed,
+                            "the database has less than sessions were told of: it was set back"
+                        );
+                        return epochs
+                            .doubt(&epoch, "a feed ended before what sessions were told of");
                     }
                     hub.announce_newest(&epoch, &newest);
                     continue;

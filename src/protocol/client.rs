@@ -67,14 +67,22 @@ impl ClientFrame {
         }
         let fields: Fields<'_> = serde_json::from_str(text).ok()?;
         let frame = match string(fields.kind)?.as_str() {
-            "ack" => Self::Ack { feed: string(fields.feed?)?, seq: whole(fields.seq?.get())? },
+            "ack" => Self::Ack {
+                feed: string(fields.feed?)?,
+                seq: whole(fields.seq?.get())?,
+            },
             "read" => Self::Read {
                 feed: string(fields.feed?)?,
                 seqs: optional(fields.seqs, seqs)?,
                 through: optional(fields.through, |through| whole(through.get()))?,
             },
-            "handle" => Self::Handle { feed: string(fields.feed?)?, seqs: seqs(fields.seqs?)? },
-            "auth" => Self::Auth { token: string(fields.token?)? },
+            "handle" => Self::Handle {
+                feed: string(fields.feed?)?,
+                seqs: seqs(fields.seqs?)?,
+            },
+            "auth" => Self::Auth {
+                token: string(fields.token?)?,
+            },
             "ping" => Self::Ping,
             _ => Self::Unknown,
         };
@@ -88,11 +96,17 @@ fn string(value: &RawValue) -> Option<String> {
 
 fn seqs(value: &RawValue) -> Option<Vec<i64>> {
     let numbers: Vec<&RawValue> = serde_json::from_str(value.get()).ok()?;
-    numbers.into_iter().map(|number| whole(number.get())).collect()
+    numbers
+        .into_iter()
+        .map(|number| whole(number.get()))
+        .collect()
 }
 
 /// A field that may be absent or null; the outer `None` is one that is neither and cannot be read.
-fn optional<T>(value: Option<&RawValue>, read: impl Fn(&RawValue) -> Option<T>) -> Option<Option<T>> {
+fn optional<T>(
+    value: Option<&RawValue>,
+    read: impl Fn(&RawValue) -> Option<T>,
+) -> Option<Option<T>> {
     match value {
         Some(value) => read(value).map(Some),
         None => Some(None),
@@ -117,7 +131,11 @@ fn whole(number: &str) -> Option<i64> {
     }
     let digits = digits.trim_start_matches('0');
     // What is cut off is beyond any exponent that matters.
-    let exponent: i64 = exponent.parse().unwrap_or(if exponent.starts_with('-') { i64::MIN } else { i64::MAX });
+    let exponent: i64 = exponent.parse().unwrap_or(if exponent.starts_with('-') {
+        i64::MIN
+    } else {
+        i64::MAX
+    });
     let zeros = exponent.saturating_sub(i64::try_from(after.len()).ok()?);
     if digits.is_empty() {
         return Some(0);
@@ -125,7 +143,9 @@ fn whole(number: &str) -> Option<i64> {
     let (digits, zeros) = match usize::try_from(zeros) {
         Ok(zeros) => (digits, zeros),
         Err(_) => {
-            let whole = digits.len().checked_sub(usize::try_from(zeros.unsigned_abs()).ok()?)?;
+            let whole = digits
+                .len()
+                .checked_sub(usize::try_from(zeros.unsigned_abs()).ok()?)?;
             let (digits, fraction) = digits.split_at(whole);
             if !fraction.bytes().all(|byte| byte == b'0') {
                 return None;
@@ -133,8 +153,14 @@ fn whole(number: &str) -> Option<i64> {
             (digits, 0)
         }
     };
-    let scale = u32::try_from(zeros).ok().and_then(|zeros| 10_i128.checked_pow(zeros));
-    let absolute = digits.parse().ok().zip(scale).and_then(|(digits, scale): (i128, i128)| digits.checked_mul(scale));
+    let scale = u32::try_from(zeros)
+        .ok()
+        .and_then(|zeros| 10_i128.checked_pow(zeros));
+    let absolute = digits
+        .parse()
+        .ok()
+        .zip(scale)
+        .and_then(|(digits, scale): (i128, i128)| digits.checked_mul(scale));
     let number = sign * absolute.unwrap_or(i128::from(i64::MAX) + 1);
     Some(number.clamp(i64::MIN.into(), i64::MAX.into()) as i64)
 }
@@ -149,14 +175,24 @@ mod tests {
         let parse = ClientFrame::parse;
         assert_eq!(
             parse(r#"{"type":"ack","feed":"m","seq":3,"new":1}"#).unwrap(),
-            ClientFrame::Ack { feed: "m".into(), seq: 3 }
+            ClientFrame::Ack {
+                feed: "m".into(),
+                seq: 3
+            }
         );
         assert_eq!(parse(r#" {"type":"ping"}"#).unwrap(), ClientFrame::Ping);
         assert_eq!(
             parse(r#"{"seqs":[1],"type":"read","feed":"m","through":null}"#).unwrap(),
-            ClientFrame::Read { feed: "m".into(), seqs: Some(vec![1]), through: None }
+            ClientFrame::Read {
+                feed: "m".into(),
+                seqs: Some(vec![1]),
+                through: None
+            }
         );
-        assert_eq!(parse(r#"{"\u0074ype":"pr\u0061ise","feed":"m"}"#).unwrap(), ClientFrame::Unknown);
+        assert_eq!(
+            parse(r#"{"\u0074ype":"pr\u0061ise","feed":"m"}"#).unwrap(),
+            ClientFrame::Unknown
+        );
         for bad in [
             r#"{"feed":"m"}"#,
             r#"{"type":"ack","feed":"m"}"#,
@@ -177,11 +213,28 @@ mod tests {
 
     #[test]
     fn a_field_that_the_type_does_not_have_may_hold_anything() {
-        for more in ["1e400", r#""\ud800""#, "123456789012345678901234567890", r#"{"a":[1e999]}"#] {
-            let ack = format!(r#"{{"type":"ack","feed":"m","seq":2,"more":{more},"through":{more}}}"#);
-            assert_eq!(ClientFrame::parse(&ack), Some(ClientFrame::Ack { feed: "m".into(), seq: 2 }), "{more}");
+        for more in [
+            "1e400",
+            r#""\ud800""#,
+            "123456789012345678901234567890",
+            r#"{"a":[1e999]}"#,
+        ] {
+            let ack =
+                format!(r#"{{"type":"ack","feed":"m","seq":2,"more":{more},"through":{more}}}"#);
+            assert_eq!(
+                ClientFrame::parse(&ack),
+                Some(ClientFrame::Ack {
+                    feed: "m".into(),
+                    seq: 2
+                }),
+                "{more}"
+            );
             let unknown = format!(r#"{{"type":"praise","seq":{more}}}"#);
-            assert_eq!(ClientFrame::parse(&unknown), Some(ClientFrame::Unknown), "{more}");
+            assert_eq!(
+                ClientFrame::parse(&unknown),
+                Some(ClientFrame::Unknown),
+                "{more}"
+            );
         }
     }
 
@@ -207,7 +260,18 @@ mod tests {
         ] {
             assert_eq!(whole(written), Some(number), "{written}");
         }
-        for bad in ["1.5", "1e-1", "1e-999999999999999999999", "125e-2", "0.1", "true", "null", "\"1\"", "[1]", "{}"] {
+        for bad in [
+            "1.5",
+            "1e-1",
+            "1e-999999999999999999999",
+            "125e-2",
+            "0.1",
+            "true",
+            "null",
+            "\"1\"",
+            "[1]",
+            "{}",
+        ] {
             assert_eq!(whole(bad), None, "{bad}");
         }
     }

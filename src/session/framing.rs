@@ -92,7 +92,10 @@ impl Header {
             bytes[2..10].copy_from_slice(&length.to_be_bytes());
             10
         };
-        Self { bytes, length: header_bytes }
+        Self {
+            bytes,
+            length: header_bytes,
+        }
     }
 
     /// The header as it goes over the wire.
@@ -152,7 +155,9 @@ impl Decoder {
         if self.frame.is_none() {
             self.frame = self.take_header(bytes)?;
         }
-        let Some(mut frame) = self.frame.take() else { return Ok(None) };
+        let Some(mut frame) = self.frame.take() else {
+            return Ok(None);
+        };
         self.take_payload(&mut frame, bytes);
         if frame.left > 0 {
             self.frame = Some(frame);
@@ -168,7 +173,9 @@ impl Decoder {
                 self.header_bytes = 0;
                 return self.check_header(come).map(Some);
             }
-            let Some((first, rest)) = bytes.split_first() else { return Ok(None) };
+            let Some((first, rest)) = bytes.split_first() else {
+                return Ok(None);
+            };
             self.header[come] = *first;
             self.header_bytes += 1;
             *bytes = rest;
@@ -185,27 +192,46 @@ impl Decoder {
         let (length, mask) = self.header[2..header_bytes].split_at(header_bytes - 6);
         let length = match length.is_empty() {
             true => u64::from(second & !MASKED),
-            false => length.iter().fold(0, |length, byte| length << 8 | u64::from(*byte)),
+            false => length
+                .iter()
+                .fold(0, |length, byte| length << 8 | u64::from(*byte)),
         };
         let mask = [mask[0], mask[1], mask[2], mask[3]];
         match opcode {
             CONTINUATION if self.message.is_none() => return Err(Fault::Framing),
             TEXT | BINARY if self.message.is_some() => return Err(Fault::Framing),
             TEXT | BINARY => {
-                self.message = Some(Message { is_text: opcode == TEXT, payload: Vec::new(), dropped: 0 });
+                self.message = Some(Message {
+                    is_text: opcode == TEXT,
+                    payload: Vec::new(),
+                    dropped: 0,
+                });
             }
             CONTINUATION => {}
             CLOSE | PING | PONG if is_final && length <= CONTROL_BYTES_MAX as u64 => {
-                return Ok(Frame { opcode, is_final, left: length as usize, mask });
+                return Ok(Frame {
+                    opcode,
+                    is_final,
+                    left: length as usize,
+                    mask,
+                });
             }
             _ => return Err(Fault::Framing),
         }
-        let come = self.message.as_ref().map_or(0, |message| message.payload.len() + message.dropped);
+        let come = self
+            .message
+            .as_ref()
+            .map_or(0, |message| message.payload.len() + message.dropped);
         // Compared before it is narrowed: the length is the client's.
         if length > (self.bytes_max - come) as u64 {
             return Err(Fault::TooBig);
         }
-        Ok(Frame { opcode, is_final, left: length as usize, mask })
+        Ok(Frame {
+            opcode,
+            is_final,
+            left: length as usize,
+            mask,
+        })
     }
 
     fn take_payload(&mut self, frame: &mut Frame, bytes: &mut &[u8]) {
@@ -221,7 +247,10 @@ impl Decoder {
             }
             None => return,
         };
-        let unmasked = come.iter().zip(frame.mask.iter().cycle()).map(|(byte, mask)| byte ^ mask);
+        let unmasked = come
+            .iter()
+            .zip(frame.mask.iter().cycle())
+            .map(|(byte, mask)| byte ^ mask);
         payload.extend(unmasked);
         // The next part of this payload goes on where the mask was left.
         frame.mask.rotate_left(come.len() % 4);
@@ -237,9 +266,9 @@ impl Decoder {
             CLOSE => closed(&mem::take(&mut self.control)),
             _ if !frame.is_final => Ok(Incoming::Fragment),
             _ => match self.message.take() {
-                Some(message) if message.is_text => {
-                    String::from_utf8(message.payload).map(Incoming::Text).map_err(|_| Fault::NotUtf8)
-                }
+                Some(message) if message.is_text => String::from_utf8(message.payload)
+                    .map(Incoming::Text)
+                    .map_err(|_| Fault::NotUtf8),
                 _ => Ok(Incoming::Binary),
             },
         }
@@ -301,7 +330,12 @@ mod tests {
             }
         }
         bytes.extend(mask);
-        bytes.extend(payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask));
+        bytes.extend(
+            payload
+                .iter()
+                .zip(mask.iter().cycle())
+                .map(|(byte, mask)| byte ^ mask),
+        );
         bytes
     }
 
@@ -318,9 +352,16 @@ mod tests {
 
     #[track_caller]
     fn check(frames: &[(u8, &[u8])], expected: &Result<Vec<Incoming>, Fault>) {
-        let bytes: Vec<u8> = frames.iter().flat_map(|(first, payload)| frame(*first, payload)).collect();
+        let bytes: Vec<u8> = frames
+            .iter()
+            .flat_map(|(first, payload)| frame(*first, payload))
+            .collect();
         for piece in [1, 2, 3, 7, bytes.len().max(1)] {
-            assert_eq!(&decoded(&bytes, piece, 1_000), expected, "in pieces of {piece}");
+            assert_eq!(
+                &decoded(&bytes, piece, 1_000),
+                expected,
+                "in pieces of {piece}"
+            );
         }
     }
 
@@ -329,7 +370,14 @@ mod tests {
         let text = Incoming::Text("Hellö".into());
         check(&[(0x81, "Hellö".as_bytes())], &Ok(vec![text.clone()]));
         check(
-            &[(0x01, b"Hell"), (0x89, b"p"), (0x00, b""), (0x00, b"\xc3"), (0x80, b"\xb6"), (0x8a, b"")],
+            &[
+                (0x01, b"Hell"),
+                (0x89, b"p"),
+                (0x00, b""),
+                (0x00, b"\xc3"),
+                (0x80, b"\xb6"),
+                (0x8a, b""),
+            ],
             &Ok(vec![
                 Incoming::Fragment,
                 Incoming::Ping(b"p".into()),
@@ -343,7 +391,10 @@ mod tests {
             &[(0x82, &[0; 999]), (0x81, &[b'x'; 1_000])],
             &Ok(vec![Incoming::Binary, Incoming::Text("x".repeat(1_000))]),
         );
-        check(&[(0x88, b""), (0x88, b"\x03\xe8bye")], &Ok(vec![Incoming::Close(None), Incoming::Close(Some(1000))]));
+        check(
+            &[(0x88, b""), (0x88, b"\x03\xe8bye")],
+            &Ok(vec![Incoming::Close(None), Incoming::Close(Some(1000))]),
+        );
     }
 
     #[test]
@@ -353,25 +404,48 @@ mod tests {
         }
         check(&[(0x01, b"x"), (0x81, b"x")], &Err(Fault::Framing));
         check(&[(0x89, &[0; 126])], &Err(Fault::Framing));
-        for payload in [&b"\x03"[..], b"\x03\xed", b"\x03\xee", b"\x00\x01", b"\xff\xff"] {
+        for payload in [
+            &b"\x03"[..],
+            b"\x03\xed",
+            b"\x03\xee",
+            b"\x00\x01",
+            b"\xff\xff",
+        ] {
             check(&[(0x88, payload)], &Err(Fault::Framing));
         }
         check(&[(0x88, b"\x03\xe8\xff")], &Err(Fault::NotUtf8));
         check(&[(0x81, b"\xff")], &Err(Fault::NotUtf8));
         check(&[(0x81, &[b'x'; 1_001])], &Err(Fault::TooBig));
-        check(&[(0x01, &[b'x'; 600]), (0x80, &[b'x'; 401])], &Err(Fault::TooBig));
+        check(
+            &[(0x01, &[b'x'; 600]), (0x80, &[b'x'; 401])],
+            &Err(Fault::TooBig),
+        );
         check(&[(0x02, &[0; 600]), (0x80, &[0; 401])], &Err(Fault::TooBig));
         let unmasked = [0x81, 0x01, b'x'];
-        assert_eq!(decoded(&unmasked, 3, 1_000), Ok(vec![]), "the header is not complete");
-        assert_eq!(decoded(&[0x81, 0x01, 0, 0, 0, 0, b'x'], 7, 1_000), Err(Fault::Framing));
-        let endless = [0x81, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0];
+        assert_eq!(
+            decoded(&unmasked, 3, 1_000),
+            Ok(vec![]),
+            "the header is not complete"
+        );
+        assert_eq!(
+            decoded(&[0x81, 0x01, 0, 0, 0, 0, b'x'], 7, 1_000),
+            Err(Fault::Framing)
+        );
+        let endless = [
+            0x81, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0,
+        ];
         assert_eq!(decoded(&endless, 14, 1_000), Err(Fault::TooBig));
     }
 
     #[test]
     fn a_decoder_between_frames_holds_no_memory() {
         let mut decoder = Decoder::new(100_000);
-        let bytes = [frame(0x81, &[b'x'; 90_000]), frame(0x89, &[0; 125]), frame(0x8a, &[0; 125])].concat();
+        let bytes = [
+            frame(0x81, &[b'x'; 90_000]),
+            frame(0x89, &[0; 125]),
+            frame(0x8a, &[0; 125]),
+        ]
+        .concat();
         let mut rest = &bytes[..];
         while decoder.take(&mut rest).unwrap().is_some() {}
         assert!(rest.is_empty() && decoder.message.is_none());
@@ -389,8 +463,17 @@ mod tests {
         for (kind, opcode) in kinds {
             for length in [0, 1, 125, 126, 127, 65_535, 65_536, 1_000_000] {
                 let mut theirs = Vec::new();
-                FrameHeader { opcode, ..FrameHeader::default() }.format(length, &mut theirs).unwrap();
-                assert_eq!(Header::new(kind, length as usize).as_bytes(), theirs, "{kind:?} of {length}");
+                FrameHeader {
+                    opcode,
+                    ..FrameHeader::default()
+                }
+                .format(length, &mut theirs)
+                .unwrap();
+                assert_eq!(
+                    Header::new(kind, length as usize).as_bytes(),
+                    theirs,
+                    "{kind:?} of {length}"
+                );
             }
         }
     }

@@ -45,7 +45,10 @@ mod tests {
         assert!(!is_late(false, 1, 100), "it was sent just now");
         assert!(!is_late(false, 2, 159));
         assert!(is_late(false, 2, 160));
-        assert!(!is_late(true, 1, 161), "it acknowledges, although it is behind");
+        assert!(
+            !is_late(true, 1, 161),
+            "it acknowledges, although it is behind"
+        );
         assert!(!is_late(false, 1, 220));
         assert!(is_late(false, 1, 221));
         assert!(!is_late(true, 0, 222));

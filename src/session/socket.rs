@@ -84,7 +84,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     /// Queues a close, unless one was queued.
     pub fn put_close(&mut self, code: Option<u16>, reason: &str) {
         let code = code.map(u16::to_be_bytes);
-        let payload = code.iter().flatten().chain(reason.as_bytes()).copied().collect();
+        let payload = code
+            .iter()
+            .flatten()
+            .chain(reason.as_bytes())
+            .copied()
+            .collect();
         self.put(Kind::Close, payload);
         self.is_closing = true;
     }
@@ -128,7 +133,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         loop {
             let mut scratch = [const { MaybeUninit::uninit() }; READ_BYTES];
             let mut read = ReadBuf::uninit(&mut scratch);
-            ready!(Pin::new(&mut self.stream).poll_read(context, &mut read)).map_err(|_| Ended::Gone)?;
+            ready!(Pin::new(&mut self.stream).poll_read(context, &mut read))
+                .map_err(|_| Ended::Gone)?;
             let mut bytes = read.filled();
             if bytes.is_empty() {
                 return Poll::Ready(Err(Ended::Gone));
@@ -153,7 +159,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         while !self.unsent.is_empty() {
             let mut parts = [IoSlice::new(&[]); PARTS_MAX];
             let count = parts_left(&self.unsent, self.written, &mut parts);
-            match ready!(Pin::new(&mut self.stream).poll_write_vectored(context, &parts[..count]))? {
+            match ready!(Pin::new(&mut self.stream).poll_write_vectored(context, &parts[..count]))?
+            {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 written => self.consume(written),
             }
@@ -178,8 +185,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
 }
 
 /// Fills `parts` with what is to be written next, in order; returns how many there are.
-fn parts_left<'a>(unsent: &'a VecDeque<Outgoing>, mut written: usize, parts: &mut [IoSlice<'a>]) -> usize {
-    let bytes = unsent.iter().flat_map(|frame| [frame.header.as_bytes(), &frame.payload]);
+fn parts_left<'a>(
+    unsent: &'a VecDeque<Outgoing>,
+    mut written: usize,
+    parts: &mut [IoSlice<'a>],
+) -> usize {
+    let bytes = unsent
+        .iter()
+        .flat_map(|frame| [frame.header.as_bytes(), &frame.payload]);
     let left = bytes.filter_map(|bytes| {
         let skipped = written.min(bytes.len());
         written -= skipped;
@@ -206,13 +219,18 @@ mod tests {
 
     async fn pair(buffer_bytes: usize) -> (Socket<DuplexStream>, WebSocketStream<DuplexStream>) {
         let (ours, theirs) = tokio::io::duplex(buffer_bytes);
-        (Socket::new(ours, Vec::new(), 100_000), WebSocketStream::from_raw_socket(theirs, Role::Client, None).await)
+        (
+            Socket::new(ours, Vec::new(), 100_000),
+            WebSocketStream::from_raw_socket(theirs, Role::Client, None).await,
+        )
     }
 
     #[tokio::test]
     async fn messages_pass_both_ways_in_order_and_leave_no_memory() {
         let (mut socket, mut client) = pair(1_000_000).await;
-        let texts: Vec<String> = (0..200).map(|number| number.to_string().repeat(number)).collect();
+        let texts: Vec<String> = (0..200)
+            .map(|number| number.to_string().repeat(number))
+            .collect();
         for text in &texts {
             socket.put_text(text.into());
             client.feed(Message::text(text)).await.unwrap();
@@ -223,21 +241,39 @@ mod tests {
             assert_eq!(client.next().await.unwrap().unwrap(), Message::text(text));
             assert_eq!(socket.next().await, Ok(Incoming::Text(text.clone())));
         }
-        assert_eq!((socket.unread.capacity(), socket.unsent.capacity(), socket.unsent_bytes()), (0, 0, 0));
+        assert_eq!(
+            (
+                socket.unread.capacity(),
+                socket.unsent.capacity(),
+                socket.unsent_bytes()
+            ),
+            (0, 0, 0)
+        );
     }
 
     #[tokio::test]
     async fn a_write_that_was_given_up_goes_on_where_it_stopped() {
         let (mut socket, mut client) = pair(64).await;
-        let texts = ["a".repeat(50), "b".repeat(500), String::new(), "c".repeat(70_000)];
+        let texts = [
+            "a".repeat(50),
+            "b".repeat(500),
+            String::new(),
+            "c".repeat(70_000),
+        ];
         texts.iter().for_each(|text| socket.put_text(text.into()));
-        assert!(socket.flush().now_or_never().is_none(), "the client reads nothing yet");
+        assert!(
+            socket.flush().now_or_never().is_none(),
+            "the client reads nothing yet"
+        );
         socket.put_ping();
         let read = async {
             for text in &texts {
                 assert_eq!(client.next().await.unwrap().unwrap(), Message::text(text));
             }
-            assert_eq!(client.next().await.unwrap().unwrap(), Message::Ping(Bytes::new()));
+            assert_eq!(
+                client.next().await.unwrap().unwrap(),
+                Message::Ping(Bytes::new())
+            );
         };
         let (written, ()) = tokio::join!(socket.flush(), read);
         written.unwrap();
@@ -253,7 +289,10 @@ mod tests {
         assert_eq!(socket.next().await, Ok(Incoming::Close(None)));
         socket.put_text("too late".into());
         socket.flush().await.unwrap();
-        assert_eq!(client.next().await.unwrap().unwrap(), Message::Pong("tick".into()));
+        assert_eq!(
+            client.next().await.unwrap().unwrap(),
+            Message::Pong("tick".into())
+        );
         assert_eq!(client.next().await.unwrap().unwrap(), Message::Close(None));
         drop(client);
         assert_eq!(socket.next().await, Err(Ended::Gone));

@@ -145,7 +145,9 @@ pub struct Session {
 impl Session {
     /// Begins; the first outputs are pages to read for the feeds that are behind.
     pub fn new(rules: Rules, epoch: Epoch, starts: Vec<Start>, ends: Ends, now: Instant) -> Self {
-        let for_a_window = u32::try_from(rules.window).unwrap_or(u32::MAX).saturating_mul(FRAMES_PER_NOTIFICATION);
+        let for_a_window = u32::try_from(rules.window)
+            .unwrap_or(u32::MAX)
+            .saturating_mul(FRAMES_PER_NOTIFICATION);
         let frames_saved_max = FRAMES_SAVED_MAX.saturating_add(for_a_window);
         let mut session = Self {
             rules,
@@ -182,7 +184,11 @@ impl Session {
     /// A batch was stored: some of it may be for this session.
     pub fn on_hints(&mut self, hints: Vec<Arc<Notification>>, wall: OffsetDateTime) {
         for notification in hints {
-            if let Some(reader) = self.readers.iter_mut().find(|reader| reader.feed == notification.feed) {
+            if let Some(reader) = self
+                .readers
+                .iter_mut()
+                .find(|reader| reader.feed == notification.feed)
+            {
                 reader.keep(notification);
             }
             self.send_kept(wall);
@@ -201,7 +207,10 @@ impl Session {
     /// People said something of notifications: the next change is sent as it is, after a gap they are read.
     pub fn on_changes(&mut self, changes: &[Arc<Change>]) {
         for change in changes {
-            let reader = self.readers.iter_mut().find(|reader| reader.feed == change.feed);
+            let reader = self
+                .readers
+                .iter_mut()
+                .find(|reader| reader.feed == change.feed);
             if reader.is_some_and(|reader| reader.take_change(change)) {
                 self.outputs.push(Output::Send(change.frame.clone()));
             }
@@ -212,7 +221,8 @@ impl Session {
     /// What came of things that the client said, for it alone.
     pub fn on_replies(&mut self, replies: Vec<Vec<Utf8Bytes>>) {
         self.said_waiting = self.said_waiting.saturating_sub(replies.len());
-        self.outputs.extend(replies.into_iter().flatten().map(Output::Send));
+        self.outputs
+            .extend(replies.into_iter().flatten().map(Output::Send));
     }
 
     /// The page that was asked for. What the window has no room for is dropped, and read again when acks come.
@@ -221,7 +231,11 @@ impl Session {
         if page.epoch.as_ref() != Some(&self.epoch) {
             return self.end_epoch();
         }
-        let Some(index) = self.readers.iter().position(|reader| reader.feed == page.feed) else {
+        let Some(index) = self
+            .readers
+            .iter()
+            .position(|reader| reader.feed == page.feed)
+        else {
             return self.advance();
         };
         if page.last < page.after || self.readers[index].is_ahead_of(page) {
@@ -242,7 +256,11 @@ impl Session {
             let next = self.readers[index].next;
             match entry {
                 _ if entry.through() < next => {}
-                Entry::Skipped { from, through, reason } if *from <= next => self.skip(index, *through, *reason),
+                Entry::Skipped {
+                    from,
+                    through,
+                    reason,
+                } if *from <= next => self.skip(index, *through, *reason),
                 Entry::Notification(notification)
                     if notification.seq == next
                         && self.has_room()
@@ -253,14 +271,21 @@ impl Session {
                 _ => break,
             }
         }
-        self.outputs.extend(changes.iter().map(|change| Output::Send(change.frame.clone())));
+        self.outputs.extend(
+            changes
+                .iter()
+                .map(|change| Output::Send(change.frame.clone())),
+        );
         self.send_kept(wall);
         self.advance();
     }
 
     /// A notification that is traced went out: there its trace goes on.
     pub fn on_traced(&mut self, sent: &Notification, origin: Origin) {
-        let reader = self.readers.iter_mut().find(|reader| reader.feed == sent.feed);
+        let reader = self
+            .readers
+            .iter_mut()
+            .find(|reader| reader.feed == sent.feed);
         if let Some(sent) = reader.and_then(|reader| reader.unacked(sent.seq)) {
             sent.origin = Some(origin);
         }
@@ -283,19 +308,37 @@ impl Session {
         }
         match frame {
             ClientFrame::Ack { feed, seq } => self.on_ack(&feed, seq),
-            ClientFrame::Read { feed, seqs: Some(seqs), through: None } => {
+            ClientFrame::Read {
+                feed,
+                seqs: Some(seqs),
+                through: None,
+            } => {
                 self.on_said(&feed, seqs.len(), Said::Read(Which::Seqs(seqs)));
             }
-            ClientFrame::Read { feed, seqs: None, through: Some(through) } => {
-                self.on_said(&feed, 1, Said::Read(Which::Through(Seq::new(through).unwrap_or_default())));
+            ClientFrame::Read {
+                feed,
+                seqs: None,
+                through: Some(through),
+            } => {
+                self.on_said(
+                    &feed,
+                    1,
+                    Said::Read(Which::Through(Seq::new(through).unwrap_or_default())),
+                );
             }
             // Neither or both: it does not know what it says.
             ClientFrame::Read { .. } => return self.close(Close::NotTheProtocol),
-            ClientFrame::Handle { feed, seqs } => self.on_said(&feed, seqs.len(), Said::Handled(seqs)),
+            ClientFrame::Handle { feed, seqs } => {
+                self.on_said(&feed, seqs.len(), Said::Handled(seqs))
+            }
             ClientFrame::Auth { token } => self.outputs.push(Output::Verify { token }),
             ClientFrame::Ping => self.say(&ServerFrame::Pong),
             ClientFrame::Unknown => {
-                self.complain(None, ErrorCode::UnknownType, "this server does not know that frame type");
+                self.complain(
+                    None,
+                    ErrorCode::UnknownType,
+                    "this server does not know that frame type",
+                );
             }
         }
         self.advance();
@@ -327,9 +370,14 @@ impl Session {
         }
         if now >= self.heartbeat_at {
             self.heartbeat_at = now + self.rules.heartbeat;
-            let sent = self.readers.iter().map(|reader| (&reader.feed, reader.next.previous())).collect();
+            let sent = self
+                .readers
+                .iter()
+                .map(|reader| (&reader.feed, reader.next.previous()))
+                .collect();
             let heartbeat = ServerFrame::Heartbeat { sent }.to_json();
-            self.outputs.extend([Output::Send(heartbeat.into()), Output::Ping]);
+            self.outputs
+                .extend([Output::Send(heartbeat.into()), Output::Ping]);
         }
     }
 
@@ -347,23 +395,39 @@ impl Session {
     }
 
     fn on_ack(&mut self, feed: &str, seq: i64) {
-        let Some(reader) = self.readers.iter_mut().find(|reader| reader.feed.as_str() == feed) else {
+        let Some(reader) = self
+            .readers
+            .iter_mut()
+            .find(|reader| reader.feed.as_str() == feed)
+        else {
             return self.complain(Some(feed), ErrorCode::UnknownFeed, UNKNOWN_FEED);
         };
         let Some(seq) = Seq::new(seq).filter(|seq| *seq < reader.next) else {
-            return self.complain(Some(feed), ErrorCode::AckNotSent, "an ack is only for what this session was sent");
+            return self.complain(
+                Some(feed),
+                ErrorCode::AckNotSent,
+                "an ack is only for what this session was sent",
+            );
         };
         let before = self.outputs.len();
-        self.outputs.extend(reader.release(seq).map(Output::Acknowledged));
+        self.outputs
+            .extend(reader.release(seq).map(Output::Acknowledged));
         self.outstanding -= self.outputs.len() - before;
         if seq > reader.acked {
             reader.acked = seq;
-            self.outputs.push(Output::Ack { feed: reader.feed.clone(), seq });
+            self.outputs.push(Output::Ack {
+                feed: reader.feed.clone(),
+                seq,
+            });
         }
     }
 
     fn on_said(&mut self, feed: &str, numbers: usize, said: Said) {
-        let Some(reader) = self.readers.iter().find(|reader| reader.feed.as_str() == feed) else {
+        let Some(reader) = self
+            .readers
+            .iter()
+            .find(|reader| reader.feed.as_str() == feed)
+        else {
             return self.complain(Some(feed), ErrorCode::UnknownFeed, UNKNOWN_FEED);
         };
         let refused = if reader.shared {
@@ -372,9 +436,15 @@ impl Session {
                 "everyone reads this feed: only a token with the claim broadcast answers for all",
             ))
         } else if numbers > SEQS_PER_FRAME_MAX {
-            Some((ErrorCode::TooManySeqs, "a frame may name 256 numbers at most"))
+            Some((
+                ErrorCode::TooManySeqs,
+                "a frame may name 256 numbers at most",
+            ))
         } else if self.said_waiting >= SAID_WAITING_MAX {
-            Some((ErrorCode::Busy, "wait for the answers to what was said before"))
+            Some((
+                ErrorCode::Busy,
+                "wait for the answers to what was said before",
+            ))
         } else {
             None
         };
@@ -382,7 +452,10 @@ impl Session {
             Some((code, message)) => self.complain(Some(feed), code, message),
             None => {
                 self.said_waiting += 1;
-                self.outputs.push(Output::Say { feed: reader.feed.clone(), said });
+                self.outputs.push(Output::Say {
+                    feed: reader.feed.clone(),
+                    said,
+                });
             }
         }
     }
@@ -394,7 +467,11 @@ impl Session {
             let index = (self.turn + offset) % self.readers.len();
             let reader = &mut self.readers[index];
             if let Some(seq) = reader.take_caught_up() {
-                let caught_up = ServerFrame::CaughtUp { feed: &reader.feed, seq }.to_json();
+                let caught_up = ServerFrame::CaughtUp {
+                    feed: &reader.feed,
+                    seq,
+                }
+                .to_json();
                 self.outputs.push(Output::Send(caught_up.into()));
             }
             let (wanted, changes_after) = (reader.wanted(free), reader.changes_wanted());
@@ -403,7 +480,12 @@ impl Session {
                 self.turn = index + 1;
                 reader.asks();
                 let (feed, after) = (reader.feed.clone(), reader.next.previous());
-                self.outputs.push(Output::Read { feed, after, wanted, changes_after });
+                self.outputs.push(Output::Read {
+                    feed,
+                    after,
+                    wanted,
+                    changes_after,
+                });
             }
         }
     }
@@ -412,7 +494,9 @@ impl Session {
     fn send_kept(&mut self, wall: OffsetDateTime) {
         for index in 0..self.readers.len() {
             while self.has_room() {
-                let Some(notification) = self.readers[index].take_kept() else { break };
+                let Some(notification) = self.readers[index].take_kept() else {
+                    break;
+                };
                 self.send(index, &notification, wall);
             }
             if !self.has_room() {
@@ -431,13 +515,23 @@ impl Session {
         }
         self.readers[index].sent(notification);
         self.outstanding += 1;
-        self.frames_allowed = self.frames_allowed.saturating_add(FRAMES_PER_NOTIFICATION).min(self.frames_saved_max);
-        self.outputs.push(Output::Notification(notification.clone()));
+        self.frames_allowed = self
+            .frames_allowed
+            .saturating_add(FRAMES_PER_NOTIFICATION)
+            .min(self.frames_saved_max);
+        self.outputs
+            .push(Output::Notification(notification.clone()));
     }
 
     fn skip(&mut self, index: usize, through: Seq, reason: SkipReason) {
         let reader = &mut self.readers[index];
-        let frame = ServerFrame::Skipped { feed: &reader.feed, from: reader.next, through, reason }.to_json();
+        let frame = ServerFrame::Skipped {
+            feed: &reader.feed,
+            from: reader.next,
+            through,
+            reason,
+        }
+        .to_json();
         reader.next = through.next();
         self.outputs.push(Output::Send(frame.into()));
     }
@@ -445,15 +539,23 @@ impl Session {
     /// Counts a frame from the client; closes where there were too many.
     fn admit_frame(&mut self, now: Instant) -> bool {
         self.heard_at = now;
-        let seconds = now.saturating_duration_since(self.frames_counted_at).as_secs();
+        let seconds = now
+            .saturating_duration_since(self.frames_counted_at)
+            .as_secs();
         if seconds > 0 {
-            let earned = FRAMES_PER_SECOND.saturating_mul(u32::try_from(seconds).unwrap_or(u32::MAX));
-            self.frames_allowed = self.frames_allowed.saturating_add(earned).min(self.frames_saved_max);
+            let earned =
+                FRAMES_PER_SECOND.saturating_mul(u32::try_from(seconds).unwrap_or(u32::MAX));
+            self.frames_allowed = self
+                .frames_allowed
+                .saturating_add(earned)
+                .min(self.frames_saved_max);
             self.frames_counted_at = now;
         }
         match self.frames_allowed.checked_sub(1) {
             Some(left) => self.frames_allowed = left,
-            None => self.close(Close::TooManyFrames { retry_after_ms: TOO_MANY_FRAMES_RETRY_MS }),
+            None => self.close(Close::TooManyFrames {
+                retry_after_ms: TOO_MANY_FRAMES_RETRY_MS,
+            }),
         }
         !self.is_closed()
     }
@@ -467,7 +569,11 @@ impl Session {
     }
 
     fn complain(&mut self, feed: Option<&str>, code: ErrorCode, message: &str) {
-        self.say(&ServerFrame::Error { code, message, feed });
+        self.say(&ServerFrame::Error {
+            code,
+            message,
+            feed,
+        });
     }
 
     fn close(&mut self, close: Close) {
@@ -478,7 +584,9 @@ impl Session {
 
     /// What this session knows is of a numbering that is over.
     fn end_epoch(&mut self) {
-        self.close(Close::EpochChanged { retry_after_ms: self.ends.epoch_retry_ms });
+        self.close(Close::EpochChanged {
+            retry_after_ms: self.ends.epoch_retry_ms,
+        });
     }
 
     fn is_closed(&self) -> bool {

@@ -141,8 +141,12 @@ pub fn begin_counting(metrics: &Metrics) {
 }
 
 /// Runs a session to its end.
-pub async fn run<S>(mut socket: Socket<S>, mut opened: Opened, shared: Arc<Shared>, drain: CancellationToken)
-where
+pub async fn run<S>(
+    mut socket: Socket<S>,
+    mut opened: Opened,
+    shared: Arc<Shared>,
+    drain: CancellationToken,
+) where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let now = Instant::now();
@@ -151,7 +155,13 @@ where
         age: shared.age_max.map(|age| now + jittered(age)),
         epoch_retry_ms: fastrand::u64(0..=EPOCH_RETRY_MS_MAX),
     };
-    let session = Session::new(shared.rules, opened.epoch.clone(), std::mem::take(&mut opened.starts), ends, now);
+    let session = Session::new(
+        shared.rules,
+        opened.epoch.clone(),
+        std::mem::take(&mut opened.starts),
+        ends,
+        now,
+    );
     let opened_at = OffsetDateTime::now_utc();
     let mut task = Task {
         session,
@@ -191,11 +201,21 @@ where
     }
     task.shared.cursors.hurry();
     if now.elapsed() >= SEEN_AFTER {
-        task.shared.cursors.seen(task.opened.feeds.iter().map(|open| task.cursor_key(open.feed.clone())).collect());
+        task.shared.cursors.seen(
+            task.opened
+                .feeds
+                .iter()
+                .map(|open| task.cursor_key(open.feed.clone()))
+                .collect(),
+        );
     }
     task.shared.metrics.sessions_closed.inc(next.word());
     if let Next::Close(close) = next {
-        tracing::debug!(session = task.opened.id, code = close.code(), "the session is closed");
+        tracing::debug!(
+            session = task.opened.id,
+            code = close.code(),
+            "the session is closed"
+        );
         let takes_late = takes_late_frames(close);
         say_goodbye(socket, close, &close.reason(), |text| {
             if takes_late {
@@ -230,7 +250,8 @@ impl Task {
             device: &self.opened.device,
             window: self.shared.rules.window,
             heartbeat_seconds: self.shared.rules.heartbeat.as_secs(),
-            token_expires_in: i64::try_from(self.opened.token_remaining.as_secs()).unwrap_or(i64::MAX),
+            token_expires_in: i64::try_from(self.opened.token_remaining.as_secs())
+                .unwrap_or(i64::MAX),
             feeds: &self.opened.feeds,
         };
         socket.put_text(welcome.to_json().into());
@@ -241,7 +262,14 @@ impl Task {
         match input {
             Input::Frame(frame) => return self.take_frame(frame),
             Input::Hints => {
-                let Waiting { hints, changes, newest, replies, epoch, .. } = self.opened.registration.inbox().take();
+                let Waiting {
+                    hints,
+                    changes,
+                    newest,
+                    replies,
+                    epoch,
+                    ..
+                } = self.opened.registration.inbox().take();
                 if let Some(epoch) = epoch
                     && epoch != self.opened.epoch
                 {
@@ -259,7 +287,9 @@ impl Task {
             // The pager is gone or has no room: a fault of this replica.
             Input::Page(Err(_)) => return Next::Close(Close::Internal),
             Input::Tick => self.session.on_tick(Instant::now()),
-            Input::Drain => self.session.on_drain(fastrand::u64(0..=GOAWAY_RETRY_MS_MAX)),
+            Input::Drain => self
+                .session
+                .on_drain(fastrand::u64(0..=GOAWAY_RETRY_MS_MAX)),
         }
         Next::Go
     }
@@ -272,7 +302,9 @@ impl Task {
                 None => return Next::Close(Close::NotTheProtocol),
             },
             // A fragment counts as a frame: a client could send empty ones without end.
-            Ok(Incoming::Ping(_) | Incoming::Pong | Incoming::Fragment) => self.session.on_control(now),
+            Ok(Incoming::Ping(_) | Incoming::Pong | Incoming::Fragment) => {
+                self.session.on_control(now)
+            }
             Ok(Incoming::Close(_)) => return Next::Close(Close::Answered),
             Ok(Incoming::Binary) => return Next::Close(Close::NotTheProtocol),
             Err(Ended::Fault(Fault::Framing)) => return Next::Close(Close::BrokenFraming),
@@ -327,27 +359,49 @@ impl Task {
         match output {
             Output::Acknowledged(sent) => {
                 self.lateness.on_ack();
-                self.observe_wait(&self.shared.metrics.publish_to_ack, sent.time, OffsetDateTime::now_utc());
+                self.observe_wait(
+                    &self.shared.metrics.publish_to_ack,
+                    sent.time,
+                    OffsetDateTime::now_utc(),
+                );
                 if let Some(origin) = sent.origin {
                     traces::acknowledged(&origin);
                 }
             }
-            Output::Read { feed, after, wanted, changes_after } => {
+            Output::Read {
+                feed,
+                after,
+                wanted,
+                changes_after,
+            } => {
                 self.page = Some(self.shared.pager.read(feed, after, wanted, changes_after));
             }
             Output::Say { feed, said } => {
-                let answer = Answer { feed, subscriber: self.opened.subscriber.clone(), said };
-                let (epoch, inbox) = (self.opened.epoch.clone(), self.opened.registration.inbox().clone());
+                let answer = Answer {
+                    feed,
+                    subscriber: self.opened.subscriber.clone(),
+                    said,
+                };
+                let (epoch, inbox) = (
+                    self.opened.epoch.clone(),
+                    self.opened.registration.inbox().clone(),
+                );
                 self.shared.answers.say(answer, epoch, inbox);
             }
             Output::Ack { feed, seq } => {
                 self.shared.metrics.acks.inc();
-                self.shared.cursors.ack(self.cursor_key(feed), seq, &self.opened.epoch);
+                self.shared
+                    .cursors
+                    .ack(self.cursor_key(feed), seq, &self.opened.epoch);
             }
-            Output::Doubt => self.shared.epochs.doubt(&self.opened.epoch, "a page ended before what was sent"),
+            Output::Doubt => self
+                .shared
+                .epochs
+                .doubt(&self.opened.epoch, "a page ended before what was sent"),
             Output::Verify { token } => {
                 let verdict = self.verify(&token);
-                self.session.on_verified(verdict.as_ref().copied().map_err(String::as_str));
+                self.session
+                    .on_verified(verdict.as_ref().copied().map_err(String::as_str));
             }
             Output::Notification(_) | Output::Send(_) | Output::Ping | Output::Close(_) => {}
         }
@@ -355,13 +409,21 @@ impl Task {
 
     /// Takes what the client sent before it saw the close: its acks, reads and handles count, and nothing is sent for them.
     fn take_late(&mut self, text: &str) {
-        let Some(frame) = ClientFrame::parse(text) else { return };
-        if !matches!(frame, ClientFrame::Ack { .. } | ClientFrame::Read { .. } | ClientFrame::Handle { .. }) {
+        let Some(frame) = ClientFrame::parse(text) else {
+            return;
+        };
+        if !matches!(
+            frame,
+            ClientFrame::Ack { .. } | ClientFrame::Read { .. } | ClientFrame::Handle { .. }
+        ) {
             return;
         }
         self.session.on_frame(frame, Instant::now());
         for output in self.session.take_outputs() {
-            if matches!(output, Output::Acknowledged(_) | Output::Ack { .. } | Output::Say { .. }) {
+            if matches!(
+                output,
+                Output::Acknowledged(_) | Output::Ack { .. } | Output::Say { .. }
+            ) {
                 self.record(output);
             }
         }
@@ -378,7 +440,9 @@ impl Task {
             self.observe_wait(&metrics.publish_to_delivery, notification.time, now);
         }
         for notification in sent {
-            let Some(origin) = &notification.origin else { continue };
+            let Some(origin) = &notification.origin else {
+                continue;
+            };
             let (feed, seq) = (notification.feed.as_str(), notification.seq.get());
             if let Some(origin) = traces::delivered(origin, feed, seq, begun) {
                 self.session.on_traced(notification, origin);
@@ -388,7 +452,12 @@ impl Task {
 
     /// Only of what was published while the merchant was there: a replay is as old as the merchant was long away. And no
     /// canary's, whose share would hide what merchants wait for.
-    fn observe_wait(&self, histogram: &Histogram, published_at: Option<OffsetDateTime>, now: OffsetDateTime) {
+    fn observe_wait(
+        &self,
+        histogram: &Histogram,
+        published_at: Option<OffsetDateTime>,
+        now: OffsetDateTime,
+    ) {
         if let Some(published_at) = published_at
             && published_at >= self.opened_at
             && !self.opened.is_canary
@@ -403,7 +472,9 @@ impl Task {
             let gauge = &self.shared.metrics.sessions_behind;
             self.behind = self.session.is_behind().then(|| Counted::in_gauge(gauge));
         }
-        let is_late = self.lateness.is_late(self.session.outstanding(), Instant::now());
+        let is_late = self
+            .lateness
+            .is_late(self.session.outstanding(), Instant::now());
         if is_late != self.late.is_some() {
             self.late = is_late.then(|| Counted::in_gauge(&self.shared.metrics.sessions_late));
         }
@@ -411,27 +482,40 @@ impl Task {
 
     /// A fresh token must be for the same subscriber and still name every feed of the session.
     fn verify(&self, token: &str) -> Result<Instant, String> {
-        let grant = self.shared.authenticator.check(token).map_err(|error| error.to_string())?;
+        let grant = self
+            .shared
+            .authenticator
+            .check(token)
+            .map_err(|error| error.to_string())?;
         if grant.subscriber != self.opened.subscriber {
             return Err("the token is for another subscriber".into());
         }
         // The broadcast feed is in every grant: who could answer for all must still be named to it.
         let is_kept = |open: &WelcomeFeed| {
-            grant.feeds.contains(&open.feed) && (open.shared || grant.shared.as_ref() != Some(&open.feed))
+            grant.feeds.contains(&open.feed)
+                && (open.shared || grant.shared.as_ref() != Some(&open.feed))
         };
         if !self.opened.feeds.iter().all(is_kept) {
-            return Err("the token does not name every feed of this session: reconnect with it".into());
+            return Err(
+                "the token does not name every feed of this session: reconnect with it".into(),
+            );
         }
         Ok(Instant::now() + grant.remaining() + LEEWAY)
     }
 
     fn cursor_key(&self, feed: Feed) -> CursorKey {
-        CursorKey { feed, subscriber: self.opened.subscriber.clone(), device: self.opened.device.clone() }
+        CursorKey {
+            feed,
+            subscriber: self.opened.subscriber.clone(),
+            device: self.opened.device.clone(),
+        }
     }
 }
 
 /// The page that was asked for; never, while none is.
-async fn next_page(page: &mut Option<oneshot::Receiver<Arc<Page>>>) -> Result<Arc<Page>, oneshot::error::RecvError> {
+async fn next_page(
+    page: &mut Option<oneshot::Receiver<Arc<Page>>>,
+) -> Result<Arc<Page>, oneshot::error::RecvError> {
     match page {
         Some(receiver) => {
             let answer = receiver.await;

@@ -122,7 +122,11 @@ fn outcome(answer: &Answer, row: &PgRow) -> Result<Outcome, sqlx::Error> {
                 counts(row)?,
             ))
         }
-        "was" => Outcome::Was { which: which(row)?, fact: fact(is_read, row)?, counts: counts(row)? },
+        "was" => Outcome::Was {
+            which: which(row)?,
+            fact: fact(is_read, row)?,
+            counts: counts(row)?,
+        },
         "unknown" => Outcome::Unknown(row.try_get("seqs")?),
         "locked" => Outcome::Locked,
         _ => Outcome::More,
@@ -151,7 +155,13 @@ pub async fn changes_after(
         if let Some((feed, _)) = places.get(place) {
             let version = super::version(row.try_get("version")?)?;
             let is_read = row.try_get::<&str, _>("kind")? == "read";
-            let change = Change::new(feed.clone(), version, &which(row)?, &fact(is_read, row)?, counts(row)?);
+            let change = Change::new(
+                feed.clone(),
+                version,
+                &which(row)?,
+                &fact(is_read, row)?,
+                counts(row)?,
+            );
             changes.push((place, change));
         }
     }
@@ -161,21 +171,31 @@ pub async fn changes_after(
 fn which(row: &PgRow) -> Result<Which, sqlx::Error> {
     Ok(match row.try_get::<Option<i64>, _>("through")? {
         Some(through) => Which::Through(super::seq(through)?),
-        None => Which::Seqs(row.try_get::<Option<Vec<i64>>, _>("seqs")?.unwrap_or_default()),
+        None => Which::Seqs(
+            row.try_get::<Option<Vec<i64>>, _>("seqs")?
+                .unwrap_or_default(),
+        ),
     })
 }
 
 fn fact(is_read: bool, row: &PgRow) -> Result<Fact, sqlx::Error> {
     let at: Option<OffsetDateTime> = row.try_get("changed_at")?;
     Ok(match (is_read, at) {
-        (false, Some(at)) => Fact::Handled { at, by: row.try_get("changed_by")? },
+        (false, Some(at)) => Fact::Handled {
+            at,
+            by: row.try_get("changed_by")?,
+        },
         (_, at) => Fact::Read(at),
     })
 }
 
 fn counts(row: &PgRow) -> Result<Counts, sqlx::Error> {
     let (unread, unhandled) = (row.try_get("unread")?, row.try_get("unhandled")?);
-    Ok(Counts { unread, unhandled, last: super::seq(row.try_get::<i64, _>("last_seq")?)? })
+    Ok(Counts {
+        unread,
+        unhandled,
+        last: super::seq(row.try_get::<i64, _>("last_seq")?)?,
+    })
 }
 
 /// As Postgres writes an array; its binary form has no arrays of arrays of different lengths.

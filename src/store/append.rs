@@ -120,10 +120,13 @@ impl<T> Committed<T> {
 
     /// The notifications among it.
     pub fn placed(&self) -> impl DoubleEndedIterator<Item = &Placed> + Clone {
-        self.0.iter().map(|(_, outcome)| outcome).filter_map(|outcome| match outcome {
-            Outcome::Notified(placed) => Some(placed),
-            Outcome::Buried(_) => None,
-        })
+        self.0
+            .iter()
+            .map(|(_, outcome)| outcome)
+            .filter_map(|outcome| match outcome {
+                Outcome::Notified(placed) => Some(placed),
+                Outcome::Buried(_) => None,
+            })
     }
 
     /// Proves what the other proves too.
@@ -145,7 +148,12 @@ impl<T> NotAppended<T> {
     /// What to do about it. A letter that is refused without everything that can be left out is not to blame.
     pub fn blame(&self) -> Blame {
         match self.pending.as_slice() {
-            [Pending { fate: Fate::Bury(letter), .. }] if letter.is_least() => Blame::Nothing,
+            [
+                Pending {
+                    fate: Fate::Bury(letter),
+                    ..
+                },
+            ] if letter.is_least() => Blame::Nothing,
             _ => Blame::of(&self.error),
         }
     }
@@ -172,8 +180,19 @@ pub async fn append<T>(
                 let outcome = match fate {
                     Fate::Bury(letter) => Outcome::Buried(letter),
                     Fate::Notify(event) => {
-                        let Place { seq, duplicate, progress, epoch } = places.next()?;
-                        Outcome::Notified(Placed { event, seq, duplicate, progress, epoch })
+                        let Place {
+                            seq,
+                            duplicate,
+                            progress,
+                            epoch,
+                        } = places.next()?;
+                        Outcome::Notified(Placed {
+                            event,
+                            seq,
+                            duplicate,
+                            progress,
+                            epoch,
+                        })
                     }
                 };
                 Some((origin, outcome))
@@ -193,12 +212,27 @@ pub async fn release(
 ) -> Result<Vec<Placed>, StoreError> {
     let places = {
         let events: Vec<&Event> = events.iter().collect();
-        let query =
-            sqlx::query(append_any_sql!("with released as (delete from dead_letters where id = any ($18::text[]))"));
+        let query = sqlx::query(append_any_sql!(
+            "with released as (delete from dead_letters where id = any ($18::text[]))"
+        ));
         let query = bind_any(query, &events, received_at, true).bind(letters);
         any_places(&super::rows(pool, query).await?, events.len())?
     };
-    let placed = |(event, Place { seq, duplicate, progress, epoch })| Placed { event, seq, duplicate, progress, epoch };
+    let placed = |(
+        event,
+        Place {
+            seq,
+            duplicate,
+            progress,
+            epoch,
+        },
+    )| Placed {
+        event,
+        seq,
+        duplicate,
+        progress,
+        epoch,
+    };
     Ok(events.into_iter().zip(places).map(placed).collect())
 }
 
@@ -246,8 +280,11 @@ async fn append_new(
         *news += i64::from(!event.import.as_ref().is_some_and(Import::is_progress));
         places.push(*added);
     }
-    let before_last =
-        |(event, place): (&&Event, &i64)| added.get(recipient(event)).map_or(0, |(added, _)| added - place);
+    let before_last = |(event, place): (&&Event, &i64)| {
+        added
+            .get(recipient(event))
+            .map_or(0, |(added, _)| added - place)
+    };
     let before_last: Vec<i64> = events.iter().zip(&places).map(before_last).collect();
     let query = sqlx::query(
         "select (select e.epoch from epochs e) as epoch, last_seqs, steps_done, steps_failed, steps_total from append_batch(
@@ -261,8 +298,12 @@ async fn append_new(
     .bind(recipients(events))
     .bind(&before_last);
     let rows = super::rows(pool, bind_content(query, events, received_at)).await?;
-    let Some(row) = rows.first() else { return Ok(None) };
-    let Some(last_seqs) = row.try_get::<Option<Vec<i64>>, _>("last_seqs")? else { return Ok(None) };
+    let Some(row) = rows.first() else {
+        return Ok(None);
+    };
+    let Some(last_seqs) = row.try_get::<Option<Vec<i64>>, _>("last_seqs")? else {
+        return Ok(None);
+    };
     if last_seqs.len() != added.len() {
         return Err(StoreError::Schema(format!(
             "append_batch gave {} numbers for {} feeds",
@@ -277,18 +318,40 @@ async fn append_new(
         let last_seq = last_seqs.get(recipient(event)).copied().unwrap_or_default();
         let progress = event.import.as_ref().and_then(|_| steps.next());
         let epoch = epoch.clone();
-        Ok(Place { seq: super::seq(last_seq - before_last)?, duplicate: false, progress, epoch })
+        Ok(Place {
+            seq: super::seq(last_seq - before_last)?,
+            duplicate: false,
+            progress,
+            epoch,
+        })
     };
-    events.iter().zip(before_last).map(place).collect::<Result<_, StoreError>>().map(Some)
+    events
+        .iter()
+        .zip(before_last)
+        .map(place)
+        .collect::<Result<_, StoreError>>()
+        .map(Some)
 }
 
 /// How far each import was after each of the batch's steps, in their order.
 fn steps(row: &PgRow) -> Result<Vec<Progress>, sqlx::Error> {
-    let column = |name| row.try_get::<Option<Vec<i64>>, _>(name).map(Option::unwrap_or_default);
+    let column = |name| {
+        row.try_get::<Option<Vec<i64>>, _>(name)
+            .map(Option::unwrap_or_default)
+    };
     let totals: Option<Vec<Option<i64>>> = row.try_get("steps_total")?;
-    let counts = column("steps_done")?.into_iter().zip(column("steps_failed")?);
-    let progress = |((done, failed), total)| Progress { done, failed, total };
-    Ok(counts.zip(totals.unwrap_or_default()).map(progress).collect())
+    let counts = column("steps_done")?
+        .into_iter()
+        .zip(column("steps_failed")?);
+    let progress = |((done, failed), total)| Progress {
+        done,
+        failed,
+        total,
+    };
+    Ok(counts
+        .zip(totals.unwrap_or_default())
+        .map(progress)
+        .collect())
 }
 
 /// Stores the letters, and the events as in [`append_any_sql`].
@@ -316,7 +379,10 @@ async fn append_with_letters(
              from letters l order by l.ordinal
              on conflict (id) do nothing)"
     );
-    let query = Letter::bind(letters, bind_any(sqlx::query(sql), events, received_at, false));
+    let query = Letter::bind(
+        letters,
+        bind_any(sqlx::query(sql), events, received_at, false),
+    );
     any_places(&super::rows(pool, query).await?, events.len())
 }
 
@@ -332,12 +398,19 @@ fn bind_any<'a>(
 fn any_places(rows: &[PgRow], events: usize) -> Result<Vec<Place>, StoreError> {
     if rows.len() != events {
         let rows = rows.len();
-        return Err(StoreError::Schema(format!("append_notifications gave {rows} rows for {events} events")));
+        return Err(StoreError::Schema(format!(
+            "append_notifications gave {rows} rows for {events} events"
+        )));
     }
     let place = |row: &PgRow| {
         let (seq, duplicate) = (super::seq(row.try_get("seq")?)?, row.try_get("duplicate")?);
         let epoch = epoch::parse(row.try_get("epoch")?)?;
-        Ok(Place { seq, duplicate, progress: super::progress(row)?, epoch })
+        Ok(Place {
+            seq,
+            duplicate,
+            progress: super::progress(row)?,
+            epoch,
+        })
     };
     rows.iter().map(place).collect()
 }
@@ -350,25 +423,74 @@ fn bind_content<'a>(
 ) -> Query<'a, Postgres, PgArguments> {
     let column = |of: fn(&Event) -> &str| events.iter().map(|event| of(event)).collect::<Vec<_>>();
     // Postgres counts from 1.
-    let steps: Vec<(i64, &Import)> =
-        (1..).zip(events).filter_map(|(place, event)| Some((place, event.import.as_ref()?))).collect();
-    let column_of_steps = |of: fn(Step) -> i64| steps.iter().map(|(_, import)| of(import.step)).collect::<Vec<_>>();
+    let steps: Vec<(i64, &Import)> = (1..)
+        .zip(events)
+        .filter_map(|(place, event)| Some((place, event.import.as_ref()?)))
+        .collect();
+    let column_of_steps = |of: fn(Step) -> i64| {
+        steps
+            .iter()
+            .map(|(_, import)| of(import.step))
+            .collect::<Vec<_>>()
+    };
     query
         .bind(column(|event| &event.source))
         .bind(column(|event| &event.id))
         .bind(column(|event| &event.event_type))
-        .bind(events.iter().map(|event| event.time.unwrap_or(received_at)).collect::<Vec<_>>())
-        .bind(events.iter().map(|event| event.data.as_ref().map(|data| data.get())).collect::<Vec<_>>())
-        .bind(events.iter().map(|event| event.collapse_key.as_deref()).collect::<Vec<_>>())
-        .bind(events.iter().map(|event| event.expires_at).collect::<Vec<_>>())
+        .bind(
+            events
+                .iter()
+                .map(|event| event.time.unwrap_or(received_at))
+                .collect::<Vec<_>>(),
+        )
+        .bind(
+            events
+                .iter()
+                .map(|event| event.data.as_ref().map(|data| data.get()))
+                .collect::<Vec<_>>(),
+        )
+        .bind(
+            events
+                .iter()
+                .map(|event| event.collapse_key.as_deref())
+                .collect::<Vec<_>>(),
+        )
+        .bind(
+            events
+                .iter()
+                .map(|event| event.expires_at)
+                .collect::<Vec<_>>(),
+        )
         .bind(received_at)
         .bind(steps.iter().map(|(place, _)| *place).collect::<Vec<_>>())
-        .bind(steps.iter().map(|(_, import)| import.id.as_str()).collect::<Vec<_>>())
-        .bind(steps.iter().map(|(_, import)| import.item).collect::<Vec<_>>())
-        .bind(column_of_steps(|step| i64::from(matches!(step, Step::Imported | Step::Failed))))
+        .bind(
+            steps
+                .iter()
+                .map(|(_, import)| import.id.as_str())
+                .collect::<Vec<_>>(),
+        )
+        .bind(
+            steps
+                .iter()
+                .map(|(_, import)| import.item)
+                .collect::<Vec<_>>(),
+        )
+        .bind(column_of_steps(|step| {
+            i64::from(matches!(step, Step::Imported | Step::Failed))
+        }))
         .bind(column_of_steps(|step| i64::from(step == Step::Failed)))
-        .bind(steps.iter().map(|(_, import)| total(import.step)).collect::<Vec<_>>())
-        .bind(steps.iter().map(|(_, import)| status(import.step)).collect::<Vec<_>>())
+        .bind(
+            steps
+                .iter()
+                .map(|(_, import)| total(import.step))
+                .collect::<Vec<_>>(),
+        )
+        .bind(
+            steps
+                .iter()
+                .map(|(_, import)| status(import.step))
+                .collect::<Vec<_>>(),
+        )
 }
 
 fn total(step: Step) -> Option<i64> {

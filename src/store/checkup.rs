@@ -141,13 +141,29 @@ pub async fn look(options: &PgConnectOptions) -> Result<Checkup, StoreError> {
     close(pooled).await;
     let mut connection = connection.begin().await?;
     let clock_ahead_seconds = clock_ahead(&mut connection).await?;
-    let known = |version: &i64| MIGRATIONS.iter().any(|migration| migration.version == *version);
+    let known = |version: &i64| {
+        MIGRATIONS
+            .iter()
+            .any(|migration| migration.version == *version)
+    };
     let is_migrated = "select to_regclass('_sqlx_migrations') is not null";
-    let applied = match sqlx::query_scalar(is_migrated).persistent(false).fetch_one(&mut *connection).await? {
-        true => sqlx::query_scalar(APPLIED).persistent(false).fetch_all(&mut *connection).await?,
+    let applied = match sqlx::query_scalar(is_migrated)
+        .persistent(false)
+        .fetch_one(&mut *connection)
+        .await?
+    {
+        true => {
+            sqlx::query_scalar(APPLIED)
+                .persistent(false)
+                .fetch_all(&mut *connection)
+                .await?
+        }
         false => Vec::new(),
     };
-    let missing = MIGRATIONS.iter().map(|migration| migration.version).filter(|version| !applied.contains(version));
+    let missing = MIGRATIONS
+        .iter()
+        .map(|migration| migration.version)
+        .filter(|version| !applied.contains(version));
     let row = sqlx::query(
         "select current_setting('server_version') as version,
                 current_setting('server_version_num')::integer / 10000 as major,
@@ -184,18 +200,27 @@ pub async fn look(options: &PgConnectOptions) -> Result<Checkup, StoreError> {
         old_transactions: old_transactions(&mut connection).await?,
         idle_slots: idle_slots(&mut connection).await?,
         missing_migrations: missing.collect(),
-        newer_migrations: applied.iter().copied().filter(|version| !known(version)).collect(),
+        newer_migrations: applied
+            .iter()
+            .copied()
+            .filter(|version| !known(version))
+            .collect(),
     };
     connection.rollback().await?;
     Ok(checkup)
 }
 
-async fn sessions(connection: &mut PgConnection, pooled: &mut PgConnection) -> Result<Sessions, sqlx::Error> {
+async fn sessions(
+    connection: &mut PgConnection,
+    pooled: &mut PgConnection,
+) -> Result<Sessions, sqlx::Error> {
     if !pooler::share_a_server(connection, pooled).await? {
         return Ok(Sessions::Own);
     }
     let prepared_statements = pooler::keeps_prepared_statements(pooled, connection).await?;
-    Ok(Sessions::Shared { prepared_statements })
+    Ok(Sessions::Shared {
+        prepared_statements,
+    })
 }
 
 /// Reads what a session of a pool really has: a pooler may have dropped what we set.
@@ -208,19 +233,35 @@ async fn guards(pooled: &mut PgConnection, sessions: Sessions) -> Result<Vec<Gua
     let mut guards = Vec::new();
     for (setting, wanted) in SESSION_SETTINGS {
         // Not prepared, for the same reason. Both are our own constants.
-        let query = format!("select {value} || coalesce(unit, '') as found from pg_settings where name = '{setting}'");
-        let row = pooled.fetch_one(sqlx::raw_sql(AssertSqlSafe(query))).await?;
-        guards.push(Guard { setting, wanted, found: row.try_get("found")? });
+        let query = format!(
+            "select {value} || coalesce(unit, '') as found from pg_settings where name = '{setting}'"
+        );
+        let row = pooled
+            .fetch_one(sqlx::raw_sql(AssertSqlSafe(query)))
+            .await?;
+        guards.push(Guard {
+            setting,
+            wanted,
+            found: row.try_get("found")?,
+        });
     }
     Ok(guards)
 }
 
 /// Compared with the middle of the question, whose half a way is the error.
 async fn clock_ahead(connection: &mut PgConnection) -> Result<f64, sqlx::Error> {
-    let ours = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+    let ours = || {
+        SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs_f64()
+    };
     let query = "select extract(epoch from clock_timestamp())::double precision";
     let before = ours();
-    let theirs: f64 = sqlx::query_scalar(query).persistent(false).fetch_one(connection).await?;
+    let theirs: f64 = sqlx::query_scalar(query)
+        .persistent(false)
+        .fetch_one(connection)
+        .await?;
     Ok(theirs - f64::midpoint(before, ours()))
 }
 
@@ -244,7 +285,9 @@ async fn receivers(connection: &mut PgConnection) -> Result<Receivers, sqlx::Err
     })
 }
 
-async fn connection_limits(connection: &mut PgConnection) -> Result<Vec<ConnectionLimit>, sqlx::Error> {
+async fn connection_limits(
+    connection: &mut PgConnection,
+) -> Result<Vec<ConnectionLimit>, sqlx::Error> {
     // Of others' connections our user may see no more than their user and database. No limit of a role or a database holds
     // for superusers.
     let query = sqlx::query(
@@ -270,12 +313,24 @@ async fn connection_limits(connection: &mut PgConnection) -> Result<Vec<Connecti
            and not (select rolsuper from pg_roles where rolname = current_user)",
     );
     let limit = |row: PgRow| {
-        Ok(ConnectionLimit { setting: row.try_get("setting")?, max: row.try_get("max")?, taken: row.try_get("taken")? })
+        Ok(ConnectionLimit {
+            setting: row.try_get("setting")?,
+            max: row.try_get("max")?,
+            taken: row.try_get("taken")?,
+        })
     };
-    query.persistent(false).fetch_all(connection).await?.into_iter().map(limit).collect()
+    query
+        .persistent(false)
+        .fetch_all(connection)
+        .await?
+        .into_iter()
+        .map(limit)
+        .collect()
 }
 
-async fn old_transactions(connection: &mut PgConnection) -> Result<Vec<OldTransaction>, sqlx::Error> {
+async fn old_transactions(
+    connection: &mut PgConnection,
+) -> Result<Vec<OldTransaction>, sqlx::Error> {
     let query = sqlx::query(
         "select whose, extract(epoch from now() - since)::bigint as seconds
          from (select format('pid %s (%s, %s)', pid, coalesce(nullif(application_name, ''), usename), state) as whose,
@@ -289,8 +344,20 @@ async fn old_transactions(connection: &mut PgConnection) -> Result<Vec<OldTransa
          order by since
          limit $1",
     );
-    let old = |row: PgRow| Ok(OldTransaction { whose: row.try_get("whose")?, seconds: row.try_get("seconds")? });
-    query.bind(TOLD_MAX).persistent(false).fetch_all(connection).await?.into_iter().map(old).collect()
+    let old = |row: PgRow| {
+        Ok(OldTransaction {
+            whose: row.try_get("whose")?,
+            seconds: row.try_get("seconds")?,
+        })
+    };
+    query
+        .bind(TOLD_MAX)
+        .persistent(false)
+        .fetch_all(connection)
+        .await?
+        .into_iter()
+        .map(old)
+        .collect()
 }
 
 async fn idle_slots(connection: &mut PgConnection) -> Result<Vec<IdleSlot>, sqlx::Error> {
@@ -310,7 +377,17 @@ async fn idle_slots(connection: &mut PgConnection) -> Result<Vec<IdleSlot>, sqlx
             (false, Some(bytes)) => Kept::Bytes(bytes),
             (false, None) => Kept::Nothing,
         };
-        Ok(IdleSlot { name: row.try_get("name")?, keeps })
+        Ok(IdleSlot {
+            name: row.try_get("name")?,
+            keeps,
+        })
     };
-    query.bind(TOLD_MAX).persistent(false).fetch_all(connection).await?.into_iter().map(slot).collect()
+    query
+        .bind(TOLD_MAX)
+        .persistent(false)
+        .fetch_all(connection)
+        .await?
+        .into_iter()
+        .map(slot)
+        .collect()
 }

@@ -80,7 +80,10 @@ pub async fn read(pool: &Pool, keys: &[CursorKey]) -> Result<Vec<Found>, StoreEr
     );
     let rows = super::rows(pool, bind_keys(query, keys).bind(SEEN_EVERY)).await?;
     let found = |row: &PgRow| {
-        let acked = row.try_get::<Option<i64>, _>("acked_seq")?.map(super::seq).transpose()?;
+        let acked = row
+            .try_get::<Option<i64>, _>("acked_seq")?
+            .map(super::seq)
+            .transpose()?;
         let standing = Standing {
             acked: acked.unwrap_or_default(),
             last: super::seq(row.try_get("last_seq")?)?,
@@ -89,9 +92,16 @@ pub async fn read(pool: &Pool, keys: &[CursorKey]) -> Result<Vec<Found>, StoreEr
             version: super::version(row.try_get("version")?)?,
             epoch: epoch::parse(row.try_get("epoch")?)?,
         };
-        Ok(Found { acked, standing, is_stale: row.try_get("is_stale")? })
+        Ok(Found {
+            acked,
+            standing,
+            is_stale: row.try_get("is_stale")?,
+        })
     };
-    rows.iter().map(found).collect::<Result<_, sqlx::Error>>().map_err(StoreError::from)
+    rows.iter()
+        .map(found)
+        .collect::<Result<_, sqlx::Error>>()
+        .map_err(StoreError::from)
 }
 
 /// Cursors that [`make`] made.
@@ -119,13 +129,23 @@ pub async fn make(pool: &Pool, keys: &[(CursorKey, bool)]) -> Result<Made, Store
     .bind(ANNOUNCEMENTS_MAX);
     let rows = super::rows(pool, query).await?;
     let place = |row: &PgRow| super::seq(row.try_get("acked_seq")?);
-    let places = rows.iter().map(place).collect::<Result<Vec<_>, sqlx::Error>>()?;
+    let places = rows
+        .iter()
+        .map(place)
+        .collect::<Result<Vec<_>, sqlx::Error>>()?;
     if places.len() != keys.len() {
         // More new devices of one subscriber than are remembered: the next try makes them again.
         return Err(StoreError::Away(sqlx::Error::RowNotFound));
     }
-    let evicted = rows.first().map(|row| row.try_get::<i64, _>("evicted")).transpose()?.unwrap_or_default();
-    Ok(Made { places, evicted: evicted.unsigned_abs() })
+    let evicted = rows
+        .first()
+        .map(|row| row.try_get::<i64, _>("evicted"))
+        .transpose()?
+        .unwrap_or_default();
+    Ok(Made {
+        places,
+        evicted: evicted.unsigned_abs(),
+    })
 }
 
 /// Notes that these devices are connected, at most once in [`SEEN_EVERY`] each. Skips rows that are locked: an ack that moves
@@ -142,14 +162,27 @@ pub async fn note_seen(pool: &Pool, keys: &[CursorKey]) -> Result<(), StoreError
          from unnoted u
          where c.feed = u.feed and c.subscriber = u.subscriber and c.device = u.device",
     );
-    super::rows(pool, bind_keys(query, keys).bind(SEEN_EVERY)).await.map(drop)
+    super::rows(pool, bind_keys(query, keys).bind(SEEN_EVERY))
+        .await
+        .map(drop)
 }
 
-fn bind_keys<'q>(query: Query<'q, Postgres, PgArguments>, keys: &'q [CursorKey]) -> Query<'q, Postgres, PgArguments> {
+fn bind_keys<'q>(
+    query: Query<'q, Postgres, PgArguments>,
+    keys: &'q [CursorKey],
+) -> Query<'q, Postgres, PgArguments> {
     query
         .bind(keys.iter().map(|key| key.feed.as_str()).collect::<Vec<_>>())
-        .bind(keys.iter().map(|key| key.subscriber.as_str()).collect::<Vec<_>>())
-        .bind(keys.iter().map(|key| key.device.as_str()).collect::<Vec<_>>())
+        .bind(
+            keys.iter()
+                .map(|key| key.subscriber.as_str())
+                .collect::<Vec<_>>(),
+        )
+        .bind(
+            keys.iter()
+                .map(|key| key.device.as_str())
+                .collect::<Vec<_>>(),
+        )
 }
 
 /// Moves cursors forward, never back, if `given_in` is the present epoch. Each key at most once. Locks the feeds' rows in name
@@ -174,7 +207,10 @@ pub async fn advance(
     .bind(acks.iter().map(|(_, seq)| seq.get()).collect::<Vec<_>>());
     let rows = super::rows(pool, query).await?;
     let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;
-    Ok((epoch::parse(row.try_get("epoch")?)?, row.try_get("flushed")?))
+    Ok((
+        epoch::parse(row.try_get("epoch")?)?,
+        row.try_get("flushed")?,
+    ))
 }
 
 #[cfg(test)]
@@ -192,7 +228,10 @@ mod tests {
             version: Version::default(),
             epoch: Epoch::parse("e1").unwrap(),
         };
-        let (feed, canary) = (Feed::parse("m").unwrap(), Feed::parse("shopbell-canary/1").unwrap());
+        let (feed, canary) = (
+            Feed::parse("m").unwrap(),
+            Feed::parse("shopbell-canary/1").unwrap(),
+        );
         assert!(standing(2, 1).is_set_back(&feed));
         assert!(!standing(1, 1).is_set_back(&feed));
         assert!(!standing(2, 1).is_set_back(&canary));

@@ -23,7 +23,10 @@ pub struct Parts<T> {
 impl<T> Parts<T> {
     /// One part, which is split `splits_max` times at most.
     pub fn new(all: Vec<T>, splits_max: usize) -> Self {
-        Self { waiting: VecDeque::from([all]), splits_left: splits_max }
+        Self {
+            waiting: VecDeque::from([all]),
+            splits_left: splits_max,
+        }
     }
 
     /// What to read next.
@@ -56,7 +59,9 @@ impl Parts<Feed> {
         if !error.may_pass_in_parts() {
             return Err(error);
         }
-        let Err(mut whole) = self.split(part) else { return Ok(None) };
+        let Err(mut whole) = self.split(part) else {
+            return Ok(None);
+        };
         if whole.len() > 1 || !error.blames_rows() {
             return Err(error);
         }
@@ -91,12 +96,18 @@ impl Damaged {
     /// These feeds without those that are kept apart.
     pub fn others(&self, feeds: &[Feed]) -> Vec<Feed> {
         let (now, damaged) = (Instant::now(), self.lock());
-        feeds.iter().filter(|feed| damaged.get(feed).is_none_or(|until| *until <= now)).cloned().collect()
+        feeds
+            .iter()
+            .filter(|feed| damaged.get(feed).is_none_or(|until| *until <= now))
+            .cloned()
+            .collect()
     }
 
     /// Whether a feed is kept apart.
     pub fn contains(&self, feed: &Feed) -> bool {
-        self.lock().get(feed).is_some_and(|until| *until > Instant::now())
+        self.lock()
+            .get(feed)
+            .is_some_and(|until| *until > Instant::now())
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Feed, Instant>> {
@@ -109,8 +120,13 @@ mod tests {
     use super::*;
 
     /// Which can be read, and which stand alone and cannot; and how many reads that took.
-    fn read(all: Vec<u32>, is_bad: impl Fn(u32) -> bool, splits_max: usize) -> (Vec<u32>, Vec<Vec<u32>>, usize) {
-        let (mut parts, mut good, mut bad, mut reads) = (Parts::new(all, splits_max), Vec::new(), Vec::new(), 0);
+    fn read(
+        all: Vec<u32>,
+        is_bad: impl Fn(u32) -> bool,
+        splits_max: usize,
+    ) -> (Vec<u32>, Vec<Vec<u32>>, usize) {
+        let (mut parts, mut good, mut bad, mut reads) =
+            (Parts::new(all, splits_max), Vec::new(), Vec::new(), 0);
         while let Some(part) = parts.take() {
             reads += 1;
             if !part.iter().any(|one| is_bad(*one)) {
@@ -141,7 +157,9 @@ mod tests {
     fn a_feed_is_new_to_the_damaged_once() {
         let damaged = Damaged::default();
         let feed = Feed::parse("merchant-42");
-        let Ok(feed) = feed else { panic!("a good name") };
+        let Ok(feed) = feed else {
+            panic!("a good name")
+        };
         assert!(!damaged.contains(&feed));
         assert!(damaged.keep_apart(&feed) && !damaged.keep_apart(&feed));
         assert!(damaged.contains(&feed));

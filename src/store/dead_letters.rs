@@ -65,25 +65,57 @@ impl Letter {
     /// Whether nothing more can be left out of it.
     pub fn is_least(&self) -> bool {
         let texts = [&self.detail, &self.exchange, &self.routing_key];
-        texts.iter().all(|text| text.is_empty()) && self.content_type.is_none() && self.body.len() <= BODY_BYTES_LEAST
+        texts.iter().all(|text| text.is_empty())
+            && self.content_type.is_none()
+            && self.body.len() <= BODY_BYTES_LEAST
     }
 
     pub(super) fn bind<'a>(
         letters: &[&'a Self],
         query: Query<'a, Postgres, PgArguments>,
     ) -> Query<'a, Postgres, PgArguments> {
-        let text = |of: fn(&Self) -> &str| letters.iter().map(|letter| printable(of(letter))).collect::<Vec<_>>();
+        let text = |of: fn(&Self) -> &str| {
+            letters
+                .iter()
+                .map(|letter| printable(of(letter)))
+                .collect::<Vec<_>>()
+        };
         query
             .bind(text(|letter| &letter.id))
             .bind(text(|letter| &letter.reason))
             .bind(text(|letter| &letter.detail))
             .bind(text(|letter| &letter.exchange))
             .bind(text(|letter| &letter.routing_key))
-            .bind(letters.iter().map(|letter| letter.content_type.as_deref().map(printable)).collect::<Vec<_>>())
-            .bind(letters.iter().map(|letter| letter.properties.as_slice()).collect::<Vec<_>>())
-            .bind(letters.iter().map(|letter| letter.body.as_slice()).collect::<Vec<_>>())
-            .bind(letters.iter().map(|letter| letter.bytes).collect::<Vec<_>>())
-            .bind(letters.iter().map(|letter| letter.feed.as_ref().map(Feed::as_str)).collect::<Vec<_>>())
+            .bind(
+                letters
+                    .iter()
+                    .map(|letter| letter.content_type.as_deref().map(printable))
+                    .collect::<Vec<_>>(),
+            )
+            .bind(
+                letters
+                    .iter()
+                    .map(|letter| letter.properties.as_slice())
+                    .collect::<Vec<_>>(),
+            )
+            .bind(
+                letters
+                    .iter()
+                    .map(|letter| letter.body.as_slice())
+                    .collect::<Vec<_>>(),
+            )
+            .bind(
+                letters
+                    .iter()
+                    .map(|letter| letter.bytes)
+                    .collect::<Vec<_>>(),
+            )
+            .bind(
+                letters
+                    .iter()
+                    .map(|letter| letter.feed.as_ref().map(Feed::as_str))
+                    .collect::<Vec<_>>(),
+            )
     }
 
     pub(super) fn read(row: &PgRow) -> Result<Self, StoreError> {
@@ -105,7 +137,15 @@ impl Letter {
 
 /// Postgres' text holds no NUL, and people read no control characters.
 fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
+    text.chars()
+        .map(|c| {
+            if c.is_control() {
+                char::REPLACEMENT_CHARACTER
+            } else {
+                c
+            }
+        })
+        .collect()
 }
 
 /// How many there are, up to a bound.
@@ -132,7 +172,9 @@ pub async fn count(pool: &Pool) -> Result<Counts, StoreError> {
     )
     .bind(COUNTED_MAX);
     let rows = super::rows(pool, query).await?;
-    let Some(row) = rows.first() else { return Ok(Counts::default()) };
+    let Some(row) = rows.first() else {
+        return Ok(Counts::default());
+    };
     Ok(Counts {
         stored: row.try_get("stored")?,
         unpublished: row.try_get("unpublished")?,
@@ -161,20 +203,29 @@ pub async fn lease(pool: &Pool, most: i64) -> Result<Vec<Letter>, StoreError> {
     .bind(most)
     .bind(LEASE)
     .bind(LEASED_BYTES_MAX);
-    super::rows(pool, query).await?.iter().map(Letter::read).collect()
+    super::rows(pool, query)
+        .await?
+        .iter()
+        .map(Letter::read)
+        .collect()
 }
 
 /// Notes that RabbitMQ has confirmed these.
 pub async fn published(pool: &Pool, ids: &[String]) -> Result<(), StoreError> {
-    let query = sqlx::query("update dead_letters set published_at = now(), leased_until = null where id = any ($1)");
+    let query = sqlx::query(
+        "update dead_letters set published_at = now(), leased_until = null where id = any ($1)",
+    );
     super::rows(pool, query.bind(ids)).await.map(drop)
 }
 
 /// Gives these back, to be leased again after `seconds`.
 pub async fn postpone(pool: &Pool, ids: &[String], seconds: i64) -> Result<(), StoreError> {
-    let query =
-        sqlx::query("update dead_letters set leased_until = now() + make_interval(secs => $2) where id = any ($1)");
-    super::rows(pool, query.bind(ids).bind(seconds as f64)).await.map(drop)
+    let query = sqlx::query(
+        "update dead_letters set leased_until = now() + make_interval(secs => $2) where id = any ($1)",
+    );
+    super::rows(pool, query.bind(ids).bind(seconds as f64))
+        .await
+        .map(drop)
 }
 
 /// A stored letter in its place in the order.
@@ -188,30 +239,54 @@ pub struct Stored {
 
 /// The next letter after a position, oldest first, up to a position where one is given. Walks `dead_letters_pkey`.
 pub async fn next(pool: &Pool, after: i64, through: i64) -> Result<Option<Stored>, StoreError> {
-    let query =
-        sqlx::query("select * from dead_letters where position > $1 and position <= $2 order by position limit 1");
+    let query = sqlx::query(
+        "select * from dead_letters where position > $1 and position <= $2 order by position limit 1",
+    );
     let rows = super::rows(pool, query.bind(after).bind(through)).await?;
-    let stored = |row: &PgRow| Ok(Stored { position: row.try_get("position")?, letter: Letter::read(row)? });
+    let stored = |row: &PgRow| {
+        Ok(Stored {
+            position: row.try_get("position")?,
+            letter: Letter::read(row)?,
+        })
+    };
     rows.first().map(stored).transpose()
 }
 
 /// The letter of this id. Walks `dead_letters_id_key`.
 pub async fn find(pool: &Pool, id: &str) -> Result<Option<Stored>, StoreError> {
-    let rows = super::rows(pool, sqlx::query("select * from dead_letters where id = $1").bind(id)).await?;
-    let stored = |row: &PgRow| Ok(Stored { position: row.try_get("position")?, letter: Letter::read(row)? });
+    let rows = super::rows(
+        pool,
+        sqlx::query("select * from dead_letters where id = $1").bind(id),
+    )
+    .await?;
+    let stored = |row: &PgRow| {
+        Ok(Stored {
+            position: row.try_get("position")?,
+            letter: Letter::read(row)?,
+        })
+    };
     rows.first().map(stored).transpose()
 }
 
 /// Whether there is a letter of this id. Walks `dead_letters_id_key`.
 pub async fn exists(pool: &Pool, id: &str) -> Result<bool, StoreError> {
-    Ok(!super::rows(pool, sqlx::query("select from dead_letters where id = $1").bind(id)).await?.is_empty())
+    Ok(!super::rows(
+        pool,
+        sqlx::query("select from dead_letters where id = $1").bind(id),
+    )
+    .await?
+    .is_empty())
 }
 
 /// How many there are, and the position of the newest.
 pub async fn extent(pool: &Pool) -> Result<(i64, i64), StoreError> {
-    let query = sqlx::query("select count(*) as letters, coalesce(max(position), 0) as newest from dead_letters");
+    let query = sqlx::query(
+        "select count(*) as letters, coalesce(max(position), 0) as newest from dead_letters",
+    );
     let rows = super::rows(pool, query).await?;
-    let Some(row) = rows.first() else { return Ok((0, 0)) };
+    let Some(row) = rows.first() else {
+        return Ok((0, 0));
+    };
     Ok((row.try_get("letters")?, row.try_get("newest")?))
 }
 
@@ -230,7 +305,9 @@ pub async fn trim(pool: &Pool) -> Result<usize, StoreError> {
          where d.position = p.position and p.bytes > $1
          returning d.position",
     );
-    Ok(super::rows(pool, query.bind(PUBLISHED_BYTES_MAX)).await?.len())
+    Ok(super::rows(pool, query.bind(PUBLISHED_BYTES_MAX))
+        .await?
+        .len())
 }
 
 #[cfg(test)]

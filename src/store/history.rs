@@ -94,7 +94,8 @@ pub async fn read(pool: &Pool, look: &Look) -> Result<HistoryPage, StoreError> {
         }
     }
     let (lower, lowest): (i64, i64) = (feed_row.try_get("lower")?, feed_row.try_get("lowest")?);
-    let is_cut_short = usize::try_from(feed_row.try_get::<i32, _>("found")?) != Ok(notifications.len());
+    let is_cut_short =
+        usize::try_from(feed_row.try_get::<i32, _>("found")?) != Ok(notifications.len());
     let next = match notifications.last() {
         // The bytes of a page are limited too.
         Some(oldest) if is_cut_short => oldest.seq.get(),
@@ -102,9 +103,19 @@ pub async fn read(pool: &Pool, look: &Look) -> Result<HistoryPage, StoreError> {
         _ => lower,
     };
     let epoch: String = feed_row.try_get("epoch")?;
-    remember_settled(pool, look, &epoch, &feed_row.try_get::<Vec<i64>, _>("settled")?).await;
+    remember_settled(
+        pool,
+        look,
+        &epoch,
+        &feed_row.try_get::<Vec<i64>, _>("settled")?,
+    )
+    .await;
     Ok(HistoryPage {
-        counts: Counts { unread: feed_row.try_get("unread")?, unhandled: feed_row.try_get("unhandled")?, last },
+        counts: Counts {
+            unread: feed_row.try_get("unread")?,
+            unhandled: feed_row.try_get("unhandled")?,
+            last,
+        },
         version: super::version(feed_row.try_get("version")?)?,
         epoch: epoch::parse(&epoch)?,
         notifications,
@@ -121,7 +132,11 @@ async fn remember_settled(pool: &Pool, look: &Look, epoch: &str, blocks: &[i64])
     let kind = if look.unread { "read" } else { "handled" };
     let query = "insert into settled_blocks (feed, kind, block) select $1, $2, b from unnest($3::bigint[]) b
                  where (select e.epoch from epochs e) = $4 on conflict do nothing";
-    let query = sqlx::query(query).bind(look.feed.as_str()).bind(kind).bind(blocks).bind(epoch);
+    let query = sqlx::query(query)
+        .bind(look.feed.as_str())
+        .bind(kind)
+        .bind(blocks)
+        .bind(epoch);
     if let Err(error) = super::rows(pool, query).await {
         tracing::debug!(%error, feed = %look.feed, "settled parts of a feed were not stored; the next page looks at them again");
     }

@@ -118,18 +118,31 @@ pub struct Envelope {
 
 /// Reads a feed's state in one snapshot; `None` where nothing was ever stored for it and nobody reads it. Walks primary keys,
 /// and at most IMPORTS_MAX of the feed's imports beyond those that have ended.
-pub async fn feed(options: &PgConnectOptions, feed: &Feed) -> Result<Option<FeedState>, StoreError> {
+pub async fn feed(
+    options: &PgConnectOptions,
+    feed: &Feed,
+) -> Result<Option<FeedState>, StoreError> {
     let mut connection = connect(options, "shopbell inspect").await?;
-    let mut snapshot = connection.begin_with("begin isolation level repeatable read, read only").await?;
+    let mut snapshot = connection
+        .begin_with("begin isolation level repeatable read, read only")
+        .await?;
     let query = "select last_seq, acked_seq, unread, unhandled from feeds where feed = $1";
-    let row = sqlx::query(query).bind(feed.as_str()).fetch_optional(&mut *snapshot).await?;
+    let row = sqlx::query(query)
+        .bind(feed.as_str())
+        .fetch_optional(&mut *snapshot)
+        .await?;
     let cursors = cursors(&mut snapshot, feed).await?;
     if row.is_none() && cursors.is_empty() {
         return Ok(None);
     }
-    let number = |name| row.as_ref().map_or(Ok(0), |row| row.try_get::<i64, _>(name));
+    let number = |name| {
+        row.as_ref()
+            .map_or(Ok(0), |row| row.try_get::<i64, _>(name))
+    };
     let (last, acked) = (number("last_seq")?, number("acked_seq")?);
-    let epoch = sqlx::query_scalar("select epoch from epochs").fetch_optional(&mut *snapshot).await?;
+    let epoch = sqlx::query_scalar("select epoch from epochs")
+        .fetch_optional(&mut *snapshot)
+        .await?;
     let state = FeedState {
         feed: feed.clone(),
         epoch: epoch.unwrap_or_default(),
@@ -138,7 +151,9 @@ pub async fn feed(options: &PgConnectOptions, feed: &Feed) -> Result<Option<Feed
         unhandled: number("unhandled")?,
         acked,
         undelivered: last - acked,
-        oldest_undelivered: envelopes(&mut snapshot, feed, acked + 1, acked + 1).await?.pop(),
+        oldest_undelivered: envelopes(&mut snapshot, feed, acked + 1, acked + 1)
+            .await?
+            .pop(),
         cursors,
         imports: imports(&mut snapshot, feed).await?,
         newest: envelopes(&mut snapshot, feed, last - NEWEST_MAX + 1, last).await?,
@@ -155,10 +170,15 @@ pub async fn notification(
     seq: Seq,
 ) -> Result<Option<(Envelope, Option<String>)>, StoreError> {
     let mut connection = connect(options, "shopbell inspect").await?;
-    let envelope = envelopes(&mut connection, feed, seq.get(), seq.get()).await?.pop();
+    let envelope = envelopes(&mut connection, feed, seq.get(), seq.get())
+        .await?
+        .pop();
     let query = sqlx::query_scalar("select data from notifications where feed = $1 and seq = $2");
-    let data: Option<Option<String>> =
-        query.bind(feed.as_str()).bind(seq.get()).fetch_optional(&mut connection).await?;
+    let data: Option<Option<String>> = query
+        .bind(feed.as_str())
+        .bind(seq.get())
+        .fetch_optional(&mut connection)
+        .await?;
     close(connection).await;
     Ok(envelope.map(|envelope| (envelope, data.flatten())))
 }
@@ -193,7 +213,12 @@ async fn envelopes(
         })
     };
     let query = query.bind(feed.as_str()).bind(from).bind(through);
-    query.fetch_all(connection).await?.into_iter().map(envelope).collect()
+    query
+        .fetch_all(connection)
+        .await?
+        .into_iter()
+        .map(envelope)
+        .collect()
 }
 
 async fn cursors(connection: &mut PgConnection, feed: &Feed) -> Result<Vec<Cursor>, sqlx::Error> {
@@ -216,14 +241,21 @@ async fn cursors(connection: &mut PgConnection, feed: &Feed) -> Result<Vec<Curso
             subscriber: row.try_get("subscriber")?,
             device: row.try_get("device")?,
             acked: row.try_get("acked_seq")?,
-            undelivered: row.try_get::<Option<i64>, _>("undelivered")?.unwrap_or_default(),
+            undelivered: row
+                .try_get::<Option<i64>, _>("undelivered")?
+                .unwrap_or_default(),
             oldest_undelivered_at: row.try_get("oldest_undelivered_at")?,
             updated_at: row.try_get("updated_at")?,
             seen_at: row.try_get("seen_at")?,
         })
     };
     let query = query.bind(feed.as_str()).bind(CURSORS_MAX);
-    query.fetch_all(connection).await?.into_iter().map(cursor).collect()
+    query
+        .fetch_all(connection)
+        .await?
+        .into_iter()
+        .map(cursor)
+        .collect()
 }
 
 async fn imports(connection: &mut PgConnection, feed: &Feed) -> Result<Vec<Import>, sqlx::Error> {
@@ -244,5 +276,10 @@ async fn imports(connection: &mut PgConnection, feed: &Feed) -> Result<Vec<Impor
         })
     };
     let query = query.bind(feed.as_str()).bind(IMPORTS_MAX);
-    query.fetch_all(connection).await?.into_iter().map(import).collect()
+    query
+        .fetch_all(connection)
+        .await?
+        .into_iter()
+        .map(import)
+        .collect()
 }

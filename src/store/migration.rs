@@ -55,8 +55,16 @@ pub async fn migrate(options: &PgConnectOptions) -> Result<usize, StoreError> {
             Attempt::Done => break,
             Attempt::Blocked(blockers) => blockers,
         };
-        let who = blockers.iter().map(|blocker| blocker.who.as_str()).collect::<Vec<_>>().join(", ");
-        let who = if who.is_empty() { "a session that is gone" } else { &who };
+        let who = blockers
+            .iter()
+            .map(|blocker| blocker.who.as_str())
+            .collect::<Vec<_>>()
+            .join(", ");
+        let who = if who.is_empty() {
+            "a session that is gone"
+        } else {
+            &who
+        };
         if begun.elapsed() >= PATIENCE {
             let waited_s = begun.elapsed().as_secs();
             return Err(StoreError::Migration(format!(
@@ -93,9 +101,15 @@ async fn attempt(
             return Err(StoreError::Migration(reason.into()));
         }
         // A limit of the role or the database is meant for short statements.
-        let settings = format!("set statement_timeout = 0; set lock_timeout = {}", lock_timeout.as_millis());
-        connection.execute(sqlx::raw_sql(AssertSqlSafe(settings))).await?;
-        let query = "select pg_backend_pid() as pid, current_setting('server_encoding') as encoding";
+        let settings = format!(
+            "set statement_timeout = 0; set lock_timeout = {}",
+            lock_timeout.as_millis()
+        );
+        connection
+            .execute(sqlx::raw_sql(AssertSqlSafe(settings)))
+            .await?;
+        let query =
+            "select pg_backend_pid() as pid, current_setting('server_encoding') as encoding";
         let row = sqlx::query(query).fetch_one(&mut connection).await?;
         expect_utf8(row.try_get("encoding")?)?;
         Ok(row.try_get::<i32, _>("pid")?)
@@ -129,12 +143,21 @@ async fn attempt(
 
 /// Runs what is missing. The migrations without a transaction, which build an index beside the service, come last.
 async fn run(connection: &mut PgConnection) -> Result<(), MigrateError> {
-    let (concurrent, others): (Vec<_>, Vec<_>) = MIGRATIONS.iter().cloned().partition(|migration| migration.no_tx);
+    let (concurrent, others): (Vec<_>, Vec<_>) = MIGRATIONS
+        .iter()
+        .cloned()
+        .partition(|migration| migration.no_tx);
     let mut others = Migrator::with_migrations(others);
     others.set_ignore_missing(true);
     others.run(&mut *connection).await?;
-    let applied = connection.list_applied_migrations(MIGRATIONS.table_name.as_ref()).await?;
-    let is_missing = |migration: &&Migration| applied.iter().all(|applied| applied.version != migration.version);
+    let applied = connection
+        .list_applied_migrations(MIGRATIONS.table_name.as_ref())
+        .await?;
+    let is_missing = |migration: &&Migration| {
+        applied
+            .iter()
+            .all(|applied| applied.version != migration.version)
+    };
     let missing: Vec<&Migration> = concurrent.iter().filter(is_missing).collect();
     if missing.is_empty() {
         return Ok(());
@@ -148,28 +171,47 @@ async fn run(connection: &mut PgConnection) -> Result<(), MigrateError> {
 }
 
 /// Drops what an earlier build left that failed: an invalid index, which slows down writes and serves no query.
-async fn drop_failed_indexes(connection: &mut PgConnection, migrations: &[&Migration]) -> Result<(), MigrateError> {
+async fn drop_failed_indexes(
+    connection: &mut PgConnection,
+    migrations: &[&Migration],
+) -> Result<(), MigrateError> {
     let query = "select c.relname::text from pg_index i
                  join pg_class c on c.oid = i.indexrelid and c.relnamespace = current_schema()::regnamespace
                  where not i.indisvalid";
-    let names: Vec<String> = sqlx::query_scalar(query).fetch_all(&mut *connection).await?;
-    let is_ours = |name: &&String| migrations.iter().any(|migration| migration.sql.as_str().contains(name.as_str()));
+    let names: Vec<String> = sqlx::query_scalar(query)
+        .fetch_all(&mut *connection)
+        .await?;
+    let is_ours = |name: &&String| {
+        migrations
+            .iter()
+            .any(|migration| migration.sql.as_str().contains(name.as_str()))
+    };
     for name in names.iter().filter(is_ours) {
-        tracing::warn!(index = name, "the build of an index failed before; it is built again");
+        tracing::warn!(
+            index = name,
+            "the build of an index failed before; it is built again"
+        );
         let statement = format!("drop index concurrently \"{name}\"");
-        connection.execute(sqlx::raw_sql(AssertSqlSafe(statement))).await?;
+        connection
+            .execute(sqlx::raw_sql(AssertSqlSafe(statement)))
+            .await?;
     }
     Ok(())
 }
 
 fn is_locked_out(error: &MigrateError) -> bool {
-    let (MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)) = error else { return false };
+    let (MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)) = error else {
+        return false;
+    };
     let code = error.as_database_error().and_then(|error| error.code());
     code.is_some_and(|code| LOCK_NOT_AVAILABLE.contains(&&*code))
 }
 
 /// Whether the session of this process works on a statement, and who holds the locks that it waits for.
-async fn look_after(observer: &mut PgConnection, pid: i32) -> Result<(bool, Vec<Blocker>), StoreError> {
+async fn look_after(
+    observer: &mut PgConnection,
+    pid: i32,
+) -> Result<(bool, Vec<Blocker>), StoreError> {
     // A user who may not see others' sessions sees no more than their user. A prepared transaction has the pid 0.
     let query = sqlx::query(
         "select coalesce((select state = 'active' from pg_stat_activity where pid = $1), false) as is_active,
@@ -187,23 +229,39 @@ async fn look_after(observer: &mut PgConnection, pid: i32) -> Result<(bool, Vec<
     for row in &rows {
         is_active = row.try_get("is_active")?;
         if let Some(is_prepared) = row.try_get("is_prepared")? {
-            let who =
-                if is_prepared { "a prepared transaction (pg_prepared_xacts)".into() } else { row.try_get("who")? };
-            blockers.push(Blocker { who, is_autovacuum: row.try_get("is_autovacuum")? });
+            let who = if is_prepared {
+                "a prepared transaction (pg_prepared_xacts)".into()
+            } else {
+                row.try_get("who")?
+            };
+            blockers.push(Blocker {
+                who,
+                is_autovacuum: row.try_get("is_autovacuum")?,
+            });
         }
     }
     Ok((is_active, blockers))
 }
 
 async fn timeout_of_autovacuum(observer: &mut PgConnection) -> Result<Duration, StoreError> {
-    let query = sqlx::query_scalar("select setting::bigint from pg_settings where name = 'deadlock_timeout'");
+    let query = sqlx::query_scalar(
+        "select setting::bigint from pg_settings where name = 'deadlock_timeout'",
+    );
     let asking = async { Ok(query.fetch_one(observer).await?) };
     let deadlock_timeout_ms: i64 = within_silence(asking).await?;
     let deadlock_timeout = Duration::from_millis(deadlock_timeout_ms.unsigned_abs());
     let wanted = deadlock_timeout.saturating_add(AUTOVACUUM_MARGIN);
-    Ok(if wanted > AUTOVACUUM_LOCK_TIMEOUT_MAX { LOCK_TIMEOUT } else { wanted.max(LOCK_TIMEOUT) })
+    Ok(if wanted > AUTOVACUUM_LOCK_TIMEOUT_MAX {
+        LOCK_TIMEOUT
+    } else {
+        wanted.max(LOCK_TIMEOUT)
+    })
 }
 
-async fn within_silence<T>(asking: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
-    tokio::time::timeout(SILENCE_MAX, asking).await.map_err(|_| StoreError::Silent(SILENCE_MAX))?
+async fn within_silence<T>(
+    asking: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    tokio::time::timeout(SILENCE_MAX, asking)
+        .await
+        .map_err(|_| StoreError::Silent(SILENCE_MAX))?
 }

@@ -65,9 +65,14 @@ pub async fn read(pool: &Pool, requests: &[PageRequest]) -> Result<Vec<Page>, St
     .bind(PAGE_BYTES_MAX);
     let rows = super::rows(pool, query).await?;
 
-    let mut pages: Vec<Page> = requests.iter().map(|request| Page::new(request.feed.clone(), request.after)).collect();
+    let mut pages: Vec<Page> = requests
+        .iter()
+        .map(|request| Page::new(request.feed.clone(), request.after))
+        .collect();
     for row in &rows {
-        let page = usize::try_from(row.try_get::<i64, _>("ordinal")? - 1).ok().and_then(|index| pages.get_mut(index));
+        let page = usize::try_from(row.try_get::<i64, _>("ordinal")? - 1)
+            .ok()
+            .and_then(|index| pages.get_mut(index));
         if let Some(page) = page {
             add(page, row)?;
         }
@@ -83,15 +88,27 @@ pub async fn read(pool: &Pool, requests: &[PageRequest]) -> Result<Vec<Page>, St
 }
 
 /// Most pages want none: their sessions missed nothing.
-async fn add_changes(pool: &Pool, requests: &[PageRequest], pages: &mut [Page]) -> Result<(), StoreError> {
-    let wanted = |(place, request): (usize, &PageRequest)| Some((place, request.feed.clone(), request.changes_after?));
+async fn add_changes(
+    pool: &Pool,
+    requests: &[PageRequest],
+    pages: &mut [Page],
+) -> Result<(), StoreError> {
+    let wanted = |(place, request): (usize, &PageRequest)| {
+        Some((place, request.feed.clone(), request.changes_after?))
+    };
     let wanted: Vec<_> = requests.iter().enumerate().filter_map(wanted).collect();
     if wanted.is_empty() {
         return Ok(());
     }
-    let places: Vec<_> = wanted.iter().map(|(_, feed, after)| (feed.clone(), *after)).collect();
+    let places: Vec<_> = wanted
+        .iter()
+        .map(|(_, feed, after)| (feed.clone(), *after))
+        .collect();
     for (index, change) in answers::changes_after(pool, &places, CHANGES_PER_PAGE_MAX).await? {
-        if let Some(page) = wanted.get(index).and_then(|(place, ..)| pages.get_mut(*place)) {
+        if let Some(page) = wanted
+            .get(index)
+            .and_then(|(place, ..)| pages.get_mut(*place))
+        {
             page.changes.push(Arc::new(change));
         }
     }
@@ -100,7 +117,10 @@ async fn add_changes(pool: &Pool, requests: &[PageRequest], pages: &mut [Page]) 
 
 fn add(page: &mut Page, row: &PgRow) -> Result<(), sqlx::Error> {
     if page.epoch.is_none() {
-        page.epoch = row.try_get::<Option<&str>, _>("epoch")?.map(epoch::parse).transpose()?;
+        page.epoch = row
+            .try_get::<Option<&str>, _>("epoch")?
+            .map(epoch::parse)
+            .transpose()?;
         page.trimmed = super::seq(row.try_get("trimmed_seq")?)?;
     }
     page.last = super::seq(row.try_get("last_seq")?)?;
@@ -121,7 +141,11 @@ fn add(page: &mut Page, row: &PgRow) -> Result<(), sqlx::Error> {
 }
 
 /// Renders a stored row.
-pub(super) fn notification(feed: &Feed, seq: Seq, row: &PgRow) -> Result<Notification, sqlx::Error> {
+pub(super) fn notification(
+    feed: &Feed,
+    seq: Seq,
+    row: &PgRow,
+) -> Result<Notification, sqlx::Error> {
     Ok(Notification::render(&NotificationFields {
         feed,
         seq,
@@ -141,7 +165,10 @@ pub(super) fn notification(feed: &Feed, seq: Seq, row: &PgRow) -> Result<Notific
 
 /// The newest number and change of each feed, zero for one that is not stored: what the sweep compares with what sessions were
 /// told. And the epoch at that moment. Walks `feeds_pkey`.
-pub async fn newest(pool: &Pool, feeds: &[Feed]) -> Result<(Option<Epoch>, Vec<(Feed, Newest)>), StoreError> {
+pub async fn newest(
+    pool: &Pool,
+    feeds: &[Feed],
+) -> Result<(Option<Epoch>, Vec<(Feed, Newest)>), StoreError> {
     let query = sqlx::query(
         "select w.ordinal, coalesce(f.last_seq, 0) as last_seq, coalesce(f.version, 0) as version,
                 (select e.epoch from epochs e) as epoch
@@ -150,13 +177,22 @@ pub async fn newest(pool: &Pool, feeds: &[Feed]) -> Result<(Option<Epoch>, Vec<(
     )
     .bind(feeds.iter().map(Feed::as_str).collect::<Vec<_>>());
     let rows = super::rows(pool, query).await?;
-    let epoch = rows.first().map(|row| row.try_get::<Option<&str>, _>("epoch")).transpose()?.flatten();
+    let epoch = rows
+        .first()
+        .map(|row| row.try_get::<Option<&str>, _>("epoch"))
+        .transpose()?
+        .flatten();
     let epoch = epoch.map(epoch::parse).transpose()?;
     let mut newest = Vec::with_capacity(rows.len());
     for row in &rows {
-        let feed = usize::try_from(row.try_get::<i64, _>("ordinal")? - 1).ok().and_then(|index| feeds.get(index));
+        let feed = usize::try_from(row.try_get::<i64, _>("ordinal")? - 1)
+            .ok()
+            .and_then(|index| feeds.get(index));
         if let Some(feed) = feed {
-            let (seq, version) = (super::seq(row.try_get("last_seq")?)?, super::version(row.try_get("version")?)?);
+            let (seq, version) = (
+                super::seq(row.try_get("last_seq")?)?,
+                super::version(row.try_get("version")?)?,
+            );
             newest.push((feed.clone(), Newest { seq, version }));
         }
     }

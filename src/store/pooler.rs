@@ -8,7 +8,10 @@ const COMPARISONS: usize = 4;
 
 /// Whether two connections that are open at the same time use the same server process: only a pooler in transaction or statement
 /// mode does that. Uses the simple protocol, because prepared statements may not work there.
-pub(super) async fn share_a_server(one: &mut PgConnection, other: &mut PgConnection) -> Result<bool, sqlx::Error> {
+pub(super) async fn share_a_server(
+    one: &mut PgConnection,
+    other: &mut PgConnection,
+) -> Result<bool, sqlx::Error> {
     for _ in 0..COMPARISONS {
         if backend_pid(one).await? == backend_pid(other).await? {
             return Ok(true);
@@ -18,7 +21,9 @@ pub(super) async fn share_a_server(one: &mut PgConnection, other: &mut PgConnect
 }
 
 async fn backend_pid(connection: &mut PgConnection) -> Result<i32, sqlx::Error> {
-    let row = connection.fetch_one(sqlx::raw_sql("select pg_backend_pid() as pid")).await?;
+    let row = connection
+        .fetch_one(sqlx::raw_sql("select pg_backend_pid() as pid"))
+        .await?;
     row.try_get("pid")
 }
 

@@ -30,8 +30,11 @@ const READ_ONLY: &str = "25006";
 /// - A statement that takes longer than its timeout is ended by Postgres: something is wrong, and its caller tries again.
 /// - No statement of ours opens a transaction. One that is left open must not hold a feed's lock.
 /// - Each statement reads few rows by index. If the planner overestimates them, compiling costs a hundred times the execution.
-pub(super) const SESSION_SETTINGS: [(&str, &str); 3] =
-    [("statement_timeout", "10s"), ("idle_in_transaction_session_timeout", "10s"), ("jit", "off")];
+pub(super) const SESSION_SETTINGS: [(&str, &str); 3] = [
+    ("statement_timeout", "10s"),
+    ("idle_in_transaction_session_timeout", "10s"),
+    ("jit", "off"),
+];
 /// Each partition stores one batch at a time; beyond these, one serves a retry while another is being closed.
 const INGEST_CONNECTIONS_SPARE: u32 = 1;
 /// Acks are written by one task.
@@ -62,7 +65,12 @@ impl Pool {
         match self.connections.acquire().await {
             Ok(connection) => {
                 let (acquired_at, trust) = (Instant::now(), self.trust.clone());
-                Ok(Lease { connection, acquired_at, trust, is_closing: false })
+                Ok(Lease {
+                    connection,
+                    acquired_at,
+                    trust,
+                    is_closing: false,
+                })
             }
             Err(error) => {
                 if matches!(error, sqlx::Error::PoolTimedOut) {
@@ -91,7 +99,10 @@ impl Pool {
     fn counts(&self) -> [(&'static str, i64); 2] {
         // Read one after the other, so that a moment may seem to have more idle than there are.
         let idle = i64::try_from(self.connections.num_idle()).unwrap_or(i64::MAX);
-        [("idle", idle), ("used", (i64::from(self.size()) - idle).max(0))]
+        [
+            ("idle", idle),
+            ("used", (i64::from(self.size()) - idle).max(0)),
+        ]
     }
 }
 
@@ -108,11 +119,16 @@ struct Trust {
 impl Trust {
     fn new() -> Arc<Self> {
         let (since_us, is_standby) = (AtomicU64::new(0), AtomicBool::new(false));
-        Arc::new(Self { start: Instant::now(), since_us, is_standby })
+        Arc::new(Self {
+            start: Instant::now(),
+            since_us,
+            is_standby,
+        })
     }
 
     fn distrust_older_than(&self, instant: Instant) {
-        self.since_us.fetch_max(self.microseconds(instant), Ordering::Relaxed);
+        self.since_us
+            .fetch_max(self.microseconds(instant), Ordering::Relaxed);
     }
 
     fn covers(&self, age: Duration) -> bool {
@@ -121,7 +137,11 @@ impl Trust {
     }
 
     fn microseconds(&self, instant: Instant) -> u64 {
-        instant.saturating_duration_since(self.start).as_micros().try_into().unwrap_or(u64::MAX)
+        instant
+            .saturating_duration_since(self.start)
+            .as_micros()
+            .try_into()
+            .unwrap_or(u64::MAX)
     }
 }
 
@@ -164,9 +184,14 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         // A runtime that ends drops its connections anyway.
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return;
+        };
         if !self.is_closing {
-            runtime.spawn(tokio::time::timeout(RETURN_TIMEOUT, self.connection.return_to_pool()));
+            runtime.spawn(tokio::time::timeout(
+                RETURN_TIMEOUT,
+                self.connection.return_to_pool(),
+            ));
         }
     }
 }
@@ -178,11 +203,17 @@ fn is_read_only(error: &sqlx::Error) -> bool {
 /// Whether an error means that the connection is of no use any more, and the others to this server may be neither.
 fn ends_connection(error: &sqlx::Error) -> bool {
     match error {
-        sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed => true,
+        sqlx::Error::Io(_)
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::Protocol(_)
+        | sqlx::Error::WorkerCrashed => true,
         // Read-only; shut down, crashed or starting; ended by a timeout; connection lost. And prepared statements that a migration
         // or a pooler made useless: sqlx would use them again.
         sqlx::Error::Database(database) => database.code().is_some_and(|code| {
-            let is_gone = matches!(&*code, READ_ONLY | "57P01" | "57P02" | "57P03" | "57P05" | "25P03");
+            let is_gone = matches!(
+                &*code,
+                READ_ONLY | "57P01" | "57P02" | "57P03" | "57P05" | "25P03"
+            );
             is_gone || code.starts_with("08") || matches!(&*code, "0A000" | "26000" | "42P05")
         }),
         _ => false,
@@ -229,7 +260,9 @@ impl Pools {
                         Box::pin(async move {
                             set_up(connection).await?;
                             let begun = epoch::begin(connection, &epochs).await;
-                            trust.is_standby.store(begun.as_ref().is_err_and(is_read_only), Ordering::Relaxed);
+                            trust
+                                .is_standby
+                                .store(begun.as_ref().is_err_and(is_read_only), Ordering::Relaxed);
                             begun
                         })
                     })
@@ -255,13 +288,21 @@ impl Pools {
 
     /// Closes all of them, and waits for statements under way, within a bound; returns whether all were closed by then.
     pub async fn close(&self) -> bool {
-        let [ingest, acks, answers, reads, upkeep, history] = self.all().map(|pool| pool.connections.close());
+        let [ingest, acks, answers, reads, upkeep, history] =
+            self.all().map(|pool| pool.connections.close());
         let closing = async { tokio::join!(ingest, acks, answers, reads, upkeep, history) };
         tokio::time::timeout(CLOSE_TIMEOUT, closing).await.is_ok()
     }
 
     fn all(&self) -> [&Pool; 6] {
-        let Self { ingest, acks, answers, reads, upkeep, history } = self;
+        let Self {
+            ingest,
+            acks,
+            answers,
+            reads,
+            upkeep,
+            history,
+        } = self;
         [ingest, acks, answers, reads, upkeep, history]
     }
 }
@@ -274,8 +315,13 @@ pub(super) fn session_options(options: &PgConnectOptions) -> PgConnectOptions {
 
 /// Prepares a new session. The caller sets the limit.
 pub(super) async fn set_up(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
-    let settings: String = SESSION_SETTINGS.iter().map(|(name, value)| format!("set {name} = '{value}';")).collect();
-    connection.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(settings))).await?;
+    let settings: String = SESSION_SETTINGS
+        .iter()
+        .map(|(name, value)| format!("set {name} = '{value}';"))
+        .collect();
+    connection
+        .execute(sqlx::raw_sql(sqlx::AssertSqlSafe(settings)))
+        .await?;
     Ok(())
 }
 
@@ -288,14 +334,33 @@ impl Collector for Pools {
         for pool in self.all() {
             let name = ("pool", pool.name);
             for (state, count) in pool.counts() {
-                connections.get_or_create(&[name, ("state", state)]).set(count);
+                connections
+                    .get_or_create(&[name, ("state", state)])
+                    .set(count);
             }
-            connections_max.get_or_create(&[name]).set(i64::from(pool.connections_max()));
+            connections_max
+                .get_or_create(&[name])
+                .set(i64::from(pool.connections_max()));
             timeouts.get_or_create(&[name]).inc_by(pool.timeouts.get());
         }
-        tell(&mut encoder, "pool_connections", "Connections to Postgres", &connections)?;
-        tell(&mut encoder, "pool_connections_max", "Most connections to Postgres", &connections_max)?;
-        tell(&mut encoder, "pool_timeouts", "Waits for a connection to Postgres that were in vain", &timeouts)
+        tell(
+            &mut encoder,
+            "pool_connections",
+            "Connections to Postgres",
+            &connections,
+        )?;
+        tell(
+            &mut encoder,
+            "pool_connections_max",
+            "Most connections to Postgres",
+            &connections_max,
+        )?;
+        tell(
+            &mut encoder,
+            "pool_timeouts",
+            "Waits for a connection to Postgres that were in vain",
+            &timeouts,
+        )
     }
 }
 

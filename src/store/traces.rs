@@ -24,9 +24,24 @@ pub async fn keep(pool: &Pool, traced: &[(Feed, Seq, Origin)]) -> Result<(), Sto
          select * from unnest($1::text[], $2::bigint[], $3::text[])
          on conflict (feed, seq) do nothing",
     )
-    .bind(traced.iter().map(|(feed, ..)| feed.as_str()).collect::<Vec<_>>())
-    .bind(traced.iter().map(|(_, seq, _)| seq.get()).collect::<Vec<_>>())
-    .bind(traced.iter().map(|(.., origin)| origin.to_string()).collect::<Vec<_>>());
+    .bind(
+        traced
+            .iter()
+            .map(|(feed, ..)| feed.as_str())
+            .collect::<Vec<_>>(),
+    )
+    .bind(
+        traced
+            .iter()
+            .map(|(_, seq, _)| seq.get())
+            .collect::<Vec<_>>(),
+    )
+    .bind(
+        traced
+            .iter()
+            .map(|(.., origin)| origin.to_string())
+            .collect::<Vec<_>>(),
+    );
     super::rows(pool, query).await.map(drop)
 }
 
@@ -46,15 +61,24 @@ pub(super) async fn add(pool: &Pool, pages: &mut [Page]) {
         Ok(Err(error)) => error.to_string(),
         Err(_) => "no connection is free".to_owned(),
     };
-    tracing::warn!(error = trouble, "where traces go on could not be read; they end here");
+    tracing::warn!(
+        error = trouble,
+        "where traces go on could not be read; they end here"
+    );
 }
 
 /// Which of them are traced: page, number, origin.
 async fn read(pool: &Pool, pages: &[Page]) -> Result<Vec<(usize, Seq, Origin)>, StoreError> {
-    let sent = |entry: &Entry| matches!(entry, Entry::Notification(_)).then(|| entry.through().get());
+    let sent =
+        |entry: &Entry| matches!(entry, Entry::Notification(_)).then(|| entry.through().get());
     let places: Vec<(i64, &Feed, i64)> = (0..)
         .zip(pages)
-        .flat_map(|(page, read)| read.entries.iter().filter_map(sent).map(move |seq| (page, &read.feed, seq)))
+        .flat_map(|(page, read)| {
+            read.entries
+                .iter()
+                .filter_map(sent)
+                .map(move |seq| (page, &read.feed, seq))
+        })
         .collect();
     if places.is_empty() {
         return Ok(Vec::new());
@@ -65,7 +89,12 @@ async fn read(pool: &Pool, pages: &[Page]) -> Result<Vec<(usize, Seq, Origin)>, 
          join traces t on t.feed = w.feed and t.seq = w.seq",
     )
     .bind(places.iter().map(|(page, ..)| *page).collect::<Vec<_>>())
-    .bind(places.iter().map(|(_, feed, _)| feed.as_str()).collect::<Vec<_>>())
+    .bind(
+        places
+            .iter()
+            .map(|(_, feed, _)| feed.as_str())
+            .collect::<Vec<_>>(),
+    )
     .bind(places.iter().map(|(.., seq)| *seq).collect::<Vec<_>>());
     let mut found = Vec::new();
     for row in super::rows_within(READ_TIMEOUT, pool, query).await? {

@@ -53,8 +53,14 @@ pub async fn look(pool: &Pool, feeds: &[Feed]) -> Result<Undelivered, StoreError
     .bind(LATE)
     .bind(LOOKED_AT_MAX);
     let rows = super::rows(pool, query).await?;
-    let Some(row) = rows.first() else { return Ok(Undelivered::default()) };
+    let Some(row) = rows.first() else {
+        return Ok(Undelivered::default());
+    };
     // A clock that was set back makes nothing younger than new.
     let oldest_seconds = row.try_get::<f64, _>("oldest_seconds")?.max(0.0);
-    Ok(Undelivered { count: row.try_get("count")?, oldest_seconds, late_feeds: row.try_get("late_feeds")? })
+    Ok(Undelivered {
+        count: row.try_get("count")?,
+        oldest_seconds,
+        late_feeds: row.try_get("late_feeds")?,
+    })
 }

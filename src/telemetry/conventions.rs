@@ -33,15 +33,35 @@ pub(super) struct Operation {
 }
 
 /// A publisher publishes to RabbitMQ; ingest publishes hints.
-pub(super) const PUBLISH: Operation = Operation { name: "send", kind: "send", system: "rabbitmq" };
+pub(super) const PUBLISH: Operation = Operation {
+    name: "send",
+    kind: "send",
+    system: "rabbitmq",
+};
 /// Ingest takes an event from RabbitMQ and stores it.
-pub(super) const PROCESS: Operation = Operation { name: "process", kind: "process", system: "rabbitmq" };
+pub(super) const PROCESS: Operation = Operation {
+    name: "process",
+    kind: "process",
+    system: "rabbitmq",
+};
 /// Ingest does so with many at once.
-pub(super) const BATCH: Operation = Operation { name: "batch", kind: "process", system: "rabbitmq" };
+pub(super) const BATCH: Operation = Operation {
+    name: "batch",
+    kind: "process",
+    system: "rabbitmq",
+};
 /// A session sends a notification to its client.
-pub(super) const DELIVER: Operation = Operation { name: "send", kind: "send", system: "shopbell" };
+pub(super) const DELIVER: Operation = Operation {
+    name: "send",
+    kind: "send",
+    system: "shopbell",
+};
 /// The client acknowledges it.
-pub(super) const SETTLE: Operation = Operation { name: "ack", kind: "settle", system: "shopbell" };
+pub(super) const SETTLE: Operation = Operation {
+    name: "ack",
+    kind: "settle",
+    system: "shopbell",
+};
 
 impl Operation {
     /// `{operation} {destination}`.

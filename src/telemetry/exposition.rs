@@ -17,7 +17,11 @@ pub enum Exposition {
 impl Exposition {
     /// What a request's `Accept` asks for: Prometheus names OpenMetrics where it knows it.
     pub fn of_accept(accept: &str) -> Self {
-        if accept.contains("application/openmetrics-text") { Self::OpenMetrics } else { Self::Text }
+        if accept.contains("application/openmetrics-text") {
+            Self::OpenMetrics
+        } else {
+            Self::Text
+        }
     }
 
     /// The content type of what [`Exposition::render`] gives.
@@ -47,14 +51,19 @@ fn plain(open_metrics: &str) -> Result<String, Error> {
     for line in open_metrics.lines() {
         if let Some(described) = line.strip_prefix("# HELP ") {
             help = described.split_once(' ').map_or("", |(_, help)| help);
-        } else if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|described| described.split_once(' '))
+        } else if let Some((name, kind)) = line
+            .strip_prefix("# TYPE ")
+            .and_then(|described| described.split_once(' '))
         {
             let (suffix, kind) = match kind {
                 "counter" => ("_total", kind),
                 "info" => ("_info", "gauge"),
                 _ => ("", kind),
             };
-            write!(plain, "# HELP {name}{suffix} {help}\n# TYPE {name}{suffix} {kind}\n")?;
+            write!(
+                plain,
+                "# HELP {name}{suffix} {help}\n# TYPE {name}{suffix} {kind}\n"
+            )?;
         } else if !line.starts_with('#') {
             plain.push_str(line);
             plain.push('\n');
@@ -81,10 +90,21 @@ mod tests {
             ),
             "{plain}"
         );
-        assert!(plain.contains("# TYPE shopbell_build_info gauge\nshopbell_build_info{version="), "{plain}");
-        assert!(plain.contains("# TYPE shopbell_sessions gauge\nshopbell_sessions 0\n"), "{plain}");
+        assert!(
+            plain.contains("# TYPE shopbell_build_info gauge\nshopbell_build_info{version="),
+            "{plain}"
+        );
+        assert!(
+            plain.contains("# TYPE shopbell_sessions gauge\nshopbell_sessions 0\n"),
+            "{plain}"
+        );
         assert!(!plain.contains("# EOF"));
-        assert!(Exposition::OpenMetrics.render(&registry).unwrap().ends_with("# EOF\n"));
+        assert!(
+            Exposition::OpenMetrics
+                .render(&registry)
+                .unwrap()
+                .ends_with("# EOF\n")
+        );
     }
 
     #[test]

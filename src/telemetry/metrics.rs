@@ -16,9 +16,13 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric, Registry};
 
 /// From a hint that is sent at once to a merchant who waits for minutes, in seconds.
-const LATENCY_BUCKETS: [f64; 14] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 15.0, 60.0];
+const LATENCY_BUCKETS: [f64; 14] = [
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 15.0, 60.0,
+];
 /// From a commit on a fast disk to the timeout of a statement, in seconds.
-const APPEND_BUCKETS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 10.0];
+const APPEND_BUCKETS: [f64; 12] = [
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 10.0,
+];
 /// From one event to as many as a batch takes.
 const BATCH_BUCKETS: [f64; 8] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0];
 
@@ -63,7 +67,14 @@ const RETRIED: [&str; 11] = [
     "held_feeds",
 ];
 /// Why a handshake was refused.
-const HANDSHAKES_REFUSED: [&str; 6] = ["bad_request", "origin", "token", "feed", "too_many", "not_ready"];
+const HANDSHAKES_REFUSED: [&str; 6] = [
+    "bad_request",
+    "origin",
+    "token",
+    "feed",
+    "too_many",
+    "not_ready",
+];
 /// Why a connection that was no session was ended: its head did not come, it was idle, its answer was not read, or it made room.
 const CONNECTIONS_DROPPED: [&str; 4] = ["head", "idle", "stalled", "crowded"];
 /// What a canary has to do.
@@ -181,8 +192,15 @@ pub struct ConnectionMetrics {
 impl Default for ConnectionMetrics {
     /// Of a port that nobody watches.
     fn default() -> Self {
-        let dropped = CounterBy { label: "reason", family: Family::default() };
-        Self { open: Gauge::default(), max: Gauge::default(), dropped }
+        let dropped = CounterBy {
+            label: "reason",
+            family: Family::default(),
+        };
+        Self {
+            open: Gauge::default(),
+            max: Gauge::default(),
+            dropped,
+        }
     }
 }
 
@@ -196,7 +214,9 @@ pub struct GaugeBy {
 impl GaugeBy {
     /// What is so now.
     pub fn set(&self, value: &'static str, number: i64) {
-        self.family.get_or_create(&[(self.label, value)]).set(number);
+        self.family
+            .get_or_create(&[(self.label, value)])
+            .set(number);
     }
 
     /// What is so now, or that it is not known.
@@ -370,14 +390,25 @@ impl Named<'_> {
         self.metric(name, help, Histogram::new(buckets.iter().copied()))
     }
 
-    fn counters(&mut self, name: &str, help: &str, label: (&'static str, &[&'static str])) -> CounterBy {
-        let counters = CounterBy { label: label.0, family: self.metric(name, help, Family::default()) };
+    fn counters(
+        &mut self,
+        name: &str,
+        help: &str,
+        label: (&'static str, &[&'static str]),
+    ) -> CounterBy {
+        let counters = CounterBy {
+            label: label.0,
+            family: self.metric(name, help, Family::default()),
+        };
         counters.begin(label.1);
         counters
     }
 
     fn gauges(&mut self, name: &str, help: &str, label: &'static str) -> GaugeBy {
-        GaugeBy { label, family: self.metric(name, help, Family::default()) }
+        GaugeBy {
+            label,
+            family: self.metric(name, help, Family::default()),
+        }
     }
 }
 
@@ -390,12 +421,18 @@ impl Holding {
     /// A partition holds something from now on, until the answer is dropped.
     pub fn begin(&self, partition: u8) -> Held<'_> {
         self.lock().insert(partition, Instant::now());
-        Held { holding: self, partition }
+        Held {
+            holding: self,
+            partition,
+        }
     }
 
     /// How long the oldest of it has been held, in seconds.
     pub fn oldest(&self) -> f64 {
-        self.lock().values().map(|since| since.elapsed().as_secs_f64()).fold(0.0, f64::max)
+        self.lock()
+            .values()
+            .map(|since| since.elapsed().as_secs_f64())
+            .fold(0.0, f64::max)
     }
 
     /// Held for one look or change.
@@ -457,7 +494,10 @@ mod tests {
         let after_first = Instant::now();
         let second = holding.begin(2);
         drop(first);
-        assert!(holding.oldest() <= after_first.elapsed().as_secs_f64(), "the first is no longer held");
+        assert!(
+            holding.oldest() <= after_first.elapsed().as_secs_f64(),
+            "the first is no longer held"
+        );
         drop(second);
         assert_eq!(holding.oldest(), 0.0);
     }

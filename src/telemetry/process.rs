@@ -23,7 +23,10 @@ pub struct Process {
 impl Process {
     /// Of a process that starts now.
     pub fn starting() -> Self {
-        let started_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        let started_at = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs_f64();
         Self { started_at }
     }
 }
@@ -39,12 +42,28 @@ impl Collector for Process {
             counter.encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)?;
         }
         let gauges = [
-            ("process_resident_memory_bytes", "Memory in RAM", kilobytes(&status, "VmRSS:")),
-            ("process_virtual_memory_bytes", "Memory in all", kilobytes(&status, "VmSize:")),
+            (
+                "process_resident_memory_bytes",
+                "Memory in RAM",
+                kilobytes(&status, "VmRSS:"),
+            ),
+            (
+                "process_virtual_memory_bytes",
+                "Memory in all",
+                kilobytes(&status, "VmSize:"),
+            ),
             ("process_threads", "Threads", number(&status, "Threads:")),
             ("process_open_fds", "Open files and sockets", open_files()),
-            ("process_max_fds", "Most that may be open", number(&limits, "Max open files")),
-            ("process_start_time_seconds", "When it started, in seconds since 1970", Some(self.started_at)),
+            (
+                "process_max_fds",
+                "Most that may be open",
+                number(&limits, "Max open files"),
+            ),
+            (
+                "process_start_time_seconds",
+                "When it started, in seconds since 1970",
+                Some(self.started_at),
+            ),
         ];
         for (name, help, value) in gauges {
             if let Some(value) = value {
@@ -78,7 +97,13 @@ fn kilobytes(status: &str, name: &str) -> Option<f64> {
 
 /// The first number of the line that begins with this name.
 fn number(lines: &str, name: &str) -> Option<f64> {
-    lines.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()?.parse().ok()
+    lines
+        .lines()
+        .find_map(|line| line.strip_prefix(name))?
+        .split_whitespace()
+        .next()?
+        .parse()
+        .ok()
 }
 
 #[cfg(test)]
@@ -87,11 +112,18 @@ mod tests {
 
     #[test]
     fn the_kernels_files_are_understood() {
-        let stat = "7 (shop (bell) x) S 1 7 7 0 -1 4194560 300 0 0 0 250 150 0 0 20 0 5 0 100 2000 300";
+        let stat =
+            "7 (shop (bell) x) S 1 7 7 0 -1 4194560 300 0 0 0 250 150 0 0 20 0 5 0 100 2000 300";
         assert_eq!(cpu_seconds(stat), Some(4.0));
-        assert_eq!(kilobytes("VmSize:\t  2048 kB\nVmRSS:\t    10 kB\n", "VmRSS:"), Some(10_240.0));
         assert_eq!(
-            number("Max open files            1024                 524288               files", "Max open files"),
+            kilobytes("VmSize:\t  2048 kB\nVmRSS:\t    10 kB\n", "VmRSS:"),
+            Some(10_240.0)
+        );
+        assert_eq!(
+            number(
+                "Max open files            1024                 524288               files",
+                "Max open files"
+            ),
             Some(1024.0)
         );
         assert_eq!(number("Max open files unlimited", "Max open files"), None);

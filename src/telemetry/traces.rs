@@ -40,16 +40,25 @@ impl Traces {
     /// Starts, where the environment asks for it. The exporter reads OpenTelemetry's own variables itself.
     pub(super) fn from_environment() -> Option<Result<Self, String>> {
         let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-        let endpoint = set("OTEL_EXPORTER_OTLP_ENDPOINT") || set("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT");
-        let disabled = std::env::var("OTEL_SDK_DISABLED").is_ok_and(|value| value.eq_ignore_ascii_case("true"));
+        let endpoint =
+            set("OTEL_EXPORTER_OTLP_ENDPOINT") || set("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT");
+        let disabled = std::env::var("OTEL_SDK_DISABLED")
+            .is_ok_and(|value| value.eq_ignore_ascii_case("true"));
         (endpoint && !disabled).then(|| {
-            let exporter = SpanExporter::builder().with_http().with_protocol(Protocol::HttpBinary).build();
-            let exporter = exporter.map_err(|error| format!("traces cannot be exported: {error}"))?;
+            let exporter = SpanExporter::builder()
+                .with_http()
+                .with_protocol(Protocol::HttpBinary)
+                .build();
+            let exporter =
+                exporter.map_err(|error| format!("traces cannot be exported: {error}"))?;
             let resource = match set("OTEL_SERVICE_NAME") {
                 true => Resource::builder().build(),
                 false => Resource::builder().with_service_name("shopbell").build(),
             };
-            let provider = SdkTracerProvider::builder().with_resource(resource).with_batch_exporter(exporter).build();
+            let provider = SdkTracerProvider::builder()
+                .with_resource(resource)
+                .with_batch_exporter(exporter)
+                .build();
             TRACER.get_or_init(|| provider.tracer("shopbell"));
             Ok(Self { provider })
         })
@@ -95,11 +104,21 @@ impl Origin {
     fn read(traceparent: &str, stored: bool) -> Option<Self> {
         let context = TraceContextPropagator::new().extract(&OneHeader(traceparent));
         let span = context.span().span_context().clone();
-        span.is_sampled().then(|| Self(Arc::new(Inner { span, stored, ended_at: None })))
+        span.is_sampled().then(|| {
+            Self(Arc::new(Inner {
+                span,
+                stored,
+                ended_at: None,
+            }))
+        })
     }
 
     fn of_ended(span: &SpanContext, ended_at: SystemTime) -> Self {
-        Self(Arc::new(Inner { span: span.clone(), stored: false, ended_at: Some(ended_at) }))
+        Self(Arc::new(Inner {
+            span: span.clone(),
+            stored: false,
+            ended_at: Some(ended_at),
+        }))
     }
 
     fn link(&self) -> Link {
@@ -115,7 +134,13 @@ impl fmt::Display for Origin {
 }
 
 fn traceparent(span: &SpanContext, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    write!(f, "00-{}-{}-{:02x}", span.trace_id(), span.span_id(), span.trace_flags().to_u8())
+    write!(
+        f,
+        "00-{}-{}-{:02x}",
+        span.trace_id(),
+        span.span_id(),
+        span.trace_flags().to_u8()
+    )
 }
 
 struct OneHeader<'a>(&'a str);
@@ -131,10 +156,17 @@ impl Extractor for OneHeader<'_> {
 }
 
 /// A span of messages, to be made.
-fn of_messages(operation: Operation, kind: SpanKind, destination: &str, more: Vec<KeyValue>) -> SpanBuilder {
+fn of_messages(
+    operation: Operation,
+    kind: SpanKind,
+    destination: &str,
+    more: Vec<KeyValue>,
+) -> SpanBuilder {
     let mut attributes = operation.attributes(destination);
     attributes.extend(more);
-    SpanBuilder::from_name(operation.span_name(destination)).with_kind(kind).with_attributes(attributes)
+    SpanBuilder::from_name(operation.span_name(destination))
+        .with_kind(kind)
+        .with_attributes(attributes)
 }
 
 /// Makes a span that is a part of `origin`'s trace, or linked to it; ends now.
@@ -143,12 +175,17 @@ fn follow(origin: &Origin, begun: SystemTime, span: SpanBuilder) -> Option<Origi
     let span = span.with_start_time(begun);
     let mut span = match origin.0.stored {
         true => tracer.build_with_context(span.with_links(vec![origin.link()]), &Context::new()),
-        false => tracer.build_with_context(span, &Context::new().with_remote_span_context(origin.0.span.clone())),
+        false => tracer.build_with_context(
+            span,
+            &Context::new().with_remote_span_context(origin.0.span.clone()),
+        ),
     };
     let now = SystemTime::now();
     span.end_with_timestamp(now);
     // The environment's sampler may have refused it.
-    span.span_context().is_sampled().then(|| Origin::of_ended(span.span_context(), now))
+    span.span_context()
+        .is_sampled()
+        .then(|| Origin::of_ended(span.span_context(), now))
 }
 
 /// A publish under way; ends when it is dropped.
@@ -163,7 +200,9 @@ impl Publishing {
             KeyValue::new(conventions::MESSAGE_ID, id.to_owned()),
         ];
         let span = of_messages(PUBLISH, SpanKind::Producer, exchange, more);
-        Some(Self(TRACER.get()?.build_with_context(span, &Context::new())))
+        Some(Self(
+            TRACER.get()?.build_with_context(span, &Context::new()),
+        ))
     }
 }
 
@@ -190,15 +229,25 @@ impl Batch {
         traceparents: impl Iterator<Item = &'a str>,
     ) -> Option<Self> {
         let tracer = TRACER.get()?;
-        let links: Vec<Link> =
-            traceparents.filter_map(Origin::received).map(|origin| origin.link()).take(LINKS_MAX).collect();
+        let links: Vec<Link> = traceparents
+            .filter_map(Origin::received)
+            .map(|origin| origin.link())
+            .take(LINKS_MAX)
+            .collect();
         if links.is_empty() {
             return None;
         }
-        let count = KeyValue::new(conventions::BATCH_MESSAGE_COUNT, i64::try_from(deliveries).unwrap_or(i64::MAX));
+        let count = KeyValue::new(
+            conventions::BATCH_MESSAGE_COUNT,
+            i64::try_from(deliveries).unwrap_or(i64::MAX),
+        );
         let queue = queue();
         let span = of_messages(BATCH, SpanKind::Consumer, &queue, vec![count]).with_links(links);
-        Some(Self { span: tracer.build_with_context(span, &Context::new()), queue, begun: SystemTime::now() })
+        Some(Self {
+            span: tracer.build_with_context(span, &Context::new()),
+            queue,
+            begun: SystemTime::now(),
+        })
     }
 
     /// It was stored, in a transaction that began then.
@@ -206,7 +255,11 @@ impl Batch {
         let span = SpanBuilder::from_name(conventions::COMMIT)
             .with_kind(SpanKind::Client)
             .with_attributes(conventions::commit_attributes());
-        follow(&Origin::of_ended(self.span.span_context(), begun), begun, span);
+        follow(
+            &Origin::of_ended(self.span.span_context(), begun),
+            begun,
+            span,
+        );
     }
 
     /// An event of it was stored: the part of ingest in the event's own trace.
@@ -224,7 +277,11 @@ impl Batch {
 
 /// A hint of it was published to the other replicas.
 pub fn handed_on(origin: &Origin, exchange: &str, begun: SystemTime) {
-    follow(origin, begun, of_messages(PUBLISH, SpanKind::Producer, exchange, Vec::new()));
+    follow(
+        origin,
+        begun,
+        of_messages(PUBLISH, SpanKind::Producer, exchange, Vec::new()),
+    );
 }
 
 /// A session wrote it to its socket; gives where the trace goes on.
@@ -234,14 +291,25 @@ pub fn delivered(origin: &Origin, feed: &str, seq: i64, begun: SystemTime) -> Op
         KeyValue::new(conventions::FEED, feed.to_owned()),
         KeyValue::new(conventions::SEQ, seq),
     ];
-    follow(origin, begun, of_messages(DELIVER, SpanKind::Producer, CLIENTS, more))
+    follow(
+        origin,
+        begun,
+        of_messages(DELIVER, SpanKind::Producer, CLIENTS, more),
+    )
 }
 
 /// The client acknowledged it: the span is the wait for that.
 pub fn acknowledged(delivered: &Origin) {
     let begun = delivered.0.ended_at.unwrap_or_else(SystemTime::now);
-    let more = vec![KeyValue::new(conventions::PROTOCOL_NAME, conventions::WEBSOCKET)];
-    follow(delivered, begun, of_messages(SETTLE, SpanKind::Client, CLIENTS, more));
+    let more = vec![KeyValue::new(
+        conventions::PROTOCOL_NAME,
+        conventions::WEBSOCKET,
+    )];
+    follow(
+        delivered,
+        begun,
+        of_messages(SETTLE, SpanKind::Client, CLIENTS, more),
+    );
 }
 
 #[cfg(test)]
@@ -253,7 +321,12 @@ mod tests {
     fn only_what_is_sampled_is_followed() {
         let sampled = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
         assert_eq!(Origin::read(sampled, false).unwrap().to_string(), sampled);
-        for other in [&sampled.replace("-01", "-00"), "00-0-0-01", "", "no traceparent at all"] {
+        for other in [
+            &sampled.replace("-01", "-00"),
+            "00-0-0-01",
+            "",
+            "no traceparent at all",
+        ] {
             assert_eq!(Origin::read(other, false), None, "{other}");
         }
     }

@@ -30,7 +30,13 @@ impl Cluster {
         let cluster = Self::empty();
         let data = cluster.data();
         run(postgres("initdb")
-            .args(["--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync", "--username"])
+            .args([
+                "--auth=trust",
+                "--encoding=UTF8",
+                "--locale=C.UTF-8",
+                "--no-sync",
+                "--username",
+            ])
             .arg(USER)
             .arg("-D")
             .arg(data))
@@ -45,7 +51,8 @@ impl Cluster {
         let conninfo = format!("primary_conninfo = 'host={host} port={port} user={USER}'\n");
         let configuration = standby.data().join("postgresql.auto.conf");
         std::fs::write(configuration, conninfo).expect("the configuration can be written");
-        std::fs::write(standby.data().join("standby.signal"), "").expect("the signal file can be written");
+        std::fs::write(standby.data().join("standby.signal"), "")
+            .expect("the signal file can be written");
         standby.started().await
     }
 
@@ -53,7 +60,17 @@ impl Cluster {
     pub async fn copy(&self) -> Self {
         let copy = Self::empty();
         let port = self.port.to_string();
-        let backup = ["-h", "127.0.0.1", "-U", USER, "-p", &port, "--checkpoint=fast", "--no-sync", "-D"];
+        let backup = [
+            "-h",
+            "127.0.0.1",
+            "-U",
+            USER,
+            "-p",
+            &port,
+            "--checkpoint=fast",
+            "--no-sync",
+            "-D",
+        ];
         run(postgres("pg_basebackup").args(backup).arg(copy.data())).await;
         copy
     }
@@ -61,15 +78,30 @@ impl Cluster {
     /// Starts the server, and waits until it answers.
     pub async fn started(mut self) -> Self {
         let mut server = postgres("postgres");
-        server.arg("-D").arg(self.data()).args(["-p", &self.port.to_string()]);
-        let settings =
-            ["listen_addresses=127.0.0.1", "unix_socket_directories=", "max_connections=200", "wal_keep_size=256MB"];
-        settings.iter().for_each(|setting| _ = server.args(["-c", setting]));
+        server
+            .arg("-D")
+            .arg(self.data())
+            .args(["-p", &self.port.to_string()]);
+        let settings = [
+            "listen_addresses=127.0.0.1",
+            "unix_socket_directories=",
+            "max_connections=200",
+            "wal_keep_size=256MB",
+        ];
+        settings
+            .iter()
+            .for_each(|setting| _ = server.args(["-c", setting]));
         let log = std::fs::File::create(self.folder.join("log")).expect("a log can be made");
-        server.stdin(Stdio::null()).stdout(log.try_clone().expect("a log can be shared")).stderr(log);
+        server
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a log can be shared"))
+            .stderr(log);
         self.server = Some(server.spawn().expect("Postgres starts"));
         eventually("the cluster answers", START_BOUND, async || {
-            PgConnection::connect(&self.url()).await.map(drop).map_err(|error| error.to_string())
+            PgConnection::connect(&self.url())
+                .await
+                .map(drop)
+                .map_err(|error| error.to_string())
         })
         .await;
         self
@@ -79,13 +111,23 @@ impl Cluster {
     pub fn kill(&mut self) {
         if let Some(mut server) = self.server.take() {
             // Postgres ends its children by itself when its first process is gone, but only after a while.
-            let children = Command::new("pgrep").args(["-P", &server.id().to_string()]).output().expect("pgrep runs");
+            let children = Command::new("pgrep")
+                .args(["-P", &server.id().to_string()])
+                .output()
+                .expect("pgrep runs");
             server.kill().ok();
             server.wait().ok();
-            let children =
-                String::from_utf8_lossy(&children.stdout).split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+            let children = String::from_utf8_lossy(&children.stdout)
+                .split_whitespace()
+                .map(str::to_owned)
+                .collect::<Vec<_>>();
             // Some of them are gone by now.
-            Command::new("kill").arg("-KILL").args(children).stderr(Stdio::null()).status().ok();
+            Command::new("kill")
+                .arg("-KILL")
+                .args(children)
+                .stderr(Stdio::null())
+                .status()
+                .ok();
         }
     }
 
@@ -96,8 +138,12 @@ impl Cluster {
 
     /// Runs a statement as the superuser.
     pub async fn execute(&self, statement: &str) {
-        let mut connection = PgConnection::connect(&self.url()).await.expect("the cluster answers");
-        let executed = connection.execute(sqlx::raw_sql(AssertSqlSafe(statement.to_owned()))).await;
+        let mut connection = PgConnection::connect(&self.url())
+            .await
+            .expect("the cluster answers");
+        let executed = connection
+            .execute(sqlx::raw_sql(AssertSqlSafe(statement.to_owned())))
+            .await;
         executed.unwrap_or_else(|error| panic!("{statement}: {error}"));
     }
 
@@ -119,14 +165,29 @@ impl Cluster {
     fn empty() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let folder = std::env::temp_dir().join(format!("shopbell-cluster-{}-{number}", std::process::id()));
+        let folder =
+            std::env::temp_dir().join(format!("shopbell-cluster-{}-{number}", std::process::id()));
         std::fs::create_dir(&folder).expect("a folder can be made");
         if is_root() {
-            let owned = Command::new("chown").arg("postgres:").arg(&folder).status().expect("chown runs");
-            assert!(owned.success(), "{} cannot be given to postgres", folder.display());
+            let owned = Command::new("chown")
+                .arg("postgres:")
+                .arg(&folder)
+                .status()
+                .expect("chown runs");
+            assert!(
+                owned.success(),
+                "{} cannot be given to postgres",
+                folder.display()
+            );
         }
-        let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port");
-        Self { folder, port: port.port(), server: None }
+        let port = TcpListener::bind("127.0.0.1:0")
+            .and_then(|listener| listener.local_addr())
+            .expect("a free port");
+        Self {
+            folder,
+            port: port.port(),
+            server: None,
+        }
     }
 }
 
@@ -139,13 +200,26 @@ impl Drop for Cluster {
 
 /// A program of the newest Postgres on this machine, as a user that it accepts.
 fn postgres(program: &str) -> Command {
-    let versions = Path::new("/usr/lib/postgresql").read_dir().expect("Postgres is installed: scripts/services up");
-    let version = |entry: std::io::Result<std::fs::DirEntry>| entry.ok()?.file_name().to_str()?.parse::<u32>().ok();
-    let newest = versions.filter_map(version).max().expect("a version of Postgres");
+    let versions = Path::new("/usr/lib/postgresql")
+        .read_dir()
+        .expect("Postgres is installed: scripts/services up");
+    let version = |entry: std::io::Result<std::fs::DirEntry>| {
+        entry.ok()?.file_name().to_str()?.parse::<u32>().ok()
+    };
+    let newest = versions
+        .filter_map(version)
+        .max()
+        .expect("a version of Postgres");
     let program = format!("/usr/lib/postgresql/{newest}/bin/{program}");
     let mut command = Command::new("setpriv");
     match is_root() {
-        true => command.args(["--reuid=postgres", "--regid=postgres", "--init-groups", "--", &program]),
+        true => command.args([
+            "--reuid=postgres",
+            "--regid=postgres",
+            "--init-groups",
+            "--",
+            &program,
+        ]),
         false => return Command::new(program),
     };
     command
@@ -156,9 +230,19 @@ fn is_root() -> bool {
 }
 
 async fn run(command: &mut Command) {
-    command.stdin(Stdio::null()).env("LC_ALL", "C.UTF-8").current_dir("/");
+    command
+        .stdin(Stdio::null())
+        .env("LC_ALL", "C.UTF-8")
+        .current_dir("/");
     let shown = format!("{command:?}");
     let mut command = std::mem::replace(command, Command::new("true"));
-    let output = spawn_blocking(move || command.output()).await.expect("waiting does not panic").expect("it runs");
-    assert!(output.status.success(), "{shown}: {}", String::from_utf8_lossy(&output.stderr));
+    let output = spawn_blocking(move || command.output())
+        .await
+        .expect("waiting does not panic")
+        .expect("it runs");
+    assert!(
+        output.status.success(),
+        "{shown}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }

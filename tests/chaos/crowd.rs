@@ -46,10 +46,24 @@ impl Crowd {
         };
         let events = recipients.iter().map(order).collect();
         let follow_one = |number| {
-            let replicas = Vec::from(replicas).into_iter().cycle().skip(number as usize);
-            tokio::spawn(follow(world.merchant(&name(number)), number, replicas, random.fork()))
+            let replicas = Vec::from(replicas)
+                .into_iter()
+                .cycle()
+                .skip(number as usize);
+            tokio::spawn(follow(
+                world.merchant(&name(number)),
+                number,
+                replicas,
+                random.fork(),
+            ))
         };
-        (Self { merchants: (0..MERCHANTS).map(follow_one).collect(), published }, events)
+        (
+            Self {
+                merchants: (0..MERCHANTS).map(follow_one).collect(),
+                published,
+            },
+            events,
+        )
     }
 
     /// Waits until every merchant has had its whole share, each event once; nothing more is stored than that.
@@ -65,9 +79,13 @@ impl Crowd {
                 assert_eq!(arrived, published);
             }
         };
-        timeout(bound, all).await.expect("every merchant gets its whole share in time");
+        timeout(bound, all)
+            .await
+            .expect("every merchant gets its whole share in time");
         for number in 0..MERCHANTS {
-            world.expect_stored(&name(number), EVENTS_PER_MERCHANT).await;
+            world
+                .expect_stored(&name(number), EVENTS_PER_MERCHANT)
+                .await;
         }
     }
 }
@@ -90,12 +108,24 @@ async fn follow(
     while acked < EVENTS_PER_MERCHANT {
         pace.tick().await;
         let replica = replicas.next().expect("they go round");
-        let Ok(mut merchant) = handshake.try_connect(replica.public()).await else { continue };
-        let state = merchant.welcome().feeds.iter().find(|state| state.feed == feed).expect("the own feed is read");
-        assert!(state.cursor <= acked, "{feed}: {acked} acknowledged, but the replay starts after {}", state.cursor);
-        if let Err(closed) = read_on(&mut merchant, &feed, &mut acked, &mut ids, &mut random).await {
-            let reconnect =
-                [1001, 1006, 1011, 1012, 1013].contains(&closed.code) || (4000..4500).contains(&closed.code);
+        let Ok(mut merchant) = handshake.try_connect(replica.public()).await else {
+            continue;
+        };
+        let state = merchant
+            .welcome()
+            .feeds
+            .iter()
+            .find(|state| state.feed == feed)
+            .expect("the own feed is read");
+        assert!(
+            state.cursor <= acked,
+            "{feed}: {acked} acknowledged, but the replay starts after {}",
+            state.cursor
+        );
+        if let Err(closed) = read_on(&mut merchant, &feed, &mut acked, &mut ids, &mut random).await
+        {
+            let reconnect = [1001, 1006, 1011, 1012, 1013].contains(&closed.code)
+                || (4000..4500).contains(&closed.code);
             assert!(reconnect, "{feed} is told not to come back: {closed:?}");
         }
     }
@@ -112,8 +142,14 @@ async fn read_on(
 ) -> Result<(), Closed> {
     while merchant.through(feed) < EVENTS_PER_MERCHANT {
         if let Frame::Notification(notification) = merchant.next_frame().await? {
-            let id = ids.entry(notification.seq).or_insert_with(|| notification.id.clone());
-            assert_eq!(*id, notification.id, "{feed}: {} was another event before", notification.seq);
+            let id = ids
+                .entry(notification.seq)
+                .or_insert_with(|| notification.id.clone());
+            assert_eq!(
+                *id, notification.id,
+                "{feed}: {} was another event before",
+                notification.seq
+            );
             if random.u8(..4) == 0 {
                 merchant.ack(feed, notification.seq).await;
                 *acked = notification.seq.max(*acked);

@@ -87,15 +87,30 @@ impl Diary {
         let place = notification.seq as usize - 1;
         match self.ids.get(place) {
             None => {
-                assert_eq!(place, self.ids.len(), "{feed}: a number is missing before {notification:?}");
+                assert_eq!(
+                    place,
+                    self.ids.len(),
+                    "{feed}: a number is missing before {notification:?}"
+                );
                 self.ids.push(notification.id.clone());
                 self.acked.push(Instant::now());
             }
             Some(id) => {
-                assert_eq!(*id, notification.id, "{feed}: {} was another event before", notification.seq);
-                let closed = self.moves.last().expect("no session repeats anything").closed;
+                assert_eq!(
+                    *id, notification.id,
+                    "{feed}: {} was another event before",
+                    notification.seq
+                );
+                let closed = self
+                    .moves
+                    .last()
+                    .expect("no session repeats anything")
+                    .closed;
                 let had = closed.saturating_duration_since(self.acked[place]);
-                assert!(had < ACK_BOUND, "{feed}: acknowledged {had:?} before the close: {notification:?}");
+                assert!(
+                    had < ACK_BOUND,
+                    "{feed}: acknowledged {had:?} before the close: {notification:?}"
+                );
                 self.acked[place] = Instant::now();
                 self.repeated += 1;
             }
@@ -105,7 +120,10 @@ impl Diary {
 
 /// Reads and acknowledges, over as many sessions as it takes, until the last event is there.
 async fn follow(handshake: Handshake, address: SocketAddr, feed: String) -> Diary {
-    let mut diary = Diary { feed, ..Diary::default() };
+    let mut diary = Diary {
+        feed,
+        ..Diary::default()
+    };
     let mut left: Option<(Instant, Duration)> = None;
     loop {
         let mut merchant = match handshake.try_connect(address).await {
@@ -118,7 +136,11 @@ async fn follow(handshake: Handshake, address: SocketAddr, feed: String) -> Diar
         };
         diary.sessions += 1;
         if let Some((closed, retry_after)) = left {
-            diary.moves.push(Move { closed, retry_after, back: Instant::now() });
+            diary.moves.push(Move {
+                closed,
+                retry_after,
+                back: Instant::now(),
+            });
         }
         match read_on(&mut merchant, &mut diary).await {
             Ok(()) => {
@@ -150,8 +172,15 @@ async fn read_on(merchant: &mut Merchant, diary: &mut Diary) -> Result<(), Durat
             Ok(Frame::Skipped(skipped)) => panic!("{feed}: nothing is to be skipped: {skipped:?}"),
             Ok(_) => {}
             Err(closed) => {
-                let going_away = Closed { code: 1012, word: Some("going_away".to_owned()), retry_after_ms: goaway };
-                assert!(goaway.is_some() && closed == going_away, "{feed}: after goaway {goaway:?} came {closed:?}");
+                let going_away = Closed {
+                    code: 1012,
+                    word: Some("going_away".to_owned()),
+                    retry_after_ms: goaway,
+                };
+                assert!(
+                    goaway.is_some() && closed == going_away,
+                    "{feed}: after goaway {goaway:?} came {closed:?}"
+                );
                 return Err(Duration::from_millis(goaway.unwrap_or_default()));
             }
         }

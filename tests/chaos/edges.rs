@@ -11,7 +11,8 @@ use tokio::time::timeout;
 use crate::cluster::Cluster;
 use crate::crowd::Order;
 use crate::it::support::{
-    Event, Frame, Handshake, PATIENCE, Parcel, Proxy, Replica, Token, World, eventually, holds, http,
+    Event, Frame, Handshake, PATIENCE, Parcel, Proxy, Replica, Token, World, eventually, holds,
+    http,
 };
 use crate::services::Services;
 use crate::{ALONE, Cast, run};
@@ -21,7 +22,11 @@ const MERCHANT: &str = "merchant-42";
 const ABORT_AFTER: Duration = Duration::from_millis(200);
 /// How many history requests are aborted at a time: more than there are connections for them.
 const ABORTED: usize = 5;
-const PAIR: Cast<'_> = Cast { replicas: 2, partitions: 1, network: None };
+const PAIR: Cast<'_> = Cast {
+    replicas: 2,
+    partitions: 1,
+    network: None,
+};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_alarm_with_bad_events_in_the_queue_holds_up_no_order() {
@@ -43,8 +48,15 @@ async fn an_alarm_with_bad_events_in_the_queue_holds_up_no_order() {
     replica.restart().await;
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
     let arrived = merchant.take_seqs(1..=ORDERS as u64).await;
-    assert!(arrived.iter().map(|notification| notification.id.as_str()).eq(orders.iter().map(Event::event_id)));
-    replica.metric_reaches("shopbell_events_dead_lettered_total", BAD as u64).await;
+    assert!(
+        arrived
+            .iter()
+            .map(|notification| notification.id.as_str())
+            .eq(orders.iter().map(Event::event_id))
+    );
+    replica
+        .metric_reaches("shopbell_events_dead_lettered_total", BAD as u64)
+        .await;
 
     services.set_memory_bound("0.5").await;
     let (broker, queue) = (world.broker().await, world.name("dead-letter"));
@@ -62,10 +74,14 @@ async fn a_primary_that_turns_read_only_loses_nothing_and_is_reported() {
     let primary = Cluster::primary().await;
     services.database_url = primary.url();
     let strike = async |_: &World, replicas: &[Replica]| {
-        primary.execute("alter system set default_transaction_read_only = on").await;
+        primary
+            .execute("alter system set default_transaction_read_only = on")
+            .await;
         primary.execute("select pg_reload_conf()").await;
         join_all(replicas.iter().map(|replica| readiness(replica, 503))).await;
-        primary.execute("alter system reset default_transaction_read_only").await;
+        primary
+            .execute("alter system reset default_transaction_read_only")
+            .await;
         primary.execute("select pg_reload_conf()").await;
         join_all(replicas.iter().map(|replica| readiness(replica, 200))).await;
     };
@@ -80,7 +96,12 @@ async fn a_silent_primary_with_aborted_requests_loses_nothing_and_answers_again(
         let authorization = format!("Bearer {}", world.token(MERCHANT).sign());
         let history = async |replica: &Replica| {
             let path = format!("/v1/feeds/{MERCHANT}/notifications");
-            http::get_with(replica.public(), &path, &[("Authorization", &authorization)]).await
+            http::get_with(
+                replica.public(),
+                &path,
+                &[("Authorization", &authorization)],
+            )
+            .await
         };
         network.stall();
         let aborted = (0..ABORTED).map(|_| timeout(ABORT_AFTER, history(&replicas[0])));
@@ -89,12 +110,17 @@ async fn a_silent_primary_with_aborted_requests_loses_nothing_and_answers_again(
         network.forget();
         network.mend();
         eventually("history is answered again", PATIENCE, async || {
-            let answered = history(&replicas[0]).await.map_err(|error| error.to_string())?;
+            let answered = history(&replicas[0])
+                .await
+                .map_err(|error| error.to_string())?;
             holds(answered.status == 200, answered.status)
         })
         .await;
     };
-    let cast = Cast { network: Some(&network), ..ALONE };
+    let cast = Cast {
+        network: Some(&network),
+        ..ALONE
+    };
     run(&services, cast, 2, Order::AsPublished, strike).await;
 }
 
@@ -105,17 +131,31 @@ async fn a_secret_that_is_rotated_under_load_sends_no_merchant_away() {
     const NEW: &str = "the-new-secret-of-at-least-thirty-two-bytes";
     let services = Services::up().await;
     let world = World::at(services.database_url.clone(), services.amqp_url.clone()).await;
-    let (current, previous) = (world.file("current", OLD.as_bytes()), world.file("previous", OLD.as_bytes()));
+    let (current, previous) = (
+        world.file("current", OLD.as_bytes()),
+        world.file("previous", OLD.as_bytes()),
+    );
     let mut replicas = Vec::new();
     for _ in 0..2 {
         let replica = world.replica().without("SHOPBELL_JWT_HS256_SECRET");
         let replica = replica.with("SHOPBELL_JWT_HS256_SECRET_FILE", &current);
-        replicas.push(replica.with("SHOPBELL_JWT_HS256_SECRET_PREVIOUS_FILE", &previous).start().await);
+        replicas.push(
+            replica
+                .with("SHOPBELL_JWT_HS256_SECRET_PREVIOUS_FILE", &previous)
+                .start()
+                .await,
+        );
     }
     let issuer = watch::Sender::new(OLD);
-    let names: Vec<_> = (0..MERCHANTS).map(|number| format!("merchant-{number}")).collect();
+    let names: Vec<_> = (0..MERCHANTS)
+        .map(|number| format!("merchant-{number}"))
+        .collect();
     let followers = names.iter().enumerate().map(|(number, name)| {
-        tokio::spawn(follow(name.clone(), issuer.subscribe(), replicas.clone().into_iter().cycle().skip(number)))
+        tokio::spawn(follow(
+            name.clone(),
+            issuer.subscribe(),
+            replicas.clone().into_iter().cycle().skip(number),
+        ))
     });
     let followers: Vec<_> = followers.collect();
 
@@ -132,10 +172,16 @@ async fn a_secret_that_is_rotated_under_load_sends_no_merchant_away() {
     let mut publisher = world.publisher().await;
     let mut publish = async |count: usize| {
         let recipients: Vec<_> = names.iter().cycle().take(count * MERCHANTS).collect();
-        let events: Vec<_> = recipients.iter().map(|recipient| Event::order(recipient)).collect();
+        let events: Vec<_> = recipients
+            .iter()
+            .map(|recipient| Event::order(recipient))
+            .collect();
         publisher.publish_until_confirmed(&events).await;
         for (recipient, event) in recipients.into_iter().zip(events) {
-            published.entry(recipient.clone()).or_default().push(event.event_id().to_owned());
+            published
+                .entry(recipient.clone())
+                .or_default()
+                .push(event.event_id().to_owned());
         }
     };
     publish(20).await;
@@ -178,19 +224,31 @@ async fn follow(
                 while arrived.len() < PER_MERCHANT {
                     match merchant.next_frame().await {
                         Ok(Frame::Notification(notification)) => {
-                            let id = arrived.entry(notification.seq).or_insert_with(|| notification.id.clone());
-                            assert_eq!(*id, notification.id, "{name}: {} was another event before", notification.seq);
+                            let id = arrived
+                                .entry(notification.seq)
+                                .or_insert_with(|| notification.id.clone());
+                            assert_eq!(
+                                *id, notification.id,
+                                "{name}: {} was another event before",
+                                notification.seq
+                            );
                             merchant.ack(&name, notification.seq).await;
                         }
                         Ok(_) => {}
                         Err(closed) => {
-                            assert!(closed.code < 4500, "{name} is told not to come back: {closed:?}");
+                            assert!(
+                                closed.code < 4500,
+                                "{name} is told not to come back: {closed:?}"
+                            );
                             break;
                         }
                     }
                 }
             }
-            Err(instead) => assert!(!instead.contains("status: 401"), "{name} is refused: {instead}"),
+            Err(instead) => assert!(
+                !instead.contains("status: 401"),
+                "{name} is refused: {instead}"
+            ),
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
@@ -200,7 +258,10 @@ async fn follow(
 async fn readiness(replica: &Replica, status: u16) {
     eventually(&format!("/readyz answers {status}"), PATIENCE, async || {
         let reply = replica.get("/readyz").await;
-        holds(reply.status == status, format!("{} {}", reply.status, reply.text()))
+        holds(
+            reply.status == status,
+            format!("{} {}", reply.status, reply.text()),
+        )
     })
     .await;
 }

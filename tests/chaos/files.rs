@@ -5,15 +5,28 @@ use std::process::Command;
 /// Raises the limit to at least `least`, as far as the system lets it.
 pub fn allow(least: u64) {
     let limits = std::fs::read_to_string("/proc/self/limits").expect("Linux tells about processes");
-    let soft = limits.lines().find_map(|line| line.strip_prefix("Max open files")?.split_whitespace().next());
+    let soft = limits.lines().find_map(|line| {
+        line.strip_prefix("Max open files")?
+            .split_whitespace()
+            .next()
+    });
     // "unlimited" is no number, and enough.
-    if soft.and_then(|soft| soft.parse().ok()).is_none_or(|soft: u64| soft >= least) {
+    if soft
+        .and_then(|soft| soft.parse().ok())
+        .is_none_or(|soft: u64| soft >= least)
+    {
         return;
     }
     // The standard library has no way to do it, and unsafe code is forbidden.
     let mut prlimit = Command::new("prlimit");
-    prlimit.args([format!("--pid={}", std::process::id()), format!("--nofile={least}:")]);
+    prlimit.args([
+        format!("--pid={}", std::process::id()),
+        format!("--nofile={least}:"),
+    ]);
     let output = prlimit.output().expect("prlimit runs");
     let talk = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "this story has {least} files open; allow it that (ulimit -Hn): {talk}");
+    assert!(
+        output.status.success(),
+        "this story has {least} files open; allow it that (ulimit -Hn): {talk}"
+    );
 }

@@ -3,8 +3,14 @@
 //!
 //! The parts die at moments drawn from a seed; `SHOPBELL_CHAOS_SEED` repeats a run's choices. RabbitMQ and Postgres are
 //! private to this run, because they are restarted under it: `scripts/services` provides them.
-#![expect(clippy::expect_used, reason = "a test fails by panicking, and says why")]
-#![expect(unreachable_pub, reason = "a test binary exports nothing: `pub` in `support` means: for the stories")]
+#![expect(
+    clippy::expect_used,
+    reason = "a test fails by panicking, and says why"
+)]
+#![expect(
+    unreachable_pub,
+    reason = "a test binary exports nothing: `pub` in `support` means: for the stories"
+)]
 
 mod cluster;
 mod crowd;
@@ -17,7 +23,11 @@ mod services;
 mod setbacks;
 #[path = "../it"]
 mod it {
-    #[expect(dead_code, unused_imports, reason = "shared with the stories of `tests/it`, which use the rest")]
+    #[expect(
+        dead_code,
+        unused_imports,
+        reason = "shared with the stories of `tests/it`, which use the rest"
+    )]
     pub mod support;
 }
 
@@ -41,7 +51,14 @@ async fn a_replica_that_is_killed_again_and_again_loses_nothing_and_repeats_noth
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rabbitmq_that_restarts_loses_nothing_and_repeats_nothing() {
     let services = Services::up().await;
-    run(&services, ALONE, 2, Order::AsPublished, restart_rabbitmq(&services)).await;
+    run(
+        &services,
+        ALONE,
+        2,
+        Order::AsPublished,
+        restart_rabbitmq(&services),
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -52,12 +69,17 @@ async fn a_postgres_that_restarts_at_once_loses_nothing_and_repeats_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn replicas_that_share_partitions_and_are_killed_lose_nothing_repeat_nothing_and_keep_the_order() {
+async fn replicas_that_share_partitions_and_are_killed_lose_nothing_repeat_nothing_and_keep_the_order()
+ {
     let services = Services::up().await;
     let mut survivor = 0;
     // One, so that the other takes over; then both, so that they share again.
     let kill = async |_: &World, replicas: &[Replica]| {
-        let killed: Vec<_> = replicas.iter().enumerate().filter(|(place, _)| *place != survivor % 3).collect();
+        let killed: Vec<_> = replicas
+            .iter()
+            .enumerate()
+            .filter(|(place, _)| *place != survivor % 3)
+            .collect();
         killed.iter().for_each(|(_, replica)| replica.kill());
         join_all(killed.iter().map(|(_, replica)| replica.restart())).await;
         survivor += 1;
@@ -69,7 +91,14 @@ async fn replicas_that_share_partitions_and_are_killed_lose_nothing_repeat_nothi
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rabbitmq_with_partitions_that_restarts_loses_nothing_and_repeats_nothing() {
     let services = Services::up().await;
-    run(&services, SHARING, 2, Order::Any, restart_rabbitmq(&services)).await;
+    run(
+        &services,
+        SHARING,
+        2,
+        Order::Any,
+        restart_rabbitmq(&services),
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -78,27 +107,50 @@ async fn an_alarm_of_rabbitmq_does_not_keep_what_is_in_its_queue_from_the_mercha
     let services = Services::up().await;
     let world = World::at(services.database_url.clone(), services.amqp_url.clone()).await;
     // A replica alone has nobody to tell, and would not notice.
-    let gateway = world.replica().role("gateway").with("SHOPBELL_CANARY_SECONDS", 1).start().await;
+    let gateway = world
+        .replica()
+        .role("gateway")
+        .with("SHOPBELL_CANARY_SECONDS", 1)
+        .start()
+        .await;
     let replica = world.replica().start().await;
-    gateway.metric_reaches("shopbell_canary_publish_to_ack_seconds_count", 1).await;
+    gateway
+        .metric_reaches("shopbell_canary_publish_to_ack_seconds_count", 1)
+        .await;
     replica.kill();
     let threads = gateway.metric("process_threads").await;
     let publisher = world.publisher().await;
     publisher.publish_all(Event::orders(MERCHANT, 600)).await;
-    let mut elsewhere = world.merchant(MERCHANT).device("second").connect(gateway.public()).await;
+    let mut elsewhere = world
+        .merchant(MERCHANT)
+        .device("second")
+        .connect(gateway.public())
+        .await;
 
     services.set_memory_bound("0").await;
     replica.restart().await;
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
     merchant.take_seqs(1..=600).await;
     elsewhere.take_seqs(1..=600).await;
-    assert!(replica.metric("shopbell_hints_refused_total").await > 0, "the alarm was there");
+    assert!(
+        replica.metric("shopbell_hints_refused_total").await > 0,
+        "the alarm was there"
+    );
     let readiness = replica.get("/readyz").await;
-    assert!(readiness.status == 200 && readiness.text().contains("degraded"), "{}", readiness.text());
+    assert!(
+        readiness.status == 200 && readiness.text().contains("degraded"),
+        "{}",
+        readiness.text()
+    );
 
     // A blocked connection cannot be closed, and has a thread of its own: the canary must not open one for each flight.
-    gateway.metric_reaches("shopbell_canary_failures_total", 4).await;
-    let more = gateway.metric("process_threads").await.saturating_sub(threads);
+    gateway
+        .metric_reaches("shopbell_canary_failures_total", 4)
+        .await;
+    let more = gateway
+        .metric("process_threads")
+        .await
+        .saturating_sub(threads);
     assert!(more <= 3, "{more} threads more than before the alarm");
     services.set_memory_bound("0.5").await;
     publisher.publish_all(Event::orders(MERCHANT, 20)).await;
@@ -130,8 +182,16 @@ struct Cast<'a> {
     network: Option<&'a Proxy>,
 }
 
-const ALONE: Cast<'_> = Cast { replicas: 1, partitions: 1, network: None };
-const SHARING: Cast<'_> = Cast { replicas: 2, partitions: 4, network: None };
+const ALONE: Cast<'_> = Cast {
+    replicas: 1,
+    partitions: 1,
+    network: None,
+};
+const SHARING: Cast<'_> = Cast {
+    replicas: 2,
+    partitions: 4,
+    network: None,
+};
 
 /// Publishes all events to all merchants, who read and acknowledge, while `strike` hits `strikes` times.
 async fn run(
@@ -141,17 +201,26 @@ async fn run(
     order: Order,
     mut strike: impl AsyncFnMut(&World, &[Replica]),
 ) {
-    let seed = std::env::var("SHOPBELL_CHAOS_SEED")
-        .ok()
-        .map_or_else(|| fastrand::u64(..), |seed| seed.parse().expect("SHOPBELL_CHAOS_SEED is a number"));
+    let seed = std::env::var("SHOPBELL_CHAOS_SEED").ok().map_or_else(
+        || fastrand::u64(..),
+        |seed| seed.parse().expect("SHOPBELL_CHAOS_SEED is a number"),
+    );
     eprintln!("SHOPBELL_CHAOS_SEED={seed}");
     let mut random = fastrand::Rng::with_seed(seed);
     let world = World::at(services.database_url.clone(), services.amqp_url.clone()).await;
-    let database_url =
-        cast.network.map_or(world.database_url().to_owned(), |network| network.url(world.database_url()));
+    let database_url = cast
+        .network
+        .map_or(world.database_url().to_owned(), |network| {
+            network.url(world.database_url())
+        });
     let start_one = |_| {
-        let replica = world.replica().with("SHOPBELL_HEARTBEAT_SECONDS", 5).with("DATABASE_URL", &database_url);
-        replica.with("SHOPBELL_INGEST_PARTITIONS", cast.partitions).start()
+        let replica = world
+            .replica()
+            .with("SHOPBELL_HEARTBEAT_SECONDS", 5)
+            .with("DATABASE_URL", &database_url);
+        replica
+            .with("SHOPBELL_INGEST_PARTITIONS", cast.partitions)
+            .start()
     };
     let replicas = join_all((0..cast.replicas).map(start_one)).await;
     let (crowd, events) = Crowd::connect(&world, &replicas, &mut random);

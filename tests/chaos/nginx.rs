@@ -43,15 +43,22 @@ impl Nginx {
     pub async fn start(replicas: &[Replica]) -> Self {
         install().await;
         let address = free_address();
-        let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("nginx-{}", address.port()));
+        let directory =
+            Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("nginx-{}", address.port()));
         fs::remove_dir_all(&directory).ok();
         fs::create_dir_all(&directory).expect("the target directory can be written to");
         write_configuration(&directory, address, replicas);
         let child = command(&directory).spawn().expect("nginx starts");
-        let nginx = Self { address, directory, child };
+        let nginx = Self {
+            address,
+            directory,
+            child,
+        };
         eventually("nginx listens", PATIENCE, async || {
             let connected = TcpStream::connect(address).await;
-            connected.map(drop).map_err(|error| format!("{error}\n{}", nginx.complaints()))
+            connected
+                .map(drop)
+                .map_err(|error| format!("{error}\n{}", nginx.complaints()))
         })
         .await;
         nginx
@@ -71,10 +78,17 @@ impl Nginx {
 
     /// Waits until it has given up replicas so many times, for a while: because they refused somebody.
     pub async fn has_given_up(&self, times: usize) {
-        eventually(&format!("nginx gives up a replica for the {times}. time"), PATIENCE, async || {
-            let given_up = self.log().matches("upstream server temporarily disabled").count();
-            holds(given_up >= times, given_up)
-        })
+        eventually(
+            &format!("nginx gives up a replica for the {times}. time"),
+            PATIENCE,
+            async || {
+                let given_up = self
+                    .log()
+                    .matches("upstream server temporarily disabled")
+                    .count();
+                holds(given_up >= times, given_up)
+            },
+        )
         .await;
     }
 
@@ -82,20 +96,36 @@ impl Nginx {
     pub async fn finish(mut self) -> Vec<Answered> {
         signal(self.child.id(), "QUIT");
         let status = eventually("nginx ends", PATIENCE, async || {
-            self.child.try_wait().expect("a child can be asked").ok_or_else(|| "it runs".to_owned())
+            self.child
+                .try_wait()
+                .expect("a child can be asked")
+                .ok_or_else(|| "it runs".to_owned())
         })
         .await;
-        assert!(status.success(), "nginx ended with {status}: {}", self.complaints());
+        assert!(
+            status.success(),
+            "nginx ended with {status}: {}",
+            self.complaints()
+        );
         assert_eq!(self.complaints(), "", "nginx has complaints");
-        let log = fs::read_to_string(self.directory.join("access.log")).expect("nginx wrote its log");
+        let log =
+            fs::read_to_string(self.directory.join("access.log")).expect("nginx wrote its log");
         log.lines().map(Answered::parse).collect()
     }
 
     /// What nginx says is wrong with itself: a configuration that it did not take, files or connections that ran out. That a
     /// replica refused somebody is told by the statuses.
     fn complaints(&self) -> String {
-        let is_complaint = |line: &&str| ["[emerg]", "[alert]", "[crit]"].iter().any(|level| line.contains(level));
-        self.log().lines().filter(is_complaint).collect::<Vec<_>>().join("\n")
+        let is_complaint = |line: &&str| {
+            ["[emerg]", "[alert]", "[crit]"]
+                .iter()
+                .any(|level| line.contains(level))
+        };
+        self.log()
+            .lines()
+            .filter(is_complaint)
+            .collect::<Vec<_>>()
+            .join("\n")
     }
 
     fn log(&self) -> String {
@@ -108,7 +138,14 @@ impl Drop for Nginx {
     fn drop(&mut self) {
         if thread::panicking() {
             let warns = |line: &&str| !line.contains("[notice]");
-            eprintln!("--- nginx said:\n{}\n---", self.log().lines().filter(warns).collect::<Vec<_>>().join("\n"));
+            eprintln!(
+                "--- nginx said:\n{}\n---",
+                self.log()
+                    .lines()
+                    .filter(warns)
+                    .collect::<Vec<_>>()
+                    .join("\n")
+            );
         }
         if let Ok(None) = self.child.try_wait() {
             signal(self.child.id(), "TERM");
@@ -127,18 +164,37 @@ impl Drop for Nginx {
 impl Answered {
     fn parse(line: &str) -> Self {
         let mut fields = line.splitn(3, '|');
-        let mut field = || fields.next().unwrap_or_else(|| panic!("a line of another form: {line}"));
-        let status = |text: &str| text.parse().unwrap_or_else(|_| panic!("no status in {line}"));
+        let mut field = || {
+            fields
+                .next()
+                .unwrap_or_else(|| panic!("a line of another form: {line}"))
+        };
+        let status = |text: &str| {
+            text.parse()
+                .unwrap_or_else(|_| panic!("no status in {line}"))
+        };
         let (answer, upstream, path) = (field(), field(), field().to_owned());
         // "-" where nobody was asked; a colon where the request was passed on inside nginx.
-        let upstream = upstream.split([',', ':']).map(str::trim).filter(|one| *one != "-").map(status).collect();
-        Self { status: status(answer), upstream, path }
+        let upstream = upstream
+            .split([',', ':'])
+            .map(str::trim)
+            .filter(|one| *one != "-")
+            .map(status)
+            .collect();
+        Self {
+            status: status(answer),
+            upstream,
+            path,
+        }
     }
 }
 
 fn command(directory: &Path) -> Command {
     let mut command = Command::new(PROGRAM);
-    command.arg("-p").arg(directory).args(["-c", "nginx.conf", "-e", "error.log"]);
+    command
+        .arg("-p")
+        .arg(directory)
+        .args(["-c", "nginx.conf", "-e", "error.log"]);
     command.stdin(Stdio::null()).stdout(Stdio::null());
     command
 }
@@ -151,16 +207,28 @@ async fn install() {
     install.arg("nginx-light").stdin(Stdio::null());
     let output = spawn_blocking(move || install.output().expect("scripts/install runs")).await;
     let output = output.expect("waiting for a script does not panic");
-    assert!(output.status.success(), "no nginx: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "no nginx: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 fn write_configuration(directory: &Path, address: SocketAddr, replicas: &[Replica]) {
     let mut servers = String::new();
     for replica in replicas {
-        writeln!(servers, "        server {} max_fails=1 fail_timeout=10s;", replica.public()).expect("text grows");
+        writeln!(
+            servers,
+            "        server {} max_fails=1 fail_timeout=10s;",
+            replica.public()
+        )
+        .expect("text grows");
     }
-    let configuration = CONFIGURATION.replace("ADDRESS", &address.to_string()).replace("        SERVERS\n", &servers);
-    fs::write(directory.join("nginx.conf"), configuration).expect("the configuration can be written");
+    let configuration = CONFIGURATION
+        .replace("ADDRESS", &address.to_string())
+        .replace("        SERVERS\n", &servers);
+    fs::write(directory.join("nginx.conf"), configuration)
+        .expect("the configuration can be written");
 }
 
 /// A reload leaves the old workers to their sockets for as long as `worker_shutdown_timeout` says: longer than any story, so

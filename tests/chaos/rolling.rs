@@ -52,7 +52,9 @@ async fn a_rolling_update_behind_nginx_loses_nothing_and_sends_nobody_an_error()
         replicas.push(start_one(&world).await);
     }
     let nginx = Nginx::start(&replicas).await;
-    let merchants: Vec<_> = (0..MERCHANTS).map(|number| format!("merchant-{number}")).collect();
+    let merchants: Vec<_> = (0..MERCHANTS)
+        .map(|number| format!("merchant-{number}"))
+        .collect();
     let dashboards = Dashboards::open(&world, nginx.address(), &merchants, DEVICES);
     all_are_open(&replicas).await;
 
@@ -64,11 +66,21 @@ async fn a_rolling_update_behind_nginx_loses_nothing_and_sends_nobody_an_error()
     };
     let placing = place_orders(&world, &merchants, &updated);
     let visiting = visit(&world, &nginx, &updated);
-    let (drains, orders, visits, diaries) = tokio::join!(updating, placing, visiting, dashboards.closed(BOUND));
+    let (drains, orders, visits, diaries) =
+        tokio::join!(updating, placing, visiting, dashboards.closed(BOUND));
 
     assert_eq!(diaries.len(), DASHBOARDS);
-    for Diary { feed, ids, refusals, .. } in &diaries {
-        assert_eq!(*ids, orders[feed], "what {feed} got is what was confirmed, in its order");
+    for Diary {
+        feed,
+        ids,
+        refusals,
+        ..
+    } in &diaries
+    {
+        assert_eq!(
+            *ids, orders[feed],
+            "what {feed} got is what was confirmed, in its order"
+        );
         assert_eq!(*refusals, Vec::<String>::new(), "{feed} was refused");
     }
     for (merchant, orders) in &orders {
@@ -92,7 +104,9 @@ async fn a_rolling_update_behind_nginx_loses_nothing_and_sends_nobody_an_error()
 }
 
 async fn start_one(world: &World) -> Replica {
-    let replica = world.replica().with("SHOPBELL_DRAIN_SECONDS", DRAIN.as_secs());
+    let replica = world
+        .replica()
+        .with("SHOPBELL_DRAIN_SECONDS", DRAIN.as_secs());
     replica.with("SHOPBELL_HEARTBEAT_SECONDS", 5).start().await
 }
 
@@ -119,16 +133,26 @@ async fn update(world: &World, nginx: &Nginx, replicas: &mut Vec<Replica>) -> Ve
         nginx.has_given_up(drains.len()).await;
         nginx.send_to(replicas);
         let status = leaving.ended().await;
-        assert!(status.success(), "a replica asked to leave ended with {status}");
+        assert!(
+            status.success(),
+            "a replica asked to leave ended with {status}"
+        );
     }
     drains
 }
 
 /// Places orders, one for every merchant in each round and in an order of nobody's choosing, until the update is over; then the
 /// last event. Gives the ids that were confirmed.
-async fn place_orders(world: &World, merchants: &[String], updated: &Cell<bool>) -> BTreeMap<String, Vec<String>> {
+async fn place_orders(
+    world: &World,
+    merchants: &[String],
+    updated: &Cell<bool>,
+) -> BTreeMap<String, Vec<String>> {
     let publisher = world.publisher().await;
-    let mut placed: BTreeMap<_, _> = merchants.iter().map(|merchant| (merchant.clone(), Vec::new())).collect();
+    let mut placed: BTreeMap<_, _> = merchants
+        .iter()
+        .map(|merchant| (merchant.clone(), Vec::new()))
+        .collect();
     let mut round = merchants.to_vec();
     let mut pace = interval(BATCH_EVERY);
     pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -145,7 +169,10 @@ async fn place_orders(world: &World, merchants: &[String], updated: &Cell<bool>)
             let events: Vec<_> = batch.iter().map(event).collect();
             publisher.publish_all(&events).await;
             for (merchant, event) in batch.iter().zip(events) {
-                placed.entry(merchant.clone()).or_default().push(event.event_id().to_owned());
+                placed
+                    .entry(merchant.clone())
+                    .or_default()
+                    .push(event.event_id().to_owned());
             }
         }
     }
@@ -165,7 +192,8 @@ async fn visit(world: &World, nginx: &Nginx, updated: &Cell<bool>) -> usize {
         pace.tick().await;
         let visitor = handshake.connect(nginx.address()).await;
         let path = format!("/v1/feeds/{VISITOR}/notifications");
-        let history = http::get_with(nginx.address(), &path, &[("Authorization", &authorization)]).await;
+        let history =
+            http::get_with(nginx.address(), &path, &[("Authorization", &authorization)]).await;
         let history = history.expect("history is answered");
         assert_eq!(history.status, 200, "{history:?}");
         visitor.leave().await;
@@ -176,22 +204,45 @@ async fn visit(world: &World, nginx: &Nginx, updated: &Cell<bool>) -> usize {
 
 /// The dashboards were sent away spread over each drain, and were back when they were told to be.
 fn check_moves(diaries: &[Diary], drains: &[Instant]) {
-    let moves: Vec<Move> = diaries.iter().flat_map(|diary| diary.moves.clone()).collect();
+    let moves: Vec<Move> = diaries
+        .iter()
+        .flat_map(|diary| diary.moves.clone())
+        .collect();
     for (number, began) in drains.iter().enumerate() {
         // Also who saw it a little late, on a loaded machine: only a replica that leaves closes with 1012.
         let next = drains.get(number + 1);
-        let is_of_this = |one: &&Move| one.closed >= *began && next.is_none_or(|next| one.closed < *next);
+        let is_of_this =
+            |one: &&Move| one.closed >= *began && next.is_none_or(|next| one.closed < *next);
         let moves: Vec<_> = moves.iter().filter(is_of_this).collect();
         check_spread("closes", *began, moves.iter().map(|one| one.closed));
         check_spread("comebacks", *began, moves.iter().map(|one| one.back));
     }
     let mut gaps: Vec<_> = moves.iter().map(|one| one.back - one.closed).collect();
-    let mut late: Vec<_> = moves.iter().map(|one| (one.back - one.closed).saturating_sub(one.retry_after)).collect();
+    let mut late: Vec<_> = moves
+        .iter()
+        .map(|one| (one.back - one.closed).saturating_sub(one.retry_after))
+        .collect();
     gaps.sort_unstable();
     late.sort_unstable();
-    let line = |of: &[Duration]| format!("p50 {:.1?}, p99 {:.1?}, max {:.1?}", at(of, 0.5), at(of, 0.99), at(of, 1.0));
-    eprintln!("{} moves; without a session: {}; beyond retry_after: {}", moves.len(), line(&gaps), line(&late));
-    assert!(at(&late, 0.99) < BACK_BOUND, "coming back took too long: {}", line(&late));
+    let line = |of: &[Duration]| {
+        format!(
+            "p50 {:.1?}, p99 {:.1?}, max {:.1?}",
+            at(of, 0.5),
+            at(of, 0.99),
+            at(of, 1.0)
+        )
+    };
+    eprintln!(
+        "{} moves; without a session: {}; beyond retry_after: {}",
+        moves.len(),
+        line(&gaps),
+        line(&late)
+    );
+    assert!(
+        at(&late, 0.99) < BACK_BOUND,
+        "coming back took too long: {}",
+        line(&late)
+    );
 }
 
 /// None of the drain's slices has more than twice its share, and all of them together have most of it.
@@ -204,29 +255,62 @@ fn check_spread(what: &str, began: Instant, moments: impl Iterator<Item = Instan
         slices[slice.min(SLICES - 1)] += 1;
     }
     let span = at(&after, 0.99) - at(&after, 0.01);
-    let seen = format!("{} {what} in slices of {:?}: {slices:?}, over {span:.1?}", after.len(), DRAIN / SLICES as u32);
+    let seen = format!(
+        "{} {what} in slices of {:?}: {slices:?}, over {span:.1?}",
+        after.len(),
+        DRAIN / SLICES as u32
+    );
     eprintln!("{seen}");
-    assert!(after.len() >= DASHBOARDS / REPLICAS / 2, "too few to say anything: {seen}");
-    assert!(slices.iter().all(|slice| slice * SLICES <= 2 * after.len()), "not spread over the drain: {seen}");
-    assert!(span >= DRAIN.mul_f64(0.6), "not spread over the drain: {seen}");
+    assert!(
+        after.len() >= DASHBOARDS / REPLICAS / 2,
+        "too few to say anything: {seen}"
+    );
+    assert!(
+        slices.iter().all(|slice| slice * SLICES <= 2 * after.len()),
+        "not spread over the drain: {seen}"
+    );
+    assert!(
+        span >= DRAIN.mul_f64(0.6),
+        "not spread over the drain: {seen}"
+    );
 }
 
 /// Every request was answered as it should be, also those that nginx sent to a replica that was leaving.
 fn check_answers(answers: &[Answered], diaries: &[Diary], visits: usize) {
     let mut statuses = BTreeMap::<_, usize>::new();
     for answered in answers {
-        *statuses.entry((answered.status, answered.upstream.clone())).or_default() += 1;
+        *statuses
+            .entry((answered.status, answered.upstream.clone()))
+            .or_default() += 1;
     }
     eprintln!("nginx answered, with what it heard from the replicas: {statuses:?}");
-    let wrong: Vec<_> = answers.iter().filter(|answered| answered.status >= 400).collect();
+    let wrong: Vec<_> = answers
+        .iter()
+        .filter(|answered| answered.status >= 400)
+        .collect();
     assert!(wrong.is_empty(), "clients got errors: {wrong:?}");
     // A replica that leaves refuses those that are still sent to it: it does not close its port on them.
-    let unanswered = |answered: &&Answered| answered.upstream.iter().any(|status| [502, 504].contains(status));
+    let unanswered = |answered: &&Answered| {
+        answered
+            .upstream
+            .iter()
+            .any(|status| [502, 504].contains(status))
+    };
     let unanswered: Vec<_> = answers.iter().filter(unanswered).collect();
-    assert!(unanswered.is_empty(), "replicas did not answer nginx: {unanswered:?}");
+    assert!(
+        unanswered.is_empty(),
+        "replicas did not answer nginx: {unanswered:?}"
+    );
     let sessions: usize = diaries.iter().map(|diary| diary.sessions).sum();
-    let upgraded = answers.iter().filter(|answered| answered.status == 101).count();
-    assert_eq!(upgraded, sessions + visits, "the log tells of every session");
+    let upgraded = answers
+        .iter()
+        .filter(|answered| answered.status == 101)
+        .count();
+    assert_eq!(
+        upgraded,
+        sessions + visits,
+        "the log tells of every session"
+    );
 }
 
 /// The value at this part of what is sorted.

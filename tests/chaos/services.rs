@@ -22,10 +22,17 @@ impl Services {
         let alone = ALONE.lock().await;
         let printed = scripts_services(["up"]).await;
         let url = |name: &str| {
-            let line = printed.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
-            line.unwrap_or_else(|| panic!("scripts/services up printed no {name}: {printed}")).to_owned()
+            let line = printed
+                .lines()
+                .find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+            line.unwrap_or_else(|| panic!("scripts/services up printed no {name}: {printed}"))
+                .to_owned()
         };
-        Self { database_url: url("DATABASE_URL"), amqp_url: url("AMQP_URL"), _alone: alone }
+        Self {
+            database_url: url("DATABASE_URL"),
+            amqp_url: url("AMQP_URL"),
+            _alone: alone,
+        }
     }
 
     /// `scripts/services action service`, to its end.
@@ -49,14 +56,24 @@ impl Drop for Services {
 async fn scripts_services<const N: usize>(arguments: [&'static str; N]) -> String {
     let run = spawn_blocking(move || command(&arguments).output().expect("scripts/services runs"));
     let output = run.await.expect("waiting for a script does not panic");
-    assert!(output.status.success(), "scripts/services {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "scripts/services {arguments:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     String::from_utf8(output.stdout).expect("it prints text")
 }
 
 /// In a directory of its own, whatever services the caller uses otherwise.
 fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/services"));
-    command.args(arguments).env_remove("DATABASE_URL").env_remove("AMQP_URL");
-    command.env("SHOPBELL_SERVICES_DIR", Path::new(env!("CARGO_TARGET_TMPDIR")).join("chaos-services"));
+    command
+        .args(arguments)
+        .env_remove("DATABASE_URL")
+        .env_remove("AMQP_URL");
+    command.env(
+        "SHOPBELL_SERVICES_DIR",
+        Path::new(env!("CARGO_TARGET_TMPDIR")).join("chaos-services"),
+    );
     command
 }

@@ -81,32 +81,53 @@ impl Shop {
         let mut merchants = JoinSet::new();
         for number in 0..MERCHANTS {
             let replicas = replicas.clone().into_iter().cycle().skip(number);
-            merchants.spawn(follow(world.merchant(&name(number)), name(number), replicas));
+            merchants.spawn(follow(
+                world.merchant(&name(number)),
+                name(number),
+                replicas,
+            ));
         }
         let mut published = BTreeMap::<_, BTreeSet<_>>::new();
         let part = |_| {
-            let mut recipients: Vec<_> = (0..MERCHANTS * ORDERS).map(|number| name(number % MERCHANTS)).collect();
+            let mut recipients: Vec<_> = (0..MERCHANTS * ORDERS)
+                .map(|number| name(number % MERCHANTS))
+                .collect();
             Rng::new().shuffle(&mut recipients);
             let order = |recipient: String| {
                 let event = Event::order(&recipient);
-                published.entry(recipient).or_default().insert(event.event_id().to_owned());
+                published
+                    .entry(recipient)
+                    .or_default()
+                    .insert(event.event_id().to_owned());
                 event
             };
             recipients.into_iter().map(order).collect()
         };
         let parts = (0..3).map(part).collect();
-        Self { world, network, merchants, parts, published }
+        Self {
+            world,
+            network,
+            merchants,
+            parts,
+            published,
+        }
     }
 
     /// Publishes one part, as fast as RabbitMQ confirms.
     async fn publish(&self, part: usize) {
-        self.world.publisher().await.publish_all(&self.parts[part]).await;
+        self.world
+            .publisher()
+            .await
+            .publish_all(&self.parts[part])
+            .await;
     }
 
     /// Waits until every merchant's cursor stands at this number.
     async fn all_acknowledged(&self, orders: usize) {
         for number in 0..MERCHANTS {
-            self.world.expect_cursor(&name(number), "", orders as u64).await;
+            self.world
+                .expect_cursor(&name(number), "", orders as u64)
+                .await;
         }
     }
 
@@ -118,7 +139,9 @@ impl Shop {
         publisher.publish_until_confirmed(&self.parts[2]).await;
         publisher.publish_until_confirmed(&self.parts[0]).await;
         publisher.publish_until_confirmed(&self.parts[1]).await;
-        let last: Vec<_> = (0..MERCHANTS).map(|number| Event::new(LAST_EVENT, &name(number), "{}")).collect();
+        let last: Vec<_> = (0..MERCHANTS)
+            .map(|number| Event::new(LAST_EVENT, &name(number), "{}"))
+            .collect();
         publisher.publish_until_confirmed(&last).await;
 
         let all = async {
@@ -126,16 +149,26 @@ impl Shop {
                 let Diary { merchant, places } = diary.expect("a merchant's diary is in order");
                 let arrived: BTreeSet<_> = places.into_values().collect();
                 let missing: Vec<_> = self.published[&merchant].difference(&arrived).collect();
-                assert!(missing.is_empty(), "{merchant} never got {} orders: {missing:?}", missing.len());
+                assert!(
+                    missing.is_empty(),
+                    "{merchant} never got {} orders: {missing:?}",
+                    missing.len()
+                );
             }
         };
-        timeout(BOUND, all).await.expect("every merchant gets its last event in time");
+        timeout(BOUND, all)
+            .await
+            .expect("every merchant gets its last event in time");
         self.world.finish().await;
     }
 }
 
 async fn start_one(world: &World) -> Replica {
-    world.replica().with("SHOPBELL_HEARTBEAT_SECONDS", 5).start().await
+    world
+        .replica()
+        .with("SHOPBELL_HEARTBEAT_SECONDS", 5)
+        .start()
+        .await
 }
 
 fn name(number: usize) -> String {
@@ -150,17 +183,28 @@ struct Diary {
 }
 
 /// Reads and acknowledges until the last event comes, over as many sessions as it takes.
-async fn follow(handshake: Handshake, merchant: String, mut replicas: impl Iterator<Item = Replica>) -> Diary {
-    let mut diary = Diary { merchant, places: BTreeMap::new() };
+async fn follow(
+    handshake: Handshake,
+    merchant: String,
+    mut replicas: impl Iterator<Item = Replica>,
+) -> Diary {
+    let mut diary = Diary {
+        merchant,
+        places: BTreeMap::new(),
+    };
     loop {
         let replica = replicas.next().expect("they go round");
         if let Ok(mut session) = handshake.try_connect(replica.public()).await {
             match read_on(&mut session, &mut diary).await {
                 Ok(()) => return diary,
                 Err(closed) => {
-                    let again =
-                        [1001, 1006, 1011, 1012, 1013].contains(&closed.code) || (4000..4500).contains(&closed.code);
-                    assert!(again, "{} is told not to come back: {closed:?}", diary.merchant);
+                    let again = [1001, 1006, 1011, 1012, 1013].contains(&closed.code)
+                        || (4000..4500).contains(&closed.code);
+                    assert!(
+                        again,
+                        "{} is told not to come back: {closed:?}",
+                        diary.merchant
+                    );
                 }
             }
         }
@@ -171,13 +215,24 @@ async fn follow(handshake: Handshake, merchant: String, mut replicas: impl Itera
 /// Keeps what comes. A place holds one event for ever, and an event has one place in an epoch.
 async fn read_on(session: &mut Merchant, diary: &mut Diary) -> Result<(), Closed> {
     let Diary { merchant, places } = diary;
-    let feed = session.welcome().feeds.iter().find(|feed| feed.feed == *merchant).expect("the own feed is read");
+    let feed = session
+        .welcome()
+        .feeds
+        .iter()
+        .find(|feed| feed.feed == *merchant)
+        .expect("the own feed is read");
     let epoch = feed.epoch.clone();
     loop {
-        let Frame::Notification(notification) = session.next_frame().await? else { continue };
+        let Frame::Notification(notification) = session.next_frame().await? else {
+            continue;
+        };
         let before = places.insert((epoch.clone(), notification.seq), notification.id.clone());
         let same = before.is_none_or(|before| before == notification.id);
-        assert!(same, "{merchant}: number {} of epoch {epoch} was another event before", notification.seq);
+        assert!(
+            same,
+            "{merchant}: number {} of epoch {epoch} was another event before",
+            notification.seq
+        );
         session.ack(merchant, notification.seq).await;
         if notification.event == LAST_EVENT {
             // The server has the ack when it answers.

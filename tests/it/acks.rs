@@ -32,7 +32,10 @@ async fn acks_of_a_busy_client_are_written_together() {
         merchant.take_seqs(acked..=acked).await;
     }
     let pause = world.number(SHORTEST_PAUSE_MS).await;
-    assert!(pause >= 1_000, "{acked} acks, written again after {pause} ms");
+    assert!(
+        pause >= 1_000,
+        "{acked} acks, written again after {pause} ms"
+    );
     world.expect_cursor(MERCHANT, "", acked).await;
     world.finish().await;
 }
@@ -42,7 +45,11 @@ async fn a_locked_feed_does_not_stop_the_acks_of_other_feeds() {
     let world = World::new().await;
     let replica = world.serve().await;
     for merchant in [MERCHANT, OTHER] {
-        world.publisher().await.publish_all(Event::orders(merchant, 3)).await;
+        world
+            .publisher()
+            .await
+            .publish_all(Event::orders(merchant, 3))
+            .await;
         world.expect_stored(merchant, 3).await;
     }
     let mut first = world.merchant(MERCHANT).connect(replica.public()).await;
@@ -51,7 +58,9 @@ async fn a_locked_feed_does_not_stop_the_acks_of_other_feeds() {
     let locked = world.lock_feed_of_merchant_42().await;
     first.take_seqs(1..=3).await;
     eventually("the ack of the locked feed fails", PATIENCE, async || {
-        let retries = replica.metric_where("shopbell_retries_total", r#"part="acks""#).await;
+        let retries = replica
+            .metric_where("shopbell_retries_total", r#"part="acks""#)
+            .await;
         holds(retries > 0, retries)
     })
     .await;
@@ -61,7 +70,12 @@ async fn a_locked_feed_does_not_stop_the_acks_of_other_feeds() {
     }
     first.leave().await;
     let first = world.merchant(MERCHANT).connect(replica.public()).await;
-    let feed = first.welcome().feeds.iter().find(|state| state.feed == MERCHANT).expect("the feed is in the welcome");
+    let feed = first
+        .welcome()
+        .feeds
+        .iter()
+        .find(|state| state.feed == MERCHANT)
+        .expect("the feed is in the welcome");
     assert_eq!(feed.cursor, 3, "a connect sees the ack that waits");
     world.expect_cursor(MERCHANT, "", 0).await;
     drop(locked);
@@ -76,16 +90,23 @@ async fn the_ack_of_a_client_that_leaves_is_written_at_once() {
     world.meddle(NOTE_EVERY_WRITE).await;
     let publisher = world.publisher().await;
     let mut visits = 0;
-    eventually("an ack is written while the writer would rest", PATIENCE, async || {
-        visits += 1;
-        publisher.publish(&Event::order(MERCHANT)).await;
-        let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
-        merchant.take_seqs(visits..=visits).await;
-        merchant.leave().await;
-        world.expect_cursor(MERCHANT, "", visits).await;
-        let pause = world.number(SHORTEST_PAUSE_MS).await;
-        holds((1..1_000).contains(&pause), format!("{pause} ms are the shortest pause in {visits} visits"))
-    })
+    eventually(
+        "an ack is written while the writer would rest",
+        PATIENCE,
+        async || {
+            visits += 1;
+            publisher.publish(&Event::order(MERCHANT)).await;
+            let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
+            merchant.take_seqs(visits..=visits).await;
+            merchant.leave().await;
+            world.expect_cursor(MERCHANT, "", visits).await;
+            let pause = world.number(SHORTEST_PAUSE_MS).await;
+            holds(
+                (1..1_000).contains(&pause),
+                format!("{pause} ms are the shortest pause in {visits} visits"),
+            )
+        },
+    )
     .await;
     world.finish().await;
 }

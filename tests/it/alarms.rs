@@ -54,25 +54,42 @@ async fn a_broker_that_is_away_and_a_canary_that_does_not_come_through() {
         .with("SHOPBELL_CANARY_SECONDS", 1)
         .start()
         .await;
-    replica.metric_reaches("shopbell_canary_publish_to_ack_seconds_count", 3).await;
+    replica
+        .metric_reaches("shopbell_canary_publish_to_ack_seconds_count", 3)
+        .await;
     assert_eq!(replica.metric("shopbell_canary_failures_total").await, 0);
     // For the canary beside one that reaches the broker: that it is away for all is told once.
     let other = world.serve().await;
-    let monitor = [Monitor::of(&world, [&replica]).await, Monitor::of(&world, [&replica, &other]).await];
+    let monitor = [
+        Monitor::of(&world, [&replica]).await,
+        Monitor::of(&world, [&replica, &other]).await,
+    ];
 
     network.cut();
     replica.metric_is("shopbell_broker_up", "", 0).await;
     replica.metric_is("shopbell_part_up", "", 0).await;
-    replica.metric_reaches("shopbell_canary_failures_total", 2).await;
-    assert!(replica.metric_where("shopbell_canary_failures_total", "publish").await >= 2);
+    replica
+        .metric_reaches("shopbell_canary_failures_total", 2)
+        .await;
+    assert!(
+        replica
+            .metric_where("shopbell_canary_failures_total", "publish")
+            .await
+            >= 2
+    );
     let text = replica.get("/metrics").await.text();
-    assert!(!text.contains("\nshopbell_queue_messages{"), "what is not known is not told: {text}");
+    assert!(
+        !text.contains("\nshopbell_queue_messages{"),
+        "what is not known is not told: {text}"
+    );
     let [broker, canary] = monitor;
     broker.expect_alert("ShopbellBrokerAway", "page").await;
     canary.expect_alert("ShopbellCanaryFailing", "page").await;
     network.mend();
     replica.metric_reaches("shopbell_broker_up", 1).await;
-    world.execute("delete from feeds where starts_with(feed, 'shopbell-canary/')").await;
+    world
+        .execute("delete from feeds where starts_with(feed, 'shopbell-canary/')")
+        .await;
     world.finish().await;
 }
 
@@ -80,7 +97,11 @@ async fn a_broker_that_is_away_and_a_canary_that_does_not_come_through() {
 async fn a_database_that_is_away() {
     let world = World::new().await;
     let network = Proxy::before_service(world.database_url()).await;
-    let replica = world.replica().with("DATABASE_URL", network.url(world.database_url())).start().await;
+    let replica = world
+        .replica()
+        .with("DATABASE_URL", network.url(world.database_url()))
+        .start()
+        .await;
     let monitor = Monitor::of(&world, [&replica]).await;
     network.cut();
     replica.metric_is("shopbell_database_up", "", 0).await;
@@ -94,17 +115,28 @@ async fn a_database_that_is_away() {
 async fn events_that_can_never_be_stored() {
     let world = World::new().await;
     let replica = world.serve().await;
-    let monitor = [Monitor::of(&world, [&replica]).await, Monitor::of(&world, [&replica]).await];
+    let monitor = [
+        Monitor::of(&world, [&replica]).await,
+        Monitor::of(&world, [&replica]).await,
+    ];
     let publisher = world.publisher().await;
-    publisher.publish(Parcel::structured("order.created", "no JSON")).await;
-    replica.metric_reaches("shopbell_events_dead_lettered_total", 1).await;
-    replica.metric_is("shopbell_queue_messages", "dead-letter", 1).await;
+    publisher
+        .publish(Parcel::structured("order.created", "no JSON"))
+        .await;
+    replica
+        .metric_reaches("shopbell_events_dead_lettered_total", 1)
+        .await;
+    replica
+        .metric_is("shopbell_queue_messages", "dead-letter", 1)
+        .await;
     let [at_once, mut in_an_hour] = monitor;
     at_once.expect_alert("ShopbellDeadLetters", "ticket").await;
     for _ in 0..4 {
         in_an_hour.look().await;
     }
-    in_an_hour.expect_alert("ShopbellDeadLettersWaiting", "ticket").await;
+    in_an_hour
+        .expect_alert("ShopbellDeadLettersWaiting", "ticket")
+        .await;
     world.finish().await;
 }
 
@@ -115,7 +147,9 @@ async fn a_publisher_most_of_whose_events_can_never_be_stored() {
     let monitor = Monitor::of(&world, [&replica]).await;
     let broken = (0..50).map(|_| Parcel::structured("order.created", "no JSON"));
     world.publisher().await.publish_all(broken).await;
-    replica.metric_reaches("shopbell_events_dead_lettered_total", 50).await;
+    replica
+        .metric_reaches("shopbell_events_dead_lettered_total", 50)
+        .await;
     monitor.expect_alert("ShopbellDeadLetters", "page").await;
     world.finish().await;
 }
@@ -126,9 +160,17 @@ async fn events_that_no_queue_takes() {
     let replica = world.serve().await;
     let monitor = Monitor::of(&world, [&replica]).await;
     let broker = world.broker().await;
-    broker.unbind(&world.name("ingest"), &world.name("events")).await;
-    world.publisher().await.publish(&Event::order(MERCHANT)).await;
-    replica.metric_is("shopbell_queue_messages", "unroutable", 1).await;
+    broker
+        .unbind(&world.name("ingest"), &world.name("events"))
+        .await;
+    world
+        .publisher()
+        .await
+        .publish(&Event::order(MERCHANT))
+        .await;
+    replica
+        .metric_is("shopbell_queue_messages", "unroutable", 1)
+        .await;
     monitor.expect_alert("ShopbellUnroutable", "page").await;
     broker.purge(&world.name("unroutable")).await;
     world.finish().await;
@@ -140,18 +182,36 @@ async fn a_consumer_that_is_stuck() {
     let replica = world.serve().await;
     let monitor = Monitor::of(&world, [&replica]).await;
     let lock = world.lock_feeds().await;
-    world.publisher().await.publish_all(Event::orders(MERCHANT, 3)).await;
-    eventually("the delivery is held for long", Duration::from_secs(2 * HELD_SECONDS), async || {
-        let text = replica.get("/metrics").await.text();
-        let held = text.lines().find_map(|line| line.strip_prefix("shopbell_oldest_delivery_held_seconds "));
-        let held: f64 = held.expect("the metric is there").parse().expect("seconds");
-        holds(held > HELD_SECONDS as f64, held)
-    })
+    world
+        .publisher()
+        .await
+        .publish_all(Event::orders(MERCHANT, 3))
+        .await;
+    eventually(
+        "the delivery is held for long",
+        Duration::from_secs(2 * HELD_SECONDS),
+        async || {
+            let text = replica.get("/metrics").await.text();
+            let held = text
+                .lines()
+                .find_map(|line| line.strip_prefix("shopbell_oldest_delivery_held_seconds "));
+            let held: f64 = held.expect("the metric is there").parse().expect("seconds");
+            holds(held > HELD_SECONDS as f64, held)
+        },
+    )
     .await;
-    assert!(replica.metric_where("shopbell_retries_total", "append").await > 0);
+    assert!(
+        replica
+            .metric_where("shopbell_retries_total", "append")
+            .await
+            > 0
+    );
     let readiness = replica.get("/readyz").await;
     let text = readiness.text();
-    assert!(readiness.status == 200 && text.contains("degraded") && text.contains("ingest has held"), "{text}");
+    assert!(
+        readiness.status == 200 && text.contains("degraded") && text.contains("ingest has held"),
+        "{text}"
+    );
     monitor.expect_alert("ShopbellIngestStuck", "page").await;
     drop(lock);
     world.expect_stored(MERCHANT, 3).await;
@@ -163,10 +223,14 @@ async fn an_ingest_queue_without_a_consumer() {
     let world = World::new().await;
     let ingest = world.replica().role("ingest").start().await;
     let gateway = world.replica().role("gateway").start().await;
-    gateway.metric_is("shopbell_queue_consumers", "ingest", 1).await;
+    gateway
+        .metric_is("shopbell_queue_consumers", "ingest", 1)
+        .await;
     let monitor = Monitor::of(&world, [&gateway, &ingest]).await;
     ingest.kill();
-    gateway.metric_is("shopbell_queue_consumers", "ingest", 0).await;
+    gateway
+        .metric_is("shopbell_queue_consumers", "ingest", 0)
+        .await;
     monitor.expect_alert("ShopbellNoConsumer", "page").await;
     world.finish().await;
 }
@@ -174,14 +238,28 @@ async fn an_ingest_queue_without_a_consumer() {
 #[tokio::test]
 async fn a_partition_that_nobody_consumes() {
     let world = World::new().await;
-    let gateway = world.replica().role("gateway").with("SHOPBELL_INGEST_PARTITIONS", 2).start().await;
-    let ingest = world.replica().role("ingest").with("SHOPBELL_INGEST_PARTITIONS", 2).start().await;
-    gateway.metric_is("shopbell_queue_consumers", "ingest", 1).await;
+    let gateway = world
+        .replica()
+        .role("gateway")
+        .with("SHOPBELL_INGEST_PARTITIONS", 2)
+        .start()
+        .await;
+    let ingest = world
+        .replica()
+        .role("ingest")
+        .with("SHOPBELL_INGEST_PARTITIONS", 2)
+        .start()
+        .await;
+    gateway
+        .metric_is("shopbell_queue_consumers", "ingest", 1)
+        .await;
     // Rolled back to a version, or a setting, that knows of one.
     let instead = world.replica().role("ingest").start().await;
     let monitor = Monitor::of(&world, [&gateway, &instead]).await;
     assert!(ingest.terminate().await.success());
-    gateway.metric_is("shopbell_queue_consumers", "ingest", 0).await;
+    gateway
+        .metric_is("shopbell_queue_consumers", "ingest", 0)
+        .await;
     monitor.expect_alert("ShopbellNoConsumer", "page").await;
     world.finish().await;
 }
@@ -198,16 +276,26 @@ async fn clients_that_do_not_acknowledge() {
         merchant.expect_caught_up(&name).await;
         merchants.push((name, merchant));
     }
-    let monitor = [Monitor::of(&world, [&replica]).await, Monitor::of(&world, [&replica]).await];
+    let monitor = [
+        Monitor::of(&world, [&replica]).await,
+        Monitor::of(&world, [&replica]).await,
+    ];
     for (name, merchant) in &mut merchants {
         publisher.publish_all(Event::orders(name, 6)).await;
         merchant.expect_seqs(1..=4).await;
     }
     replica.metric_reaches("shopbell_sessions_behind", 4).await;
     // As if they had gone on like this for a while.
-    world.execute("update notifications set created_at = now() - interval '3 minutes'").await;
-    replica.metric_reaches("shopbell_oldest_undelivered_age_seconds", 180).await;
-    assert_eq!(replica.metric("shopbell_undelivered_notifications").await, 24);
+    world
+        .execute("update notifications set created_at = now() - interval '3 minutes'")
+        .await;
+    replica
+        .metric_reaches("shopbell_oldest_undelivered_age_seconds", 180)
+        .await;
+    assert_eq!(
+        replica.metric("shopbell_undelivered_notifications").await,
+        24
+    );
     assert_eq!(replica.metric("shopbell_late_feeds").await, 4);
     let [slow, late] = monitor;
     slow.expect_alert("ShopbellSlowClients", "ticket").await;
@@ -219,7 +307,9 @@ async fn clients_that_do_not_acknowledge() {
         merchant.ack(name, 6).await;
     }
     replica.metric_is("shopbell_sessions_behind", "", 0).await;
-    replica.metric_is("shopbell_undelivered_notifications", "", 0).await;
+    replica
+        .metric_is("shopbell_undelivered_notifications", "", 0)
+        .await;
     world.finish().await;
 }
 
@@ -235,21 +325,31 @@ async fn a_pool_that_is_exhausted() {
         let (address, authorization) = (replica.public(), format!("Bearer {token}"));
         tokio::spawn(async move {
             let path = format!("/v1/feeds/{MERCHANT}/notifications");
-            crate::support::http::get_with(address, &path, &[("authorization", &authorization)]).await
+            crate::support::http::get_with(address, &path, &[("authorization", &authorization)])
+                .await
         })
     });
     let looking: Vec<_> = looking.collect();
     eventually("waits for a connection are in vain", PATIENCE, async || {
-        let timeouts = replica.metric_where("shopbell_pool_timeouts_total", "history").await;
+        let timeouts = replica
+            .metric_where("shopbell_pool_timeouts_total", "history")
+            .await;
         holds(timeouts >= 9, timeouts)
     })
     .await;
     let text = replica.get("/metrics").await.text();
-    assert!(text.contains(r#"shopbell_pool_connections{pool="history",state="used"} 3"#), "{text}");
-    monitor.expect_alert("ShopbellPoolExhausted", "ticket").await;
+    assert!(
+        text.contains(r#"shopbell_pool_connections{pool="history",state="used"} 3"#),
+        "{text}"
+    );
+    monitor
+        .expect_alert("ShopbellPoolExhausted", "ticket")
+        .await;
     drop(lock);
     for look in looking {
-        look.await.expect("a look does not panic").expect("an answer comes");
+        look.await
+            .expect("a look does not panic")
+            .expect("an answer comes");
     }
     world.finish().await;
 }
@@ -259,12 +359,21 @@ async fn merchants_whose_tokens_are_refused() {
     let world = World::new().await;
     let replica = world.serve().await;
     let monitor = Monitor::of(&world, [&replica]).await;
-    let stranger = world.merchant(MERCHANT).token(world.token(MERCHANT).sign_with_a_foreign_secret());
+    let stranger = world
+        .merchant(MERCHANT)
+        .token(world.token(MERCHANT).sign_with_a_foreign_secret());
     for _ in 0..25 {
         stranger.refused(replica.public()).await.expect_problem(401);
     }
-    assert_eq!(replica.metric_where("shopbell_handshakes_refused_total", "token").await, 25);
-    monitor.expect_alert("ShopbellHandshakesRefused", "page").await;
+    assert_eq!(
+        replica
+            .metric_where("shopbell_handshakes_refused_total", "token")
+            .await,
+        25
+    );
+    monitor
+        .expect_alert("ShopbellHandshakesRefused", "page")
+        .await;
     world.finish().await;
 }
 
@@ -274,24 +383,49 @@ async fn a_replica_that_is_crowded_by_half_sent_requests() {
     let replica = world.serve().await;
     let monitor = Monitor::of(&world, [&replica]).await;
     let mut half_sent = Vec::new();
-    while replica.metric_where("shopbell_connections_dropped_total", "crowded").await <= 150 {
+    while replica
+        .metric_where("shopbell_connections_dropped_total", "crowded")
+        .await
+        <= 150
+    {
         for _ in 0..100 {
-            half_sent.push(TcpStream::connect(replica.public()).await.expect("the replica listens"));
+            half_sent.push(
+                TcpStream::connect(replica.public())
+                    .await
+                    .expect("the replica listens"),
+            );
         }
     }
-    monitor.expect_alert("ShopbellConnectionsCrowded", "ticket").await;
+    monitor
+        .expect_alert("ShopbellConnectionsCrowded", "ticket")
+        .await;
     world.finish().await;
 }
 
 #[tokio::test]
 async fn a_replica_that_is_nearly_full() {
     let world = World::new().await;
-    let replica = world.replica().with("SHOPBELL_MAX_SESSIONS", 2).start().await;
+    let replica = world
+        .replica()
+        .with("SHOPBELL_MAX_SESSIONS", 2)
+        .start()
+        .await;
     let monitor = Monitor::of(&world, [&replica]).await;
     let _one = world.merchant("merchant-1").connect(replica.public()).await;
     let _other = world.merchant("merchant-2").connect(replica.public()).await;
-    world.merchant("merchant-3").refused(replica.public()).await.expect_problem(429);
-    assert_eq!(replica.metric_where("shopbell_handshakes_refused_total", "too_many").await, 1);
-    monitor.expect_alert("ShopbellSessionsNearLimit", "ticket").await;
+    world
+        .merchant("merchant-3")
+        .refused(replica.public())
+        .await
+        .expect_problem(429);
+    assert_eq!(
+        replica
+            .metric_where("shopbell_handshakes_refused_total", "too_many")
+            .await,
+        1
+    );
+    monitor
+        .expect_alert("ShopbellSessionsNearLimit", "ticket")
+        .await;
     world.finish().await;
 }

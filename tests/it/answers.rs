@@ -11,9 +11,21 @@ const MERCHANT: &str = "merchant-42";
 async fn who_accepts_an_order_silences_the_bell_on_every_device_of_every_replica() {
     let world = World::new().await;
     let replicas = [world.serve().await, world.serve().await];
-    world.publisher().await.publish_all(Event::orders(MERCHANT, 3)).await;
-    let mut phone = world.merchant(MERCHANT).device("phone").connect(replicas[0].public()).await;
-    let mut till = world.merchant(MERCHANT).device("till").connect(replicas[1].public()).await;
+    world
+        .publisher()
+        .await
+        .publish_all(Event::orders(MERCHANT, 3))
+        .await;
+    let mut phone = world
+        .merchant(MERCHANT)
+        .device("phone")
+        .connect(replicas[0].public())
+        .await;
+    let mut till = world
+        .merchant(MERCHANT)
+        .device("till")
+        .connect(replicas[1].public())
+        .await;
     for device in [&mut phone, &mut till] {
         device.take_seqs(1..=3).await;
     }
@@ -22,16 +34,33 @@ async fn who_accepts_an_order_silences_the_bell_on_every_device_of_every_replica
     phone.handle(MERCHANT, &[2]).await;
     for device in [&mut phone, &mut till] {
         let state = device.next_state().await;
-        assert_eq!((state.seqs, state.through, state.version), (Some(vec![2]), None, Some(1)));
-        assert_eq!((state.handled_by.as_deref(), state.read_at), (Some(MERCHANT), None));
+        assert_eq!(
+            (state.seqs, state.through, state.version),
+            (Some(vec![2]), None, Some(1))
+        );
+        assert_eq!(
+            (state.handled_by.as_deref(), state.read_at),
+            (Some(MERCHANT), None)
+        );
         assert!(state.handled_at.is_some());
-        assert_eq!((state.unread, state.unhandled, state.last), (3, 2, 3), "handled is not read");
+        assert_eq!(
+            (state.unread, state.unhandled, state.last),
+            (3, 2, 3),
+            "handled is not read"
+        );
     }
-    assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
+    assert!(
+        asked.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        asked.elapsed()
+    );
 
     till.read(MERCHANT, &[1, 2]).await;
     let state = phone.next_state().await;
-    assert_eq!((state.seqs, state.unread, state.unhandled, state.version), (Some(vec![1, 2]), 1, 2, Some(2)));
+    assert_eq!(
+        (state.seqs, state.unread, state.unhandled, state.version),
+        (Some(vec![1, 2]), 1, 2, Some(2))
+    );
     assert!(state.read_at.is_some() && state.handled_at.is_none());
     assert_eq!(world.unanswered(MERCHANT).await, (1, 2));
     world.finish().await;
@@ -41,8 +70,16 @@ async fn who_accepts_an_order_silences_the_bell_on_every_device_of_every_replica
 async fn the_first_who_accepts_is_the_one_and_the_others_are_told() {
     let world = World::new().await;
     let replica = world.serve().await;
-    world.publisher().await.publish_all(Event::orders(MERCHANT, 2)).await;
-    let of = |who: &str| world.merchant(who).token(world.token(who).feeds([MERCHANT]).sign());
+    world
+        .publisher()
+        .await
+        .publish_all(Event::orders(MERCHANT, 2))
+        .await;
+    let of = |who: &str| {
+        world
+            .merchant(who)
+            .token(world.token(who).feeds([MERCHANT]).sign())
+    };
     let (anna, bert) = (of("anna"), of("bert"));
     let mut anna = anna.connect(replica.public()).await;
     let mut bert = bert.connect(replica.public()).await;
@@ -52,13 +89,25 @@ async fn the_first_who_accepts_is_the_one_and_the_others_are_told() {
     bert.handle(MERCHANT, &[1, 2]).await;
     let mut answers = [bert.next_state().await, bert.next_state().await];
     answers.sort_by_key(|state| state.seqs.clone());
-    assert_eq!((answers[0].seqs.as_deref(), answers[0].handled_by.as_deref()), (Some(&[1][..]), Some("anna")));
-    assert_eq!(answers[0].version, None, "that was so before, and is told to nobody else");
-    assert_eq!((answers[1].seqs.as_deref(), answers[1].handled_by.as_deref()), (Some(&[2][..]), Some("bert")));
+    assert_eq!(
+        (answers[0].seqs.as_deref(), answers[0].handled_by.as_deref()),
+        (Some(&[1][..]), Some("anna"))
+    );
+    assert_eq!(
+        answers[0].version, None,
+        "that was so before, and is told to nobody else"
+    );
+    assert_eq!(
+        (answers[1].seqs.as_deref(), answers[1].handled_by.as_deref()),
+        (Some(&[2][..]), Some("bert"))
+    );
 
     assert_eq!(anna.next_state().await.version, Some(1));
     let state = anna.next_state().await;
-    assert_eq!((state.version, state.seqs, state.unhandled), (Some(2), Some(vec![2]), 0));
+    assert_eq!(
+        (state.version, state.seqs, state.unhandled),
+        (Some(2), Some(vec![2]), 0)
+    );
     world.finish().await;
 }
 
@@ -66,8 +115,15 @@ async fn the_first_who_accepts_is_the_one_and_the_others_are_told() {
 async fn a_device_that_was_away_learns_what_people_said_meanwhile() {
     let world = World::new().await;
     let replica = world.serve().await;
-    world.publisher().await.publish_all(Event::orders(MERCHANT, 5)).await;
-    let (phone, till) = (world.merchant(MERCHANT).device("phone"), world.merchant(MERCHANT).device("till"));
+    world
+        .publisher()
+        .await
+        .publish_all(Event::orders(MERCHANT, 5))
+        .await;
+    let (phone, till) = (
+        world.merchant(MERCHANT).device("phone"),
+        world.merchant(MERCHANT).device("till"),
+    );
     let mut at_the_till = till.connect(replica.public()).await;
     let mut on_the_phone = phone.connect(replica.public()).await;
     for device in [&mut at_the_till, &mut on_the_phone] {
@@ -88,11 +144,22 @@ async fn a_device_that_was_away_learns_what_people_said_meanwhile() {
     let mut on_the_phone = phone.state(MERCHANT, 1).connect(replica.public()).await;
     for (version, seq) in [(2, 2), (3, 3), (4, 4)] {
         let state = on_the_phone.next_state().await;
-        assert_eq!((state.version, state.seqs), (Some(version), Some(vec![seq])));
+        assert_eq!(
+            (state.version, state.seqs),
+            (Some(version), Some(vec![seq]))
+        );
     }
     let state = on_the_phone.next_state().await;
-    assert_eq!((state.version, state.through, state.unread, state.unhandled), (Some(5), Some(4), 1, 1));
-    let feed = on_the_phone.welcome().feeds.iter().find(|feed| feed.feed == MERCHANT).expect("its feed");
+    assert_eq!(
+        (state.version, state.through, state.unread, state.unhandled),
+        (Some(5), Some(4), 1, 1)
+    );
+    let feed = on_the_phone
+        .welcome()
+        .feeds
+        .iter()
+        .find(|feed| feed.feed == MERCHANT)
+        .expect("its feed");
     assert_eq!((feed.unread, feed.unhandled, feed.version), (1, 1, 5));
     world.finish().await;
 }
@@ -102,19 +169,43 @@ async fn a_replica_that_no_hint_reaches_finds_what_people_said() {
     let world = World::new().await;
     let near = world.serve().await;
     let proxy = Proxy::before_service(world.amqp_url()).await;
-    let far = world.replica().with("AMQP_URL", proxy.url(world.amqp_url())).start().await;
-    world.publisher().await.publish_all(Event::orders(MERCHANT, 2)).await;
-    let mut here = world.merchant(MERCHANT).device("here").connect(near.public()).await;
-    let mut there = world.merchant(MERCHANT).device("there").connect(far.public()).await;
+    let far = world
+        .replica()
+        .with("AMQP_URL", proxy.url(world.amqp_url()))
+        .start()
+        .await;
+    world
+        .publisher()
+        .await
+        .publish_all(Event::orders(MERCHANT, 2))
+        .await;
+    let mut here = world
+        .merchant(MERCHANT)
+        .device("here")
+        .connect(near.public())
+        .await;
+    let mut there = world
+        .merchant(MERCHANT)
+        .device("there")
+        .connect(far.public())
+        .await;
     for device in [&mut here, &mut there] {
         device.take_seqs(1..=2).await;
     }
     proxy.stall();
     here.handle(MERCHANT, &[2]).await;
-    assert_eq!(there.next_state().await.seqs, Some(vec![2]), "its sweep found it");
+    assert_eq!(
+        there.next_state().await.seqs,
+        Some(vec![2]),
+        "its sweep found it"
+    );
     there.handle(MERCHANT, &[1]).await;
     let state = there.next_state().await;
-    assert_eq!((state.seqs, state.version, state.unhandled), (Some(vec![1]), Some(2), 0), "without RabbitMQ");
+    assert_eq!(
+        (state.seqs, state.version, state.unhandled),
+        (Some(vec![1]), Some(2), 0),
+        "without RabbitMQ"
+    );
     assert_eq!(here.next_state().await.version, Some(1));
     assert_eq!(here.next_state().await.seqs, Some(vec![1]));
     proxy.mend();
@@ -128,7 +219,11 @@ async fn everything_is_read_in_steps_while_orders_come_in() {
     let publisher = world.publisher().await;
     publisher.publish_all(Event::orders(MERCHANT, 2_500)).await;
     world.expect_stored(MERCHANT, 2_500).await;
-    let mut merchant = world.merchant(MERCHANT).after(MERCHANT, 2_500).connect(replica.public()).await;
+    let mut merchant = world
+        .merchant(MERCHANT)
+        .after(MERCHANT, 2_500)
+        .connect(replica.public())
+        .await;
     merchant.read(MERCHANT, &[700]).await;
     assert_eq!(merchant.next_state().await.unread, 2_499);
 
@@ -138,15 +233,27 @@ async fn everything_is_read_in_steps_while_orders_come_in() {
     while throughs.last() != Some(&2_400) {
         let state = merchant.next_state().await;
         let through = state.through.expect("all up to a number");
-        assert_eq!(state.unread, state.last - through, "the counts hold for what was stored then");
+        assert_eq!(
+            state.unread,
+            state.last - through,
+            "the counts hold for what was stored then"
+        );
         throughs.push(through);
     }
-    assert_eq!(throughs, [1_000, 2_000, 2_400], "ingest has the feed in between");
+    assert_eq!(
+        throughs,
+        [1_000, 2_000, 2_400],
+        "ingest has the feed in between"
+    );
     world.expect_stored(MERCHANT, 2_520).await;
 
     merchant.read_through(MERCHANT, 2_400).await;
     let state = merchant.next_state().await;
-    assert_eq!((state.version, state.through, state.unread), (None, Some(2_400), 120), "that was so before");
+    assert_eq!(
+        (state.version, state.through, state.unread),
+        (None, Some(2_400), 120),
+        "that was so before"
+    );
     for version in [Some(5), None] {
         merchant.read_through(MERCHANT, 9_999).await;
         let state = merchant.next_state().await;
@@ -178,36 +285,77 @@ async fn what_cannot_be_is_refused_by_name_and_the_session_goes_on() {
     for _ in 0..2 {
         merchant.next_notification().await;
     }
-    let shared: Vec<_> = merchant.welcome().feeds.iter().map(|feed| (feed.feed.clone(), feed.shared)).collect();
+    let shared: Vec<_> = merchant
+        .welcome()
+        .feeds
+        .iter()
+        .map(|feed| (feed.feed.clone(), feed.shared))
+        .collect();
     assert_eq!(shared, [("all".into(), true), (MERCHANT.into(), false)]);
 
     merchant.handle("all", &[1]).await;
     let refused = merchant.next_error().await;
-    assert_eq!((refused.code.as_str(), refused.feed.as_deref()), ("read_only", Some("all")));
+    assert_eq!(
+        (refused.code.as_str(), refused.feed.as_deref()),
+        ("read_only", Some("all"))
+    );
     merchant.read("merchant-43", &[1]).await;
     assert_eq!(merchant.next_error().await.code, "unknown_feed");
     merchant.handle(MERCHANT, &[1, 7, 9]).await;
-    assert_eq!(merchant.next_state().await.seqs, Some(vec![1]), "the one that is there is handled");
+    assert_eq!(
+        merchant.next_state().await.seqs,
+        Some(vec![1]),
+        "the one that is there is handled"
+    );
     let refused = merchant.next_error().await;
-    assert_eq!((refused.code.as_str(), refused.feed.as_deref()), ("unknown_seq", Some(MERCHANT)));
-    assert!(refused.message.ends_with("no notification 7, 9"), "{}", refused.message);
+    assert_eq!(
+        (refused.code.as_str(), refused.feed.as_deref()),
+        ("unknown_seq", Some(MERCHANT))
+    );
+    assert!(
+        refused.message.ends_with("no notification 7, 9"),
+        "{}",
+        refused.message
+    );
     merchant.read(MERCHANT, &[1; 257]).await;
     assert_eq!(merchant.next_error().await.code, "too_many_seqs");
 
     merchant.read_through(MERCHANT, 0).await;
     let state = merchant.next_state().await;
-    assert!(state.through == Some(0) && state.read_at.is_some(), "an answer to every question: {state:?}");
+    assert!(
+        state.through == Some(0) && state.read_at.is_some(),
+        "an answer to every question: {state:?}"
+    );
     let newcomer = world.token("newcomer").feeds(["merchant-44"]).sign();
-    let mut newcomer = world.merchant("newcomer").token(newcomer).connect(replica.public()).await;
+    let mut newcomer = world
+        .merchant("newcomer")
+        .token(newcomer)
+        .connect(replica.public())
+        .await;
     newcomer.read_through("merchant-44", 77).await;
     let state = newcomer.next_state().await;
-    assert!(state.through == Some(0) && state.read_at.is_some(), "of an empty feed too: {state:?}");
+    assert!(
+        state.through == Some(0) && state.read_at.is_some(),
+        "of an empty feed too: {state:?}"
+    );
 
     let token = world.token("owner").feeds(["all"]).broadcast().sign();
-    let mut owner = world.merchant("owner").token(token).connect(replica.public()).await;
+    let mut owner = world
+        .merchant("owner")
+        .token(token)
+        .connect(replica.public())
+        .await;
     owner.read("all", &[1]).await;
-    assert_eq!(owner.next_state().await.unread, 0, "whose token has the right may");
-    assert_eq!(merchant.next_state().await.feed, "all", "and everyone is told");
+    assert_eq!(
+        owner.next_state().await.unread,
+        0,
+        "whose token has the right may"
+    );
+    assert_eq!(
+        merchant.next_state().await.feed,
+        "all",
+        "and everyone is told"
+    );
     owner.show(&world.token("owner").feeds([MERCHANT])).await;
     assert_eq!(
         owner.next_error().await.code,
@@ -221,20 +369,34 @@ async fn what_cannot_be_is_refused_by_name_and_the_session_goes_on() {
 async fn what_is_said_while_the_database_is_away_is_stored_when_it_is_back() {
     let world = World::new().await;
     let proxy = Proxy::before_service(world.database_url()).await;
-    let replica = world.replica().with("DATABASE_URL", proxy.url(world.database_url())).start().await;
-    world.publisher().await.publish_all(Event::orders(MERCHANT, 2)).await;
+    let replica = world
+        .replica()
+        .with("DATABASE_URL", proxy.url(world.database_url()))
+        .start()
+        .await;
+    world
+        .publisher()
+        .await
+        .publish_all(Event::orders(MERCHANT, 2))
+        .await;
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
     merchant.take_seqs(1..=2).await;
 
     proxy.cut();
     merchant.handle(MERCHANT, &[1]).await;
-    replica.says("what people said could not be stored; trying again").await;
+    replica
+        .says("what people said could not be stored; trying again")
+        .await;
     proxy.mend();
     assert_eq!(merchant.next_state().await.seqs, Some(vec![1]));
     proxy.cut();
     merchant.handle(MERCHANT, &[2]).await;
     let refused = merchant.next_error().await;
-    assert_eq!((refused.code.as_str(), refused.feed.as_deref()), ("not_taken", Some(MERCHANT)), "it was away too long");
+    assert_eq!(
+        (refused.code.as_str(), refused.feed.as_deref()),
+        ("not_taken", Some(MERCHANT)),
+        "it was away too long"
+    );
     proxy.mend();
     merchant.handle(MERCHANT, &[2]).await;
     assert_eq!(merchant.next_state().await.seqs, Some(vec![2]));
@@ -245,12 +407,25 @@ async fn what_is_said_while_the_database_is_away_is_stored_when_it_is_back() {
 async fn a_replica_that_dies_after_an_answer_was_stored_leaves_it_told() {
     let world = World::new().await;
     let (first, second) = (world.serve().await, world.serve().await);
-    world.publisher().await.publish_all(Event::orders(MERCHANT, 30)).await;
-    let mut watcher = world.merchant(MERCHANT).device("watcher").connect(second.public()).await;
+    world
+        .publisher()
+        .await
+        .publish_all(Event::orders(MERCHANT, 30))
+        .await;
+    let mut watcher = world
+        .merchant(MERCHANT)
+        .device("watcher")
+        .connect(second.public())
+        .await;
     watcher.take_seqs(1..=30).await;
     world.expect_cursor(MERCHANT, "watcher", 30).await;
     // A new device starts at its subscriber's place, which is the watcher's by now.
-    let mut busy = world.merchant(MERCHANT).device("busy").after(MERCHANT, 0).connect(first.public()).await;
+    let mut busy = world
+        .merchant(MERCHANT)
+        .device("busy")
+        .after(MERCHANT, 0)
+        .connect(first.public())
+        .await;
     busy.take_seqs(1..=30).await;
     for seq in 1..=30 {
         busy.handle(MERCHANT, &[seq]).await;
@@ -258,17 +433,24 @@ async fn a_replica_that_dies_after_an_answer_was_stored_leaves_it_told() {
     busy.next_state().await;
     first.kill();
     // Whatever was stored is told, by a hint or by the sweep: the books of the watcher are the database's.
-    eventually("the watcher knows all that is stored", PATIENCE, async || {
-        watcher.read(MERCHANT, &[]).await;
-        let (mut stored, mut answered) = (None, false);
-        while !answered {
-            let state = watcher.next_state().await;
-            answered = state.version.is_none();
-            stored = Some(state.unhandled);
-        }
-        let (_, unhandled) = world.unanswered(MERCHANT).await;
-        crate::support::holds(stored == Some(unhandled) && watcher.version(MERCHANT) == 30 - unhandled, unhandled)
-    })
+    eventually(
+        "the watcher knows all that is stored",
+        PATIENCE,
+        async || {
+            watcher.read(MERCHANT, &[]).await;
+            let (mut stored, mut answered) = (None, false);
+            while !answered {
+                let state = watcher.next_state().await;
+                answered = state.version.is_none();
+                stored = Some(state.unhandled);
+            }
+            let (_, unhandled) = world.unanswered(MERCHANT).await;
+            crate::support::holds(
+                stored == Some(unhandled) && watcher.version(MERCHANT) == 30 - unhandled,
+                unhandled,
+            )
+        },
+    )
     .await;
     world.finish().await;
 }
@@ -290,7 +472,9 @@ async fn whatever_many_say_at_once_everyone_hears_the_same() {
     // All of them take every order, in other orders; and one of them reads all, while more come in.
     for step in 0..60_u64 {
         for (number, person) in (0..).zip(&mut people) {
-            person.handle(MERCHANT, &[1 + (step * 7 + number * 13) % 60]).await;
+            person
+                .handle(MERCHANT, &[1 + (step * 7 + number * 13) % 60])
+                .await;
         }
         if step % 20 == 0 {
             people[0].read_through(MERCHANT, 20 + step).await;
@@ -301,10 +485,18 @@ async fn whatever_many_say_at_once_everyone_hears_the_same() {
     for person in &mut people {
         heard.push(handlers(person, 60).await);
     }
-    assert!(heard.windows(2).all(|pair| pair[0] == pair[1]), "who took what: {heard:?}");
+    assert!(
+        heard.windows(2).all(|pair| pair[0] == pair[1]),
+        "who took what: {heard:?}"
+    );
     // Its replica may be the slower one: what it said is stored when what it says next is answered.
     people[0].read(MERCHANT, &[]).await;
-    while people[0].next_state().await.seqs.is_none_or(|seqs| !seqs.is_empty()) {}
+    while people[0]
+        .next_state()
+        .await
+        .seqs
+        .is_none_or(|seqs| !seqs.is_empty())
+    {}
     world.expect_stored(MERCHANT, 75).await;
     assert_eq!(world.unanswered(MERCHANT).await, (15, 15));
     world.finish().await;
@@ -318,7 +510,11 @@ async fn handlers(person: &mut Merchant, count: usize) -> BTreeMap<u64, String> 
             && let (Some(by), Some(_)) = (&state.handled_by, state.version)
         {
             for seq in state.seqs.into_iter().flatten() {
-                assert_eq!(handlers.insert(seq, by.clone()), None, "{seq} became handled twice");
+                assert_eq!(
+                    handlers.insert(seq, by.clone()),
+                    None,
+                    "{seq} became handled twice"
+                );
             }
         }
     }

@@ -7,15 +7,27 @@ async fn the_canary_of_each_gateway_is_timed_and_leaves_nothing_behind() {
     let world = World::new().await;
     let mut replicas = Vec::new();
     for _ in 0..2 {
-        replicas.push(world.replica().with("SHOPBELL_CANARY_SECONDS", 1).start().await);
+        replicas.push(
+            world
+                .replica()
+                .with("SHOPBELL_CANARY_SECONDS", 1)
+                .start()
+                .await,
+        );
     }
     for replica in &replicas {
-        replica.metric_reaches("shopbell_canary_publish_to_ack_seconds_count", 3).await;
+        replica
+            .metric_reaches("shopbell_canary_publish_to_ack_seconds_count", 3)
+            .await;
         assert_eq!(replica.metric("shopbell_canary_failures_total").await, 0);
     }
     // One event at a time in a feed, and no more feeds than gateways.
-    let most = world.number("select coalesce(max(last_seq), 0) from feeds").await;
-    let feeds = world.number("select count(distinct feed) from notifications").await;
+    let most = world
+        .number("select coalesce(max(last_seq), 0) from feeds")
+        .await;
+    let feeds = world
+        .number("select count(distinct feed) from notifications")
+        .await;
     assert!(most <= 1 && feeds <= 2, "{most} in a feed, {feeds} feeds");
 
     // One that dies leaves its last one behind, for any other to find when it is old.
@@ -23,19 +35,34 @@ async fn the_canary_of_each_gateway_is_timed_and_leaves_nothing_behind() {
     assert!(replicas[1].terminate().await.success());
     let ingest = world.replica().role("ingest").start().await;
     let broker = world.broker().await;
-    eventually("what was still on its way is stored", PATIENCE, async || {
-        let held = ingest.get("/metrics").await.text().contains("\nshopbell_oldest_delivery_held_seconds 0.0\n");
-        let waiting = broker.depth(&world.name("ingest")).await;
-        holds(held && waiting == Some(0), format!("{waiting:?} wait"))
-    })
+    eventually(
+        "what was still on its way is stored",
+        PATIENCE,
+        async || {
+            let held = ingest
+                .get("/metrics")
+                .await
+                .text()
+                .contains("\nshopbell_oldest_delivery_held_seconds 0.0\n");
+            let waiting = broker.depth(&world.name("ingest")).await;
+            holds(held && waiting == Some(0), format!("{waiting:?} wait"))
+        },
+    )
     .await;
     assert!(ingest.terminate().await.success());
-    world.execute("update canaries set flown_at = now() - interval '3 hours'").await;
+    world
+        .execute("update canaries set flown_at = now() - interval '3 hours'")
+        .await;
     let _other = world.replica().role("ingest").start().await;
     eventually("nothing is left of a canary", PATIENCE, async || {
-        let left = world.number("select (select count(*) from feeds) + (select count(*) from notifications)").await;
+        let left = world
+            .number("select (select count(*) from feeds) + (select count(*) from notifications)")
+            .await;
         let cursors = world.number("select count(*) from cursors").await;
-        holds((left, cursors) == (0, 0), format!("{left} rows, {cursors} cursors"))
+        holds(
+            (left, cursors) == (0, 0),
+            format!("{left} rows, {cursors} cursors"),
+        )
     })
     .await;
     world.finish().await;
@@ -44,14 +71,29 @@ async fn the_canary_of_each_gateway_is_timed_and_leaves_nothing_behind() {
 #[tokio::test]
 async fn what_everyone_is_told_does_not_stand_in_the_canarys_way() {
     let world = World::new().await;
-    let replica = world.replica().with("SHOPBELL_WINDOW", 4).with("SHOPBELL_CANARY_SECONDS", 1).start().await;
+    let replica = world
+        .replica()
+        .with("SHOPBELL_WINDOW", 4)
+        .with("SHOPBELL_CANARY_SECONDS", 1)
+        .start()
+        .await;
     // Nobody acknowledges any of these, and they are more than a window.
     let notices = (0..20).map(|_| Event::new("notice", "all", "1"));
     world.publisher().await.publish_all(notices).await;
     world.expect_stored("all", 20).await;
-    let flown = replica.metric("shopbell_canary_publish_to_ack_seconds_count").await;
-    replica.metric_reaches("shopbell_canary_publish_to_ack_seconds_count", flown + 3).await;
+    let flown = replica
+        .metric("shopbell_canary_publish_to_ack_seconds_count")
+        .await;
+    replica
+        .metric_reaches("shopbell_canary_publish_to_ack_seconds_count", flown + 3)
+        .await;
     assert_eq!(replica.metric("shopbell_canary_failures_total").await, 0);
-    assert_eq!(replica.metric("shopbell_publish_to_delivery_seconds_count").await, 0, "a canary is no merchant");
+    assert_eq!(
+        replica
+            .metric("shopbell_publish_to_delivery_seconds_count")
+            .await,
+        0,
+        "a canary is no merchant"
+    );
     world.finish().await;
 }

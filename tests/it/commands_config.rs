@@ -24,50 +24,101 @@ async fn every_setting_is_told_and_no_secret() {
         ("SHOPBELL_JWT_HS256_SECRET_FILE", file.as_str()),
         ("SHOPBELL_WINDOW", "7"),
         ("OTEL_EXPORTER_OTLP_HEADERS", "key=s3cr3t"),
-        ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://collector.example:4318/s3cr3t/v1/traces"),
+        (
+            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+            "http://collector.example:4318/s3cr3t/v1/traces",
+        ),
         // Without a scheme it is no URL, and whatever it is, it has a password.
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "me:s3cr3t@collector:4318"),
         ("OTEL_RESOURCE_ATTRIBUTES", "deployment.key=s3cr3t"),
         // Or there would be spans to send to nobody.
         ("OTEL_SDK_DISABLED", "true"),
     ];
-    let told = world.shopbell_with(&settings, &["config", "--output", "json"]).await.succeeded();
-    let secrets = [secret, "s3cr3t", password(world.database_url()), password(world.amqp_url())];
+    let told = world
+        .shopbell_with(&settings, &["config", "--output", "json"])
+        .await
+        .succeeded();
+    let secrets = [
+        secret,
+        "s3cr3t",
+        password(world.database_url()),
+        password(world.amqp_url()),
+    ];
     for secret in secrets {
-        assert!(!told.stdout.contains(secret) && !told.stderr.contains(secret), "{told:?}");
+        assert!(
+            !told.stdout.contains(secret) && !told.stderr.contains(secret),
+            "{told:?}"
+        );
     }
     let lines = told.json_lines::<Setting>();
-    let by_name: BTreeMap<_, _> = lines.iter().map(|setting| (setting.variable.as_str(), setting)).collect();
+    let by_name: BTreeMap<_, _> = lines
+        .iter()
+        .map(|setting| (setting.variable.as_str(), setting))
+        .collect();
     assert_eq!(lines.len(), by_name.len(), "each is told once: {lines:?}");
-    let of = |variable| (by_name[variable].value.as_deref(), by_name[variable].origin.as_str());
+    let of = |variable| {
+        (
+            by_name[variable].value.as_deref(),
+            by_name[variable].origin.as_str(),
+        )
+    };
     assert_eq!(of("SHOPBELL_WINDOW"), (Some("7"), "set"));
     assert_eq!(of("SHOPBELL_LISTEN"), (Some("0.0.0.0:8080"), "default"));
     assert_eq!(of("SHOPBELL_JWT_AUDIENCE"), (None, "default"));
     assert_eq!(of("SHOPBELL_JWT_HS256_SECRET"), (Some("(secret)"), "file"));
-    assert_eq!(by_name["SHOPBELL_JWT_HS256_SECRET"].file.as_deref(), Some(file.as_str()));
-    assert_eq!(of("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"), (Some("http://collector.example:4318"), "set"));
+    assert_eq!(
+        by_name["SHOPBELL_JWT_HS256_SECRET"].file.as_deref(),
+        Some(file.as_str())
+    );
+    assert_eq!(
+        of("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"),
+        (Some("http://collector.example:4318"), "set")
+    );
     assert_eq!(of("OTEL_SDK_DISABLED"), (Some("true"), "set"));
-    for variable in ["OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_RESOURCE_ATTRIBUTES"] {
+    for variable in [
+        "OTEL_EXPORTER_OTLP_HEADERS",
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        "OTEL_RESOURCE_ATTRIBUTES",
+    ] {
         assert_eq!(of(variable), (Some("(set)"), "set"), "{variable}");
     }
     assert_eq!(of("RUST_LOG"), (Some("info"), "set"));
     for row in ["DATABASE_URL", "AMQP_URL"] {
-        assert!(of(row).0.is_some_and(|url| url.contains("@127.0.0.1:")), "{:?}", by_name[row]);
+        assert!(
+            of(row).0.is_some_and(|url| url.contains("@127.0.0.1:")),
+            "{:?}",
+            by_name[row]
+        );
     }
 
     // For people, and of the half that has no public port.
-    let told = world.shopbell_with(&settings, &["config", "--role", "ingest"]).await.succeeded().stdout;
-    assert!(told.contains("SHOPBELL_MAX_EVENT_BYTES") && !told.contains("SHOPBELL_LISTEN"), "{told}");
+    let told = world
+        .shopbell_with(&settings, &["config", "--role", "ingest"])
+        .await
+        .succeeded()
+        .stdout;
+    assert!(
+        told.contains("SHOPBELL_MAX_EVENT_BYTES") && !told.contains("SHOPBELL_LISTEN"),
+        "{told}"
+    );
     world.finish().await;
 }
 
 #[tokio::test]
 async fn all_that_is_bad_or_unknown_is_named_at_once() {
     let world = World::new().await;
-    let bad = [("SHOPBELL_WINDOWS", "7"), ("SHOPBELL_HEARTBEAT_SECONDS", "0"), ("DATABASE_URL", "mysql://s3cr3t")];
+    let bad = [
+        ("SHOPBELL_WINDOWS", "7"),
+        ("SHOPBELL_HEARTBEAT_SECONDS", "0"),
+        ("DATABASE_URL", "mysql://s3cr3t"),
+    ];
     let refused = world.shopbell_with(&bad, &["config"]).await.failed_with(2);
     for (variable, _) in bad {
-        assert!(refused.stderr.contains(variable), "{variable} is not named in {}", refused.stderr);
+        assert!(
+            refused.stderr.contains(variable),
+            "{variable} is not named in {}",
+            refused.stderr
+        );
     }
     assert_eq!(refused.stdout, "");
     assert!(!refused.stderr.contains("s3cr3t"), "{}", refused.stderr);

@@ -22,32 +22,75 @@ async fn a_healthy_service_is_told_so() {
     let _replica = world.serve().await;
     let done = doctor(&world, &[]).await.succeeded();
     let findings = done.json_lines::<Finding>();
-    let bad: Vec<_> = findings.iter().filter(|finding| finding.state != "ok").collect();
+    let bad: Vec<_> = findings
+        .iter()
+        .filter(|finding| finding.state != "ok")
+        .collect();
     // The machine that tests run on may have its own limits, and others' transactions.
-    let ours =
-        |finding: &&&Finding| !["machine.listen_backlog", "postgres.transactions"].contains(&finding.check.as_str());
+    let ours = |finding: &&&Finding| {
+        !["machine.listen_backlog", "postgres.transactions"].contains(&finding.check.as_str())
+    };
     assert_eq!(bad.iter().filter(ours).count(), 0, "{bad:?}");
-    let of = |check: &str| findings.iter().filter(|finding| finding.check == check).count();
-    assert_eq!((of("rabbitmq.version"), of("rabbitmq.exchange"), of("rabbitmq.queue")), (1, 5, 4), "{findings:?}");
-    assert_eq!((of("postgres.fsync"), of("postgres.clock"), of("configuration")), (1, 1, 1), "{findings:?}");
-    assert!(the(&done, "rabbitmq.bindings").found.starts_with("cannot be asked for"), "{findings:?}");
+    let of = |check: &str| {
+        findings
+            .iter()
+            .filter(|finding| finding.check == check)
+            .count()
+    };
+    assert_eq!(
+        (
+            of("rabbitmq.version"),
+            of("rabbitmq.exchange"),
+            of("rabbitmq.queue")
+        ),
+        (1, 5, 4),
+        "{findings:?}"
+    );
+    assert_eq!(
+        (
+            of("postgres.fsync"),
+            of("postgres.clock"),
+            of("configuration")
+        ),
+        (1, 1, 1),
+        "{findings:?}"
+    );
+    assert!(
+        the(&done, "rabbitmq.bindings")
+            .found
+            .starts_with("cannot be asked for"),
+        "{findings:?}"
+    );
     world.finish().await;
 }
 
 #[tokio::test]
 async fn a_database_that_was_never_migrated_is_found() {
     let world = World::new().await;
-    world.meddle("drop schema public cascade; create schema public").await;
+    world
+        .meddle("drop schema public cascade; create schema public")
+        .await;
     let finding = the(&doctor(&world, &[]).await.failed_with(1), "postgres.schema");
     assert_eq!(finding.state, "error");
-    assert!(finding.remedy.is_some_and(|remedy| remedy.contains("shopbell migrate")));
+    assert!(
+        finding
+            .remedy
+            .is_some_and(|remedy| remedy.contains("shopbell migrate"))
+    );
     world.shopbell(&["migrate"]).await.succeeded();
-    assert_eq!(the(&doctor(&world, &[]).await.succeeded(), "postgres.schema").state, "ok");
+    assert_eq!(
+        the(&doctor(&world, &[]).await.succeeded(), "postgres.schema").state,
+        "ok"
+    );
 
-    world.execute("update _sqlx_migrations set version = 9999 where version = 1").await;
+    world
+        .execute("update _sqlx_migrations set version = 9999 where version = 1")
+        .await;
     let finding = the(&doctor(&world, &[]).await.failed_with(1), "postgres.schema");
     assert!(finding.found.contains("migrations: 1"), "{finding:?}");
-    world.execute("update _sqlx_migrations set version = 1 where version = 9999").await;
+    world
+        .execute("update _sqlx_migrations set version = 1 where version = 9999")
+        .await;
     world.finish().await;
 }
 
@@ -59,8 +102,14 @@ async fn commits_that_do_not_wait_for_the_disk_are_found() {
             "do $$ begin execute format('alter database %I set synchronous_commit = off', current_database()); end $$",
         )
         .await;
-    let finding = the(&doctor(&world, &[]).await.failed_with(1), "postgres.synchronous_commit");
-    assert!(finding.state == "error" && finding.remedy.is_some(), "{finding:?}");
+    let finding = the(
+        &doctor(&world, &[]).await.failed_with(1),
+        "postgres.synchronous_commit",
+    );
+    assert!(
+        finding.state == "error" && finding.remedy.is_some(),
+        "{finding:?}"
+    );
     world.finish().await;
 }
 
@@ -76,7 +125,10 @@ async fn the_limit_of_connections_that_binds_is_found_also_by_who_sees_little() 
              end $$",
         )
         .await;
-    let (server, database) = world.database_url().rsplit_once('/').expect("a URL with a database");
+    let (server, database) = world
+        .database_url()
+        .rsplit_once('/')
+        .expect("a URL with a database");
     let (_, server) = server.rsplit_once('@').expect("a URL with a user");
     let url = format!("postgres://{database}:s3cr3t@{server}/{database}");
     let settings = [("DATABASE_URL", url.as_str())];
@@ -84,22 +136,51 @@ async fn the_limit_of_connections_that_binds_is_found_also_by_who_sees_little() 
 
     let finding = connections().await;
     let found = format!(" of 40 are taken (the connection limit of role {database})");
-    assert!(finding.state == "ok" && finding.found.contains(&found), "{finding:?}");
+    assert!(
+        finding.state == "ok" && finding.found.contains(&found),
+        "{finding:?}"
+    );
     world
         .meddle("do $$ begin execute format('alter database %I connection limit 35', current_database()); end $$")
         .await;
     let finding = connections().await;
-    let (taken, limit) = finding.found.split_once(" of ").expect("how many of how many");
-    assert!(limit.starts_with(&format!("35 are taken (the connection limit of database {database})")), "{finding:?}");
-    assert!(taken.parse::<u32>().expect("a number") > 1, "the story's own count too: {finding:?}");
+    let (taken, limit) = finding
+        .found
+        .split_once(" of ")
+        .expect("how many of how many");
+    assert!(
+        limit.starts_with(&format!(
+            "35 are taken (the connection limit of database {database})"
+        )),
+        "{finding:?}"
+    );
+    assert!(
+        taken.parse::<u32>().expect("a number") > 1,
+        "the story's own count too: {finding:?}"
+    );
     world.meddle("do $$ begin execute format('alter role %I connection limit 11', current_database()); end $$").await;
     let finding = connections().await;
-    assert!(finding.state == "error" && finding.found.contains(" of 11 are taken"), "{finding:?}");
-    assert!(finding.remedy.is_some_and(|remedy| remedy.starts_with("Raise the connection limit of role")));
+    assert!(
+        finding.state == "error" && finding.found.contains(" of 11 are taken"),
+        "{finding:?}"
+    );
+    assert!(
+        finding
+            .remedy
+            .is_some_and(|remedy| remedy.starts_with("Raise the connection limit of role"))
+    );
     // One half alone takes fewer.
-    let ingest = world.shopbell_with(&settings, &["doctor", "--role", "ingest", "--output", "json"]).await;
+    let ingest = world
+        .shopbell_with(
+            &settings,
+            &["doctor", "--role", "ingest", "--output", "json"],
+        )
+        .await;
     let finding = the(&ingest, "postgres.connections");
-    assert!(finding.state == "ok" && finding.found.contains(" of 11 are taken"), "{finding:?}");
+    assert!(
+        finding.state == "ok" && finding.found.contains(" of 11 are taken"),
+        "{finding:?}"
+    );
 
     world
         .meddle(
@@ -116,12 +197,29 @@ async fn the_limit_of_connections_that_binds_is_found_also_by_who_sees_little() 
 #[tokio::test]
 async fn a_slot_that_keeps_nothing_raises_no_alarm() {
     let world = World::new().await;
-    world.meddle("select pg_create_physical_replication_slot(current_database())").await;
-    let (_, name) = world.database_url().rsplit_once('/').expect("a URL with a database");
-    let findings = doctor(&world, &[]).await.succeeded().json_lines::<Finding>();
-    let finding = findings.iter().find(|finding| finding.found.starts_with(name)).expect("it is told");
-    assert_eq!((finding.check.as_str(), finding.state.as_str()), ("postgres.replication_slots", "ok"), "{finding:?}");
-    world.meddle("select pg_drop_replication_slot(current_database())").await;
+    world
+        .meddle("select pg_create_physical_replication_slot(current_database())")
+        .await;
+    let (_, name) = world
+        .database_url()
+        .rsplit_once('/')
+        .expect("a URL with a database");
+    let findings = doctor(&world, &[])
+        .await
+        .succeeded()
+        .json_lines::<Finding>();
+    let finding = findings
+        .iter()
+        .find(|finding| finding.found.starts_with(name))
+        .expect("it is told");
+    assert_eq!(
+        (finding.check.as_str(), finding.state.as_str()),
+        ("postgres.replication_slots", "ok"),
+        "{finding:?}"
+    );
+    world
+        .meddle("select pg_drop_replication_slot(current_database())")
+        .await;
     world.finish().await;
 }
 
@@ -132,22 +230,50 @@ async fn what_somebody_declared_otherwise_is_found_and_nothing_is_declared() {
     let (queue, exchange) = (format!("{prefix}.ingest"), format!("{prefix}.receipts"));
     broker.declare_classic(&queue).await;
     broker.declare_fanout(&exchange).await;
-    let done = doctor(&world, &[("SHOPBELL_AMQP_PREFIX", &prefix)]).await.failed_with(1);
+    let done = doctor(&world, &[("SHOPBELL_AMQP_PREFIX", &prefix)])
+        .await
+        .failed_with(1);
     let findings = done.json_lines::<Finding>();
     for (check, name) in [("rabbitmq.queue", &queue), ("rabbitmq.exchange", &exchange)] {
-        let finding = findings.iter().find(|finding| finding.found.starts_with(name)).expect("it is told");
-        assert_eq!((finding.check.as_str(), finding.state.as_str()), (check, "error"));
-        assert!(finding.found.contains("PRECONDITION_FAILED - inequivalent arg"), "{finding:?}");
+        let finding = findings
+            .iter()
+            .find(|finding| finding.found.starts_with(name))
+            .expect("it is told");
+        assert_eq!(
+            (finding.check.as_str(), finding.state.as_str()),
+            (check, "error")
+        );
+        assert!(
+            finding
+                .found
+                .contains("PRECONDITION_FAILED - inequivalent arg"),
+            "{finding:?}"
+        );
     }
-    let missing = findings.iter().filter(|finding| finding.found.ends_with("is not there"));
+    let missing = findings
+        .iter()
+        .filter(|finding| finding.found.ends_with("is not there"));
     assert_eq!(missing.count(), 7, "{findings:?}");
-    assert_eq!(broker.depth(&format!("{prefix}.dead-letter")).await, None, "a doctor declares nothing");
+    assert_eq!(
+        broker.depth(&format!("{prefix}.dead-letter")).await,
+        None,
+        "a doctor declares nothing"
+    );
 
     // Nobody here may declare it: now it is an error.
-    let settings = [("SHOPBELL_AMQP_PREFIX", prefix.as_str()), ("SHOPBELL_AMQP_DECLARE", "false")];
-    let findings = doctor(&world, &settings).await.failed_with(1).json_lines::<Finding>();
+    let settings = [
+        ("SHOPBELL_AMQP_PREFIX", prefix.as_str()),
+        ("SHOPBELL_AMQP_DECLARE", "false"),
+    ];
+    let findings = doctor(&world, &settings)
+        .await
+        .failed_with(1)
+        .json_lines::<Finding>();
     let events = format!("{prefix}.events");
-    let finding = findings.iter().find(|finding| finding.found.starts_with(&events)).expect("it is told");
+    let finding = findings
+        .iter()
+        .find(|finding| finding.found.starts_with(&events))
+        .expect("it is told");
     assert_eq!(finding.state, "error", "{finding:?}");
     world.finish().await;
 }
@@ -155,12 +281,24 @@ async fn what_somebody_declared_otherwise_is_found_and_nothing_is_declared() {
 #[tokio::test]
 async fn what_is_away_is_named_and_the_rest_is_looked_at() {
     let world = World::new().await;
-    let closed = [("AMQP_URL", "amqp://shop:s3cr3t@127.0.0.1:1/"), ("SHOPBELL_WINDOWS", "7")];
+    let closed = [
+        ("AMQP_URL", "amqp://shop:s3cr3t@127.0.0.1:1/"),
+        ("SHOPBELL_WINDOWS", "7"),
+    ];
     let done = doctor(&world, &closed).await.failed_with(1);
     assert!(!done.stdout.contains("s3cr3t"), "{}", done.stdout);
     let finding = the(&done, "rabbitmq");
-    assert!(finding.state == "error" && finding.remedy.is_some_and(|remedy| remedy.contains("AMQP_URL")));
-    assert!(the(&done, "configuration").found.contains("SHOPBELL_WINDOWS"));
+    assert!(
+        finding.state == "error"
+            && finding
+                .remedy
+                .is_some_and(|remedy| remedy.contains("AMQP_URL"))
+    );
+    assert!(
+        the(&done, "configuration")
+            .found
+            .contains("SHOPBELL_WINDOWS")
+    );
     assert_eq!(the(&done, "postgres.schema").state, "ok");
 
     let closed = [("DATABASE_URL", "postgres://shop:s3cr3t@127.0.0.1:1/shop")];
@@ -175,12 +313,26 @@ async fn what_is_away_is_named_and_the_rest_is_looked_at() {
 async fn dead_letters_and_a_queue_without_a_consumer_are_warned_of() {
     let world = World::new().await;
     let replica = world.serve().await;
-    let bad = ["publish", "--recipient", "merchant-42", "--type", "order.created", "--data", "{}", "--unchecked"];
+    let bad = [
+        "publish",
+        "--recipient",
+        "merchant-42",
+        "--type",
+        "order.created",
+        "--data",
+        "{}",
+        "--unchecked",
+    ];
     world.shopbell(&bad).await.succeeded();
-    replica.metric_reaches("shopbell_events_dead_lettered_total", 1).await;
+    replica
+        .metric_reaches("shopbell_events_dead_lettered_total", 1)
+        .await;
     let done = doctor(&world, &[]).await.succeeded();
     let finding = the(&done, "rabbitmq.dead_letters");
-    assert!(finding.state == "warning" && finding.found.starts_with("1 wait"), "{finding:?}");
+    assert!(
+        finding.state == "warning" && finding.found.starts_with("1 wait"),
+        "{finding:?}"
+    );
     assert_eq!(the(&done, "rabbitmq.ingest").state, "ok");
 
     replica.terminate().await;
@@ -195,39 +347,74 @@ async fn a_policy_that_deletes_events_is_found_in_what_rabbitmqctl_prints() {
     world.shopbell(&["declare"]).await.succeeded();
     let [ingest, dead_letter, unroutable, gateways, events] =
         ["ingest", "dead-letter", "unroutable", "gateways", "events"].map(|what| world.name(what));
-    let queues =
-        json!([&ingest, &dead_letter, &unroutable, &gateways].map(|name| json!({ "name": name, "policy": "all" })));
-    let policies = |definition: &str| json!([{ "name": "all", "pattern": ".*", "definition": definition }]);
+    let queues = json!(
+        [&ingest, &dead_letter, &unroutable, &gateways]
+            .map(|name| json!({ "name": name, "policy": "all" }))
+    );
+    let policies =
+        |definition: &str| json!([{ "name": "all", "pattern": ".*", "definition": definition }]);
     let binding = |source: &str, destination: &str| json!({ "source_name": source, "destination_name": destination, "routing_key": "#" });
-    let bound =
-        json!([binding(&dead_letter, &dead_letter), binding(&unroutable, &unroutable), binding(&events, &ingest)]);
+    let bound = json!([
+        binding(&dead_letter, &dead_letter),
+        binding(&unroutable, &unroutable),
+        binding(&events, &ingest)
+    ]);
     let run = async |name: &str, policies: Value, bindings: &Value| {
         let printed = format!("{queues}\n{policies}\n[\n]\n{bindings}\n");
         let path = world.file(name, printed.as_bytes());
-        world.shopbell_with(&[FEW_SESSIONS], &["doctor", "--output", "json", "--rabbitmqctl", &path]).await
+        world
+            .shopbell_with(
+                &[FEW_SESSIONS],
+                &["doctor", "--output", "json", "--rabbitmqctl", &path],
+            )
+            .await
     };
 
-    let done = run("ttl.json", policies(r#"{"message-ttl":2000}"#), &bound).await.failed_with(1);
+    let done = run("ttl.json", policies(r#"{"message-ttl":2000}"#), &bound)
+        .await
+        .failed_with(1);
     let mut findings = done.json_lines::<Finding>();
     findings.retain(|finding| finding.check == "rabbitmq.policies");
-    assert_eq!(findings.len(), 3, "of ingest, dead letters and unroutable: {findings:?}");
-    assert!(findings.iter().all(|finding| finding.state == "error" && finding.found.contains("message-ttl=2000")));
+    assert_eq!(
+        findings.len(),
+        3,
+        "of ingest, dead letters and unroutable: {findings:?}"
+    );
+    assert!(
+        findings
+            .iter()
+            .all(|finding| finding.state == "error" && finding.found.contains("message-ttl=2000"))
+    );
 
-    let done = run("unbound.json", policies("{}"), &json!([])).await.failed_with(1);
-    let unbound = done.json_lines::<Finding>().into_iter().filter(|finding| finding.check == "rabbitmq.bindings");
-    assert_eq!(unbound.filter(|finding| finding.state == "error").count(), 3, "{done:?}");
+    let done = run("unbound.json", policies("{}"), &json!([]))
+        .await
+        .failed_with(1);
+    let unbound = done
+        .json_lines::<Finding>()
+        .into_iter()
+        .filter(|finding| finding.check == "rabbitmq.bindings");
+    assert_eq!(
+        unbound.filter(|finding| finding.state == "error").count(),
+        3,
+        "{done:?}"
+    );
 
     let done = run("good.json", policies("{}"), &bound).await.succeeded();
     assert_eq!(the(&done, "rabbitmq.policies").state, "ok");
     assert_eq!(the(&done, "rabbitmq.bindings").found, "all are there");
     let told = the(&doctor(&world, &[]).await, "rabbitmq.policies").found;
-    assert!(told.contains("rabbitmqctl") && told.contains("list_policies"), "{told}");
+    assert!(
+        told.contains("rabbitmqctl") && told.contains("list_policies"),
+        "{told}"
+    );
     world.finish().await;
 }
 
 async fn doctor(world: &World, settings: &[(&str, &str)]) -> Done {
     let settings = [&[FEW_SESSIONS][..], settings].concat();
-    world.shopbell_with(&settings, &["doctor", "--output", "json"]).await
+    world
+        .shopbell_with(&settings, &["doctor", "--output", "json"])
+        .await
 }
 
 /// What was found of a check that is told once.

@@ -56,62 +56,150 @@ async fn support_sees_what_a_merchant_got_and_what_not() {
     let publisher = world.publisher().await;
     publisher.publish_all(Event::orders(MERCHANT, 12)).await;
     world.expect_stored(MERCHANT, 12).await;
-    let mut merchant = world.merchant(MERCHANT).device("till").connect(replica.public()).await;
+    let mut merchant = world
+        .merchant(MERCHANT)
+        .device("till")
+        .connect(replica.public())
+        .await;
     merchant.expect_seqs(1..=12).await;
     merchant.ack(MERCHANT, 4).await;
     merchant.handle(MERCHANT, &[3]).await;
     world.expect_cursor(MERCHANT, "till", 4).await;
     let started = r#"{"import_id":"i-1","total":9}"#;
-    let publish = ["publish", "--recipient", MERCHANT, "--type", "import.started", "--data", started];
+    let publish = [
+        "publish",
+        "--recipient",
+        MERCHANT,
+        "--type",
+        "import.started",
+        "--data",
+        started,
+    ];
     world.shopbell(&publish).await.succeeded();
     world.expect_stored(MERCHANT, 13).await;
 
     let inspect = ["inspect", MERCHANT, "--output", "json"];
     let done = world.shopbell(&inspect).await.succeeded();
-    let [state] = &done.json_lines::<FeedState>()[..] else { panic!("one object: {done:?}") };
-    assert_eq!((state.last, state.acked, state.undelivered), (13, 4, 9), "{state:?}");
-    assert_eq!(world.unanswered(MERCHANT).await, (state.unread, state.unhandled));
-    assert_eq!(state.oldest_undelivered.as_ref().map(|oldest| oldest.seq), Some(5));
-    let cursors: Vec<_> = state.cursors.iter().map(|c| (c.subscriber.as_str(), c.device.as_str(), c.acked)).collect();
+    let [state] = &done.json_lines::<FeedState>()[..] else {
+        panic!("one object: {done:?}")
+    };
+    assert_eq!(
+        (state.last, state.acked, state.undelivered),
+        (13, 4, 9),
+        "{state:?}"
+    );
+    assert_eq!(
+        world.unanswered(MERCHANT).await,
+        (state.unread, state.unhandled)
+    );
+    assert_eq!(
+        state.oldest_undelivered.as_ref().map(|oldest| oldest.seq),
+        Some(5)
+    );
+    let cursors: Vec<_> = state
+        .cursors
+        .iter()
+        .map(|c| (c.subscriber.as_str(), c.device.as_str(), c.acked))
+        .collect();
     assert_eq!(cursors, [(MERCHANT, "till", 4)]);
-    assert_eq!(state.imports.iter().map(|import| (import.done, import.total)).collect::<Vec<_>>(), [(0, Some(9))]);
+    assert_eq!(
+        state
+            .imports
+            .iter()
+            .map(|import| (import.done, import.total))
+            .collect::<Vec<_>>(),
+        [(0, Some(9))]
+    );
     let newest: Vec<_> = state.newest.iter().map(|newest| newest.seq).collect();
     assert_eq!(newest, (4..=13).rev().collect::<Vec<_>>());
     assert_eq!(state.newest[0].event, "import.started");
-    assert!(!done.stdout.contains("total\":9}"), "no data: {}", done.stdout);
+    assert!(
+        !done.stdout.contains("total\":9}"),
+        "no data: {}",
+        done.stdout
+    );
 
     let one = [&inspect[..], &["--seq", "3"]].concat();
-    let Some(shown) = world.shopbell(&one).await.succeeded().json_lines::<Shown>().pop() else { panic!("an object") };
+    let Some(shown) = world
+        .shopbell(&one)
+        .await
+        .succeeded()
+        .json_lines::<Shown>()
+        .pop()
+    else {
+        panic!("an object")
+    };
     let envelope = &shown.notification;
-    assert!(envelope.delivered && !envelope.id.is_empty() && envelope.handled_at.is_some(), "{envelope:?}");
+    assert!(
+        envelope.delivered && !envelope.id.is_empty() && envelope.handled_at.is_some(),
+        "{envelope:?}"
+    );
     assert_eq!(envelope.handled_by.as_deref(), Some(MERCHANT));
     assert!(shown.data.is_none(), "only with --data");
     let one = ["inspect", MERCHANT, "--seq", "13", "--data"];
     let done = world.shopbell(&one).await.succeeded();
-    assert!(done.stdout.contains(started) && done.stdout.contains("not delivered"), "{}", done.stdout);
-    let json = world.shopbell(&[&one[..], &["--output", "json"]].concat()).await.succeeded().json_lines::<Shown>();
+    assert!(
+        done.stdout.contains(started) && done.stdout.contains("not delivered"),
+        "{}",
+        done.stdout
+    );
+    let json = world
+        .shopbell(&[&one[..], &["--output", "json"]].concat())
+        .await
+        .succeeded()
+        .json_lines::<Shown>();
     assert_eq!(json[0].data.as_deref().map(RawValue::get), Some(started));
 
     // For people: a line a thing.
-    let told = world.shopbell(&["inspect", MERCHANT]).await.succeeded().stdout;
-    assert!(told.contains("oldest undelivered: #5") && told.contains("cursor of merchant-42 on till: #4"), "{told}");
+    let told = world
+        .shopbell(&["inspect", MERCHANT])
+        .await
+        .succeeded()
+        .stdout;
+    assert!(
+        told.contains("oldest undelivered: #5")
+            && told.contains("cursor of merchant-42 on till: #4"),
+        "{told}"
+    );
     world.finish().await;
 }
 
 #[tokio::test]
 async fn what_is_not_there_is_said() {
     let world = World::new().await;
-    let nobody = world.shopbell(&["inspect", "merchant-7"]).await.failed_with(1);
-    assert!(nobody.stderr.contains("there is no feed merchant-7") && nobody.stdout.is_empty(), "{nobody:?}");
-    let nothing = world.shopbell(&["inspect", "merchant-7", "--seq", "1"]).await.failed_with(1);
-    assert!(nothing.stderr.contains("no notification #1 in merchant-7"), "{nothing:?}");
-    world.shopbell(&["inspect", "merchant-7", "--data"]).await.failed_with(2);
+    let nobody = world
+        .shopbell(&["inspect", "merchant-7"])
+        .await
+        .failed_with(1);
+    assert!(
+        nobody.stderr.contains("there is no feed merchant-7") && nobody.stdout.is_empty(),
+        "{nobody:?}"
+    );
+    let nothing = world
+        .shopbell(&["inspect", "merchant-7", "--seq", "1"])
+        .await
+        .failed_with(1);
+    assert!(
+        nothing.stderr.contains("no notification #1 in merchant-7"),
+        "{nothing:?}"
+    );
+    world
+        .shopbell(&["inspect", "merchant-7", "--data"])
+        .await
+        .failed_with(2);
 
     // Who connects before the first order is seen too.
     let replica = world.serve().await;
     let _merchant = world.merchant("merchant-7").connect(replica.public()).await;
     world.expect_cursor("merchant-7", "", 0).await;
-    let told = world.shopbell(&["inspect", "merchant-7"]).await.succeeded().stdout;
-    assert!(told.contains("merchant-7: 0 notifications") && told.contains("cursor of merchant-7: #0"), "{told}");
+    let told = world
+        .shopbell(&["inspect", "merchant-7"])
+        .await
+        .succeeded()
+        .stdout;
+    assert!(
+        told.contains("merchant-7: 0 notifications") && told.contains("cursor of merchant-7: #0"),
+        "{told}"
+    );
     world.finish().await;
 }

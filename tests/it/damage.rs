@@ -3,7 +3,14 @@
 use crate::support::{Event, Merchant, Monitor, World};
 
 const DAMAGED: &str = "merchant-damaged";
-const OTHERS: [&str; 6] = ["merchant-1", "merchant-2", "merchant-3", "merchant-4", "merchant-5", "merchant-6"];
+const OTHERS: [&str; 6] = [
+    "merchant-1",
+    "merchant-2",
+    "merchant-3",
+    "merchant-4",
+    "merchant-5",
+    "merchant-6",
+];
 
 /// Takes the stored value of the largest data from under its row, as a lost page does.
 const DAMAGE: &str = "create extension pg_surgery;
@@ -27,14 +34,20 @@ async fn a_damaged_row_closes_its_own_sessions_and_no_others() {
     publisher.publish_all(Event::orders(DAMAGED, 3)).await;
     // Random, so that it is not compressed into its row.
     let noise: String = (0..20_000).map(|_| fastrand::alphanumeric()).collect();
-    publisher.publish(&Event::new("custom.thing", DAMAGED, &format!("{noise:?}"))).await;
+    publisher
+        .publish(&Event::new("custom.thing", DAMAGED, &format!("{noise:?}")))
+        .await;
     publisher.publish_all(Event::orders(DAMAGED, 1)).await;
     world.expect_stored(DAMAGED, 5).await;
     world.meddle(DAMAGE).await;
 
     // Known from now on, so that to let them in reads no notification.
     for merchant in OTHERS.into_iter().chain([DAMAGED]) {
-        world.merchant(merchant).connect(replica.public()).await.vanish();
+        world
+            .merchant(merchant)
+            .connect(replica.public())
+            .await
+            .vanish();
     }
 
     let monitor = Monitor::of(&world, [&replica]).await;
@@ -43,10 +56,20 @@ async fn a_damaged_row_closes_its_own_sessions_and_no_others() {
     for round in 1..=2 {
         // While nobody may read, they come together and share a query.
         let lock = world.lock_notifications().await;
-        let mut damaged = world.merchant(DAMAGED).after(DAMAGED, 0).connect(replica.public()).await;
+        let mut damaged = world
+            .merchant(DAMAGED)
+            .after(DAMAGED, 0)
+            .connect(replica.public())
+            .await;
         let mut others: Vec<Merchant> = Vec::new();
         for merchant in OTHERS {
-            others.push(world.merchant(merchant).after(merchant, 0).connect(replica.public()).await);
+            others.push(
+                world
+                    .merchant(merchant)
+                    .after(merchant, 0)
+                    .connect(replica.public())
+                    .await,
+            );
         }
         drop(lock);
         for other in &mut others {
@@ -54,10 +77,17 @@ async fn a_damaged_row_closes_its_own_sessions_and_no_others() {
         }
         damaged.take_seqs(1..=3).await;
         assert_eq!(damaged.closed().await.code, 1011);
-        replica.metric_reaches("shopbell_damaged_reads_total", round).await;
+        replica
+            .metric_reaches("shopbell_damaged_reads_total", round)
+            .await;
     }
     replica.says(&format!(r#""feed":"{DAMAGED}""#)).await;
-    assert_eq!(replica.metric_where("shopbell_retries_total", r#"part="pages""#).await, 0);
+    assert_eq!(
+        replica
+            .metric_where("shopbell_retries_total", r#"part="pages""#)
+            .await,
+        0
+    );
     monitor.expect_alert("ShopbellRowsDamaged", "page").await;
     world.finish().await;
 }

@@ -22,24 +22,57 @@ async fn a_dead_letter_that_rabbitmq_does_not_take_delays_no_order() {
     // A publish to the exchange then reaches no queue, and a replica that only verifies cannot repair that.
     let dead_letter = world.name("dead-letter");
     broker.unbind(&dead_letter, &dead_letter).await;
-    let replica = world.replica().with("SHOPBELL_AMQP_DECLARE", "false").start().await;
+    let replica = world
+        .replica()
+        .with("SHOPBELL_AMQP_DECLARE", "false")
+        .start()
+        .await;
     let orders = Event::orders(MERCHANT, 40);
-    world.publisher().await.publish_all(orders_and_poison(&orders, BAD)).await;
+    world
+        .publisher()
+        .await
+        .publish_all(orders_and_poison(&orders, BAD))
+        .await;
 
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
     let arrived = merchant.take_seqs(1..=40).await;
-    assert!(arrived.iter().map(|notification| notification.id.as_str()).eq(orders.iter().map(Event::event_id)));
-    replica.metric_reaches("shopbell_events_dead_lettered_total", BAD as u64).await;
-    replica.metric_is("shopbell_dead_letters", "unpublished", BAD as u64).await;
-    assert_eq!(replica.metric("shopbell_events_duplicate_total").await, 0, "no delivery came twice");
-    let listed = world.shopbell(&["dead-letters", "list"]).await.succeeded().stdout;
+    assert!(
+        arrived
+            .iter()
+            .map(|notification| notification.id.as_str())
+            .eq(orders.iter().map(Event::event_id))
+    );
+    replica
+        .metric_reaches("shopbell_events_dead_lettered_total", BAD as u64)
+        .await;
+    replica
+        .metric_is("shopbell_dead_letters", "unpublished", BAD as u64)
+        .await;
+    assert_eq!(
+        replica.metric("shopbell_events_duplicate_total").await,
+        0,
+        "no delivery came twice"
+    );
+    let listed = world
+        .shopbell(&["dead-letters", "list"])
+        .await
+        .succeeded()
+        .stdout;
     assert_eq!(listed.lines().count(), BAD, "{listed}");
 
     world.shopbell(&["declare"]).await.succeeded();
     let letters = broker.letters(&dead_letter, BAD).await;
-    assert!(letters.iter().all(|letter| letter.header("x-shopbell-reason").as_deref() == Some("malformed_json")));
-    replica.metric_is("shopbell_dead_letters", "unpublished", 0).await;
-    replica.metric_is("shopbell_dead_letters", "stored", BAD as u64).await;
+    assert!(
+        letters
+            .iter()
+            .all(|letter| letter.header("x-shopbell-reason").as_deref() == Some("malformed_json"))
+    );
+    replica
+        .metric_is("shopbell_dead_letters", "unpublished", 0)
+        .await;
+    replica
+        .metric_is("shopbell_dead_letters", "stored", BAD as u64)
+        .await;
     world.finish().await;
 }
 
@@ -48,23 +81,39 @@ async fn a_stored_dead_letter_is_replayed_once_and_leaves_the_queue() {
     let world = World::new().await;
     let replica = world.serve().await;
     let (broker, dead_letter) = (world.broker().await, world.name("dead-letter"));
-    let bad: Vec<_> = (0..3).map(|_| Event::new("order.created", MERCHANT, "{}")).collect();
+    let bad: Vec<_> = (0..3)
+        .map(|_| Event::new("order.created", MERCHANT, "{}"))
+        .collect();
     world.publisher().await.publish_all(&bad).await;
     let letters = broker.letters(&dead_letter, 3).await;
     let id = letters[1].header("x-shopbell-id").expect("an id");
 
     let mended = Event::order(MERCHANT).id("mended");
     let file = world.file("replayed.json", &mended.body());
-    world.shopbell(&["dead-letters", "replay", &id, "--body", &file]).await.succeeded();
+    world
+        .shopbell(&["dead-letters", "replay", &id, "--body", &file])
+        .await
+        .succeeded();
     world.expect_stored(MERCHANT, 1).await;
-    world.shopbell(&["dead-letters", "replay", &id, "--body", &file]).await.failed_with(1);
+    world
+        .shopbell(&["dead-letters", "replay", &id, "--body", &file])
+        .await
+        .failed_with(1);
     let left = broker.letters(&dead_letter, 2).await;
-    assert!(left.iter().all(|letter| letter.header("x-shopbell-id").as_ref() != Some(&id)));
+    assert!(
+        left.iter()
+            .all(|letter| letter.header("x-shopbell-id").as_ref() != Some(&id))
+    );
 
-    world.shopbell(&["dead-letters", "drop", "--all"]).await.succeeded();
+    world
+        .shopbell(&["dead-letters", "drop", "--all"])
+        .await
+        .succeeded();
     broker.letters(&dead_letter, 0).await;
     assert_eq!(world.number("select count(*) from dead_letters").await, 0);
-    replica.metric_is("shopbell_dead_letters", "stored", 0).await;
+    replica
+        .metric_is("shopbell_dead_letters", "stored", 0)
+        .await;
     world.finish().await;
 }
 
@@ -73,17 +122,37 @@ async fn a_letter_that_only_rabbitmq_has_is_listed_and_replayed_too() {
     let world = World::new().await;
     let replica = world.serve().await;
     let (broker, dead_letter) = (world.broker().await, world.name("dead-letter"));
-    world.publisher().await.publish(&Event::new("order.created", MERCHANT, "{}")).await;
+    world
+        .publisher()
+        .await
+        .publish(&Event::new("order.created", MERCHANT, "{}"))
+        .await;
     broker.letters(&dead_letter, 1).await;
     // As an earlier version left it, or RabbitMQ itself after too many deliveries.
     world.execute("delete from dead_letters").await;
 
-    let listed = world.shopbell(&["dead-letters", "list"]).await.succeeded().stdout;
-    assert!(listed.lines().count() == 1 && listed.contains("invalid_data"), "{listed}");
-    world.shopbell(&["dead-letters", "replay", "--all"]).await.succeeded();
-    replica.metric_reaches("shopbell_events_dead_lettered_total", 2).await;
+    let listed = world
+        .shopbell(&["dead-letters", "list"])
+        .await
+        .succeeded()
+        .stdout;
+    assert!(
+        listed.lines().count() == 1 && listed.contains("invalid_data"),
+        "{listed}"
+    );
+    world
+        .shopbell(&["dead-letters", "replay", "--all"])
+        .await
+        .succeeded();
+    replica
+        .metric_reaches("shopbell_events_dead_lettered_total", 2)
+        .await;
     broker.letters(&dead_letter, 1).await;
-    assert_eq!(world.number("select count(*) from dead_letters").await, 1, "the replay came back as a new letter");
+    assert_eq!(
+        world.number("select count(*) from dead_letters").await,
+        1,
+        "the replay came back as a new letter"
+    );
     world.finish().await;
 }
 
@@ -97,13 +166,31 @@ async fn a_letter_with_bytes_that_postgres_refuses_as_text_is_stored() {
     world
         .publisher()
         .await
-        .publish_all([Parcel::from(&neighbours[0]), weird.clone(), Parcel::from(&neighbours[1])])
+        .publish_all([
+            Parcel::from(&neighbours[0]),
+            weird.clone(),
+            Parcel::from(&neighbours[1]),
+        ])
         .await;
     world.expect_stored(MERCHANT, 2).await;
-    let letters = world.broker().await.letters(&world.name("dead-letter"), 1).await;
-    assert!(letters[0].body == weird.body && letters[0].content_type == weird.content_type, "{letters:?}");
-    assert_eq!(letters[0].header("x-shopbell-routing-key"), Some(weird.routing_key));
-    assert_eq!(replica.metric("shopbell_events_received_total").await, 3, "no delivery came twice");
+    let letters = world
+        .broker()
+        .await
+        .letters(&world.name("dead-letter"), 1)
+        .await;
+    assert!(
+        letters[0].body == weird.body && letters[0].content_type == weird.content_type,
+        "{letters:?}"
+    );
+    assert_eq!(
+        letters[0].header("x-shopbell-routing-key"),
+        Some(weird.routing_key)
+    );
+    assert_eq!(
+        replica.metric("shopbell_events_received_total").await,
+        3,
+        "no delivery came twice"
+    );
     world.finish().await;
 }
 
@@ -111,21 +198,31 @@ async fn a_letter_with_bytes_that_postgres_refuses_as_text_is_stored() {
 async fn letters_of_a_killed_replica_are_published_by_another_one() {
     let world = World::new().await;
     let replica = world.serve().await;
-    world.publisher().await.publish(&Parcel::structured("order.created", "{")).await;
+    world
+        .publisher()
+        .await
+        .publish(&Parcel::structured("order.created", "{"))
+        .await;
     let (broker, dead_letter) = (world.broker().await, world.name("dead-letter"));
     broker.letters(&dead_letter, 1).await;
     replica.kill();
     broker.purge(&dead_letter).await;
     // It died after the commit and before the publish.
-    world.execute("update dead_letters set published_at = null").await;
+    world
+        .execute("update dead_letters set published_at = null")
+        .await;
     let other = world.serve().await;
     broker.letters(&dead_letter, 1).await;
     eventually("the letter counts as published", PATIENCE, async || {
-        let left = world.number("select count(*) from dead_letters where published_at is null").await;
+        let left = world
+            .number("select count(*) from dead_letters where published_at is null")
+            .await;
         holds(left == 0, left)
     })
     .await;
-    other.metric_is("shopbell_dead_letters", "unpublished", 0).await;
+    other
+        .metric_is("shopbell_dead_letters", "unpublished", 0)
+        .await;
     world.finish().await;
 }
 
@@ -134,7 +231,11 @@ async fn a_commit_with_a_dead_letter_whose_answer_is_lost_is_repeated() {
     const WARMING: u64 = 8;
     let world = World::new().await;
     let network = Proxy::before_service(world.database_url()).await;
-    let replica = world.replica().with("DATABASE_URL", network.url(world.database_url())).start().await;
+    let replica = world
+        .replica()
+        .with("DATABASE_URL", network.url(world.database_url()))
+        .start()
+        .await;
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
     let (publisher, orders) = (world.publisher().await, Event::orders(MERCHANT, 12));
 
@@ -142,7 +243,9 @@ async fn a_commit_with_a_dead_letter_whose_answer_is_lost_is_repeated() {
     // Every connection has the statement prepared then, so that only the answer to its execution is lost.
     for number in 1..=WARMING {
         publisher.publish(bad()).await;
-        replica.metric_reaches("shopbell_events_dead_lettered_total", number).await;
+        replica
+            .metric_reaches("shopbell_events_dead_lettered_total", number)
+            .await;
     }
 
     network.stall_downstream();
@@ -158,7 +261,15 @@ async fn a_commit_with_a_dead_letter_whose_answer_is_lost_is_repeated() {
 
     publisher.publish_all(&orders).await;
     let arrived = merchant.take_seqs(1..=12).await;
-    assert!(arrived.iter().map(|notification| notification.id.as_str()).eq(orders.iter().map(Event::event_id)));
-    assert_eq!(world.number("select count(*) from dead_letters").await, WARMING + 1);
+    assert!(
+        arrived
+            .iter()
+            .map(|notification| notification.id.as_str())
+            .eq(orders.iter().map(Event::event_id))
+    );
+    assert_eq!(
+        world.number("select count(*) from dead_letters").await,
+        WARMING + 1
+    );
     world.finish().await;
 }

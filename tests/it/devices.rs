@@ -43,12 +43,23 @@ const RANDOM_DEVICES: &str = "
 async fn a_new_device_starts_where_its_subscriber_stands() {
     let world = World::new().await;
     let replica = world.serve().await;
-    let (owner, cook) = (world.token("owner").feeds([MERCHANT]), world.token("cook").feeds([MERCHANT]));
-    world.publisher().await.publish_all(Event::orders(MERCHANT, 100)).await;
+    let (owner, cook) = (
+        world.token("owner").feeds([MERCHANT]),
+        world.token("cook").feeds([MERCHANT]),
+    );
+    world
+        .publisher()
+        .await
+        .publish_all(Event::orders(MERCHANT, 100))
+        .await;
     world.expect_stored(MERCHANT, 100).await;
     let till = world.merchant("owner").token(owner.sign()).device("till");
     let mut till = till.connect(replica.public()).await;
-    let mut kitchen = world.merchant("cook").token(cook.sign()).connect(replica.public()).await;
+    let mut kitchen = world
+        .merchant("cook")
+        .token(cook.sign())
+        .connect(replica.public())
+        .await;
     till.expect_seqs(1..=5).await;
     till.ack(MERCHANT, 5).await;
     till.leave().await;
@@ -63,7 +74,11 @@ async fn a_new_device_starts_where_its_subscriber_stands() {
     phone.expect_seqs(6..=100).await;
     // A subscriber without a place starts where the first one stands.
     let waiter = world.token("waiter").feeds([MERCHANT]).sign();
-    let waiter = world.merchant("waiter").token(waiter).connect(replica.public()).await;
+    let waiter = world
+        .merchant("waiter")
+        .token(waiter)
+        .connect(replica.public())
+        .await;
     assert_eq!(cursor(&waiter, MERCHANT), 100);
     world.finish().await;
 }
@@ -72,7 +87,11 @@ async fn a_new_device_starts_where_its_subscriber_stands() {
 async fn an_evicted_device_gets_everything_that_it_did_not_acknowledge() {
     let world = World::new().await;
     let replica = world.serve().await;
-    world.publisher().await.publish_all(Event::orders(MERCHANT, 20)).await;
+    world
+        .publisher()
+        .await
+        .publish_all(Event::orders(MERCHANT, 20))
+        .await;
     world.expect_stored(MERCHANT, 20).await;
     let old = world.merchant(MERCHANT).device("old");
     let mut session = old.connect(replica.public()).await;
@@ -81,14 +100,26 @@ async fn an_evicted_device_gets_everything_that_it_did_not_acknowledge() {
     session.leave().await;
     world.expect_cursor(MERCHANT, "old", 5).await;
     world.execute("update cursors set updated_at = now() - interval '1 day', seen_at = now() - interval '1 day'").await;
-    let mut till = world.merchant(MERCHANT).device("till").connect(replica.public()).await;
+    let mut till = world
+        .merchant(MERCHANT)
+        .device("till")
+        .connect(replica.public())
+        .await;
     till.take_seqs(6..=20).await;
     till.ping().await;
     world.expect_cursor(MERCHANT, "till", 20).await;
     for number in 2..=DEVICES_MAX {
-        world.merchant(MERCHANT).device(&format!("device-{number}")).connect(replica.public()).await.leave().await;
+        world
+            .merchant(MERCHANT)
+            .device(&format!("device-{number}"))
+            .connect(replica.public())
+            .await
+            .leave()
+            .await;
     }
-    replica.metric_reaches("shopbell_devices_evicted_total", 1).await;
+    replica
+        .metric_reaches("shopbell_devices_evicted_total", 1)
+        .await;
     assert_eq!(world.cursors(MERCHANT).await, 64);
 
     let mut session = old.connect(replica.public()).await;
@@ -109,20 +140,36 @@ async fn the_device_that_was_not_seen_for_longest_is_evicted() {
     world
         .execute("update cursors set updated_at = now() - interval '9 days', seen_at = now() - interval '9 days'")
         .await;
-    world.execute("update cursors set updated_at = now() - interval '10 days' where device = 'seen'").await;
+    world
+        .execute("update cursors set updated_at = now() - interval '10 days' where device = 'seen'")
+        .await;
     device("seen").connect(replica.public()).await.leave().await;
     eventually("the connect is noted", PATIENCE, async || {
-        let noted = world.number("select count(*) from cursors where seen_at > now() - interval '1 hour'").await;
+        let noted = world
+            .number("select count(*) from cursors where seen_at > now() - interval '1 hour'")
+            .await;
         holds(noted == 2, noted)
     })
     .await;
     for number in 2..=DEVICES_MAX {
-        device(&format!("device-{number}")).connect(replica.public()).await.leave().await;
+        device(&format!("device-{number}"))
+            .connect(replica.public())
+            .await
+            .leave()
+            .await;
     }
     let left = "select count(*) from cursors where feed = 'merchant-42' and device = 'seen'";
-    assert_eq!(world.number(left).await, 1, "the device that connects stays");
+    assert_eq!(
+        world.number(left).await,
+        1,
+        "the device that connects stays"
+    );
     let left = "select count(*) from cursors where feed = 'merchant-42' and device = 'unseen'";
-    assert_eq!(world.number(left).await, 0, "the device that nobody uses goes");
+    assert_eq!(
+        world.number(left).await,
+        0,
+        "the device that nobody uses goes"
+    );
     world.finish().await;
 }
 
@@ -131,9 +178,15 @@ async fn a_merchants_first_session_gets_announcements_that_have_not_expired() {
     let world = World::new().await;
     let replica = world.serve().await;
     let publisher = world.publisher().await;
-    publisher.publish(&Event::new("notice", "all", "1").expires_in_seconds(-60)).await;
-    publisher.publish(&Event::new("notice", "all", "2").expires_in_seconds(3_600)).await;
-    publisher.publish(&Event::new("notice", "all", "3").expires_in_seconds(-60)).await;
+    publisher
+        .publish(&Event::new("notice", "all", "1").expires_in_seconds(-60))
+        .await;
+    publisher
+        .publish(&Event::new("notice", "all", "2").expires_in_seconds(3_600))
+        .await;
+    publisher
+        .publish(&Event::new("notice", "all", "3").expires_in_seconds(-60))
+        .await;
     publisher.publish(&Event::new("notice", "all", "4")).await;
     world.expect_stored("all", 4).await;
     let mut first = world.merchant(MERCHANT).connect(replica.public()).await;
@@ -144,13 +197,27 @@ async fn a_merchants_first_session_gets_announcements_that_have_not_expired() {
     first.leave().await;
     world.expect_acked("all", MERCHANT, "", 4).await;
 
-    let mut newcomer = world.merchant("merchant-43").connect(replica.public()).await;
-    assert_eq!(cursor(&newcomer, "all"), 1, "it starts before the oldest that has not expired");
+    let mut newcomer = world
+        .merchant("merchant-43")
+        .connect(replica.public())
+        .await;
+    assert_eq!(
+        cursor(&newcomer, "all"),
+        1,
+        "it starts before the oldest that has not expired"
+    );
     assert_eq!(newcomer.next_notification().await.seq, 2);
     let (skips, notification) = newcomer.next_after_skips().await;
-    assert_eq!((skips, notification.seq), (vec![(3, "expired".to_owned())], 4));
+    assert_eq!(
+        (skips, notification.seq),
+        (vec![(3, "expired".to_owned())], 4)
+    );
     let mut again = world.merchant(MERCHANT).connect(replica.public()).await;
-    assert_eq!(again.expect_caught_up("all").await, 4, "a merchant that has a place is sent nothing again");
+    assert_eq!(
+        again.expect_caught_up("all").await,
+        4,
+        "a merchant that has a place is sent nothing again"
+    );
     world.finish().await;
 }
 
@@ -158,22 +225,53 @@ async fn a_merchants_first_session_gets_announcements_that_have_not_expired() {
 async fn operators_see_what_each_device_has_not_acknowledged() {
     let world = World::new().await;
     let replica = world.serve().await;
-    let mut slow = world.merchant(MERCHANT).device("slow").connect(replica.public()).await;
-    let mut fast = world.merchant(MERCHANT).device("fast").connect(replica.public()).await;
-    world.publisher().await.publish_all(Event::orders(MERCHANT, 10)).await;
+    let mut slow = world
+        .merchant(MERCHANT)
+        .device("slow")
+        .connect(replica.public())
+        .await;
+    let mut fast = world
+        .merchant(MERCHANT)
+        .device("fast")
+        .connect(replica.public())
+        .await;
+    world
+        .publisher()
+        .await
+        .publish_all(Event::orders(MERCHANT, 10))
+        .await;
     fast.take_seqs(1..=10).await;
     slow.expect_seqs(1..=10).await;
     slow.ack(MERCHANT, 3).await;
     world.expect_cursor(MERCHANT, "fast", 10).await;
     world.expect_cursor(MERCHANT, "slow", 3).await;
 
-    assert_eq!(world.number("select count(*) from undelivered").await, 0, "one device has everything");
+    assert_eq!(
+        world.number("select count(*) from undelivered").await,
+        0,
+        "one device has everything"
+    );
     let waiting = "select undelivered from undelivered_devices where device = 'slow' and oldest_created_at is not null";
     assert_eq!(world.number(waiting).await, 7);
-    assert_eq!(world.number("select count(*) from undelivered_devices").await, 1);
-    let shown = world.shopbell(&["inspect", MERCHANT]).await.succeeded().stdout;
-    assert!(shown.contains("cursor of merchant-42 on slow: #3, 7 undelivered since 2"), "{shown}");
-    assert!(shown.contains("cursor of merchant-42 on fast: #10, 0 undelivered, moved 2"), "{shown}");
+    assert_eq!(
+        world
+            .number("select count(*) from undelivered_devices")
+            .await,
+        1
+    );
+    let shown = world
+        .shopbell(&["inspect", MERCHANT])
+        .await
+        .succeeded()
+        .stdout;
+    assert!(
+        shown.contains("cursor of merchant-42 on slow: #3, 7 undelivered since 2"),
+        "{shown}"
+    );
+    assert!(
+        shown.contains("cursor of merchant-42 on fast: #10, 0 undelivered, moved 2"),
+        "{shown}"
+    );
     world.finish().await;
 }
 
@@ -182,7 +280,10 @@ async fn no_start_is_above_what_its_subscriber_acknowledged() {
     let world = World::new().await;
     world.meddle(RANDOM_DEVICES).await;
     assert_eq!(world.number("select count(*) from opened").await, 3_000);
-    assert!(world.number("select count(*) from evicted_cursors").await > 10, "devices were evicted");
+    assert!(
+        world.number("select count(*) from evicted_cursors").await > 10,
+        "devices were evicted"
+    );
     world.finish().await;
 }
 
@@ -195,7 +296,8 @@ async fn a_replica_of_the_last_version_opens_devices_at_the_same_places() {
              insert into cursors (feed, subscriber, device, acked_seq) values ('m', 'owner', 'till', 5), ('m', 'cook', '', 100)",
         )
         .await;
-    let opened = "select acked_seq from open_cursors(array['m'], array['owner'], array['phone'], 64)";
+    let opened =
+        "select acked_seq from open_cursors(array['m'], array['owner'], array['phone'], 64)";
     assert_eq!(world.number(opened).await, 5);
     let opened = "select acked_seq from open_cursors(array['m'], array['waiter'], array[''], 64)";
     assert_eq!(world.number(opened).await, 100);
@@ -212,5 +314,9 @@ async fn a_replica_of_the_last_version_opens_devices_at_the_same_places() {
 
 fn cursor(merchant: &Merchant, feed: &str) -> u64 {
     let feeds = &merchant.welcome().feeds;
-    feeds.iter().find(|state| state.feed == feed).expect("the feed is in the welcome").cursor
+    feeds
+        .iter()
+        .find(|state| state.feed == feed)
+        .expect("the feed is in the welcome")
+        .cursor
 }

@@ -9,8 +9,16 @@ const MERCHANT: &str = "merchant-42";
 #[tokio::test]
 async fn a_leaving_replica_says_goaway_closes_with_1012_and_keeps_every_ack() {
     let world = World::new().await;
-    let replica = world.replica().with("SHOPBELL_DRAIN_SECONDS", 1).start().await;
-    world.publisher().await.publish_all(Event::orders(MERCHANT, 20)).await;
+    let replica = world
+        .replica()
+        .with("SHOPBELL_DRAIN_SECONDS", 1)
+        .start()
+        .await;
+    world
+        .publisher()
+        .await
+        .publish_all(Event::orders(MERCHANT, 20))
+        .await;
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
     merchant.take_seqs(1..=13).await;
     merchant.ping().await;
@@ -18,7 +26,10 @@ async fn a_leaving_replica_says_goaway_closes_with_1012_and_keeps_every_ack() {
     replica.ask_to_leave();
     let goaway = merchant.next_goaway().await;
     let closed = merchant.closed().await;
-    assert_eq!((closed.code, closed.word.as_deref()), (1012, Some("going_away")));
+    assert_eq!(
+        (closed.code, closed.word.as_deref()),
+        (1012, Some("going_away"))
+    );
     assert_eq!(closed.retry_after_ms, Some(goaway.retry_after_ms));
     assert!(replica.ended().await.success());
 
@@ -31,10 +42,19 @@ async fn a_leaving_replica_says_goaway_closes_with_1012_and_keeps_every_ack() {
 #[tokio::test]
 async fn a_leaving_replica_spreads_its_closes_is_not_ready_and_takes_nobody_in() {
     let world = World::new().await;
-    let replica = world.replica().with("SHOPBELL_DRAIN_SECONDS", 4).start().await;
+    let replica = world
+        .replica()
+        .with("SHOPBELL_DRAIN_SECONDS", 4)
+        .start()
+        .await;
     let mut merchants = Vec::new();
     for number in 0..24 {
-        merchants.push(world.merchant(&format!("merchant-{number}")).connect(replica.public()).await);
+        merchants.push(
+            world
+                .merchant(&format!("merchant-{number}"))
+                .connect(replica.public())
+                .await,
+        );
     }
 
     replica.ask_to_leave();
@@ -58,7 +78,10 @@ async fn a_leaving_replica_spreads_its_closes_is_not_ready_and_takes_nobody_in()
         waits.insert(merchant.next_goaway().await.retry_after_ms);
         assert_eq!(merchant.closed().await.code, 1012);
     }
-    assert!(waits.len() > 12, "clients are told to come back at the same moments: {waits:?}");
+    assert!(
+        waits.len() > 12,
+        "clients are told to come back at the same moments: {waits:?}"
+    );
     assert!(replica.ended().await.success());
     world.finish().await;
 }
@@ -81,7 +104,12 @@ async fn what_is_published_while_replicas_come_and_go_arrives_once_and_in_order(
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
     let arrived = merchant.take_seqs(1..=2_000).await;
     for (notification, order) in arrived.iter().zip(&orders) {
-        assert_eq!(notification.id, order.event_id(), "at seq {}", notification.seq);
+        assert_eq!(
+            notification.id,
+            order.event_id(),
+            "at seq {}",
+            notification.seq
+        );
     }
     world.finish().await;
 }

@@ -16,7 +16,11 @@ const DELETE_THREE: &str = "
 
 /// A merchant that has 1 to 10, of which it has acknowledged `acked`.
 async fn merchant_with_ten(world: &World, merchant: &mut Merchant, acked: u64) {
-    world.publisher().await.publish_all(Event::orders(MERCHANT, 10)).await;
+    world
+        .publisher()
+        .await
+        .publish_all(Event::orders(MERCHANT, 10))
+        .await;
     merchant.expect_seqs(1..=10).await;
     merchant.ack(MERCHANT, acked).await;
     world.expect_cursor(MERCHANT, "", acked).await;
@@ -24,19 +28,29 @@ async fn merchant_with_ten(world: &World, merchant: &mut Merchant, acked: u64) {
 
 fn epoch_of(merchant: &Merchant) -> String {
     let epoch = merchant.welcome().feeds[0].epoch.clone();
-    assert!(epoch.starts_with(|first: char| first.is_ascii_lowercase()) && !epoch.contains(':'), "{epoch:?}");
+    assert!(
+        epoch.starts_with(|first: char| first.is_ascii_lowercase()) && !epoch.contains(':'),
+        "{epoch:?}"
+    );
     epoch
 }
 
 fn cursor_of(merchant: &Merchant) -> u64 {
-    let feed = merchant.welcome().feeds.iter().find(|state| state.feed == MERCHANT);
+    let feed = merchant
+        .welcome()
+        .feeds
+        .iter()
+        .find(|state| state.feed == MERCHANT);
     feed.expect("the merchant reads its feed").cursor
 }
 
 /// Takes 8 to 11 of the restored database, and nothing else.
 async fn expect_the_new_ones(merchant: &mut Merchant) {
     let new = merchant.take_seqs(8..=11).await;
-    let ids: Vec<_> = new.iter().map(|notification| notification.id.as_str()).collect();
+    let ids: Vec<_> = new
+        .iter()
+        .map(|notification| notification.id.as_str())
+        .collect();
     assert_eq!(ids, ["n-8", "n-9", "n-10", "n-11"]);
 }
 
@@ -47,7 +61,13 @@ async fn orders_that_got_old_numbers_after_a_restore_are_sent() {
     let publisher = world.publisher().await;
     let mut merchants = Vec::new();
     for (device, replica) in ["till-1", "till-2"].into_iter().zip(&replicas) {
-        merchants.push(world.merchant(MERCHANT).device(device).connect(replica.public()).await);
+        merchants.push(
+            world
+                .merchant(MERCHANT)
+                .device(device)
+                .connect(replica.public())
+                .await,
+        );
     }
     publisher.publish_all(Event::orders(MERCHANT, 7)).await;
     for (device, merchant) in ["till-1", "till-2"].into_iter().zip(&mut merchants) {
@@ -66,15 +86,26 @@ async fn orders_that_got_old_numbers_after_a_restore_are_sent() {
     for (merchant, replica) in merchants.into_iter().zip(&replicas) {
         let device = merchant.welcome().device.clone().expect("a device");
         let closed = merchant.closed().await;
-        assert_eq!((closed.code, closed.word.as_deref()), (4410, Some("epoch_changed")));
+        assert_eq!(
+            (closed.code, closed.word.as_deref()),
+            (4410, Some("epoch_changed"))
+        );
         assert!(closed.retry_after_ms.is_some());
-        let mut merchant = world.merchant(MERCHANT).device(&device).connect(replica.public()).await;
+        let mut merchant = world
+            .merchant(MERCHANT)
+            .device(&device)
+            .connect(replica.public())
+            .await;
         assert_ne!(epoch_of(&merchant), epoch);
         expect_the_new_ones(&mut merchant).await;
         world.expect_cursor(MERCHANT, &device, 11).await;
         publisher.publish(&Event::order(MERCHANT)).await;
         let through = merchant.through(MERCHANT);
-        assert_eq!(merchant.next_notification().await.seq, through + 1, "a new order is pushed");
+        assert_eq!(
+            merchant.next_notification().await.seq,
+            through + 1,
+            "a new order is pushed"
+        );
     }
     world.finish().await;
 }
@@ -83,14 +114,26 @@ async fn orders_that_got_old_numbers_after_a_restore_are_sent() {
 async fn a_pending_ack_of_before_a_restore_covers_no_new_order() {
     let world = World::new().await;
     let proxy = Proxy::before_service(world.database_url()).await;
-    let replica = world.replica().with("DATABASE_URL", proxy.url(world.database_url())).start().await;
-    world.publisher().await.publish_all(Event::orders(MERCHANT, 7)).await;
+    let replica = world
+        .replica()
+        .with("DATABASE_URL", proxy.url(world.database_url()))
+        .start()
+        .await;
+    world
+        .publisher()
+        .await
+        .publish_all(Event::orders(MERCHANT, 7))
+        .await;
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
     merchant.take_seqs(1..=7).await;
     world.expect_cursor(MERCHANT, "", 7).await;
     let copy = world.copy_database().await;
     copy.execute(OVERTAKE).await;
-    world.publisher().await.publish_all(Event::orders(MERCHANT, 3)).await;
+    world
+        .publisher()
+        .await
+        .publish_all(Event::orders(MERCHANT, 3))
+        .await;
     merchant.expect_seqs(8..=10).await;
 
     // The ack cannot be written before the restore.
@@ -117,7 +160,11 @@ async fn a_set_back_on_live_connections_is_noticed_by_the_sweep() {
     assert_eq!(merchant.closed().await.code, 4410);
     // The cursor stood at 10; it must not hide what gets the numbers up to there.
     world.expect_cursor(MERCHANT, "", 7).await;
-    world.publisher().await.publish_all(Event::orders(MERCHANT, 4)).await;
+    world
+        .publisher()
+        .await
+        .publish_all(Event::orders(MERCHANT, 4))
+        .await;
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
     assert_ne!(epoch_of(&merchant), epoch);
     merchant.take_seqs(8..=11).await;
@@ -137,14 +184,29 @@ async fn a_place_of_another_epoch_is_not_used() {
     let epoch = epoch_of(&merchant);
     merchant.leave().await;
 
-    let mut same = world.merchant(MERCHANT).place(MERCHANT, 9, 1, &epoch).connect(replica.public()).await;
+    let mut same = world
+        .merchant(MERCHANT)
+        .place(MERCHANT, 9, 1, &epoch)
+        .connect(replica.public())
+        .await;
     assert_eq!(cursor_of(&same), 9);
     assert_eq!(same.next_notification().await.seq, 10);
-    assert_eq!(same.next_state().await.version, Some(2), "the change after the version that was given");
+    assert_eq!(
+        same.next_state().await.version,
+        Some(2),
+        "the change after the version that was given"
+    );
     same.leave().await;
-    for (place, why) in [((9, "e0"), "another epoch"), ((90, epoch.as_str()), "more than is stored")] {
+    for (place, why) in [
+        ((9, "e0"), "another epoch"),
+        ((90, epoch.as_str()), "more than is stored"),
+    ] {
         let (seq, epoch) = place;
-        let mut other = world.merchant(MERCHANT).place(MERCHANT, seq, 1, epoch).connect(replica.public()).await;
+        let mut other = world
+            .merchant(MERCHANT)
+            .place(MERCHANT, seq, 1, epoch)
+            .connect(replica.public())
+            .await;
         assert_eq!(cursor_of(&other), 4, "{why}");
         other.expect_seqs(5..=10).await;
         other.leave().await;
@@ -160,8 +222,11 @@ async fn a_tap_of_before_a_set_back_handles_no_other_order() {
     merchant_with_ten(&world, &mut merchant, 7).await;
 
     let copy = world.copy_database().await;
-    copy.execute("select renew_epoch(null, 'as after a restore')").await;
-    world.meddle("select renew_epoch(null, 'by another replica')").await;
+    copy.execute("select renew_epoch(null, 'as after a restore')")
+        .await;
+    world
+        .meddle("select renew_epoch(null, 'by another replica')")
+        .await;
     merchant.handle(MERCHANT, &[9]).await;
     merchant.closed().await;
     let handled = "select count(*) from notifications where handled_at is not null";
@@ -174,8 +239,16 @@ async fn an_operator_can_begin_a_new_epoch() {
     let world = World::new().await;
     let replicas = [world.serve().await, world.serve().await];
     let mut merchant = world.merchant(MERCHANT).connect(replicas[0].public()).await;
-    let mut elsewhere = world.merchant(MERCHANT).device("second").connect(replicas[1].public()).await;
-    world.publisher().await.publish_all(Event::orders(MERCHANT, 10)).await;
+    let mut elsewhere = world
+        .merchant(MERCHANT)
+        .device("second")
+        .connect(replicas[1].public())
+        .await;
+    world
+        .publisher()
+        .await
+        .publish_all(Event::orders(MERCHANT, 10))
+        .await;
     merchant.expect_seqs(1..=10).await;
     elsewhere.expect_seqs(1..=10).await;
     merchant.ack(MERCHANT, 7).await;
@@ -184,13 +257,22 @@ async fn an_operator_can_begin_a_new_epoch() {
     let shown = replicas[0].shopbell(&["epoch"]).await.succeeded().stdout;
     assert!(shown.starts_with(&format!("{epoch} since ")), "{shown}");
 
-    let renewed = replicas[0].shopbell(&["epoch", "--renew"]).await.succeeded().stdout;
-    assert!(renewed.contains("an operator renewed it") && !renewed.contains(&epoch), "{renewed}");
+    let renewed = replicas[0]
+        .shopbell(&["epoch", "--renew"])
+        .await
+        .succeeded()
+        .stdout;
+    assert!(
+        renewed.contains("an operator renewed it") && !renewed.contains(&epoch),
+        "{renewed}"
+    );
     for merchant in [merchant, elsewhere] {
         assert_eq!(merchant.closed().await.code, 4410);
     }
     for replica in &replicas {
-        replica.metric_reaches("shopbell_epoch_changes_total", 1).await;
+        replica
+            .metric_reaches("shopbell_epoch_changes_total", 1)
+            .await;
         let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
         assert!(renewed.starts_with(&epoch_of(&merchant)), "{renewed}");
         merchant.expect_seqs(8..=10).await;
@@ -209,14 +291,33 @@ async fn tail_goes_on_at_the_cursor_when_the_epoch_changes() {
     merchant.leave().await;
     world.meddle(DELETE_THREE).await;
     replica.shopbell(&["epoch", "--renew"]).await.succeeded();
-    world.publisher().await.publish_all(Event::orders(MERCHANT, 4)).await;
+    world
+        .publisher()
+        .await
+        .publish_all(Event::orders(MERCHANT, 4))
+        .await;
     world.expect_stored(MERCHANT, 11).await;
 
-    let (url, token) = (format!("ws://{}", replica.public()), world.token(MERCHANT).sign());
+    let (url, token) = (
+        format!("ws://{}", replica.public()),
+        world.token(MERCHANT).sign(),
+    );
     let after = format!("{MERCHANT}:10:{epoch}");
-    let arguments = ["tail", "--url", &url, "--token", &token, "--after", &after, "--until-caught-up"];
+    let arguments = [
+        "tail",
+        "--url",
+        &url,
+        "--token",
+        &token,
+        "--after",
+        &after,
+        "--until-caught-up",
+    ];
     let lines = replica.shopbell(&arguments).await.succeeded().stdout;
-    let seqs: Vec<_> = lines.lines().filter_map(|line| line.split('#').nth(1)?.split(' ').next()).collect();
+    let seqs: Vec<_> = lines
+        .lines()
+        .filter_map(|line| line.split('#').nth(1)?.split(' ').next())
+        .collect();
     assert_eq!(seqs, ["8", "9", "10", "11"], "{lines}");
     world.finish().await;
 }
@@ -226,7 +327,11 @@ async fn a_row_that_is_missing_is_reported_as_lost_and_counted() {
     let world = World::new().await;
     let replica = world.serve().await;
     let monitor = Monitor::of(&world, [&replica]).await;
-    world.publisher().await.publish_all(Event::orders(MERCHANT, 6)).await;
+    world
+        .publisher()
+        .await
+        .publish_all(Event::orders(MERCHANT, 6))
+        .await;
     world.expect_stored(MERCHANT, 6).await;
     // Retention removed 1 and 2; nobody removed 4 and 6.
     world
@@ -237,22 +342,37 @@ async fn a_row_that_is_missing_is_reported_as_lost_and_counted() {
         .await;
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
     let (skips, third) = merchant.next_after_skips().await;
-    assert_eq!((skips, third.seq), (vec![(1, "trimmed".to_owned()), (2, "trimmed".to_owned())], 3));
+    assert_eq!(
+        (skips, third.seq),
+        (
+            vec![(1, "trimmed".to_owned()), (2, "trimmed".to_owned())],
+            3
+        )
+    );
     let (skips, fifth) = merchant.next_after_skips().await;
     assert_eq!((skips, fifth.seq), (vec![(4, "lost".to_owned())], 5));
     merchant.ack(MERCHANT, 5).await;
     merchant.leave().await;
-    replica.metric_reaches("shopbell_notifications_lost_total", 1).await;
+    replica
+        .metric_reaches("shopbell_notifications_lost_total", 1)
+        .await;
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
     let lost = loop {
         if let Frame::Skipped(skipped) = merchant.next_frame().await.expect("the session lives") {
             break skipped;
         }
     };
-    assert_eq!((lost.from, lost.through, lost.reason.as_str()), (6, 6, "lost"));
+    assert_eq!(
+        (lost.from, lost.through, lost.reason.as_str()),
+        (6, 6, "lost")
+    );
     replica.says("notifications are missing").await;
-    replica.metric_reaches("shopbell_notifications_lost_total", 2).await;
-    monitor.expect_alert("ShopbellNotificationsLost", "page").await;
+    replica
+        .metric_reaches("shopbell_notifications_lost_total", 2)
+        .await;
+    monitor
+        .expect_alert("ShopbellNotificationsLost", "page")
+        .await;
     // The counts of the story's end are those of the rows, of which the last is gone.
     world.meddle("update feeds set last_seq = 5").await;
     merchant.vanish();
@@ -272,7 +392,11 @@ async fn cursors_that_a_restore_of_some_tables_left_are_lowered_at_the_start() {
     world.meddle("update epochs set feeds_oid = 0").await;
     let replica = world.serve().await;
     world.expect_cursor(MERCHANT, "", 7).await;
-    world.publisher().await.publish_all(Event::orders(MERCHANT, 4)).await;
+    world
+        .publisher()
+        .await
+        .publish_all(Event::orders(MERCHANT, 4))
+        .await;
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
     merchant.take_seqs(8..=11).await;
     world.finish().await;

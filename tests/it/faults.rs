@@ -8,7 +8,11 @@ const MERCHANT: &str = "merchant-42";
 async fn a_database_that_is_away_is_waited_for_in_place() {
     let world = World::new().await;
     let network = Proxy::before_service(world.database_url()).await;
-    let replica = world.replica().with("DATABASE_URL", network.url(world.database_url())).start().await;
+    let replica = world
+        .replica()
+        .with("DATABASE_URL", network.url(world.database_url()))
+        .start()
+        .await;
     let publisher = world.publisher().await;
     publisher.publish_all(Event::orders(MERCHANT, 10)).await;
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
@@ -17,7 +21,10 @@ async fn a_database_that_is_away_is_waited_for_in_place() {
     network.cut();
     publisher.publish_all(Event::orders(MERCHANT, 200)).await;
     expect_readiness(&replica, 503).await;
-    let refusal = world.merchant("merchant-43").refused(replica.public()).await;
+    let refusal = world
+        .merchant("merchant-43")
+        .refused(replica.public())
+        .await;
     refusal.expect_problem(503);
     assert!(refusal.header("retry-after").is_some(), "{refusal:?}");
     merchant.ping().await;
@@ -25,7 +32,11 @@ async fn a_database_that_is_away_is_waited_for_in_place() {
     network.mend();
     merchant.take_seqs(11..=210).await;
     expect_readiness(&replica, 200).await;
-    assert_eq!(replica.metric("shopbell_events_dead_lettered_total").await, 0, "a passing fault is nobody's defect");
+    assert_eq!(
+        replica.metric("shopbell_events_dead_lettered_total").await,
+        0,
+        "a passing fault is nobody's defect"
+    );
     world.finish().await;
 }
 
@@ -33,7 +44,11 @@ async fn a_database_that_is_away_is_waited_for_in_place() {
 async fn what_a_replica_held_for_a_database_that_was_away_keeps_its_order_when_it_is_stopped() {
     let world = World::new().await;
     let network = Proxy::before_service(world.database_url()).await;
-    let replica = world.replica().with("DATABASE_URL", network.url(world.database_url())).start().await;
+    let replica = world
+        .replica()
+        .with("DATABASE_URL", network.url(world.database_url()))
+        .start()
+        .await;
     // What comes after would go to it, if its turn came before what is held is given back.
     let standby = world.serve().await;
     let orders = Event::orders(MERCHANT, 600);
@@ -42,7 +57,10 @@ async fn what_a_replica_held_for_a_database_that_was_away_keeps_its_order_when_i
     let broker = world.broker().await;
     eventually("a full prefetch is held", PATIENCE, async || {
         let ready = broker.depth(&world.name("ingest")).await;
-        holds(ready.is_some_and(|ready| ready <= 344), format!("{ready:?} wait in the queue"))
+        holds(
+            ready.is_some_and(|ready| ready <= 344),
+            format!("{ready:?} wait in the queue"),
+        )
     })
     .await;
 
@@ -50,7 +68,12 @@ async fn what_a_replica_held_for_a_database_that_was_away_keeps_its_order_when_i
     let mut merchant = world.merchant(MERCHANT).connect(standby.public()).await;
     let arrived = merchant.take_seqs(1..=600).await;
     for (notification, order) in arrived.iter().zip(&orders) {
-        assert_eq!(notification.id, order.event_id(), "at seq {}", notification.seq);
+        assert_eq!(
+            notification.id,
+            order.event_id(),
+            "at seq {}",
+            notification.seq
+        );
     }
     world.finish().await;
 }
@@ -59,11 +82,19 @@ async fn what_a_replica_held_for_a_database_that_was_away_keeps_its_order_when_i
 async fn a_database_that_does_not_answer_is_waited_for_in_place() {
     let world = World::new().await;
     let network = Proxy::before_service(world.database_url()).await;
-    let replica = world.replica().with("DATABASE_URL", network.url(world.database_url())).start().await;
+    let replica = world
+        .replica()
+        .with("DATABASE_URL", network.url(world.database_url()))
+        .start()
+        .await;
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
 
     network.stall();
-    world.publisher().await.publish_all(Event::orders(MERCHANT, 50)).await;
+    world
+        .publisher()
+        .await
+        .publish_all(Event::orders(MERCHANT, 50))
+        .await;
     expect_readiness(&replica, 503).await;
     network.mend();
 
@@ -76,7 +107,11 @@ async fn a_database_that_does_not_answer_is_waited_for_in_place() {
 async fn a_connection_to_the_database_that_nobody_answers_on_is_replaced() {
     let world = World::new().await;
     let network = Proxy::before_service(world.database_url()).await;
-    let replica = world.replica().with("DATABASE_URL", network.url(world.database_url())).start().await;
+    let replica = world
+        .replica()
+        .with("DATABASE_URL", network.url(world.database_url()))
+        .start()
+        .await;
     let publisher = world.publisher().await;
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
     publisher.publish_all(Event::orders(MERCHANT, 10)).await;
@@ -96,17 +131,25 @@ async fn a_connection_to_the_database_that_nobody_answers_on_is_replaced() {
 async fn without_a_broker_sessions_are_served_from_the_database() {
     let world = World::new().await;
     let network = Proxy::before_service(world.amqp_url()).await;
-    let replica = world.replica().with("AMQP_URL", network.url(world.amqp_url())).start().await;
+    let replica = world
+        .replica()
+        .with("AMQP_URL", network.url(world.amqp_url()))
+        .start()
+        .await;
     let publisher = world.publisher().await;
     publisher.publish_all(Event::orders(MERCHANT, 20)).await;
     world.expect_stored(MERCHANT, 20).await;
 
     network.cut();
-    eventually("the replica says that it has no broker", PATIENCE, async || {
-        let reply = replica.get("/readyz").await;
-        let degraded = reply.status == 200 && !reply.text().contains(r#""broker":"ok""#);
-        holds(degraded, format!("{} {}", reply.status, reply.text()))
-    })
+    eventually(
+        "the replica says that it has no broker",
+        PATIENCE,
+        async || {
+            let reply = replica.get("/readyz").await;
+            let degraded = reply.status == 200 && !reply.text().contains(r#""broker":"ok""#);
+            holds(degraded, format!("{} {}", reply.status, reply.text()))
+        },
+    )
     .await;
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
     merchant.take_seqs(1..=20).await;
@@ -134,8 +177,12 @@ async fn connections_that_break_again_and_again_lose_nothing_and_repeat_nothing(
     let orders = Event::orders(MERCHANT, 4_000);
 
     let breaking = async {
-        for (network, stored) in [(&to_broker, 500), (&to_database, 1_000), (&to_broker, 2_000), (&to_database, 3_000)]
-        {
+        for (network, stored) in [
+            (&to_broker, 500),
+            (&to_database, 1_000),
+            (&to_broker, 2_000),
+            (&to_database, 3_000),
+        ] {
             world.stored_reaches(stored, PATIENCE).await;
             network.cut();
             network.mend();
@@ -145,14 +192,22 @@ async fn connections_that_break_again_and_again_lose_nothing_and_repeat_nothing(
 
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
     let arrived = merchant.take_seqs(1..=4_000).await;
-    assert!(arrived.iter().map(|notification| notification.id.as_str()).eq(orders.iter().map(Event::event_id)));
+    assert!(
+        arrived
+            .iter()
+            .map(|notification| notification.id.as_str())
+            .eq(orders.iter().map(Event::event_id))
+    );
     world.finish().await;
 }
 
 async fn expect_readiness(replica: &Replica, status: u16) {
     eventually(&format!("/readyz says {status}"), PATIENCE, async || {
         let reply = replica.get("/readyz").await;
-        holds(reply.status == status, format!("{} {}", reply.status, reply.text()))
+        holds(
+            reply.status == status,
+            format!("{} {}", reply.status, reply.text()),
+        )
     })
     .await;
 }

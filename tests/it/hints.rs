@@ -43,8 +43,15 @@ async fn a_lost_fan_out_is_made_good_by_reading_the_feed() {
         merchant.expect_seqs(2..=6).await;
     }
 
-    assert_eq!(standby.metric("shopbell_hints_received_total").await, hints_before, "no hint came");
-    assert!(standby.metric("shopbell_pages_read_total").await > pages_before, "so a page was read");
+    assert_eq!(
+        standby.metric("shopbell_hints_received_total").await,
+        hints_before,
+        "no hint came"
+    );
+    assert!(
+        standby.metric("shopbell_pages_read_total").await > pages_before,
+        "so a page was read"
+    );
     assert!(standby.metric("shopbell_page_queries_total").await > 0);
     world.finish().await;
 }
@@ -81,18 +88,34 @@ async fn a_replica_alone_tells_nobody_and_one_that_joins_is_told() {
         publisher.publish(&Event::order(MERCHANT)).await;
         merchant.take_seqs(seq..=seq).await;
     }
-    assert_eq!(first.metric("shopbell_hints_published_total").await, 0, "there is nobody to tell");
+    assert_eq!(
+        first.metric("shopbell_hints_published_total").await,
+        0,
+        "there is nobody to tell"
+    );
 
     let second = world.serve().await;
-    let mut elsewhere = world.merchant(MERCHANT).device("second").connect(second.public()).await;
-    eventually("the second replica is told by a hint", PATIENCE, async || {
-        publisher.publish(&Event::order(MERCHANT)).await;
-        let (published, received) = (
-            first.metric("shopbell_hints_published_total").await,
-            second.metric("shopbell_hints_received_total").await,
-        );
-        if published > 0 && received > 0 { Ok(()) } else { Err(format!("{published} published, {received} received")) }
-    })
+    let mut elsewhere = world
+        .merchant(MERCHANT)
+        .device("second")
+        .connect(second.public())
+        .await;
+    eventually(
+        "the second replica is told by a hint",
+        PATIENCE,
+        async || {
+            publisher.publish(&Event::order(MERCHANT)).await;
+            let (published, received) = (
+                first.metric("shopbell_hints_published_total").await,
+                second.metric("shopbell_hints_received_total").await,
+            );
+            if published > 0 && received > 0 {
+                Ok(())
+            } else {
+                Err(format!("{published} published, {received} received"))
+            }
+        },
+    )
     .await;
     let last = world.last_seq().await;
     while elsewhere.through(MERCHANT) < last {

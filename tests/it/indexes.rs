@@ -6,23 +6,37 @@ use sqlx::{Connection as _, Executor as _};
 use crate::support::{PATIENCE, World, eventually, holds};
 
 /// As if the newest migration had not run.
-const WITHOUT_INDEX: &str =
-    "drop index notifications_created_at; delete from _sqlx_migrations where description = 'notifications by time'";
+const WITHOUT_INDEX: &str = "drop index notifications_created_at; delete from _sqlx_migrations where description = 'notifications by time'";
 
 #[tokio::test]
 async fn an_index_whose_build_failed_is_built_again_by_the_next_migration() {
     let world = World::new().await;
     world.meddle(WITHOUT_INDEX).await;
-    let writer = world.lock("lock table notifications in row exclusive mode").await;
-    let mut connection = PgConnection::connect(world.database_url()).await.expect("a session");
-    connection.execute("set lock_timeout = 100").await.expect("a setting");
+    let writer = world
+        .lock("lock table notifications in row exclusive mode")
+        .await;
+    let mut connection = PgConnection::connect(world.database_url())
+        .await
+        .expect("a session");
+    connection
+        .execute("set lock_timeout = 100")
+        .await
+        .expect("a setting");
     let statement = "create index concurrently notifications_created_at on notifications using brin (created_at)";
-    connection.execute(statement).await.expect_err("a transaction writes");
+    connection
+        .execute(statement)
+        .await
+        .expect_err("a transaction writes");
     assert_eq!(valid_indexes(&world).await, 0);
 
     // The build waits for transactions, however long they take, and the migration that waits for it does not end it.
     let settings = [("DATABASE_URL", world.database_url())];
-    let both = async { tokio::join!(world.shopbell_with(&settings, &["migrate"]), world.shopbell(&["migrate"])) };
+    let both = async {
+        tokio::join!(
+            world.shopbell_with(&settings, &["migrate"]),
+            world.shopbell(&["migrate"])
+        )
+    };
     let ending = async {
         let waiting = "select count(*) from pg_stat_activity
                        where wait_event_type = 'Lock' and state = 'active' and datname = current_database()";
@@ -53,14 +67,23 @@ async fn a_query_for_the_last_minutes_reads_few_pages_of_many() {
         )
         .await;
     // Autovacuum does so while rows are added.
-    world.number("select brin_summarize_new_values('notifications_created_at')::bigint").await;
-    let pages = world.number("select pg_relation_size('notifications') / 8192").await;
-    let mut connection = PgConnection::connect(world.database_url()).await.expect("a session");
+    world
+        .number("select brin_summarize_new_values('notifications_created_at')::bigint")
+        .await;
+    let pages = world
+        .number("select pg_relation_size('notifications') / 8192")
+        .await;
+    let mut connection = PgConnection::connect(world.database_url())
+        .await
+        .expect("a session");
     for query in queries_for_minutes() {
         let plan = format!("explain (analyze, buffers, format json) {query}");
-        let plan: serde_json::Value =
-            sqlx::query_scalar(sqlx::AssertSqlSafe(plan)).fetch_one(&mut connection).await.expect("a plan");
-        let read = ["Shared Hit Blocks", "Shared Read Blocks"].map(|blocks| plan[0]["Plan"][blocks].as_u64());
+        let plan: serde_json::Value = sqlx::query_scalar(sqlx::AssertSqlSafe(plan))
+            .fetch_one(&mut connection)
+            .await
+            .expect("a plan");
+        let read = ["Shared Hit Blocks", "Shared Read Blocks"]
+            .map(|blocks| plan[0]["Plan"][blocks].as_u64());
         let read: u64 = read.into_iter().flatten().sum();
         assert!(read * 5 < pages, "{read} of {pages} pages: {query}");
     }
@@ -70,7 +93,10 @@ async fn a_query_for_the_last_minutes_reads_few_pages_of_many() {
 /// The queries of the runbook that look at the last minutes of notifications.
 fn queries_for_minutes() -> Vec<String> {
     let runbook = include_str!("../../docs/runbook.md");
-    let commands = runbook.split("psql \"$DATABASE_URL\" ").skip(1).filter_map(|rest| rest.split('"').nth(1));
+    let commands = runbook
+        .split("psql \"$DATABASE_URL\" ")
+        .skip(1)
+        .filter_map(|rest| rest.split('"').nth(1));
     let queries: Vec<_> = commands
         .filter(|query| query.contains("minutes'") && query.contains("notifications"))
         .map(str::to_owned)

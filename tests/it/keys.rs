@@ -4,7 +4,9 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 
-use crate::support::{Closed, Event, Handshake, PATIENCE, Replica, Setup, World, eventually, run_any};
+use crate::support::{
+    Closed, Event, Handshake, PATIENCE, Replica, Setup, World, eventually, run_any,
+};
 
 const MERCHANT: &str = "merchant-42";
 const NEXT: &str = "the next secret, of thirty-two bytes or more";
@@ -19,34 +21,54 @@ struct Mount {
 
 impl Mount {
     fn new(world: &World, name: &str, current: &str) -> Self {
-        let mut mount = Self { folder: world.folder(name).into(), versions: 0 };
+        let mut mount = Self {
+            folder: world.folder(name).into(),
+            versions: 0,
+        };
         mount.swap(current, None);
-        symlink("..data/hs256-secret", mount.folder.join(CURRENT_FILE)).expect("a link can be made");
-        symlink("..data/hs256-secret-previous", mount.folder.join(PREVIOUS_FILE)).expect("a link can be made");
+        symlink("..data/hs256-secret", mount.folder.join(CURRENT_FILE))
+            .expect("a link can be made");
+        symlink(
+            "..data/hs256-secret-previous",
+            mount.folder.join(PREVIOUS_FILE),
+        )
+        .expect("a link can be made");
         mount
     }
 
     /// Replaces all files at once.
     fn swap(&mut self, current: &str, previous: Option<&str>) {
         self.versions += 1;
-        let (version, link) = (format!("..{}", self.versions), self.folder.join("..data_tmp"));
+        let (version, link) = (
+            format!("..{}", self.versions),
+            self.folder.join("..data_tmp"),
+        );
         fs::create_dir(self.folder.join(&version)).expect("a folder can be made");
         for (name, secret) in [(CURRENT_FILE, Some(current)), (PREVIOUS_FILE, previous)] {
             let file = self.folder.join(&version).join(name);
-            secret.into_iter().for_each(|secret| fs::write(&file, format!("{secret}\n")).expect("a file is written"));
+            secret.into_iter().for_each(|secret| {
+                fs::write(&file, format!("{secret}\n")).expect("a file is written")
+            });
         }
         symlink(&version, &link).expect("a link can be made");
         fs::rename(link, self.folder.join("..data")).expect("a link can be replaced");
     }
 
     fn file(&self, name: &str) -> String {
-        self.folder.join(name).to_str().expect("a plain name").to_owned()
+        self.folder
+            .join(name)
+            .to_str()
+            .expect("a plain name")
+            .to_owned()
     }
 
     fn replica<'a>(&self, world: &'a World) -> Setup<'a> {
         let replica = world.replica().with("SHOPBELL_JWT_HS256_SECRET", "");
         let replica = replica.with("SHOPBELL_JWT_HS256_SECRET_FILE", self.file(CURRENT_FILE));
-        replica.with("SHOPBELL_JWT_HS256_SECRET_PREVIOUS_FILE", self.file(PREVIOUS_FILE))
+        replica.with(
+            "SHOPBELL_JWT_HS256_SECRET_PREVIOUS_FILE",
+            self.file(PREVIOUS_FILE),
+        )
     }
 
     async fn serve(&self, world: &World) -> Replica {
@@ -56,36 +78,50 @@ impl Mount {
 
 /// A page whose token is signed with this secret.
 fn page(world: &World, secret: &str) -> Handshake {
-    world.merchant(MERCHANT).token(world.token(MERCHANT).secret(secret).sign()).by_subprotocol()
+    world
+        .merchant(MERCHANT)
+        .token(world.token(MERCHANT).secret(secret).sign())
+        .by_subprotocol()
 }
 
 /// Waits until the replica takes tokens of this secret; until then it asks to come back, every time.
 async fn expect_taken(world: &World, replica: &Replica, secret: &str) {
     eventually("the replica takes the new secret", PATIENCE, async || {
         let connected = page(world, secret).try_connect(replica.public()).await;
-        connected.map(|merchant| merchant.vanish()).map_err(|instead| {
-            assert!(instead.contains("4402"), "closed for good: {instead}");
-            instead
-        })
+        connected
+            .map(|merchant| merchant.vanish())
+            .map_err(|instead| {
+                assert!(instead.contains("4402"), "closed for good: {instead}");
+                instead
+            })
     })
     .await;
 }
 
 /// Waits until the replica takes tokens of this secret no more.
 async fn expect_dropped(world: &World, replica: &Replica, secret: &str) {
-    eventually("the replica drops the old secret", PATIENCE, async || {
-        match page(world, secret).try_connect(replica.public()).await {
+    eventually(
+        "the replica drops the old secret",
+        PATIENCE,
+        async || match page(world, secret).try_connect(replica.public()).await {
             Ok(_) => Err("it is still taken".to_owned()),
             Err(_) => Ok(()),
-        }
-    })
+        },
+    )
     .await;
-    expect_asked_back(page(world, secret).closed_at_once(replica.public()).await, "token_key_unknown");
+    expect_asked_back(
+        page(world, secret).closed_at_once(replica.public()).await,
+        "token_key_unknown",
+    );
 }
 
 #[track_caller]
 fn expect_asked_back(closed: Closed, word: &str) {
-    assert_eq!((closed.code, closed.word.as_deref()), (4402, Some(word)), "{closed:?}");
+    assert_eq!(
+        (closed.code, closed.word.as_deref()),
+        (4402, Some(word)),
+        "{closed:?}"
+    );
     assert!(closed.retry_after_ms.is_some(), "{closed:?}");
 }
 
@@ -93,8 +129,12 @@ fn expect_asked_back(closed: Closed, word: &str) {
 async fn a_rotation_of_the_secret_closes_no_client_for_good() {
     let world = World::new().await;
     let old = world.secret().to_owned();
-    let (mut first_mount, mut second_mount) = (Mount::new(&world, "a", &old), Mount::new(&world, "b", &old));
-    let (first, second) = (first_mount.serve(&world).await, second_mount.serve(&world).await);
+    let (mut first_mount, mut second_mount) =
+        (Mount::new(&world, "a", &old), Mount::new(&world, "b", &old));
+    let (first, second) = (
+        first_mount.serve(&world).await,
+        second_mount.serve(&world).await,
+    );
     let publisher = world.publisher().await;
     let mut merchant = page(&world, &old).connect(first.public()).await;
     publisher.publish_all(Event::orders(MERCHANT, 2)).await;
@@ -141,14 +181,26 @@ async fn a_replica_that_lacks_the_key_yet_asks_a_page_to_come_back() {
     let mut mount = Mount::new(&world, "late", world.secret());
     let replica = mount.serve(&world).await;
     let fresh = page(&world, NEXT);
-    expect_asked_back(fresh.closed_at_once(replica.public()).await, "token_key_unknown");
-    let program = world.merchant(MERCHANT).token(world.token(MERCHANT).secret(NEXT).sign());
+    expect_asked_back(
+        fresh.closed_at_once(replica.public()).await,
+        "token_key_unknown",
+    );
+    let program = world
+        .merchant(MERCHANT)
+        .token(world.token(MERCHANT).secret(NEXT).sign());
     let refused = program.refused(replica.public()).await;
     assert_eq!(refused.status, 401, "{refused:?}");
     assert!(refused.header("retry-after").is_some(), "{refused:?}");
-    let tail = ["tail", "--url", &format!("ws://{}", replica.public()), "--until-caught-up"];
+    let tail = [
+        "tail",
+        "--url",
+        &format!("ws://{}", replica.public()),
+        "--until-caught-up",
+    ];
     let mut shopbell = crate::support::process::shopbell(&world.environment());
-    shopbell.args(tail).env("SHOPBELL_TOKEN", world.token(MERCHANT).secret(NEXT).sign());
+    shopbell
+        .args(tail)
+        .env("SHOPBELL_TOKEN", world.token(MERCHANT).secret(NEXT).sign());
     let (tailed, ()) = tokio::join!(run_any(shopbell, PATIENCE), async {
         mount.swap(NEXT, None);
         expect_taken(&world, &replica, NEXT).await;
@@ -162,15 +214,30 @@ async fn a_key_file_that_cannot_be_used_keeps_the_last_key() {
     let world = World::new().await;
     let path = world.file("secret", world.secret().as_bytes());
     let replica = world.replica().with("SHOPBELL_JWT_HS256_SECRET", "");
-    let replica = replica.with("SHOPBELL_JWT_HS256_SECRET_FILE", &path).start().await;
-    for (content, named) in [("", "is empty"), ("s3cr3t", "at least 32 bytes"), ("\n \n", "is empty")] {
+    let replica = replica
+        .with("SHOPBELL_JWT_HS256_SECRET_FILE", &path)
+        .start()
+        .await;
+    for (content, named) in [
+        ("", "is empty"),
+        ("s3cr3t", "at least 32 bytes"),
+        ("\n \n", "is empty"),
+    ] {
         fs::write(&path, content).expect("a file can be written");
         replica.says(named).await;
-        page(&world, world.secret()).connect(replica.public()).await.leave().await;
+        page(&world, world.secret())
+            .connect(replica.public())
+            .await
+            .leave()
+            .await;
     }
     fs::remove_file(&path).expect("a file can be removed");
     replica.says("cannot be read").await;
-    page(&world, world.secret()).connect(replica.public()).await.leave().await;
+    page(&world, world.secret())
+        .connect(replica.public())
+        .await
+        .leave()
+        .await;
     fs::write(&path, NEXT).expect("a file can be written");
     expect_taken(&world, &replica, NEXT).await;
     replica.says("keys for tokens changed").await;
@@ -181,21 +248,63 @@ async fn a_key_file_that_cannot_be_used_keeps_the_last_key() {
 async fn both_keys_can_come_from_the_environment() {
     let world = World::new().await;
     let with_newline = format!("{NEXT}\n");
-    let replica = world.replica().with("SHOPBELL_JWT_HS256_SECRET", &with_newline);
-    let replica = replica.with("SHOPBELL_JWT_HS256_SECRET_PREVIOUS", format!("{}\r\n", world.secret())).start().await;
+    let replica = world
+        .replica()
+        .with("SHOPBELL_JWT_HS256_SECRET", &with_newline);
+    let replica = replica
+        .with(
+            "SHOPBELL_JWT_HS256_SECRET_PREVIOUS",
+            format!("{}\r\n", world.secret()),
+        )
+        .start()
+        .await;
     for secret in [NEXT, world.secret()] {
-        page(&world, secret).connect(replica.public()).await.leave().await;
+        page(&world, secret)
+            .connect(replica.public())
+            .await
+            .leave()
+            .await;
     }
-    let current = replica.shopbell(&["token", "--subscriber", MERCHANT]).await.succeeded().stdout;
-    let alone = world.replica().with("SHOPBELL_JWT_HS256_SECRET", NEXT).start().await;
-    world.merchant(MERCHANT).token(current.trim().to_owned()).connect(alone.public()).await.leave().await;
+    let current = replica
+        .shopbell(&["token", "--subscriber", MERCHANT])
+        .await
+        .succeeded()
+        .stdout;
+    let alone = world
+        .replica()
+        .with("SHOPBELL_JWT_HS256_SECRET", NEXT)
+        .start()
+        .await;
+    world
+        .merchant(MERCHANT)
+        .token(current.trim().to_owned())
+        .connect(alone.public())
+        .await
+        .leave()
+        .await;
 
-    let told = replica.shopbell(&["config", "--output", "json"]).await.succeeded().stdout;
-    assert!(told.contains(r#""SHOPBELL_JWT_HS256_SECRET_PREVIOUS","value":"(secret)""#), "{told}");
-    let short = [("SHOPBELL_JWT_HS256_SECRET_PREVIOUS", "s3cr3t"), ("SHOPBELL_JWT_HS256_SECRET", &" ".repeat(40))];
-    let refused = world.shopbell_with(&short, &["config"]).await.failed_with(2);
+    let told = replica
+        .shopbell(&["config", "--output", "json"])
+        .await
+        .succeeded()
+        .stdout;
+    assert!(
+        told.contains(r#""SHOPBELL_JWT_HS256_SECRET_PREVIOUS","value":"(secret)""#),
+        "{told}"
+    );
+    let short = [
+        ("SHOPBELL_JWT_HS256_SECRET_PREVIOUS", "s3cr3t"),
+        ("SHOPBELL_JWT_HS256_SECRET", &" ".repeat(40)),
+    ];
+    let refused = world
+        .shopbell_with(&short, &["config"])
+        .await
+        .failed_with(2);
     for (variable, _) in short {
-        assert!(refused.stderr.contains(&format!("{variable} ")), "{refused:?}");
+        assert!(
+            refused.stderr.contains(&format!("{variable} ")),
+            "{refused:?}"
+        );
     }
     assert!(!refused.stderr.contains("s3cr3t"), "{refused:?}");
     world.finish().await;
@@ -206,10 +315,16 @@ async fn the_canary_signs_with_the_key_of_now() {
     let world = World::new().await;
     let old = world.secret().to_owned();
     let mut mount = Mount::new(&world, "canary", &old);
-    let replica = mount.replica(&world).with("SHOPBELL_CANARY_SECONDS", "1").start().await;
+    let replica = mount
+        .replica(&world)
+        .with("SHOPBELL_CANARY_SECONDS", "1")
+        .start()
+        .await;
     let flies = async || {
         let flown = replica.metric("shopbell_canary_runs_total").await;
-        replica.metric_reaches("shopbell_canary_runs_total", flown + 2).await;
+        replica
+            .metric_reaches("shopbell_canary_runs_total", flown + 2)
+            .await;
     };
     flies().await;
     mount.swap(NEXT, Some(&old));
@@ -242,7 +357,10 @@ async fn numeric_dates_may_have_fractions() {
         page.ping().await;
         page.leave().await;
     }
-    let expired = world.merchant(MERCHANT).token(token().moment("exp", -60.5).sign()).by_subprotocol();
+    let expired = world
+        .merchant(MERCHANT)
+        .token(token().moment("exp", -60.5).sign())
+        .by_subprotocol();
     assert_eq!(expired.closed_at_once(replica.public()).await.code, 4401);
     world.finish().await;
 }
@@ -251,14 +369,34 @@ async fn numeric_dates_may_have_fractions() {
 async fn a_token_that_is_not_valid_yet_is_asked_to_come_back() {
     let world = World::new().await;
     let replica = world.serve().await;
-    let early = world.merchant(MERCHANT).token(world.token(MERCHANT).moment("nbf", 30.5).sign());
+    let early = world
+        .merchant(MERCHANT)
+        .token(world.token(MERCHANT).moment("nbf", 30.5).sign());
     let refused = early.refused(replica.public()).await;
     assert_eq!(refused.status, 401, "{refused:?}");
-    assert!(refused.text().contains("not valid yet") && refused.header("retry-after").is_some(), "{refused:?}");
-    expect_asked_back(early.by_subprotocol().closed_at_once(replica.public()).await, "token_not_valid_yet");
+    assert!(
+        refused.text().contains("not valid yet") && refused.header("retry-after").is_some(),
+        "{refused:?}"
+    );
+    expect_asked_back(
+        early
+            .by_subprotocol()
+            .closed_at_once(replica.public())
+            .await,
+        "token_not_valid_yet",
+    );
     // An issuer whose clock is ahead dates its tokens into the future, so its `iat` shows by how much.
-    let skewed = world.token(MERCHANT).moment("nbf", 50.5).moment("iat", 50.5);
-    world.merchant(MERCHANT).token(skewed.sign()).connect(replica.public()).await.leave().await;
+    let skewed = world
+        .token(MERCHANT)
+        .moment("nbf", 50.5)
+        .moment("iat", 50.5);
+    world
+        .merchant(MERCHANT)
+        .token(skewed.sign())
+        .connect(replica.public())
+        .await
+        .leave()
+        .await;
     world.finish().await;
 }
 
@@ -268,26 +406,65 @@ async fn a_token_with_critical_extensions_is_refused() {
     let replica = world.serve().await;
     let token = world.token(MERCHANT);
     for refused in [
-        token.clone().header("crit", serde_json::json!(["b64"])).header("b64", false),
-        token.clone().header("crit", serde_json::json!(["x-policy"])).header("x-policy", "mfa"),
+        token
+            .clone()
+            .header("crit", serde_json::json!(["b64"]))
+            .header("b64", false),
+        token
+            .clone()
+            .header("crit", serde_json::json!(["x-policy"]))
+            .header("x-policy", "mfa"),
         token.clone().header("crit", serde_json::json!([])),
     ] {
         let merchant = world.merchant(MERCHANT).token(refused.sign());
         assert_eq!(merchant.refused(replica.public()).await.status, 401);
-        assert_eq!(merchant.by_subprotocol().closed_at_once(replica.public()).await.code, 4501);
+        assert_eq!(
+            merchant
+                .by_subprotocol()
+                .closed_at_once(replica.public())
+                .await
+                .code,
+            4501
+        );
     }
-    let harmless = token.header("kid", "2026-01").header("typ", "at+jwt").header("x5t", "y").sign();
-    world.merchant(MERCHANT).token(harmless).connect(replica.public()).await.leave().await;
+    let harmless = token
+        .header("kid", "2026-01")
+        .header("typ", "at+jwt")
+        .header("x5t", "y")
+        .sign();
+    world
+        .merchant(MERCHANT)
+        .token(harmless)
+        .connect(replica.public())
+        .await
+        .leave()
+        .await;
     world.finish().await;
 }
 
 #[tokio::test]
 async fn a_line_break_after_a_setting_is_no_part_of_it() {
     let world = World::new().await;
-    let replica = world.replica().with("SHOPBELL_JWT_AUDIENCE", "shop\n").with("SHOPBELL_JWT_ISSUER", "issuer \r\n");
-    let replica = replica.with("SHOPBELL_BROADCAST_FEED", "all\n").start().await;
-    let token = world.token(MERCHANT).audience("shop").issuer("issuer").sign();
-    world.merchant(MERCHANT).token(token).connect(replica.public()).await.leave().await;
+    let replica = world
+        .replica()
+        .with("SHOPBELL_JWT_AUDIENCE", "shop\n")
+        .with("SHOPBELL_JWT_ISSUER", "issuer \r\n");
+    let replica = replica
+        .with("SHOPBELL_BROADCAST_FEED", "all\n")
+        .start()
+        .await;
+    let token = world
+        .token(MERCHANT)
+        .audience("shop")
+        .issuer("issuer")
+        .sign();
+    world
+        .merchant(MERCHANT)
+        .token(token)
+        .connect(replica.public())
+        .await
+        .leave()
+        .await;
     let bad = [
         ("SHOPBELL_JWT_AUDIENCE", "sh\nop"),
         ("SHOPBELL_JWT_ISSUER", " \n"),
@@ -296,7 +473,10 @@ async fn a_line_break_after_a_setting_is_no_part_of_it() {
     ];
     let refused = world.shopbell_with(&bad, &["config"]).await.failed_with(2);
     for (variable, _) in bad {
-        assert!(refused.stderr.contains(&format!("{variable} ")), "{variable}: {refused:?}");
+        assert!(
+            refused.stderr.contains(&format!("{variable} ")),
+            "{variable}: {refused:?}"
+        );
     }
     world.finish().await;
 }

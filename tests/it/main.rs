@@ -1,8 +1,14 @@
 //! Shopbell, seen from outside: the shipped binary between a real RabbitMQ, a real Postgres and real sockets.
 //!
 //! Every file is a topic, every test a line of the promise in DESIGN.md, told as a story. Run with `make test`.
-#![expect(clippy::expect_used, reason = "a test fails by panicking, and says why")]
-#![expect(unreachable_pub, reason = "a test binary exports nothing: `pub` in `support` means: for the stories")]
+#![expect(
+    clippy::expect_used,
+    reason = "a test fails by panicking, and says why"
+)]
+#![expect(
+    unreachable_pub,
+    reason = "a test binary exports nothing: `pub` in `support` means: for the stories"
+)]
 
 mod acks;
 mod alarms;

@@ -14,22 +14,42 @@ const WAITING_MAX: usize = 64;
 async fn a_long_read_of_one_merchant_does_not_hold_up_a_handle_of_another() {
     let world = World::new().await;
     let replica = world.serve().await;
-    world.publisher().await.publish_all(Event::orders(OTHER, 5)).await;
+    world
+        .publisher()
+        .await
+        .publish_all(Event::orders(OTHER, 5))
+        .await;
     world.expect_stored(OTHER, 5).await;
     store_100_000(&world).await;
-    let mut reader = world.merchant(READER).after(READER, 100_000).connect(replica.public()).await;
-    let mut other = world.merchant(OTHER).after(OTHER, 5).connect(replica.public()).await;
+    let mut reader = world
+        .merchant(READER)
+        .after(READER, 100_000)
+        .connect(replica.public())
+        .await;
+    let mut other = world
+        .merchant(OTHER)
+        .after(OTHER, 5)
+        .connect(replica.public())
+        .await;
 
     for _ in 0..WAITING_MAX {
         reader.read_through(READER, 100_000).await;
     }
     reader.next_state().await;
     for seq in 1..=5 {
-        let read_before = world.number("select read_seq from feeds where feed = 'merchant-42'").await;
+        let read_before = world
+            .number("select read_seq from feeds where feed = 'merchant-42'")
+            .await;
         other.handle(OTHER, &[seq]).await;
         assert_eq!(other.next_state().await.seqs, Some(vec![seq]));
-        let read_after = world.number("select read_seq from feeds where feed = 'merchant-42'").await;
-        assert!(read_after - read_before <= 5_000, "{} were read meanwhile", read_after - read_before);
+        let read_after = world
+            .number("select read_seq from feeds where feed = 'merchant-42'")
+            .await;
+        assert!(
+            read_after - read_before <= 5_000,
+            "{} were read meanwhile",
+            read_after - read_before
+        );
     }
     // It took turns with the reader, whose last request ends last.
     let (mut replies, mut through) = (0, 0);
@@ -48,14 +68,31 @@ async fn a_locked_feed_holds_up_the_marks_of_no_other_feed() {
     let world = World::new().await;
     let replica = world.serve().await;
     for merchant in [READER, OTHER] {
-        world.publisher().await.publish_all(Event::orders(merchant, 2)).await;
+        world
+            .publisher()
+            .await
+            .publish_all(Event::orders(merchant, 2))
+            .await;
         world.expect_stored(merchant, 2).await;
     }
-    let mut reader = world.merchant(READER).after(READER, 2).connect(replica.public()).await;
-    let mut other = world.merchant(OTHER).after(OTHER, 2).connect(replica.public()).await;
+    let mut reader = world
+        .merchant(READER)
+        .after(READER, 2)
+        .connect(replica.public())
+        .await;
+    let mut other = world
+        .merchant(OTHER)
+        .after(OTHER, 2)
+        .connect(replica.public())
+        .await;
     let both = world.token("support").feeds([READER, OTHER]).sign();
-    let mut both =
-        world.merchant("support").token(both).after(READER, 2).after(OTHER, 2).connect(replica.public()).await;
+    let mut both = world
+        .merchant("support")
+        .token(both)
+        .after(READER, 2)
+        .after(OTHER, 2)
+        .connect(replica.public())
+        .await;
 
     let locked = world.lock_feed_of_merchant_42().await;
     reader.read_through(READER, 2).await;
@@ -71,7 +108,11 @@ async fn a_locked_feed_holds_up_the_marks_of_no_other_feed() {
     assert_eq!(handled, [1, 2], "the lock is still held");
     drop(locked);
     let (first, second) = (reader.next_state().await, reader.next_state().await);
-    assert_eq!((first.through, second.seqs), (Some(2), Some(vec![1])), "in the order in which they were sent");
+    assert_eq!(
+        (first.through, second.seqs),
+        (Some(2), Some(vec![1])),
+        "in the order in which they were sent"
+    );
     eventually("all of it is stored", PATIENCE, async || {
         let unanswered = world.unanswered(READER).await;
         holds(unanswered == (0, 1), format!("{unanswered:?}"))
@@ -85,7 +126,11 @@ async fn a_mark_that_fails_does_not_fail_the_marks_written_with_it() {
     let world = World::new().await;
     let replica = world.serve().await;
     for merchant in ["slow", READER, OTHER] {
-        world.publisher().await.publish_all(Event::orders(merchant, 2)).await;
+        world
+            .publisher()
+            .await
+            .publish_all(Event::orders(merchant, 2))
+            .await;
         world.expect_stored(merchant, 2).await;
     }
     world
@@ -101,9 +146,21 @@ async fn a_mark_that_fails_does_not_fail_the_marks_written_with_it() {
              create trigger check_mark before update on notifications for each row execute function check_mark()",
         )
         .await;
-    let mut slow = world.merchant("slow").after("slow", 2).connect(replica.public()).await;
-    let mut reader = world.merchant(READER).after(READER, 2).connect(replica.public()).await;
-    let mut other = world.merchant(OTHER).after(OTHER, 2).connect(replica.public()).await;
+    let mut slow = world
+        .merchant("slow")
+        .after("slow", 2)
+        .connect(replica.public())
+        .await;
+    let mut reader = world
+        .merchant(READER)
+        .after(READER, 2)
+        .connect(replica.public())
+        .await;
+    let mut other = world
+        .merchant(OTHER)
+        .after(OTHER, 2)
+        .connect(replica.public())
+        .await;
 
     // The others wait for this write, so that the next one takes both.
     slow.handle("slow", &[1]).await;
@@ -111,11 +168,20 @@ async fn a_mark_that_fails_does_not_fail_the_marks_written_with_it() {
     other.handle(OTHER, &[1]).await;
     assert_eq!(other.next_state().await.seqs, Some(vec![1]));
     let refused = reader.next_error().await;
-    assert_eq!((refused.code.as_str(), refused.feed.as_deref()), ("not_taken", Some(READER)));
+    assert_eq!(
+        (refused.code.as_str(), refused.feed.as_deref()),
+        ("not_taken", Some(READER))
+    );
     reader.handle(READER, &[2]).await;
-    assert_eq!(reader.next_state().await.seqs, Some(vec![2]), "its other rows can be marked");
+    assert_eq!(
+        reader.next_state().await.seqs,
+        Some(vec![2]),
+        "its other rows can be marked"
+    );
     assert_eq!(slow.next_state().await.seqs, Some(vec![1]));
-    replica.says("what people said could not be stored; they are told").await;
+    replica
+        .says("what people said could not be stored; they are told")
+        .await;
     world.finish().await;
 }
 
@@ -123,7 +189,9 @@ async fn a_mark_that_fails_does_not_fail_the_marks_written_with_it() {
 async fn a_mark_updates_its_row_in_place() {
     let world = World::new().await;
     store_100_000(&world).await;
-    let mut connection = PgConnection::connect(world.database_url()).await.expect("a session");
+    let mut connection = PgConnection::connect(world.database_url())
+        .await
+        .expect("a session");
     let mut transaction = connection.begin().await.expect("a transaction");
     let marks = "select answer_notifications(array['merchant-42'], array[kind], array[null::bigint], array[seqs::text],
                                              array['anna'], 1000, 1000, null)
@@ -131,9 +199,15 @@ async fn a_mark_updates_its_row_in_place() {
                        where n % 2 = case kind when 'read' then 0 else 1 end group by kind, n / 20000) m";
     transaction.execute(marks).await.expect("marks");
     let query = "select n_tup_upd, n_tup_hot_upd from pg_stat_xact_user_tables where relname = 'notifications'";
-    let (updates, in_place): (i64, i64) = sqlx::query_as(query).fetch_one(&mut *transaction).await.expect("counts");
+    let (updates, in_place): (i64, i64) = sqlx::query_as(query)
+        .fetch_one(&mut *transaction)
+        .await
+        .expect("counts");
     assert_eq!(updates, 1_031);
-    assert!(in_place * 100 >= updates * 95, "{in_place} of {updates} updates are in place");
+    assert!(
+        in_place * 100 >= updates * 95,
+        "{in_place} of {updates} updates are in place"
+    );
     transaction.rollback().await.expect("a rollback");
     world.finish().await;
 }
@@ -141,19 +215,28 @@ async fn a_mark_updates_its_row_in_place() {
 #[tokio::test]
 async fn an_old_snapshot_makes_the_row_of_a_feed_few_pages_long() {
     let world = World::new().await;
-    world.execute("insert into feeds (feed) select 'merchant-' || n from generate_series(1, 300) n").await;
+    world
+        .execute("insert into feeds (feed) select 'merchant-' || n from generate_series(1, 300) n")
+        .await;
     // An open transaction with a number of its own keeps all row versions, as a dump does.
     let snapshot = world.lock("select txid_current()").await;
     let append = "insert into feeds as f (feed, last_seq) select feed, 1 from feeds order by feed
                   on conflict (feed) do update set last_seq = f.last_seq + 1";
-    let mut connection = PgConnection::connect(world.database_url()).await.expect("a session");
+    let mut connection = PgConnection::connect(world.database_url())
+        .await
+        .expect("a session");
     for _ in 0..30 {
         connection.execute(append).await.expect("an append");
     }
     let plan = format!("explain (analyze, buffers, format json) {append}");
-    let plan: serde_json::Value =
-        sqlx::query_scalar(AssertSqlSafe(plan)).fetch_one(&mut connection).await.expect("a plan");
-    let pages = plan[0]["Plan"]["Shared Hit Blocks"].as_u64().expect("a count") / 300;
+    let plan: serde_json::Value = sqlx::query_scalar(AssertSqlSafe(plan))
+        .fetch_one(&mut connection)
+        .await
+        .expect("a plan");
+    let pages = plan[0]["Plan"]["Shared Hit Blocks"]
+        .as_u64()
+        .expect("a count")
+        / 300;
     assert!(pages <= 28, "{pages} pages for a row after 30 appends");
     drop(snapshot);
     world.execute("update feeds set last_seq = 0").await;

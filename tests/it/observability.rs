@@ -20,28 +20,46 @@ const IN_TIME: &str = r#"le="2.0""#;
 async fn every_metric_that_is_looked_at_is_told_by_a_replica_that_has_done_nothing() {
     let world = World::new().await;
     let replica = world.serve().await;
-    let looked_at: BTreeSet<_> = [read(ALERTS), read(DASHBOARD), blocks(RUNBOOK, "promql").join("\n")]
-        .iter()
-        .flat_map(|text| selectors(text))
-        .map(|(name, _)| name)
-        .collect();
+    let looked_at: BTreeSet<_> = [
+        read(ALERTS),
+        read(DASHBOARD),
+        blocks(RUNBOOK, "promql").join("\n"),
+    ]
+    .iter()
+    .flat_map(|text| selectors(text))
+    .map(|(name, _)| name)
+    .collect();
     assert!(looked_at.len() > 40, "only these were found: {looked_at:?}");
 
     // What is known of RabbitMQ is told when it has been asked for the first time.
-    eventually("every metric that is looked at is told", PATIENCE, async || {
-        let told = replica.metric_names().await;
-        let missing: Vec<_> = looked_at.difference(&told).collect();
-        holds(missing.is_empty(), format!("missing: {missing:?}"))
-    })
+    eventually(
+        "every metric that is looked at is told",
+        PATIENCE,
+        async || {
+            let told = replica.metric_names().await;
+            let missing: Vec<_> = looked_at.difference(&told).collect();
+            holds(missing.is_empty(), format!("missing: {missing:?}"))
+        },
+    )
     .await;
     let text = replica.get("/metrics").await.text();
     let mut missing = Vec::new();
     for (name, matchers) in selectors(&read(ALERTS)) {
-        let of_it = || text.lines().filter(|line| line.split(['{', ' ']).next() == Some(&name));
-        for (label, value) in matchers.iter().filter(|(label, _)| !TARGET_LABELS.contains(&label.as_str())) {
+        let of_it = || {
+            text.lines()
+                .filter(|line| line.split(['{', ' ']).next() == Some(&name))
+        };
+        for (label, value) in matchers
+            .iter()
+            .filter(|(label, _)| !TARGET_LABELS.contains(&label.as_str()))
+        {
             // Each that `=~"one|other"` selects.
             for value in value.trim_start_matches('~').trim_matches('"').split('|') {
-                let wanted = if label == "le" { IN_TIME.to_owned() } else { format!("{label}=\"{value}\"") };
+                let wanted = if label == "le" {
+                    IN_TIME.to_owned()
+                } else {
+                    format!("{label}=\"{value}\"")
+                };
                 // From the start: an alert on an increase needs the zero before it.
                 if !of_it().any(|line| line.contains(&wanted)) {
                     missing.push(format!("{name}{{{wanted}}}"));
@@ -49,7 +67,11 @@ async fn every_metric_that_is_looked_at_is_told_by_a_replica_that_has_done_nothi
             }
         }
     }
-    assert_eq!(missing, Vec::<String>::new(), "the alerts select these, and they are not in:\n{text}");
+    assert_eq!(
+        missing,
+        Vec::<String>::new(),
+        "the alerts select these, and they are not in:\n{text}"
+    );
     world.finish().await;
 }
 
@@ -60,7 +82,9 @@ async fn prometheus_finds_nothing_to_correct_in_the_metrics() {
     replica.metric_reaches("shopbell_broker_up", 1).await;
     let told = replica.get("/metrics").await;
     let file = world.file("metrics", told.text().as_bytes());
-    let checked = promtool(&["check", "metrics"], Some(&file)).await.succeeded();
+    let checked = promtool(&["check", "metrics"], Some(&file))
+        .await
+        .succeeded();
     assert_eq!((checked.stdout.as_str(), checked.stderr.as_str()), ("", ""));
     world.finish().await;
 }
@@ -71,13 +95,19 @@ async fn prometheus_understands_every_query_of_the_dashboard_and_the_runbook() {
     let mut queries = BTreeSet::new();
     strings_named("expr", &dashboard, &mut queries);
     assert!(queries.len() > 40, "only these were found: {queries:?}");
-    queries.extend(blocks(RUNBOOK, "promql").iter().flat_map(|block| block.lines().map(str::to_owned)));
+    queries.extend(
+        blocks(RUNBOOK, "promql")
+            .iter()
+            .flat_map(|block| block.lines().map(str::to_owned)),
+    );
     let rules: Vec<_> = queries
         .iter()
         // As Grafana does before it asks.
         .map(|query| query.replace("$__rate_interval", "1m"))
         .enumerate()
-        .map(|(index, expr)| serde_json::json!({ "record": format!("query:{index}"), "expr": expr }))
+        .map(
+            |(index, expr)| serde_json::json!({ "record": format!("query:{index}"), "expr": expr }),
+        )
         .collect();
     let groups = serde_json::json!({ "groups": [{ "name": "queries", "rules": rules }] });
     let file = format!("{}/queries.yaml", env!("CARGO_TARGET_TMPDIR"));
@@ -88,36 +118,69 @@ async fn prometheus_understands_every_query_of_the_dashboard_and_the_runbook() {
 #[test]
 fn every_alert_has_its_entry_in_the_runbook_and_every_entry_an_alert() {
     let alerts = alerts();
-    let entries: BTreeMap<_, _> =
-        sections(RUNBOOK).into_iter().filter(|(title, _)| title.starts_with("Shopbell")).collect();
-    assert!(alerts.keys().eq(entries.keys()), "alerts: {:?}\nentries: {:?}", alerts.keys(), entries.keys());
+    let entries: BTreeMap<_, _> = sections(RUNBOOK)
+        .into_iter()
+        .filter(|(title, _)| title.starts_with("Shopbell"))
+        .collect();
+    assert!(
+        alerts.keys().eq(entries.keys()),
+        "alerts: {:?}\nentries: {:?}",
+        alerts.keys(),
+        entries.keys()
+    );
     for (name, rules) in &alerts {
         let entry = &entries[name];
         for part in ["**Merchants.**", "**See**", "**Over**"] {
-            assert!(entry.contains(part), "{RUNBOOK}: {name} does not say {part}");
+            assert!(
+                entry.contains(part),
+                "{RUNBOOK}: {name} does not say {part}"
+            );
         }
         let told = entry.trim_start().lines().next().unwrap_or_default();
         for severity in ["page", "ticket"] {
-            let is_so = rules.iter().any(|rule| rule.contains(&format!("severity: {severity}\n")));
-            assert_eq!(told.contains(&format!("*{severity}*")), is_so, "{name}, {severity}: {RUNBOOK} says {told:?}");
+            let is_so = rules
+                .iter()
+                .any(|rule| rule.contains(&format!("severity: {severity}\n")));
+            assert_eq!(
+                told.contains(&format!("*{severity}*")),
+                is_so,
+                "{name}, {severity}: {RUNBOOK} says {told:?}"
+            );
         }
         for rule in rules {
             let here = format!("runbook: {RUNBOOK}#{}\n", anchor(name));
-            assert!(rule.contains(&here), "{ALERTS}: {name} does not lead to its entry:\n{rule}");
+            assert!(
+                rule.contains(&here),
+                "{ALERTS}: {name} does not lead to its entry:\n{rule}"
+            );
         }
     }
 }
 
 #[test]
 fn every_link_to_the_runbook_leads_to_an_entry() {
-    let anchors: BTreeSet<_> = sections(RUNBOOK).iter().map(|(title, _)| anchor(title)).collect();
+    let anchors: BTreeSet<_> = sections(RUNBOOK)
+        .iter()
+        .map(|(title, _)| anchor(title))
+        .collect();
     let links = [(DASHBOARD, "${runbook}#", '"'), (RUNBOOK, "](#", ')')];
     for (file, before, after) in links {
         let text = read(file);
-        let linked: BTreeSet<_> = text.split(before).skip(1).filter_map(|rest| rest.split(after).next()).collect();
+        let linked: BTreeSet<_> = text
+            .split(before)
+            .skip(1)
+            .filter_map(|rest| rest.split(after).next())
+            .collect();
         assert!(!linked.is_empty(), "{file} has no link");
-        let astray: Vec<_> = linked.into_iter().filter(|link| !anchors.contains(*link)).collect();
-        assert_eq!(astray, Vec::<&str>::new(), "{file} leads to these, which are not in {RUNBOOK}");
+        let astray: Vec<_> = linked
+            .into_iter()
+            .filter(|link| !anchors.contains(*link))
+            .collect();
+        assert_eq!(
+            astray,
+            Vec::<&str>::new(),
+            "{file} leads to these, which are not in {RUNBOOK}"
+        );
     }
 }
 
@@ -126,13 +189,25 @@ fn every_panel_explains_itself_and_asks_the_data_source_that_was_chosen() {
     let dashboard: Value = serde_json::from_str(&read(DASHBOARD)).expect("the dashboard is JSON");
     let mut uids = BTreeSet::new();
     strings_named("uid", &dashboard, &mut uids);
-    assert_eq!(uids, ["${datasource}", "shopbell"].map(str::to_owned).into(), "its own, and the chosen one");
+    assert_eq!(
+        uids,
+        ["${datasource}", "shopbell"].map(str::to_owned).into(),
+        "its own, and the chosen one"
+    );
     let mut ids = BTreeSet::new();
     for panel in dashboard["panels"].as_array().expect("panels") {
         let title = panel["title"].as_str().expect("a title");
-        assert!(ids.insert(panel["id"].as_u64().expect("an id")), "{title}: another panel has its id");
-        let explained = panel["description"].as_str().is_some_and(|text| !text.is_empty());
-        assert!(explained || panel["type"] == "row", "{title} has no description");
+        assert!(
+            ids.insert(panel["id"].as_u64().expect("an id")),
+            "{title}: another panel has its id"
+        );
+        let explained = panel["description"]
+            .as_str()
+            .is_some_and(|text| !text.is_empty());
+        assert!(
+            explained || panel["type"] == "row",
+            "{title} has no description"
+        );
     }
 }
 
@@ -141,7 +216,10 @@ fn alerts() -> BTreeMap<String, Vec<String>> {
     let mut alerts = BTreeMap::<_, Vec<_>>::new();
     for rule in read(ALERTS).split("- alert: ").skip(1) {
         let (name, rule) = rule.split_once('\n').expect("a rule has more than a name");
-        alerts.entry(name.to_owned()).or_default().push(rule.to_owned());
+        alerts
+            .entry(name.to_owned())
+            .or_default()
+            .push(rule.to_owned());
     }
     alerts
 }
@@ -149,8 +227,13 @@ fn alerts() -> BTreeMap<String, Vec<String>> {
 /// Titles of the second level, each with what stands under it.
 fn sections(file: &str) -> Vec<(String, String)> {
     let text = read(file);
-    let sections = text.split("\n## ").skip(1).filter_map(|section| section.split_once('\n'));
-    sections.map(|(title, text)| (title.to_owned(), text.to_owned())).collect()
+    let sections = text
+        .split("\n## ")
+        .skip(1)
+        .filter_map(|section| section.split_once('\n'));
+    sections
+        .map(|(title, text)| (title.to_owned(), text.to_owned()))
+        .collect()
 }
 
 /// As a browser finds a heading.
@@ -161,7 +244,10 @@ fn anchor(title: &str) -> String {
 /// The blocks of a document that are in `language`.
 fn blocks(file: &str, language: &str) -> Vec<String> {
     let (text, opening) = (read(file), format!("```{language}\n"));
-    let blocks = text.split(&opening).skip(1).filter_map(|rest| rest.split("\n```").next());
+    let blocks = text
+        .split(&opening)
+        .skip(1)
+        .filter_map(|rest| rest.split("\n```").next());
     blocks.map(str::to_owned).collect()
 }
 
@@ -172,12 +258,25 @@ fn selectors(text: &str) -> Vec<(String, Vec<(String, String)>)> {
     let mut selectors = Vec::new();
     let mut rest = text.as_str();
     while let Some(start) = rest.find(is_in_name) {
-        let name = rest[start..].split(|c| !is_in_name(c)).next().unwrap_or_default();
+        let name = rest[start..]
+            .split(|c| !is_in_name(c))
+            .next()
+            .unwrap_or_default();
         rest = &rest[start + name.len()..];
         if name.starts_with("shopbell_") || name.starts_with("process_") {
-            let braces = rest.strip_prefix('{').and_then(|rest| rest.split('}').next()).unwrap_or_default();
-            let matchers = braces.split(", ").filter_map(|matcher| matcher.split_once('='));
-            selectors.push((name.to_owned(), matchers.map(|(label, value)| (label.into(), value.into())).collect()));
+            let braces = rest
+                .strip_prefix('{')
+                .and_then(|rest| rest.split('}').next())
+                .unwrap_or_default();
+            let matchers = braces
+                .split(", ")
+                .filter_map(|matcher| matcher.split_once('='));
+            selectors.push((
+                name.to_owned(),
+                matchers
+                    .map(|(label, value)| (label.into(), value.into()))
+                    .collect(),
+            ));
         }
     }
     selectors
@@ -188,9 +287,13 @@ fn strings_named(name: &str, value: &Value, found: &mut BTreeSet<String>) {
     match value {
         Value::Object(members) => {
             found.extend(members.get(name).and_then(Value::as_str).map(str::to_owned));
-            members.values().for_each(|value| strings_named(name, value, found));
+            members
+                .values()
+                .for_each(|value| strings_named(name, value, found));
         }
-        Value::Array(values) => values.iter().for_each(|value| strings_named(name, value, found)),
+        Value::Array(values) => values
+            .iter()
+            .for_each(|value| strings_named(name, value, found)),
         _ => {}
     }
 }

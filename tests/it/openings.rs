@@ -29,14 +29,23 @@ const NO_ROOM_FOR_MERCHANT_13: &str = "
 #[tokio::test]
 async fn eighty_devices_that_return_together_delay_no_other_merchant() {
     let world = World::new().await;
-    let replica = world.replica().with("SHOPBELL_MAX_SESSIONS_PER_SUBSCRIBER", 100).start().await;
-    let devices = (0..80).map(|number| world.merchant(MERCHANT).device(&format!("device-{number}")));
+    let replica = world
+        .replica()
+        .with("SHOPBELL_MAX_SESSIONS_PER_SUBSCRIBER", 100)
+        .start()
+        .await;
+    let devices =
+        (0..80).map(|number| world.merchant(MERCHANT).device(&format!("device-{number}")));
     let others = (0..15).map(|number| world.merchant(&format!("merchant-{number}")));
     let handshakes: Vec<_> = devices.chain(others).collect();
     for _ in 0..2 {
         let begun = Instant::now();
         let merchants = connect_together(&replica, &handshakes).await;
-        assert!(begun.elapsed() < SOON, "{:?} passed until all were connected", begun.elapsed());
+        assert!(
+            begun.elapsed() < SOON,
+            "{:?} passed until all were connected",
+            begun.elapsed()
+        );
         drop(merchants);
     }
     assert_eq!(world.cursors(MERCHANT).await, 64);
@@ -46,24 +55,45 @@ async fn eighty_devices_that_return_together_delay_no_other_merchant() {
 #[tokio::test]
 async fn known_devices_connect_while_postgres_takes_no_write() {
     let world = World::new().await;
-    let replica = world.replica().with("SHOPBELL_MAX_SESSIONS_PER_SUBSCRIBER", 100).start().await;
-    let known: Vec<_> = (0..100).map(|number| world.merchant(&format!("merchant-{number}"))).collect();
+    let replica = world
+        .replica()
+        .with("SHOPBELL_MAX_SESSIONS_PER_SUBSCRIBER", 100)
+        .start()
+        .await;
+    let known: Vec<_> = (0..100)
+        .map(|number| world.merchant(&format!("merchant-{number}")))
+        .collect();
     drop(connect_together(&replica, &known).await);
 
     world.meddle(READ_ONLY).await;
     let unknown = world.merchant("merchant-new");
     // The connections that were ended may cost one attempt.
-    eventually("a known device connects to a read-only database", PATIENCE, async || {
-        let connected = known[0].try_connect(replica.public()).await;
-        holds(connected.is_ok(), connected.err().unwrap_or_default())
-    })
+    eventually(
+        "a known device connects to a read-only database",
+        PATIENCE,
+        async || {
+            let connected = known[0].try_connect(replica.public()).await;
+            holds(connected.is_ok(), connected.err().unwrap_or_default())
+        },
+    )
     .await;
     let begun = Instant::now();
-    let (merchants, refusal) = tokio::join!(connect_together(&replica, &known), unknown.refused(replica.public()));
-    assert!(begun.elapsed() < SOON, "{:?} passed until all were answered", begun.elapsed());
+    let (merchants, refusal) = tokio::join!(
+        connect_together(&replica, &known),
+        unknown.refused(replica.public())
+    );
+    assert!(
+        begun.elapsed() < SOON,
+        "{:?} passed until all were answered",
+        begun.elapsed()
+    );
     assert_eq!(merchants.len(), 100);
     refusal.expect_problem(503);
-    assert!(refusal.text().contains("cannot be stored"), "{}", refusal.text());
+    assert!(
+        refusal.text().contains("cannot be stored"),
+        "{}",
+        refusal.text()
+    );
     assert!(refusal.header("retry-after").is_some(), "{refusal:?}");
     drop(merchants);
 
@@ -81,12 +111,21 @@ async fn a_new_subscriber_that_cannot_be_stored_refuses_no_other() {
     let world = World::new().await;
     let replica = world.serve().await;
     world.meddle(NO_ROOM_FOR_MERCHANT_13).await;
-    let others: Vec<_> =
-        (0..40).filter(|number| *number != 13).map(|number| world.merchant(&format!("merchant-{number}"))).collect();
+    let others: Vec<_> = (0..40)
+        .filter(|number| *number != 13)
+        .map(|number| world.merchant(&format!("merchant-{number}")))
+        .collect();
     let unlucky = world.merchant("merchant-13");
     let begun = Instant::now();
-    let (merchants, refusal) = tokio::join!(connect_together(&replica, &others), unlucky.refused(replica.public()));
-    assert!(begun.elapsed() < SOON, "{:?} passed until all were answered", begun.elapsed());
+    let (merchants, refusal) = tokio::join!(
+        connect_together(&replica, &others),
+        unlucky.refused(replica.public())
+    );
+    assert!(
+        begun.elapsed() < SOON,
+        "{:?} passed until all were answered",
+        begun.elapsed()
+    );
     assert_eq!(merchants.len(), 39);
     refusal.expect_problem(503);
     drop(merchants);
@@ -97,19 +136,29 @@ async fn a_new_subscriber_that_cannot_be_stored_refuses_no_other() {
 async fn a_new_subscriber_whose_row_is_locked_delays_nobody() {
     let world = World::new().await;
     let replica = world.serve().await;
-    let known: Vec<_> = (0..20).map(|number| world.merchant(&format!("merchant-{number}"))).collect();
+    let known: Vec<_> = (0..20)
+        .map(|number| world.merchant(&format!("merchant-{number}")))
+        .collect();
     drop(connect_together(&replica, &known).await);
     let lock = world.lock_new_cursor_of_merchant_42().await;
 
-    let new: Vec<_> = (20..40).map(|number| world.merchant(&format!("merchant-{number}"))).collect();
+    let new: Vec<_> = (20..40)
+        .map(|number| world.merchant(&format!("merchant-{number}")))
+        .collect();
     let blocked = world.merchant(MERCHANT);
     let begun = Instant::now();
     let serving = async {
-        let merchants = tokio::join!(connect_together(&replica, &known), connect_together(&replica, &new));
+        let merchants = tokio::join!(
+            connect_together(&replica, &known),
+            connect_together(&replica, &new)
+        );
         (merchants, begun.elapsed())
     };
     let (refusal, (merchants, took)) = tokio::join!(blocked.refused(replica.public()), serving);
-    assert!(took < SOON, "{took:?} passed until all others were connected");
+    assert!(
+        took < SOON,
+        "{took:?} passed until all others were connected"
+    );
     refusal.expect_problem(503);
     drop((lock, merchants));
     blocked.connect(replica.public()).await;
@@ -117,6 +166,14 @@ async fn a_new_subscriber_whose_row_is_locked_delays_nobody() {
 }
 
 /// Connects all at the same time; panics if one of them is not welcomed.
-async fn connect_together(replica: &Replica, handshakes: &[Handshake]) -> Vec<crate::support::Merchant> {
-    join_all(handshakes.iter().map(|handshake| handshake.connect(replica.public()))).await
+async fn connect_together(
+    replica: &Replica,
+    handshakes: &[Handshake],
+) -> Vec<crate::support::Merchant> {
+    join_all(
+        handshakes
+            .iter()
+            .map(|handshake| handshake.connect(replica.public())),
+    )
+    .await
 }

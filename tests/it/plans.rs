@@ -22,7 +22,11 @@ end $$";
 async fn a_page_of_a_large_table_is_read_by_index_without_compilation() {
     let world = World::new().await;
     let first = world.serve().await;
-    world.publisher().await.publish_all(Event::orders(MERCHANT, 300)).await;
+    world
+        .publisher()
+        .await
+        .publish_all(Event::orders(MERCHANT, 300))
+        .await;
     world.expect_stored(MERCHANT, 300).await;
     assert!(first.terminate().await.success());
     world.meddle("analyze notifications; analyze feeds").await;
@@ -34,15 +38,23 @@ async fn a_page_of_a_large_table_is_read_by_index_without_compilation() {
     merchant.take_seqs(1..=300).await;
     let plan = eventually("the plan of a page query arrives", PATIENCE, async || {
         let log = replica.log();
-        let plan =
-            log.lines().find(|line| line.contains("Query Text") && line.contains("(feed, after, rows, ordinal)"));
+        let plan = log.lines().find(|line| {
+            line.contains("Query Text") && line.contains("(feed, after, rows, ordinal)")
+        });
         plan.map(str::to_owned).ok_or(log)
     })
     .await;
-    assert!(plan.contains("Index Scan using notifications_pkey"), "{plan}");
+    assert!(
+        plan.contains("Index Scan using notifications_pkey"),
+        "{plan}"
+    );
     assert!(!plan.contains("Seq Scan on notifications"), "{plan}");
     assert!(!replica.log().contains("JIT:"), "{}", replica.log());
-    let huge = plan.split("cost=").nth(1).and_then(|cost| cost.split("..").nth(1)?.split('.').next()?.parse().ok());
-    holds(huge.is_some_and(|cost: u64| cost > 100_000), &plan).expect("Postgres would compile it by default");
+    let huge = plan
+        .split("cost=")
+        .nth(1)
+        .and_then(|cost| cost.split("..").nth(1)?.split('.').next()?.parse().ok());
+    holds(huge.is_some_and(|cost: u64| cost > 100_000), &plan)
+        .expect("Postgres would compile it by default");
     world.finish().await;
 }

@@ -18,10 +18,16 @@ struct Finding {
 async fn an_order_goes_its_whole_way_through_pgbouncer_in_session_mode() {
     let world = World::new().await;
     // As it is installed; and set to drop the parameters that it would refuse.
-    for more in ["", "ignore_startup_parameters = extra_float_digits, options"] {
+    for more in [
+        "",
+        "ignore_startup_parameters = extra_float_digits, options",
+    ] {
         let pooler = PgBouncer::start(&world, "session", more).await;
         let url = pooler.url(world.database_url());
-        world.shopbell_with(&[("DATABASE_URL", &url)], &["migrate"]).await.succeeded();
+        world
+            .shopbell_with(&[("DATABASE_URL", &url)], &["migrate"])
+            .await
+            .succeeded();
         let feed = format!("{MERCHANT}-{}", more.len());
         let replica = world.replica().with("DATABASE_URL", &url).start().await;
         let publisher = world.publisher().await;
@@ -36,7 +42,11 @@ async fn an_order_goes_its_whole_way_through_pgbouncer_in_session_mode() {
 
         let done = doctor(&world, &url).await.succeeded();
         assert_eq!(the(&done, "postgres.sessions").state, "ok");
-        for guard in ["statement_timeout", "idle_in_transaction_session_timeout", "jit"] {
+        for guard in [
+            "statement_timeout",
+            "idle_in_transaction_session_timeout",
+            "jit",
+        ] {
             let finding = the(&done, &format!("postgres.session.{guard}"));
             assert_eq!(finding.state, "ok", "{finding:?}");
         }
@@ -57,9 +67,16 @@ async fn doctor_and_migrate_report_a_pooler_in_transaction_mode() {
     for guard in ["statement_timeout", "idle_in_transaction_session_timeout"] {
         let finding = the(&done, &format!("postgres.session.{guard}"));
         assert_eq!(finding.state, "warning", "{finding:?}");
-        assert!(finding.remedy.is_some_and(|remedy| remedy.contains("alter role")));
+        assert!(
+            finding
+                .remedy
+                .is_some_and(|remedy| remedy.contains("alter role"))
+        );
     }
-    let done = world.shopbell_with(&[("DATABASE_URL", &url)], &["migrate"]).await.failed_with(1);
+    let done = world
+        .shopbell_with(&[("DATABASE_URL", &url)], &["migrate"])
+        .await
+        .failed_with(1);
     assert!(done.stderr.contains("transaction mode"), "{done:?}");
     world.finish().await;
 }
@@ -71,20 +88,34 @@ async fn an_order_goes_its_whole_way_in_transaction_mode_if_pgbouncer_can() {
     world.meddle(GUARDS).await;
     let can = PgBouncer::keeps_prepared_statements().await;
     // Fewer server processes than the replica has connections, so that they are shared.
-    let more = if can { "default_pool_size = 4\nmax_prepared_statements = 200" } else { "default_pool_size = 4" };
+    let more = if can {
+        "default_pool_size = 4\nmax_prepared_statements = 200"
+    } else {
+        "default_pool_size = 4"
+    };
     let pooler = PgBouncer::start(&world, "transaction", more).await;
     let url = pooler.url(world.database_url());
     let done = doctor(&world, &url).await;
     let finding = the(&done, "postgres.sessions");
-    assert_eq!(finding.state, if can { "ok" } else { "error" }, "{finding:?}");
-    for guard in ["statement_timeout", "idle_in_transaction_session_timeout", "jit"] {
+    assert_eq!(
+        finding.state,
+        if can { "ok" } else { "error" },
+        "{finding:?}"
+    );
+    for guard in [
+        "statement_timeout",
+        "idle_in_transaction_session_timeout",
+        "jit",
+    ] {
         let finding = the(&done, &format!("postgres.session.{guard}"));
         assert_eq!(finding.state, "ok", "{finding:?}");
     }
     if can {
         let replica = world.replica().with("DATABASE_URL", &url).start().await;
         let publisher = world.publisher().await;
-        let merchants: Vec<String> = (0..10).map(|number| format!("{MERCHANT}-{number}")).collect();
+        let merchants: Vec<String> = (0..10)
+            .map(|number| format!("{MERCHANT}-{number}"))
+            .collect();
         for feed in &merchants {
             publisher.publish_all(Event::orders(feed, 20)).await;
         }
@@ -101,7 +132,12 @@ async fn an_order_goes_its_whole_way_in_transaction_mode_if_pgbouncer_can() {
             merchant.ack(feed, 25).await;
             world.expect_cursor(feed, "", 25).await;
         }
-        assert_eq!(replica.metric("shopbell_retries_total").await, 0, "{}", replica.log());
+        assert_eq!(
+            replica.metric("shopbell_retries_total").await,
+            0,
+            "{}",
+            replica.log()
+        );
     }
     world.finish().await;
 }
@@ -116,7 +152,9 @@ end $$";
 
 async fn doctor(world: &World, url: &str) -> Done {
     let settings = [("DATABASE_URL", url), ("SHOPBELL_MAX_SESSIONS", "100")];
-    world.shopbell_with(&settings, &["doctor", "--output", "json"]).await
+    world
+        .shopbell_with(&settings, &["doctor", "--output", "json"])
+        .await
 }
 
 #[track_caller]

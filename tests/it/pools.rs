@@ -17,8 +17,16 @@ const AT_ONCE: Duration = Duration::from_secs(4);
 async fn aborted_requests_to_a_silent_database_give_their_connections_back() {
     let world = World::new().await;
     let network = Proxy::before_service(world.database_url()).await;
-    let replica = world.replica().with("DATABASE_URL", network.url(world.database_url())).start().await;
-    world.publisher().await.publish_all(Event::orders(MERCHANT, 5)).await;
+    let replica = world
+        .replica()
+        .with("DATABASE_URL", network.url(world.database_url()))
+        .start()
+        .await;
+    world
+        .publisher()
+        .await
+        .publish_all(Event::orders(MERCHANT, 5))
+        .await;
     world.expect_stored(MERCHANT, 5).await;
 
     // While nobody may read, as many requests as there are connections open all of them.
@@ -45,7 +53,11 @@ async fn aborted_requests_to_a_silent_database_give_their_connections_back() {
 async fn connections_to_a_server_that_became_read_only_are_left() {
     let world = World::new().await;
     let network = Proxy::before_service(world.database_url()).await;
-    let replica = world.replica().with("DATABASE_URL", network.url(world.database_url())).start().await;
+    let replica = world
+        .replica()
+        .with("DATABASE_URL", network.url(world.database_url()))
+        .start()
+        .await;
     let publisher = world.publisher().await;
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
     publisher.publish_all(Event::orders(MERCHANT, 5)).await;
@@ -62,10 +74,14 @@ async fn connections_to_a_server_that_became_read_only_are_left() {
     })
     .await;
     replica.metric_is("shopbell_database_up", "", 0).await;
-    let retries = replica.metric_where("shopbell_retries_total", r#"part="append""#).await;
+    let retries = replica
+        .metric_where("shopbell_retries_total", r#"part="append""#)
+        .await;
     publisher.publish_all(Event::orders(MERCHANT, 5)).await;
     eventually("an append is refused", PATIENCE, async || {
-        let now = replica.metric_where("shopbell_retries_total", r#"part="append""#).await;
+        let now = replica
+            .metric_where("shopbell_retries_total", r#"part="append""#)
+            .await;
         holds(now > retries, now)
     })
     .await;
@@ -83,17 +99,31 @@ async fn connections_to_a_server_that_became_read_only_are_left() {
 async fn statements_that_a_migration_made_stale_are_prepared_again() {
     let world = World::new().await;
     let replica = world.serve().await;
-    world.publisher().await.publish_all(Event::orders(MERCHANT, 5)).await;
+    world
+        .publisher()
+        .await
+        .publish_all(Event::orders(MERCHANT, 5))
+        .await;
     // Often enough that every connection has the statement.
     for device in 0..20 {
-        let merchant = world.merchant(MERCHANT).after(MERCHANT, 0).device(&format!("till-{device}"));
-        merchant.connect(replica.public()).await.take_seqs(1..=5).await;
+        let merchant = world
+            .merchant(MERCHANT)
+            .after(MERCHANT, 0)
+            .device(&format!("till-{device}"));
+        merchant
+            .connect(replica.public())
+            .await
+            .take_seqs(1..=5)
+            .await;
     }
-    let migration =
-        r#"drop view undelivered; alter table notifications alter column event_type type text collate "POSIX""#;
+    let migration = r#"drop view undelivered; alter table notifications alter column event_type type text collate "POSIX""#;
     world.meddle(migration).await;
     let merchant = world.merchant(MERCHANT).after(MERCHANT, 0).device("till");
-    merchant.connect(replica.public()).await.take_seqs(1..=5).await;
+    merchant
+        .connect(replica.public())
+        .await
+        .take_seqs(1..=5)
+        .await;
     world.finish().await;
 }
 
@@ -106,7 +136,9 @@ end $$";
 
 async fn history(world: &World, replica: &Replica) -> http::Reply {
     let authorization = format!("Bearer {}", world.token(MERCHANT).sign());
-    http::get_with(replica.public(), PATH, &[("Authorization", &authorization)]).await.expect("an answer")
+    http::get_with(replica.public(), PATH, &[("Authorization", &authorization)])
+        .await
+        .expect("an answer")
 }
 
 const PATH: &str = "/v1/feeds/merchant-42/notifications";
@@ -114,11 +146,19 @@ const PATH: &str = "/v1/feeds/merchant-42/notifications";
 /// Asks for history on as many sockets as there are connections, and reads no answer. Dropping them aborts the requests.
 async fn begin_history(world: &World, replica: &Replica) -> Vec<TcpStream> {
     let token = world.token(MERCHANT).sign();
-    let request = format!("GET {PATH} HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer {token}\r\n\r\n", replica.public());
+    let request = format!(
+        "GET {PATH} HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer {token}\r\n\r\n",
+        replica.public()
+    );
     let mut sockets = Vec::new();
     for _ in 0..HISTORY_CONNECTIONS {
-        let mut socket = TcpStream::connect(replica.public()).await.expect("the replica listens");
-        socket.write_all(request.as_bytes()).await.expect("the request is taken");
+        let mut socket = TcpStream::connect(replica.public())
+            .await
+            .expect("the replica listens");
+        socket
+            .write_all(request.as_bytes())
+            .await
+            .expect("the request is taken");
         sockets.push(socket);
     }
     sockets
@@ -126,9 +166,15 @@ async fn begin_history(world: &World, replica: &Replica) -> Vec<TcpStream> {
 
 async fn history_connections_in_use(replica: &Replica, wanted: usize) {
     let metric = "shopbell_pool_connections";
-    eventually(&format!("{wanted} connections of history are in use"), PATIENCE, async || {
-        let used = replica.metric_where(metric, r#"pool="history",state="used""#).await;
-        holds(usize::try_from(used) == Ok(wanted), used)
-    })
+    eventually(
+        &format!("{wanted} connections of history are in use"),
+        PATIENCE,
+        async || {
+            let used = replica
+                .metric_where(metric, r#"pool="history",state="used""#)
+                .await;
+            holds(usize::try_from(used) == Ok(wanted), used)
+        },
+    )
     .await;
 }

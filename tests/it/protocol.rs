@@ -8,7 +8,11 @@ const MERCHANT: &str = "merchant-42";
 async fn an_ack_of_what_was_not_sent_is_refused_and_the_session_goes_on() {
     let world = World::new().await;
     let replica = world.serve().await;
-    world.publisher().await.publish_all(Event::orders(MERCHANT, 3)).await;
+    world
+        .publisher()
+        .await
+        .publish_all(Event::orders(MERCHANT, 3))
+        .await;
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
     merchant.expect_seqs(1..=3).await;
 
@@ -31,11 +35,20 @@ async fn an_ack_of_what_was_not_sent_is_refused_and_the_session_goes_on() {
 async fn what_is_not_the_protocol_closes_the_session() {
     let world = World::new().await;
     let replica = world.serve().await;
-    for text in ["ding dong", "[]", r#"{"seq":1}"#, r#"{"type":"ack","feed":"merchant-42"}"#] {
+    for text in [
+        "ding dong",
+        "[]",
+        r#"{"seq":1}"#,
+        r#"{"type":"ack","feed":"merchant-42"}"#,
+    ] {
         let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
         merchant.send_text(text).await;
         let closed = merchant.closed().await;
-        assert_eq!((closed.code, closed.word.as_deref()), (4500, Some("not_the_protocol")), "{text}");
+        assert_eq!(
+            (closed.code, closed.word.as_deref()),
+            (4500, Some("not_the_protocol")),
+            "{text}"
+        );
     }
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
     merchant.send_binary(br#"{"type":"ping"}"#).await;
@@ -66,20 +79,37 @@ async fn a_flood_of_frames_closes_the_session_with_4429() {
         merchant.send_text(r#"{"type":"ping"}"#).await;
     }
     let closed = merchant.closed().await;
-    assert_eq!((closed.code, closed.word.as_deref()), (4429, Some("too_many_frames")));
-    assert!(closed.retry_after_ms.is_some_and(|wait| wait > 0), "{closed:?}");
+    assert_eq!(
+        (closed.code, closed.word.as_deref()),
+        (4429, Some("too_many_frames"))
+    );
+    assert!(
+        closed.retry_after_ms.is_some_and(|wait| wait > 0),
+        "{closed:?}"
+    );
     world.finish().await;
 }
 
 #[tokio::test]
 async fn a_heartbeat_says_what_was_sent_last() {
     let world = World::new().await;
-    let replica = world.replica().with("SHOPBELL_HEARTBEAT_SECONDS", 1).start().await;
-    world.publisher().await.publish_all(Event::orders(MERCHANT, 3)).await;
+    let replica = world
+        .replica()
+        .with("SHOPBELL_HEARTBEAT_SECONDS", 1)
+        .start()
+        .await;
+    world
+        .publisher()
+        .await
+        .publish_all(Event::orders(MERCHANT, 3))
+        .await;
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
     merchant.take_seqs(1..=3).await;
     let sent = merchant.next_heartbeat().await;
-    assert_eq!(sent, [("all".to_owned(), 0), (MERCHANT.to_owned(), 3)].into());
+    assert_eq!(
+        sent,
+        [("all".to_owned(), 0), (MERCHANT.to_owned(), 3)].into()
+    );
     world.finish().await;
 }
 
@@ -93,19 +123,42 @@ async fn a_session_ends_with_its_token_unless_a_fresh_one_is_shown() {
     let mut renewed = merchant.connect(replica.public()).await;
     let expiring = merchant.connect(replica.public()).await;
 
-    renewed.show(&world.token("merchant-43").feeds([MERCHANT])).await;
-    assert_eq!(renewed.next_error().await.code, "token_refused", "a token of somebody else for the same feed");
-    renewed.show(&world.token(MERCHANT).feeds(["another"])).await;
-    assert_eq!(renewed.next_error().await.code, "token_refused", "one that no longer names the feed");
+    renewed
+        .show(&world.token("merchant-43").feeds([MERCHANT]))
+        .await;
+    assert_eq!(
+        renewed.next_error().await.code,
+        "token_refused",
+        "a token of somebody else for the same feed"
+    );
+    renewed
+        .show(&world.token(MERCHANT).feeds(["another"]))
+        .await;
+    assert_eq!(
+        renewed.next_error().await.code,
+        "token_refused",
+        "one that no longer names the feed"
+    );
     renewed.show(&short.clone().expires_in_seconds(-60)).await;
-    assert_eq!(renewed.next_error().await.code, "token_refused", "an expired one");
+    assert_eq!(
+        renewed.next_error().await.code,
+        "token_refused",
+        "an expired one"
+    );
     renewed.show(&world.token(MERCHANT)).await;
     renewed.ping().await;
 
     let closed = expiring.closed().await;
-    assert_eq!((closed.code, closed.word.as_deref()), (4401, Some("token_expired")));
+    assert_eq!(
+        (closed.code, closed.word.as_deref()),
+        (4401, Some("token_expired"))
+    );
     // The other one has outlived the same token, and keeps its place.
-    world.publisher().await.publish(&Event::order(MERCHANT)).await;
+    world
+        .publisher()
+        .await
+        .publish(&Event::order(MERCHANT))
+        .await;
     renewed.take_seqs(1..=1).await;
     world.finish().await;
 }
@@ -113,9 +166,21 @@ async fn a_session_ends_with_its_token_unless_a_fresh_one_is_shown() {
 #[tokio::test]
 async fn a_session_ends_at_its_greatest_age_and_may_come_back_at_once() {
     let world = World::new().await;
-    let replica = world.replica().with("SHOPBELL_MAX_SESSION_SECONDS", 1).start().await;
-    let closed = world.merchant(MERCHANT).connect(replica.public()).await.closed().await;
-    assert_eq!((closed.code, closed.word.as_deref()), (4409, Some("too_old")));
+    let replica = world
+        .replica()
+        .with("SHOPBELL_MAX_SESSION_SECONDS", 1)
+        .start()
+        .await;
+    let closed = world
+        .merchant(MERCHANT)
+        .connect(replica.public())
+        .await
+        .closed()
+        .await;
+    assert_eq!(
+        (closed.code, closed.word.as_deref()),
+        (4409, Some("too_old"))
+    );
     world.finish().await;
 }
 
@@ -124,22 +189,44 @@ async fn a_replay_sends_the_newest_of_a_collapse_key_and_says_what_it_skipped() 
     let world = World::new().await;
     let replica = world.serve().await;
     let publisher = world.publisher().await;
-    let mut live = world.merchant(MERCHANT).device("live").connect(replica.public()).await;
-    world.merchant(MERCHANT).device("late").connect(replica.public()).await.leave().await;
-    let stock = |left: u32| Event::new("stock.level", MERCHANT, &format!(r#"{{"left":{left}}}"#)).collapse_key("sku-1");
-    for (seq, event) in [stock(9), Event::order(MERCHANT), stock(8), stock(7)].iter().enumerate() {
+    let mut live = world
+        .merchant(MERCHANT)
+        .device("live")
+        .connect(replica.public())
+        .await;
+    world
+        .merchant(MERCHANT)
+        .device("late")
+        .connect(replica.public())
+        .await
+        .leave()
+        .await;
+    let stock = |left: u32| {
+        Event::new("stock.level", MERCHANT, &format!(r#"{{"left":{left}}}"#)).collapse_key("sku-1")
+    };
+    for (seq, event) in [stock(9), Event::order(MERCHANT), stock(8), stock(7)]
+        .iter()
+        .enumerate()
+    {
         publisher.publish(event).await;
         // Whoever keeps up gets every one.
         let seq = seq as u64 + 1;
         live.take_seqs(seq..=seq).await;
     }
 
-    let mut late = world.merchant(MERCHANT).device("late").connect(replica.public()).await;
+    let mut late = world
+        .merchant(MERCHANT)
+        .device("late")
+        .connect(replica.public())
+        .await;
     let (skips, order) = late.next_after_skips().await;
     assert_eq!((skips, order.seq), (vec![(1, "collapsed".to_owned())], 2));
     let (skips, newest) = late.next_after_skips().await;
     assert_eq!((skips, newest.seq), (vec![(3, "collapsed".to_owned())], 4));
-    assert_eq!((newest.data(), newest.collapse_key.as_deref()), (r#"{"left":7}"#, Some("sku-1")));
+    assert_eq!(
+        (newest.data(), newest.collapse_key.as_deref()),
+        (r#"{"left":7}"#, Some("sku-1"))
+    );
     assert_eq!(late.expect_caught_up(MERCHANT).await, 4);
     late.ack(MERCHANT, 4).await;
     late.ping().await;
@@ -157,12 +244,20 @@ async fn a_replay_of_an_import_has_its_failures_and_its_last_state() {
     let imported = |index| item(index, r#"status":"imported"}"#);
     let failed = |index| item(index, r#"status":"failed","error":"no price"}"#);
     let events = [
-        Event::new("import.started", MERCHANT, r#"{"import_id":"i-1","total":4}"#),
+        Event::new(
+            "import.started",
+            MERCHANT,
+            r#"{"import_id":"i-1","total":4}"#,
+        ),
         imported(1),
         failed(2),
         imported(3),
         imported(4),
-        Event::new("import.finished", MERCHANT, r#"{"import_id":"i-1","status":"finished"}"#),
+        Event::new(
+            "import.finished",
+            MERCHANT,
+            r#"{"import_id":"i-1","status":"finished"}"#,
+        ),
     ];
     world.publisher().await.publish_all(&events).await;
     world.expect_stored(MERCHANT, 6).await;
@@ -175,7 +270,10 @@ async fn a_replay_of_an_import_has_its_failures_and_its_last_state() {
         came.push(notification.seq);
     }
     assert_eq!(came, [1, 3, 5, 6]);
-    assert_eq!(skipped, [(2, "collapsed".to_owned()), (4, "collapsed".to_owned())]);
+    assert_eq!(
+        skipped,
+        [(2, "collapsed".to_owned()), (4, "collapsed".to_owned())]
+    );
     world.finish().await;
 }
 
@@ -185,13 +283,25 @@ async fn what_has_expired_is_skipped() {
     let replica = world.serve().await;
     let expired = Event::order(MERCHANT).expires_in_seconds(-60);
     let fresh = Event::order(MERCHANT).expires_in_seconds(3_600);
-    world.publisher().await.publish_all([&Event::order(MERCHANT), &expired, &expired.clone().id("also"), &fresh]).await;
+    world
+        .publisher()
+        .await
+        .publish_all([
+            &Event::order(MERCHANT),
+            &expired,
+            &expired.clone().id("also"),
+            &fresh,
+        ])
+        .await;
     world.expect_stored(MERCHANT, 4).await;
 
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
     merchant.expect_seqs(1..=1).await;
     let (skips, notification) = merchant.next_after_skips().await;
-    assert_eq!(skips, [(2, "expired".to_owned()), (3, "expired".to_owned())]);
+    assert_eq!(
+        skips,
+        [(2, "expired".to_owned()), (3, "expired".to_owned())]
+    );
     assert_eq!(notification.id, fresh.event_id());
     assert_eq!(merchant.expect_caught_up(MERCHANT).await, 4);
     world.finish().await;
@@ -201,7 +311,10 @@ async fn what_has_expired_is_skipped() {
 async fn a_feed_whose_end_was_skipped_can_be_acknowledged_to_its_end() {
     let world = World::new().await;
     let replica = world.serve().await;
-    let orders = [Event::order(MERCHANT), Event::order(MERCHANT).expires_in_seconds(-60)];
+    let orders = [
+        Event::order(MERCHANT),
+        Event::order(MERCHANT).expires_in_seconds(-60),
+    ];
     world.publisher().await.publish_all(&orders).await;
     world.expect_stored(MERCHANT, 2).await;
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
@@ -229,8 +342,13 @@ async fn data_goes_through_byte_for_byte() {
         Parcel::structured("order.paid", body)
     };
     let binary = |prefix: &str, id: &str| {
-        let attributes =
-            [("specversion", "1.0"), ("id", id), ("source", "/s"), ("type", "order.paid"), ("recipient", MERCHANT)];
+        let attributes = [
+            ("specversion", "1.0"),
+            ("id", id),
+            ("source", "/s"),
+            ("type", "order.paid"),
+            ("recipient", MERCHANT),
+        ];
         Parcel::binary(prefix, &attributes, data)
     };
     let parcels = [
@@ -245,12 +363,19 @@ async fn data_goes_through_byte_for_byte() {
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
     let ids = ["s-1", "b-1", "b-2", "s-2"];
     for (notification, id) in merchant.take_seqs(1..=4).await.iter().zip(ids) {
-        assert_eq!((notification.id.as_str(), notification.event.as_str()), (id, "order.paid"));
+        assert_eq!(
+            (notification.id.as_str(), notification.event.as_str()),
+            (id, "order.paid")
+        );
         assert_eq!(notification.data(), data, "{id}");
     }
     merchant.take_seqs(5..=5).await;
     // The same from the database as live.
-    let mut again = world.merchant(MERCHANT).after(MERCHANT, 0).connect(replica.public()).await;
+    let mut again = world
+        .merchant(MERCHANT)
+        .after(MERCHANT, 0)
+        .connect(replica.public())
+        .await;
     assert_eq!(again.next_notification().await.data(), data);
     world.finish().await;
 }

@@ -21,29 +21,50 @@ async fn half_sent_requests_shut_nobody_out() {
     let replica = world.serve().await;
     let mut session = world.merchant(MERCHANT).connect(replica.public()).await;
     let idle = replica.rss_bytes();
-    let half = format!("GET /v1/ws HTTP/1.1\r\nHost: shop\r\nX-Padding: {}", "x".repeat(14 * 1024));
+    let half = format!(
+        "GET /v1/ws HTTP/1.1\r\nHost: shop\r\nX-Padding: {}",
+        "x".repeat(14 * 1024)
+    );
     let mut sending = JoinSet::new();
     for _ in 0..HALF_SENT {
         let (half, address) = (half.clone(), replica.public());
         sending.spawn(async move {
-            let mut stream = TcpStream::connect(address).await.expect("the replica listens");
+            let mut stream = TcpStream::connect(address)
+                .await
+                .expect("the replica listens");
             // The replica may end the connection while it is written.
             stream.write_all(half.as_bytes()).await.ok();
             stream
         });
     }
     let half_sent = sending.join_all().await;
-    let (open, max) = (replica.metric("shopbell_connections").await, replica.metric("shopbell_connections_max").await);
+    let (open, max) = (
+        replica.metric("shopbell_connections").await,
+        replica.metric("shopbell_connections_max").await,
+    );
     assert!((1..=max).contains(&open), "{open} of {max} connections");
     let grown = replica.rss_bytes().saturating_sub(idle);
-    assert!(grown < GROWTH_BYTES_MAX, "{grown} bytes for {HALF_SENT} half-sent requests");
+    assert!(
+        grown < GROWTH_BYTES_MAX,
+        "{grown} bytes for {HALF_SENT} half-sent requests"
+    );
 
     // They are replaced faster than they time out.
     for _ in 0..5 {
-        world.merchant("merchant-43").connect(replica.public()).await.leave().await;
+        world
+            .merchant("merchant-43")
+            .connect(replica.public())
+            .await
+            .leave()
+            .await;
     }
     session.ping().await;
-    assert!(replica.metric_where("shopbell_connections_dropped_total", "crowded").await > 0);
+    assert!(
+        replica
+            .metric_where("shopbell_connections_dropped_total", "crowded")
+            .await
+            > 0
+    );
     drop(half_sent);
     eventually("the places are free again", PATIENCE, async || {
         let open = replica.metric("shopbell_connections").await;
@@ -58,19 +79,51 @@ async fn an_idle_connection_outlives_a_half_sent_request() {
     let world = World::new().await;
     let replica = world.serve().await;
     let authorization = format!("Authorization: Bearer {}\r\n", world.token(MERCHANT).sign());
-    let whole = format!("GET /v1/feeds/{MERCHANT}/notifications HTTP/1.1\r\nHost: shop\r\n{authorization}\r\n");
-    let mut kept = TcpStream::connect(replica.public()).await.expect("the replica listens");
-    assert_eq!(http::exchange(&mut kept, &whole).await.expect("an answer").status, 200);
+    let whole = format!(
+        "GET /v1/feeds/{MERCHANT}/notifications HTTP/1.1\r\nHost: shop\r\n{authorization}\r\n"
+    );
+    let mut kept = TcpStream::connect(replica.public())
+        .await
+        .expect("the replica listens");
+    assert_eq!(
+        http::exchange(&mut kept, &whole)
+            .await
+            .expect("an answer")
+            .status,
+        200
+    );
 
     // The second half of a request never comes; the first may come on a connection that was used before.
-    let mut used = TcpStream::connect(replica.public()).await.expect("the replica listens");
-    assert_eq!(http::exchange(&mut used, &whole).await.expect("an answer").status, 200);
-    used.write_all(b"GET /v1/ws HTTP/1.1\r\nHost").await.expect("it is open");
-    timeout(PATIENCE, used.read_to_end(&mut Vec::new())).await.expect("a half-sent request is closed").ok();
+    let mut used = TcpStream::connect(replica.public())
+        .await
+        .expect("the replica listens");
+    assert_eq!(
+        http::exchange(&mut used, &whole)
+            .await
+            .expect("an answer")
+            .status,
+        200
+    );
+    used.write_all(b"GET /v1/ws HTTP/1.1\r\nHost")
+        .await
+        .expect("it is open");
+    timeout(PATIENCE, used.read_to_end(&mut Vec::new()))
+        .await
+        .expect("a half-sent request is closed")
+        .ok();
 
-    assert_eq!(http::exchange(&mut kept, &whole).await.expect("it was kept").status, 200);
+    assert_eq!(
+        http::exchange(&mut kept, &whole)
+            .await
+            .expect("it was kept")
+            .status,
+        200
+    );
     let ended = timeout(Duration::from_millis(100), kept.read_u8()).await;
-    assert!(ended.is_err(), "still open, without another word: {ended:?}");
+    assert!(
+        ended.is_err(),
+        "still open, without another word: {ended:?}"
+    );
     world.finish().await;
 }
 
@@ -79,13 +132,22 @@ async fn an_answer_that_nobody_reads_gives_its_connection_back() {
     let world = World::new().await;
     let replica = world.serve().await;
     let authorization = format!("Authorization: Bearer {}\r\n", world.token(MERCHANT).sign());
-    let whole = format!("GET /v1/feeds/{MERCHANT}/notifications HTTP/1.1\r\nHost: shop\r\n{authorization}\r\n");
-    let mut deaf = TcpStream::connect(replica.public()).await.expect("the replica listens");
+    let whole = format!(
+        "GET /v1/feeds/{MERCHANT}/notifications HTTP/1.1\r\nHost: shop\r\n{authorization}\r\n"
+    );
+    let mut deaf = TcpStream::connect(replica.public())
+        .await
+        .expect("the replica listens");
     // Until neither the replica nor the kernel takes more.
     let many = whole.repeat(1_000);
-    while timeout(Duration::from_secs(1), deaf.write_all(many.as_bytes())).await.is_ok_and(|written| written.is_ok()) {}
+    while timeout(Duration::from_secs(1), deaf.write_all(many.as_bytes()))
+        .await
+        .is_ok_and(|written| written.is_ok())
+    {}
     eventually("the connection is dropped", PATIENCE, async || {
-        let dropped = replica.metric_where("shopbell_connections_dropped_total", "stalled").await;
+        let dropped = replica
+            .metric_where("shopbell_connections_dropped_total", "stalled")
+            .await;
         holds(dropped == 1, dropped)
     })
     .await;
@@ -99,12 +161,20 @@ async fn clients_that_come_back_all_at_once_are_all_let_in() {
     let replica = world.serve().await;
     let mut coming = JoinSet::new();
     for number in 0..CLIENTS {
-        let (merchant, address) = (world.merchant(&format!("merchant-{number}")), replica.public());
+        let (merchant, address) = (
+            world.merchant(&format!("merchant-{number}")),
+            replica.public(),
+        );
         coming.spawn(async move { merchant.connect_raw(address).await });
     }
     let sessions = coming.join_all().await;
-    replica.metric_reaches("shopbell_sessions", CLIENTS as u64).await;
-    assert_eq!(replica.metric("shopbell_connections_dropped_total").await, 0);
+    replica
+        .metric_reaches("shopbell_sessions", CLIENTS as u64)
+        .await;
+    assert_eq!(
+        replica.metric("shopbell_connections_dropped_total").await,
+        0
+    );
     drop(sessions);
     world.finish().await;
 }

@@ -12,7 +12,8 @@ const RAW: &str = "{ \"z\":123456789012345678901234567890,\"a\" : 1e400, \"nul\"
 
 #[tokio::test]
 async fn what_the_python_sdk_publishes_arrives_byte_for_byte() {
-    let object = r#"{"z": 123456789012345678901234567890, "a": "\u0000", "\u00e9": [1.1, true, null]}"#;
+    let object =
+        r#"{"z": 123456789012345678901234567890, "a": "\u0000", "\u00e9": [1.1, true, null]}"#;
     let expected = [
         ("structured-object", object),
         ("structured-bytes", RAW),
@@ -47,8 +48,14 @@ async fn arrives_byte_for_byte(sdk: Sdk, expected: &[(&str, &str)]) {
     merchant.expect_caught_up(MERCHANT).await;
 
     let published = sdk.publish(&world, MERCHANT, RAW).await;
-    let on_the_wire = published.iter().map(|event| (event.id.as_str(), event.data.as_str()));
-    assert_eq!(on_the_wire.collect::<Vec<_>>(), expected, "what the SDK put on the wire");
+    let on_the_wire = published
+        .iter()
+        .map(|event| (event.id.as_str(), event.data.as_str()));
+    assert_eq!(
+        on_the_wire.collect::<Vec<_>>(),
+        expected,
+        "what the SDK put on the wire"
+    );
 
     let live = merchant.expect_seqs(1..=count).await;
     merchant.vanish();

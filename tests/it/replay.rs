@@ -22,8 +22,15 @@ async fn what_an_offline_merchant_missed_is_replayed_in_order_and_never_again_on
     let rest = merchant.take_seqs(601..=1_000).await;
     assert_eq!(merchant.expect_caught_up(MERCHANT).await, 1_000);
     let published: Vec<_> = orders.iter().map(Event::event_id).collect();
-    let arrived: Vec<_> = first.iter().chain(&rest).map(|notification| notification.id.as_str()).collect();
-    assert_eq!(arrived, published, "numbered in the order in which the publisher published");
+    let arrived: Vec<_> = first
+        .iter()
+        .chain(&rest)
+        .map(|notification| notification.id.as_str())
+        .collect();
+    assert_eq!(
+        arrived, published,
+        "numbered in the order in which the publisher published"
+    );
 
     publisher.publish_all(Event::orders(MERCHANT, 3)).await;
     merchant.take_seqs(1_001..=1_003).await;
@@ -31,7 +38,11 @@ async fn what_an_offline_merchant_missed_is_replayed_in_order_and_never_again_on
     merchant.vanish();
 
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
-    assert_eq!(merchant.expect_caught_up(MERCHANT).await, 1_003, "everything was acknowledged");
+    assert_eq!(
+        merchant.expect_caught_up(MERCHANT).await,
+        1_003,
+        "everything was acknowledged"
+    );
     world.finish().await;
 }
 
@@ -39,7 +50,11 @@ async fn what_an_offline_merchant_missed_is_replayed_in_order_and_never_again_on
 async fn what_was_sent_and_not_acknowledged_comes_again_on_the_next_connection() {
     let world = World::new().await;
     let replica = world.serve().await;
-    world.publisher().await.publish_all(Event::orders(MERCHANT, 5)).await;
+    world
+        .publisher()
+        .await
+        .publish_all(Event::orders(MERCHANT, 5))
+        .await;
     world.expect_stored(MERCHANT, 5).await;
 
     for _ in 0..3 {
@@ -61,7 +76,10 @@ async fn what_is_published_during_a_replay_follows_it_without_a_gap() {
 
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
     let orders = Event::orders(MERCHANT, 500);
-    tokio::join!(merchant.take_seqs(1..=1_000), publisher.publish_all(&orders));
+    tokio::join!(
+        merchant.take_seqs(1..=1_000),
+        publisher.publish_all(&orders)
+    );
     merchant.expect_caught_up(MERCHANT).await;
     world.finish().await;
 }
@@ -70,7 +88,11 @@ async fn what_is_published_during_a_replay_follows_it_without_a_gap() {
 async fn the_welcome_says_where_the_session_starts() {
     let world = World::new().await;
     let replica = world.serve().await;
-    world.publisher().await.publish_all(Event::orders(MERCHANT, 7)).await;
+    world
+        .publisher()
+        .await
+        .publish_all(Event::orders(MERCHANT, 7))
+        .await;
     world.expect_stored(MERCHANT, 7).await;
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
     merchant.take_seqs(1..=3).await;
@@ -79,10 +101,21 @@ async fn the_welcome_says_where_the_session_starts() {
 
     let merchant = world.merchant(MERCHANT).connect(replica.public()).await;
     let welcome = merchant.welcome();
-    assert_eq!((welcome.subscriber.as_str(), welcome.window, welcome.heartbeat_seconds), (MERCHANT, 256, 25));
+    assert_eq!(
+        (
+            welcome.subscriber.as_str(),
+            welcome.window,
+            welcome.heartbeat_seconds
+        ),
+        (MERCHANT, 256, 25)
+    );
     assert!((1..=600).contains(&welcome.token_expires_in), "{welcome:?}");
     assert!(!welcome.session.is_empty(), "{welcome:?}");
-    let mut feeds: Vec<_> = welcome.feeds.iter().map(|feed| (feed.feed.as_str(), feed.cursor, feed.last)).collect();
+    let mut feeds: Vec<_> = welcome
+        .feeds
+        .iter()
+        .map(|feed| (feed.feed.as_str(), feed.cursor, feed.last))
+        .collect();
     feeds.sort_unstable();
     assert_eq!(feeds, [("all", 0, 0), (MERCHANT, 3, 7)]);
     world.finish().await;
@@ -92,7 +125,11 @@ async fn the_welcome_says_where_the_session_starts() {
 async fn a_subscriber_new_to_a_feed_starts_at_what_nobody_has_acknowledged() {
     let world = World::new().await;
     let replica = world.serve().await;
-    world.publisher().await.publish_all(Event::orders(MERCHANT, 5)).await;
+    world
+        .publisher()
+        .await
+        .publish_all(Event::orders(MERCHANT, 5))
+        .await;
     world.expect_stored(MERCHANT, 5).await;
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
     merchant.take_seqs(1..=3).await;
@@ -100,7 +137,11 @@ async fn a_subscriber_new_to_a_feed_starts_at_what_nobody_has_acknowledged() {
     world.expect_cursor(MERCHANT, "", 3).await;
 
     let token = world.token("accountant").feeds([MERCHANT]).sign();
-    let mut accountant = world.merchant("accountant").token(token).connect(replica.public()).await;
+    let mut accountant = world
+        .merchant("accountant")
+        .token(token)
+        .connect(replica.public())
+        .await;
     accountant.expect_seqs(4..=5).await;
     accountant.expect_caught_up(MERCHANT).await;
     world.finish().await;
@@ -110,7 +151,11 @@ async fn a_subscriber_new_to_a_feed_starts_at_what_nobody_has_acknowledged() {
 async fn a_cursor_never_moves_back() {
     let world = World::new().await;
     let replica = world.serve().await;
-    world.publisher().await.publish_all(Event::orders(MERCHANT, 10)).await;
+    world
+        .publisher()
+        .await
+        .publish_all(Event::orders(MERCHANT, 10))
+        .await;
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
     merchant.expect_seqs(1..=10).await;
     merchant.ack(MERCHANT, 8).await;

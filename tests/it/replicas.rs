@@ -11,12 +11,19 @@ async fn clients_on_both_replicas_get_every_notification() {
     let mut at_one = world.merchant(MERCHANT).connect(one.public()).await;
     let mut at_other = world.merchant(MERCHANT).connect(other.public()).await;
 
-    world.publisher().await.publish_all(Event::orders(MERCHANT, 300)).await;
+    world
+        .publisher()
+        .await
+        .publish_all(Event::orders(MERCHANT, 300))
+        .await;
     at_one.take_seqs(1..=300).await;
     at_other.take_seqs(1..=300).await;
 
     let (_, standby) = ingesting_and_standby(&one, &other).await;
-    assert!(standby.metric("shopbell_hints_received_total").await > 0, "the standby was told by the fan-out");
+    assert!(
+        standby.metric("shopbell_hints_received_total").await > 0,
+        "the standby was told by the fan-out"
+    );
     world.finish().await;
 }
 
@@ -24,7 +31,11 @@ async fn clients_on_both_replicas_get_every_notification() {
 async fn an_ack_on_one_replica_holds_on_the_others_next_replay() {
     let world = World::new().await;
     let (one, other) = (world.serve().await, world.serve().await);
-    world.publisher().await.publish_all(Event::orders(MERCHANT, 10)).await;
+    world
+        .publisher()
+        .await
+        .publish_all(Event::orders(MERCHANT, 10))
+        .await;
     let mut merchant = world.merchant(MERCHANT).connect(one.public()).await;
     merchant.take_seqs(1..=6).await;
     merchant.leave().await;
@@ -48,18 +59,28 @@ async fn a_standby_takes_over_when_the_ingesting_replica_is_killed() {
     let publisher = world.publisher().await;
     publisher.publish_all(Event::orders(MERCHANT, 20)).await;
     let (ingesting, standby) = ingesting_and_standby(&one, &other).await;
-    assert_eq!(standby.metric("shopbell_events_received_total").await, 0, "one replica ingests");
+    assert_eq!(
+        standby.metric("shopbell_events_received_total").await,
+        0,
+        "one replica ingests"
+    );
     let mut merchant = world.merchant(MERCHANT).connect(standby.public()).await;
     merchant.take_seqs(1..=20).await;
 
     ingesting.kill();
     publisher.publish_all(Event::orders(MERCHANT, 20)).await;
     merchant.take_seqs(21..=40).await;
-    standby.metric_reaches("shopbell_events_received_total", 20).await;
+    standby
+        .metric_reaches("shopbell_events_received_total", 20)
+        .await;
 
     // It comes back, and is the standby now.
     ingesting.restart().await;
-    let mut back = world.merchant(MERCHANT).device("second").connect(ingesting.public()).await;
+    let mut back = world
+        .merchant(MERCHANT)
+        .device("second")
+        .connect(ingesting.public())
+        .await;
     publisher.publish_all(Event::orders(MERCHANT, 20)).await;
     merchant.take_seqs(41..=60).await;
     while back.through(MERCHANT) < 60 {
@@ -69,7 +90,10 @@ async fn a_standby_takes_over_when_the_ingesting_replica_is_killed() {
 }
 
 /// Which of the two has the queue, once something was published.
-async fn ingesting_and_standby<'a>(one: &'a Replica, other: &'a Replica) -> (&'a Replica, &'a Replica) {
+async fn ingesting_and_standby<'a>(
+    one: &'a Replica,
+    other: &'a Replica,
+) -> (&'a Replica, &'a Replica) {
     eventually("one of the replicas ingests", PATIENCE, async || {
         for (this, that) in [(one, other), (other, one)] {
             if this.metric("shopbell_events_received_total").await > 0 {
@@ -111,7 +135,12 @@ async fn hand_over(end: impl AsyncFn(&Replica)) {
     let mut merchant = world.merchant(MERCHANT).connect(replicas[0].public()).await;
     let arrived = merchant.take_seqs(1..=ORDERS).await;
     for (notification, order) in arrived.iter().zip(&orders) {
-        assert_eq!(notification.id, order.event_id(), "at seq {}", notification.seq);
+        assert_eq!(
+            notification.id,
+            order.event_id(),
+            "at seq {}",
+            notification.seq
+        );
     }
     world.finish().await;
 }

@@ -22,7 +22,13 @@ async fn a_merchant_gets_every_order_once_over_a_restore() {
 
     let restored_url = world.another_database();
     let folder = world.folder("restore");
-    run(&world, &folder, &restored_url, &blocks("## What to back up")).await;
+    run(
+        &world,
+        &folder,
+        &restored_url,
+        &blocks("## What to back up"),
+    )
+    .await;
     publisher.publish_all(orders[10..].to_vec()).await;
     merchant.take_seqs(11..=20).await;
     world.expect_cursor(MERCHANT, "", 20).await;
@@ -32,21 +38,43 @@ async fn a_merchant_gets_every_order_once_over_a_restore() {
     let late = Event::orders(MERCHANT, 2);
     publisher.publish_all(late.clone()).await;
     let told = run(&world, &folder, &restored_url, &blocks("## Restore")).await;
-    assert!(told.contains("postgres.schema: every migration is in place"), "{told}");
-    assert!(told.contains("merchant-42: 10 notifications") && told.contains("oldest undelivered: #7"), "{told}");
+    assert!(
+        told.contains("postgres.schema: every migration is in place"),
+        "{told}"
+    );
+    assert!(
+        told.contains("merchant-42: 10 notifications") && told.contains("oldest undelivered: #7"),
+        "{told}"
+    );
 
-    let new = world.replica().with("DATABASE_URL", &restored_url).start().await;
+    let new = world
+        .replica()
+        .with("DATABASE_URL", &restored_url)
+        .start()
+        .await;
     let mut merchant = world.merchant(MERCHANT).connect(new.public()).await;
     let mut arrived = merchant.take_seqs(7..=12).await;
     for _ in 0..2 {
         publisher.publish_all(orders.clone()).await;
     }
     arrived.extend(merchant.take_seqs(13..=22).await);
-    new.metric_reaches("shopbell_events_duplicate_total", 30).await;
-    assert_eq!(new.metric("shopbell_events_stored_total").await, 12, "each is stored once");
+    new.metric_reaches("shopbell_events_duplicate_total", 30)
+        .await;
+    assert_eq!(
+        new.metric("shopbell_events_stored_total").await,
+        12,
+        "each is stored once"
+    );
 
-    let arrived: Vec<_> = arrived.iter().map(|notification| notification.id.as_str()).collect();
-    let expected = orders[6..10].iter().chain(&late).chain(&orders[10..]).map(Event::event_id);
+    let arrived: Vec<_> = arrived
+        .iter()
+        .map(|notification| notification.id.as_str())
+        .collect();
+    let expected = orders[6..10]
+        .iter()
+        .chain(&late)
+        .chain(&orders[10..])
+        .map(Event::event_id);
     assert_eq!(arrived, expected.collect::<Vec<_>>());
     assert_eq!(arrived.iter().collect::<BTreeSet<_>>().len(), arrived.len());
     world.finish().await;
@@ -54,7 +82,10 @@ async fn a_merchant_gets_every_order_once_over_a_restore() {
 
 /// Runs commands in a folder of their own, with `shopbell` and Postgres' programs at hand; gives what they wrote.
 async fn run(world: &World, folder: &str, restored_url: &str, commands: &str) -> String {
-    let shopbell = Path::new(env!("CARGO_BIN_EXE_shopbell")).parent().expect("a program is in a folder").display();
+    let shopbell = Path::new(env!("CARGO_BIN_EXE_shopbell"))
+        .parent()
+        .expect("a program is in a folder")
+        .display();
     // Debian keeps all but psql out of the PATH.
     let script = format!(
         "set -euo pipefail
@@ -64,16 +95,24 @@ async fn run(world: &World, folder: &str, restored_url: &str, commands: &str) ->
         {commands}"
     );
     let mut bash = Command::new("bash");
-    bash.args(["-c", &script]).envs(world.environment()).env("RESTORED_URL", restored_url);
+    bash.args(["-c", &script])
+        .envs(world.environment())
+        .env("RESTORED_URL", restored_url);
     run_any(bash, PATIENCE).await.succeeded().stdout
 }
 
 /// What a section of docs/backup.md has in its blocks for a shell.
 fn blocks(heading: &str) -> String {
     let page = std::fs::read_to_string("docs/backup.md").expect("the checkout has it");
-    let (_, section) = page.split_once(&format!("{heading}\n")).expect("the page has the section");
+    let (_, section) = page
+        .split_once(&format!("{heading}\n"))
+        .expect("the page has the section");
     let section = section.split("\n## ").next().expect("a section has text");
-    let blocks: Vec<_> = section.split("```sh\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    let blocks: Vec<_> = section
+        .split("```sh\n")
+        .skip(1)
+        .filter_map(|rest| rest.split("```").next())
+        .collect();
     assert!(!blocks.is_empty(), "{heading} has nothing to run");
     blocks.concat()
 }

@@ -7,7 +7,9 @@ use serde::Deserialize;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::support::{Event, Frame, Merchant, Notification, PATIENCE, Parcel, Replica, World, eventually, holds};
+use crate::support::{
+    Event, Frame, Merchant, Notification, PATIENCE, Parcel, Replica, World, eventually, holds,
+};
 
 const MERCHANT: &str = "merchant-42";
 const PARTITIONS: &str = "SHOPBELL_INGEST_PARTITIONS";
@@ -20,20 +22,30 @@ async fn ingest_has_no_public_port_and_no_secret_and_a_gateway_stores_nothing() 
     let world = World::new().await;
     let ingest = world.replica().role("ingest").without(SECRET).start().await;
     let gateway = world.replica().role("gateway").start().await;
-    assert!(TcpStream::connect(ingest.public()).await.is_err(), "an ingest replica listens for clients");
+    assert!(
+        TcpStream::connect(ingest.public()).await.is_err(),
+        "an ingest replica listens for clients"
+    );
     let publisher = world.publisher().await;
     let mut merchant = world.merchant(MERCHANT).connect(gateway.public()).await;
     publisher.publish_all(Event::orders(MERCHANT, 100)).await;
     merchant.take_seqs(1..=100).await;
-    assert!(gateway.metric("shopbell_hints_received_total").await > 0, "the gateway was told by the fan-out");
+    assert!(
+        gateway.metric("shopbell_hints_received_total").await > 0,
+        "the gateway was told by the fan-out"
+    );
 
     assert!(ingest.terminate().await.success());
     publisher.publish_all(Event::orders(MERCHANT, 10)).await;
     let (broker, queue) = (world.broker().await, world.name("ingest"));
-    eventually("ten orders wait for an ingest replica", PATIENCE, async || {
-        let depth = broker.depth(&queue).await;
-        holds(depth == Some(10), format!("{depth:?}"))
-    })
+    eventually(
+        "ten orders wait for an ingest replica",
+        PATIENCE,
+        async || {
+            let depth = broker.depth(&queue).await;
+            holds(depth == Some(10), format!("{depth:?}"))
+        },
+    )
     .await;
     // What it has no part in is none of its worries.
     gateway.ready().await;
@@ -47,7 +59,10 @@ async fn ingest_has_no_public_port_and_no_secret_and_a_gateway_stores_nothing() 
 #[tokio::test]
 async fn a_gateway_needs_the_secret() {
     let world = World::new().await;
-    let refused = world.shopbell_with(&[(SECRET, "")], &["serve", "--role", "gateway"]).await.failed_with(2);
+    let refused = world
+        .shopbell_with(&[(SECRET, "")], &["serve", "--role", "gateway"])
+        .await
+        .failed_with(2);
     assert!(refused.stderr.contains(SECRET), "{}", refused.stderr);
     world.finish().await;
 }
@@ -56,20 +71,31 @@ async fn a_gateway_needs_the_secret() {
 async fn merchants_of_a_gateway_that_was_killed_lose_nothing_at_the_other() {
     let world = World::new().await;
     world.replica().role("ingest").start().await;
-    let gateways = [world.replica().role("gateway").start().await, world.replica().role("gateway").start().await];
+    let gateways = [
+        world.replica().role("gateway").start().await,
+        world.replica().role("gateway").start().await,
+    ];
     let crowd = Crowd::new(20, 100);
     let killing = async {
         world.stored_reaches(800, PATIENCE).await;
         gateways[0].kill();
     };
-    tokio::join!(crowd.publish(&world), killing, crowd.expect_all(&world, &gateways));
+    tokio::join!(
+        crowd.publish(&world),
+        killing,
+        crowd.expect_all(&world, &gateways)
+    );
     world.finish().await;
 }
 
 #[tokio::test]
 async fn merchants_of_an_ingesting_replica_that_was_killed_lose_nothing_at_the_others() {
     let world = World::new().await;
-    let replicas = [world.serve().await, world.serve().await, world.serve().await];
+    let replicas = [
+        world.serve().await,
+        world.serve().await,
+        world.serve().await,
+    ];
     let crowd = Crowd::new(20, 100);
     let killing = async {
         world.stored_reaches(600, PATIENCE).await;
@@ -80,7 +106,11 @@ async fn merchants_of_an_ingesting_replica_that_was_killed_lose_nothing_at_the_o
         }
         panic!("none of the three has ingested what is stored");
     };
-    tokio::join!(crowd.publish(&world), killing, crowd.expect_all(&world, &replicas));
+    tokio::join!(
+        crowd.publish(&world),
+        killing,
+        crowd.expect_all(&world, &replicas)
+    );
     world.finish().await;
 }
 
@@ -93,7 +123,11 @@ async fn a_feed_keeps_its_order_in_its_partition_when_a_replica_is_killed() {
     let (early, late) = parcels.split_at(400);
     let publisher = world.publisher().await;
     publisher.publish_all(early).await;
-    let used = depths(&world).await.into_iter().filter(|depth| *depth > 0).count();
+    let used = depths(&world)
+        .await
+        .into_iter()
+        .filter(|depth| *depth > 0)
+        .count();
     assert_eq!(used, 4, "partitions that took some of the events");
 
     let replicas = [partitioned(&world).await, partitioned(&world).await];
@@ -101,7 +135,11 @@ async fn a_feed_keeps_its_order_in_its_partition_when_a_replica_is_killed() {
         world.stored_reaches(800, PATIENCE).await;
         replicas[0].kill();
     };
-    tokio::join!(publisher.publish_all(late), killing, crowd.expect_all(&world, &replicas));
+    tokio::join!(
+        publisher.publish_all(late),
+        killing,
+        crowd.expect_all(&world, &replicas)
+    );
     world.finish().await;
 }
 
@@ -111,7 +149,9 @@ async fn events_without_the_header_arrive_in_order_through_one_partition() {
     declare(&world, 4).await;
     let crowd = Crowd::new(10, 50);
     let publisher = world.publisher().await;
-    publisher.publish_all(crowd.parcels().into_iter().map(Parcel::without_headers)).await;
+    publisher
+        .publish_all(crowd.parcels().into_iter().map(Parcel::without_headers))
+        .await;
     let mut depths = depths(&world).await;
     depths.sort_unstable();
     assert_eq!(depths, [0, 0, 0, 500]);
@@ -126,7 +166,10 @@ async fn events_without_the_header_arrive_in_order_through_one_partition() {
 async fn partitions_are_raised_under_load_and_no_event_is_lost_or_overtaken() {
     const ROUNDS_AHEAD: u64 = 60;
     let world = World::new().await;
-    let old = [world.replica().role("ingest").start().await, world.replica().role("ingest").start().await];
+    let old = [
+        world.replica().role("ingest").start().await,
+        world.replica().role("ingest").start().await,
+    ];
     old.iter().for_each(Replica::kill);
     let (mut crowd, mut rounds_after) = (Crowd::new(CROWD, 0), 0..ROUNDS_AHEAD);
     let (begun, raised) = (AtomicU64::new(0), AtomicBool::new(false));
@@ -137,7 +180,10 @@ async fn partitions_are_raised_under_load_and_no_event_is_lost_or_overtaken() {
             let round = begun.fetch_add(1, Ordering::Relaxed) + 1;
             eventually("the backlog stays within its bound", PATIENCE, async || {
                 let stored = world.last_seq().await;
-                holds(round <= stored + ROUNDS_AHEAD, format!("round {round}, {stored} stored"))
+                holds(
+                    round <= stored + ROUNDS_AHEAD,
+                    format!("round {round}, {stored} stored"),
+                )
             })
             .await;
             publisher.publish_all(crowd.next_round()).await;
@@ -156,13 +202,23 @@ async fn partitions_are_raised_under_load_and_no_event_is_lost_or_overtaken() {
         declare(&world, 4).await;
         // (b) An event of a round that begins from now on comes through the old partition behind all that is older.
         let older = begun.load(Ordering::Relaxed);
-        eventually("an event published after (a) is stored", PATIENCE, async || {
-            let newest = world.last_seq().await;
-            holds(newest > older, format!("the newest is of round {newest}, {older} had begun"))
-        })
+        eventually(
+            "an event published after (a) is stored",
+            PATIENCE,
+            async || {
+                let newest = world.last_seq().await;
+                holds(
+                    newest > older,
+                    format!("the newest is of round {newest}, {older} had begun"),
+                )
+            },
+        )
         .await;
         // (c)
-        let replicas = [partitioned_ingest(&world).await, partitioned_ingest(&world).await];
+        let replicas = [
+            partitioned_ingest(&world).await,
+            partitioned_ingest(&world).await,
+        ];
         for replica in &old {
             assert!(replica.terminate().await.success());
         }
@@ -171,9 +227,19 @@ async fn partitions_are_raised_under_load_and_no_event_is_lost_or_overtaken() {
     };
     let ((), replicas) = tokio::join!(publishing, raising);
 
-    crowd.expect_all(&world, &[world.replica().role("gateway").start().await]).await;
-    let received = join_all(replicas.iter().map(|replica| replica.metric("shopbell_events_received_total"))).await;
-    assert!(received.iter().sum::<u64>() > 0, "the new replicas ingested");
+    crowd
+        .expect_all(&world, &[world.replica().role("gateway").start().await])
+        .await;
+    let received = join_all(
+        replicas
+            .iter()
+            .map(|replica| replica.metric("shopbell_events_received_total")),
+    )
+    .await;
+    assert!(
+        received.iter().sum::<u64>() > 0,
+        "the new replicas ingested"
+    );
     world.finish().await;
 }
 
@@ -182,12 +248,21 @@ async fn what_the_command_publishes_goes_to_the_partition_of_its_recipient() {
     let world = World::new().await;
     declare(&world, 4).await;
     for number in 0..12 {
-        world.shopbell(&["publish", "--recipient", &format!("merchant-{number}")]).await.succeeded();
+        world
+            .shopbell(&["publish", "--recipient", &format!("merchant-{number}")])
+            .await
+            .succeeded();
     }
-    let used = depths(&world).await.into_iter().filter(|depth| *depth > 0).count();
+    let used = depths(&world)
+        .await
+        .into_iter()
+        .filter(|depth| *depth > 0)
+        .count();
     assert!(used > 1, "twelve recipients have one partition");
     let replica = partitioned(&world).await;
-    replica.metric_reaches("shopbell_events_stored_total", 12).await;
+    replica
+        .metric_reaches("shopbell_events_stored_total", 12)
+        .await;
     world.finish().await;
 }
 
@@ -200,11 +275,21 @@ async fn a_replica_that_knows_fewer_partitions_says_so_and_does_not_lead_events_
     old.says(PARTITIONS).await;
     let crowd = Crowd::new(CROWD, 5);
     crowd.publish(&world).await;
-    eventually("every event is stored or waits, and none of them twice", PATIENCE, async || {
-        let [_, waiting @ ..] = depths(&world).await;
-        let (stored, waiting) = (world.stored_in_all().await, u64::from(waiting.iter().sum::<u32>()));
-        holds(stored + waiting == 200 && waiting > 0, format!("{stored} stored, {waiting} waiting"))
-    })
+    eventually(
+        "every event is stored or waits, and none of them twice",
+        PATIENCE,
+        async || {
+            let [_, waiting @ ..] = depths(&world).await;
+            let (stored, waiting) = (
+                world.stored_in_all().await,
+                u64::from(waiting.iter().sum::<u32>()),
+            );
+            holds(
+                stored + waiting == 200 && waiting > 0,
+                format!("{stored} stored, {waiting} waiting"),
+            )
+        },
+    )
     .await;
     let refused = world.shopbell(&["declare"]).await.failed_with(1);
     assert!(refused.stderr.contains(PARTITIONS), "{}", refused.stderr);
@@ -218,14 +303,27 @@ async fn partitions_that_an_operator_should_have_declared_are_missed_by_name() {
     let world = World::new().await;
     let verify = [("SHOPBELL_AMQP_DECLARE", "false"), (PARTITIONS, "4")];
     declare(&world, 1).await;
-    let refused = world.shopbell_with(&verify, &["declare"]).await.failed_with(1);
-    assert!(refused.stderr.contains(&world.name("partitions")), "{}", refused.stderr);
+    let refused = world
+        .shopbell_with(&verify, &["declare"])
+        .await
+        .failed_with(1);
+    assert!(
+        refused.stderr.contains(&world.name("partitions")),
+        "{}",
+        refused.stderr
+    );
 
     let declared = declare(&world, 4).await;
-    assert!(declared.contains(&("queue".to_owned(), world.name("ingest.4"))), "{declared:?}");
+    assert!(
+        declared.contains(&("queue".to_owned(), world.name("ingest.4"))),
+        "{declared:?}"
+    );
     let verified = world.shopbell_with(&verify, &["declare"]).await.succeeded();
     let line = format!("queue {} (only verified)\n", world.name("ingest.4"));
-    assert!(verified.stdout.contains(&line) && verified.stderr.contains("nothing was declared"), "{verified:?}");
+    assert!(
+        verified.stdout.contains(&line) && verified.stderr.contains("nothing was declared"),
+        "{verified:?}"
+    );
     world.finish().await;
 }
 
@@ -237,8 +335,13 @@ struct Crowd {
 
 impl Crowd {
     fn new(merchants: usize, orders: usize) -> Self {
-        let merchants: Vec<_> = (0..merchants).map(|number| format!("merchant-{number}")).collect();
-        let orders = merchants.iter().map(|merchant| Event::orders(merchant, orders)).collect();
+        let merchants: Vec<_> = (0..merchants)
+            .map(|number| format!("merchant-{number}"))
+            .collect();
+        let orders = merchants
+            .iter()
+            .map(|merchant| Event::orders(merchant, orders))
+            .collect();
         Self { merchants, orders }
     }
 
@@ -247,12 +350,22 @@ impl Crowd {
         for (merchant, orders) in self.merchants.iter().zip(&mut self.orders) {
             orders.push(Event::order(merchant));
         }
-        self.orders.iter().filter_map(|orders| orders.last()).map(Parcel::from).collect()
+        self.orders
+            .iter()
+            .filter_map(|orders| orders.last())
+            .map(Parcel::from)
+            .collect()
     }
 
     fn parcels(&self) -> Vec<Parcel> {
         let rounds = 0..self.orders[0].len();
-        rounds.flat_map(|round| self.orders.iter().map(move |orders| Parcel::from(&orders[round]))).collect()
+        rounds
+            .flat_map(|round| {
+                self.orders
+                    .iter()
+                    .map(move |orders| Parcel::from(&orders[round]))
+            })
+            .collect()
     }
 
     async fn publish(&self, world: &World) {
@@ -263,7 +376,13 @@ impl Crowd {
     async fn expect_all(&self, world: &World, replicas: &[Replica]) {
         let follow = |number: usize| async move {
             let (merchant, orders) = (&self.merchants[number], &self.orders[number]);
-            let arrived = follow(world, merchant, replicas.iter().cycle().skip(number), orders.len()).await;
+            let arrived = follow(
+                world,
+                merchant,
+                replicas.iter().cycle().skip(number),
+                orders.len(),
+            )
+            .await;
             let published: Vec<_> = orders.iter().map(Event::event_id).collect();
             assert_eq!(arrived, published, "the orders of {merchant}");
         };
@@ -289,7 +408,11 @@ async fn follow<'a>(
         while ids.len() < count
             && let Some(notification) = next_or_end(&mut session).await
         {
-            assert_eq!(notification.seq, ids.len() as u64 + 1, "{merchant}: {notification:?}");
+            assert_eq!(
+                notification.seq,
+                ids.len() as u64 + 1,
+                "{merchant}: {notification:?}"
+            );
             session.ack(merchant, notification.seq).await;
             ids.push(notification.id);
         }
@@ -308,7 +431,9 @@ async fn next_or_end(session: &mut Merchant) -> Option<Notification> {
             }
         }
     };
-    timeout(PATIENCE, next).await.expect("a notification comes, or the session ends")
+    timeout(PATIENCE, next)
+        .await
+        .expect("a notification comes, or the session ends")
 }
 
 /// Runs `shopbell declare`, and gives what it declared: kind and name.
@@ -319,8 +444,14 @@ async fn declare(world: &World, partitions: u8) -> Vec<(String, String)> {
         name: String,
     }
     let settings = [(PARTITIONS, &*partitions.to_string())];
-    let done = world.shopbell_with(&settings, &["declare", "--output", "json"]).await.succeeded();
-    done.json_lines::<Declared>().into_iter().map(|Declared { kind, name }| (kind, name)).collect()
+    let done = world
+        .shopbell_with(&settings, &["declare", "--output", "json"])
+        .await
+        .succeeded();
+    done.json_lines::<Declared>()
+        .into_iter()
+        .map(|Declared { kind, name }| (kind, name))
+        .collect()
 }
 
 async fn partitioned(world: &World) -> Replica {
@@ -328,14 +459,25 @@ async fn partitioned(world: &World) -> Replica {
 }
 
 async fn partitioned_ingest(world: &World) -> Replica {
-    world.replica().role("ingest").with(PARTITIONS, 4).start().await
+    world
+        .replica()
+        .role("ingest")
+        .with(PARTITIONS, 4)
+        .start()
+        .await
 }
 
 /// How many events wait in each of four partitions.
 async fn depths(world: &World) -> [u32; 4] {
     let (broker, mut depths) = (world.broker().await, [0; 4]);
-    for (depth, queue) in depths.iter_mut().zip(["ingest", "ingest.2", "ingest.3", "ingest.4"]) {
-        *depth = broker.depth(&world.name(queue)).await.expect("the partition is there");
+    for (depth, queue) in depths
+        .iter_mut()
+        .zip(["ingest", "ingest.2", "ingest.3", "ingest.4"])
+    {
+        *depth = broker
+            .depth(&world.name(queue))
+            .await
+            .expect("the partition is there");
     }
     depths
 }

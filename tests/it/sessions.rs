@@ -14,7 +14,11 @@ async fn every_tab_of_a_subscriber_gets_every_notification_and_none_is_kicked() 
         tabs.push(world.merchant(MERCHANT).connect(replica.public()).await);
     }
     let sessions = tabs.iter().map(|tab| tab.welcome().session.clone());
-    assert_eq!(sessions.collect::<std::collections::BTreeSet<_>>().len(), 4, "each session has an id of its own");
+    assert_eq!(
+        sessions.collect::<std::collections::BTreeSet<_>>().len(),
+        4,
+        "each session has an id of its own"
+    );
 
     publisher.publish_all(Event::orders(MERCHANT, 20)).await;
     for tab in &mut tabs {
@@ -34,13 +38,20 @@ async fn every_tab_of_a_subscriber_gets_every_notification_and_none_is_kicked() 
 async fn a_device_has_a_cursor_of_its_own() {
     let world = World::new().await;
     let replica = world.serve().await;
-    let (till, phone) = (world.merchant(MERCHANT).device("till"), world.merchant(MERCHANT).device("phone"));
+    let (till, phone) = (
+        world.merchant(MERCHANT).device("till"),
+        world.merchant(MERCHANT).device("phone"),
+    );
     let mut at_the_till = till.connect(replica.public()).await;
     assert_eq!(at_the_till.welcome().device.as_deref(), Some("till"));
     // Known from its first connection on: what others acknowledge meanwhile is kept for it.
     phone.connect(replica.public()).await.leave().await;
 
-    world.publisher().await.publish_all(Event::orders(MERCHANT, 10)).await;
+    world
+        .publisher()
+        .await
+        .publish_all(Event::orders(MERCHANT, 10))
+        .await;
     at_the_till.take_seqs(1..=10).await;
     at_the_till.leave().await;
     world.expect_cursor(MERCHANT, "till", 10).await;
@@ -56,15 +67,33 @@ async fn a_device_has_a_cursor_of_its_own() {
 async fn a_client_that_invents_devices_pushes_out_its_own_oldest_and_is_not_locked_out() {
     let world = World::new().await;
     let replica = world.serve().await;
-    world.publisher().await.publish_all(Event::orders(MERCHANT, 3)).await;
+    world
+        .publisher()
+        .await
+        .publish_all(Event::orders(MERCHANT, 3))
+        .await;
     for number in 0..70 {
-        world.merchant(MERCHANT).device(&format!("invented-{number}")).connect(replica.public()).await.leave().await;
+        world
+            .merchant(MERCHANT)
+            .device(&format!("invented-{number}"))
+            .connect(replica.public())
+            .await
+            .leave()
+            .await;
     }
-    let mut newest = world.merchant(MERCHANT).device("one-more").connect(replica.public()).await;
+    let mut newest = world
+        .merchant(MERCHANT)
+        .device("one-more")
+        .connect(replica.public())
+        .await;
     newest.take_seqs(1..=3).await;
     newest.ping().await;
     world.expect_cursor(MERCHANT, "one-more", 3).await;
-    assert_eq!(world.cursors(MERCHANT).await, 64, "a bound on what one subscriber can make us keep");
+    assert_eq!(
+        world.cursors(MERCHANT).await,
+        64,
+        "a bound on what one subscriber can make us keep"
+    );
     world.finish().await;
 }
 
@@ -72,13 +101,21 @@ async fn a_client_that_invents_devices_pushes_out_its_own_oldest_and_is_not_lock
 async fn a_client_that_keeps_its_own_place_gets_all_after_it_acknowledged_or_not() {
     let world = World::new().await;
     let replica = world.serve().await;
-    world.publisher().await.publish_all(Event::orders(MERCHANT, 10)).await;
+    world
+        .publisher()
+        .await
+        .publish_all(Event::orders(MERCHANT, 10))
+        .await;
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
     merchant.take_seqs(1..=10).await;
     merchant.leave().await;
     world.expect_cursor(MERCHANT, "", 10).await;
 
-    let mut merchant = world.merchant(MERCHANT).after(MERCHANT, 3).connect(replica.public()).await;
+    let mut merchant = world
+        .merchant(MERCHANT)
+        .after(MERCHANT, 3)
+        .connect(replica.public())
+        .await;
     merchant.expect_seqs(4..=10).await;
     assert_eq!(merchant.expect_caught_up(MERCHANT).await, 10);
     world.finish().await;
@@ -90,10 +127,19 @@ async fn a_session_sees_the_feeds_that_its_token_names_and_nothing_else() {
     let replica = world.serve().await;
     let publisher = world.publisher().await;
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
-    let token = world.token("accountant").feeds([MERCHANT, "merchant-43"]).sign();
-    let mut accountant = world.merchant("accountant").token(token).connect(replica.public()).await;
+    let token = world
+        .token("accountant")
+        .feeds([MERCHANT, "merchant-43"])
+        .sign();
+    let mut accountant = world
+        .merchant("accountant")
+        .token(token)
+        .connect(replica.public())
+        .await;
 
-    publisher.publish_all(Event::orders("merchant-43", 10)).await;
+    publisher
+        .publish_all(Event::orders("merchant-43", 10))
+        .await;
     publisher.publish_all(Event::orders("accountant", 10)).await;
     publisher.publish_all(Event::orders("merchant-4", 10)).await;
     publisher.publish_all(Event::orders(MERCHANT, 1)).await;
@@ -103,7 +149,13 @@ async fn a_session_sees_the_feeds_that_its_token_names_and_nothing_else() {
     for _ in 0..11 {
         accountant.next_notification().await;
     }
-    assert_eq!((accountant.through("merchant-43"), accountant.through(MERCHANT)), (10, 1));
+    assert_eq!(
+        (
+            accountant.through("merchant-43"),
+            accountant.through(MERCHANT)
+        ),
+        (10, 1)
+    );
     merchant.ping().await;
     accountant.ping().await;
     world.finish().await;
@@ -115,20 +167,34 @@ async fn everyone_gets_the_broadcast_feed() {
     let replica = world.serve().await;
     let mut merchants = [
         world.merchant(MERCHANT).connect(replica.public()).await,
-        world.merchant("merchant-43").connect(replica.public()).await,
+        world
+            .merchant("merchant-43")
+            .connect(replica.public())
+            .await,
     ];
-    let notice = Event::new("notice.maintenance", "all", r#"{"text":"closed on Sunday"}"#);
+    let notice = Event::new(
+        "notice.maintenance",
+        "all",
+        r#"{"text":"closed on Sunday"}"#,
+    );
     world.publisher().await.publish(&notice).await;
     for merchant in &mut merchants {
         let notification = merchant.next_notification().await;
-        assert_eq!((notification.feed.as_str(), notification.id.as_str()), ("all", notice.event_id()));
+        assert_eq!(
+            (notification.feed.as_str(), notification.id.as_str()),
+            ("all", notice.event_id())
+        );
         merchant.ack("all", 1).await;
         merchant.ping().await;
     }
     let [one, _other] = merchants;
     one.vanish();
     let mut again = world.merchant(MERCHANT).connect(replica.public()).await;
-    assert_eq!(again.expect_caught_up("all").await, 1, "it was acknowledged");
+    assert_eq!(
+        again.expect_caught_up("all").await,
+        1,
+        "it was acknowledged"
+    );
     world.finish().await;
 }
 
@@ -139,7 +205,12 @@ async fn a_replica_takes_as_many_files_as_the_system_allows() {
     // More than the limit that it was started under.
     let mut merchants = Vec::new();
     for number in 0..80 {
-        merchants.push(world.merchant(&format!("merchant-{number}")).connect(replica.public()).await);
+        merchants.push(
+            world
+                .merchant(&format!("merchant-{number}"))
+                .connect(replica.public())
+                .await,
+        );
     }
     assert_eq!(replica.metric("shopbell_sessions").await, 80);
     world.finish().await;

@@ -23,14 +23,21 @@ async fn a_client_that_never_acknowledges_gets_one_window_and_no_more() {
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
     merchant.expect_seqs(1..=10).await;
     merchant.ping().await;
-    assert_eq!((merchant.through(MERCHANT), merchant.outstanding()), (10, 10));
+    assert_eq!(
+        (merchant.through(MERCHANT), merchant.outstanding()),
+        (10, 10)
+    );
 
     merchant.ack(MERCHANT, 4).await;
     merchant.expect_seqs(11..=14).await;
     publisher.publish_all(Event::orders(MERCHANT, 5)).await;
     world.expect_stored(MERCHANT, 30).await;
     merchant.ping().await;
-    assert_eq!(merchant.through(MERCHANT), 14, "live ones wait for the window too");
+    assert_eq!(
+        merchant.through(MERCHANT),
+        14,
+        "live ones wait for the window too"
+    );
 
     merchant.ack(MERCHANT, 14).await;
     merchant.take_seqs(15..=30).await;
@@ -47,19 +54,35 @@ async fn the_window_is_one_for_all_feeds_of_a_session() {
         publisher.publish_all(Event::orders(feed, 10)).await;
         world.expect_stored(feed, 10).await;
     }
-    let token = world.token("accountant").feeds(["merchant-1", "merchant-2"]).sign();
-    let mut accountant = world.merchant("accountant").token(token).connect(replica.public()).await;
+    let token = world
+        .token("accountant")
+        .feeds(["merchant-1", "merchant-2"])
+        .sign();
+    let mut accountant = world
+        .merchant("accountant")
+        .token(token)
+        .connect(replica.public())
+        .await;
     for _ in 0..20 {
         let notification = accountant.next_notification().await;
         if accountant.outstanding() == 6 {
             accountant.ping().await;
-            let (one, two) = (accountant.through("merchant-1"), accountant.through("merchant-2"));
+            let (one, two) = (
+                accountant.through("merchant-1"),
+                accountant.through("merchant-2"),
+            );
             accountant.ack("merchant-1", one).await;
             accountant.ack("merchant-2", two).await;
         }
         assert!(notification.feed.starts_with("merchant-"));
     }
-    assert_eq!((accountant.through("merchant-1"), accountant.through("merchant-2")), (10, 10));
+    assert_eq!(
+        (
+            accountant.through("merchant-1"),
+            accountant.through("merchant-2")
+        ),
+        (10, 10)
+    );
     world.finish().await;
 }
 
@@ -80,7 +103,13 @@ async fn clients_that_read_or_acknowledge_nothing_hold_bounded_memory_and_slow_n
     for number in 0..20 {
         let name = format!("slow-{number}");
         let token = world.token(&name).feeds([BUSY]).sign();
-        deaf.push(world.merchant(&name).token(token).connect(replica.public()).await);
+        deaf.push(
+            world
+                .merchant(&name)
+                .token(token)
+                .connect(replica.public())
+                .await,
+        );
     }
     // These read, each on a task of its own, and never acknowledge: they get one window.
     let window = deaf[0].welcome().window;
@@ -99,20 +128,28 @@ async fn clients_that_read_or_acknowledge_nothing_hold_bounded_memory_and_slow_n
     let data = format!(r#"{{"lines":"{}"}}"#, "x".repeat(EVENT_BYTES));
     let mut settled_bytes = 0;
     for round in 1..=ROUNDS {
-        let busy: Vec<_> = (0..EVENTS_PER_ROUND).map(|_| Event::new("order.large", BUSY, &data)).collect();
+        let busy: Vec<_> = (0..EVENTS_PER_ROUND)
+            .map(|_| Event::new("order.large", BUSY, &data))
+            .collect();
         publisher.publish_all(&busy).await;
         let published = Instant::now();
         publisher.publish(&Event::order(MERCHANT)).await;
         let seq = round as u64;
         lively.take_seqs(seq..=seq).await;
         let took = published.elapsed();
-        assert!(took < LIVE_BOUND, "a live notification took {took:?} in round {round}");
+        assert!(
+            took < LIVE_BOUND,
+            "a live notification took {took:?} in round {round}"
+        );
         if round == 5 {
             settled_bytes = replica.rss_bytes();
         }
     }
     let growth_bytes = replica.rss_bytes().saturating_sub(settled_bytes);
-    assert!(growth_bytes < GROWTH_BYTES_MAX, "grew by {growth_bytes} bytes, may grow by {GROWTH_BYTES_MAX}");
+    assert!(
+        growth_bytes < GROWTH_BYTES_MAX,
+        "grew by {growth_bytes} bytes, may grow by {GROWTH_BYTES_MAX}"
+    );
 
     for mute in mute {
         let mut merchant = mute.await.expect("a client that reads sees a window");
@@ -126,11 +163,22 @@ async fn clients_that_read_or_acknowledge_nothing_hold_bounded_memory_and_slow_n
 #[tokio::test]
 async fn a_client_from_which_nothing_is_heard_is_closed_with_4408() {
     let world = World::new().await;
-    let replica = world.replica().with("SHOPBELL_HEARTBEAT_SECONDS", 1).start().await;
-    world.publisher().await.publish_all(Event::orders(MERCHANT, 3)).await;
+    let replica = world
+        .replica()
+        .with("SHOPBELL_HEARTBEAT_SECONDS", 1)
+        .start()
+        .await;
+    world
+        .publisher()
+        .await
+        .publish_all(Event::orders(MERCHANT, 3))
+        .await;
     // Nobody polls its socket: it answers no ping.
     let deaf = world.merchant(MERCHANT).connect(replica.public()).await;
-    let mut alive = world.merchant("merchant-43").connect(replica.public()).await;
+    let mut alive = world
+        .merchant("merchant-43")
+        .connect(replica.public())
+        .await;
     eventually("the silent session is gone", PATIENCE, async || {
         alive.next_heartbeat().await;
         let sessions = replica.metric("shopbell_sessions").await;
@@ -139,7 +187,10 @@ async fn a_client_from_which_nothing_is_heard_is_closed_with_4408() {
     .await;
 
     let closed = deaf.unread_close().await;
-    assert_eq!((closed.code, closed.word.as_deref()), (4408, Some("silent")));
+    assert_eq!(
+        (closed.code, closed.word.as_deref()),
+        (4408, Some("silent"))
+    );
     alive.ping().await;
     world.finish().await;
 }
@@ -147,20 +198,30 @@ async fn a_client_from_which_nothing_is_heard_is_closed_with_4408() {
 #[tokio::test]
 async fn a_client_that_speaks_and_reads_nothing_is_let_go() {
     let world = World::new().await;
-    let replica = world.replica().with("SHOPBELL_HEARTBEAT_SECONDS", 1).start().await;
+    let replica = world
+        .replica()
+        .with("SHOPBELL_HEARTBEAT_SECONDS", 1)
+        .start()
+        .await;
     let network = Proxy::before(&replica.public().to_string()).await;
     let mut merchant = world.merchant(MERCHANT).connect(network.address()).await;
 
     // More than the sockets between them hold, within one window.
     network.stall_downstream();
     let data = format!(r#"{{"lines":"{}"}}"#, "x".repeat(60 * 1024));
-    let large: Vec<_> = (0..250).map(|_| Event::new("order.large", MERCHANT, &data)).collect();
+    let large: Vec<_> = (0..250)
+        .map(|_| Event::new("order.large", MERCHANT, &data))
+        .collect();
     world.publisher().await.publish_all(&large).await;
-    eventually("the session that does not read is gone", PATIENCE, async || {
-        merchant.send_text(r#"{"type":"ping"}"#).await;
-        let sessions = replica.metric("shopbell_sessions").await;
-        holds(sessions == 0, sessions)
-    })
+    eventually(
+        "the session that does not read is gone",
+        PATIENCE,
+        async || {
+            merchant.send_text(r#"{"type":"ping"}"#).await;
+            let sessions = replica.metric("shopbell_sessions").await;
+            holds(sessions == 0, sessions)
+        },
+    )
     .await;
     world.finish().await;
 }
@@ -172,7 +233,9 @@ async fn a_slow_line_gets_everything_in_its_own_time() {
     let network = Proxy::before(&replica.public().to_string()).await;
     network.slow_downstream(1_000_000);
     let data = format!(r#"{{"lines":"{}"}}"#, "x".repeat(EVENT_BYTES));
-    let large: Vec<_> = (0..300).map(|_| Event::new("order.large", MERCHANT, &data)).collect();
+    let large: Vec<_> = (0..300)
+        .map(|_| Event::new("order.large", MERCHANT, &data))
+        .collect();
     world.publisher().await.publish_all(&large).await;
     let mut merchant = world.merchant(MERCHANT).connect(network.address()).await;
     merchant.take_seqs(1..=300).await;
@@ -186,13 +249,20 @@ async fn a_client_that_asks_for_history_and_reads_no_answer_is_let_go() {
     let world = World::new().await;
     let replica = world.serve().await;
     let large = format!(r#"{{"text":"{}"}}"#, "x".repeat(EVENT_BYTES));
-    world.publisher().await.publish_all((0..16).map(|_| Event::new("custom.thing", MERCHANT, &large))).await;
+    world
+        .publisher()
+        .await
+        .publish_all((0..16).map(|_| Event::new("custom.thing", MERCHANT, &large)))
+        .await;
     world.expect_stored(MERCHANT, 16).await;
 
-    let mut stream = TcpStream::connect(replica.public()).await.expect("a connection");
+    let mut stream = TcpStream::connect(replica.public())
+        .await
+        .expect("a connection");
     let token = world.token(MERCHANT).sign();
-    let request =
-        format!("GET /v1/feeds/{MERCHANT}/notifications HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n");
+    let request = format!(
+        "GET /v1/feeds/{MERCHANT}/notifications HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n"
+    );
     // Far more answers than any buffer on the way holds.
     let asked = tokio::time::timeout(BOUND, async {
         for _ in 0..200 {
@@ -201,10 +271,14 @@ async fn a_client_that_asks_for_history_and_reads_no_answer_is_let_go() {
         std::io::Result::Ok(())
     });
     asked.await.expect("the requests fit into the buffers").ok();
-    eventually("the replica ends the connection", BOUND, async || match stream.write_all(b"GET").await {
-        Ok(()) => Err("it still takes requests".to_owned()),
-        Err(_) => Ok(()),
-    })
+    eventually(
+        "the replica ends the connection",
+        BOUND,
+        async || match stream.write_all(b"GET").await {
+            Ok(()) => Err("it still takes requests".to_owned()),
+            Err(_) => Ok(()),
+        },
+    )
     .await;
     world.finish().await;
 }

@@ -41,14 +41,25 @@ http <- health telemetry feed notification::Newest protocol auth store hub curso
 const OWNED: [(&[&str], &[&str]); 5] = [
     (&["lapin::"], &["amqp"]),
     (&["sqlx::query", "sqlx::raw_sql", "sqlx::{"], &["store"]),
-    (&["\"select ", "\"insert into ", "\"update ", "\"delete from "], &["store"]),
+    (
+        &["\"select ", "\"insert into ", "\"update ", "\"delete from "],
+        &["store"],
+    ),
     (&["anyhow::"], &["commands", "main"]),
     // So ingest acknowledges with the proof `HandedOn` and with nothing else.
     (&["acknowledge_through"], &["amqp", "fanout"]),
 ];
 /// The pure parts, and what never stands in them: sockets, clocks, randomness.
-const PURE: [&str; 5] = ["session/state", "event", "protocol", "change", "notification"];
-const IMPURE: [&str; 8] = ["tokio::", "std::net", "std::env", "std::fs", "::now", "fastrand", "new_v4", "now_v7"];
+const PURE: [&str; 5] = [
+    "session/state",
+    "event",
+    "protocol",
+    "change",
+    "notification",
+];
+const IMPURE: [&str; 8] = [
+    "tokio::", "std::net", "std::env", "std::fs", "::now", "fastrand", "new_v4", "now_v7",
+];
 
 /// A file that is longer has more than one reason to change.
 const LINES_MAX: usize = 500;
@@ -62,11 +73,17 @@ fn imports_point_one_way() {
             continue;
         }
         let row = rows().find(|(name, _)| within(&part, name));
-        let (name, allowed) = row.unwrap_or_else(|| panic!("{place}: give {part} a row in tests/it/tidy.rs"));
+        let (name, allowed) =
+            row.unwrap_or_else(|| panic!("{place}: give {part} a row in tests/it/tidy.rs"));
         for import in text.split("crate::").skip(1) {
-            let end = import.find(|c: char| !c.is_alphanumeric() && !"_:".contains(c)).unwrap_or(import.len());
+            let end = import
+                .find(|c: char| !c.is_alphanumeric() && !"_:".contains(c))
+                .unwrap_or(import.len());
             let import = import[..end].trim_end_matches(':').replace("::", "/");
-            match allowed.split_whitespace().find(|allowed| within(&import, &allowed.replace("::", "/"))) {
+            match allowed
+                .split_whitespace()
+                .find(|allowed| within(&import, &allowed.replace("::", "/")))
+            {
                 Some(allowed) => _ = used.insert((name, allowed)),
                 None => wrong.push(format!("{place}: {name} may import only{allowed}: {text}")),
             }
@@ -76,9 +93,13 @@ fn imports_point_one_way() {
     for (name, allowed) in rows() {
         for import in allowed.split_whitespace() {
             if !above.contains(import.split("::").next().unwrap_or(import)) {
-                wrong.push(format!("the table lets {name} import {import}, which does not stand above it"));
+                wrong.push(format!(
+                    "the table lets {name} import {import}, which does not stand above it"
+                ));
             } else if !used.contains(&(name, import)) {
-                wrong.push(format!("the table lets {name} import {import}, which it does not: strike that"));
+                wrong.push(format!(
+                    "the table lets {name} import {import}, which it does not: strike that"
+                ));
             }
         }
         above.extend(name.split('/').next());
@@ -92,39 +113,68 @@ fn imports_point_one_way() {
 fn what_one_part_owns_stands_in_no_other() {
     let mut wrong = Vec::new();
     for (part, place, text) in code() {
-        let has = |name: &&str| text.match_indices(name).any(|(at, _)| !text[..at].ends_with('"'));
+        let has = |name: &&str| {
+            text.match_indices(name)
+                .any(|(at, _)| !text[..at].ends_with('"'))
+        };
         let is_in = |parts: &[&str]| parts.iter().any(|one| within(&part, one));
-        let owners = OWNED.iter().find(|(names, owners)| names.iter().any(has) && !is_in(owners));
+        let owners = OWNED
+            .iter()
+            .find(|(names, owners)| names.iter().any(has) && !is_in(owners));
         wrong.extend(owners.map(|(_, owners)| format!("{place}: only in {owners:?}: {text}")));
         if is_in(&PURE) && IMPURE.iter().any(has) {
             wrong.push(format!("{place}: not in a pure part: {text}"));
         }
     }
-    none(wrong, "Put it behind a function of the part that owns it; what is pure takes it as an argument.");
+    none(
+        wrong,
+        "Put it behind a function of the part that owns it; what is pure takes it as an argument.",
+    );
 }
 
 #[test]
 fn the_code_map_names_every_module() {
-    let (map, lib) = (section("ARCHITECTURE.md", "## Code map"), read("src/lib.rs"));
-    let cells = map.lines().filter_map(|row| row.strip_prefix("| `")?.split_once("` | "));
+    let (map, lib) = (
+        section("ARCHITECTURE.md", "## Code map"),
+        read("src/lib.rs"),
+    );
+    let cells = map
+        .lines()
+        .filter_map(|row| row.strip_prefix("| `")?.split_once("` | "));
     let mapped: BTreeSet<_> = cells.flat_map(|(cell, _)| cell.split("`, `")).collect();
-    let modules = lib.lines().filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';'));
+    let modules = lib
+        .lines()
+        .filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';'));
     let modules: BTreeSet<_> = modules.collect();
-    assert_eq!(mapped, modules, "ARCHITECTURE.md's code map (left) is not what src/lib.rs has: correct the map");
+    assert_eq!(
+        mapped, modules,
+        "ARCHITECTURE.md's code map (left) is not what src/lib.rs has: correct the map"
+    );
 }
 
 #[test]
 fn every_name_in_the_architecture_is_found() {
-    let sources: String = files(&["src", "migrations", "tests"]).iter().map(|file| read(file)).collect();
+    let sources: String = files(&["src", "migrations", "tests"])
+        .iter()
+        .map(|file| read(file))
+        .collect();
     let is_there = |name: &str| match name.rsplit("::").next() {
         _ if name.contains('/') => ["", "src/"].iter().any(|root| {
-            Path::new(&format!("{root}{name}")).exists() || Path::new(&format!("{root}{name}.rs")).exists()
+            Path::new(&format!("{root}{name}")).exists()
+                || Path::new(&format!("{root}{name}.rs")).exists()
         }),
         last => sources.contains(last.unwrap_or(name)),
     };
     let text = read("ARCHITECTURE.md").replace("```", "");
-    let names = text.split('`').skip(1).step_by(2).filter(|name| !is_there(name));
-    none(names.map(Into::into).collect(), "ARCHITECTURE.md names these, which are not there: correct it.");
+    let names = text
+        .split('`')
+        .skip(1)
+        .step_by(2)
+        .filter(|name| !is_there(name));
+    none(
+        names.map(Into::into).collect(),
+        "ARCHITECTURE.md names these, which are not there: correct it.",
+    );
 }
 
 #[test]
@@ -132,33 +182,63 @@ fn no_file_is_too_long() {
     let lengths = files(&["src", "tests", "benches", "migrations", "scripts"])
         .into_iter()
         .map(|file| (read(&file).lines().count(), file));
-    let long = lengths.filter(|(lines, _)| *lines > LINES_MAX).map(|(lines, file)| format!("{file}: {lines} lines"));
-    none(long.collect(), &format!("{LINES_MAX} lines are the most: split it by the reasons that it has to change."));
+    let long = lengths
+        .filter(|(lines, _)| *lines > LINES_MAX)
+        .map(|(lines, file)| format!("{file}: {lines} lines"));
+    none(
+        long.collect(),
+        &format!("{LINES_MAX} lines are the most: split it by the reasons that it has to change."),
+    );
 }
 
 #[test]
 fn the_readme_lists_every_setting() {
     let settings = |text: String| -> BTreeSet<String> {
-        let names = text.split(|c: char| !c.is_ascii_uppercase() && !c.is_ascii_digit() && c != '_');
+        let names =
+            text.split(|c: char| !c.is_ascii_uppercase() && !c.is_ascii_digit() && c != '_');
         // `SHOPBELL_TOKEN` is no setting: the service only does not complain of it.
-        let known = |name: &&str| name.starts_with("SHOPBELL_") && !["SHOPBELL_", "SHOPBELL_TOKEN"].contains(name);
+        let known = |name: &&str| {
+            name.starts_with("SHOPBELL_") && !["SHOPBELL_", "SHOPBELL_TOKEN"].contains(name)
+        };
         names.filter(known).map(Into::into).collect()
     };
-    let config = code().into_iter().filter(|(part, ..)| within(part, "config")).map(|(.., text)| text + "\n");
+    let config = code()
+        .into_iter()
+        .filter(|(part, ..)| within(part, "config"))
+        .map(|(.., text)| text + "\n");
     let table = section("README.md", "## Configure");
-    let cells = table.lines().filter_map(|row| row.strip_prefix("| ")?.split(" | ").next());
-    let (listed, taken) = (settings(cells.collect::<Vec<_>>().join("\n")), settings(config.collect()));
-    assert_eq!(listed, taken, "the table in README.md (left) is not what src/config.rs reads: correct the table");
+    let cells = table
+        .lines()
+        .filter_map(|row| row.strip_prefix("| ")?.split(" | ").next());
+    let (listed, taken) = (
+        settings(cells.collect::<Vec<_>>().join("\n")),
+        settings(config.collect()),
+    );
+    assert_eq!(
+        listed, taken,
+        "the table in README.md (left) is not what src/config.rs reads: correct the table"
+    );
 }
 
 /// Every line of src/ that is no comment and stands above the tests: its part (`session/state`), its place, its text.
 fn code() -> Vec<(String, String, String)> {
     let mut code = Vec::new();
-    for file in files(&["src"]).into_iter().filter(|file| !file.contains("/tests")) {
+    for file in files(&["src"])
+        .into_iter()
+        .filter(|file| !file.contains("/tests"))
+    {
         let part = file.trim_start_matches("src/").trim_end_matches(".rs");
-        for (index, line) in read(&file).lines().take_while(|line| *line != "mod tests {").enumerate() {
+        for (index, line) in read(&file)
+            .lines()
+            .take_while(|line| *line != "mod tests {")
+            .enumerate()
+        {
             if !line.trim_start().starts_with("//") {
-                code.push((part.to_owned(), format!("{file}:{}", index + 1), line.trim().to_owned()));
+                code.push((
+                    part.to_owned(),
+                    format!("{file}:{}", index + 1),
+                    line.trim().to_owned(),
+                ));
             }
         }
     }
@@ -166,23 +246,36 @@ fn code() -> Vec<(String, String, String)> {
 }
 
 fn within(path: &str, part: &str) -> bool {
-    path.strip_prefix(part).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    path.strip_prefix(part)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// From a heading of a document to the next.
 fn section(file: &str, heading: &str) -> String {
     let text = read(file);
-    let (_, section) = text.split_once(heading).unwrap_or_else(|| panic!("{file} has lost its {heading:?}"));
+    let (_, section) = text
+        .split_once(heading)
+        .unwrap_or_else(|| panic!("{file} has lost its {heading:?}"));
     section.split("\n## ").next().unwrap_or(section).to_owned()
 }
 
 /// Rust, SQL and scripts in these folders.
 fn files(folders: &[&str]) -> Vec<String> {
-    let (mut files, mut paths) = (Vec::new(), folders.iter().map(PathBuf::from).collect::<Vec<_>>());
+    let (mut files, mut paths) = (
+        Vec::new(),
+        folders.iter().map(PathBuf::from).collect::<Vec<_>>(),
+    );
     while let Some(path) = paths.pop() {
         if path.is_dir() {
-            paths.extend(path.read_dir().expect("a folder can be read").map(|entry| entry.expect("a name").path()));
-        } else if path.extension().is_none_or(|extension| extension == "rs" || extension == "sql") {
+            paths.extend(
+                path.read_dir()
+                    .expect("a folder can be read")
+                    .map(|entry| entry.expect("a name").path()),
+            );
+        } else if path
+            .extension()
+            .is_none_or(|extension| extension == "rs" || extension == "sql")
+        {
             files.push(path.display().to_string());
         }
     }

@@ -12,7 +12,9 @@ const PUBLISHERS_SPAN: &str = "b7ad6b7169203331";
 
 /// A replica that tells the collector.
 async fn traced(world: &World, collector: &Collector) -> Replica {
-    let replica = world.replica().with("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint());
+    let replica = world
+        .replica()
+        .with("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint());
     replica.with("OTEL_BSP_SCHEDULE_DELAY", 100).start().await
 }
 
@@ -20,8 +22,16 @@ async fn traced(world: &World, collector: &Collector) -> Replica {
 async fn spans(collector: &Collector, name: &str, count: usize) -> Vec<Span> {
     eventually(&format!("{count} spans {name:?}"), PATIENCE, async || {
         let spans = collector.spans();
-        let found: Vec<Span> = spans.iter().filter(|span| span.name == name).cloned().collect();
-        if found.len() == count { Ok(found) } else { Err(format!("{spans:#?}")) }
+        let found: Vec<Span> = spans
+            .iter()
+            .filter(|span| span.name == name)
+            .cloned()
+            .collect();
+        if found.len() == count {
+            Ok(found)
+        } else {
+            Err(format!("{spans:#?}"))
+        }
     })
     .await
 }
@@ -34,16 +44,31 @@ async fn span(collector: &Collector, name: &str) -> Span {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_trace_goes_from_the_publisher_to_the_clients_ack_over_two_replicas() {
     let (world, collector) = (World::new().await, Collector::start().await);
-    let replicas = [traced(&world, &collector).await, traced(&world, &collector).await];
+    let replicas = [
+        traced(&world, &collector).await,
+        traced(&world, &collector).await,
+    ];
     let mut merchants = Vec::new();
     for (replica, device) in replicas.iter().zip(["till", "phone"]) {
-        let mut merchant = world.merchant(MERCHANT).device(device).connect(replica.public()).await;
+        let mut merchant = world
+            .merchant(MERCHANT)
+            .device(device)
+            .connect(replica.public())
+            .await;
         merchant.expect_caught_up(MERCHANT).await;
         merchants.push(merchant);
     }
     // Only a gateway that is known to be there is told over RabbitMQ, so that both are.
     let settings = [("OTEL_EXPORTER_OTLP_ENDPOINT", &*collector.endpoint())];
-    let published = ["publish", "--recipient", MERCHANT, "--type", "shop.opened", "--id", "traced"];
+    let published = [
+        "publish",
+        "--recipient",
+        MERCHANT,
+        "--type",
+        "shop.opened",
+        "--id",
+        "traced",
+    ];
     world.shopbell_with(&settings, &published).await.succeeded();
     for merchant in &mut merchants {
         merchant.expect_seqs(1..=1).await;
@@ -51,9 +76,15 @@ async fn one_trace_goes_from_the_publisher_to_the_clients_ack_over_two_replicas(
     }
 
     let publish = span(&collector, &format!("send {}", world.name("events"))).await;
-    assert_eq!((publish.parent.as_str(), publish.kind.as_str()), ("", "SPAN_KIND_PRODUCER"));
+    assert_eq!(
+        (publish.parent.as_str(), publish.kind.as_str()),
+        ("", "SPAN_KIND_PRODUCER")
+    );
     let process = span(&collector, &format!("process {}", world.name("ingest"))).await;
-    assert_eq!((&process.trace, &process.parent), (&publish.trace, &publish.id));
+    assert_eq!(
+        (&process.trace, &process.parent),
+        (&publish.trace, &publish.id)
+    );
     for attribute in [
         "messaging.system: Str(rabbitmq)".to_owned(),
         "messaging.operation.name: Str(process)".to_owned(),
@@ -63,7 +94,10 @@ async fn one_trace_goes_from_the_publisher_to_the_clients_ack_over_two_replicas(
         format!("shopbell.feed: Str({MERCHANT})"),
         "shopbell.seq: Int(1)".to_owned(),
     ] {
-        assert!(process.attributes.contains(&attribute), "{attribute} in {process:#?}");
+        assert!(
+            process.attributes.contains(&attribute),
+            "{attribute} in {process:#?}"
+        );
     }
     // The batch, with its commit, is a trace of its own: each of the two knows the other.
     let batch = span(&collector, &format!("batch {}", world.name("ingest"))).await;
@@ -73,12 +107,19 @@ async fn one_trace_goes_from_the_publisher_to_the_clients_ack_over_two_replicas(
     assert_eq!((&commit.trace, &commit.parent), (&batch.trace, &batch.id));
 
     let fan_out = span(&collector, &format!("send {}", world.name("fanout"))).await;
-    assert_eq!((&fan_out.trace, &fan_out.parent), (&publish.trace, &process.id));
+    assert_eq!(
+        (&fan_out.trace, &fan_out.parent),
+        (&publish.trace, &process.id)
+    );
     let sends = spans(&collector, "send shopbell.v1", 2).await;
     let acks = spans(&collector, "ack shopbell.v1", 2).await;
     for send in &sends {
         assert_eq!((&send.trace, &send.parent), (&publish.trace, &process.id));
-        assert!(acks.iter().any(|ack| (&ack.trace, &ack.parent) == (&send.trace, &send.id)), "{send:#?} in {acks:#?}");
+        assert!(
+            acks.iter()
+                .any(|ack| (&ack.trace, &ack.parent) == (&send.trace, &send.id)),
+            "{send:#?} in {acks:#?}"
+        );
     }
     world.finish().await;
 }
@@ -87,9 +128,16 @@ async fn one_trace_goes_from_the_publisher_to_the_clients_ack_over_two_replicas(
 async fn what_was_stored_meanwhile_begins_a_trace_that_is_linked_to_its_events() {
     let (world, collector) = (World::new().await, Collector::start().await);
     let replica = traced(&world, &collector).await;
-    world.publisher().await.publish(sampled(Event::order(MERCHANT), "01")).await;
+    world
+        .publisher()
+        .await
+        .publish(sampled(Event::order(MERCHANT), "01"))
+        .await;
     let process = span(&collector, &format!("process {}", world.name("ingest"))).await;
-    assert_eq!((process.trace.as_str(), process.parent.as_str()), (TRACE, PUBLISHERS_SPAN));
+    assert_eq!(
+        (process.trace.as_str(), process.parent.as_str()),
+        (TRACE, PUBLISHERS_SPAN)
+    );
 
     eventually("it is kept where the trace goes on", PATIENCE, async || {
         let kept = world.number("select count(*) from traces").await;
@@ -100,7 +148,10 @@ async fn what_was_stored_meanwhile_begins_a_trace_that_is_linked_to_its_events()
     merchant.expect_seqs(1..=1).await;
     merchant.ack(MERCHANT, 1).await;
     let send = span(&collector, "send shopbell.v1").await;
-    assert_eq!(send.parent, "", "it lay in the database: the wait is no part of it");
+    assert_eq!(
+        send.parent, "",
+        "it lay in the database: the wait is no part of it"
+    );
     assert_eq!(send.links, [(process.trace.clone(), process.id.clone())]);
     let ack = span(&collector, "ack shopbell.v1").await;
     assert_eq!((&ack.trace, &ack.parent), (&send.trace, &send.id));
@@ -108,22 +159,36 @@ async fn what_was_stored_meanwhile_begins_a_trace_that_is_linked_to_its_events()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_its_publisher_does_not_sample_is_not_traced_nor_is_a_stop_held_up_by_a_collector_that_is_gone() {
+async fn what_its_publisher_does_not_sample_is_not_traced_nor_is_a_stop_held_up_by_a_collector_that_is_gone()
+ {
     let (world, collector) = (World::new().await, Collector::start().await);
     let replica = traced(&world, &collector).await;
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
     merchant.expect_caught_up(MERCHANT).await;
     for (seq, flags) in [(1, "00"), (2, "01")] {
-        world.publisher().await.publish(sampled(Event::order(MERCHANT), flags)).await;
+        world
+            .publisher()
+            .await
+            .publish(sampled(Event::order(MERCHANT), flags))
+            .await;
         merchant.take_seqs(seq..=seq).await;
     }
     let ack = span(&collector, "ack shopbell.v1").await;
     assert_eq!(ack.trace, TRACE);
     let sends = spans(&collector, "send shopbell.v1", 1).await;
-    assert!(sends[0].attributes.contains(&"shopbell.seq: Int(2)".to_owned()), "{sends:#?}");
+    assert!(
+        sends[0]
+            .attributes
+            .contains(&"shopbell.seq: Int(2)".to_owned()),
+        "{sends:#?}"
+    );
 
     drop(collector);
-    world.publisher().await.publish(sampled(Event::order(MERCHANT), "01")).await;
+    world
+        .publisher()
+        .await
+        .publish(sampled(Event::order(MERCHANT), "01"))
+        .await;
     merchant.take_seqs(3..=3).await;
     assert!(replica.terminate().await.success());
     world.finish().await;
@@ -139,13 +204,23 @@ async fn no_order_waits_for_its_trace() {
     let publisher = world.publisher().await;
     let begun = Instant::now();
     for seq in 1..=20 {
-        publisher.publish(sampled(Event::order(MERCHANT), "01")).await;
+        publisher
+            .publish(sampled(Event::order(MERCHANT), "01"))
+            .await;
         merchant.expect_seqs(seq..=seq).await;
     }
-    let mut elsewhere = world.merchant(MERCHANT).device("phone").connect(replica.public()).await;
+    let mut elsewhere = world
+        .merchant(MERCHANT)
+        .device("phone")
+        .connect(replica.public())
+        .await;
     elsewhere.expect_seqs(1..=20).await;
     // One statement alone would have waited for as long.
-    assert!(begun.elapsed() < Duration::from_secs(10), "it took {:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() < Duration::from_secs(10),
+        "it took {:?}",
+        begun.elapsed()
+    );
     drop(lock);
     world.finish().await;
 }
@@ -154,6 +229,9 @@ async fn no_order_waits_for_its_trace() {
 fn sampled(event: Event, flags: &str) -> Parcel {
     let mut parcel = Parcel::from(event);
     let traceparent = format!("00-{TRACE}-{PUBLISHERS_SPAN}-{flags}");
-    parcel.headers.insert("traceparent".into(), AMQPValue::LongString(traceparent.into()));
+    parcel.headers.insert(
+        "traceparent".into(),
+        AMQPValue::LongString(traceparent.into()),
+    );
     parcel
 }

@@ -30,8 +30,13 @@ impl Doors {
     /// Lets whoever comes to `public` through to `inner`, from now on.
     pub(super) async fn open(public: SocketAddr, inner: SocketAddr) -> std::io::Result<Arc<Self>> {
         let listener = TcpListener::bind(public).await?;
-        let state = State { cut: CancellationToken::new(), shut_until: Instant::now() };
-        let doors = Arc::new(Self { state: Mutex::new(state) });
+        let state = State {
+            cut: CancellationToken::new(),
+            shut_until: Instant::now(),
+        };
+        let doors = Arc::new(Self {
+            state: Mutex::new(state),
+        });
         tokio::spawn(doors.clone().let_in(listener, inner));
         Ok(doors)
     }

@@ -18,7 +18,9 @@ pub(super) fn look(sessions_max: usize) -> Vec<Finding> {
 
 /// The hard limit: `serve` takes all that it may.
 fn open_files_max(limits: &str) -> Option<usize> {
-    let row = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    let row = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max open files"))?;
     match row.split_whitespace().nth(1)? {
         "unlimited" => Some(usize::MAX),
         number => number.parse().ok(),
@@ -27,13 +29,19 @@ fn open_files_max(limits: &str) -> Option<usize> {
 
 fn open_files(max: usize, sessions_max: usize) -> Finding {
     const CHECK: &str = "machine.open_files";
-    let needed = sessions_max + CONNECTIONS_MAX + REFUSALS_MAX + OPERATIONS_CONNECTIONS_MAX + FILES_BESIDE;
+    let needed =
+        sessions_max + CONNECTIONS_MAX + REFUSALS_MAX + OPERATIONS_CONNECTIONS_MAX + FILES_BESIDE;
     if max >= needed {
-        return Finding::ok(CHECK, format!("a process started from here may open {max}, and may need {needed}"));
+        return Finding::ok(
+            CHECK,
+            format!("a process started from here may open {max}, and may need {needed}"),
+        );
     }
     Finding::warning(
         CHECK,
-        format!("a process started from here may open {max}, but SHOPBELL_MAX_SESSIONS={sessions_max} needs {needed}"),
+        format!(
+            "a process started from here may open {max}, but SHOPBELL_MAX_SESSIONS={sessions_max} needs {needed}"
+        ),
         "Raise the limit (LimitNOFILE, ulimit -n), or lower SHOPBELL_MAX_SESSIONS: beyond it clients are not accepted",
     )
 }
@@ -57,8 +65,11 @@ mod tests {
 
     #[test]
     fn the_limit_that_counts_is_the_hard_one() {
-        let row =
-            |hard: &str| format!("Limit    Soft Limit  Hard Limit  Units\nMax open files    256    {hard}    files\n");
+        let row = |hard: &str| {
+            format!(
+                "Limit    Soft Limit  Hard Limit  Units\nMax open files    256    {hard}    files\n"
+            )
+        };
         assert_eq!(open_files_max(&row("1024")), Some(1_024));
         assert_eq!(open_files_max(&row("unlimited")), Some(usize::MAX));
         assert_eq!(open_files_max(""), None);
@@ -68,6 +79,9 @@ mod tests {
     fn a_limit_must_have_room_for_all_sessions() {
         assert_eq!(open_files(1_024, 50_000).state, State::Warning);
         assert_eq!(open_files(1_048_576, 50_000).state, State::Ok);
-        assert_eq!((listen_backlog(128).state, listen_backlog(4_096).state), (State::Warning, State::Ok));
+        assert_eq!(
+            (listen_backlog(128).state, listen_backlog(4_096).state),
+            (State::Warning, State::Ok)
+        );
     }
 }

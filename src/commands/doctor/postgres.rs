@@ -23,7 +23,11 @@ pub(super) fn findings(checkup: &Checkup, needed: u32) -> Vec<Finding> {
         sessions(checkup),
         writable(checkup),
         schema(checkup),
-        on("fsync", &checkup.fsync, "a crash of the machine may leave a database that cannot be read"),
+        on(
+            "fsync",
+            &checkup.fsync,
+            "a crash of the machine may leave a database that cannot be read",
+        ),
         on(
             "full_page_writes",
             &checkup.full_page_writes,
@@ -45,7 +49,11 @@ fn version(checkup: &Checkup) -> Finding {
     const CHECK: &str = "postgres.version";
     match checkup.major >= MAJOR_MIN {
         true => Finding::ok(CHECK, &checkup.version),
-        false => Finding::error(CHECK, &checkup.version, format!("Upgrade it: {MAJOR_MIN} is the least")),
+        false => Finding::error(
+            CHECK,
+            &checkup.version,
+            format!("Upgrade it: {MAJOR_MIN} is the least"),
+        ),
     }
 }
 
@@ -65,12 +73,16 @@ fn sessions(checkup: &Checkup) -> Finding {
     const CHECK: &str = "postgres.sessions";
     match checkup.sessions {
         Sessions::Own => Finding::ok(CHECK, "each connection has a server process of its own"),
-        Sessions::Shared { prepared_statements: true } => Finding::ok(
+        Sessions::Shared {
+            prepared_statements: true,
+        } => Finding::ok(
             CHECK,
             "a pooler gives each transaction another server process, and keeps prepared statements; `shopbell migrate` needs \
              the address of Postgres itself",
         ),
-        Sessions::Shared { prepared_statements: false } => Finding::error(
+        Sessions::Shared {
+            prepared_statements: false,
+        } => Finding::error(
             CHECK,
             "a pooler in transaction mode loses prepared statements: most statements fail",
             "Use session mode, or PgBouncer 1.21 or newer with max_prepared_statements = 200 (docs/pooling.md)",
@@ -94,8 +106,14 @@ fn guards(checkup: &Checkup) -> Vec<Finding> {
             true => Finding::ok(check, &guard.found),
             false => Finding::warning(
                 check,
-                format!("a session of the service has {}, not {}: a pooler dropped it", guard.found, guard.wanted),
-                format!("Run: alter role {} set {} = '{}'", checkup.user, guard.setting, guard.wanted),
+                format!(
+                    "a session of the service has {}, not {}: a pooler dropped it",
+                    guard.found, guard.wanted
+                ),
+                format!(
+                    "Run: alter role {} set {} = '{}'",
+                    checkup.user, guard.setting, guard.wanted
+                ),
             ),
         }
     };
@@ -106,7 +124,11 @@ fn guards(checkup: &Checkup) -> Vec<Finding> {
 fn is_same_time(found: &str, wanted: &str) -> bool {
     let milliseconds = |text: &str| match text.strip_suffix("ms") {
         Some(number) => number.parse::<u64>().ok(),
-        None => text.strip_suffix('s')?.parse::<u64>().ok().map(|seconds| seconds * 1_000),
+        None => text
+            .strip_suffix('s')?
+            .parse::<u64>()
+            .ok()
+            .map(|seconds| seconds * 1_000),
     };
     milliseconds(found).is_some() && milliseconds(found) == milliseconds(wanted)
 }
@@ -114,7 +136,11 @@ fn is_same_time(found: &str, wanted: &str) -> bool {
 fn writable(checkup: &Checkup) -> Finding {
     const CHECK: &str = "postgres.writable";
     match (checkup.in_recovery, checkup.read_only) {
-        (true, _) => Finding::error(CHECK, "this server is a standby", "Let DATABASE_URL name the primary"),
+        (true, _) => Finding::error(
+            CHECK,
+            "this server is a standby",
+            "Let DATABASE_URL name the primary",
+        ),
         (_, true) => Finding::error(
             CHECK,
             "transactions are read-only",
@@ -126,16 +152,29 @@ fn writable(checkup: &Checkup) -> Finding {
 
 fn schema(checkup: &Checkup) -> Finding {
     const CHECK: &str = "postgres.schema";
-    let list = |versions: &[i64]| versions.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let list = |versions: &[i64]| {
+        versions
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
     let (missing, newer) = (&checkup.missing_migrations, &checkup.newer_migrations);
     if !missing.is_empty() {
-        return Finding::error(CHECK, format!("missing migrations: {}", list(missing)), "Run `shopbell migrate`");
+        return Finding::error(
+            CHECK,
+            format!("missing migrations: {}", list(missing)),
+            "Run `shopbell migrate`",
+        );
     }
     match newer.is_empty() {
         true => Finding::ok(CHECK, "every migration is in place"),
         false => Finding::ok(
             CHECK,
-            format!("every migration is in place, and newer ones ({}): this version works on them", list(newer)),
+            format!(
+                "every migration is in place, and newer ones ({}): this version works on them",
+                list(newer)
+            ),
         ),
     }
 }
@@ -144,7 +183,11 @@ fn on(setting: &str, value: &str, danger: &str) -> Finding {
     let check = format!("postgres.{setting}");
     match value {
         "on" => Finding::ok(check, "on"),
-        _ => Finding::error(check, format!("{value}: {danger}"), format!("Set {setting} = on")),
+        _ => Finding::error(
+            check,
+            format!("{value}: {danger}"),
+            format!("Set {setting} = on"),
+        ),
     }
 }
 
@@ -168,7 +211,11 @@ fn synchronous_commit(value: &str) -> Finding {
 fn standbys(checkup: &Checkup) -> Finding {
     const CHECK: &str = "postgres.standbys";
     let names = checkup.synchronous_standbys.as_str();
-    let Receivers { standbys, synchronous, unseen } = checkup.receivers;
+    let Receivers {
+        standbys,
+        synchronous,
+        unseen,
+    } = checkup.receivers;
     match names.is_empty() {
         // What cannot be seen must raise no alarm.
         _ if unseen > 0 => Finding::ok(
@@ -178,29 +225,44 @@ fn standbys(checkup: &Checkup) -> Finding {
                  pg_read_all_stats)"
             ),
         ),
-        true if standbys == 0 => {
-            Finding::ok(CHECK, "none: what is stored is as safe as this server's disk and your backups")
-        }
+        true if standbys == 0 => Finding::ok(
+            CHECK,
+            "none: what is stored is as safe as this server's disk and your backups",
+        ),
         true => Finding::warning(
             CHECK,
-            format!("{standbys} connected, but synchronous_standby_names is empty: a failover loses the last orders"),
+            format!(
+                "{standbys} connected, but synchronous_standby_names is empty: a failover loses the last orders"
+            ),
             "Name them in synchronous_standby_names; until then publish again after a failover (docs/backup.md)",
         ),
         false if synchronous == 0 => Finding::error(
             CHECK,
-            format!("synchronous_standby_names is {names:?}, but none of them is connected: every commit waits"),
+            format!(
+                "synchronous_standby_names is {names:?}, but none of them is connected: every commit waits"
+            ),
             "Bring a standby back, or take it out of synchronous_standby_names",
         ),
-        false => Finding::ok(CHECK, format!("synchronous: {names}; {synchronous} connected")),
+        false => Finding::ok(
+            CHECK,
+            format!("synchronous: {names}; {synchronous} connected"),
+        ),
     }
 }
 
 fn clock(ahead_seconds: f64) -> Finding {
     const CHECK: &str = "postgres.clock";
     if ahead_seconds.abs() <= CLOCK_APART_SECONDS_MAX {
-        return Finding::ok(CHECK, format!("{:.1} s from this machine's", ahead_seconds.abs()));
+        return Finding::ok(
+            CHECK,
+            format!("{:.1} s from this machine's", ahead_seconds.abs()),
+        );
     }
-    let which = if ahead_seconds > 0.0 { "ahead of" } else { "behind" };
+    let which = if ahead_seconds > 0.0 {
+        "ahead of"
+    } else {
+        "behind"
+    };
     Finding::warning(
         CHECK,
         format!("{:.1} s {which} this machine's", ahead_seconds.abs()),
@@ -212,24 +274,44 @@ fn clock(ahead_seconds: f64) -> Finding {
 fn connections(limits: &[ConnectionLimit], needed: i64) -> Option<Finding> {
     const CHECK: &str = "postgres.connections";
     let room = |limit: &&ConnectionLimit| limit.max - limit.taken;
-    let too_low = limits.iter().filter(|limit| limit.max < needed).min_by_key(|limit| limit.max);
+    let too_low = limits
+        .iter()
+        .filter(|limit| limit.max < needed)
+        .min_by_key(|limit| limit.max);
     let limit = too_low.or_else(|| limits.iter().min_by_key(room))?;
-    let ConnectionLimit { setting, max, taken } = limit;
+    let ConnectionLimit {
+        setting,
+        max,
+        taken,
+    } = limit;
     let found = format!("{taken} of {max} are taken ({setting}); a replica takes up to {needed}");
     let remedy = format!("Raise {setting}, or run fewer replicas");
     Some(if too_low.is_some() {
         Finding::error(CHECK, found, remedy)
     } else if room(&limit) < needed {
-        Finding::warning(CHECK, format!("{found}: there is no room for one more, as a rolling update needs"), remedy)
+        Finding::warning(
+            CHECK,
+            format!("{found}: there is no room for one more, as a rolling update needs"),
+            remedy,
+        )
     } else {
-        Finding::ok(CHECK, format!("{found}: there is room for {} more", room(&limit) / needed.max(1)))
+        Finding::ok(
+            CHECK,
+            format!(
+                "{found}: there is room for {} more",
+                room(&limit) / needed.max(1)
+            ),
+        )
     })
 }
 
 fn idle_in_transaction(timeout: &str) -> Finding {
     const CHECK: &str = "postgres.idle_in_transaction_session_timeout";
     match timeout {
-        "0" => Finding::ok(CHECK, "off; Shopbell sets one for its own sessions, others may forget a transaction"),
+        "0" => Finding::ok(
+            CHECK,
+            "off; Shopbell sets one for its own sessions, others may forget a transaction",
+        ),
         _ => Finding::ok(CHECK, timeout),
     }
 }
@@ -237,11 +319,21 @@ fn idle_in_transaction(timeout: &str) -> Finding {
 fn transactions(checkup: &Checkup) -> Vec<Finding> {
     const CHECK: &str = "postgres.transactions";
     if checkup.old_transactions.is_empty() {
-        return vec![Finding::ok(CHECK, "none that we may see has been open for more than five minutes")];
+        return vec![Finding::ok(
+            CHECK,
+            "none that we may see has been open for more than five minutes",
+        )];
     }
     let old = checkup.old_transactions.iter().map(|transaction| {
-        let found = format!("{} has been open for {} s: vacuum is held back", transaction.whose, transaction.seconds);
-        Finding::warning(CHECK, found, "End it: select pg_terminate_backend(PID), or rollback prepared 'NAME'")
+        let found = format!(
+            "{} has been open for {} s: vacuum is held back",
+            transaction.whose, transaction.seconds
+        );
+        Finding::warning(
+            CHECK,
+            found,
+            "End it: select pg_terminate_backend(PID), or rollback prepared 'NAME'",
+        )
     });
     old.collect()
 }
@@ -274,13 +366,21 @@ mod tests {
     use crate::store::checkup::{IdleSlot, OldTransaction};
 
     fn limit(setting: &str, max: i64, taken: i64) -> ConnectionLimit {
-        ConnectionLimit { setting: setting.into(), max, taken }
+        ConnectionLimit {
+            setting: setting.into(),
+            max,
+            taken,
+        }
     }
 
     const STATEMENT_TIMEOUT: &str = "postgres.session.statement_timeout";
 
     fn guards(statement: &str, idle: &str, jit: &str) -> Vec<Guard> {
-        let guard = |setting, wanted, found: &str| Guard { setting, wanted, found: found.into() };
+        let guard = |setting, wanted, found: &str| Guard {
+            setting,
+            wanted,
+            found: found.into(),
+        };
         vec![
             guard("statement_timeout", "10s", statement),
             guard("idle_in_transaction_session_timeout", "10s", idle),
@@ -320,7 +420,9 @@ mod tests {
         change(&mut checkup);
         let findings = findings(&checkup, 13);
         let bad = findings.iter().filter(|finding| finding.state != State::Ok);
-        let bad: Vec<_> = bad.map(|finding| (finding.check.as_str(), finding.state)).collect();
+        let bad: Vec<_> = bad
+            .map(|finding| (finding.check.as_str(), finding.state))
+            .collect();
         assert_eq!(bad, expected, "{findings:?}");
     }
 
@@ -330,27 +432,79 @@ mod tests {
         check(|_| {}, &[]);
         check(|checkup| checkup.newer_migrations = vec![9], &[]);
         check(|checkup| checkup.major = 14, &[("postgres.version", Error)]);
-        check(|checkup| checkup.in_recovery = true, &[("postgres.writable", Error)]);
-        check(|checkup| checkup.read_only = true, &[("postgres.writable", Error)]);
-        check(|checkup| checkup.encoding = "LATIN1".into(), &[("postgres.encoding", Error)]);
-        check(|checkup| checkup.guards = guards("0ms", "10000ms", "off"), &[(STATEMENT_TIMEOUT, Warning)]);
-        check(|checkup| checkup.guards = guards("10000ms", "10000ms", "on"), &[("postgres.session.jit", Warning)]);
+        check(
+            |checkup| checkup.in_recovery = true,
+            &[("postgres.writable", Error)],
+        );
+        check(
+            |checkup| checkup.read_only = true,
+            &[("postgres.writable", Error)],
+        );
+        check(
+            |checkup| checkup.encoding = "LATIN1".into(),
+            &[("postgres.encoding", Error)],
+        );
+        check(
+            |checkup| checkup.guards = guards("0ms", "10000ms", "off"),
+            &[(STATEMENT_TIMEOUT, Warning)],
+        );
+        check(
+            |checkup| checkup.guards = guards("10000ms", "10000ms", "on"),
+            &[("postgres.session.jit", Warning)],
+        );
         let shared = |prepared_statements, guards, expected: &[_]| {
             check(
-                |checkup| (checkup.sessions, checkup.guards) = (Sessions::Shared { prepared_statements }, guards),
+                |checkup| {
+                    (checkup.sessions, checkup.guards) = (
+                        Sessions::Shared {
+                            prepared_statements,
+                        },
+                        guards,
+                    )
+                },
                 expected,
             );
         };
         shared(true, guards("30000ms", "60000ms", "off"), &[]);
-        shared(true, guards("0ms", "60000ms", "off"), &[(STATEMENT_TIMEOUT, Warning)]);
-        shared(false, guards("30000ms", "60000ms", "off"), &[("postgres.sessions", Error)]);
-        check(|checkup| checkup.missing_migrations = vec![1, 2], &[("postgres.schema", Error)]);
-        check(|checkup| checkup.fsync = "off".into(), &[("postgres.fsync", Error)]);
-        check(|checkup| checkup.full_page_writes = "off".into(), &[("postgres.full_page_writes", Error)]);
-        check(|checkup| checkup.synchronous_commit = "off".into(), &[("postgres.synchronous_commit", Error)]);
-        check(|checkup| checkup.synchronous_commit = "local".into(), &[("postgres.synchronous_commit", Warning)]);
-        let receivers = |standbys, synchronous, unseen| Receivers { standbys, synchronous, unseen };
-        check(|checkup| checkup.receivers = receivers(1, 0, 0), &[("postgres.standbys", Warning)]);
+        shared(
+            true,
+            guards("0ms", "60000ms", "off"),
+            &[(STATEMENT_TIMEOUT, Warning)],
+        );
+        shared(
+            false,
+            guards("30000ms", "60000ms", "off"),
+            &[("postgres.sessions", Error)],
+        );
+        check(
+            |checkup| checkup.missing_migrations = vec![1, 2],
+            &[("postgres.schema", Error)],
+        );
+        check(
+            |checkup| checkup.fsync = "off".into(),
+            &[("postgres.fsync", Error)],
+        );
+        check(
+            |checkup| checkup.full_page_writes = "off".into(),
+            &[("postgres.full_page_writes", Error)],
+        );
+        check(
+            |checkup| checkup.synchronous_commit = "off".into(),
+            &[("postgres.synchronous_commit", Error)],
+        );
+        check(
+            |checkup| checkup.synchronous_commit = "local".into(),
+            &[("postgres.synchronous_commit", Warning)],
+        );
+        let receivers = |standbys, synchronous, unseen| Receivers {
+            standbys,
+            synchronous,
+            unseen,
+        };
+        check(
+            |checkup| checkup.receivers = receivers(1, 0, 0),
+            &[("postgres.standbys", Warning)],
+        );
         check(|checkup| checkup.receivers = receivers(0, 0, 1), &[]);
         let named = |receivers, expected: &[_]| {
             let change = |checkup: &mut Checkup| {
@@ -363,29 +517,74 @@ mod tests {
         named(receivers(1, 0, 0), &[("postgres.standbys", Error)]);
         named(receivers(1, 1, 0), &[]);
         named(receivers(0, 0, 1), &[]);
-        check(|checkup| checkup.clock_ahead_seconds = -2.5, &[("postgres.clock", Warning)]);
-        let old = OldTransaction { whose: "pid 7 (psql, idle in transaction)".into(), seconds: 301 };
-        check(|checkup| checkup.old_transactions = vec![old], &[("postgres.transactions", Warning)]);
-        let slot = |keeps| vec![IdleSlot { name: "standby_2".into(), keeps }];
-        check(|checkup| checkup.idle_slots = slot(Kept::Bytes(1 << 30)), &[("postgres.replication_slots", Warning)]);
-        check(|checkup| checkup.idle_slots = slot(Kept::Lost), &[("postgres.replication_slots", Warning)]);
+        check(
+            |checkup| checkup.clock_ahead_seconds = -2.5,
+            &[("postgres.clock", Warning)],
+        );
+        let old = OldTransaction {
+            whose: "pid 7 (psql, idle in transaction)".into(),
+            seconds: 301,
+        };
+        check(
+            |checkup| checkup.old_transactions = vec![old],
+            &[("postgres.transactions", Warning)],
+        );
+        let slot = |keeps| {
+            vec![IdleSlot {
+                name: "standby_2".into(),
+                keeps,
+            }]
+        };
+        check(
+            |checkup| checkup.idle_slots = slot(Kept::Bytes(1 << 30)),
+            &[("postgres.replication_slots", Warning)],
+        );
+        check(
+            |checkup| checkup.idle_slots = slot(Kept::Lost),
+            &[("postgres.replication_slots", Warning)],
+        );
         check(|checkup| checkup.idle_slots = slot(Kept::Nothing), &[]);
     }
 
     #[test]
     fn the_limit_with_the_least_room_counts() {
-        let judge = |limits: &[ConnectionLimit]| connections(limits, 13).map(|finding| (finding.state, finding.found));
+        let judge = |limits: &[ConnectionLimit]| {
+            connections(limits, 13).map(|finding| (finding.state, finding.found))
+        };
         let told = |limits: &[ConnectionLimit], state, begins: &str| {
             let (found_state, found) = judge(limits).unwrap_or((State::Ok, String::new()));
-            assert!(found_state == state && found.starts_with(begins), "{found_state:?}: {found}");
+            assert!(
+                found_state == state && found.starts_with(begins),
+                "{found_state:?}: {found}"
+            );
         };
         let server = limit("max_connections", 97, 80);
-        told(std::slice::from_ref(&server), State::Ok, "80 of 97 are taken (max_connections)");
+        told(
+            std::slice::from_ref(&server),
+            State::Ok,
+            "80 of 97 are taken (max_connections)",
+        );
         // Most of the 80 are others', and no reason to worry here.
-        told(&[server.clone(), limit("role", 30, 13)], State::Ok, "80 of 97 are taken (max_connections)");
-        told(&[server.clone(), limit("role", 30, 14)], State::Ok, "14 of 30 are taken (role)");
-        told(&[server.clone(), limit("database", 30, 20)], State::Warning, "20 of 30 are taken (database)");
+        told(
+            &[server.clone(), limit("role", 30, 13)],
+            State::Ok,
+            "80 of 97 are taken (max_connections)",
+        );
+        told(
+            &[server.clone(), limit("role", 30, 14)],
+            State::Ok,
+            "14 of 30 are taken (role)",
+        );
+        told(
+            &[server.clone(), limit("database", 30, 20)],
+            State::Warning,
+            "20 of 30 are taken (database)",
+        );
         // It can never run, whatever the others leave.
-        told(&[limit("max_connections", 97, 97), limit("role", 12, 0)], State::Error, "0 of 12 are taken (role)");
+        told(
+            &[limit("max_connections", 97, 97), limit("role", 12, 0)],
+            State::Error,
+            "0 of 12 are taken (role)",
+        );
     }
 }

@@ -18,13 +18,27 @@ pub(super) fn away(error: &anyhow::Error) -> Finding {
 }
 
 /// Judges what it answered.
-pub(super) fn findings(checkup: &Checkup, broker: &Broker, definitions: Option<&Definitions>) -> Vec<Finding> {
+pub(super) fn findings(
+    checkup: &Checkup,
+    broker: &Broker,
+    definitions: Option<&Definitions>,
+) -> Vec<Finding> {
     // It said yes to confirms, or there were no answers at all.
     let confirms = Finding::ok("rabbitmq.confirms", "publishes are confirmed");
     let mut findings = vec![version(checkup.version.as_deref()), confirms];
-    let exchanges = checkup.exchanges.iter().map(|exchange| ("exchange", &exchange.name, &exchange.found));
-    let queues = checkup.queues.iter().map(|queue| ("queue", &queue.name, &queue.found));
-    findings.extend(exchanges.chain(queues).map(|(kind, name, found)| declared(kind, name, found, broker.declare)));
+    let exchanges = checkup
+        .exchanges
+        .iter()
+        .map(|exchange| ("exchange", &exchange.name, &exchange.found));
+    let queues = checkup
+        .queues
+        .iter()
+        .map(|queue| ("queue", &queue.name, &queue.found));
+    findings.extend(
+        exchanges
+            .chain(queues)
+            .map(|(kind, name, found)| declared(kind, name, found, broker.declare)),
+    );
     if checkup.more_partitions {
         findings.push(Finding::error(
             "rabbitmq.partitions",
@@ -35,23 +49,39 @@ pub(super) fn findings(checkup: &Checkup, broker: &Broker, definitions: Option<&
             "Set it to their number (docs/scaling.md)",
         ));
     }
-    let there = checkup.queues.iter().filter(|queue| queue.found != Found::Missing);
+    let there = checkup
+        .queues
+        .iter()
+        .filter(|queue| queue.found != Found::Missing);
     let names: Vec<&str> = there.clone().map(|queue| queue.name.as_str()).collect();
     findings.extend(policies::findings(definitions, broker, &names));
     findings.extend(there.filter_map(|queue| waiting(queue, broker)));
-    findings.push(Finding::ok("rabbitmq.gateways", format!("{} are connected", checkup.gateways)));
+    findings.push(Finding::ok(
+        "rabbitmq.gateways",
+        format!("{} are connected", checkup.gateways),
+    ));
     findings
 }
 
 fn version(version: Option<&str>) -> Finding {
     const CHECK: &str = "rabbitmq.version";
     let Some(version) = version else {
-        return Finding::warning(CHECK, "it does not tell its version", "3.10 is the least: look for yourself");
+        return Finding::warning(
+            CHECK,
+            "it does not tell its version",
+            "3.10 is the least: look for yourself",
+        );
     };
-    let mut numbers = version.split(['.', '-', '+']).map_while(|number| number.parse::<u32>().ok());
+    let mut numbers = version
+        .split(['.', '-', '+'])
+        .map_while(|number| number.parse::<u32>().ok());
     match (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= VERSION_MIN {
         true => Finding::ok(CHECK, version),
-        false => Finding::error(CHECK, version, "Upgrade it: 3.10 is the least, for dead letters that cannot be lost"),
+        false => Finding::error(
+            CHECK,
+            version,
+            "Upgrade it: 3.10 is the least, for dead letters that cannot be lost",
+        ),
     }
 }
 
@@ -72,27 +102,41 @@ fn declared(kind: &str, name: &str, found: &Found, declares: bool) -> Finding {
         Found::Different(told) => Finding::error(
             check,
             format!("{name} is another than it must be: {told}"),
-            format!("Once it is empty and nobody uses it: delete the {kind}, then `shopbell declare`"),
+            format!(
+                "Once it is empty and nobody uses it: delete the {kind}, then `shopbell declare`"
+            ),
         ),
-        Found::Unsure(told) => {
-            Finding::ok(check, format!("{name} is there; this user may not ask how it was declared: {told}"))
-        }
+        Found::Unsure(told) => Finding::ok(
+            check,
+            format!("{name} is there; this user may not ask how it was declared: {told}"),
+        ),
     }
 }
 
 fn waiting(queue: &Queue, broker: &Broker) -> Option<Finding> {
-    let Queue { name, messages, consumers, .. } = queue;
+    let Queue {
+        name,
+        messages,
+        consumers,
+        ..
+    } = queue;
     let names = &broker.names;
     let found = format!("{messages} wait in {name}");
     if *name == names.dead_letter() {
         return Some(match messages {
             0 => Finding::ok("rabbitmq.dead_letters", "none"),
-            _ => Finding::warning("rabbitmq.dead_letters", found, "See why: `shopbell dead-letters list`"),
+            _ => Finding::warning(
+                "rabbitmq.dead_letters",
+                found,
+                "See why: `shopbell dead-letters list`",
+            ),
         });
     }
     if *name == names.unroutable() {
         let bind_again = match broker.declare {
-            true => "Run `shopbell declare`, then move them back to the events exchange (docs/runbook.md)",
+            true => {
+                "Run `shopbell declare`, then move them back to the events exchange (docs/runbook.md)"
+            }
             false => {
                 "SHOPBELL_AMQP_DECLARE is false, so `shopbell declare` binds nothing: have whoever owns the topology bind \
                  it again, then move them back to the events exchange (docs/runbook.md)"
@@ -137,11 +181,26 @@ mod tests {
     }
 
     fn healthy() -> Checkup {
-        let queue = |name: &str| Queue { name: name.into(), found: Found::Right, messages: 0, consumers: 1 };
+        let queue = |name: &str| Queue {
+            name: name.into(),
+            found: Found::Right,
+            messages: 0,
+            consumers: 1,
+        };
         Checkup {
             version: Some("3.10.8".into()),
-            exchanges: vec![Exchange { name: "shop.events".into(), found: Found::Right }],
-            queues: ["shop.dead-letter", "shop.unroutable", "shop.gateways", "shop.ingest"].map(queue).into(),
+            exchanges: vec![Exchange {
+                name: "shop.events".into(),
+                found: Found::Right,
+            }],
+            queues: [
+                "shop.dead-letter",
+                "shop.unroutable",
+                "shop.gateways",
+                "shop.ingest",
+            ]
+            .map(queue)
+            .into(),
             more_partitions: false,
             gateways: 1,
         }
@@ -153,7 +212,9 @@ mod tests {
         change(&mut checkup);
         let findings = findings(&checkup, &broker(declare), None);
         let bad = findings.iter().filter(|finding| finding.state != State::Ok);
-        let bad: Vec<_> = bad.map(|finding| (finding.check.as_str(), finding.state)).collect();
+        let bad: Vec<_> = bad
+            .map(|finding| (finding.check.as_str(), finding.state))
+            .collect();
         assert_eq!(bad, expected, "{findings:?}");
     }
 
@@ -161,19 +222,63 @@ mod tests {
     fn each_thing_that_is_wrong_is_found_and_nothing_else() {
         use State::{Error, Warning};
         check(|_| {}, true, &[]);
-        check(|checkup| checkup.version = Some("3.9.29".into()), true, &[("rabbitmq.version", Error)]);
-        check(|checkup| checkup.version = None, true, &[("rabbitmq.version", Warning)]);
-        check(|checkup| checkup.exchanges[0].found = Found::Missing, true, &[("rabbitmq.exchange", Warning)]);
-        check(|checkup| checkup.exchanges[0].found = Found::Missing, false, &[("rabbitmq.exchange", Error)]);
+        check(
+            |checkup| checkup.version = Some("3.9.29".into()),
+            true,
+            &[("rabbitmq.version", Error)],
+        );
+        check(
+            |checkup| checkup.version = None,
+            true,
+            &[("rabbitmq.version", Warning)],
+        );
+        check(
+            |checkup| checkup.exchanges[0].found = Found::Missing,
+            true,
+            &[("rabbitmq.exchange", Warning)],
+        );
+        check(
+            |checkup| checkup.exchanges[0].found = Found::Missing,
+            false,
+            &[("rabbitmq.exchange", Error)],
+        );
         let different = Found::Different("inequivalent arg".into());
-        check(|checkup| checkup.queues[0].found = different, true, &[("rabbitmq.queue", Error)]);
-        check(|checkup| checkup.queues[0].found = Found::Unsure("refused".into()), true, &[]);
-        check(|checkup| checkup.more_partitions = true, true, &[("rabbitmq.partitions", Error)]);
-        check(|checkup| checkup.queues[0].messages = 1, true, &[("rabbitmq.dead_letters", Warning)]);
-        check(|checkup| checkup.queues[1].messages = 1, true, &[("rabbitmq.unroutable", Warning)]);
+        check(
+            |checkup| checkup.queues[0].found = different,
+            true,
+            &[("rabbitmq.queue", Error)],
+        );
+        check(
+            |checkup| checkup.queues[0].found = Found::Unsure("refused".into()),
+            true,
+            &[],
+        );
+        check(
+            |checkup| checkup.more_partitions = true,
+            true,
+            &[("rabbitmq.partitions", Error)],
+        );
+        check(
+            |checkup| checkup.queues[0].messages = 1,
+            true,
+            &[("rabbitmq.dead_letters", Warning)],
+        );
+        check(
+            |checkup| checkup.queues[1].messages = 1,
+            true,
+            &[("rabbitmq.unroutable", Warning)],
+        );
         check(|checkup| checkup.queues[2].consumers = 0, true, &[]);
-        check(|checkup| checkup.queues[3].consumers = 0, true, &[("rabbitmq.ingest", Warning)]);
-        check(|checkup| checkup.queues[3].messages = 5_000, true, &[("rabbitmq.ingest", Warning)]);
+        check(
+            |checkup| checkup.queues[3].consumers = 0,
+            true,
+            &[("rabbitmq.ingest", Warning)],
+        );
+        check(
+            |checkup| checkup.queues[3].messages = 5_000,
+            true,
+            &[("rabbitmq.ingest", Warning)],
+        );
         check(|checkup| checkup.queues[3].messages = 5, true, &[]);
     }
 
@@ -183,7 +288,10 @@ mod tests {
             let mut checkup = healthy();
             checkup.queues[1].messages = 1;
             let findings = findings(&checkup, &broker(declare), None);
-            let finding = findings.into_iter().find(|finding| finding.check == "rabbitmq.unroutable").unwrap();
+            let finding = findings
+                .into_iter()
+                .find(|finding| finding.check == "rabbitmq.unroutable")
+                .unwrap();
             finding.remedy.unwrap()
         };
         assert!(remedy(true).starts_with("Run `shopbell declare`"));
@@ -192,9 +300,12 @@ mod tests {
 
     #[test]
     fn a_version_is_compared_by_its_numbers() {
-        for (told, state) in
-            [("3.10.0", State::Ok), ("4.1.2", State::Ok), ("3.13.0-rc.1", State::Ok), ("3.9.0", State::Error)]
-        {
+        for (told, state) in [
+            ("3.10.0", State::Ok),
+            ("4.1.2", State::Ok),
+            ("3.13.0-rc.1", State::Ok),
+            ("3.9.0", State::Error),
+        ] {
             assert_eq!(version(Some(told)).state, state, "{told}");
         }
     }

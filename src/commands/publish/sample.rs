@@ -19,8 +19,12 @@ const CUSTOMERS: [&str; 8] = [
 ];
 /// Most orders are in the first.
 const CURRENCIES: [&str; 5] = ["EUR", "EUR", "EUR", "CHF", "GBP"];
-const ITEM_ERRORS: [&str; 4] =
-    ["no price", "this SKU is in the catalogue twice", "the image is larger than 10 MB", "unknown tax class"];
+const ITEM_ERRORS: [&str; 4] = [
+    "no price",
+    "this SKU is in the catalogue twice",
+    "the image is larger than 10 MB",
+    "unknown tax class",
+];
 /// An item costs so much, in cents.
 const ITEM_CENTS: std::ops::RangeInclusive<u64> = 399..=8_999;
 
@@ -55,7 +59,11 @@ impl Import {
     /// A new import of so many items, so many of which fail.
     pub(super) fn new(items: u64, failed: u64) -> Self {
         let id = uuid::Uuid::new_v4().simple().to_string();
-        Self { id: format!("import-{}", &id[..8]), items, failed }
+        Self {
+            id: format!("import-{}", &id[..8]),
+            items,
+            failed,
+        }
     }
 
     /// How many events it has.
@@ -67,9 +75,15 @@ impl Import {
     pub(super) fn event(&self, index: u64) -> (&'static str, String) {
         let id = &self.id;
         let (event_type, data) = match index {
-            0 => ("import.started", json!({ "import_id": id, "total": self.items })),
+            0 => (
+                "import.started",
+                json!({ "import_id": id, "total": self.items }),
+            ),
             index if index <= self.items => ("import.item", self.item(index)),
-            _ => ("import.finished", json!({ "import_id": id, "status": "finished" })),
+            _ => (
+                "import.finished",
+                json!({ "import_id": id, "status": "finished" }),
+            ),
         };
         (event_type, data.to_string())
     }
@@ -86,7 +100,8 @@ impl Import {
 
     /// Spreads the failed ones evenly.
     fn fails(&self, index: u64) -> bool {
-        let failed_through = |index: u64| u128::from(index) * u128::from(self.failed) / u128::from(self.items);
+        let failed_through =
+            |index: u64| u128::from(index) * u128::from(self.failed) / u128::from(self.items);
         failed_through(index) > failed_through(index - 1)
     }
 }
@@ -100,7 +115,11 @@ mod tests {
         for (items, failed) in [(1, 0), (1, 1), (20, 3), (7, 7), (ITEMS_MAX, 0)] {
             let import = Import::new(items, failed);
             let tried = items.min(100);
-            assert_eq!((1..=tried).filter(|index| import.fails(*index)).count() as u64, failed, "{failed} of {items}");
+            assert_eq!(
+                (1..=tried).filter(|index| import.fails(*index)).count() as u64,
+                failed,
+                "{failed} of {items}"
+            );
         }
     }
 }

@@ -17,7 +17,11 @@ pub(super) struct Parts {
 
 impl Parts {
     /// Runs one more.
-    pub(super) fn spawn(&mut self, name: &'static str, part: impl Future<Output = ()> + Send + 'static) {
+    pub(super) fn spawn(
+        &mut self,
+        name: &'static str,
+        part: impl Future<Output = ()> + Send + 'static,
+    ) {
         let task = self.tasks.spawn(part);
         self.names.insert(task.id(), name);
     }
@@ -42,7 +46,10 @@ impl Parts {
                 self.names.remove(&id);
             }
         };
-        if tokio::time::timeout(STOP_STEP_TIMEOUT, ending).await.is_err() {
+        if tokio::time::timeout(STOP_STEP_TIMEOUT, ending)
+            .await
+            .is_err()
+        {
             tracing::warn!(part, "this part did not end in time and is dropped");
         }
     }

@@ -10,7 +10,9 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::error::{Error, ProtocolError};
 use tokio_tungstenite::tungstenite::handshake::client::{Request, Response};
 use tokio_tungstenite::tungstenite::http::HeaderValue;
-use tokio_tungstenite::tungstenite::http::header::{AUTHORIZATION, RETRY_AFTER, SEC_WEBSOCKET_PROTOCOL};
+use tokio_tungstenite::tungstenite::http::header::{
+    AUTHORIZATION, RETRY_AFTER, SEC_WEBSOCKET_PROTOCOL,
+};
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, WebSocketConfig};
 use url::Url;
@@ -47,7 +49,10 @@ pub(super) enum Loss {
 
 impl Loss {
     pub(super) fn broken(why: &str) -> Self {
-        Self::Passing { why: why.to_owned(), retry_after: None }
+        Self::Passing {
+            why: why.to_owned(),
+            retry_after: None,
+        }
     }
 
     pub(super) fn silent(limit: Duration) -> Self {
@@ -64,9 +69,13 @@ impl Loss {
         match code {
             4501 => Self::Final(format!("{why} (the token was refused: mint another one)")),
             4503 => Self::Final(format!("{why} (the token names no feed that may be read)")),
-            1002 | 1003 | 1007 | 1009 | 4500..=4999 => Self::Final(format!("{why} (a bug: coming back cannot help)")),
+            1002 | 1003 | 1007 | 1009 | 4500..=4999 => {
+                Self::Final(format!("{why} (a bug: coming back cannot help)"))
+            }
             _ => {
-                let wish = serde_json::from_str::<CloseReason>(&reason).ok().and_then(|reason| reason.retry_after_ms);
+                let wish = serde_json::from_str::<CloseReason>(&reason)
+                    .ok()
+                    .and_then(|reason| reason.retry_after_ms);
                 let retry_after = wish.map(|ms| Duration::from_millis(ms).min(RETRY_AFTER_MAX));
                 Self::Passing { why, retry_after }
             }
@@ -76,14 +85,24 @@ impl Loss {
     /// An HTTP answer instead of an upgrade.
     fn of_response(response: &Response) -> Self {
         let status = response.status();
-        let problem = response.body().as_deref().and_then(|body| serde_json::from_slice::<Problem>(body).ok());
-        let detail = problem.and_then(|problem| problem.detail).map(|detail| format!(": {detail}")).unwrap_or_default();
+        let problem = response
+            .body()
+            .as_deref()
+            .and_then(|body| serde_json::from_slice::<Problem>(body).ok());
+        let detail = problem
+            .and_then(|problem| problem.detail)
+            .map(|detail| format!(": {detail}"))
+            .unwrap_or_default();
         let why = format!("the service refused the connection with {status}{detail}");
         // A refused token may be good later: then the service says when.
         let may_pass = status.as_u16() == 401 && response.headers().contains_key(RETRY_AFTER);
         if status.is_server_error() || status.as_u16() == 429 || may_pass {
-            let seconds = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
-            let retry_after = seconds.map(|seconds| Duration::from_secs(seconds).min(RETRY_AFTER_MAX));
+            let seconds = response
+                .headers()
+                .get(RETRY_AFTER)
+                .and_then(|value| value.to_str().ok()?.parse().ok());
+            let retry_after =
+                seconds.map(|seconds| Duration::from_secs(seconds).min(RETRY_AFTER_MAX));
             Self::Passing { why, retry_after }
         } else {
             Self::Final(why)
@@ -93,9 +112,9 @@ impl Loss {
     fn of_error(error: Error, address: &str) -> Self {
         match error {
             Error::Http(response) => Self::of_response(&response),
-            Error::Protocol(ProtocolError::SecWebSocketSubProtocolError(_)) => {
-                Self::Final(format!("what answers on {address} does not speak {SUBPROTOCOL}"))
-            }
+            Error::Protocol(ProtocolError::SecWebSocketSubProtocolError(_)) => Self::Final(
+                format!("what answers on {address} does not speak {SUBPROTOCOL}"),
+            ),
             error => Self::broken(&format!("the handshake with {address} failed: {error}")),
         }
     }
@@ -114,7 +133,10 @@ struct Problem {
 
 /// The close of a client that has what it wants.
 pub(super) fn goodbye() -> CloseFrame {
-    CloseFrame { code: CloseCode::Normal, reason: "".into() }
+    CloseFrame {
+        code: CloseCode::Normal,
+        reason: "".into(),
+    }
 }
 
 /// Where the service is, and as whom we come.
@@ -130,64 +152,96 @@ impl Target {
     /// Takes a `ws` URL; `http` stands for `ws`, and a URL without a path means the service's own. An error repeats neither
     /// the token nor the URL, which may hold a password.
     pub(super) fn parse(url: &str, token: &str, device: &Device) -> Result<Self, String> {
-        let mut url =
-            Url::parse(url.trim()).map_err(|error| format!("--url is no URL like ws://host:8080: {error}"))?;
+        let mut url = Url::parse(url.trim())
+            .map_err(|error| format!("--url is no URL like ws://host:8080: {error}"))?;
         match url.scheme() {
             "ws" => {}
             // It fails for a scheme of another kind only.
             "http" => _ = url.set_scheme("ws"),
             "wss" | "https" => {
-                return Err("--url: tail speaks no TLS, give the ws:// address behind the proxy".into());
+                return Err(
+                    "--url: tail speaks no TLS, give the ws:// address behind the proxy".into(),
+                );
             }
             _ => return Err("--url must begin with ws://".into()),
         }
         if !url.username().is_empty() || url.password().is_some() {
-            return Err(format!("--url has a user or a password, which do not count: {ELSEWHERE}"));
+            return Err(format!(
+                "--url has a user or a password, which do not count: {ELSEWHERE}"
+            ));
         }
         if url.fragment().is_some() {
-            return Err(format!("--url has a part behind #, which is never sent: {ELSEWHERE}"));
+            return Err(format!(
+                "--url has a part behind #, which is never sent: {ELSEWHERE}"
+            ));
         }
         if url.path() == "/" {
             url.set_path(PATH);
         }
-        let (host, port) = url.host_str().zip(url.port_or_known_default()).ok_or("--url names no host")?;
+        let (host, port) = url
+            .host_str()
+            .zip(url.port_or_known_default())
+            .ok_or("--url names no host")?;
         let address = format!("{host}:{port}");
-        let mut authorization =
-            HeaderValue::from_str(&format!("Bearer {token}")).map_err(|_| "the token is no JWT".to_owned())?;
+        let mut authorization = HeaderValue::from_str(&format!("Bearer {token}"))
+            .map_err(|_| "the token is no JWT".to_owned())?;
         authorization.set_sensitive(true);
-        Ok(Self { address, url, device: device.clone(), authorization })
+        Ok(Self {
+            address,
+            url,
+            device: device.clone(),
+            authorization,
+        })
     }
 
     /// Connects, to read each of these feeds after that place: `SEQ` or `SEQ:EPOCH`.
     pub(super) async fn connect(&self, starts: BTreeMap<String, String>) -> Result<Socket, Loss> {
         let connecting = async {
-            let failed = |error| Loss::broken(&format!("could not connect to {}: {error}", self.address));
+            let failed =
+                |error| Loss::broken(&format!("could not connect to {}: {error}", self.address));
             let stream = TcpStream::connect(&self.address).await.map_err(failed)?;
             stream.set_nodelay(true).map_err(failed)?;
-            let request = self.request(&starts).map_err(|error| Loss::Final(error.to_string()))?;
+            let request = self
+                .request(&starts)
+                .map_err(|error| Loss::Final(error.to_string()))?;
             let config = WebSocketConfig::default()
                 .max_message_size(Some(FRAME_BYTES_MAX))
                 .max_frame_size(Some(FRAME_BYTES_MAX));
-            let upgraded = tokio_tungstenite::client_async_with_config(request, stream, Some(config)).await;
-            upgraded.map(|(socket, _)| socket).map_err(|error| Loss::of_error(error, &self.address))
+            let upgraded =
+                tokio_tungstenite::client_async_with_config(request, stream, Some(config)).await;
+            upgraded
+                .map(|(socket, _)| socket)
+                .map_err(|error| Loss::of_error(error, &self.address))
         };
         match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
             Ok(connected) => connected,
-            Err(_) => Err(Loss::broken(&format!("{} did not answer within {CONNECT_TIMEOUT:?}", self.address))),
+            Err(_) => Err(Loss::broken(&format!(
+                "{} did not answer within {CONNECT_TIMEOUT:?}",
+                self.address
+            ))),
         }
     }
 
     /// Feeds and devices are made of characters that stand in a query as they are (RFC 3986 §3.4).
     fn request(&self, starts: &BTreeMap<String, String>) -> Result<Request, Error> {
-        let device = Some(self.device.as_str()).filter(|name| !name.is_empty()).map(|name| format!("device={name}"));
-        let starts = starts.iter().map(|(feed, place)| format!("after={feed}:{place}"));
+        let device = Some(self.device.as_str())
+            .filter(|name| !name.is_empty())
+            .map(|name| format!("device={name}"));
+        let starts = starts
+            .iter()
+            .map(|(feed, place)| format!("after={feed}:{place}"));
         let given = self.url.query().map(Into::into);
         let query: Vec<_> = given.into_iter().chain(device).chain(starts).collect();
         let mut url = self.url.clone();
         url.set_query((!query.is_empty()).then(|| query.join("&")).as_deref());
         let mut request = url.as_str().into_client_request()?;
-        request.headers_mut().insert(AUTHORIZATION, self.authorization.clone());
-        request.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
+        request
+            .headers_mut()
+            .insert(AUTHORIZATION, self.authorization.clone());
+        request.headers_mut().insert(
+            SEC_WEBSOCKET_PROTOCOL,
+            HeaderValue::from_static(SUBPROTOCOL),
+        );
         Ok(request)
     }
 }
@@ -210,9 +264,16 @@ mod tests {
             (Close::Silent, None),
             (Close::TooOld, Some(0)),
             (Close::EpochChanged { retry_after_ms }, Some(1_500)),
-            (Close::TooManyFrames { retry_after_ms: u64::MAX }, Some(300_000)),
+            (
+                Close::TooManyFrames {
+                    retry_after_ms: u64::MAX,
+                },
+                Some(300_000),
+            ),
         ] {
-            let Loss::Passing { retry_after, .. } = loss(close) else { panic!("{close:?} is final") };
+            let Loss::Passing { retry_after, .. } = loss(close) else {
+                panic!("{close:?} is final")
+            };
             assert_eq!(retry_after, wait.map(Duration::from_millis), "{close:?}");
         }
         for close in [
@@ -233,14 +294,20 @@ mod tests {
         let answered = |status: u16, body: &str, retry_after: Option<&'static str>| {
             let mut response = Response::new(Some(body.as_bytes().to_vec()));
             *response.status_mut() = status.try_into().unwrap();
-            let header = retry_after.map(|seconds| (RETRY_AFTER, HeaderValue::from_static(seconds)));
+            let header =
+                retry_after.map(|seconds| (RETRY_AFTER, HeaderValue::from_static(seconds)));
             response.headers_mut().extend(header);
             Loss::of_response(&response)
         };
         let refused = |status, body| answered(status, body, None);
         let why = "the service refused the connection with 401 Unauthorized: the token has expired";
-        assert_eq!(refused(401, r#"{"title":"x","detail":"the token has expired"}"#), Loss::Final(why.into()));
-        assert!(matches!(refused(403, "no JSON"), Loss::Final(why) if why.ends_with("403 Forbidden")));
+        assert_eq!(
+            refused(401, r#"{"title":"x","detail":"the token has expired"}"#),
+            Loss::Final(why.into())
+        );
+        assert!(
+            matches!(refused(403, "no JSON"), Loss::Final(why) if why.ends_with("403 Forbidden"))
+        );
         assert!(matches!(answered(403, "{}", Some("2")), Loss::Final(_)));
         for status in [401, 429, 503] {
             let Loss::Passing { retry_after, .. } = answered(status, "{}", Some("2")) else {
@@ -254,9 +321,14 @@ mod tests {
     fn a_request_carries_token_device_and_places() {
         let device = Device::parse("till-1").unwrap();
         let target = Target::parse("ws://[::1]:8080/v1/ws", "a.b.c", &device).unwrap();
-        let request = target.request(&[("a/b".into(), "1".into()), ("m".into(), "7:e1".into())].into()).unwrap();
+        let request = target
+            .request(&[("a/b".into(), "1".into()), ("m".into(), "7:e1".into())].into())
+            .unwrap();
         assert_eq!(target.address, "[::1]:8080");
-        assert_eq!(request.uri().to_string(), "ws://[::1]:8080/v1/ws?device=till-1&after=a/b:1&after=m:7:e1");
+        assert_eq!(
+            request.uri().to_string(),
+            "ws://[::1]:8080/v1/ws?device=till-1&after=a/b:1&after=m:7:e1"
+        );
         assert_eq!(request.headers()[AUTHORIZATION], "Bearer a.b.c");
         assert_eq!(request.headers()[SEC_WEBSOCKET_PROTOCOL], "shopbell.v1");
     }
@@ -265,12 +337,27 @@ mod tests {
     fn a_url_without_a_path_means_the_service() {
         let requested = |url| {
             let target = Target::parse(url, "t", &Device::default()).unwrap();
-            (target.address.clone(), target.request(&BTreeMap::new()).unwrap().uri().to_string())
+            (
+                target.address.clone(),
+                target.request(&BTreeMap::new()).unwrap().uri().to_string(),
+            )
         };
         for (url, address, uri) in [
-            ("ws://shop.example", "shop.example:80", "ws://shop.example/v1/ws"),
-            ("http://shop.example:8080/ ", "shop.example:8080", "ws://shop.example:8080/v1/ws"),
-            ("ws://127.0.0.1:8080?device=a", "127.0.0.1:8080", "ws://127.0.0.1:8080/v1/ws?device=a"),
+            (
+                "ws://shop.example",
+                "shop.example:80",
+                "ws://shop.example/v1/ws",
+            ),
+            (
+                "http://shop.example:8080/ ",
+                "shop.example:8080",
+                "ws://shop.example:8080/v1/ws",
+            ),
+            (
+                "ws://127.0.0.1:8080?device=a",
+                "127.0.0.1:8080",
+                "ws://127.0.0.1:8080/v1/ws?device=a",
+            ),
             ("WS://h:8080/shop/v1/ws", "h:8080", "ws://h:8080/shop/v1/ws"),
         ] {
             assert_eq!(requested(url), (address.into(), uri.into()), "{url}");
@@ -279,7 +366,11 @@ mod tests {
 
     #[test]
     fn a_url_that_cannot_be_used_is_explained() {
-        let complaint = |url| Target::parse(url, "t", &Device::default()).err().unwrap_or_default();
+        let complaint = |url| {
+            Target::parse(url, "t", &Device::default())
+                .err()
+                .unwrap_or_default()
+        };
         for (url, named) in [
             ("wss://shop.example/v1/ws", "no TLS"),
             ("https://shop.example", "no TLS"),
@@ -291,14 +382,22 @@ mod tests {
             ("http://shop.example/#token=s3cr3t", "#"),
         ] {
             let complaint = complaint(url);
-            assert!(complaint.contains(named) && !complaint.contains("s3cr3t"), "{url}: {complaint}");
+            assert!(
+                complaint.contains(named) && !complaint.contains("s3cr3t"),
+                "{url}: {complaint}"
+            );
         }
         assert!(
-            Target::parse("ws://h", "s3cr3t\n", &Device::default()).err().is_some_and(|text| !text.contains("s3cr3t"))
+            Target::parse("ws://h", "s3cr3t\n", &Device::default())
+                .err()
+                .is_some_and(|text| !text.contains("s3cr3t"))
         );
     }
 
     fn loss(close: Close) -> Loss {
-        Loss::of_close(Some(CloseFrame { code: close.code().into(), reason: close.reason().into() }))
+        Loss::of_close(Some(CloseFrame {
+            code: close.code().into(),
+            reason: close.reason().into(),
+        }))
     }
 }

@@ -101,12 +101,27 @@ mod tests {
     fn what_the_service_says_is_read() {
         let (feed, seq) = (feed::Feed::parse("m").unwrap(), feed::Seq::new(3).unwrap());
         let parse = |frame: ServerFrame<'_>| Frame::parse(&frame.to_json()).unwrap();
-        let skipped = ServerFrame::Skipped { feed: &feed, from: seq, through: seq, reason: SkipReason::Expired };
-        assert!(matches!(parse(skipped), Frame::Skipped { from: 3, through: 3, reason, .. } if reason == "expired"));
-        assert!(matches!(parse(ServerFrame::CaughtUp { feed: &feed, seq }), Frame::CaughtUp { seq: 3, .. }));
-        let heartbeat = ServerFrame::Heartbeat { sent: [(&feed, seq)].into() };
+        let skipped = ServerFrame::Skipped {
+            feed: &feed,
+            from: seq,
+            through: seq,
+            reason: SkipReason::Expired,
+        };
+        assert!(
+            matches!(parse(skipped), Frame::Skipped { from: 3, through: 3, reason, .. } if reason == "expired")
+        );
+        assert!(matches!(
+            parse(ServerFrame::CaughtUp { feed: &feed, seq }),
+            Frame::CaughtUp { seq: 3, .. }
+        ));
+        let heartbeat = ServerFrame::Heartbeat {
+            sent: [(&feed, seq)].into(),
+        };
         assert!(matches!(parse(heartbeat), Frame::Heartbeat { sent } if sent["m"] == 3));
-        assert!(matches!(parse(ServerFrame::Goaway { retry_after_ms: 7 }), Frame::Goaway { retry_after_ms: 7 }));
+        assert!(matches!(
+            parse(ServerFrame::Goaway { retry_after_ms: 7 }),
+            Frame::Goaway { retry_after_ms: 7 }
+        ));
         assert!(matches!(parse(ServerFrame::Pong), Frame::Pong));
         let feeds = [crate::protocol::WelcomeFeed {
             feed: feed.clone(),
@@ -128,7 +143,10 @@ mod tests {
             feeds: &feeds,
         });
         assert!(matches!(welcome, Frame::Welcome(welcome) if welcome.feeds[0].cursor == 3));
-        assert!(matches!(Frame::parse(r#"{"type":"state","new":1}"#), Ok(Frame::Unknown)));
+        assert!(matches!(
+            Frame::parse(r#"{"type":"state","new":1}"#),
+            Ok(Frame::Unknown)
+        ));
         assert!(Frame::parse(r#"{"feed":"m"}"#).is_err());
     }
 
@@ -150,7 +168,9 @@ mod tests {
             handled_at: None,
             handled_by: None,
         });
-        let Ok(Frame::Notification(notification)) = Frame::parse(&rendered.frame) else { panic!("{}", rendered.frame) };
+        let Ok(Frame::Notification(notification)) = Frame::parse(&rendered.frame) else {
+            panic!("{}", rendered.frame)
+        };
         assert_eq!((notification.feed.as_str(), notification.seq), ("m", 3));
         assert_eq!(notification.data.unwrap().get(), data);
     }

@@ -40,13 +40,27 @@ struct ImportFinished {
 
 /// Time, feed, number, type, and what is worth knowing of the data.
 pub(super) fn notification(notification: &Notification) -> String {
-    let Notification { feed, seq, event, time, data, progress } = notification;
-    let told = data.as_ref().map(|data| known(event, data).unwrap_or_else(|| shortened(data.get())));
+    let Notification {
+        feed,
+        seq,
+        event,
+        time,
+        data,
+        progress,
+    } = notification;
+    let told = data
+        .as_ref()
+        .map(|data| known(event, data).unwrap_or_else(|| shortened(data.get())));
     let mut line = format!("{}  {feed} #{seq}  {event}", to_the_second(time));
     if let Some(told) = told {
         line = format!("{line}  {told}");
     }
-    if let Some(Progress { done, failed, total }) = progress {
+    if let Some(Progress {
+        done,
+        failed,
+        total,
+    }) = progress
+    {
         line = format!("{line}  ({done} of {total} done, {failed} failed)");
     }
     line
@@ -54,25 +68,49 @@ pub(super) fn notification(notification: &Notification) -> String {
 
 /// Who reads, and what is to come.
 pub(super) fn welcome(welcome: &Welcome) -> String {
-    let Welcome { session, subscriber, feeds, .. } = welcome;
-    let feeds: Vec<_> =
-        feeds.iter().map(|feed| format!("{} after #{} of #{}", feed.feed, feed.cursor, feed.last)).collect();
-    format!("{subscriber} reads {} (session {session})", feeds.join(", "))
+    let Welcome {
+        session,
+        subscriber,
+        feeds,
+        ..
+    } = welcome;
+    let feeds: Vec<_> = feeds
+        .iter()
+        .map(|feed| format!("{} after #{} of #{}", feed.feed, feed.cursor, feed.last))
+        .collect();
+    format!(
+        "{subscriber} reads {} (session {session})",
+        feeds.join(", ")
+    )
 }
 
 /// The data of a type with a schema; `None` for others, and where it is not as expected.
 fn known(event: &str, data: &RawValue) -> Option<String> {
     Some(match event {
         "order.created" => {
-            let Order { order_id, total, currency, items } = read(data)?;
-            format!("order {order_id}  {total} {currency}, {items} item{}", if items == 1 { "" } else { "s" })
+            let Order {
+                order_id,
+                total,
+                currency,
+                items,
+            } = read(data)?;
+            format!(
+                "order {order_id}  {total} {currency}, {items} item{}",
+                if items == 1 { "" } else { "s" }
+            )
         }
         "import.started" => {
             let ImportStarted { import_id, total } = read(data)?;
             format!("{import_id}: {total} items to come")
         }
         "import.item" => {
-            let ImportItem { import_id, index, sku, status, error } = read(data)?;
+            let ImportItem {
+                import_id,
+                index,
+                sku,
+                status,
+                error,
+            } = read(data)?;
             let error = error.map(|error| format!(": {error}")).unwrap_or_default();
             format!("{import_id}: item {index} {sku} {status}{error}")
         }
@@ -116,35 +154,68 @@ mod tests {
                 r#"{"order_id":"10042","total":"129.90","currency":"EUR","items":3,"customer":7}"#,
                 "order 10042  129.90 EUR, 3 items",
             ),
-            ("order.created", r#"{"order_id":"1","total":"1","currency":"EUR","items":1}"#, "order 1  1 EUR, 1 item"),
-            ("import.started", r#"{"import_id":"i-1","total":20}"#, "i-1: 20 items to come"),
-            ("import.item", r#"{"import_id":"i-1","index":2,"sku":"S","status":"imported"}"#, "i-1: item 2 S imported"),
+            (
+                "order.created",
+                r#"{"order_id":"1","total":"1","currency":"EUR","items":1}"#,
+                "order 1  1 EUR, 1 item",
+            ),
+            (
+                "import.started",
+                r#"{"import_id":"i-1","total":20}"#,
+                "i-1: 20 items to come",
+            ),
+            (
+                "import.item",
+                r#"{"import_id":"i-1","index":2,"sku":"S","status":"imported"}"#,
+                "i-1: item 2 S imported",
+            ),
             (
                 "import.item",
                 r#"{"import_id":"i-1","index":2,"sku":"S","status":"failed","error":"no price"}"#,
                 "i-1: item 2 S failed: no price",
             ),
-            ("import.finished", r#"{"import_id":"i-1","status":"aborted"}"#, "i-1: aborted"),
+            (
+                "import.finished",
+                r#"{"import_id":"i-1","status":"aborted"}"#,
+                "i-1: aborted",
+            ),
             ("custom.thing", r#"{"a":"\ud800"}"#, r#"{"a":"\ud800"}"#),
             ("order.created", "7", "7"),
         ];
         for (event, data, told) in cases {
             let line = notification(&parsed(event, data, ""));
-            assert_eq!(line, format!("2026-01-02T03:04:05Z  merchant-42 #7  {event}  {told}"));
+            assert_eq!(
+                line,
+                format!("2026-01-02T03:04:05Z  merchant-42 #7  {event}  {told}")
+            );
         }
     }
 
     #[test]
     fn an_import_tells_its_progress() {
         let progress = r#","progress":{"done":5,"failed":1,"total":20}"#;
-        let line = notification(&parsed("import.finished", r#"{"import_id":"i","status":"finished"}"#, progress));
-        assert!(line.ends_with("i: finished  (5 of 20 done, 1 failed)"), "{line}");
+        let line = notification(&parsed(
+            "import.finished",
+            r#"{"import_id":"i","status":"finished"}"#,
+            progress,
+        ));
+        assert!(
+            line.ends_with("i: finished  (5 of 20 done, 1 failed)"),
+            "{line}"
+        );
     }
 
     #[test]
     fn long_data_is_shortened_between_characters() {
-        let line = notification(&parsed("custom.thing", &format!("{:?}", "é".repeat(1_000)), ""));
-        assert!(line.ends_with("é…") && line.chars().count() < DATA_CHARS_MAX + 60, "{line}");
+        let line = notification(&parsed(
+            "custom.thing",
+            &format!("{:?}", "é".repeat(1_000)),
+            "",
+        ));
+        assert!(
+            line.ends_with("é…") && line.chars().count() < DATA_CHARS_MAX + 60,
+            "{line}"
+        );
     }
 
     fn parsed(event: &str, data: &str, more: &str) -> Notification {

@@ -8,10 +8,14 @@ use super::After;
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Broken {
     /// Numbers are missing.
-    #[error("a gap in {feed}: after #{seen} came #{came}, and nobody said that what lies between is skipped")]
+    #[error(
+        "a gap in {feed}: after #{seen} came #{came}, and nobody said that what lies between is skipped"
+    )]
     Gap { feed: String, seen: i64, came: i64 },
     /// The service knows less than it did.
-    #[error("{feed} ended at #{last} when we came back, but had reached #{seen} before: was the database restored?")]
+    #[error(
+        "{feed} ended at #{last} when we came back, but had reached #{seen} before: was the database restored?"
+    )]
     WentBack { feed: String, seen: i64, last: i64 },
     /// A frame for a feed that `welcome` does not name.
     #[error("a frame for {0}, which is not a feed of this session")]
@@ -41,25 +45,46 @@ pub(super) struct Places {
 
 impl Places {
     pub(super) fn new(after: &[After]) -> Self {
-        let wanted = |after: &After| (after.feed.to_string(), written(after.seq.get(), after.epoch.as_deref()));
+        let wanted = |after: &After| {
+            (
+                after.feed.to_string(),
+                written(after.seq.get(), after.epoch.as_deref()),
+            )
+        };
         let wanted = after.iter().map(wanted).collect();
-        Self { wanted, places: BTreeMap::new() }
+        Self {
+            wanted,
+            places: BTreeMap::new(),
+        }
     }
 
     /// Where the next session is to begin: where we stand, in the feeds that we know, as `SEQ` or `SEQ:EPOCH`.
     pub(super) fn starts(&self) -> BTreeMap<String, String> {
         let mut starts = self.wanted.clone();
-        let place = |(feed, place): (&String, &Place)| (feed.clone(), written(place.seen, place.epoch.as_deref()));
+        let place = |(feed, place): (&String, &Place)| {
+            (feed.clone(), written(place.seen, place.epoch.as_deref()))
+        };
         starts.extend(self.places.iter().map(place));
         starts
     }
 
     /// A session began: everything after `cursor` comes, and `last` is the newest there is. Returns whether the numbers are of
     /// another epoch than before: then the place in the feed is forgotten.
-    pub(super) fn begin(&mut self, feed: &str, cursor: i64, last: i64, epoch: Option<&str>) -> Result<bool, Broken> {
+    pub(super) fn begin(
+        &mut self,
+        feed: &str,
+        cursor: i64,
+        last: i64,
+        epoch: Option<&str>,
+    ) -> Result<bool, Broken> {
         // A cursor past the end is one that the command line made up: what comes is what comes next.
         let cursor = cursor.min(last);
-        let new = || Place { epoch: epoch.map(Into::into), start: cursor, seen: cursor, acked: cursor };
+        let new = || Place {
+            epoch: epoch.map(Into::into),
+            start: cursor,
+            seen: cursor,
+            acked: cursor,
+        };
         let place = self.places.entry(feed.to_owned()).or_insert_with(new);
         if place.epoch.is_some() && place.epoch.as_deref() != epoch {
             *place = new();
@@ -69,16 +94,27 @@ impl Places {
         // What the last session was told may be lost with it: it is told again.
         place.acked = place.start;
         if last < seen {
-            return Err(Broken::WentBack { feed: feed.to_owned(), seen, last });
+            return Err(Broken::WentBack {
+                feed: feed.to_owned(),
+                seen,
+                last,
+            });
         }
         self.check(feed, cursor).map(|()| false)
     }
 
     /// Numbers came. Says whether they are new.
     pub(super) fn advance(&mut self, feed: &str, from: i64, through: i64) -> Result<bool, Broken> {
-        let place = self.places.get_mut(feed).ok_or_else(|| Broken::Foreign(feed.to_owned()))?;
+        let place = self
+            .places
+            .get_mut(feed)
+            .ok_or_else(|| Broken::Foreign(feed.to_owned()))?;
         if from > place.seen.saturating_add(1) {
-            return Err(Broken::Gap { feed: feed.to_owned(), seen: place.seen, came: from });
+            return Err(Broken::Gap {
+                feed: feed.to_owned(),
+                seen: place.seen,
+                came: from,
+            });
         }
         let new = through > place.seen;
         place.seen = place.seen.max(through);
@@ -88,9 +124,11 @@ impl Places {
     /// Everything up to this was sent, the service says.
     pub(super) fn check(&self, feed: &str, sent: i64) -> Result<(), Broken> {
         match self.places.get(feed) {
-            Some(place) if sent > place.seen => {
-                Err(Broken::Gap { feed: feed.to_owned(), seen: place.seen, came: sent.saturating_add(1) })
-            }
+            Some(place) if sent > place.seen => Err(Broken::Gap {
+                feed: feed.to_owned(),
+                seen: place.seen,
+                came: sent.saturating_add(1),
+            }),
             Some(_) => Ok(()),
             None => Err(Broken::Foreign(feed.to_owned())),
         }
@@ -98,7 +136,10 @@ impl Places {
 
     /// What this session was not told yet that we have.
     pub(super) fn take_acks(&mut self) -> Vec<(String, i64)> {
-        let due = self.places.iter_mut().filter(|(_, place)| place.seen > place.acked);
+        let due = self
+            .places
+            .iter_mut()
+            .filter(|(_, place)| place.seen > place.acked);
         due.map(|(feed, place)| {
             place.acked = place.seen;
             (feed.clone(), place.seen)
@@ -130,10 +171,20 @@ mod tests {
         assert_eq!(places.advance("m", 3, 3), Ok(true));
         assert_eq!(places.advance("m", 4, 6), Ok(true), "skipped");
         assert_eq!(places.advance("m", 6, 6), Ok(false), "seen before");
-        assert_eq!(places.advance("m", 8, 8), Err(Broken::Gap { feed: "m".into(), seen: 6, came: 8 }));
+        assert_eq!(
+            places.advance("m", 8, 8),
+            Err(Broken::Gap {
+                feed: "m".into(),
+                seen: 6,
+                came: 8
+            })
+        );
         assert_eq!(places.advance("x", 1, 1), Err(Broken::Foreign("x".into())));
         assert_eq!(places.check("m", 6), Ok(()));
-        assert!(places.check("m", 7).is_err(), "sent, says the heartbeat, but it did not come");
+        assert!(
+            places.check("m", 7).is_err(),
+            "sent, says the heartbeat, but it did not come"
+        );
     }
 
     #[test]
@@ -144,7 +195,11 @@ mod tests {
         assert_eq!(places.take_acks(), [("m".into(), 5)]);
         assert!(places.take_acks().is_empty());
         places.begin("m", 5, 10, E1).unwrap();
-        assert_eq!(places.take_acks(), [("m".into(), 5)], "the ack may have been lost with the session");
+        assert_eq!(
+            places.take_acks(),
+            [("m".into(), 5)],
+            "the ack may have been lost with the session"
+        );
     }
 
     #[test]
@@ -154,9 +209,19 @@ mod tests {
         places.begin("m", 1, 10, E1).unwrap();
         places.advance("m", 2, 3).unwrap();
         assert_eq!(places.starts(), [("m".into(), "3:e1".into())].into());
-        assert_eq!(places.begin("m", 2, 10, E1), Ok(false), "the service sends some again");
-        assert!(matches!(places.begin("m", 4, 10, E1), Err(Broken::Gap { .. })));
-        assert!(matches!(places.begin("m", 2, 2, E1), Err(Broken::WentBack { .. })));
+        assert_eq!(
+            places.begin("m", 2, 10, E1),
+            Ok(false),
+            "the service sends some again"
+        );
+        assert!(matches!(
+            places.begin("m", 4, 10, E1),
+            Err(Broken::Gap { .. })
+        ));
+        assert!(matches!(
+            places.begin("m", 2, 2, E1),
+            Err(Broken::WentBack { .. })
+        ));
     }
 
     #[test]
@@ -178,7 +243,11 @@ mod tests {
         assert_eq!(places.advance("m", 5, 5), Ok(true));
         let mut places = Places::default();
         places.begin("m", 2, 10, None).unwrap();
-        assert_eq!(places.starts(), [("m".into(), "2".into())].into(), "a service before epochs");
+        assert_eq!(
+            places.starts(),
+            [("m".into(), "2".into())].into(),
+            "a service before epochs"
+        );
         assert_eq!(places.begin("m", 2, 10, E1), Ok(false), "it was upgraded");
     }
 }

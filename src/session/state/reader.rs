@@ -100,7 +100,12 @@ impl Reader {
         {
             self.version = Version::new(oldest.version.get() - 1).unwrap_or_default();
         }
-        let taken: Vec<_> = page.changes.iter().filter(|change| self.take_change(change)).cloned().collect();
+        let taken: Vec<_> = page
+            .changes
+            .iter()
+            .filter(|change| self.take_change(change))
+            .cloned()
+            .collect();
         // Changes that are not stored are forgotten, as numbers are: those that are only announced, and those that are gone.
         if self.newest_version == self.newest_version_when_asked {
             self.newest_version = self.version.max(page.version);
@@ -138,13 +143,22 @@ impl Reader {
     pub(super) fn keep(&mut self, notification: Arc<Notification>) {
         let seq = notification.seq;
         self.last = self.last.max(seq);
-        if seq < self.next || seq <= self.outdated.0 || self.kept.back().is_some_and(|newest| seq <= newest.seq) {
+        if seq < self.next
+            || seq <= self.outdated.0
+            || self.kept.back().is_some_and(|newest| seq <= newest.seq)
+        {
             return;
         }
-        if self.kept.back().is_some_and(|newest| newest.seq.next() != seq) {
+        if self
+            .kept
+            .back()
+            .is_some_and(|newest| newest.seq.next() != seq)
+        {
             self.kept.clear();
         }
-        let bytes = |kept: &VecDeque<Arc<Notification>>| kept.iter().map(|hint| hint.frame.len()).sum::<usize>();
+        let bytes = |kept: &VecDeque<Arc<Notification>>| {
+            kept.iter().map(|hint| hint.frame.len()).sum::<usize>()
+        };
         while self.kept.len() >= KEPT_MAX || bytes(&self.kept) > KEPT_BYTES_MAX {
             self.kept.pop_front();
         }
@@ -153,7 +167,11 @@ impl Reader {
 
     /// The hint that is next, if it is there.
     pub(super) fn take_kept(&mut self) -> Option<Arc<Notification>> {
-        while self.kept.front().is_some_and(|oldest| oldest.seq < self.next) {
+        while self
+            .kept
+            .front()
+            .is_some_and(|oldest| oldest.seq < self.next)
+        {
             self.kept.pop_front();
         }
         self.kept.pop_front_if(|oldest| oldest.seq == self.next)
@@ -174,7 +192,11 @@ impl Reader {
     /// Notes that the next number was sent.
     pub(super) fn sent(&mut self, notification: &Notification) {
         let Notification { seq, time, .. } = *notification;
-        self.unacked.push_back(Sent { seq, time, origin: None });
+        self.unacked.push_back(Sent {
+            seq,
+            time,
+            origin: None,
+        });
         self.next = seq.next();
     }
 
@@ -191,17 +213,24 @@ impl Reader {
 
     /// What was sent with this number, if it is not acknowledged yet.
     pub(super) fn unacked(&mut self, seq: Seq) -> Option<&mut Sent> {
-        let place = self.unacked.binary_search_by_key(&seq, |sent| sent.seq).ok()?;
+        let place = self
+            .unacked
+            .binary_search_by_key(&seq, |sent| sent.seq)
+            .ok()?;
         self.unacked.get_mut(place)
     }
 
     /// The number that `caught_up` is to name, once.
     pub(super) fn take_caught_up(&mut self) -> Option<Seq> {
-        self.stored_at_connect.take_if(|stored| *stored < self.next).map(|_| self.next.previous())
+        self.stored_at_connect
+            .take_if(|stored| *stored < self.next)
+            .map(|_| self.next.previous())
     }
 
     /// How many notifications to read next: what is missing, as far as there is room for it.
     pub(super) fn wanted(&self, room: usize) -> usize {
-        usize::try_from(self.last.get() - self.next.get() + 1).unwrap_or(0).min(room)
+        usize::try_from(self.last.get() - self.next.get() + 1)
+            .unwrap_or(0)
+            .min(room)
     }
 }

@@ -54,14 +54,23 @@ impl<N: Copy + Ord> Place<N> {
 
 impl Start {
     /// Begins after the cursor, and with what changes from now on; or after the places that the client keeps itself.
-    pub fn new(feed: Feed, epoch: &Epoch, acked: Seq, newest: Newest, kept: KeptByClient, shared: bool) -> Self {
+    pub fn new(
+        feed: Feed,
+        epoch: &Epoch,
+        acked: Seq,
+        newest: Newest,
+        kept: KeptByClient,
+        shared: bool,
+    ) -> Self {
         // A cursor above the newest number would hide the notifications that get the numbers up to there.
         let acked = acked.min(newest.seq);
         let version = |place: Place<Version>| place.begin(epoch, newest.version, newest.version);
         Self {
             feed,
             acked,
-            after: kept.after.map_or(acked, |place| place.begin(epoch, newest.seq, acked)),
+            after: kept
+                .after
+                .map_or(acked, |place| place.begin(epoch, newest.seq, acked)),
             last: newest.seq,
             version: kept.version.map_or(newest.version, version),
             newest_version: newest.version,

@@ -5,8 +5,11 @@ use super::super::StoreError;
 /// `append_batch` and `append_notifications` raise it for a feed that is held.
 const HELD: &str = "SB002";
 /// Constraints of `notifications` that the numbering of a feed breaks, whatever the event is.
-const OF_THE_NUMBERING: [&str; 3] =
-    ["notifications_pkey", "notifications_seq_check", "notifications_source_event_id_feed_key"];
+const OF_THE_NUMBERING: [&str; 3] = [
+    "notifications_pkey",
+    "notifications_seq_check",
+    "notifications_source_event_id_feed_key",
+];
 /// Tables of which a constraint judges the row that was given.
 const OF_THE_VALUES: [&str; 2] = ["notifications", "dead_letters"];
 
@@ -27,9 +30,12 @@ impl Blame {
     /// Of an append that failed with this error.
     pub fn of(error: &StoreError) -> Self {
         match error {
-            StoreError::Refused(sqlx::Error::Database(error)) | StoreError::Away(sqlx::Error::Database(error)) => {
-                Self::of_code(&error.code().unwrap_or_default(), error.table(), error.constraint())
-            }
+            StoreError::Refused(sqlx::Error::Database(error))
+            | StoreError::Away(sqlx::Error::Database(error)) => Self::of_code(
+                &error.code().unwrap_or_default(),
+                error.table(),
+                error.constraint(),
+            ),
             StoreError::Damaged(_) => Self::Feed,
             _ => Self::Nothing,
         }
@@ -68,12 +74,42 @@ mod tests {
             ("54000", None, None, Blame::Value),
             ("23514", notifications, Some("of_an_operator"), Blame::Value),
             ("23502", notifications, None, Blame::Value),
-            ("23505", Some("dead_letters"), Some("dead_letters_id_key"), Blame::Value),
-            ("23505", notifications, Some("notifications_pkey"), Blame::Feed),
-            ("23505", notifications, Some("notifications_source_event_id_feed_key"), Blame::Feed),
-            ("23514", notifications, Some("notifications_seq_check"), Blame::Feed),
-            ("23514", Some("feeds"), Some("feeds_unread_check"), Blame::Feed),
-            ("23514", Some("imports"), Some("imports_status_check"), Blame::Feed),
+            (
+                "23505",
+                Some("dead_letters"),
+                Some("dead_letters_id_key"),
+                Blame::Value,
+            ),
+            (
+                "23505",
+                notifications,
+                Some("notifications_pkey"),
+                Blame::Feed,
+            ),
+            (
+                "23505",
+                notifications,
+                Some("notifications_source_event_id_feed_key"),
+                Blame::Feed,
+            ),
+            (
+                "23514",
+                notifications,
+                Some("notifications_seq_check"),
+                Blame::Feed,
+            ),
+            (
+                "23514",
+                Some("feeds"),
+                Some("feeds_unread_check"),
+                Blame::Feed,
+            ),
+            (
+                "23514",
+                Some("imports"),
+                Some("imports_status_check"),
+                Blame::Feed,
+            ),
             ("23000", None, None, Blame::Feed),
             ("22003", None, None, Blame::Feed),
             ("SB002", None, None, Blame::Held),
@@ -84,7 +120,11 @@ mod tests {
             ("57014", None, None, Blame::Nothing),
             ("", None, None, Blame::Nothing),
         ] {
-            assert_eq!(Blame::of_code(code, table, constraint), expected, "{code} {table:?} {constraint:?}");
+            assert_eq!(
+                Blame::of_code(code, table, constraint),
+                expected,
+                "{code} {table:?} {constraint:?}"
+            );
         }
     }
 }

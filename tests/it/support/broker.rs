@@ -1,8 +1,8 @@
 //! RabbitMQ from outside: what lies in a queue, and taking exchanges away.
 
 use lapin::options::{
-    BasicGetOptions, ExchangeDeclareOptions, ExchangeDeleteOptions, QueueDeclareOptions, QueueDeleteOptions,
-    QueuePurgeOptions,
+    BasicGetOptions, ExchangeDeclareOptions, ExchangeDeleteOptions, QueueDeclareOptions,
+    QueueDeleteOptions, QueuePurgeOptions,
 };
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Connection, ConnectionProperties, ExchangeKind};
@@ -10,9 +10,24 @@ use lapin::{Channel, Connection, ConnectionProperties, ExchangeKind};
 use super::{PATIENCE, eventually};
 
 /// Queues that Shopbell declares, by what follows the prefix.
-const QUEUES: [&str; 7] = ["gateways", "ingest", "ingest.2", "ingest.3", "ingest.4", "dead-letter", "unroutable"];
+const QUEUES: [&str; 7] = [
+    "gateways",
+    "ingest",
+    "ingest.2",
+    "ingest.3",
+    "ingest.4",
+    "dead-letter",
+    "unroutable",
+];
 /// Exchanges that Shopbell declares, by what follows the prefix.
-const EXCHANGES: [&str; 6] = ["events", "partitions", "dead-letter", "unroutable", "fanout", "receipts"];
+const EXCHANGES: [&str; 6] = [
+    "events",
+    "partitions",
+    "dead-letter",
+    "unroutable",
+    "fanout",
+    "receipts",
+];
 
 /// A connection for looking and meddling.
 pub struct Broker {
@@ -44,59 +59,106 @@ impl Broker {
     /// Connects.
     pub async fn connect(amqp_url: &str) -> Self {
         let connect = Connection::connect(amqp_url, ConnectionProperties::default());
-        let connection = tokio::time::timeout(PATIENCE, connect).await.expect("RabbitMQ answers in time");
-        Self { connection: connection.expect("RabbitMQ can be reached") }
+        let connection = tokio::time::timeout(PATIENCE, connect)
+            .await
+            .expect("RabbitMQ answers in time");
+        Self {
+            connection: connection.expect("RabbitMQ can be reached"),
+        }
     }
 
     /// How many lie in `queue`, ready for whoever consumes it; `None` where there is no such queue.
     pub async fn depth(&self, queue: &str) -> Option<u32> {
         // On a channel of its own: asking for a queue that is not there closes it.
-        let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-        let declared = self.channel().await.queue_declare(queue.into(), options, FieldTable::default()).await;
+        let options = QueueDeclareOptions {
+            passive: true,
+            ..QueueDeclareOptions::default()
+        };
+        let declared = self
+            .channel()
+            .await
+            .queue_declare(queue.into(), options, FieldTable::default())
+            .await;
         declared.ok().map(|queue| queue.message_count())
     }
 
     /// Reads `queue` until `count` letters lie in it, and puts them back as they were.
     pub async fn letters(&self, queue: &str, count: usize) -> Vec<Letter> {
-        eventually(&format!("{count} letters lie in {queue}"), PATIENCE, async || {
-            let letters = self.read(queue).await;
-            if letters.len() == count { Ok(letters) } else { Err(format!("{letters:?}")) }
-        })
+        eventually(
+            &format!("{count} letters lie in {queue}"),
+            PATIENCE,
+            async || {
+                let letters = self.read(queue).await;
+                if letters.len() == count {
+                    Ok(letters)
+                } else {
+                    Err(format!("{letters:?}"))
+                }
+            },
+        )
         .await
     }
 
     /// Deletes an exchange with its bindings, behind everybody's back.
     pub async fn delete_exchange(&self, name: &str) {
-        let deleted = self.channel().await.exchange_delete(name.into(), ExchangeDeleteOptions::default()).await;
+        let deleted = self
+            .channel()
+            .await
+            .exchange_delete(name.into(), ExchangeDeleteOptions::default())
+            .await;
         deleted.expect("an exchange can be deleted");
     }
 
     /// Declares a durable fan-out exchange, without a binding.
     pub async fn declare_fanout(&self, name: &str) {
-        let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+        let options = ExchangeDeclareOptions {
+            durable: true,
+            ..ExchangeDeclareOptions::default()
+        };
         let declare = self.channel().await;
-        let declared =
-            declare.exchange_declare(name.into(), ExchangeKind::Fanout, options, FieldTable::default()).await;
+        let declared = declare
+            .exchange_declare(
+                name.into(),
+                ExchangeKind::Fanout,
+                options,
+                FieldTable::default(),
+            )
+            .await;
         declared.expect("an exchange can be declared");
     }
 
     /// Takes a queue's binding to a topic exchange away, behind everybody's back.
     pub async fn unbind(&self, queue: &str, exchange: &str) {
         let (key, none) = ("#".into(), FieldTable::default());
-        let unbound = self.channel().await.queue_unbind(queue.into(), exchange.into(), key, none).await;
+        let unbound = self
+            .channel()
+            .await
+            .queue_unbind(queue.into(), exchange.into(), key, none)
+            .await;
         unbound.expect("a binding can be taken away");
     }
 
     /// Throws away what lies in a queue.
     pub async fn purge(&self, queue: &str) {
-        let purged = self.channel().await.queue_purge(queue.into(), QueuePurgeOptions::default()).await;
+        let purged = self
+            .channel()
+            .await
+            .queue_purge(queue.into(), QueuePurgeOptions::default())
+            .await;
         purged.expect("a queue can be purged");
     }
 
     /// Declares a durable queue with no arguments, which is a classic one.
     pub async fn declare_classic(&self, name: &str) {
-        let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-        let declared = self.channel().await.queue_declare(name.into(), options, FieldTable::default()).await;
+        let options = QueueDeclareOptions {
+            durable: true,
+            ..QueueDeclareOptions::default()
+        };
+        let declared = self
+            .channel()
+            .await
+            .queue_declare(name.into(), options, FieldTable::default())
+            .await;
         declared.expect("a queue can be declared");
     }
 
@@ -105,7 +167,10 @@ impl Broker {
         let channel = self.channel().await;
         for queue in QUEUES {
             let name = format!("{prefix}.{queue}").as_str().into();
-            channel.queue_delete(name, QueueDeleteOptions::default()).await.expect("a queue can be deleted");
+            channel
+                .queue_delete(name, QueueDeleteOptions::default())
+                .await
+                .expect("a queue can be deleted");
         }
         for exchange in EXCHANGES {
             self.delete_exchange(&format!("{prefix}.{exchange}")).await;
@@ -115,7 +180,10 @@ impl Broker {
     /// All of `queue`; unacknowledged, so that closing the channel puts it back.
     async fn read(&self, queue: &str) -> Vec<Letter> {
         let (channel, mut letters) = (self.channel().await, Vec::new());
-        while let Ok(Some(message)) = channel.basic_get(queue.into(), BasicGetOptions::default()).await {
+        while let Ok(Some(message)) = channel
+            .basic_get(queue.into(), BasicGetOptions::default())
+            .await
+        {
             let properties = &message.delivery.properties;
             letters.push(Letter {
                 content_type: properties.content_type().as_ref().map(ToString::to_string),
@@ -128,6 +196,9 @@ impl Broker {
     }
 
     async fn channel(&self) -> Channel {
-        self.connection.create_channel().await.expect("a channel can be opened")
+        self.connection
+            .create_channel()
+            .await
+            .expect("a channel can be opened")
     }
 }

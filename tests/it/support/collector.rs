@@ -43,14 +43,27 @@ pub struct Span {
 impl Collector {
     /// Installs it if it is missing, starts it and waits until it listens.
     pub async fn start() -> Self {
-        let mut install = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/collector"));
+        let mut install =
+            Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/collector"));
         install.stdin(Stdio::null());
         let installed = run_any(install, INSTALL_BOUND).await.succeeded();
         let [http, grpc] = [free_address(), free_address()];
         let mut child = Command::new(installed.stdout.trim_end())
             .arg("start")
-            .args(["--otlp-http-endpoint", &http.to_string(), "--otlp-grpc-endpoint", &grpc.to_string()])
-            .args(["--exporter", "blackhole", "--debug-log", "traces", "--debug-log-verbosity", "detailed"])
+            .args([
+                "--otlp-http-endpoint",
+                &http.to_string(),
+                "--otlp-grpc-endpoint",
+                &grpc.to_string(),
+            ])
+            .args([
+                "--exporter",
+                "blackhole",
+                "--debug-log",
+                "traces",
+                "--debug-log-verbosity",
+                "detailed",
+            ])
             .arg("--disable-batching")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -60,10 +73,16 @@ impl Collector {
         let printed = Log::default();
         printed.follow(child.stdout.take().expect("stdout is piped"));
         eventually("the collector listens", PATIENCE, async || {
-            TcpStream::connect(http).await.map_err(|error| error.to_string())
+            TcpStream::connect(http)
+                .await
+                .map_err(|error| error.to_string())
         })
         .await;
-        Self { address: http, printed, child }
+        Self {
+            address: http,
+            printed,
+            child,
+        }
     }
 
     /// What `OTEL_EXPORTER_OTLP_ENDPOINT` is to be.
@@ -79,8 +98,12 @@ impl Collector {
                 spans.push(Span::default());
                 in_links = false;
             }
-            let Some(span) = spans.last_mut() else { continue };
-            let Some((name, value)) = line.split_once(':') else { continue };
+            let Some(span) = spans.last_mut() else {
+                continue;
+            };
+            let Some((name, value)) = line.split_once(':') else {
+                continue;
+            };
             let value = value.trim().to_owned();
             match (name.trim_end(), in_links) {
                 ("Trace ID", _) => span.trace = value,
@@ -90,10 +113,16 @@ impl Collector {
                 ("Kind", _) => span.kind = value,
                 ("Links", _) => in_links = true,
                 ("-> Trace ID", true) => span.links.push((value, String::new())),
-                ("-> ID", true) => span.links.last_mut().expect("a link begins with its trace").1 = value,
-                (name, false) => {
-                    span.attributes.extend(name.strip_prefix("-> ").map(|name| format!("{name}: {value}")))
+                ("-> ID", true) => {
+                    span.links
+                        .last_mut()
+                        .expect("a link begins with its trace")
+                        .1 = value
                 }
+                (name, false) => span.attributes.extend(
+                    name.strip_prefix("-> ")
+                        .map(|name| format!("{name}: {value}")),
+                ),
                 _ => {}
             }
         }

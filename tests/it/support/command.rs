@@ -41,7 +41,8 @@ impl Done {
     /// The data of `--output json`: one object a line.
     #[track_caller]
     pub fn json_lines<T: DeserializeOwned>(&self) -> Vec<T> {
-        let parse = |line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error} in {line:?}"));
+        let parse =
+            |line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error} in {line:?}"));
         self.stdout.lines().map(parse).collect()
     }
 }
@@ -56,14 +57,23 @@ pub async fn run(environment: &Environment, arguments: &[&str]) -> Done {
 /// Runs any command to its end, which must come within `bound`.
 pub async fn run_any(mut command: Command, bound: Duration) -> Done {
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    let child = command.spawn().unwrap_or_else(|error| panic!("{:?} does not start: {error}", command.get_program()));
+    let child = command
+        .spawn()
+        .unwrap_or_else(|error| panic!("{:?} does not start: {error}", command.get_program()));
     let pid = child.id();
-    let output = spawn_blocking(move || child.wait_with_output().expect("a command can be waited for"));
+    let output = spawn_blocking(move || {
+        child
+            .wait_with_output()
+            .expect("a command can be waited for")
+    });
     match timeout(bound, output).await {
         Ok(output) => done(output.expect("waiting for a command does not panic")),
         Err(_) => {
             signal(pid, "KILL");
-            let (program, arguments) = (command.get_program(), command.get_args().collect::<Vec<_>>());
+            let (program, arguments) = (
+                command.get_program(),
+                command.get_args().collect::<Vec<_>>(),
+            );
             panic!("{program:?} {arguments:?} did not end within {bound:?}");
         }
     }

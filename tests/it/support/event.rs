@@ -60,19 +60,33 @@ impl Event {
 
     /// An import begins.
     pub fn import_started(recipient: &str, import: &str, total: usize) -> Self {
-        Self::new("import.started", recipient, &format!(r#"{{"import_id":"{import}","total":{total}}}"#))
+        Self::new(
+            "import.started",
+            recipient,
+            &format!(r#"{{"import_id":"{import}","total":{total}}}"#),
+        )
     }
 
     /// An item was imported, or failed.
     pub fn import_item(recipient: &str, import: &str, index: usize, failed: bool) -> Self {
-        let outcome = if failed { r#""failed","error":"no price""# } else { r#""imported""# };
-        let data = format!(r#"{{"import_id":"{import}","index":{index},"sku":"S-{index}","status":{outcome}}}"#);
+        let outcome = if failed {
+            r#""failed","error":"no price""#
+        } else {
+            r#""imported""#
+        };
+        let data = format!(
+            r#"{{"import_id":"{import}","index":{index},"sku":"S-{index}","status":{outcome}}}"#
+        );
         Self::new("import.item", recipient, &data)
     }
 
     /// An import is over.
     pub fn import_finished(recipient: &str, import: &str, status: &str) -> Self {
-        Self::new("import.finished", recipient, &format!(r#"{{"import_id":"{import}","status":"{status}"}}"#))
+        Self::new(
+            "import.finished",
+            recipient,
+            &format!(r#"{{"import_id":"{import}","status":"{status}"}}"#),
+        )
     }
 
     /// The event's own id, unique within its source.
@@ -146,10 +160,16 @@ impl Parcel {
 
     /// A binary CloudEvents message: attributes as headers with `prefix`, the data as the body.
     pub fn binary(prefix: &str, attributes: &[(&str, &str)], data: impl Into<Vec<u8>>) -> Self {
-        let routing_key = attributes.iter().find(|(name, _)| *name == "type").map_or("", |(_, value)| *value);
+        let routing_key = attributes
+            .iter()
+            .find(|(name, _)| *name == "type")
+            .map_or("", |(_, value)| *value);
         let mut parcel = Self::structured(routing_key, data).content_type("application/json");
         for (name, value) in attributes {
-            parcel.headers.insert(format!("{prefix}{name}").into(), AMQPValue::LongString((*value).into()));
+            parcel.headers.insert(
+                format!("{prefix}{name}").into(),
+                AMQPValue::LongString((*value).into()),
+            );
         }
         parcel
     }
@@ -174,7 +194,9 @@ impl Parcel {
 
     /// What AMQP says beside the body: persistent, always.
     pub(super) fn properties(&self) -> BasicProperties {
-        let mut properties = BasicProperties::default().with_delivery_mode(2).with_headers(self.headers.clone());
+        let mut properties = BasicProperties::default()
+            .with_delivery_mode(2)
+            .with_headers(self.headers.clone());
         if let Some(content_type) = &self.content_type {
             properties = properties.with_content_type(content_type.as_str().into());
         }
@@ -190,7 +212,9 @@ impl From<&Event> for Parcel {
     fn from(event: &Event) -> Self {
         let mut parcel = Self::structured(&event.event_type, event.body());
         let recipient = AMQPValue::LongString(event.recipient.as_str().into());
-        parcel.headers.insert("cloudEvents_recipient".into(), recipient);
+        parcel
+            .headers
+            .insert("cloudEvents_recipient".into(), recipient);
         parcel
     }
 }

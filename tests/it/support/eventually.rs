@@ -9,7 +9,11 @@ use tokio::time::{Instant, sleep, timeout_at};
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// Looks until `look` finds something, and gives it; panics after `bound` with what it saw last.
-pub async fn eventually<T>(what: &str, bound: Duration, mut look: impl AsyncFnMut() -> Result<T, String>) -> T {
+pub async fn eventually<T>(
+    what: &str,
+    bound: Duration,
+    mut look: impl AsyncFnMut() -> Result<T, String>,
+) -> T {
     let deadline = Instant::now() + bound;
     let mut seen = "nothing: the first look did not end".to_owned();
     loop {
@@ -27,5 +31,9 @@ pub async fn eventually<T>(what: &str, bound: Duration, mut look: impl AsyncFnMu
 
 /// A look at a condition that needs no more than a yes, with what was seen where it does not hold.
 pub fn holds(condition: bool, seen: impl Display) -> Result<(), String> {
-    if condition { Ok(()) } else { Err(seen.to_string()) }
+    if condition {
+        Ok(())
+    } else {
+        Err(seen.to_string())
+    }
 }

@@ -149,7 +149,11 @@ impl Frame {
             "goaway" => Self::Goaway(serde_json::from_str(text)?),
             "pong" => Self::Pong,
             "error" => Self::Error(serde_json::from_str(text)?),
-            unknown => return Err(serde::de::Error::custom(format!("the contract knows no frame {unknown:?}"))),
+            unknown => {
+                return Err(serde::de::Error::custom(format!(
+                    "the contract knows no frame {unknown:?}"
+                )));
+            }
         })
     }
 }

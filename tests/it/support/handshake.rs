@@ -44,7 +44,15 @@ impl Handshake {
     pub fn new(who: &str, token: &Token) -> Self {
         let token = Presented::InHeader(token.sign());
         let (after, versions) = (BTreeMap::new(), BTreeMap::new());
-        Self { who: who.to_owned(), token, origin: None, query: Vec::new(), after, versions, placed: None }
+        Self {
+            who: who.to_owned(),
+            token,
+            origin: None,
+            query: Vec::new(),
+            after,
+            versions,
+            placed: None,
+        }
     }
 
     /// Another token, as text, good or bad.
@@ -121,19 +129,34 @@ impl Handshake {
         if reply.status != 101 {
             return Err(format!("{reply:?}"));
         }
-        assert_eq!(reply.header("sec-websocket-protocol"), self.expected_subprotocol(), "{reply:?}");
-        let message = timeout(PATIENCE, socket.next()).await.map_err(|_| "no first frame".to_owned())?;
+        assert_eq!(
+            reply.header("sec-websocket-protocol"),
+            self.expected_subprotocol(),
+            "{reply:?}"
+        );
+        let message = timeout(PATIENCE, socket.next())
+            .await
+            .map_err(|_| "no first frame".to_owned())?;
         let text = match message {
             Some(Ok(Message::Text(text))) => text,
             other => return Err(format!("{other:?}")),
         };
-        let Frame::Welcome(welcome) = Frame::parse(&text).map_err(|error| error.to_string())? else {
+        let Frame::Welcome(welcome) = Frame::parse(&text).map_err(|error| error.to_string())?
+        else {
             return Err(text.to_string());
         };
         let mut versions = self.versions.clone();
         if let Some((feed, version, epoch)) = &self.placed {
-            let is_used = |state: &FeedState| state.feed == *feed && state.epoch == *epoch && *version <= state.version;
-            versions.extend(welcome.feeds.iter().any(is_used).then(|| (feed.clone(), *version)));
+            let is_used = |state: &FeedState| {
+                state.feed == *feed && state.epoch == *epoch && *version <= state.version
+            };
+            versions.extend(
+                welcome
+                    .feeds
+                    .iter()
+                    .any(is_used)
+                    .then(|| (feed.clone(), *version)),
+            );
         }
         let seen = Seen::new(&self.who, &welcome, &self.after, &versions);
         Ok(Merchant::new(&self.who, welcome, seen, socket))
@@ -150,7 +173,11 @@ impl Handshake {
     pub async fn closed_at_once(&self, address: SocketAddr) -> Closed {
         let (reply, mut socket) = self.knock(address).await.expect("an upgrade");
         assert_eq!(reply.status, 101, "{reply:?}");
-        assert_eq!(reply.header("sec-websocket-protocol"), self.expected_subprotocol(), "{reply:?}");
+        assert_eq!(
+            reply.header("sec-websocket-protocol"),
+            self.expected_subprotocol(),
+            "{reply:?}"
+        );
         match timeout(PATIENCE, socket.next()).await.expect("a close") {
             Some(Ok(Message::Close(Some(frame)))) => Closed::from(&frame),
             other => panic!("{} expected a close and got {other:?}", self.who),
@@ -168,15 +195,25 @@ impl Handshake {
         matches!(self.token, Presented::AsSubprotocol(_)).then_some("shopbell.v1")
     }
 
-    async fn knock(&self, address: SocketAddr) -> Result<(Reply, WebSocketStream<TcpStream>), String> {
+    async fn knock(
+        &self,
+        address: SocketAddr,
+    ) -> Result<(Reply, WebSocketStream<TcpStream>), String> {
         let (reply, stream, read_ahead) = self.exchange(address).await?;
-        Ok((reply, WebSocketStream::from_partially_read(stream, read_ahead, Role::Client, None).await))
+        Ok((
+            reply,
+            WebSocketStream::from_partially_read(stream, read_ahead, Role::Client, None).await,
+        ))
     }
 
     /// The opening handshake of RFC 6455 §4.1, by hand: so a refusal can be read to its end.
     async fn exchange(&self, address: SocketAddr) -> Result<(Reply, TcpStream, Vec<u8>), String> {
         let key = STANDARD.encode(fastrand::u128(..).to_le_bytes());
-        let query = if self.query.is_empty() { String::new() } else { format!("?{}", self.query.join("&")) };
+        let query = if self.query.is_empty() {
+            String::new()
+        } else {
+            format!("?{}", self.query.join("&"))
+        };
         let mut request = format!(
             "GET /v1/ws{query} HTTP/1.1\r\nHost: {address}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n"
@@ -198,13 +235,23 @@ impl Handshake {
             let reply = http::exchange(&mut stream, &request).await?;
             Ok::<_, std::io::Error>((reply, stream))
         };
-        let (mut reply, stream) =
-            timeout(PATIENCE, talk).await.map_err(|_| "no answer")?.map_err(|error| error.to_string())?;
+        let (mut reply, stream) = timeout(PATIENCE, talk)
+            .await
+            .map_err(|_| "no answer")?
+            .map_err(|error| error.to_string())?;
         if reply.status == 101 {
             let accept = derive_accept_key(key.as_bytes());
-            assert_eq!(reply.header("sec-websocket-accept"), Some(accept.as_str()), "{reply:?}");
+            assert_eq!(
+                reply.header("sec-websocket-accept"),
+                Some(accept.as_str()),
+                "{reply:?}"
+            );
         }
-        let read_ahead = if reply.status == 101 { std::mem::take(&mut reply.body) } else { Vec::new() };
+        let read_ahead = if reply.status == 101 {
+            std::mem::take(&mut reply.body)
+        } else {
+            Vec::new()
+        };
         Ok((reply, stream, read_ahead))
     }
 }
@@ -222,7 +269,11 @@ pub struct Closed {
 
 impl Closed {
     /// The connection was lost, with no word from the server.
-    pub const ABNORMAL: Self = Self { code: 1006, word: None, retry_after_ms: None };
+    pub const ABNORMAL: Self = Self {
+        code: 1006,
+        word: None,
+        retry_after_ms: None,
+    };
 }
 
 impl From<&CloseFrame> for Closed {

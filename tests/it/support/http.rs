@@ -22,7 +22,10 @@ pub struct Reply {
 impl Reply {
     /// The value of a header, by its lower-case name.
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(header, _)| header == name).map(|(_, value)| value.as_str())
+        self.headers
+            .iter()
+            .find(|(header, _)| header == name)
+            .map(|(_, value)| value.as_str())
     }
 
     /// The body as text.
@@ -34,9 +37,16 @@ impl Reply {
     #[track_caller]
     pub fn expect_problem(&self, status: u16) {
         assert_eq!(self.status, status, "{self:?}");
-        assert_eq!(self.header("content-type"), Some("application/problem+json"), "{self:?}");
+        assert_eq!(
+            self.header("content-type"),
+            Some("application/problem+json"),
+            "{self:?}"
+        );
         let problem: Problem = serde_json::from_slice(&self.body).expect("a problem is JSON");
-        assert_eq!(problem.status, status, "the body says another status than the head: {self:?}");
+        assert_eq!(
+            problem.status, status,
+            "the body says another status than the head: {self:?}"
+        );
         assert!(!problem.title.is_empty(), "a problem has a title: {self:?}");
     }
 }
@@ -53,15 +63,27 @@ pub async fn get(address: SocketAddr, path: &str) -> io::Result<Reply> {
 }
 
 /// The same with these headers.
-pub async fn get_with(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> io::Result<Reply> {
+pub async fn get_with(
+    address: SocketAddr,
+    path: &str,
+    headers: &[(&str, &str)],
+) -> io::Result<Reply> {
     request("GET", address, path, headers).await
 }
 
 /// Any request without a body, on a connection of its own.
-pub async fn request(method: &str, address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> io::Result<Reply> {
+pub async fn request(
+    method: &str,
+    address: SocketAddr,
+    path: &str,
+    headers: &[(&str, &str)],
+) -> io::Result<Reply> {
     let mut stream = TcpStream::connect(address).await?;
     // HTTP/1.0: the reply ends with the connection or with its length, never in chunks.
-    let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    let headers: String = headers
+        .iter()
+        .map(|(name, value)| format!("{name}: {value}\r\n"))
+        .collect();
     let request = format!("{method} {path} HTTP/1.0\r\nHost: {address}\r\n{headers}\r\n");
     exchange(&mut stream, &request).await
 }
@@ -73,7 +95,10 @@ pub async fn exchange(stream: &mut TcpStream, request: &str) -> io::Result<Reply
     if reply.status == 101 {
         return Ok(reply);
     }
-    let length = reply.header("content-length").and_then(|length| length.parse().ok()).unwrap_or(usize::MAX);
+    let length = reply
+        .header("content-length")
+        .and_then(|length| length.parse().ok())
+        .unwrap_or(usize::MAX);
     while reply.body.len() < length && !ended {
         ended = stream.read_buf(&mut reply.body).await? == 0;
     }
@@ -92,7 +117,10 @@ async fn read_head(stream: &mut TcpStream) -> io::Result<Reply> {
         }
         if stream.read_buf(&mut bytes).await? == 0 {
             let seen = String::from_utf8_lossy(&bytes).into_owned();
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, format!("closed after {seen:?}")));
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                format!("closed after {seen:?}"),
+            ));
         }
     }
 }
@@ -108,5 +136,9 @@ fn parse_head(head: &str, body: Vec<u8>) -> io::Result<Reply> {
         .filter_map(|line| line.split_once(':'))
         .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
         .collect();
-    Ok(Reply { status, headers, body })
+    Ok(Reply {
+        status,
+        headers,
+        body,
+    })
 }

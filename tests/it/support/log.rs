@@ -37,7 +37,13 @@ impl Log {
 
     /// All that was kept, for a person to read.
     pub fn text(&self) -> String {
-        self.with(|lines| lines.last.iter().map(|line| format!("    {line}\n")).collect())
+        self.with(|lines| {
+            lines
+                .last
+                .iter()
+                .map(|line| format!("    {line}\n"))
+                .collect()
+        })
     }
 
     fn push(&self, line: String) {

@@ -32,8 +32,19 @@ pub struct Merchant {
 
 impl Merchant {
     /// A session that has been welcomed.
-    pub(super) fn new(who: &str, welcome: Welcome, seen: Seen, socket: WebSocketStream<TcpStream>) -> Self {
-        Self { who: who.to_owned(), welcome, socket, seen, inbox: VecDeque::new() }
+    pub(super) fn new(
+        who: &str,
+        welcome: Welcome,
+        seen: Seen,
+        socket: WebSocketStream<TcpStream>,
+    ) -> Self {
+        Self {
+            who: who.to_owned(),
+            welcome,
+            socket,
+            seen,
+            inbox: VecDeque::new(),
+        }
     }
 
     /// What the session began with.
@@ -66,7 +77,13 @@ impl Merchant {
 
     /// The next notification; heartbeats and words about the replay pass by.
     pub async fn next_notification(&mut self) -> Notification {
-        let pick = |frame| if let Frame::Notification(notification) = frame { Some(notification) } else { None };
+        let pick = |frame| {
+            if let Frame::Notification(notification) = frame {
+                Some(notification)
+            } else {
+                None
+            }
+        };
         self.next("a notification", pick).await
     }
 
@@ -75,7 +92,9 @@ impl Merchant {
         let mut skips = Vec::new();
         let pick = |frame| match frame {
             Frame::Skipped(skipped) => {
-                skips.extend((skipped.from..=skipped.through).map(|seq| (seq, skipped.reason.clone())));
+                skips.extend(
+                    (skipped.from..=skipped.through).map(|seq| (seq, skipped.reason.clone())),
+                );
                 None
             }
             Frame::Notification(notification) => Some(notification),
@@ -87,22 +106,50 @@ impl Merchant {
 
     /// The next word of what people said.
     pub async fn next_state(&mut self) -> State {
-        self.next("a state", |frame| if let Frame::State(state) = frame { Some(state) } else { None }).await
+        self.next("a state", |frame| {
+            if let Frame::State(state) = frame {
+                Some(state)
+            } else {
+                None
+            }
+        })
+        .await
     }
 
     /// The next error.
     pub async fn next_error(&mut self) -> Refused {
-        self.next("an error", |frame| if let Frame::Error(refused) = frame { Some(refused) } else { None }).await
+        self.next("an error", |frame| {
+            if let Frame::Error(refused) = frame {
+                Some(refused)
+            } else {
+                None
+            }
+        })
+        .await
     }
 
     /// The goodbye of a leaving replica.
     pub async fn next_goaway(&mut self) -> Goaway {
-        self.next("a goaway", |frame| if let Frame::Goaway(goaway) = frame { Some(goaway) } else { None }).await
+        self.next("a goaway", |frame| {
+            if let Frame::Goaway(goaway) = frame {
+                Some(goaway)
+            } else {
+                None
+            }
+        })
+        .await
     }
 
     /// The next heartbeat: feed by feed, the last number sent.
     pub async fn next_heartbeat(&mut self) -> BTreeMap<String, u64> {
-        self.next("a heartbeat", |frame| if let Frame::Heartbeat(beat) = frame { Some(beat.sent) } else { None }).await
+        self.next("a heartbeat", |frame| {
+            if let Frame::Heartbeat(beat) = frame {
+                Some(beat.sent)
+            } else {
+                None
+            }
+        })
+        .await
     }
 
     /// Exactly these come next, and nothing between them; gives them.
@@ -121,7 +168,10 @@ impl Merchant {
         let (mut notifications, last) = (Vec::new(), *seqs.end());
         for expected in seqs {
             let notification = self.expect_seqs(expected..=expected).await.remove(0);
-            if expected % ACK_EVERY == 0 || expected == last || self.outstanding() == self.welcome().window {
+            if expected % ACK_EVERY == 0
+                || expected == last
+                || self.outstanding() == self.welcome().window
+            {
                 self.ack(&notification.feed, expected).await;
             }
             notifications.push(notification);
@@ -154,12 +204,22 @@ impl Merchant {
 
     /// Says that a person saw these.
     pub async fn read(&mut self, feed: &str, seqs: &[u64]) {
-        self.say(&Saying::Read { feed, seqs: Some(seqs), through: None }).await;
+        self.say(&Saying::Read {
+            feed,
+            seqs: Some(seqs),
+            through: None,
+        })
+        .await;
     }
 
     /// Says that a person saw all up to this one.
     pub async fn read_through(&mut self, feed: &str, through: u64) {
-        self.say(&Saying::Read { feed, seqs: None, through: Some(through) }).await;
+        self.say(&Saying::Read {
+            feed,
+            seqs: None,
+            through: Some(through),
+        })
+        .await;
     }
 
     /// Says that a person took these.
@@ -169,7 +229,10 @@ impl Merchant {
 
     /// Shows a fresh token.
     pub async fn show(&mut self, token: &Token) {
-        self.say(&Saying::Auth { token: &token.sign() }).await;
+        self.say(&Saying::Auth {
+            token: &token.sign(),
+        })
+        .await;
     }
 
     /// Pings, and waits for the pong: everything said before has been heard by then.
@@ -215,11 +278,20 @@ impl Merchant {
     pub async fn unread_close(self) -> Closed {
         let mut bytes = Vec::new();
         let mut stream = self.socket.into_inner();
-        timeout(PATIENCE, stream.read_to_end(&mut bytes)).await.expect("the server ends the connection").ok();
-        let reason = bytes.windows(9).rposition(|window| window == br#"{"code":""#).expect("a close with a reason");
+        timeout(PATIENCE, stream.read_to_end(&mut bytes))
+            .await
+            .expect("the server ends the connection")
+            .ok();
+        let reason = bytes
+            .windows(9)
+            .rposition(|window| window == br#"{"code":""#)
+            .expect("a close with a reason");
         let code = u16::from_be_bytes([bytes[reason - 2], bytes[reason - 1]]);
         let reason = String::from_utf8(bytes[reason..].to_vec()).expect("a reason is UTF-8");
-        Closed::from(&CloseFrame { code: code.into(), reason: reason.into() })
+        Closed::from(&CloseFrame {
+            code: code.into(),
+            reason: reason.into(),
+        })
     }
 
     /// Is gone, without a close: a lid shut, a tunnel entered.
@@ -239,7 +311,9 @@ impl Merchant {
     }
 
     async fn send(&mut self, message: Message) {
-        let sent = timeout(PATIENCE, self.socket.send(message)).await.expect("the socket takes what is sent");
+        let sent = timeout(PATIENCE, self.socket.send(message))
+            .await
+            .expect("the socket takes what is sent");
         // What ended the session is told by what is read, not by what could not be written any more.
         sent.ok();
     }
@@ -259,11 +333,15 @@ impl Merchant {
                 }
             }
         };
-        timeout(PATIENCE, picked).await.unwrap_or_else(|_| panic!("{who}: {what} does not come"))
+        timeout(PATIENCE, picked)
+            .await
+            .unwrap_or_else(|_| panic!("{who}: {what} does not come"))
     }
 
     fn holds_caught_up(&self, feed: &str) -> bool {
-        self.inbox.iter().any(|frame| matches!(frame, Frame::CaughtUp(caught_up) if caught_up.feed == feed))
+        self.inbox
+            .iter()
+            .any(|frame| matches!(frame, Frame::CaughtUp(caught_up) if caught_up.feed == feed))
     }
 
     async fn receive(&mut self) -> Result<Frame, Closed> {
@@ -271,7 +349,8 @@ impl Merchant {
             let read = timeout(PATIENCE, self.socket.next()).await;
             match read.unwrap_or_else(|_| panic!("{}: nothing comes any more", self.who)) {
                 Some(Ok(Message::Text(text))) => {
-                    let frame = Frame::parse(&text).unwrap_or_else(|error| panic!("{}: {error} in {text}", self.who));
+                    let frame = Frame::parse(&text)
+                        .unwrap_or_else(|error| panic!("{}: {error} in {text}", self.who));
                     self.seen.on_frame(&frame);
                     return Ok(frame);
                 }
@@ -281,7 +360,10 @@ impl Merchant {
                     self.socket.flush().await.ok();
                     return Err(Closed::from(&frame));
                 }
-                Some(Ok(Message::Close(None)) | Err(Error::Io(_) | Error::ConnectionClosed | Error::AlreadyClosed))
+                Some(
+                    Ok(Message::Close(None))
+                    | Err(Error::Io(_) | Error::ConnectionClosed | Error::AlreadyClosed),
+                )
                 | None
                 | Some(Err(Error::Protocol(ProtocolError::ResetWithoutClosingHandshake))) => {
                     return Err(Closed::ABNORMAL);

@@ -22,14 +22,24 @@ pub struct Monitor<'a> {
 impl<'a> Monitor<'a> {
     /// Of these replicas: the first look, when all of them see that all is well.
     pub async fn of(world: &'a World, replicas: impl IntoIterator<Item = &'a Replica>) -> Self {
-        let mut monitor = Self { world, replicas: replicas.into_iter().collect(), looks: Vec::new() };
+        let mut monitor = Self {
+            world,
+            replicas: replicas.into_iter().collect(),
+            looks: Vec::new(),
+        };
         for replica in &monitor.replicas {
             replica.metric_reaches("shopbell_database_up", 1).await;
             replica.metric_reaches("shopbell_broker_up", 1).await;
-            eventually("the ingest queue is seen to be consumed", PATIENCE, async || {
-                let consumers = replica.metric_where("shopbell_queue_consumers", "ingest").await;
-                holds(consumers > 0, consumers)
-            })
+            eventually(
+                "the ingest queue is seen to be consumed",
+                PATIENCE,
+                async || {
+                    let consumers = replica
+                        .metric_where("shopbell_queue_consumers", "ingest")
+                        .await;
+                    holds(consumers > 0, consumers)
+                },
+            )
             .await;
         }
         monitor.look().await;
@@ -41,12 +51,28 @@ impl<'a> Monitor<'a> {
         let mut look = BTreeMap::new();
         for (number, replica) in self.replicas.iter().enumerate() {
             let target = format!(r#"job="shopbell",instance="replica-{number}""#);
-            let scraped = if replica.is_running() { Some(replica.get("/metrics").await.text()) } else { None };
-            look.insert(format!("up{{{target}}}"), u8::from(scraped.is_some()).to_string());
-            for line in scraped.iter().flat_map(|text| text.lines()).filter(|line| !line.starts_with('#')) {
-                let (series, value) = line.rsplit_once(' ').expect("a sample is a series and a value");
+            let scraped = if replica.is_running() {
+                Some(replica.get("/metrics").await.text())
+            } else {
+                None
+            };
+            look.insert(
+                format!("up{{{target}}}"),
+                u8::from(scraped.is_some()).to_string(),
+            );
+            for line in scraped
+                .iter()
+                .flat_map(|text| text.lines())
+                .filter(|line| !line.starts_with('#'))
+            {
+                let (series, value) = line
+                    .rsplit_once(' ')
+                    .expect("a sample is a series and a value");
                 let (name, labels) = series.split_once('{').unwrap_or((series, "}"));
-                look.insert(format!("{name}{{{target},{labels}").replace(",}", "}"), value.to_owned());
+                look.insert(
+                    format!("{name}{{{target},{labels}").replace(",}", "}"),
+                    value.to_owned(),
+                );
             }
         }
         self.looks.push(look);
@@ -56,9 +82,13 @@ impl<'a> Monitor<'a> {
     /// is so now.
     pub async fn expect_alert(mut self, alert: &str, severity: &str) {
         self.look().await;
-        let fires = format!(r#"ALERTS{{alertname="{alert}",severity="{severity}",alertstate="firing"}}"#);
+        let fires =
+            format!(r#"ALERTS{{alertname="{alert}",severity="{severity}",alertstate="firing"}}"#);
         let minutes = |looks: usize| looks * SCRAPES_PER_LOOK / 4;
-        let (well, now) = (format!("{}m", minutes(1) - 1), format!("{}m", minutes(self.looks.len())));
+        let (well, now) = (
+            format!("{}m", minutes(1) - 1),
+            format!("{}m", minutes(self.looks.len())),
+        );
         let rules = Path::new(env!("CARGO_MANIFEST_DIR")).join("observability/alerts.yaml");
         // JSON is YAML too.
         let test = json!({
@@ -77,16 +107,29 @@ impl<'a> Monitor<'a> {
                 ],
             }],
         });
-        let test = self.world.file(&format!("{alert}_test.json"), test.to_string().as_bytes());
+        let test = self
+            .world
+            .file(&format!("{alert}_test.json"), test.to_string().as_bytes());
         let done = promtool(&["test", "rules", &test], None).await;
         let mut moved = String::new();
         for (series, value) in self.looks.last().expect("the last look").iter() {
             let before = self.looks[0].get(series);
             if before != Some(value) {
-                writeln!(moved, "{series} {} -> {value}", before.map_or("none", String::as_str)).ok();
+                writeln!(
+                    moved,
+                    "{series} {} -> {value}",
+                    before.map_or("none", String::as_str)
+                )
+                .ok();
             }
         }
-        assert_eq!(done.status, Some(0), "{alert} ({severity}): {}{}\n{moved}", done.stdout, done.stderr);
+        assert_eq!(
+            done.status,
+            Some(0),
+            "{alert} ({severity}): {}{}\n{moved}",
+            done.stdout,
+            done.stderr
+        );
     }
 
     /// Every series over all looks, in the notation of rule tests. One that a look does not show is stale.
@@ -100,6 +143,9 @@ impl<'a> Monitor<'a> {
             };
             self.looks.iter().map(of_look).collect::<Vec<_>>().join(" ")
         };
-        names.into_iter().map(|name| json!({ "series": name, "values": values(name) })).collect()
+        names
+            .into_iter()
+            .map(|name| json!({ "series": name, "values": values(name) }))
+            .collect()
     }
 }

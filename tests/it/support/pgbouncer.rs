@@ -23,7 +23,10 @@ impl PgBouncer {
     /// Starts one in this `pool_mode`, with more lines of its configuration.
     pub async fn start(world: &World, pool_mode: &str, more: &str) -> Self {
         install().await;
-        let (address, folder) = (free_address(), world.folder(&format!("pgbouncer-{pool_mode}-{}", more.len())));
+        let (address, folder) = (
+            free_address(),
+            world.folder(&format!("pgbouncer-{pool_mode}-{}", more.len())),
+        );
         let (user, password) = url::user_and_password(world.database_url());
         let (host, port) = url::host_and_port(world.database_url());
         let listen_port = address.port();
@@ -32,7 +35,10 @@ impl PgBouncer {
              auth_type = scram-sha-256\nauth_file = {folder}/users.txt\npool_mode = {pool_mode}\nunix_socket_dir =\n\
              max_client_conn = 200\ndefault_pool_size = 40\n{more}\n"
         );
-        for (file, text) in [("users.txt", format!("\"{user}\" \"{password}\"\n")), ("pgbouncer.ini", configuration)] {
+        for (file, text) in [
+            ("users.txt", format!("\"{user}\" \"{password}\"\n")),
+            ("pgbouncer.ini", configuration),
+        ] {
             let path = format!("{folder}/{file}");
             fs::write(&path, text).expect("a file can be written");
             fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("our own file");
@@ -40,7 +46,9 @@ impl PgBouncer {
         let child = program(&folder).spawn().expect("PgBouncer starts");
         let pooler = Self { address, child };
         eventually("PgBouncer listens", PATIENCE, async || {
-            TcpStream::connect(address).map(drop).map_err(|error| error.to_string())
+            TcpStream::connect(address)
+                .map(drop)
+                .map_err(|error| error.to_string())
         })
         .await;
         pooler
@@ -82,12 +90,16 @@ async fn install() {
 /// It refuses to run as root; its configuration is read before it gives that up.
 fn program(folder: &str) -> Command {
     let mut command = pgbouncer();
-    let is_root = fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0);
+    let is_root =
+        fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0);
     if is_root {
         command.args(["--user", "postgres"]);
     }
     command.arg(format!("{folder}/pgbouncer.ini"));
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
     command
 }
 

@@ -15,12 +15,18 @@ pub fn shopbell(environment: &Environment) -> Command {
             command.env(inherited, value);
         }
     }
-    command.env("RUST_BACKTRACE", "1").env("RUST_LOG", "info").envs(environment);
+    command
+        .env("RUST_BACKTRACE", "1")
+        .env("RUST_LOG", "info")
+        .envs(environment);
     command
 }
 
 /// Sends `signal` (`TERM`, `KILL`) to the process that this test started as `pid`.
 pub fn signal(pid: u32, signal: &str) {
-    let sent = Command::new("sh").args(["-c", &format!("kill -{signal} {pid}")]).status().expect("sh runs");
+    let sent = Command::new("sh")
+        .args(["-c", &format!("kill -{signal} {pid}")])
+        .status()
+        .expect("sh runs");
     assert!(sent.success(), "signal {signal} could not be sent to {pid}");
 }

@@ -20,6 +20,8 @@ pub async fn promtool(arguments: &[&str], input: Option<&str>) -> Done {
     run_any(install, INSTALL_BOUND).await.succeeded();
     let mut promtool = Command::new("promtool");
     let input = input.map(|file| File::open(file).expect("the file can be read"));
-    promtool.args(arguments).stdin(input.map_or_else(Stdio::null, Stdio::from));
+    promtool
+        .args(arguments)
+        .stdin(input.map_or_else(Stdio::null, Stdio::from));
     run_any(promtool, BOUND).await
 }

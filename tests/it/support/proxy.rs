@@ -61,14 +61,25 @@ enum Line {
 impl Proxy {
     /// Stands in front of `authority` (`host:port`).
     pub async fn before(authority: &str) -> Self {
-        let running =
-            Network { open: true, life: 0, ended_before: 0, upstream: Line::Running, downstream: Line::Running };
+        let running = Network {
+            open: true,
+            life: 0,
+            ended_before: 0,
+            upstream: Line::Running,
+            downstream: Line::Running,
+        };
         let network = watch::Sender::new(running);
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a proxy can listen");
+        let listener = TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("a proxy can listen");
         let address = listener.local_addr().expect("a listener has an address");
         let behind = watch::Sender::new(authority.to_owned());
         tokio::spawn(accept(listener, behind.subscribe(), network.subscribe()));
-        Self { address, network, behind }
+        Self {
+            address,
+            network,
+            behind,
+        }
     }
 
     /// Stands in front of the service that `url` names.
@@ -87,7 +98,10 @@ impl Proxy {
     }
 
     /// Connects to `authority` (`host:port`) from the next connection on; existing connections stay where they are.
-    #[allow(dead_code, reason = "only the chaos stories use it, and both test binaries share this file")]
+    #[allow(
+        dead_code,
+        reason = "only the chaos stories use it, and both test binaries share this file"
+    )]
     pub fn lead_to(&self, authority: &str) {
         self.behind.send_replace(authority.to_owned());
     }
@@ -96,7 +110,12 @@ impl Proxy {
     pub fn cut(&self) {
         self.network.send_modify(|network| {
             let life = network.life + 1;
-            *network = Network { open: false, life, ended_before: life, ..*network };
+            *network = Network {
+                open: false,
+                life,
+                ended_before: life,
+                ..*network
+            };
         });
     }
 
@@ -123,8 +142,12 @@ impl Proxy {
 
     /// Moves about `bytes_per_second` to the side that connected.
     pub fn slow_downstream(&self, bytes_per_second: usize) {
-        let ticks_per_second = 1_000 / usize::try_from(SLOW_TICK.as_millis()).expect("a tick is short");
-        self.lines(Line::Running, Line::Slow((bytes_per_second / ticks_per_second).max(1)));
+        let ticks_per_second =
+            1_000 / usize::try_from(SLOW_TICK.as_millis()).expect("a tick is short");
+        self.lines(
+            Line::Running,
+            Line::Slow((bytes_per_second / ticks_per_second).max(1)),
+        );
     }
 
     /// Takes connections and moves bytes again, as at first.
@@ -134,11 +157,21 @@ impl Proxy {
     }
 
     fn lines(&self, upstream: Line, downstream: Line) {
-        self.network.send_modify(|network| *network = Network { upstream, downstream, ..*network });
+        self.network.send_modify(|network| {
+            *network = Network {
+                upstream,
+                downstream,
+                ..*network
+            }
+        });
     }
 }
 
-async fn accept(listener: TcpListener, behind: watch::Receiver<String>, mut network: watch::Receiver<Network>) {
+async fn accept(
+    listener: TcpListener,
+    behind: watch::Receiver<String>,
+    mut network: watch::Receiver<Network>,
+) {
     while let Ok((near, _)) = listener.accept().await {
         let now = *network.borrow_and_update();
         if !now.open {
@@ -148,7 +181,8 @@ async fn accept(listener: TcpListener, behind: watch::Receiver<String>, mut netw
         if let Ok(far) = TcpStream::connect(&behind).await {
             near.set_nodelay(true).ok();
             far.set_nodelay(true).ok();
-            let ((near_read, near_write), (far_read, far_write)) = (near.into_split(), far.into_split());
+            let ((near_read, near_write), (far_read, far_write)) =
+                (near.into_split(), far.into_split());
             let upstream = move |network: &Network| network.line(now.life, network.upstream);
             let downstream = move |network: &Network| network.line(now.life, network.downstream);
             tokio::spawn(carry(near_read, far_write, network.clone(), upstream));

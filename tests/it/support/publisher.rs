@@ -28,8 +28,15 @@ pub struct Publisher {
 impl Publisher {
     /// Connects; `exchange` is what it publishes to.
     pub async fn connect(amqp_url: &str, exchange: &str) -> Self {
-        let (connection, channel) = open(amqp_url).await.expect("the publisher reaches RabbitMQ");
-        Self { amqp_url: amqp_url.to_owned(), exchange: exchange.to_owned(), channel, connection }
+        let (connection, channel) = open(amqp_url)
+            .await
+            .expect("the publisher reaches RabbitMQ");
+        Self {
+            amqp_url: amqp_url.to_owned(),
+            exchange: exchange.to_owned(),
+            channel,
+            connection,
+        }
     }
 
     /// Publishes one, and returns when the broker has it.
@@ -41,20 +48,30 @@ impl Publisher {
     pub async fn publish_all(&self, parcels: impl IntoIterator<Item = impl Into<Parcel>>) {
         let parcels: Vec<Parcel> = parcels.into_iter().map(Into::into).collect();
         if let Err((confirmed, error)) = self.attempt(&parcels).await {
-            panic!("the broker confirmed {confirmed} of {}, then: {error:#}", parcels.len());
+            panic!(
+                "the broker confirmed {confirmed} of {}, then: {error:#}",
+                parcels.len()
+            );
         }
     }
 
     /// Publishes all in this order across every fault: connects again and repeats whatever was not confirmed.
-    pub async fn publish_until_confirmed(&mut self, parcels: impl IntoIterator<Item = impl Into<Parcel>>) {
+    pub async fn publish_until_confirmed(
+        &mut self,
+        parcels: impl IntoIterator<Item = impl Into<Parcel>>,
+    ) {
         let mut parcels: VecDeque<Parcel> = parcels.into_iter().map(Into::into).collect();
         while let Err((confirmed, _)) = self.attempt(parcels.make_contiguous()).await {
             parcels.drain(..confirmed);
             let amqp_url = &self.amqp_url;
             let reconnect = async || open(amqp_url).await.map_err(|error| format!("{error:#}"));
-            (self.connection, self.channel) = eventually("the publisher connects again", FAULT_BOUND, reconnect).await;
+            (self.connection, self.channel) =
+                eventually("the publisher connects again", FAULT_BOUND, reconnect).await;
         }
-        assert!(self.connection.status().connected(), "confirmed on a connection that is gone");
+        assert!(
+            self.connection.status().connected(),
+            "confirmed on a connection that is gone"
+        );
     }
 
     /// How many of `parcels` were confirmed, from the first one on, where not all were.
@@ -62,20 +79,31 @@ impl Publisher {
         let (mut confirmed, mut waiting) = (0, VecDeque::new());
         for parcel in parcels {
             if waiting.len() == IN_FLIGHT_MAX {
-                settle(&mut waiting).await.map_err(|error| (confirmed, error))?;
+                settle(&mut waiting)
+                    .await
+                    .map_err(|error| (confirmed, error))?;
                 confirmed += 1;
             }
-            waiting.push_back(self.send(parcel).await.map_err(|error| (confirmed, error))?);
+            waiting.push_back(
+                self.send(parcel)
+                    .await
+                    .map_err(|error| (confirmed, error))?,
+            );
         }
         while !waiting.is_empty() {
-            settle(&mut waiting).await.map_err(|error| (confirmed, error))?;
+            settle(&mut waiting)
+                .await
+                .map_err(|error| (confirmed, error))?;
             confirmed += 1;
         }
         Ok(())
     }
 
     async fn send(&self, parcel: &Parcel) -> anyhow::Result<PublisherConfirm> {
-        let options = BasicPublishOptions { mandatory: true, immediate: false };
+        let options = BasicPublishOptions {
+            mandatory: true,
+            immediate: false,
+        };
         let publish = self.channel.basic_publish(
             self.exchange.as_str().into(),
             parcel.routing_key.as_str().into(),
@@ -83,23 +111,34 @@ impl Publisher {
             &parcel.body,
             parcel.properties(),
         );
-        Ok(timeout(PATIENCE, publish).await.context("the broker takes nothing")??)
+        Ok(timeout(PATIENCE, publish)
+            .await
+            .context("the broker takes nothing")??)
     }
 }
 
 /// Waits for the oldest confirm.
 async fn settle(waiting: &mut VecDeque<PublisherConfirm>) -> anyhow::Result<()> {
-    let Some(confirm) = waiting.pop_front() else { return Ok(()) };
+    let Some(confirm) = waiting.pop_front() else {
+        return Ok(());
+    };
     let confirmation = timeout(PATIENCE, confirm).await.context("no confirm")??;
-    ensure!(confirmation == Confirmation::Ack(None), "not taken: {confirmation:?}");
+    ensure!(
+        confirmation == Confirmation::Ack(None),
+        "not taken: {confirmation:?}"
+    );
     Ok(())
 }
 
 async fn open(amqp_url: &str) -> anyhow::Result<(Connection, Channel)> {
     let connect = Connection::connect(amqp_url, ConnectionProperties::default());
     // lapin bounds the TCP connect, but not the AMQP handshake behind it.
-    let connection = timeout(PATIENCE, connect).await.context("the broker does not answer")??;
+    let connection = timeout(PATIENCE, connect)
+        .await
+        .context("the broker does not answer")??;
     let channel = connection.create_channel().await?;
-    channel.confirm_select(ConfirmSelectOptions::default()).await?;
+    channel
+        .confirm_select(ConfirmSelectOptions::default())
+        .await?;
     Ok((connection, channel))
 }

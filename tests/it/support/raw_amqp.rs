@@ -33,20 +33,36 @@ pub struct RawPublisher {
 impl RawPublisher {
     /// Connects; `exchange` is what it publishes to.
     pub async fn connect(amqp_url: &str, exchange: &str) -> Self {
-        let stream = TcpStream::connect(url::authority(amqp_url)).await.expect("RabbitMQ can be reached");
-        let mut raw = Self { stream, exchange: exchange.to_owned() };
+        let stream = TcpStream::connect(url::authority(amqp_url))
+            .await
+            .expect("RabbitMQ can be reached");
+        let mut raw = Self {
+            stream,
+            exchange: exchange.to_owned(),
+        };
         let uri: AMQPUri = amqp_url.parse().expect("AMQP_URL is a URL");
         let user = uri.authority.userinfo;
         let plain = format!("\0{}\0{}", user.username, user.password);
         raw.write(b"AMQP\0\0\x09\x01").await;
         raw.expect((10, 10)).await; // connection.start
-        let start_ok = [b"\0\0\0\0", &short(b"PLAIN")[..], &long(plain.as_bytes()), &short(b"en_US")].concat();
+        let start_ok = [
+            b"\0\0\0\0",
+            &short(b"PLAIN")[..],
+            &long(plain.as_bytes()),
+            &short(b"en_US"),
+        ]
+        .concat();
         raw.write(&method(0, (10, 11), &start_ok)).await;
         let tune = raw.expect((10, 30)).await;
         // As the server wants it, but without heartbeats, which are the last two bytes.
-        raw.write(&method(0, (10, 31), &[&tune[..6], b"\0\0"].concat())).await;
+        raw.write(&method(0, (10, 31), &[&tune[..6], b"\0\0"].concat()))
+            .await;
         let open = [short(uri.vhost.as_bytes()), short(b""), vec![0]].concat();
-        for (channel, request, arguments) in [(0, (10, 40), &open[..]), (1, (20, 10), b"\0"), (1, (85, 10), b"\0")] {
+        for (channel, request, arguments) in [
+            (0, (10, 40), &open[..]),
+            (1, (20, 10), b"\0"),
+            (1, (85, 10), b"\0"),
+        ] {
             raw.write(&method(channel, request, arguments)).await; // connection.open, channel.open, confirm.select
             raw.expect((request.0, request.1 + 1)).await;
         }
@@ -55,18 +71,38 @@ impl RawPublisher {
 
     /// Publishes one, persistent, and returns when the broker has it.
     pub async fn publish(&mut self, message: &RawMessage) {
-        let publish = [b"\0\0", &short(self.exchange.as_bytes())[..], &short(&message.routing_key), b"\0"].concat();
+        let publish = [
+            b"\0\0",
+            &short(self.exchange.as_bytes())[..],
+            &short(&message.routing_key),
+            b"\0",
+        ]
+        .concat();
         let mut header = [0, 60, 0, 0].to_vec();
         header.extend((message.body.len() as u64).to_be_bytes());
         header.extend(PROPERTIES.to_be_bytes());
-        header.extend([short(&message.content_type), long(&message.headers), vec![2]].concat());
-        let frames = [method(1, (60, 40), &publish), frame(HEADER, 1, &header), frame(BODY, 1, &message.body)];
+        header.extend(
+            [
+                short(&message.content_type),
+                long(&message.headers),
+                vec![2],
+            ]
+            .concat(),
+        );
+        let frames = [
+            method(1, (60, 40), &publish),
+            frame(HEADER, 1, &header),
+            frame(BODY, 1, &message.body),
+        ];
         self.write(&frames.concat()).await;
         self.expect((60, 80)).await; // basic.ack
     }
 
     async fn write(&mut self, bytes: &[u8]) {
-        self.stream.write_all(bytes).await.expect("RabbitMQ listens");
+        self.stream
+            .write_all(bytes)
+            .await
+            .expect("RabbitMQ listens");
     }
 
     /// Reads the next frame, which must be this method, and gives its arguments.
@@ -78,7 +114,10 @@ impl RawPublisher {
             let mut payload = vec![0; length as usize + 1];
             self.stream.read_exact(&mut payload).await.map(|_| payload)
         };
-        let payload = timeout(PATIENCE, read).await.expect("RabbitMQ answers in time").expect("RabbitMQ answers");
+        let payload = timeout(PATIENCE, read)
+            .await
+            .expect("RabbitMQ answers in time")
+            .expect("RabbitMQ answers");
         let is_it = payload.starts_with(&[class.to_be_bytes(), id.to_be_bytes()].concat());
         assert!(is_it, "no method {class}.{id}: {}", payload.escape_ascii());
         payload[4..payload.len() - 1].to_vec()
@@ -88,11 +127,18 @@ impl RawPublisher {
 /// A header value: this many arrays, each in the one before.
 pub fn nested_arrays(levels: usize) -> Vec<u8> {
     const LEVEL_BYTES: usize = 5;
-    (0..levels).rev().flat_map(|inside| [b"A", &((inside * LEVEL_BYTES) as u32).to_be_bytes()[..]].concat()).collect()
+    (0..levels)
+        .rev()
+        .flat_map(|inside| [b"A", &((inside * LEVEL_BYTES) as u32).to_be_bytes()[..]].concat())
+        .collect()
 }
 
 fn method(channel: u16, (class, id): (u16, u16), arguments: &[u8]) -> Vec<u8> {
-    frame(METHOD, channel, &[&class.to_be_bytes(), &id.to_be_bytes(), arguments].concat())
+    frame(
+        METHOD,
+        channel,
+        &[&class.to_be_bytes(), &id.to_be_bytes(), arguments].concat(),
+    )
 }
 
 fn frame(kind: u8, channel: u16, payload: &[u8]) -> Vec<u8> {

@@ -27,13 +27,19 @@ impl RawSocket {
 
     /// Sends these frames in one write; false if the server has ended the connection.
     pub async fn send(&mut self, frames: &[(u8, &[u8])]) -> bool {
-        let bytes: Vec<u8> = frames.iter().flat_map(|(first, payload)| masked(*first, payload)).collect();
+        let bytes: Vec<u8> = frames
+            .iter()
+            .flat_map(|(first, payload)| masked(*first, payload))
+            .collect();
         self.send_bytes(&bytes).await
     }
 
     /// Sends these bytes; false if the server has ended the connection.
     pub async fn send_bytes(&mut self, bytes: &[u8]) -> bool {
-        timeout(PATIENCE, self.stream.write_all(bytes)).await.expect("the server reads").is_ok()
+        timeout(PATIENCE, self.stream.write_all(bytes))
+            .await
+            .expect("the server reads")
+            .is_ok()
     }
 
     /// The next frame: its first byte and its payload; `None` at the end of the connection.
@@ -46,7 +52,9 @@ impl RawSocket {
                 let frame = std::mem::replace(&mut self.read, rest);
                 return Some((frame[0], frame[header..].to_vec()));
             }
-            let read = timeout(PATIENCE, self.stream.read_buf(&mut self.read)).await.expect("a frame or the end");
+            let read = timeout(PATIENCE, self.stream.read_buf(&mut self.read))
+                .await
+                .expect("a frame or the end");
             if read.is_ok_and(|bytes| bytes == 0) || self.read.is_empty() {
                 return None;
             }
@@ -58,7 +66,10 @@ impl RawSocket {
         while let Some((first, payload)) = self.next_frame().await {
             if first == CLOSE {
                 let code = u16::from_be_bytes([payload[0], payload[1]]);
-                return (code, String::from_utf8(payload[2..].to_vec()).expect("a reason is UTF-8"));
+                return (
+                    code,
+                    String::from_utf8(payload[2..].to_vec()).expect("a reason is UTF-8"),
+                );
             }
         }
         panic!("the connection ended without a close");
@@ -93,8 +104,14 @@ pub fn masked(first: u8, payload: &[u8]) -> Vec<u8> {
 /// Lengths of a server's header and of its payload, if the header is there.
 fn header(bytes: &[u8]) -> Option<(usize, usize)> {
     match *bytes.get(1)? {
-        126 => Some((4, usize::from(u16::from_be_bytes(bytes.get(2..4)?.try_into().ok()?)))),
-        127 => Some((10, u64::from_be_bytes(bytes.get(2..10)?.try_into().ok()?) as usize)),
+        126 => Some((
+            4,
+            usize::from(u16::from_be_bytes(bytes.get(2..4)?.try_into().ok()?)),
+        )),
+        127 => Some((
+            10,
+            u64::from_be_bytes(bytes.get(2..10)?.try_into().ok()?) as usize,
+        )),
         length => Some((2, length.into())),
     }
 }

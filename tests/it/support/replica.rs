@@ -37,11 +37,17 @@ struct Inner {
 
 impl Replica {
     /// Starts the binary on ports of its own; it may not be ready yet.
-    pub(super) fn spawn(mut environment: Environment, role: Option<&'static str>, open_files: Option<u32>) -> Self {
+    pub(super) fn spawn(
+        mut environment: Environment,
+        role: Option<&'static str>,
+        open_files: Option<u32>,
+    ) -> Self {
         let (public, operations) = (free_address(), free_address());
         environment.insert("SHOPBELL_LISTEN".to_owned(), public.to_string());
         environment.insert("SHOPBELL_OPS_LISTEN".to_owned(), operations.to_string());
-        let drain_seconds = environment.entry("SHOPBELL_DRAIN_SECONDS".to_owned()).or_insert_with(|| "0".to_owned());
+        let drain_seconds = environment
+            .entry("SHOPBELL_DRAIN_SECONDS".to_owned())
+            .or_insert_with(|| "0".to_owned());
         let drain = Duration::from_secs(drain_seconds.parse().expect("a drain in seconds"));
         let inner = Inner {
             environment,
@@ -65,12 +71,20 @@ impl Replica {
 
     /// Waits until it serves, with database and broker.
     pub async fn ready(&self) {
-        eventually(&format!("the replica at {} is ready", self.0.public), PATIENCE, async || {
-            assert!(self.is_running(), "the replica ended instead of getting ready:\n{}", self.0.log.text());
-            let reply = self.try_get("/readyz").await?;
-            let whole = reply.status == 200 && reply.text().contains(r#""broker":"ok""#);
-            holds(whole, format!("{} {}", reply.status, reply.text()))
-        })
+        eventually(
+            &format!("the replica at {} is ready", self.0.public),
+            PATIENCE,
+            async || {
+                assert!(
+                    self.is_running(),
+                    "the replica ended instead of getting ready:\n{}",
+                    self.0.log.text()
+                );
+                let reply = self.try_get("/readyz").await?;
+                let whole = reply.status == 200 && reply.text().contains(r#""broker":"ok""#);
+                holds(whole, format!("{} {}", reply.status, reply.text()))
+            },
+        )
         .await;
     }
 
@@ -103,11 +117,17 @@ impl Replica {
 
     /// Waits for its end, within its drain and what a stop may take beyond it.
     pub async fn ended(&self) -> ExitStatus {
-        let (what, bound) = (format!("the replica at {} ends", self.0.public), self.0.drain + STOP_GRACE);
+        let (what, bound) = (
+            format!("the replica at {} ends", self.0.public),
+            self.0.drain + STOP_GRACE,
+        );
         let status = eventually(&what, bound, async || {
             self.with_child(|child| {
                 let running = child.as_mut().expect("a replica that was not killed");
-                running.try_wait().expect("a child can be asked").ok_or_else(|| "it runs".to_owned())
+                running
+                    .try_wait()
+                    .expect("a child can be asked")
+                    .ok_or_else(|| "it runs".to_owned())
             })
         })
         .await;
@@ -123,7 +143,11 @@ impl Replica {
 
     /// Whether the process lives.
     pub fn is_running(&self) -> bool {
-        self.with_child(|child| child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None))))
+        self.with_child(|child| {
+            child
+                .as_mut()
+                .is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+        })
     }
 
     /// `GET path` on the operations port.
@@ -136,19 +160,31 @@ impl Replica {
 
     /// A metric, summed over its labels; 0 where it has not been counted yet.
     pub async fn metric(&self, name: &str) -> u64 {
-        self.samples(name).await.iter().map(|(_, value)| value).sum()
+        self.samples(name)
+            .await
+            .iter()
+            .map(|(_, value)| value)
+            .sum()
     }
 
     /// A metric where its labels contain `label`, for example `reason="too_large"`.
     pub async fn metric_where(&self, name: &str, label: &str) -> u64 {
-        self.samples(name).await.iter().filter(|(labels, _)| labels.contains(label)).map(|(_, value)| value).sum()
+        self.samples(name)
+            .await
+            .iter()
+            .filter(|(labels, _)| labels.contains(label))
+            .map(|(_, value)| value)
+            .sum()
     }
 
     /// The names of all metrics that it shows.
     pub async fn metric_names(&self) -> BTreeSet<String> {
         let text = self.get("/metrics").await.text();
         let samples = text.lines().filter(|line| !line.starts_with('#'));
-        samples.filter_map(|line| line.split(['{', ' ']).next()).map(str::to_owned).collect()
+        samples
+            .filter_map(|line| line.split(['{', ' ']).next())
+            .map(str::to_owned)
+            .collect()
     }
 
     /// Waits until a metric has reached `least`.
@@ -162,12 +198,22 @@ impl Replica {
 
     /// Waits until a metric is told where its labels contain `label`, and is `wanted`; a fraction is left out.
     pub async fn metric_is(&self, name: &str, label: &str, wanted: u64) {
-        eventually(&format!("{name}{{{label}}} is {wanted}"), PATIENCE, async || {
-            let samples = self.samples(name).await;
-            let told: Vec<u64> =
-                samples.iter().filter(|(labels, _)| labels.contains(label)).map(|(_, value)| *value).collect();
-            holds(!told.is_empty() && told.iter().sum::<u64>() == wanted, format!("{told:?}"))
-        })
+        eventually(
+            &format!("{name}{{{label}}} is {wanted}"),
+            PATIENCE,
+            async || {
+                let samples = self.samples(name).await;
+                let told: Vec<u64> = samples
+                    .iter()
+                    .filter(|(labels, _)| labels.contains(label))
+                    .map(|(_, value)| *value)
+                    .collect();
+                holds(
+                    !told.is_empty() && told.iter().sum::<u64>() == wanted,
+                    format!("{told:?}"),
+                )
+            },
+        )
         .await;
     }
 
@@ -179,7 +225,8 @@ impl Replica {
     /// The memory that it holds now.
     pub fn rss_bytes(&self) -> u64 {
         let pid = self.pid();
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("Linux tells about processes");
+        let status =
+            fs::read_to_string(format!("/proc/{pid}/status")).expect("Linux tells about processes");
         let kibibytes = status
             .lines()
             .find_map(|line| line.strip_prefix("VmRSS:"))
@@ -189,17 +236,23 @@ impl Replica {
 
     /// How many threads of this name it has.
     pub fn threads(&self, name: &str) -> usize {
-        let tasks = fs::read_dir(format!("/proc/{}/task", self.pid())).expect("Linux tells about threads");
-        let names = tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("comm")).ok());
+        let tasks =
+            fs::read_dir(format!("/proc/{}/task", self.pid())).expect("Linux tells about threads");
+        let names =
+            tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("comm")).ok());
         names.filter(|comm| comm.trim_end() == name).count()
     }
 
     /// Waits until it has said this on stderr, in any of its lives.
     pub async fn says(&self, text: &str) {
-        eventually(&format!("the replica says {text:?}"), PATIENCE, async || {
-            let said = self.0.log.text();
-            holds(said.contains(text), said)
-        })
+        eventually(
+            &format!("the replica says {text:?}"),
+            PATIENCE,
+            async || {
+                let said = self.0.log.text();
+                holds(said.contains(text), said)
+            },
+        )
         .await;
     }
 
@@ -214,11 +267,14 @@ impl Replica {
     }
 
     fn pid(&self) -> u32 {
-        self.with_child(|child| child.as_ref().map(Child::id)).expect("a replica that runs")
+        self.with_child(|child| child.as_ref().map(Child::id))
+            .expect("a replica that runs")
     }
 
     async fn try_get(&self, path: &str) -> Result<Reply, String> {
-        http::get(self.0.operations, path).await.map_err(|error| error.to_string())
+        http::get(self.0.operations, path)
+            .await
+            .map_err(|error| error.to_string())
     }
 
     /// The samples of one metric: labels and value.
@@ -228,7 +284,12 @@ impl Replica {
             let (labels, value) = line.strip_prefix(name)?.rsplit_once(' ')?;
             // Another metric whose name only begins so is none of this one's samples.
             let whole = labels.is_empty() || labels.starts_with('{');
-            whole.then(|| (labels.to_owned(), value.parse::<f64>().expect("a number") as u64))
+            whole.then(|| {
+                (
+                    labels.to_owned(),
+                    value.parse::<f64>().expect("a number") as u64,
+                )
+            })
         };
         text.lines().filter_map(sample).collect()
     }
@@ -245,7 +306,9 @@ impl Replica {
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
         let mut child = command.spawn().expect("shopbell starts");
-        self.0.log.follow(child.stderr.take().expect("stderr is piped"));
+        self.0
+            .log
+            .follow(child.stderr.take().expect("stderr is piped"));
         self.with_child(|running| *running = Some(child));
     }
 
@@ -256,7 +319,12 @@ impl Replica {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        if let Some(mut child) = self.child.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
+        if let Some(mut child) = self
+            .child
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+        {
             child.kill().ok();
             child.wait().ok();
         }
@@ -271,8 +339,14 @@ impl Drop for Inner {
 /// The same command, under a soft limit of open files.
 fn limited(command: Command, files: u32) -> Command {
     let mut limited = Command::new("sh");
-    limited.args(["-c", &format!("ulimit -Sn {files} && exec \"$0\" \"$@\"")]).arg(command.get_program());
-    limited.env_clear().envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    limited
+        .args(["-c", &format!("ulimit -Sn {files} && exec \"$0\" \"$@\"")])
+        .arg(command.get_program());
+    limited.env_clear().envs(
+        command
+            .get_envs()
+            .filter_map(|(name, value)| Some((name, value?))),
+    );
     limited
 }
 

@@ -45,24 +45,40 @@ impl Sdk {
         install.stdin(Stdio::null());
         let installed = run_any(install, INSTALL_BOUND).await;
         let status = installed.status;
-        assert_eq!(status, Some(0), "no SDKs to publish with; scripts/sdks says:\n{}", installed.stderr);
+        assert_eq!(
+            status,
+            Some(0),
+            "no SDKs to publish with; scripts/sdks says:\n{}",
+            installed.stderr
+        );
         let directory = Path::new(installed.stdout.trim_end());
         let mut publish = match self {
             Self::Python => {
                 let mut publish = Command::new(directory.join("python/bin/python"));
-                publish.arg(checkout.join("tests/sdk/python/publish.py")).stdin(Stdio::null());
+                publish
+                    .arg(checkout.join("tests/sdk/python/publish.py"))
+                    .stdin(Stdio::null());
                 publish
             }
             Self::Node => {
                 let mut publish = Command::new("node");
                 // From its stdin, because Node looks for modules beside the script, or else where it is started.
-                let script = File::open(checkout.join("tests/sdk/node/publish.mjs")).expect("the checkout has it");
-                publish.args(["--input-type=module", "-"]).current_dir(directory.join("node")).stdin(script);
+                let script = File::open(checkout.join("tests/sdk/node/publish.mjs"))
+                    .expect("the checkout has it");
+                publish
+                    .args(["--input-type=module", "-"])
+                    .current_dir(directory.join("node"))
+                    .stdin(script);
                 publish
             }
         };
-        publish.args([&world.name("events"), recipient, json]).env("AMQP_URL", world.amqp_url());
-        let lines: Vec<Line> = run_any(publish, PUBLISH_BOUND).await.succeeded().json_lines();
+        publish
+            .args([&world.name("events"), recipient, json])
+            .env("AMQP_URL", world.amqp_url());
+        let lines: Vec<Line> = run_any(publish, PUBLISH_BOUND)
+            .await
+            .succeeded()
+            .json_lines();
         lines.into_iter().map(Line::into_published).collect()
     }
 }
@@ -86,7 +102,8 @@ impl Line {
         }
         let body = decode(&self.body);
         let data = if self.content_type.starts_with("application/cloudevents") {
-            let structured: Structured = serde_json::from_str(&body).expect("a structured event is JSON");
+            let structured: Structured =
+                serde_json::from_str(&body).expect("a structured event is JSON");
             match (structured.data, structured.data_base64) {
                 (Some(data), None) => data.get().to_owned(),
                 (None, Some(encoded)) => decode(&encoded),

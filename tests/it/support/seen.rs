@@ -28,15 +28,30 @@ struct Place {
 
 impl Seen {
     /// A session begins. `after` and `versions` are where the client said it stands, feed by feed.
-    pub fn new(who: &str, welcome: &Welcome, after: &BTreeMap<String, u64>, versions: &BTreeMap<String, u64>) -> Self {
+    pub fn new(
+        who: &str,
+        welcome: &Welcome,
+        after: &BTreeMap<String, u64>,
+        versions: &BTreeMap<String, u64>,
+    ) -> Self {
         let feeds = welcome.feeds.iter().map(|state| {
             let cursor = after.get(&state.feed).copied().unwrap_or(state.cursor);
             let version = versions.get(&state.feed).copied().unwrap_or(state.version);
             let (last_at_welcome, outstanding) = (state.last, VecDeque::new());
-            let place = Place { next: cursor + 1, last_at_welcome, version, outstanding, caught_up: None };
+            let place = Place {
+                next: cursor + 1,
+                last_at_welcome,
+                version,
+                outstanding,
+                caught_up: None,
+            };
             (state.feed.clone(), place)
         });
-        Self { who: who.to_owned(), window: welcome.window, feeds: feeds.collect() }
+        Self {
+            who: who.to_owned(),
+            window: welcome.window,
+            feeds: feeds.collect(),
+        }
     }
 
     /// A frame came.
@@ -61,7 +76,11 @@ impl Seen {
 
     /// The last number that came, or was skipped, in `feed`.
     pub fn through(&self, feed: &str) -> u64 {
-        self.feeds.get(feed).unwrap_or_else(|| panic!("{}: no feed {feed} in the welcome", self.who)).next - 1
+        self.feeds
+            .get(feed)
+            .unwrap_or_else(|| panic!("{}: no feed {feed} in the welcome", self.who))
+            .next
+            - 1
     }
 
     /// The last change that it was told of in `feed`.
@@ -76,7 +95,10 @@ impl Seen {
 
     /// How many are sent and not acknowledged.
     pub fn outstanding(&self) -> usize {
-        self.feeds.values().map(|place| place.outstanding.len()).sum()
+        self.feeds
+            .values()
+            .map(|place| place.outstanding.len())
+            .sum()
     }
 
     fn on_state(&mut self, state: &State) {
@@ -85,7 +107,10 @@ impl Seen {
         if let Some(version) = state.version {
             let expected = place.version + 1;
             place.version = version;
-            assert_eq!(version, expected, "{who}: change {expected} was due and this came: {state:?}");
+            assert_eq!(
+                version, expected,
+                "{who}: change {expected} was due and this came: {state:?}"
+            );
         }
     }
 
@@ -95,9 +120,16 @@ impl Seen {
         place.next = notification.seq + 1;
         place.outstanding.push_back(notification.seq);
         let (who, feed) = (&self.who, &notification.feed);
-        assert_eq!(notification.seq, expected, "{who}: in {feed}, {expected} was due and this came: {notification:?}");
+        assert_eq!(
+            notification.seq, expected,
+            "{who}: in {feed}, {expected} was due and this came: {notification:?}"
+        );
         let outstanding = self.outstanding();
-        assert!(outstanding <= self.window, "{who}: {outstanding} outstanding, the window is {}", self.window);
+        assert!(
+            outstanding <= self.window,
+            "{who}: {outstanding} outstanding, the window is {}",
+            self.window
+        );
     }
 
     fn on_skipped(&mut self, skipped: &Skipped) {
@@ -113,21 +145,39 @@ impl Seen {
 
     fn on_caught_up(&mut self, caught_up: &CaughtUp) {
         let place = self.place(&caught_up.feed);
-        let (before, sent, stored) = (place.caught_up.replace(caught_up.seq), place.next - 1, place.last_at_welcome);
+        let (before, sent, stored) = (
+            place.caught_up.replace(caught_up.seq),
+            place.next - 1,
+            place.last_at_welcome,
+        );
         assert_eq!(before, None, "{}: a second {caught_up:?}", self.who);
         let truthful = stored <= sent && caught_up.seq <= sent;
-        assert!(truthful, "{}: {caught_up:?}, but {sent} sent of the {stored} stored at the welcome", self.who);
+        assert!(
+            truthful,
+            "{}: {caught_up:?}, but {sent} sent of the {stored} stored at the welcome",
+            self.who
+        );
     }
 
     fn on_heartbeat(&self, heartbeat: &Heartbeat) {
         for (feed, sent) in &heartbeat.sent {
-            let place = self.feeds.get(feed).unwrap_or_else(|| panic!("{}: foreign feed: {heartbeat:?}", self.who));
-            assert!(*sent < place.next, "{}: {heartbeat:?}, but {} is due next in {feed}", self.who, place.next);
+            let place = self
+                .feeds
+                .get(feed)
+                .unwrap_or_else(|| panic!("{}: foreign feed: {heartbeat:?}", self.who));
+            assert!(
+                *sent < place.next,
+                "{}: {heartbeat:?}, but {} is due next in {feed}",
+                self.who,
+                place.next
+            );
         }
     }
 
     fn place(&mut self, feed: &str) -> &mut Place {
         let who = &self.who;
-        self.feeds.get_mut(feed).unwrap_or_else(|| panic!("{who}: the feed {feed} is none of the welcome's"))
+        self.feeds
+            .get_mut(feed)
+            .unwrap_or_else(|| panic!("{who}: the feed {feed} is none of the welcome's"))
     }
 }

@@ -64,11 +64,22 @@ struct Link {
 impl Tap {
     /// Stands in front of the RabbitMQ of this URL.
     pub async fn before(amqp_url: &str) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a proxy can listen");
+        let listener = TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("a proxy can listen");
         let address = listener.local_addr().expect("a listener has an address");
         let (links, mood) = (Arc::default(), Arc::new(watch::Sender::new(Mood::Well)));
-        tokio::spawn(accept(listener, url::authority(amqp_url), Arc::clone(&links), Arc::clone(&mood)));
-        Self { address, links, mood }
+        tokio::spawn(accept(
+            listener,
+            url::authority(amqp_url),
+            Arc::clone(&links),
+            Arc::clone(&mood),
+        ));
+        Self {
+            address,
+            links,
+            mood,
+        }
     }
 
     /// The URL of RabbitMQ through this proxy.
@@ -108,7 +119,10 @@ impl Tap {
 
     /// How many connections were never answered, and how many of those the client has given up.
     pub fn unanswered(&self) -> (usize, usize) {
-        (self.count(|link| link.silent), self.count(|link| link.silent && link.ended))
+        (
+            self.count(|link| link.silent),
+            self.count(|link| link.silent && link.ended),
+        )
     }
 
     fn count(&self, is_it: impl Fn(&Link) -> bool) -> usize {
@@ -120,12 +134,20 @@ impl Tap {
     }
 }
 
-async fn accept(listener: TcpListener, behind: String, links: Arc<Mutex<Vec<Link>>>, mood: Arc<watch::Sender<Mood>>) {
+async fn accept(
+    listener: TcpListener,
+    behind: String,
+    links: Arc<Mutex<Vec<Link>>>,
+    mood: Arc<watch::Sender<Mood>>,
+) {
     while let Ok((near, _)) = listener.accept().await {
         let silent = *mood.borrow() == Mood::Silent;
         let number = {
             let mut links = links.lock().unwrap_or_else(PoisonError::into_inner);
-            links.push(Link { silent, ..Link::default() });
+            links.push(Link {
+                silent,
+                ..Link::default()
+            });
             links.len() - 1
         };
         let (links, behind, mood) = (Arc::clone(&links), behind.clone(), mood.subscribe());
@@ -148,9 +170,17 @@ async fn swallow(mut near: TcpStream) {
     while matches!(near.read(&mut bytes).await, Ok(1..)) {}
 }
 
-async fn carry(near: TcpStream, behind: &str, mut mood: watch::Receiver<Mood>, note: &impl Fn(fn(&mut Link))) {
-    let Ok(far) = TcpStream::connect(behind).await else { return };
-    let ((mut near_read, mut near_write), (mut far_read, mut far_write)) = (near.into_split(), far.into_split());
+async fn carry(
+    near: TcpStream,
+    behind: &str,
+    mut mood: watch::Receiver<Mood>,
+    note: &impl Fn(fn(&mut Link)),
+) {
+    let Ok(far) = TcpStream::connect(behind).await else {
+        return;
+    };
+    let ((mut near_read, mut near_write), (mut far_read, mut far_write)) =
+        (near.into_split(), far.into_split());
     let (block, mut blocked) = mpsc::channel(1);
     let moods = mood.clone();
     let upstream = async {
@@ -220,13 +250,16 @@ impl Sent {
             self.begun = true;
         }
         while self.begun && self.bytes.len() >= HEAD_BYTES {
-            let length = u32::from_be_bytes([self.bytes[3], self.bytes[4], self.bytes[5], self.bytes[6]]);
+            let length =
+                u32::from_be_bytes([self.bytes[3], self.bytes[4], self.bytes[5], self.bytes[6]]);
             // With the octet that ends it.
             let end = HEAD_BYTES + length as usize + 1;
             if self.bytes.len() < end {
                 break;
             }
-            let is_method = |method: [u8; 4]| self.bytes[0] == 1 && self.bytes[HEAD_BYTES..].starts_with(&method);
+            let is_method = |method: [u8; 4]| {
+                self.bytes[0] == 1 && self.bytes[HEAD_BYTES..].starts_with(&method)
+            };
             if is_method(OPEN) {
                 note(|link| link.opened = true);
             }

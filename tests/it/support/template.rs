@@ -18,30 +18,58 @@ pub async fn create_database(server_url: &str, database: &str, environment: &Env
     let mut connection = connect(server_url).await;
     let template = template_name();
     // Unlocked when the connection ends.
-    sqlx::query("select pg_advisory_lock($1)").bind(TEMPLATE_LOCK).execute(&mut connection).await.expect("a lock");
+    sqlx::query("select pg_advisory_lock($1)")
+        .bind(TEMPLATE_LOCK)
+        .execute(&mut connection)
+        .await
+        .expect("a lock");
     if !exists(&mut connection, &template).await {
         make_template(&mut connection, server_url, &template, environment).await;
     }
-    execute(&mut connection, format!("create database \"{database}\" template \"{template}\"")).await;
+    execute(
+        &mut connection,
+        format!("create database \"{database}\" template \"{template}\""),
+    )
+    .await;
     connection.close().await.ok();
 }
 
 /// Drops `database`, whoever is connected to it.
 pub async fn drop_database(server_url: &str, database: &str) {
     let mut connection = connect(server_url).await;
-    execute(&mut connection, format!("drop database if exists \"{database}\" with (force)")).await;
+    execute(
+        &mut connection,
+        format!("drop database if exists \"{database}\" with (force)"),
+    )
+    .await;
     connection.close().await.ok();
 }
 
 /// Under another name until it is whole: a run that is interrupted leaves no half-made template.
-async fn make_template(connection: &mut PgConnection, server_url: &str, template: &str, environment: &Environment) {
+async fn make_template(
+    connection: &mut PgConnection,
+    server_url: &str,
+    template: &str,
+    environment: &Environment,
+) {
     let unfinished = format!("{template}_unfinished");
-    execute(connection, format!("drop database if exists \"{unfinished}\" with (force)")).await;
+    execute(
+        connection,
+        format!("drop database if exists \"{unfinished}\" with (force)"),
+    )
+    .await;
     execute(connection, format!("create database \"{unfinished}\"")).await;
     let mut environment = environment.clone();
-    environment.insert("DATABASE_URL".to_owned(), url::with_database(server_url, &unfinished));
+    environment.insert(
+        "DATABASE_URL".to_owned(),
+        url::with_database(server_url, &unfinished),
+    );
     command::run(&environment, &["migrate"]).await.succeeded();
-    execute(connection, format!("alter database \"{unfinished}\" rename to \"{template}\"")).await;
+    execute(
+        connection,
+        format!("alter database \"{unfinished}\" rename to \"{template}\""),
+    )
+    .await;
 }
 
 /// Names the template after what it was made from: the migrations, by name and content.
@@ -54,18 +82,28 @@ fn template_name() -> String {
         .collect();
     files.sort();
     for file in files {
-        (file.file_name(), fs::read(&file).expect("a migration can be read")).hash(&mut hasher);
+        (
+            file.file_name(),
+            fs::read(&file).expect("a migration can be read"),
+        )
+            .hash(&mut hasher);
     }
     format!("shopbell_template_{:016x}", hasher.finish())
 }
 
 async fn connect(server_url: &str) -> PgConnection {
-    PgConnection::connect(server_url).await.expect("Postgres can be reached at DATABASE_URL")
+    PgConnection::connect(server_url)
+        .await
+        .expect("Postgres can be reached at DATABASE_URL")
 }
 
 async fn exists(connection: &mut PgConnection, database: &str) -> bool {
     let query = sqlx::query_scalar("select exists (select from pg_database where datname = $1)");
-    query.bind(database).fetch_one(connection).await.expect("Postgres lists its databases")
+    query
+        .bind(database)
+        .fetch_one(connection)
+        .await
+        .expect("Postgres lists its databases")
 }
 
 /// Runs a statement whose names this module made up itself.

@@ -36,9 +36,19 @@ impl Token {
     /// A good token of `subscriber`, to be signed with `secret`.
     pub fn new(secret: &str, subscriber: &str) -> Self {
         let (exp, more) = (Some(now() + TTL_SECONDS), Map::new());
-        let claims = Claims { sub: subscriber.to_owned(), exp, feeds: None, aud: None, more };
+        let claims = Claims {
+            sub: subscriber.to_owned(),
+            exp,
+            feeds: None,
+            aud: None,
+            more,
+        };
         let header = serde_json::json!({"alg": "HS256", "typ": "JWT"});
-        Self { secret: secret.to_owned(), header, claims }
+        Self {
+            secret: secret.to_owned(),
+            header,
+            claims,
+        }
     }
 
     /// The same token, to be signed with this secret.
@@ -52,7 +62,9 @@ impl Token {
         if name == "exp" {
             self.claims.exp = None;
         }
-        self.claims.more.insert(name.to_owned(), (now() as f64 + seconds).into());
+        self.claims
+            .more
+            .insert(name.to_owned(), (now() as f64 + seconds).into());
         self
     }
 
@@ -108,12 +120,20 @@ impl Token {
 
     /// The token, signed with a secret that the service does not know.
     pub fn sign_with_a_foreign_secret(&self) -> String {
-        Self { secret: "a secret of thirty-two bytes, but not ours".to_owned(), ..self.clone() }.sign()
+        Self {
+            secret: "a secret of thirty-two bytes, but not ours".to_owned(),
+            ..self.clone()
+        }
+        .sign()
     }
 
     /// The token with `"alg":"none"` and no signature, as the oldest trick has it.
     pub fn unsigned(&self) -> String {
-        format!("{}.{}.", URL_SAFE_NO_PAD.encode(br#"{"alg":"none","typ":"JWT"}"#), part(&self.claims))
+        format!(
+            "{}.{}.",
+            URL_SAFE_NO_PAD.encode(br#"{"alg":"none","typ":"JWT"}"#),
+            part(&self.claims)
+        )
     }
 }
 
@@ -122,6 +142,8 @@ fn part(json: &impl Serialize) -> String {
 }
 
 fn now() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is past 1970");
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .expect("the clock is past 1970");
     i64::try_from(since.as_secs()).expect("seconds fit")
 }

@@ -21,15 +21,19 @@ pub fn at(url: &str, authority: &str) -> String {
 pub fn user_and_password(url: &str) -> (String, String) {
     let after_scheme = url.find("://").expect("a URL has a scheme") + 3;
     let (start, _) = authority_span(url);
-    let (user, password) =
-        url[after_scheme..start].trim_end_matches('@').split_once(':').expect("a URL with a password");
+    let (user, password) = url[after_scheme..start]
+        .trim_end_matches('@')
+        .split_once(':')
+        .expect("a URL with a password");
     (user.to_owned(), password.to_owned())
 }
 
 /// The host and the port, with the port of its scheme where none is written.
 pub fn host_and_port(url: &str) -> (String, String) {
     let authority = authority(url);
-    let (host, port) = authority.rsplit_once(':').expect("an authority with a port");
+    let (host, port) = authority
+        .rsplit_once(':')
+        .expect("an authority with a port");
     (host.to_owned(), port.to_owned())
 }
 
@@ -43,7 +47,11 @@ pub fn with_database(url: &str, database: &str) -> String {
 /// Where `host:port` begins and ends: after the scheme and the password, before the path.
 fn authority_span(url: &str) -> (usize, usize) {
     let after_scheme = url.find("://").expect("a URL has a scheme") + 3;
-    let end = url[after_scheme..].find(['/', '?']).map_or(url.len(), |path| after_scheme + path);
-    let start = url[after_scheme..end].rfind('@').map_or(after_scheme, |at| after_scheme + at + 1);
+    let end = url[after_scheme..]
+        .find(['/', '?'])
+        .map_or(url.len(), |path| after_scheme + path);
+    let start = url[after_scheme..end]
+        .rfind('@')
+        .map_or(after_scheme, |at| after_scheme + at + 1);
     (start, end)
 }

@@ -9,7 +9,10 @@ use sqlx::{Postgres, Transaction};
 use uuid::Uuid;
 
 use super::process::Environment;
-use super::{Broker, Done, Handshake, PATIENCE, Publisher, Replica, Token, command, eventually, holds, template, url};
+use super::{
+    Broker, Done, Handshake, PATIENCE, Publisher, Replica, Token, command, eventually, holds,
+    template, url,
+};
 
 /// A database, a prefix in the broker and a key that no other test has, and the replicas that share them.
 pub struct World {
@@ -37,7 +40,10 @@ impl World {
         let name = Uuid::new_v4().simple().to_string()[..12].to_owned();
         let database = format!("shopbell_test_{name}");
         let database_url = url::with_database(&server_url, &database);
-        let pool = PgPoolOptions::new().max_connections(2).connect_lazy(&database_url).expect("DATABASE_URL is a URL");
+        let pool = PgPoolOptions::new()
+            .max_connections(2)
+            .connect_lazy(&database_url)
+            .expect("DATABASE_URL is a URL");
         let world = Self {
             server_url,
             amqp_url,
@@ -55,7 +61,12 @@ impl World {
 
     /// A replica to be set up, and started with [`Setup::start`].
     pub fn replica(&self) -> Setup<'_> {
-        Setup { world: self, environment: self.environment(), role: None, open_files: None }
+        Setup {
+            world: self,
+            environment: self.environment(),
+            role: None,
+            open_files: None,
+        }
     }
 
     /// A replica that serves, as it comes.
@@ -106,7 +117,11 @@ impl World {
     /// The same, with these settings (empty: as good as unset).
     pub async fn shopbell_with(&self, settings: &[(&str, &str)], arguments: &[&str]) -> Done {
         let mut environment = self.environment();
-        environment.extend(settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        environment.extend(
+            settings
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),
+        );
         command::run(&environment, arguments).await
     }
 
@@ -114,7 +129,9 @@ impl World {
     pub fn file(&self, name: &str, bytes: &[u8]) -> String {
         let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}-{name}", self.database));
         std::fs::write(&path, bytes).expect("a file can be written");
-        path.to_str().expect("the target directory has a plain name").to_owned()
+        path.to_str()
+            .expect("the target directory has a plain name")
+            .to_owned()
     }
 
     /// The name of an exchange or queue of this world.
@@ -125,13 +142,19 @@ impl World {
     /// A second set of exchanges and queues over the same database.
     pub fn another_prefix(&self) -> String {
         let prefix = format!("{}-{}", self.prefixes()[0], self.prefixes().len());
-        self.prefixes.lock().unwrap_or_else(PoisonError::into_inner).push(prefix.clone());
+        self.prefixes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(prefix.clone());
         prefix
     }
 
     /// The URL of a database that is not there yet, for a story to make.
     pub fn another_database(&self) -> String {
-        let mut more = self.more_databases.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut more = self
+            .more_databases
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let database = format!("{}_{}", self.database, more.len() + 1);
         more.push(database.clone());
         url::with_database(&self.server_url, &database)
@@ -141,7 +164,9 @@ impl World {
     pub fn folder(&self, name: &str) -> String {
         let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}-{name}", self.database));
         std::fs::create_dir_all(&path).expect("a folder can be made");
-        path.to_str().expect("the target directory has a plain name").to_owned()
+        path.to_str()
+            .expect("the target directory has a plain name")
+            .to_owned()
     }
 
     /// RabbitMQ's URL, to stand a proxy in front of.
@@ -164,14 +189,19 @@ impl World {
             // Its events would be in the books; a story that is about it turns it on.
             ("SHOPBELL_CANARY_SECONDS", "0".to_owned()),
         ];
-        settings.map(|(name, value)| (name.to_owned(), value)).into()
+        settings
+            .map(|(name, value)| (name.to_owned(), value))
+            .into()
     }
 
     /// How many notifications are stored in `feed`, and the highest of their numbers.
     pub async fn stored(&self, feed: &str) -> (u64, u64) {
         let query = "select count(*), coalesce(max(seq), 0) from notifications where feed = $1";
-        let (count, last): (i64, i64) =
-            sqlx::query_as(query).bind(feed).fetch_one(&self.pool).await.expect("the database answers");
+        let (count, last): (i64, i64) = sqlx::query_as(query)
+            .bind(feed)
+            .fetch_one(&self.pool)
+            .await
+            .expect("the database answers");
         (count.unsigned_abs(), last.unsigned_abs())
     }
 
@@ -182,17 +212,23 @@ impl World {
 
     /// The highest number that any feed has reached.
     pub async fn last_seq(&self) -> u64 {
-        self.number("select coalesce(max(seq), 0) from notifications").await
+        self.number("select coalesce(max(seq), 0) from notifications")
+            .await
     }
 
     /// Changes the world's database behind everybody's back.
     pub async fn meddle(&self, statements: &'static str) {
-        sqlx::raw_sql(statements).execute(&self.pool).await.expect("the database takes it");
+        sqlx::raw_sql(statements)
+            .execute(&self.pool)
+            .await
+            .expect("the database takes it");
     }
 
     /// What a query answers that asks for one number.
     pub async fn number(&self, query: &'static str) -> u64 {
-        let number = sqlx::query_scalar::<_, i64>(query).fetch_one(&self.pool).await;
+        let number = sqlx::query_scalar::<_, i64>(query)
+            .fetch_one(&self.pool)
+            .await;
         number.expect("the database answers").unsigned_abs()
     }
 
@@ -200,7 +236,10 @@ impl World {
     pub async fn stored_reaches(&self, least: u64, bound: Duration) {
         eventually(&format!("{least} are stored"), bound, async || {
             let query = sqlx::query_scalar::<_, i64>("select count(*) from notifications");
-            let count = query.fetch_one(&self.pool).await.map_err(|error| error.to_string())?;
+            let count = query
+                .fetch_one(&self.pool)
+                .await
+                .map_err(|error| error.to_string())?;
             holds(count.unsigned_abs() >= least, count)
         })
         .await;
@@ -208,59 +247,110 @@ impl World {
 
     /// Waits until exactly `1..=count` are stored in `feed`.
     pub async fn expect_stored(&self, feed: &str, count: u64) {
-        eventually(&format!("1..={count} are stored in {feed}"), PATIENCE, async || {
-            let stored = self.stored(feed).await;
-            holds(stored == (count, count), format!("(count, last) = {stored:?}"))
-        })
+        eventually(
+            &format!("1..={count} are stored in {feed}"),
+            PATIENCE,
+            async || {
+                let stored = self.stored(feed).await;
+                holds(
+                    stored == (count, count),
+                    format!("(count, last) = {stored:?}"),
+                )
+            },
+        )
         .await;
     }
 
     /// Waits until `subscriber`'s cursor in its own feed stands at `seq` in the database, where every replica reads it.
     pub async fn expect_cursor(&self, subscriber: &str, device: &str, seq: u64) {
-        let query = "select acked_seq from cursors where feed = $1 and subscriber = $1 and device = $2";
-        eventually(&format!("the cursor of {subscriber} {device} stands at {seq}"), PATIENCE, async || {
-            let query = sqlx::query_scalar::<_, i64>(query).bind(subscriber).bind(device);
-            let acked = query.fetch_optional(&self.pool).await.expect("the database answers").unwrap_or(-1);
-            holds(u64::try_from(acked) == Ok(seq), acked)
-        })
+        let query =
+            "select acked_seq from cursors where feed = $1 and subscriber = $1 and device = $2";
+        eventually(
+            &format!("the cursor of {subscriber} {device} stands at {seq}"),
+            PATIENCE,
+            async || {
+                let query = sqlx::query_scalar::<_, i64>(query)
+                    .bind(subscriber)
+                    .bind(device);
+                let acked = query
+                    .fetch_optional(&self.pool)
+                    .await
+                    .expect("the database answers")
+                    .unwrap_or(-1);
+                holds(u64::try_from(acked) == Ok(seq), acked)
+            },
+        )
         .await;
     }
 
     /// Waits until `subscriber`'s cursor in `feed` stands at `seq` in the database.
     pub async fn expect_acked(&self, feed: &str, subscriber: &str, device: &str, seq: u64) {
-        let query = "select acked_seq from cursors where feed = $1 and subscriber = $2 and device = $3";
-        eventually(&format!("{subscriber} {device} stands at {seq} in {feed}"), PATIENCE, async || {
-            let query = sqlx::query_scalar::<_, i64>(query).bind(feed).bind(subscriber).bind(device);
-            let acked = query.fetch_optional(&self.pool).await.expect("the database answers").unwrap_or(-1);
-            holds(u64::try_from(acked) == Ok(seq), acked)
-        })
+        let query =
+            "select acked_seq from cursors where feed = $1 and subscriber = $2 and device = $3";
+        eventually(
+            &format!("{subscriber} {device} stands at {seq} in {feed}"),
+            PATIENCE,
+            async || {
+                let query = sqlx::query_scalar::<_, i64>(query)
+                    .bind(feed)
+                    .bind(subscriber)
+                    .bind(device);
+                let acked = query
+                    .fetch_optional(&self.pool)
+                    .await
+                    .expect("the database answers")
+                    .unwrap_or(-1);
+                holds(u64::try_from(acked) == Ok(seq), acked)
+            },
+        )
         .await;
     }
 
     /// How many cursors `subscriber` has in its own feed.
     pub async fn cursors(&self, subscriber: &str) -> i64 {
-        let query = sqlx::query_scalar("select count(*) from cursors where feed = $1 and subscriber = $1");
-        query.bind(subscriber).fetch_one(&self.pool).await.expect("the database answers")
+        let query =
+            sqlx::query_scalar("select count(*) from cursors where feed = $1 and subscriber = $1");
+        query
+            .bind(subscriber)
+            .fetch_one(&self.pool)
+            .await
+            .expect("the database answers")
     }
 
     /// How many of `feed` nobody has read, and how many nobody has handled, counted row by row.
     pub async fn unanswered(&self, feed: &str) -> (u64, u64) {
         let query = "select count(*) filter (where read_at is null), count(*) filter (where handled_at is null)
                      from notifications where feed = $1";
-        let (unread, unhandled): (i64, i64) =
-            sqlx::query_as(query).bind(feed).fetch_one(&self.pool).await.expect("the database answers");
+        let (unread, unhandled): (i64, i64) = sqlx::query_as(query)
+            .bind(feed)
+            .fetch_one(&self.pool)
+            .await
+            .expect("the database answers");
         (unread.unsigned_abs(), unhandled.unsigned_abs())
     }
 
     /// What is kept of an import: done, failed, total, status.
-    pub async fn import(&self, feed: &str, import: &str) -> Option<(i64, i64, Option<i64>, String)> {
-        let query = "select done, failed, total, status from imports where feed = $1 and import_id = $2";
-        sqlx::query_as(query).bind(feed).bind(import).fetch_optional(&self.pool).await.expect("the database answers")
+    pub async fn import(
+        &self,
+        feed: &str,
+        import: &str,
+    ) -> Option<(i64, i64, Option<i64>, String)> {
+        let query =
+            "select done, failed, total, status from imports where feed = $1 and import_id = $2";
+        sqlx::query_as(query)
+            .bind(feed)
+            .bind(import)
+            .fetch_optional(&self.pool)
+            .await
+            .expect("the database answers")
     }
 
     /// Runs a statement that sets a story's scene.
     pub async fn execute(&self, statement: &'static str) {
-        sqlx::query(statement).execute(&self.pool).await.expect("the database takes it");
+        sqlx::query(statement)
+            .execute(&self.pool)
+            .await
+            .expect("the database takes it");
     }
 
     /// Nobody else writes to `feeds`, until what this gives is dropped: as an operator's forgotten transaction does it.
@@ -270,30 +360,35 @@ impl World {
 
     /// Nobody else writes to the row of `merchant-42` in `feeds`, until what this gives is dropped.
     pub async fn lock_feed_of_merchant_42(&self) -> Lock {
-        self.lock("select from feeds where feed = 'merchant-42' for update").await
+        self.lock("select from feeds where feed = 'merchant-42' for update")
+            .await
     }
 
     /// Nobody else reads `notifications`, until what this gives is dropped.
     pub async fn lock_notifications(&self) -> Lock {
-        self.lock("lock table notifications in access exclusive mode").await
+        self.lock("lock table notifications in access exclusive mode")
+            .await
     }
 
     /// Nobody else reads or writes `traces`, until what this gives is dropped.
     pub async fn lock_traces(&self) -> Lock {
-        self.lock("lock table traces in access exclusive mode").await
+        self.lock("lock table traces in access exclusive mode")
+            .await
     }
 
     /// Nobody else makes the first cursor of `merchant-42`, until what this gives is dropped.
     pub async fn lock_new_cursor_of_merchant_42(&self) -> Lock {
-        let statement =
-            "insert into cursors (feed, subscriber, device, acked_seq) values ('merchant-42', 'merchant-42', '', 0)";
+        let statement = "insert into cursors (feed, subscriber, device, acked_seq) values ('merchant-42', 'merchant-42', '', 0)";
         self.lock(statement).await
     }
 
     /// Runs a statement in a transaction that stays open until what this gives is dropped.
     pub async fn lock(&self, statement: &'static str) -> Lock {
         let mut transaction = self.pool.begin().await.expect("the database answers");
-        sqlx::query(statement).execute(&mut *transaction).await.expect("the database takes it");
+        sqlx::query(statement)
+            .execute(&mut *transaction)
+            .await
+            .expect("the database takes it");
         Lock(transaction)
     }
 
@@ -308,7 +403,11 @@ impl World {
                   (coalesce(n.last, 0), coalesce(n.unread, 0), coalesce(n.unhandled, 0))
                or n.oldest_unread <= f.read_seq
                or f.version <> (select coalesce(max(c.version), 0) from changes c where c.feed = f.feed)";
-        assert_eq!(self.number(feeds).await, 0, "feeds whose counts are not what their rows say");
+        assert_eq!(
+            self.number(feeds).await,
+            0,
+            "feeds whose counts are not what their rows say"
+        );
         // An item counts once, with its last status; of an import with several runs, the newest item knows the last run's counts.
         let imports = "select count(*) from imports i
             cross join lateral (
@@ -323,7 +422,11 @@ impl World {
                 order by n.seq desc limit 1) last on true
             where (i.done, i.failed) <> (last.done, last.failed)
                or i.run = 1 and (i.done, i.failed) <> (n.items, n.failures)";
-        assert_eq!(self.number(imports).await, 0, "imports whose totals are not what their items say");
+        assert_eq!(
+            self.number(imports).await,
+            0,
+            "imports whose totals are not what their items say"
+        );
     }
 
     /// Ends the story and checks the counters: what was received is stored, a duplicate, a dead letter or given back; the
@@ -331,7 +434,10 @@ impl World {
     /// leaves with exit status 0; nobody panicked; nothing is left in the queues, nothing unacknowledged.
     pub async fn finish(self) {
         let replicas = self.replicas();
-        let running: Vec<_> = replicas.iter().filter(|replica| replica.is_running()).collect();
+        let running: Vec<_> = replicas
+            .iter()
+            .filter(|replica| replica.is_running())
+            .collect();
         eventually("the books balance", PATIENCE, async || {
             let mut sums = [0; 5];
             for replica in &running {
@@ -350,7 +456,10 @@ impl World {
         self.check_counts().await;
         for replica in &running {
             let status = replica.terminate().await;
-            assert!(status.success(), "a replica asked to leave ended with {status}");
+            assert!(
+                status.success(),
+                "a replica asked to leave ended with {status}"
+            );
         }
         for replica in &replicas {
             assert_eq!(replica.panics(), Vec::<String>::new(), "a replica panicked");
@@ -360,21 +469,31 @@ impl World {
             let queues = ["ingest", "ingest.2", "ingest.3", "ingest.4", "unroutable"];
             for queue in queues.map(|queue| format!("{prefix}.{queue}")) {
                 // Whatever was unacknowledged lies in the queue again, now that its consumers are gone.
-                eventually(&format!("nothing is left in {queue}"), PATIENCE, async || {
-                    let depth = broker.depth(&queue).await.unwrap_or(0);
-                    holds(depth == 0, depth)
-                })
+                eventually(
+                    &format!("nothing is left in {queue}"),
+                    PATIENCE,
+                    async || {
+                        let depth = broker.depth(&queue).await.unwrap_or(0);
+                        holds(depth == 0, depth)
+                    },
+                )
                 .await;
             }
         }
     }
 
     fn prefixes(&self) -> Vec<String> {
-        self.prefixes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.prefixes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     fn replicas(&self) -> Vec<Replica> {
-        self.replicas.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.replicas
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 }
 
@@ -386,10 +505,18 @@ impl Drop for World {
         }
         let (server_url, amqp_url) = (self.server_url.clone(), self.amqp_url.clone());
         let (mut databases, prefixes) = (vec![self.database.clone()], self.prefixes());
-        databases.append(&mut self.more_databases.lock().unwrap_or_else(PoisonError::into_inner));
+        databases.append(
+            &mut self
+                .more_databases
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+        );
         // On a thread of its own: a runtime cannot wait inside another one.
         let cleaning = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .expect("a runtime");
             runtime.block_on(async {
                 for database in databases {
                     template::drop_database(&server_url, &database).await;
@@ -407,7 +534,9 @@ impl Drop for World {
 }
 
 /// A transaction that stands in others' way; over when it is dropped.
-pub struct Lock(#[expect(dead_code, reason = "it only has to be there")] Transaction<'static, Postgres>);
+pub struct Lock(
+    #[expect(dead_code, reason = "it only has to be there")] Transaction<'static, Postgres>,
+);
 
 /// A replica being set up.
 pub struct Setup<'a> {
@@ -420,7 +549,8 @@ pub struct Setup<'a> {
 impl Setup<'_> {
     /// With a setting of its own.
     pub fn with(mut self, variable: &str, value: impl ToString) -> Self {
-        self.environment.insert(variable.to_owned(), value.to_string());
+        self.environment
+            .insert(variable.to_owned(), value.to_string());
         self
     }
 
@@ -445,7 +575,11 @@ impl Setup<'_> {
     /// Starts it, and waits until it serves.
     pub async fn start(self) -> Replica {
         let replica = Replica::spawn(self.environment, self.role, self.open_files);
-        self.world.replicas.lock().unwrap_or_else(PoisonError::into_inner).push(replica.clone());
+        self.world
+            .replicas
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(replica.clone());
         replica.ready().await;
         replica
     }

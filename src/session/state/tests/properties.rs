@@ -34,7 +34,8 @@ fn happening() -> impl Strategy<Value = Happening> {
         (0..=100_i64).prop_map(Happening::Ack),
         Just(Happening::Sweep),
         (1..30_i64).prop_map(Happening::Again),
-        (0..=100_i64, any::<bool>()).prop_map(|(percent, arrives)| Happening::Handled(percent, arrives)),
+        (0..=100_i64, any::<bool>())
+            .prop_map(|(percent, arrives)| Happening::Handled(percent, arrives)),
     ]
 }
 
@@ -78,7 +79,8 @@ impl World {
                     self.stored += 1;
                     // The hub lets no hint of another epoch through.
                     if arrives && self.set_back_to.is_none() {
-                        self.session.on_hints(vec![self.expiring_every_fifth(self.stored)], wall());
+                        self.session
+                            .on_hints(vec![self.expiring_every_fifth(self.stored)], wall());
                     }
                 }
             }
@@ -89,12 +91,14 @@ impl World {
                 self.acked = number;
             }
             // The hub lets nothing of another epoch through.
-            Happening::Sweep | Happening::Again(_) | Happening::Handled(..) if self.set_back_to.is_some() => {}
+            Happening::Sweep | Happening::Again(_) | Happening::Handled(..)
+                if self.set_back_to.is_some() => {}
             Happening::SetBack(by) => {
                 // A page that was read before may come after.
                 let number = (self.stored - by).max(0);
                 self.stored = number;
-                self.set_back_to = Some(self.set_back_to.map_or(number, |before| before.min(number)));
+                self.set_back_to =
+                    Some(self.set_back_to.map_or(number, |before| before.min(number)));
             }
             Happening::Epoch => self.session.on_epoch(&self.epoch()),
             Happening::Sweep => {
@@ -107,12 +111,14 @@ impl World {
                 let number = 1 + (self.stored - 1) * percent / 100;
                 self.handled.push(number);
                 if arrives {
-                    self.session.on_changes(&[change(self.handled.len().try_into().unwrap(), number)]);
+                    self.session
+                        .on_changes(&[change(self.handled.len().try_into().unwrap(), number)]);
                 }
             }
             Happening::Handled(..) => {}
             Happening::Again(number) if number <= self.stored => {
-                self.session.on_hints(vec![self.expiring_every_fifth(number)], wall());
+                self.session
+                    .on_hints(vec![self.expiring_every_fifth(number)], wall());
             }
             Happening::Again(_) => {}
         }
@@ -128,7 +134,9 @@ impl World {
 
     /// As the database would answer now.
     fn read_page(&mut self) {
-        let Some((after, changes_after)) = self.asked.take() else { return };
+        let Some((after, changes_after)) = self.asked.take() else {
+            return;
+        };
         let mut page = Page::new(feed(), seq(after));
         page.epoch = Some(self.epoch());
         page.last = seq(self.stored);
@@ -140,8 +148,14 @@ impl World {
             }
         }
         page.close();
-        let changes = (1..).zip(&self.handled).map(|(version, number)| change(version, *number));
-        let after = |after: i64| changes.filter(move |change| change.version.get() > after).take(3);
+        let changes = (1..)
+            .zip(&self.handled)
+            .map(|(version, number)| change(version, *number));
+        let after = |after: i64| {
+            changes
+                .filter(move |change| change.version.get() > after)
+                .take(3)
+        };
         page.changes = changes_after.map(after).into_iter().flatten().collect();
         self.read = Some(page);
     }
@@ -162,7 +176,10 @@ impl World {
     fn as_it_is(&self, number: i64) -> Arc<Notification> {
         let mut notification = (*notification(number)).clone();
         if self.handled.contains(&number) {
-            notification.frame = notification.frame.replace(r#""id":"e""#, r#""id":"handled""#).into();
+            notification.frame = notification
+                .frame
+                .replace(r#""id":"e""#, r#""id":"handled""#)
+                .into();
         }
         Arc::new(notification)
     }
@@ -181,31 +198,62 @@ impl World {
             };
             if let Ok(number) = word.parse::<i64>() {
                 let told = &self.handled[..usize::try_from(self.told).unwrap()];
-                assert!(is_handled || !told.contains(&number), "{number} is sent as it was before it was handled");
-                assert_eq!(number, self.received + 1, "in order, without a gap, none twice");
+                assert!(
+                    is_handled || !told.contains(&number),
+                    "{number} is sent as it was before it was handled"
+                );
+                assert_eq!(
+                    number,
+                    self.received + 1,
+                    "in order, without a gap, none twice"
+                );
                 assert_ne!(number % 5, 0, "what expired is not sent");
                 self.received = number;
             } else if let Some(told) = word.strip_prefix("state ") {
                 self.told += 1;
-                assert_eq!(told.parse(), Ok(self.told), "in order, without a gap, none twice");
+                assert_eq!(
+                    told.parse(),
+                    Ok(self.told),
+                    "in order, without a gap, none twice"
+                );
             } else if let Some(asked) = word.strip_prefix("read ") {
-                assert!(self.asked.is_none() && self.read.is_none(), "one page at a time");
-                let mut numbers = asked.split(' ').filter_map(|word| word.parse().ok()).skip(1);
+                assert!(
+                    self.asked.is_none() && self.read.is_none(),
+                    "one page at a time"
+                );
+                let mut numbers = asked
+                    .split(' ')
+                    .filter_map(|word| word.parse().ok())
+                    .skip(1);
                 let (after, changes_after) = (numbers.next().unwrap(), numbers.next());
                 assert_eq!(after, self.received, "reads on from what it sent");
-                assert!(changes_after.is_none_or(|after: i64| after == self.told), "and from what it told");
+                assert!(
+                    changes_after.is_none_or(|after: i64| after == self.told),
+                    "and from what it told"
+                );
                 self.asked = Some((after, changes_after));
             } else if let Some(range) = word.strip_prefix("skip ") {
                 let (from, through) = range.split(' ').next().unwrap().split_once('-').unwrap();
-                let (from, through) = (from.parse::<i64>().unwrap(), through.parse::<i64>().unwrap());
+                let (from, through) = (
+                    from.parse::<i64>().unwrap(),
+                    through.parse::<i64>().unwrap(),
+                );
                 assert_eq!(from, self.received + 1);
-                assert!((from..=through).all(|number| number % 5 == 0), "only what expired is skipped");
+                assert!(
+                    (from..=through).all(|number| number % 5 == 0),
+                    "only what expired is skipped"
+                );
                 self.skipped.extend(from..=through);
                 self.received = through;
             } else {
-                assert!(word.starts_with("ack ") || word.starts_with("caught_up "), "{word}");
+                assert!(
+                    word.starts_with("ack ") || word.starts_with("caught_up "),
+                    "{word}"
+                );
             }
-            let outstanding = (self.acked + 1..=self.received).filter(|number| !self.skipped.contains(number)).count();
+            let outstanding = (self.acked + 1..=self.received)
+                .filter(|number| !self.skipped.contains(number))
+                .count();
             assert!(outstanding <= WINDOW, "{outstanding} are outstanding");
         }
     }
