@@ -172,7 +172,7 @@ mod tests {
     }
 
     fn signed(secret: &str, claims: &serde_json::Value) -> String {
-        let key = EncodingKey::from_secret(secret.as_bytes());
+        let key = EncodingKey::from_secret(secret.as_bytes()).unwrap();
         jsonwebtoken::encode(&Header::new(Algorithm::HS256), claims, &key).unwrap()
     }
 

@@ -25,7 +25,6 @@ pub struct Tokens {
 
 struct Prepared {
     keys: Keys,
-    signing: EncodingKey,
     /// The current one first.
     checking: Vec<DecodingKey>,
 }
@@ -129,7 +128,8 @@ impl Tokens {
             aud: self.audience.as_deref(),
             iss: self.issuer.as_deref(),
         };
-        jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &self.now().signing)
+        let key = EncodingKey::from_secret(self.now().keys.current.reveal().as_bytes())?;
+        jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &key)
     }
 
     /// Whether one of the keys signed it.
@@ -167,16 +167,12 @@ impl Tokens {
 impl Prepared {
     fn new(keys: Keys) -> Self {
         let all = [Some(&keys.current), keys.previous.as_ref()];
+        // The configuration rejects an empty key, the only one that is an error here.
         let checking = all
             .into_iter()
             .flatten()
-            .map(|key| DecodingKey::from_secret(key.reveal().as_bytes()))
+            .filter_map(|key| DecodingKey::from_secret(key.reveal().as_bytes()).ok())
             .collect();
-        let signing = EncodingKey::from_secret(keys.current.reveal().as_bytes());
-        Self {
-            keys,
-            signing,
-            checking,
-        }
+        Self { keys, checking }
     }
 }

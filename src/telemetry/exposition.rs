@@ -1,8 +1,8 @@
 //! Metrics as text, in the format that who asks understands.
 
-use std::fmt::{Error, Write as _};
+use std::fmt::Error;
 
-use prometheus_client::encoding::text;
+use prometheus_client::encoding::{prometheus_text, text};
 use prometheus_client::registry::Registry;
 
 /// How metrics are written.
@@ -34,42 +34,13 @@ impl Exposition {
 
     /// The metrics, as they are now.
     pub fn render(self, registry: &Registry) -> Result<String, Error> {
-        let mut open_metrics = String::new();
-        text::encode(&mut open_metrics, registry)?;
+        let mut metrics = String::new();
         match self {
-            Self::Text => plain(&open_metrics),
-            Self::OpenMetrics => Ok(open_metrics),
+            Self::Text => prometheus_text::encode(&mut metrics, registry)?,
+            Self::OpenMetrics => text::encode(&mut metrics, registry)?,
         }
+        Ok(metrics)
     }
-}
-
-/// OpenMetrics names a counter without `_total` and an info without `_info` where it describes it, and ends with a mark; the
-/// older format names both as their samples are named, knows no info and no mark.
-fn plain(open_metrics: &str) -> Result<String, Error> {
-    let mut plain = String::with_capacity(open_metrics.len());
-    let mut help = "";
-    for line in open_metrics.lines() {
-        if let Some(described) = line.strip_prefix("# HELP ") {
-            help = described.split_once(' ').map_or("", |(_, help)| help);
-        } else if let Some((name, kind)) = line
-            .strip_prefix("# TYPE ")
-            .and_then(|described| described.split_once(' '))
-        {
-            let (suffix, kind) = match kind {
-                "counter" => ("_total", kind),
-                "info" => ("_info", "gauge"),
-                _ => ("", kind),
-            };
-            write!(
-                plain,
-                "# HELP {name}{suffix} {help}\n# TYPE {name}{suffix} {kind}\n"
-            )?;
-        } else if !line.starts_with('#') {
-            plain.push_str(line);
-            plain.push('\n');
-        }
-    }
-    Ok(plain)
 }
 
 #[cfg(test)]
