@@ -15,7 +15,7 @@ use url::Url;
 
 pub use self::environment::{Environment, Origin, Setting};
 pub use self::jwt::{JwtConfig, KeyFiles, Keys};
-use crate::feed::Feed;
+use crate::model::feed::Feed;
 
 /// Most of `SHOPBELL_INGEST_PARTITIONS`: each costs every ingesting replica two connections to RabbitMQ and one to Postgres.
 const PARTITIONS_MAX: u8 = 64;

@@ -3,6 +3,8 @@
 //! A hint only wakes sessions and saves them a read: one that is lost is made good by the sweep, so hints are neither
 //! persistent nor repeated, and each replica's queue of them is bounded.
 
+pub mod hub;
+
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,14 +20,14 @@ use crate::amqp::consumer::{Acknowledger, Consumer};
 use crate::amqp::delivery::Delivery;
 use crate::amqp::publisher::{Outgoing, Publisher};
 use crate::amqp::{Broker, BrokerError};
-use crate::backoff::Backoff;
-use crate::change::Change;
-use crate::epoch::Epochs;
-use crate::feed::{Epoch, Feed, Seq, Version};
-use crate::health::{Health, HintsRefused};
-use crate::hub::Hub;
-use crate::notification::{Newest, Notification};
+use crate::fanout::hub::Hub;
+use crate::model::feed::{Epoch, Feed, Seq, Version};
+use crate::model::mark::Change;
+use crate::model::notification::{Newest, Notification};
+use crate::retry::Backoff;
 use crate::store::append::Committed;
+use crate::store::epoch::known::Epochs;
+use crate::telemetry::health::{Health, HintsRefused};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::traces::{self, Origin};
 

@@ -27,8 +27,8 @@ use std::time::Duration;
 
 pub use self::migration::migrate;
 use self::pools::Pool;
-use crate::feed::{Seq, Version};
-use crate::notification::Progress;
+use crate::model::feed::{Seq, Version};
+use crate::model::notification::Progress;
 use sqlx::Row;
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgConnection, PgRow};
 use sqlx::query::Query;

@@ -2,6 +2,7 @@
 
 mod conventions;
 pub mod exposition;
+pub mod health;
 pub mod metrics;
 pub mod process;
 pub mod traces;

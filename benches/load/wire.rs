@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail, ensure};
 use serde::Deserialize;
-use shopbell::auth::{Right, Tokens};
 use shopbell::config::Environment;
-use shopbell::feed::Subscriber;
+use shopbell::gateway::auth::{Right, Tokens};
+use shopbell::model::feed::Subscriber;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::handshake::client::Request;

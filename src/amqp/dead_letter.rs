@@ -12,7 +12,7 @@ use super::delivery::{self, Delivery};
 use super::publisher::Outgoing;
 use super::topology::Names;
 use super::{Broker, BrokerError, within};
-use crate::event::{Message, Rejection};
+use crate::model::event::{Message, Rejection};
 
 const ID: &str = "x-shopbell-id";
 const REASON: &str = "x-shopbell-reason";

@@ -7,7 +7,7 @@ use lapin::types::AMQPValue;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::event::{HeaderValue, Message};
+use crate::model::event::{HeaderValue, Message};
 
 const NANOSECONDS_PER_MILLISECOND: i128 = 1_000_000;
 

@@ -24,7 +24,9 @@ pub(super) fn parse(text: &str) -> Result<AMQPUri, &'static str> {
         Some(Host::Ipv4(address)) => address.to_string(),
         Some(Host::Domain(name)) if !name.is_empty() => uri.authority.host,
         _ => {
-            return Err("names no host: it must be a URL like amqp://user:password@host:5672/vhost");
+            return Err(
+                "names no host: it must be a URL like amqp://user:password@host:5672/vhost",
+            );
         }
     };
     if url.fragment().is_some() {

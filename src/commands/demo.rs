@@ -19,12 +19,12 @@ use tokio::process::Command;
 
 use self::doors::Doors;
 use super::{UsageError, serve, terminal};
-use crate::auth::{Authenticator, Right, Tokens};
 use crate::config::ServeConfig;
-use crate::feed::{Feed, Subscriber};
-use crate::http::handshake::bearer;
+use crate::gateway::auth::{Authenticator, Right, Tokens};
+use crate::gateway::handshake::bearer;
 use crate::http::listener::reachable;
 use crate::http::problem::Problem;
+use crate::model::feed::{Feed, Subscriber};
 
 /// A development token is good for so long.
 const TOKEN_TTL: Duration = Duration::from_secs(24 * 60 * 60);

@@ -11,7 +11,7 @@ use time::format_description::well_known::Rfc3339;
 use super::terminal::{self, Format};
 use super::within;
 use crate::config::Environment;
-use crate::feed::{Feed, Seq};
+use crate::model::feed::{Feed, Seq};
 use crate::store::inspect::{self, Cursor, Envelope, FeedState, Import};
 
 /// How long Postgres may take.

@@ -17,8 +17,8 @@ use super::terminal::{self, Format};
 use super::{BROKER_TIMEOUT, UsageError, broker, within};
 use crate::amqp::publisher::{Outgoing, Publisher};
 use crate::config::{EVENT_BYTES_MAX_DEFAULT, Environment};
-use crate::event::{self, Limits, Message};
-use crate::feed::Feed;
+use crate::model::event::{self, Limits, Message};
+use crate::model::feed::Feed;
 use crate::telemetry::traces::Publishing;
 
 /// Events published at once where no rate is asked for: what lies unconfirmed when something fails.

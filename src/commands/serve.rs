@@ -24,36 +24,36 @@ use super::broker_of;
 use crate::amqp::Broker;
 use crate::amqp::depths::Watcher;
 use crate::amqp::publisher::Publisher;
-use crate::answers::Answers;
-use crate::auth::{Authenticator, Tokens};
-use crate::canary::Canary;
 use crate::config::{GatewayConfig, IngestConfig, Role, ServeConfig};
-use crate::cursors::Cursors;
-use crate::epoch::Epochs;
-use crate::event::Limits;
+use crate::fanout::hub::Hub;
 use crate::fanout::{Fanout, HintPublisher};
-use crate::health::Health;
-use crate::housekeeping;
-use crate::http::admission::Admission;
+use crate::gateway::admission::Admission;
+use crate::gateway::auth::{Authenticator, Tokens};
+use crate::gateway::cursors::Cursors;
+use crate::gateway::dashboard;
+use crate::gateway::history;
+use crate::gateway::marks::Answers;
+use crate::gateway::replay::{Pager, sweep};
+use crate::gateway::session::state::Rules;
+use crate::gateway::session::task::{self, Shared};
+use crate::gateway::websocket::{self, Gateway};
 use crate::http::connections::Connections;
-use crate::http::dashboard;
-use crate::http::history;
 use crate::http::listener;
-use crate::http::operations::{self, Operations};
 use crate::http::problem::Problem;
-use crate::http::websocket::{self, Gateway};
-use crate::hub::Hub;
 use crate::ingest::Ingest;
 use crate::ingest::holds::HeldFeeds;
 use crate::ingest::letters::LetterPublisher;
 use crate::ingest::traces::TraceKeeper;
-use crate::pager::{Pager, sweep};
-use crate::session::state::Rules;
-use crate::session::task::{self, Shared};
+use crate::model::event::Limits;
+use crate::ops::canary::Canary;
+use crate::ops::housekeeping;
+use crate::ops::probes;
+use crate::ops::routes::{self, Operations};
+use crate::store::epoch::known::Epochs;
 use crate::store::pools::Pools;
+use crate::telemetry::health::Health;
 use crate::telemetry::metrics::{ConnectionMetrics, Metrics};
 use crate::telemetry::process::Process;
-use crate::watch;
 
 /// Connections to the public port that are not sessions. Anybody can open them, and each costs up to 32 KiB, so all of them at
 /// most 64 MiB. So many let 6,000 clients a second in over a network with 300 ms of delay.
@@ -256,17 +256,17 @@ impl Ground {
         let registry = self.registry.clone();
         parts.spawn(
             "watch",
-            watch::database(self.pools.upkeep.clone(), self.hub.clone(), metrics.clone()),
+            probes::database(self.pools.upkeep.clone(), self.hub.clone(), metrics.clone()),
         );
         parts.spawn(
             "watch broker",
-            watch::broker(
+            probes::broker(
                 Watcher::new(&self.broker),
                 metrics.clone(),
                 self.stops.last.clone(),
             ),
         );
-        let routes = operations::router(Operations {
+        let routes = routes::router(Operations {
             health,
             metrics,
             registry,

@@ -23,8 +23,8 @@ use self::frame::{Frame, Welcome};
 use self::places::Places;
 use super::UsageError;
 use super::terminal::{self, Format};
-use crate::backoff::Backoff;
-use crate::feed::{Device, Epoch, Feed, Seq};
+use crate::model::feed::{Device, Epoch, Feed, Seq};
+use crate::retry::Backoff;
 
 /// Where the token is looked for when it is not on the command line, which other users of the machine can see.
 const TOKEN_VARIABLE: &str = "SHOPBELL_TOKEN";

@@ -7,9 +7,9 @@ use serde::Serialize;
 
 use super::UsageError;
 use super::terminal::{self, Format};
-use crate::auth::{Right, Tokens};
 use crate::config::Environment;
-use crate::feed::{Feed, Subscriber};
+use crate::gateway::auth::{Right, Tokens};
+use crate::model::feed::{Feed, Subscriber};
 
 /// Ten years: enough for any development, and no overflow of a clock.
 const TTL_SECONDS_MAX: u64 = 315_360_000;

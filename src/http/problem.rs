@@ -5,7 +5,7 @@ use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
-use crate::auth::TokenError;
+use crate::gateway::auth::TokenError;
 
 /// What a refused client is told to wait, in seconds.
 const RETRY_AFTER_SECONDS: &str = "2";

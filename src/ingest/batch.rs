@@ -6,8 +6,8 @@ use super::letters;
 use crate::amqp::BrokerError;
 use crate::amqp::consumer::{Acknowledger, Consumer};
 use crate::amqp::delivery::Delivery;
-use crate::event::{self, Event, Limits, Message, Rejection};
-use crate::feed::Feed;
+use crate::model::event::{self, Event, Limits, Message, Rejection};
+use crate::model::feed::Feed;
 use crate::store::append::{Fate, Pending};
 use crate::telemetry::metrics::Metrics;
 

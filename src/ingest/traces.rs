@@ -5,8 +5,8 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 use crate::fanout::Hints;
-use crate::feed::{Feed, Seq};
-use crate::notification::Notification;
+use crate::model::feed::{Feed, Seq};
+use crate::model::notification::Notification;
 use crate::store;
 use crate::store::pools::Pool;
 use crate::telemetry::traces::Origin;

@@ -8,8 +8,8 @@ use time::OffsetDateTime;
 
 use super::StoreError;
 use super::pools::Pool;
-use crate::change::{Change, Counts, Fact, Said, Which};
-use crate::feed::{Epoch, Feed, Subscriber, Version};
+use crate::model::feed::{Epoch, Feed, Subscriber, Version};
+use crate::model::mark::{Change, Counts, Fact, Said, Which};
 
 /// Most numbers that the "read all up to here" of one call look at together while their feeds are locked; where there are more
 /// they go on afterwards, so that ingest never waits long.

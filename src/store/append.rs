@@ -13,9 +13,9 @@ pub use self::blame::Blame;
 use super::dead_letters::Letter;
 use super::pools::Pool;
 use super::{StoreError, epoch};
-use crate::event::{Event, Import, Step};
-use crate::feed::{Epoch, Feed, Seq};
-use crate::notification::Progress;
+use crate::model::event::{Event, Import, Step};
+use crate::model::feed::{Epoch, Feed, Seq};
+use crate::model::notification::Progress;
 
 /// Stores those events that were not stored before, beside what comes first in the statement; see `append_notifications` in
 /// `migrations/`.

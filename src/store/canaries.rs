@@ -2,7 +2,7 @@
 
 use super::StoreError;
 use super::pools::Pool;
-use crate::feed::Feed;
+use crate::model::feed::Feed;
 
 /// What a replica that died has left behind is that old: longer than any canary's interval.
 const LEFT_BEHIND: &str = "2 hours";

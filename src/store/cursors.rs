@@ -6,7 +6,7 @@ use sqlx::{Postgres, Row};
 
 use super::pools::Pool;
 use super::{StoreError, epoch};
-use crate::feed::{Device, Epoch, Feed, Seq, Subscriber, Version};
+use crate::model::feed::{Device, Epoch, Feed, Seq, Subscriber, Version};
 
 /// How many devices of one subscriber may have a cursor in one feed: far above what a person owns, and a bound on what
 /// a client can make us store by inventing names.

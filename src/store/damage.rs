@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::StoreError;
-use crate::feed::Feed;
+use crate::model::feed::Feed;
 
 /// How long a feed is kept apart after damage was found.
 const APART: Duration = Duration::from_secs(5 * 60);

@@ -6,7 +6,7 @@ use sqlx::{Postgres, Row};
 
 use super::StoreError;
 use super::pools::Pool;
-use crate::feed::Feed;
+use crate::model::feed::Feed;
 
 /// Most bytes of a body that are stored: RabbitMQ takes no larger message unless it is told to. No event is that large.
 const BODY_BYTES_MAX: usize = 16 * 1024 * 1024;

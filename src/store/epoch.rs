@@ -1,12 +1,14 @@
 //! The epoch in the database: read before anything else on each new connection, renewed where the database went back.
 
+pub mod known;
+
 use sqlx::Row;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 
 use super::StoreError;
 use super::pools::Pool;
-use crate::epoch::{Doubt, Epochs};
-use crate::feed::Epoch;
+use crate::model::feed::Epoch;
+use crate::store::epoch::known::{Doubt, Epochs};
 
 /// Most feeds whose cursors are looked at in one statement.
 const FEEDS_PER_STATEMENT_MAX: i32 = 5_000;

@@ -5,9 +5,9 @@ use sqlx::Row;
 use super::pages::{PAGE_BYTES_MAX, notification};
 use super::pools::Pool;
 use super::{StoreError, epoch};
-use crate::change::Counts;
-use crate::feed::{Epoch, Feed, Seq, Version};
-use crate::notification::Notification;
+use crate::model::feed::{Epoch, Feed, Seq, Version};
+use crate::model::mark::Counts;
+use crate::model::notification::Notification;
 
 /// Most numbers looked at for one page: where few of many are wanted, a page is short and says where to go on, rather than take
 /// long.

@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 use super::StoreError;
 use super::dead_letters::Letter;
 use super::pools::Pool;
-use crate::feed::Feed;
+use crate::model::feed::Feed;
 
 /// Most held feeds that one statement returns.
 const FEEDS_MAX: i64 = 100;

@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 use time::serde::rfc3339;
 
 use super::{StoreError, close, connect};
-use crate::feed::{Feed, Seq};
+use crate::model::feed::{Feed, Seq};
 
 /// Most cursors that are shown, the devices that were seen last first.
 const CURSORS_MAX: i64 = 100;

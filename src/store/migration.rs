@@ -11,7 +11,7 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{AssertSqlSafe, Executor as _, Row};
 
 use super::{MIGRATIONS, StoreError, close, connect, expect_utf8, pooler};
-use crate::backoff::Backoff;
+use crate::retry::Backoff;
 
 /// How long one attempt waits for a lock.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(1);

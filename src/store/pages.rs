@@ -7,9 +7,9 @@ use sqlx::postgres::PgRow;
 
 use super::pools::Pool;
 use super::{StoreError, answers, epoch, traces};
-use crate::feed::{Epoch, Feed, Seq, Version};
-use crate::notification::{Newest, Notification, NotificationFields, Page};
-use crate::protocol::SkipReason;
+use crate::model::feed::{Epoch, Feed, Seq, Version};
+use crate::model::notification::{Newest, Notification, NotificationFields, Page};
+use crate::model::protocol::SkipReason;
 use crate::telemetry;
 
 /// A page ends before the row that begins beyond this, so that large events make short pages, not large memory.

@@ -14,7 +14,7 @@ use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use sqlx::{Executor as _, Postgres};
 
 use super::epoch;
-use crate::epoch::Epochs;
+use crate::store::epoch::known::Epochs;
 
 /// How long a caller waits for a free connection, or a new one, before the database counts as away.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);

@@ -6,8 +6,8 @@ use sqlx::Row;
 
 use super::StoreError;
 use super::pools::Pool;
-use crate::feed::{Feed, Seq};
-use crate::notification::{Entry, Page};
+use crate::model::feed::{Feed, Seq};
+use crate::model::notification::{Entry, Page};
 use crate::telemetry::traces::Origin;
 
 /// After this a link leads nowhere: what collects traces has forgotten them too.

@@ -4,7 +4,7 @@ use sqlx::Row;
 
 use super::StoreError;
 use super::pools::Pool;
-use crate::feed::Feed;
+use crate::model::feed::Feed;
 
 /// Of some feeds together.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]

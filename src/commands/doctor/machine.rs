@@ -2,7 +2,7 @@
 
 use super::super::serve::{BACKLOG, CONNECTIONS_MAX, OPERATIONS_CONNECTIONS_MAX};
 use super::Finding;
-use crate::http::websocket::REFUSALS_MAX;
+use crate::gateway::websocket::REFUSALS_MAX;
 
 /// Files beside the clients' connections: to Postgres and RabbitMQ, the log, the runtime's own.
 const FILES_BESIDE: usize = 256;

@@ -17,8 +17,8 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, WebSocketConfig};
 use url::Url;
 
-use crate::feed::Device;
-use crate::protocol::SUBPROTOCOL;
+use crate::model::feed::Device;
+use crate::model::protocol::SUBPROTOCOL;
 
 /// The path of the service, for a URL that names none.
 const PATH: &str = "/v1/ws";
@@ -250,7 +250,7 @@ impl Target {
 #[expect(clippy::unwrap_used, reason = "a test may panic")]
 mod tests {
     use super::*;
-    use crate::protocol::Close;
+    use crate::model::protocol::Close;
 
     #[test]
     fn a_close_code_says_whether_to_come_back() {

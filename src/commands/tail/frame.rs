@@ -93,9 +93,9 @@ impl Frame {
 #[expect(clippy::unwrap_used, reason = "a test may panic")]
 mod tests {
     use super::*;
-    use crate::feed;
-    use crate::notification::{self, NotificationFields};
-    use crate::protocol::{ServerFrame, SkipReason};
+    use crate::model::feed;
+    use crate::model::notification::{self, NotificationFields};
+    use crate::model::protocol::{ServerFrame, SkipReason};
 
     #[test]
     fn what_the_service_says_is_read() {
@@ -123,7 +123,7 @@ mod tests {
             Frame::Goaway { retry_after_ms: 7 }
         ));
         assert!(matches!(parse(ServerFrame::Pong), Frame::Pong));
-        let feeds = [crate::protocol::WelcomeFeed {
+        let feeds = [crate::model::protocol::WelcomeFeed {
             feed: feed.clone(),
             cursor: seq,
             last: seq,

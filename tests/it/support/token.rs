@@ -113,7 +113,8 @@ impl Token {
     /// The token, signed with HS256.
     pub fn sign(&self) -> String {
         let signed = format!("{}.{}", part(&self.header), part(&self.claims));
-        let key = EncodingKey::from_secret(self.secret.as_bytes()).expect("the secret is not empty");
+        let key =
+            EncodingKey::from_secret(self.secret.as_bytes()).expect("the secret is not empty");
         let signature = jsonwebtoken::crypto::sign(signed.as_bytes(), &key, Algorithm::HS256);
         format!("{signed}.{}", signature.expect("HS256 signs anything"))
     }

@@ -1,0 +1,16 @@
+//! The gateway: subscribers connect over WebSocket, receive the notifications of their feeds, and send acks and marks.
+//!
+//! A request comes in through [`websocket`], which checks [`admission`], [`origin`] and [`auth`], and becomes a [`session`]. The
+//! session reads pages through [`replay`], moves [`cursors`] and writes [`marks`]. [`history`] and [`dashboard`] serve plain HTTP.
+
+pub mod admission;
+pub mod auth;
+pub mod cursors;
+pub mod dashboard;
+pub mod handshake;
+pub mod history;
+pub mod marks;
+pub mod origin;
+pub mod replay;
+pub mod session;
+pub mod websocket;

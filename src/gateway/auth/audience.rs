@@ -1,0 +1,139 @@
+//! Which feeds a token is for. The broadcast feed is for everyone, so a token that could be meant for a merchant of that name is
+//! refused, and no token answers for everyone unless it has that right.
+
+use super::{FEEDS_MAX, TokenError};
+use crate::model::feed::{CANARY_PREFIX, Feed};
+
+/// What a token permits beyond reading feeds. An issuer has to write it, so that no merchant's id is ever taken for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Right {
+    /// Nothing.
+    None,
+    /// To answer for everyone in the broadcast feed: the claim `broadcast`.
+    Broadcast,
+    /// To read the feed of a canary: the claim `shopbell_canary`.
+    Canary,
+}
+
+/// The feeds that a token may read, each once, and of these the broadcast feed if its bearer answers for nobody there.
+pub(super) fn feeds(
+    subject: String,
+    names: Option<Vec<String>>,
+    right: Right,
+    broadcast_feed: &Feed,
+) -> Result<(Vec<Feed>, Option<Feed>), TokenError> {
+    if subject == broadcast_feed.as_str() {
+        return Err(TokenError::Refused(
+            "sub is the name of the broadcast feed (SHOPBELL_BROADCAST_FEED), which everyone reads: no merchant can have this id",
+        ));
+    }
+    let names = names.unwrap_or_else(|| vec![subject]);
+    if names.len() > FEEDS_MAX {
+        return Err(TokenError::Refused("more than 64 feeds"));
+    }
+    let parsed = names
+        .iter()
+        .map(|name| Feed::parse(name))
+        .collect::<Result<Vec<_>, _>>();
+    let mut feeds = parsed.map_err(|_| TokenError::Refused("a feed that no recipient can have"))?;
+    if feeds.is_empty() {
+        return Err(TokenError::NoFeed);
+    }
+    if right != Right::Canary
+        && feeds
+            .iter()
+            .any(|feed| feed.as_str().starts_with(CANARY_PREFIX))
+    {
+        return Err(TokenError::Refused(
+            "a feed that begins with shopbell-canary/, which is reserved for Shopbell",
+        ));
+    }
+    if right != Right::Broadcast && feeds.iter().all(|feed| feed == broadcast_feed) {
+        return Err(TokenError::Refused(
+            "feeds names only the broadcast feed (SHOPBELL_BROADCAST_FEED), which every token reads: no merchant can have this \
+             id, and to answer for everyone takes the claim broadcast",
+        ));
+    }
+    let shared = (right != Right::Broadcast).then(|| broadcast_feed.clone());
+    feeds.push(broadcast_feed.clone());
+    feeds.sort_unstable();
+    feeds.dedup();
+    Ok((feeds, shared))
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
+mod tests {
+    use super::*;
+
+    fn granted(
+        subject: &str,
+        names: Option<&[&str]>,
+        right: Right,
+    ) -> Result<(Vec<String>, bool), TokenError> {
+        let names = names.map(|names| names.iter().map(|name| (*name).to_owned()).collect());
+        let (feeds, shared) = feeds(subject.into(), names, right, &Feed::parse("all").unwrap())?;
+        Ok((
+            feeds.iter().map(Feed::to_string).collect(),
+            shared.is_some(),
+        ))
+    }
+
+    #[test]
+    fn everyone_reads_the_broadcast_feed_and_answers_for_nobody() {
+        let both = || vec!["all".to_owned(), "m".to_owned()];
+        for names in [
+            None,
+            Some(&["m"][..]),
+            Some(&["m", "all"]),
+            Some(&["all", "m", "all"]),
+        ] {
+            assert_eq!(granted("m", names, Right::None), Ok((both(), true)));
+            assert_eq!(granted("m", names, Right::Broadcast), Ok((both(), false)));
+        }
+        assert_eq!(
+            granted("owner", Some(&["all"]), Right::Broadcast),
+            Ok((vec!["all".to_owned()], false))
+        );
+    }
+
+    #[test]
+    fn a_merchant_named_like_the_broadcast_feed_gets_no_token() {
+        for right in [Right::None, Right::Broadcast, Right::Canary] {
+            assert!(matches!(
+                granted("all", None, right),
+                Err(TokenError::Refused(_))
+            ));
+            assert!(matches!(
+                granted("all", Some(&["m"]), right),
+                Err(TokenError::Refused(_))
+            ));
+        }
+        assert!(matches!(
+            granted("cook", Some(&["all"]), Right::None),
+            Err(TokenError::Refused(_))
+        ));
+        assert!(
+            granted("All", None, Right::None).is_ok(),
+            "another name is another feed"
+        );
+    }
+
+    #[test]
+    fn feeds_of_canaries_take_the_right_to_them() {
+        let name = "shopbell-canary/x";
+        assert!(matches!(
+            granted(name, None, Right::None),
+            Err(TokenError::Refused(_))
+        ));
+        assert!(matches!(
+            granted("cook", Some(&["m", name]), Right::Broadcast),
+            Err(TokenError::Refused(_))
+        ));
+        assert!(granted(name, None, Right::Canary).is_ok());
+        assert!(
+            granted(name, Some(&["m"]), Right::None).is_ok(),
+            "a subscriber is no feed"
+        );
+    }
+}

@@ -1,0 +1,211 @@
+//! Acks that are not written yet.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use crate::model::feed::{Epoch, Seq};
+use crate::retry::Backoff;
+use crate::store::cursors::CursorKey;
+
+/// One ack for each cursor, the highest. All are of one epoch.
+#[derive(Debug, Default)]
+pub(super) struct Pending {
+    /// Acks of an earlier epoch are dropped: their numbers may be those of other notifications now.
+    epoch: Option<Epoch>,
+    /// Ordered, so that a write locks rows in one order.
+    waiting: BTreeMap<CursorKey, Seq>,
+    /// Being written. A connect still needs them meanwhile.
+    writing: BTreeMap<CursorKey, Seq>,
+    /// Acks that could not be written alone. Other batches leave them out, so that these do not fail with them.
+    held: BTreeMap<CursorKey, Held>,
+}
+
+#[derive(Debug)]
+struct Held {
+    seq: Seq,
+    retry_at: Instant,
+    backoff: Backoff,
+}
+
+impl Pending {
+    pub(super) fn of(epoch: Epoch) -> Self {
+        Self {
+            epoch: Some(epoch),
+            ..Self::default()
+        }
+    }
+
+    pub(super) fn is_of(&self, epoch: &Epoch) -> bool {
+        self.epoch.as_ref() == Some(epoch)
+    }
+
+    pub(super) fn epoch(&self) -> Option<&Epoch> {
+        self.epoch.as_ref()
+    }
+
+    /// Notes an ack; returns whether it waits for the next write.
+    pub(super) fn add(&mut self, key: CursorKey, seq: Seq) -> bool {
+        if let Some(held) = self.held.get_mut(&key) {
+            held.seq = seq.max(held.seq);
+            return false;
+        }
+        raise(&mut self.waiting, key, seq);
+        true
+    }
+
+    pub(super) fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// The newest ack of a key that the database may not have yet.
+    pub(super) fn newest(&self, key: &CursorKey) -> Option<Seq> {
+        let held = self.held.get(key).map(|held| held.seq);
+        self.waiting
+            .get(key)
+            .copied()
+            .max(self.writing.get(key).copied())
+            .max(held)
+    }
+
+    /// Takes as much as one statement may move, beginning with what was not written the last time.
+    pub(super) fn next_write(&mut self, acks_max: usize) -> Vec<(CursorKey, Seq)> {
+        while self.writing.len() < acks_max
+            && let Some((key, seq)) = self.waiting.pop_first()
+        {
+            raise(&mut self.writing, key, seq);
+        }
+        self.writing
+            .iter()
+            .map(|(key, seq)| (key.clone(), *seq))
+            .collect()
+    }
+
+    /// The held acks that are due, the longest due first.
+    pub(super) fn due(&self, now: Instant) -> Vec<(CursorKey, Seq)> {
+        let mut due: Vec<_> = self
+            .held
+            .iter()
+            .filter(|(_, held)| held.retry_at <= now)
+            .collect();
+        due.sort_by_key(|(_, held)| held.retry_at);
+        due.into_iter()
+            .map(|(key, held)| (key.clone(), held.seq))
+            .collect()
+    }
+
+    /// When the next held ack is due.
+    pub(super) fn retry_at(&self) -> Option<Instant> {
+        self.held.values().map(|held| held.retry_at).min()
+    }
+
+    /// These were written, or are dropped. A higher ack that came meanwhile waits for the next write.
+    pub(super) fn done(&mut self, acks: &[(CursorKey, Seq)]) {
+        for (key, seq) in acks {
+            self.writing.remove(key);
+            if let Some(held) = self.held.remove(key)
+                && held.seq > *seq
+            {
+                raise(&mut self.waiting, key.clone(), held.seq);
+            }
+        }
+    }
+
+    /// This one failed alone: holds it until its next try. Returns whether it failed for the first time.
+    pub(super) fn hold(&mut self, (key, seq): (CursorKey, Seq), now: Instant) -> bool {
+        let seq = seq.max(self.newest(&key).unwrap_or_default());
+        self.writing.remove(&key);
+        self.waiting.remove(&key);
+        let known = self.held.remove(&key);
+        let is_first = known.is_none();
+        let mut backoff = known.map(|held| held.backoff).unwrap_or_default();
+        let retry_at = now + backoff.next_wait();
+        self.held.insert(
+            key,
+            Held {
+                seq,
+                retry_at,
+                backoff,
+            },
+        );
+        is_first
+    }
+}
+
+fn raise(acks: &mut BTreeMap<CursorKey, Seq>, key: CursorKey, seq: Seq) {
+    let newest = acks.entry(key).or_insert(seq);
+    *newest = seq.max(*newest);
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::model::feed::{Device, Feed, Subscriber};
+
+    fn key(name: &str) -> CursorKey {
+        CursorKey {
+            feed: Feed::parse(name).unwrap(),
+            subscriber: Subscriber::parse(name).unwrap(),
+            device: Device::default(),
+        }
+    }
+
+    fn ack(name: &str, seq: i64) -> (CursorKey, Seq) {
+        (key(name), Seq::new(seq).unwrap())
+    }
+
+    fn pending(acks: &[(&str, i64)]) -> Pending {
+        let mut pending = Pending::default();
+        for (name, seq) in acks {
+            let (key, seq) = ack(name, *seq);
+            pending.add(key, seq);
+        }
+        pending
+    }
+
+    #[test]
+    fn an_ack_that_failed_alone_is_left_out_of_batches_until_it_is_due() {
+        let (now, mut pending) = (Instant::now(), pending(&[("a", 1), ("b", 2)]));
+        assert_eq!(pending.next_write(10), [ack("a", 1), ack("b", 2)]);
+        pending.add(key("a"), Seq::new(3).unwrap());
+        assert!(pending.hold(ack("a", 1), now));
+        assert_eq!(pending.next_write(10), [ack("b", 2)]);
+        pending.done(&[ack("b", 2)]);
+        assert!(
+            !pending.add(key("a"), Seq::new(4).unwrap()),
+            "a held ack does not wake the writer"
+        );
+        assert!(pending.next_write(10).is_empty());
+        assert_eq!(pending.newest(&key("a")), Seq::new(4));
+        assert!(pending.due(now).is_empty());
+        assert_eq!(pending.due(now + Duration::from_secs(10)), [ack("a", 4)]);
+        assert!(!pending.hold(ack("a", 4), now));
+    }
+
+    #[test]
+    fn a_higher_ack_than_the_written_one_waits_for_the_next_write() {
+        let mut pending = pending(&[("a", 1)]);
+        pending.hold(ack("a", 1), Instant::now());
+        pending.add(key("a"), Seq::new(2).unwrap());
+        pending.done(&[ack("a", 1)]);
+        assert_eq!((pending.retry_at(), pending.has_waiting()), (None, true));
+        assert_eq!(pending.next_write(10), [ack("a", 2)]);
+    }
+
+    #[test]
+    fn a_held_ack_waits_longer_each_time_up_to_a_bound() {
+        let (now, mut pending) = (Instant::now(), pending(&[]));
+        let waits: Vec<_> = (0..20)
+            .map(|_| {
+                pending.hold(ack("a", 1), now);
+                pending.retry_at().unwrap() - now
+            })
+            .collect();
+        assert!(
+            waits[19] > waits[0] && waits[19] <= Duration::from_secs(5),
+            "{waits:?}"
+        );
+    }
+}

@@ -1,0 +1,264 @@
+//! Reads pages for sessions that are behind: one query for many of them. And the slow sweep behind every hint.
+
+pub mod sweep;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+
+use crate::model::feed::{Feed, Seq, Version};
+use crate::model::notification::Page;
+use crate::retry::Backoff;
+use crate::store;
+use crate::store::StoreError;
+use crate::store::damage::{Damaged, Parts};
+use crate::store::pages::PageRequest;
+use crate::store::pools::Pool;
+use crate::telemetry::metrics::Metrics;
+
+/// Most sessions served by one query: with a page's bounds this also bounds the memory of one answer.
+const REQUESTS_PER_QUERY_MAX: usize = 64;
+/// Queries at once: another only where a whole query's worth waits, so that few sessions do not become many queries …
+const READERS: usize = 2;
+/// … or where the first takes so long that something may be wrong with it.
+const SLOW_QUERY: Duration = Duration::from_millis(200);
+/// Where several sessions shared a query, as when all come back at once, the next is begun only after so many times as long
+/// as it took, or when it is full: so that more share it.
+const REST_TIMES: u32 = 2;
+const REST_MAX: Duration = Duration::from_millis(50);
+/// How long a query is tried before its sessions are given up: they reconnect, and others have had their turn.
+const GIVE_UP_AFTER: Duration = Duration::from_secs(60);
+/// Of a damaged feed fewer rows are read at a time, so that its sessions get what lies before the damage.
+const ROWS_BEFORE_DAMAGE: [i64; 2] = [16, 1];
+
+/// A page that a session asked for.
+#[derive(Debug)]
+struct Request {
+    page: PageRequest,
+    reply: oneshot::Sender<Arc<Page>>,
+}
+
+/// Where sessions ask for pages.
+#[derive(Debug, Clone)]
+pub struct Pager {
+    requests: mpsc::Sender<Request>,
+}
+
+/// The receiving end, to be run.
+#[derive(Debug)]
+pub struct PagerWorker {
+    requests: mpsc::Receiver<Request>,
+    reader: Reader,
+}
+
+/// What a query needs.
+#[derive(Debug, Clone)]
+struct Reader {
+    pool: Pool,
+    metrics: Arc<Metrics>,
+    /// Feeds that share no query with others.
+    damaged: Arc<Damaged>,
+}
+
+impl Pager {
+    /// A session asks for one page at a time, so `sessions_max` bounds what waits.
+    pub fn new(pool: Pool, metrics: Arc<Metrics>, sessions_max: usize) -> (Self, PagerWorker) {
+        let (sender, requests) = mpsc::channel(sessions_max.max(1));
+        let reader = Reader {
+            pool,
+            metrics,
+            damaged: Arc::default(),
+        };
+        (Self { requests: sender }, PagerWorker { requests, reader })
+    }
+
+    /// Asks for what follows `after`, `wanted` notifications if there are as many, and for the changes after a version where
+    /// they are wanted. The answer comes when the database gives it; it is dropped with the receiver.
+    pub fn read(
+        &self,
+        feed: Feed,
+        after: Seq,
+        wanted: usize,
+        changes_after: Option<Version>,
+    ) -> oneshot::Receiver<Arc<Page>> {
+        let (reply, receiver) = oneshot::channel();
+        let page = PageRequest {
+            feed,
+            after,
+            rows: rows(wanted),
+            changes_after,
+        };
+        // Full or closed only while stopping: the receiver then sees its sender gone.
+        let _ = self.requests.try_send(Request { page, reply });
+        receiver
+    }
+}
+
+/// Pages come in few sizes: small ones for a session that makes room bit by bit, and the same for all who can share one.
+fn rows(wanted: usize) -> i64 {
+    match wanted {
+        0..=16 => 16,
+        17..=64 => 64,
+        _ => 256,
+    }
+}
+
+impl PagerWorker {
+    /// Serves until every [`Pager`] is dropped. What waits when a query ends is the next one. Requests for damaged feeds have a
+    /// query of their own.
+    pub async fn run(mut self) {
+        let (mut waiting, mut queries) = (Vec::new(), JoinSet::new());
+        let (mut waiting_apart, mut query_apart) = (Vec::new(), JoinSet::new());
+        let mut begun = tokio::time::Instant::now();
+        loop {
+            let room = REQUESTS_PER_QUERY_MAX - waiting.len();
+            tokio::select! {
+                received = self.requests.recv_many(&mut waiting, room), if room > 0 => {
+                    if received == 0 {
+                        return;
+                    }
+                }
+                Some(_) = queries.join_next() => {}
+                Some(_) = query_apart.join_next() => {}
+                () = tokio::time::sleep_until(begun + SLOW_QUERY), if queries.len() == 1 && !waiting.is_empty() => {}
+            }
+            let damaged = &self.reader.damaged;
+            waiting_apart.extend(waiting.extract_if(.., |request: &mut Request| {
+                damaged.contains(&request.page.feed)
+            }));
+            if !waiting_apart.is_empty() && query_apart.is_empty() {
+                let count = waiting_apart.len().min(REQUESTS_PER_QUERY_MAX);
+                let (requests, reader) =
+                    (waiting_apart.drain(..count).collect(), self.reader.clone());
+                query_apart.spawn(async move { reader.serve(requests).await });
+            }
+            let another = waiting.len() == REQUESTS_PER_QUERY_MAX || begun.elapsed() >= SLOW_QUERY;
+            if !waiting.is_empty() && (queries.is_empty() || another && queries.len() < READERS) {
+                begun = tokio::time::Instant::now();
+                let (requests, reader) = (std::mem::take(&mut waiting), self.reader.clone());
+                queries.spawn(async move {
+                    let (sessions, begun) = (requests.len(), Instant::now());
+                    reader.serve(requests).await;
+                    if sessions > 1 {
+                        tokio::time::sleep((begun.elapsed() * REST_TIMES).min(REST_MAX)).await;
+                    }
+                });
+            }
+        }
+    }
+}
+
+impl Reader {
+    /// Reads each wanted page once and gives it to all that want it; waits for a database that is away, but not for ever: it may
+    /// be this query that cannot succeed. A session whose page is not read sees its request dropped.
+    async fn serve(&self, mut requests: Vec<Request>) {
+        let (begun, mut backoff) = (Instant::now(), Backoff::default());
+        let mut wanted: Vec<PageRequest> = requests
+            .iter()
+            .map(|request| request.page.clone())
+            .collect();
+        wanted.sort_unstable();
+        wanted.dedup();
+        let mut parts = Parts::new(wanted, REQUESTS_PER_QUERY_MAX);
+        while let Some(mut part) = parts.take() {
+            while begun.elapsed() < GIVE_UP_AFTER {
+                requests.retain(|request| !request.reply.is_closed());
+                part.retain(|page| requests.iter().any(|request| request.page == *page));
+                if part.is_empty() {
+                    break;
+                }
+                let error = match self.read(&part).await {
+                    Ok(pages) => {
+                        reply(&mut requests, &part, pages);
+                        break;
+                    }
+                    Err(error) => error,
+                };
+                if error.may_pass_in_parts() {
+                    match parts.split(std::mem::take(&mut part)) {
+                        Ok(()) => break,
+                        Err(whole) => part = whole,
+                    }
+                }
+                if let [page] = &part[..]
+                    && error.blames_rows()
+                {
+                    self.serve_damaged(&mut requests, page, &error).await;
+                    break;
+                }
+                let wait = backoff.next_wait();
+                self.metrics.retries.inc("pages");
+                tracing::warn!(%error, pages = part.len(), wait_ms = wait.as_millis(), "pages could not be read; trying again");
+                tokio::time::sleep(wait).await;
+            }
+        }
+    }
+
+    /// Gives the sessions of a damaged feed what lies before the damage, if there is anything.
+    async fn serve_damaged(
+        &self,
+        requests: &mut Vec<Request>,
+        page: &PageRequest,
+        error: &StoreError,
+    ) {
+        let (feed, after) = (page.feed.as_str(), page.after.get());
+        if self.damaged.keep_apart(&page.feed) {
+            tracing::error!(%error, feed, after, "stored rows of a feed cannot be read; it is read apart from others");
+        }
+        for rows in ROWS_BEFORE_DAMAGE
+            .into_iter()
+            .filter(|rows| *rows < page.rows)
+        {
+            let less = PageRequest {
+                rows,
+                ..page.clone()
+            };
+            if let Ok(pages) = self.read(&[less]).await {
+                return reply(requests, std::slice::from_ref(page), pages);
+            }
+        }
+        self.metrics.damaged_reads.inc();
+        tracing::warn!(%error, feed, after, "the row after this one cannot be read; sessions of the feed are closed");
+        requests.retain(|request| request.page != *page);
+    }
+
+    async fn read(&self, pages: &[PageRequest]) -> Result<Vec<Page>, StoreError> {
+        let read = store::pages::read(&self.pool, pages).await?;
+        self.metrics.page_queries.inc();
+        self.metrics.pages_read.inc_by(read.len() as u64);
+        read.iter()
+            .for_each(|page| report_lost(&self.metrics, page));
+        Ok(read)
+    }
+}
+
+/// Gives each session the page that it wants, if it is among these, which are sorted.
+fn reply(requests: &mut Vec<Request>, wanted: &[PageRequest], pages: Vec<Page>) {
+    let pages: Vec<Arc<Page>> = pages.into_iter().map(Arc::new).collect();
+    let is_read = |request: &mut Request| wanted.binary_search(&request.page).is_ok();
+    for request in requests.extract_if(.., is_read) {
+        let place = wanted.binary_search(&request.page);
+        if let Some(page) = place.ok().and_then(|index| pages.get(index)) {
+            // A session that left meanwhile does not want it any more.
+            let _ = request.reply.send(page.clone());
+        }
+    }
+}
+
+/// A number that the database should have is counted each time that a page misses it.
+fn report_lost(metrics: &Metrics, page: &Page) {
+    for (from, through) in page.lost() {
+        metrics
+            .notifications_lost
+            .inc_by(through.get().abs_diff(from.get()) + 1);
+        let (feed, from, through) = (page.feed.as_str(), from.get(), through.get());
+        tracing::error!(
+            feed,
+            from,
+            through,
+            "notifications are missing in the database; clients are told that they are lost"
+        );
+    }
+}

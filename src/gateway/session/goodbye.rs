@@ -1,0 +1,121 @@
+//! The end of a connection: the close goes out, and the client's frames that were under way are read until its own close.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::framing::Incoming;
+use super::socket::Socket;
+use crate::model::protocol::Close;
+
+/// How long the client may take to answer a close (RFC 6455 §7.1.1) before the TCP connection is dropped.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the close may take to be written: frames of a client that does not read are still read afterwards.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Most bytes of late frames that are read.
+const LATE_BYTES_MAX: usize = 1024 * 1024;
+
+/// Whether frames that the client sent before it saw this close count: if the close is no answer to a fault of the client,
+/// and what the session sent is still true.
+pub fn takes_late_frames(close: Close) -> bool {
+    matches!(
+        close,
+        Close::GoingAway { .. } | Close::TokenExpired | Close::Silent | Close::TooOld
+    )
+}
+
+/// Sends the close and waits, within bounds, for the client's: dropped at once, TCP would reset and the client might never
+/// see the code. `on_late` takes each message that comes meanwhile. Our side ends only after the client's close (RFC 6455
+/// §7.1.1): some proxies close both directions when one side closes, and would reset a client that is just writing.
+pub async fn say_goodbye<S>(
+    mut socket: Socket<S>,
+    close: Close,
+    reason: &str,
+    mut on_late: impl FnMut(&str),
+) where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let goodbye = async {
+        if close != Close::Answered {
+            socket.put_close(Some(close.code()), reason);
+        }
+        let _ = tokio::time::timeout(WRITE_TIMEOUT, socket.flush()).await;
+        if close != Close::Answered {
+            let mut bytes = 0;
+            while bytes <= LATE_BYTES_MAX {
+                match socket.next().await {
+                    Ok(Incoming::Text(text)) => {
+                        bytes += text.len();
+                        on_late(&text);
+                    }
+                    Ok(Incoming::Close(_)) | Err(_) => break,
+                    Ok(_) => bytes += 1,
+                }
+            }
+        }
+        socket.end(LATE_BYTES_MAX as u64).await;
+    };
+    let _ = tokio::time::timeout(CLOSE_TIMEOUT, goodbye).await;
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
+mod tests {
+    use futures_util::FutureExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_connection_ends_only_after_the_clients_close() {
+        let (ours, mut theirs) = tokio::io::duplex(1_024);
+        let (socket, close) = (
+            Socket::new(ours, Vec::new(), 1_024),
+            Close::GoingAway {
+                retry_after_ms: 700,
+            },
+        );
+        let (mut late, reason) = (Vec::new(), close.reason());
+        let mut goodbye = Box::pin(say_goodbye(socket, close, &reason, |text| {
+            late.push(text.to_owned())
+        }));
+        assert!(
+            (&mut goodbye).now_or_never().is_none(),
+            "the client's close is waited for"
+        );
+
+        let mut bytes = Vec::new();
+        theirs.read_buf(&mut bytes).await.unwrap();
+        assert_eq!(
+            (bytes[0], bytes.len()),
+            (0x88, 2 + usize::from(bytes[1])),
+            "one whole close frame: {bytes:?}"
+        );
+        assert!(
+            theirs.read_buf(&mut bytes).now_or_never().is_none(),
+            "the connection ended with the close"
+        );
+
+        // A pong and a text that were on their way, then the answer; all masked with zeros.
+        theirs
+            .write_all(&[0x8a, 0x80, 0, 0, 0, 0, 0x81, 0x81, 0, 0, 0, 0, b'x'])
+            .await
+            .unwrap();
+        theirs
+            .write_all(&[0x88, 0x82, 0, 0, 0, 0, 0x03, 0xf4])
+            .await
+            .unwrap();
+        assert!(
+            (&mut goodbye).now_or_never().is_none(),
+            "the client's end is waited for"
+        );
+        assert_eq!(
+            theirs.read_buf(&mut bytes).await.unwrap(),
+            0,
+            "more than a close"
+        );
+        drop(theirs);
+        goodbye.await;
+        assert_eq!(late, ["x"]);
+    }
+}

@@ -1,0 +1,8 @@
+//! The terms that all other modules use: names and numbers, events, notifications, marks, and the protocol. Pure types and
+//! parsing without I/O.
+
+pub mod event;
+pub mod feed;
+pub mod mark;
+pub mod notification;
+pub mod protocol;

@@ -1,0 +1,401 @@
+//! A stored event with its feed and number, as the frame that goes over the wire; and a page of them. No I/O.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use tokio_tungstenite::tungstenite::Utf8Bytes;
+
+use crate::model::event::{Event, Import};
+use crate::model::feed::{Epoch, Feed, Seq, Version};
+use crate::model::mark::Change;
+use crate::model::protocol::SkipReason;
+use crate::telemetry::traces::Origin;
+
+/// One event, stored for one feed, ready to send: rendered once, shared by every session that sends it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Notification {
+    /// The feed it is stored in.
+    pub feed: Feed,
+    /// Its number there.
+    pub seq: Seq,
+    /// After this it is skipped.
+    pub expires_at: Option<OffsetDateTime>,
+    /// The event's time; `None` where a replica of an earlier version told of it.
+    pub time: Option<OffsetDateTime>,
+    /// Where its trace goes on, for an event that is traced.
+    pub origin: Option<Origin>,
+    /// The `notification` frame.
+    pub frame: Utf8Bytes,
+}
+
+impl Notification {
+    /// Renders what was just stored for the first time.
+    pub fn of_event(
+        event: &Event,
+        seq: Seq,
+        received_at: OffsetDateTime,
+        progress: Option<Progress>,
+    ) -> Self {
+        let is_progress = event.import.as_ref().is_some_and(Import::is_progress);
+        let answered_at = is_progress.then_some(received_at);
+        Self::render(&NotificationFields {
+            feed: &event.recipient,
+            seq,
+            id: &event.id,
+            source: &event.source,
+            event: &event.event_type,
+            time: event.time.unwrap_or(received_at),
+            data: event.data.as_ref().map(|data| data.get()),
+            collapse_key: event.collapse_key.as_deref(),
+            progress,
+            expires_at: event.expires_at,
+            read_at: answered_at,
+            handled_at: answered_at,
+            handled_by: None,
+        })
+    }
+
+    /// Renders the frame of the contract from its fields.
+    pub fn render(fields: &NotificationFields<'_>) -> Self {
+        let frame = Frame {
+            kind: "notification",
+            feed: fields.feed,
+            seq: fields.seq,
+            id: fields.id,
+            source: fields.source,
+            event: fields.event,
+            time: rfc3339(fields.time),
+            // Stored data was parsed as JSON before it was stored: it never falls back to null.
+            data: fields.data.and_then(|data| serde_json::from_str(data).ok()),
+            collapse_key: fields.collapse_key,
+            progress: fields.progress,
+            read_at: fields.read_at.map(rfc3339),
+            handled_at: fields.handled_at.map(rfc3339),
+            handled_by: fields.handled_by,
+        };
+        Self {
+            feed: fields.feed.clone(),
+            seq: fields.seq,
+            expires_at: fields.expires_at,
+            time: Some(fields.time),
+            origin: None,
+            // Serialising strings, numbers and raw JSON to a string cannot fail.
+            frame: serde_json::to_string(&frame).unwrap_or_default().into(),
+        }
+    }
+
+    /// Whether its `expirytime` has passed.
+    pub fn is_expired(&self, now: OffsetDateTime) -> bool {
+        self.expires_at.is_some_and(|at| at <= now)
+    }
+}
+
+/// What a notification is rendered from.
+#[derive(Debug)]
+#[expect(
+    missing_docs,
+    reason = "the fields are the contract's, documented in the README's protocol table"
+)]
+pub struct NotificationFields<'a> {
+    pub feed: &'a Feed,
+    pub seq: Seq,
+    pub id: &'a str,
+    pub source: &'a str,
+    pub event: &'a str,
+    pub time: OffsetDateTime,
+    pub data: Option<&'a str>,
+    pub collapse_key: Option<&'a str>,
+    pub progress: Option<Progress>,
+    pub expires_at: Option<OffsetDateTime>,
+    pub read_at: Option<OffsetDateTime>,
+    pub handled_at: Option<OffsetDateTime>,
+    pub handled_by: Option<&'a str>,
+}
+
+/// How far an import is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Progress {
+    /// Items that were imported or failed.
+    pub done: i64,
+    /// Of these, the failed ones.
+    pub failed: i64,
+    /// As `import.started` said, where it came.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub total: Option<i64>,
+}
+
+#[derive(Serialize)]
+struct Frame<'a> {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    feed: &'a Feed,
+    seq: Seq,
+    id: &'a str,
+    source: &'a str,
+    event: &'a str,
+    time: String,
+    data: Option<&'a RawValue>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    collapse_key: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    progress: Option<Progress>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    read_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    handled_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    handled_by: Option<&'a str>,
+}
+
+/// Formats as RFC 3339; times here come from a parser of it or from Postgres, within its years.
+fn rfc3339(time: OffsetDateTime) -> String {
+    time.format(&Rfc3339).unwrap_or_default()
+}
+
+/// One read of a feed: what follows `after`, without a hole: every number is an entry or inside a `Skipped`. And what people
+/// said meanwhile, where that was asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Page {
+    /// The feed that was read.
+    pub feed: Feed,
+    /// The number it was read from.
+    pub after: Seq,
+    /// The feed's newest number at that moment.
+    pub last: Seq,
+    /// The epoch at that moment.
+    pub epoch: Option<Epoch>,
+    /// Numbers up to here may have been removed by retention; above it, one without a row is lost.
+    pub trimmed: Seq,
+    /// In order of their numbers.
+    pub entries: Vec<Entry>,
+    /// The feed's newest change at that moment: the entries are as they were after it.
+    pub version: Version,
+    /// The changes after the version that was asked for, in order; not all, where there are many.
+    pub changes: Vec<Arc<Change>>,
+    through: Seq,
+}
+
+/// How far a feed is known to have grown.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Newest {
+    /// Its newest notification.
+    pub seq: Seq,
+    /// Its newest change.
+    pub version: Version,
+}
+
+impl Newest {
+    /// The further of both, in each.
+    pub fn max(self, other: Self) -> Self {
+        Self {
+            seq: self.seq.max(other.seq),
+            version: self.version.max(other.version),
+        }
+    }
+}
+
+/// What a page holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Entry {
+    /// To be sent.
+    Notification(Arc<Notification>),
+    /// Numbers that will not come.
+    Skipped {
+        /// The first.
+        from: Seq,
+        /// The last.
+        through: Seq,
+        /// Why.
+        reason: SkipReason,
+    },
+}
+
+impl Entry {
+    /// The number after which the next entry begins.
+    pub fn through(&self) -> Seq {
+        match self {
+            Self::Notification(notification) => notification.seq,
+            Self::Skipped { through, .. } => *through,
+        }
+    }
+}
+
+impl Page {
+    /// An empty page, to be filled in order.
+    pub fn new(feed: Feed, after: Seq) -> Self {
+        let (entries, changes) = (Vec::new(), Vec::new());
+        let (epoch, trimmed, version) = (None, Seq::ZERO, Version::ZERO);
+        Self {
+            feed,
+            after,
+            last: after,
+            epoch,
+            trimmed,
+            entries,
+            version,
+            changes,
+            through: after,
+        }
+    }
+
+    /// Adds the next notification.
+    pub fn push(&mut self, notification: Arc<Notification>) {
+        self.skip_missing_before(notification.seq);
+        self.through = notification.seq;
+        self.entries.push(Entry::Notification(notification));
+    }
+
+    /// Says where the trace of one of its notifications goes on.
+    pub fn trace(&mut self, seq: Seq, origin: Origin) {
+        let notification = self.entries.iter_mut().find_map(|entry| match entry {
+            Entry::Notification(notification) if notification.seq == seq => Some(notification),
+            _ => None,
+        });
+        if let Some(notification) = notification {
+            Arc::make_mut(notification).origin = Some(origin);
+        }
+    }
+
+    /// Adds a number that is stored but not to be sent.
+    pub fn skip(&mut self, seq: Seq, reason: SkipReason) {
+        self.skip_missing_before(seq);
+        self.skip_through(seq, reason);
+    }
+
+    /// Ends the page: if there were no rows after `after`, everything up to `last` is gone.
+    pub fn close(&mut self) {
+        if self.entries.is_empty() {
+            self.skip_missing_before(self.last.next());
+        }
+    }
+
+    /// The numbers that are missing, from and through.
+    pub fn lost(&self) -> impl Iterator<Item = (Seq, Seq)> {
+        self.entries.iter().filter_map(|entry| match entry {
+            Entry::Skipped {
+                from,
+                through,
+                reason: SkipReason::Lost,
+            } => Some((*from, *through)),
+            _ => None,
+        })
+    }
+
+    /// A number without a row was removed by retention, or is lost.
+    fn skip_missing_before(&mut self, seq: Seq) {
+        for (upper, reason) in [
+            (seq.previous().min(self.trimmed), SkipReason::Trimmed),
+            (seq.previous(), SkipReason::Lost),
+        ] {
+            if upper > self.through {
+                self.skip_through(upper, reason);
+            }
+        }
+    }
+
+    fn skip_through(&mut self, seq: Seq, why: SkipReason) {
+        match self.entries.last_mut() {
+            Some(Entry::Skipped {
+                through, reason, ..
+            }) if *reason == why => *through = seq,
+            _ => self.entries.push(Entry::Skipped {
+                from: self.through.next(),
+                through: seq,
+                reason: why,
+            }),
+        }
+        self.through = seq;
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
+mod tests {
+    use super::*;
+
+    fn seq(number: i64) -> Seq {
+        Seq::new(number).unwrap()
+    }
+
+    fn notification(number: i64, data: Option<&str>) -> Arc<Notification> {
+        Arc::new(Notification::render(&NotificationFields {
+            feed: &Feed::parse("m").unwrap(),
+            seq: seq(number),
+            id: "e-1",
+            source: "/checkout",
+            event: "order.created",
+            time: OffsetDateTime::from_unix_timestamp_nanos(1_700_000_000_123_456_000).unwrap(),
+            data,
+            collapse_key: None,
+            progress: None,
+            expires_at: None,
+            read_at: None,
+            handled_at: None,
+            handled_by: None,
+        }))
+    }
+
+    #[test]
+    fn data_stands_in_the_frame_byte_for_byte() {
+        let data = r#"{ "b":1e400, "a":123456789012345678901234567890,  "c":"\u0000\ud800" }"#;
+        assert_eq!(
+            notification(7, Some(data)).frame.as_str(),
+            format!(
+                r#"{{"type":"notification","feed":"m","seq":7,"id":"e-1","source":"/checkout","event":"order.created","time":"2023-11-14T22:13:20.123456Z","data":{data}}}"#
+            )
+        );
+        assert!(notification(7, None).frame.ends_with(r#""data":null}"#));
+    }
+
+    #[test]
+    fn a_page_has_no_hole() {
+        let mut page = Page::new(Feed::parse("m").unwrap(), seq(2));
+        page.last = seq(12);
+        page.trimmed = seq(3);
+        page.push(notification(5, None));
+        page.skip(seq(6), SkipReason::Collapsed);
+        page.skip(seq(7), SkipReason::Collapsed);
+        page.skip(seq(8), SkipReason::Expired);
+        page.skip(seq(10), SkipReason::Expired);
+        page.close();
+        let skipped = |from, through, reason| Entry::Skipped {
+            from: seq(from),
+            through: seq(through),
+            reason,
+        };
+        assert_eq!(
+            page.entries,
+            [
+                skipped(3, 3, SkipReason::Trimmed),
+                skipped(4, 4, SkipReason::Lost),
+                Entry::Notification(notification(5, None)),
+                skipped(6, 7, SkipReason::Collapsed),
+                skipped(8, 8, SkipReason::Expired),
+                skipped(9, 9, SkipReason::Lost),
+                skipped(10, 10, SkipReason::Expired),
+            ]
+        );
+        assert_eq!(
+            page.lost().collect::<Vec<_>>(),
+            [(seq(4), seq(4)), (seq(9), seq(9))]
+        );
+    }
+
+    #[test]
+    fn a_feed_that_lost_its_tail_is_skipped_through_its_last_number() {
+        let mut page = Page::new(Feed::parse("m").unwrap(), seq(2));
+        page.last = seq(9);
+        page.close();
+        assert_eq!(
+            page.entries,
+            [Entry::Skipped {
+                from: seq(3),
+                through: seq(9),
+                reason: SkipReason::Lost
+            }]
+        );
+    }
+}

@@ -1,0 +1,151 @@
+//! The operations port: is it alive, can it work, what has it done.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::header::{ACCEPT, CONTENT_TYPE};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use prometheus_client::registry::Registry;
+use serde::Serialize;
+
+use crate::http::problem::Problem;
+use crate::store::pools::Pool;
+use crate::store::{self, StoreError};
+use crate::telemetry::exposition::Exposition;
+use crate::telemetry::health::Health;
+use crate::telemetry::metrics::Metrics;
+
+/// As the alert ShopbellIngestStuck has it.
+const STUCK_SECONDS: f64 = 30.0;
+/// A database that has not answered by then does not answer.
+const DATABASE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What the operations port tells of.
+#[derive(Debug, Clone)]
+pub struct Operations {
+    /// What works.
+    pub health: Arc<Health>,
+    /// The counts.
+    pub metrics: Arc<Metrics>,
+    /// Where all metrics are found.
+    pub registry: Arc<Registry>,
+    /// Asked whether the database answers.
+    pub pool: Pool,
+}
+
+/// `/readyz`'s answer.
+#[derive(Debug, Serialize)]
+struct Readiness {
+    /// `ready`; `degraded` without the broker or where ingest is stuck, when sockets are served from Postgres; `unready`;
+    /// `draining`.
+    status: &'static str,
+    database: &'static str,
+    broker: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<String>,
+}
+
+/// The routes.
+pub fn router(operations: Operations) -> Router {
+    Router::new()
+        .route("/livez", get(async || "ok\n"))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .fallback(async || {
+            Problem::new(
+                StatusCode::NOT_FOUND,
+                "there is /livez, /readyz and /metrics",
+            )
+        })
+        .with_state(operations)
+}
+
+async fn ready(State(operations): State<Operations>) -> Response {
+    let checked = tokio::time::timeout(DATABASE_TIMEOUT, check(&operations.pool)).await;
+    let (database, trouble) = match checked {
+        Ok(Ok(())) => ("ok", None),
+        Ok(Err(error @ StoreError::ReadOnly(_))) => ("read_only", Some(error.to_string())),
+        Ok(Err(error)) => ("away", Some(error.to_string())),
+        Err(_) => (
+            "away",
+            Some(format!(
+                "the database did not answer within {DATABASE_TIMEOUT:?}"
+            )),
+        ),
+    };
+    let broker = operations.health.has_broker();
+    let stuck = stuck(operations.metrics.holding.oldest());
+    let (code, status) = match (
+        &trouble,
+        operations.health.draining.load(Ordering::Relaxed),
+        broker,
+        &stuck,
+    ) {
+        (_, true, ..) => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
+        (Some(_), ..) => (StatusCode::SERVICE_UNAVAILABLE, "unready"),
+        (None, _, true, None) => (StatusCode::OK, "ready"),
+        (None, ..) => (StatusCode::OK, "degraded"),
+    };
+    let broker = if broker { "ok" } else { "away" };
+    let readiness = Readiness {
+        status,
+        database,
+        broker,
+        detail: trouble.or(stuck),
+    };
+    (code, Json(readiness)).into_response()
+}
+
+/// What to report where ingest does not get on with its work although Postgres answers. Sockets are served all the same.
+fn stuck(held_seconds: f64) -> Option<String> {
+    (held_seconds > STUCK_SECONDS)
+        .then(|| format!("ingest has held a delivery for {held_seconds:.0} s without storing it"))
+}
+
+/// A connection that broke in the pool, or leads to a server that is the primary no more, is no evidence about the database: then
+/// another connection is tried. After a read-only answer it is a new one.
+async fn check(pool: &Pool) -> Result<(), StoreError> {
+    for _ in 0..pool.size() {
+        match store::check(pool).await {
+            Err(StoreError::Away(_) | StoreError::Silent(_)) => {}
+            Err(StoreError::ReadOnly(_)) => break,
+            checked => return checked,
+        }
+    }
+    store::check(pool).await
+}
+
+async fn metrics(State(operations): State<Operations>, headers: HeaderMap) -> Response {
+    let Operations {
+        health,
+        metrics,
+        registry,
+        ..
+    } = operations;
+    for (part, works) in health.parts() {
+        metrics.part_up.set(part, works.into());
+    }
+    metrics
+        .draining
+        .set(health.draining.load(Ordering::Relaxed).into());
+    let accept = headers
+        .get(ACCEPT)
+        .and_then(|accept| accept.to_str().ok())
+        .unwrap_or_default();
+    let exposition = Exposition::of_accept(accept);
+    // It counts the open files, one by one on older kernels: not between the sessions' work.
+    match tokio::task::spawn_blocking(move || exposition.render(&registry)).await {
+        Ok(Ok(text)) => ([(CONTENT_TYPE, exposition.content_type())], text).into_response(),
+        Ok(Err(error)) => internal(&error),
+        Err(error) => internal(&error),
+    }
+}
+
+fn internal(error: &dyn std::error::Error) -> Response {
+    Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response()
+}
