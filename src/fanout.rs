@@ -22,7 +22,7 @@ use crate::amqp::publisher::{Outgoing, Publisher};
 use crate::amqp::{Broker, BrokerError};
 use crate::fanout::hub::Hub;
 use crate::model::feed::{Epoch, Feed, Seq, Version};
-use crate::model::mark::Change;
+use crate::model::mark::StateFrame;
 use crate::model::notification::{Newest, Notification};
 use crate::retry::Backoff;
 use crate::store::append::Committed;
@@ -44,7 +44,7 @@ pub struct Hints {
     /// Stored before: who has not got it reads it as it is stored.
     pub again: Vec<(Feed, Seq)>,
     /// What people said.
-    pub changed: Vec<Arc<Change>>,
+    pub changed: Vec<Arc<StateFrame>>,
 }
 
 impl Hints {
@@ -79,14 +79,14 @@ impl Stored {
     }
 }
 
-/// Proof that batches are committed and their hints published: only [`HintPublisher::hand_on`] makes one, of what is
+/// Proof that batches are committed and their hints published: only [`HintPublisher::publish`] makes one, of what is
 /// [`Stored`], and it acknowledges these and no others.
 #[derive(Debug)]
-pub struct HandedOn {
+pub struct Published {
     through: u64,
 }
 
-impl HandedOn {
+impl Published {
     /// The tag of the last delivery that was handed on.
     pub fn through(&self) -> u64 {
         self.through
@@ -139,7 +139,7 @@ impl Fanout {
         match &hints.epoch {
             Some(epoch) if self.epochs.is_current(epoch) => {
                 self.hub.announce(epoch, &hints.stored);
-                self.hub.announce_changes(epoch, &hints.changed);
+                self.hub.publish_states(epoch, &hints.changed);
                 let again = |(feed, seq): &(Feed, Seq)| {
                     (
                         feed.clone(),
@@ -150,7 +150,7 @@ impl Fanout {
                     )
                 };
                 self.hub
-                    .announce_newest(epoch, &hints.again.iter().map(again).collect::<Vec<_>>());
+                    .publish_newest(epoch, &hints.again.iter().map(again).collect::<Vec<_>>());
             }
             Some(_) => self.epochs.ask(),
             // The frames may be of any epoch. The numbers only make sessions read pages, which name their epoch.
@@ -171,7 +171,7 @@ impl Fanout {
                     .changed
                     .iter()
                     .map(|change| newest(&change.feed, Seq::ZERO, change.version));
-                self.hub.announce_newest(
+                self.hub.publish_newest(
                     &epoch,
                     &stored.chain(again).chain(changed).collect::<Vec<_>>(),
                 );
@@ -274,7 +274,7 @@ impl HintPublisher {
 
     /// Tells the other gateways of what was stored, and proves it. Returns also when the broker takes nothing: hints may be lost,
     /// for the sweep makes them good, and must not hold up ingest. Proves nothing of no batch.
-    pub async fn hand_on(&mut self, stored: &[Stored]) -> Option<HandedOn> {
+    pub async fn publish(&mut self, stored: &[Stored]) -> Option<Published> {
         let through = stored.last()?.through;
         let batches: Vec<&Hints> = stored
             .iter()
@@ -291,7 +291,7 @@ impl HintPublisher {
                 Err(_) => {}
             }
         }
-        Some(HandedOn { through })
+        Some(Published { through })
     }
 
     /// Tells the other gateways, if there are any. Returns when the broker has confirmed it, or takes nothing.
@@ -440,7 +440,7 @@ fn encode(batches: &[&Hints]) -> String {
     }
     for (
         epoch,
-        Change {
+        StateFrame {
             feed,
             version,
             highest,
@@ -494,7 +494,7 @@ fn decode(body: &[u8]) -> Result<Vec<Hints>, String> {
         if let Some((version, frame)) = hint.version.zip(hint.change) {
             let version = Version::new(version).ok_or("a negative version")?;
             let frame = Utf8Bytes::from(frame.get());
-            decoded.changed.push(Arc::new(Change {
+            decoded.changed.push(Arc::new(StateFrame {
                 feed,
                 version,
                 highest: seq,
@@ -553,7 +553,7 @@ mod tests {
             notification(2, r#"{"data":null}"#, None),
         ];
         let again = vec![(Feed::parse("m-2").unwrap(), Seq::new(9).unwrap())];
-        let change = Change {
+        let change = StateFrame {
             feed: Feed::parse("m-3").unwrap(),
             version: Version::new(4).unwrap(),
             highest: Seq::new(7).unwrap(),

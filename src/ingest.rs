@@ -5,9 +5,9 @@
 //! While one batch is handed on, the next is stored already: the sessions of this replica have it by then.
 
 mod batch;
-mod handing_on;
+pub mod dead_letters;
 pub mod holds;
-pub mod letters;
+mod publishing;
 mod storing;
 pub mod traces;
 
@@ -19,7 +19,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use self::batch::{Arrivals, Batch};
-use self::handing_on::STORED_MAX;
+use self::publishing::STORED_MAX;
 use self::storing::Abandoned;
 use self::traces::TraceKeeper;
 use crate::amqp::consumer::Consumer;
@@ -68,7 +68,7 @@ pub struct Ingest {
     pub broadcast_feed: Feed,
     /// Where traces are kept for who reads later.
     pub traces: TraceKeeper,
-    /// Wakes [`letters::LetterPublisher`].
+    /// Wakes [`dead_letters::DeadLetterPublisher`].
     pub letters: Arc<Notify>,
     /// The counters.
     pub metrics: Arc<Metrics>,
@@ -84,7 +84,7 @@ impl Ingest {
             .begin(&Reason::ALL.map(Reason::as_str));
         self.metrics
             .events_dead_lettered
-            .begin(&[letters::FEED_DAMAGED]);
+            .begin(&[dead_letters::FEED_DAMAGED]);
         let mut backoff = Backoff::default();
         while !stop.is_cancelled() {
             match self.one_incarnation(&stop, &mut backoff).await {
@@ -121,8 +121,8 @@ impl Ingest {
         let (done, stored) = mpsc::channel(STORED_MAX);
         let storing = self.store_batches(&mut arrivals, done, stop, backoff);
         let hints = HintPublisher::new(self.fanout.clone(), publisher);
-        let handing_on = async { Ok(handing_on::hand_on(stored, hints, &acknowledger).await?) };
-        let ended = tokio::try_join!(storing, handing_on);
+        let publishing = async { Ok(publishing::publish(stored, hints, &acknowledger).await?) };
+        let ended = tokio::try_join!(storing, publishing);
         // Also after an error: one that is dropped is cancelled, and what it holds comes back in another order.
         arrivals.close().await;
         ended.map(drop)

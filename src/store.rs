@@ -3,7 +3,6 @@
 //! In come events to store, feeds to read, acks and what people say; out go numbers, pages and cursors. Knows neither AMQP nor sockets.
 //! Every write is a single statement, so a caller that is dropped halfway leaves no open transaction behind.
 
-pub mod answers;
 pub mod append;
 pub mod canaries;
 pub mod checkup;
@@ -15,6 +14,7 @@ pub mod history;
 pub mod holds;
 pub mod imports;
 pub mod inspect;
+pub mod marks;
 mod migration;
 pub mod pages;
 mod pooler;

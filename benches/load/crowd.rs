@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 
-use crate::books::{Books, Order};
+use crate::ledger::{Ledger, Order};
 use crate::wire::Server;
 
 /// Clients that connect at the same moment where all are to be connected soon.
@@ -56,37 +56,37 @@ impl Crowd {
     }
 
     /// From now on each reads and acknowledges.
-    pub fn read(self, books: &Arc<Books>) -> Reading {
+    pub fn read(self, ledger: &Arc<Ledger>) -> Reading {
         let mut tasks = JoinSet::new();
         for (name, socket) in self.sockets {
-            tasks.spawn(client(self.server.clone(), name, socket, books.clone()));
+            tasks.spawn(client(self.server.clone(), name, socket, ledger.clone()));
         }
         Reading(tasks)
     }
 }
 
 /// Clients that connect all at once and read from the first moment on, as after an outage.
-pub fn storm(server: &Server, names: Vec<String>, books: &Arc<Books>) -> Reading {
-    come(server, names, books, usize::MAX)
+pub fn storm(server: &Server, names: Vec<String>, ledger: &Arc<Ledger>) -> Reading {
+    come(server, names, ledger, usize::MAX)
 }
 
 /// Clients that connect a few at a time and read from the first moment on.
-pub fn stream_in(server: &Server, names: Vec<String>, books: &Arc<Books>) -> Reading {
-    come(server, names, books, CONNECTING_MAX)
+pub fn stream_in(server: &Server, names: Vec<String>, ledger: &Arc<Ledger>) -> Reading {
+    come(server, names, ledger, CONNECTING_MAX)
 }
 
-fn come(server: &Server, names: Vec<String>, books: &Arc<Books>, at_once: usize) -> Reading {
+fn come(server: &Server, names: Vec<String>, ledger: &Arc<Ledger>, at_once: usize) -> Reading {
     let doors = Arc::new(Semaphore::new(at_once.min(Semaphore::MAX_PERMITS)));
     let mut tasks = JoinSet::new();
     for (place, name) in names.into_iter().enumerate() {
-        let (server, books, doors) = (server.clone(), books.clone(), doors.clone());
+        let (server, ledger, doors) = (server.clone(), ledger.clone(), doors.clone());
         tasks.spawn(async move {
             let door = doors.acquire().await;
-            let connected = connect_to_read(&server, &name, place, &books).await;
+            let connected = connect_to_read(&server, &name, place, &ledger).await;
             drop(door);
             match connected {
-                Ok((socket, order)) => client_from(server, name, socket, order, books).await,
-                Err(error) => books.fault(format!("{name} could not connect: {error:#}")),
+                Ok((socket, order)) => client_from(server, name, socket, order, ledger).await,
+                Err(error) => ledger.fault(format!("{name} could not connect: {error:#}")),
             }
         });
     }
@@ -98,7 +98,7 @@ async fn connect_to_read(
     server: &Server,
     name: &str,
     place: usize,
-    books: &Books,
+    ledger: &Ledger,
 ) -> anyhow::Result<(Socket, Order)> {
     let mut order = Order::default();
     let mut socket = handshake(server, name, place).await?;
@@ -107,7 +107,7 @@ async fn connect_to_read(
         let answer = socket.next().await.context("the server hung up")??;
         for received in server.read(name, &answer)? {
             order.check(&received).map_err(anyhow::Error::msg)?;
-            books.receive(received.index);
+            ledger.receive(received.index);
             socket.send(received.ack).await?;
         }
     }
@@ -153,8 +153,8 @@ async fn handshake(server: &Server, name: &str, place: usize) -> anyhow::Result<
     )
 }
 
-async fn client(server: Server, name: String, socket: Socket, books: Arc<Books>) {
-    client_from(server, name, socket, Order::default(), books).await;
+async fn client(server: Server, name: String, socket: Socket, ledger: Arc<Ledger>) {
+    client_from(server, name, socket, Order::default(), ledger).await;
 }
 
 async fn client_from(
@@ -162,10 +162,10 @@ async fn client_from(
     name: String,
     socket: Socket,
     order: Order,
-    books: Arc<Books>,
+    ledger: Arc<Ledger>,
 ) {
-    if let Err(error) = read_and_acknowledge(&server, &name, socket, order, &books).await {
-        books.fault(format!("{name}: {error:#}"));
+    if let Err(error) = read_and_acknowledge(&server, &name, socket, order, &ledger).await {
+        ledger.fault(format!("{name}: {error:#}"));
     }
 }
 
@@ -175,14 +175,14 @@ async fn read_and_acknowledge(
     name: &str,
     mut socket: Socket,
     mut order: Order,
-    books: &Books,
+    ledger: &Ledger,
 ) -> anyhow::Result<()> {
     while let Some(message) = socket.next().await {
         let mut next = Some(message);
         while let Some(message) = next {
             for received in server.read(name, &message?)? {
                 order.check(&received).map_err(anyhow::Error::msg)?;
-                books.receive(received.index);
+                ledger.receive(received.index);
                 socket.feed(received.ack).await?;
             }
             next = socket.next().now_or_never().flatten();

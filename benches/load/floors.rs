@@ -16,9 +16,9 @@ use tokio::sync::watch;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
-use crate::books::Books;
 use crate::crowd::Crowd;
 use crate::event;
+use crate::ledger::Ledger;
 use crate::measure::{Cpu, Processes, own_cpu_seconds};
 use crate::publisher::{Publisher, Target};
 use crate::report::{Figures, Who};
@@ -42,7 +42,7 @@ pub async fn rabbitmq(services: &Services, events: usize) -> anyhow::Result<Figu
     const QUEUE: &str = "floor";
     const EXCHANGE: &str = "floor.events";
     services.declare_quorum_queue(QUEUE, EXCHANGE).await?;
-    let books = Books::new(events, events);
+    let ledger = Ledger::new(events, events);
     let to = |index: usize| event::merchant(index % MERCHANTS);
     let processes = services.processes();
     let used = |before: &Cpu| anyhow::Ok(processes.cpu()?.since(before).of("RabbitMQ"));
@@ -57,7 +57,7 @@ pub async fn rabbitmq(services: &Services, events: usize) -> anyhow::Result<Figu
         let publisher = Publisher::connect(&services.amqp_url, target).await?;
         let (cpu, begun) = (processes.cpu()?, Instant::now());
         tokio::try_join!(
-            publisher.publish_all("f", &books, 0..events, to),
+            publisher.publish_all("f", &ledger, 0..events, to),
             consume(services, QUEUE, events)
         )?;
         figures.set(
@@ -70,7 +70,7 @@ pub async fn rabbitmq(services: &Services, events: usize) -> anyhow::Result<Figu
     }
 
     let publisher = Publisher::connect(&services.amqp_url, Target::Queue(QUEUE.into())).await?;
-    publisher.publish_all("g", &books, 0..events, to).await?;
+    publisher.publish_all("g", &ledger, 0..events, to).await?;
     let (cpu, own, begun) = (processes.cpu()?, own_cpu_seconds()?, Instant::now());
     consume(services, QUEUE, events).await?;
     figures.set(
@@ -97,7 +97,7 @@ pub async fn rabbitmq_latency(services: &Services, per_second: usize) -> anyhow:
     const EXCHANGE: &str = "floor-latency.events";
     services.declare_quorum_queue(QUEUE, EXCHANGE).await?;
     let events = open_loop_events(per_second);
-    let books = Arc::new(Books::new(events, events));
+    let ledger = Arc::new(Ledger::new(events, events));
     let publisher = Publisher::connect(&services.amqp_url, Target::Events(EXCHANGE.into())).await?;
     let to = |index: usize| event::merchant(index % MERCHANTS);
     let (connection, channel) = services.channel().await?;
@@ -117,7 +117,7 @@ pub async fn rabbitmq_latency(services: &Services, per_second: usize) -> anyhow:
                 .next()
                 .await
                 .context("RabbitMQ ended the consumer")??;
-            books.receive(index);
+            ledger.receive(index);
             channel
                 .basic_ack(delivery.delivery_tag, BasicAckOptions::default())
                 .await?;
@@ -126,16 +126,16 @@ pub async fn rabbitmq_latency(services: &Services, per_second: usize) -> anyhow:
     };
     tokio::try_join!(
         receiving,
-        publisher.publish_at("q".into(), books.clone(), events, per_second as f64, to)
+        publisher.publish_at("q".into(), ledger.clone(), events, per_second as f64, to)
     )?;
-    books.complete().await?;
+    ledger.complete().await?;
     connection.close(200, "goodbye".into()).await?;
     services.delete_queues([QUEUE.to_owned()]).await?;
     let mut figures = Figures::default();
     figures.set_latencies(
         &format!("RabbitMQ quorum queue at {per_second}/s"),
         Who::Floor,
-        books.latencies_ms(|index| is_warm(index, per_second)),
+        ledger.latencies_ms(|index| is_warm(index, per_second)),
     );
     Ok(figures)
 }
@@ -262,24 +262,24 @@ pub async fn websocket(events: usize) -> anyhow::Result<Figures> {
                 .parse()
                 .context("the bare server told no port")?,
         };
-        let books = Arc::new(Books::new(events, events));
+        let ledger = Arc::new(Ledger::new(events, events));
         let crowd = Crowd::connect(&server, names(MERCHANTS)).await?;
         let processes = Processes::default().with("bare", child.0.id());
 
         let (cpu, begun) = (processes.cpu()?, Instant::now());
-        let reading = crowd.read(&books);
+        let reading = crowd.read(&ledger);
         child
             .0
             .stdin
             .take()
             .context("no stdin")?
             .write_all(b"go\n")?;
-        books.complete().await?;
+        ledger.complete().await?;
         let what = |figure: &str| format!("WebSocket push {how}, {figure}");
         figures.set(
             what("events/s"),
             Who::Floor,
-            events as f64 / books.elapsed_since(begun).as_secs_f64(),
+            events as f64 / ledger.elapsed_since(begun).as_secs_f64(),
         );
         figures.set_per_100k(
             what("CPU-s"),

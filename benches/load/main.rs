@@ -8,10 +8,10 @@
     reason = "a program exports nothing: `pub` means: for the other modules"
 )]
 
-mod books;
 mod crowd;
 mod event;
 mod floors;
+mod ledger;
 mod measure;
 mod memory;
 mod peers;

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::books::Books;
 use crate::crowd::{Crowd, stream_in};
+use crate::ledger::Ledger;
 use crate::measure::rss_bytes;
 use crate::report::{Figures, Who};
 use crate::scenarios::{names, settled_rss};
@@ -41,14 +41,14 @@ pub async fn after_traffic(services: &Services, sessions: usize) -> anyhow::Resu
         figures.set(what, WHO, grown / idle);
     };
 
-    let books = Arc::new(Books::new(1, sessions));
-    let reading = crowd.read(&books);
+    let ledger = Arc::new(Ledger::new(1, sessions));
+    let reading = crowd.read(&ledger);
     let publisher = stage.publisher().await?.with_event_bytes(BROADCAST_BYTES);
     publisher
-        .publish_all("m", &books, 0..1, |_| "all".into())
+        .publish_all("m", &ledger, 0..1, |_| "all".into())
         .await?;
     publisher.close().await;
-    books.complete().await?;
+    ledger.complete().await?;
     stage.settled().await?;
     set(
         AFTER_BROADCAST,
@@ -57,15 +57,15 @@ pub async fn after_traffic(services: &Services, sessions: usize) -> anyhow::Resu
     drop(reading);
     stage.sessions_are(0).await?;
 
-    let books = Arc::new(Books::new(WINDOW, WINDOW * sessions));
+    let ledger = Arc::new(Ledger::new(WINDOW, WINDOW * sessions));
     let publisher = stage.publisher().await?;
     publisher
-        .publish_all("w", &books, 0..WINDOW, |_| "all".into())
+        .publish_all("w", &ledger, 0..WINDOW, |_| "all".into())
         .await?;
     publisher.close().await;
     stage.stored(1 + WINDOW).await?;
-    let _reading = stream_in(&stage.server, names(sessions), &books);
-    books.complete().await?;
+    let _reading = stream_in(&stage.server, names(sessions), &ledger);
+    ledger.complete().await?;
     stage.settled().await?;
     set(
         AFTER_WINDOW,

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::books::Books;
 use crate::crowd::{Crowd, storm};
 use crate::event;
+use crate::ledger::Ledger;
 use crate::publisher::{Publisher, Target};
 use crate::report::{Figures, Who};
 use crate::scenarios::{MERCHANTS, is_warm, names, open_loop_events, settled_rss};
@@ -21,26 +21,26 @@ pub struct Peer<'a> {
 impl Peer<'_> {
     /// T.
     pub async fn throughput(&self, events: usize) -> anyhow::Result<Figures> {
-        let books = Arc::new(Books::new(events, events));
+        let ledger = Arc::new(Ledger::new(events, events));
         let reading = Crowd::connect(self.server(), names(MERCHANTS))
             .await?
-            .read(&books);
+            .read(&ledger);
         let publisher = self.publisher().await?;
         let processes = self.services.processes();
         let cpu = processes.cpu()?;
         publisher
-            .publish_all("t", &books, 0..events, |index| {
+            .publish_all("t", &ledger, 0..events, |index| {
                 event::merchant(index % MERCHANTS)
             })
             .await?;
-        books.complete().await?;
+        ledger.complete().await?;
         let cpu = processes.cpu()?.since(&cpu);
         publisher.close().await;
         let mut figures = Figures::default();
         figures.set(
             "T events/s",
             self.who,
-            events as f64 / books.elapsed().as_secs_f64(),
+            events as f64 / ledger.elapsed().as_secs_f64(),
         );
         figures.set_per_100k("T RabbitMQ CPU-s", self.who, cpu.of("RabbitMQ"), events);
         figures.set_per_100k("T all server CPU-s", self.who, cpu.of("RabbitMQ"), events);
@@ -52,23 +52,23 @@ impl Peer<'_> {
     /// L.
     pub async fn latency(&self, per_second: usize) -> anyhow::Result<Figures> {
         let events = open_loop_events(per_second);
-        let books = Arc::new(Books::new(events, events));
+        let ledger = Arc::new(Ledger::new(events, events));
         let reading = Crowd::connect(self.server(), names(MERCHANTS))
             .await?
-            .read(&books);
+            .read(&ledger);
         let to = |index: usize| event::merchant(index % MERCHANTS);
         let cpu = self.services.processes().cpu()?;
         self.publisher()
             .await?
-            .publish_at("l".into(), books.clone(), events, per_second as f64, to)
+            .publish_at("l".into(), ledger.clone(), events, per_second as f64, to)
             .await?;
-        books.complete().await?;
+        ledger.complete().await?;
         let cpu = self.services.processes().cpu()?.since(&cpu).of("RabbitMQ");
         let mut figures = Figures::default();
         figures.set_latencies(
             &format!("L {per_second}/s"),
             self.who,
-            books.latencies_ms(|index| is_warm(index, per_second)),
+            ledger.latencies_ms(|index| is_warm(index, per_second)),
         );
         figures.set_per_100k(
             format!("L {per_second}/s, RabbitMQ CPU-s"),
@@ -85,24 +85,24 @@ impl Peer<'_> {
     pub async fn replay(&self, events: usize) -> anyhow::Result<Figures> {
         // Their subscriptions begin with the first connection.
         drop(Crowd::connect(self.server(), names(MERCHANTS)).await?);
-        let books = Arc::new(Books::new(events, events));
+        let ledger = Arc::new(Ledger::new(events, events));
         let publisher = self.publisher().await?;
         publisher
-            .publish_all("r", &books, 0..events, |index| {
+            .publish_all("r", &ledger, 0..events, |index| {
                 event::merchant(index % MERCHANTS)
             })
             .await?;
         publisher.close().await;
         let processes = self.services.processes();
         let (cpu, begun) = (processes.cpu()?, Instant::now());
-        let reading = storm(self.server(), names(MERCHANTS), &books);
-        books.complete().await?;
+        let reading = storm(self.server(), names(MERCHANTS), &ledger);
+        ledger.complete().await?;
         let cpu = processes.cpu()?.since(&cpu);
         let mut figures = Figures::default();
         figures.set(
             "R events/s",
             self.who,
-            events as f64 / books.elapsed_since(begun).as_secs_f64(),
+            events as f64 / ledger.elapsed_since(begun).as_secs_f64(),
         );
         figures.set_per_100k("R all server CPU-s", self.who, cpu.of("RabbitMQ"), events);
         drop(reading);

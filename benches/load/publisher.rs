@@ -12,8 +12,8 @@ use lapin::{
 };
 use tokio::runtime::Handle;
 
-use crate::books::Books;
 use crate::event;
+use crate::ledger::Ledger;
 
 /// Most publishes unconfirmed at once.
 const IN_FLIGHT_MAX: usize = 1_000;
@@ -64,7 +64,7 @@ impl Publisher {
     pub async fn publish_all(
         &self,
         run: &str,
-        books: &Books,
+        ledger: &Ledger,
         indices: std::ops::Range<usize>,
         recipient: impl Fn(usize) -> String,
     ) -> anyhow::Result<()> {
@@ -75,7 +75,7 @@ impl Publisher {
             {
                 check(oldest).await?;
             }
-            books.publish(index);
+            ledger.publish(index);
             unconfirmed.push_back(self.publish(run, index, &recipient(index)).await?);
         }
         for confirm in unconfirmed {
@@ -88,7 +88,7 @@ impl Publisher {
     pub async fn publish_at(
         self,
         run: String,
-        books: Arc<Books>,
+        ledger: Arc<Ledger>,
         events: usize,
         per_second: f64,
         recipient: impl Fn(usize) -> String + Send + 'static,
@@ -100,7 +100,7 @@ impl Publisher {
                 for index in 0..events {
                     let due = began + Duration::from_secs_f64(index as f64 / per_second);
                     std::thread::sleep(due.saturating_duration_since(Instant::now()));
-                    books.publish_due(index, due);
+                    ledger.publish_due(index, due);
                     unconfirmed.push_back(self.publish(&run, index, &recipient(index)).await?);
                     while let Some(confirmed) =
                         unconfirmed.front_mut().and_then(FutureExt::now_or_never)

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::books::Books;
 use crate::crowd::{Crowd, storm};
 use crate::event;
+use crate::ledger::Ledger;
 use crate::measure::{Cpu, own_cpu_seconds, peak_rss_bytes, reset_peak_rss, rss_bytes};
 use crate::report::{Figures, Who};
 use crate::services::Services;
@@ -77,24 +77,24 @@ pub async fn publish_to_connected(
     events: usize,
     merchants: usize,
 ) -> anyhow::Result<Run> {
-    let books = Arc::new(Books::new(events, events));
+    let ledger = Arc::new(Ledger::new(events, events));
     let _reading = Crowd::connect(&stage.server, names(merchants))
         .await?
-        .read(&books);
+        .read(&ledger);
     let publisher = stage.publisher().await?;
     let cpu = stage.processes().cpu()?;
     publisher
-        .publish_all(run, &books, 0..events, |index| {
+        .publish_all(run, &ledger, 0..events, |index| {
             event::merchant(index % merchants)
         })
         .await?;
-    books.complete().await?;
+    ledger.complete().await?;
     stage.settled().await?;
     let cpu = stage.processes().cpu()?.since(&cpu);
-    books.no_fault()?;
+    ledger.no_fault()?;
     publisher.close().await;
     Ok(Run {
-        elapsed: books.elapsed(),
+        elapsed: ledger.elapsed(),
         cpu,
     })
 }
@@ -103,25 +103,25 @@ pub async fn publish_to_connected(
 pub async fn latency(services: &Services, per_second: usize) -> anyhow::Result<Figures> {
     let stage = Stage::set(services).await?;
     let events = open_loop_events(per_second);
-    let books = Arc::new(Books::new(events, events));
+    let ledger = Arc::new(Ledger::new(events, events));
     let _reading = Crowd::connect(&stage.server, names(MERCHANTS))
         .await?
-        .read(&books);
+        .read(&ledger);
     let to = |index: usize| event::merchant(index % MERCHANTS);
     let cpu = stage.processes().cpu()?;
     stage
         .publisher()
         .await?
-        .publish_at("l".into(), books.clone(), events, per_second as f64, to)
+        .publish_at("l".into(), ledger.clone(), events, per_second as f64, to)
         .await?;
-    books.complete().await?;
+    ledger.complete().await?;
     let cpu = stage.processes().cpu()?.since(&cpu);
     stage.balanced(events).await?;
     let mut figures = Figures::default();
     figures.set_latencies(
         &format!("L {per_second}/s"),
         WHO,
-        books.latencies_ms(|index| is_warm(index, per_second)),
+        ledger.latencies_ms(|index| is_warm(index, per_second)),
     );
     for (process, seconds) in cpu.each() {
         figures.set_per_100k(
@@ -140,10 +140,10 @@ pub async fn hot(services: &Services) -> anyhow::Result<Figures> {
     const PER_SECOND: usize = 2_000;
     let stage = Stage::set(services).await?;
     let events = open_loop_events(PER_SECOND);
-    let books = Arc::new(Books::new(events, events));
+    let ledger = Arc::new(Ledger::new(events, events));
     let _reading = Crowd::connect(&stage.server, names(MERCHANTS))
         .await?
-        .read(&books);
+        .read(&ledger);
     let is_hot = |index: usize| index.is_multiple_of(2);
     let to = move |index: usize| {
         event::merchant(if is_hot(index) {
@@ -155,20 +155,20 @@ pub async fn hot(services: &Services) -> anyhow::Result<Figures> {
     stage
         .publisher()
         .await?
-        .publish_at("h".into(), books.clone(), events, PER_SECOND as f64, to)
+        .publish_at("h".into(), ledger.clone(), events, PER_SECOND as f64, to)
         .await?;
-    books.complete().await?;
+    ledger.complete().await?;
     stage.balanced(events).await?;
     let mut figures = Figures::default();
     figures.set_latencies(
         "H others",
         WHO,
-        books.latencies_ms(|index| is_warm(index, PER_SECOND) && !is_hot(index)),
+        ledger.latencies_ms(|index| is_warm(index, PER_SECOND) && !is_hot(index)),
     );
     figures.set_latencies(
         "H hot merchant",
         WHO,
-        books.latencies_ms(|index| is_warm(index, PER_SECOND) && is_hot(index)),
+        ledger.latencies_ms(|index| is_warm(index, PER_SECOND) && is_hot(index)),
     );
     stage.strike().await?;
     Ok(figures)
@@ -209,10 +209,10 @@ pub async fn replay_backlog(
     merchants: usize,
 ) -> anyhow::Result<Run> {
     let stored_before = stage.metric("shopbell_events_stored_total").await? as usize;
-    let books = Arc::new(Books::new(events, events));
+    let ledger = Arc::new(Ledger::new(events, events));
     let publisher = stage.publisher().await?;
     publisher
-        .publish_all(run, &books, 0..events, |index| {
+        .publish_all(run, &ledger, 0..events, |index| {
             event::merchant(index % merchants)
         })
         .await?;
@@ -220,13 +220,13 @@ pub async fn replay_backlog(
     stage.stored(stored_before + events).await?;
     reset_peak_rss(stage.pid())?;
     let (cpu, begun) = (stage.processes().cpu()?, Instant::now());
-    let _reading = storm(&stage.server, names(merchants), &books);
-    books.complete().await?;
+    let _reading = storm(&stage.server, names(merchants), &ledger);
+    ledger.complete().await?;
     stage.settled().await?;
     let cpu = stage.processes().cpu()?.since(&cpu);
-    books.no_fault()?;
+    ledger.no_fault()?;
     Ok(Run {
-        elapsed: books.elapsed_since(begun),
+        elapsed: ledger.elapsed_since(begun),
         cpu,
     })
 }
@@ -251,31 +251,31 @@ pub async fn idle(services: &Services, connections: usize) -> anyhow::Result<Fig
         (settled_rss(stage.pid()).await? - rss) / 1024.0 / connections as f64,
     );
 
-    let books = Arc::new(Books::new(connections + 1, 2 * connections));
-    let _reading = crowd.read(&books);
+    let ledger = Arc::new(Ledger::new(connections + 1, 2 * connections));
+    let _reading = crowd.read(&ledger);
     let publisher = stage.publisher().await?;
     let begun = Instant::now();
     publisher
-        .publish_all("c", &books, 0..connections, event::merchant)
+        .publish_all("c", &ledger, 0..connections, event::merchant)
         .await?;
-    books.reach(connections).await?;
+    ledger.reach(connections).await?;
     figures.set(
         "C seconds until each has one event",
         WHO,
-        books.elapsed_since(begun).as_secs_f64(),
+        ledger.elapsed_since(begun).as_secs_f64(),
     );
 
     let begun = Instant::now();
     publisher
-        .publish_all("c", &books, connections..connections + 1, |_| {
+        .publish_all("c", &ledger, connections..connections + 1, |_| {
             event::EVERYONE.into()
         })
         .await?;
-    books.complete().await?;
+    ledger.complete().await?;
     figures.set(
         "B seconds to all",
         WHO,
-        books.elapsed_since(begun).as_secs_f64(),
+        ledger.elapsed_since(begun).as_secs_f64(),
     );
     stage.balanced(connections + 1).await?;
     publisher.close().await;

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::books::Books;
 use crate::crowd::Crowd;
 use crate::event;
+use crate::ledger::Ledger;
 use crate::measure::rss_bytes;
 use crate::report::{Figures, Who};
 use crate::scenarios::{MERCHANTS, names};
@@ -21,15 +21,15 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 pub async fn soak(services: &Services, seconds: u64) -> anyhow::Result<Figures> {
     let stage = Stage::set(services).await?;
     let events = (PER_SECOND * seconds as f64) as usize;
-    let books = Arc::new(Books::new(events, events));
+    let ledger = Arc::new(Ledger::new(events, events));
     let _reading = Crowd::connect(&stage.server, names(MERCHANTS))
         .await?
-        .read(&books);
+        .read(&ledger);
     let to = |index: usize| event::merchant(index % MERCHANTS);
     let (begun, mut warm, mut after) = (Instant::now(), 0.0_f64, 0.0_f64);
     let mut publishing = std::pin::pin!(stage.publisher().await?.publish_at(
         "k".into(),
-        books.clone(),
+        ledger.clone(),
         events,
         PER_SECOND,
         to
@@ -42,11 +42,11 @@ pub async fn soak(services: &Services, seconds: u64) -> anyhow::Result<Figures> 
                 let rss = rss_bytes(stage.pid())?;
                 let most = if begun.elapsed() < WARM { &mut warm } else { &mut after };
                 *most = most.max(rss);
-                eprintln!("[{:>4} s] {} received, {:.1} MB", begun.elapsed().as_secs(), books.receipts(), rss / 1e6);
+                eprintln!("[{:>4} s] {} received, {:.1} MB", begun.elapsed().as_secs(), ledger.receipts(), rss / 1e6);
             }
         }
     }
-    books.complete().await?;
+    ledger.complete().await?;
     stage.balanced(events).await?;
     let mut figures = Figures::default();
     figures.set(
@@ -55,7 +55,7 @@ pub async fn soak(services: &Services, seconds: u64) -> anyhow::Result<Figures> 
         warm / 1e6,
     );
     figures.set("soak: most RSS after it, MB", Who::Shopbell, after / 1e6);
-    figures.set_latencies("soak 2000/s", Who::Shopbell, books.latencies_ms(|_| true));
+    figures.set_latencies("soak 2000/s", Who::Shopbell, ledger.latencies_ms(|_| true));
     stage.strike().await?;
     Ok(figures)
 }

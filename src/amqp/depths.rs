@@ -22,20 +22,20 @@ pub struct Depth {
 }
 
 /// Looks at the queues of the contract over a connection of its own, which is opened again where it was lost.
-pub struct Watcher {
+pub struct DepthProbe {
     broker: Broker,
     incarnation: Option<(Connection, Channel)>,
 }
 
-impl std::fmt::Debug for Watcher {
+impl std::fmt::Debug for DepthProbe {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Watcher")
+        f.debug_struct("DepthProbe")
             .field("broker", &self.broker)
             .finish_non_exhaustive()
     }
 }
 
-impl Watcher {
+impl DepthProbe {
     /// Connects when it is to look.
     pub fn new(broker: &Broker) -> Self {
         Self {

@@ -45,7 +45,7 @@ pub enum Action {
     Replay {
         /// Which of them.
         #[command(flatten)]
-        which: Which,
+        which: Selection,
         /// The mended body, instead of the one it came with.
         #[arg(long, value_name = "FILE", conflicts_with = "all")]
         body: Option<PathBuf>,
@@ -54,13 +54,13 @@ pub enum Action {
     Drop {
         /// Which of them.
         #[command(flatten)]
-        which: Which,
+        which: Selection,
     },
 }
 
 /// One or all.
 #[derive(Debug, clap::Args)]
-pub struct Which {
+pub struct Selection {
     /// As `list` tells it.
     #[arg(required_unless_present = "all", conflicts_with = "all")]
     id: Option<String>,
@@ -170,7 +170,7 @@ impl Letters {
     /// Removes one or all, after their replay where there is one.
     async fn take(
         &self,
-        which: Which,
+        which: Selection,
         replay: &mut Option<Replay>,
         format: Format,
     ) -> anyhow::Result<()> {

@@ -22,7 +22,7 @@ use tokio_util::task::TaskTracker;
 use self::parts::{Parts, STOP_STEP_TIMEOUT};
 use super::broker_of;
 use crate::amqp::Broker;
-use crate::amqp::depths::Watcher;
+use crate::amqp::depths::DepthProbe;
 use crate::amqp::publisher::Publisher;
 use crate::config::{GatewayConfig, IngestConfig, Role, ServeConfig};
 use crate::fanout::hub::Hub;
@@ -32,8 +32,8 @@ use crate::gateway::auth::{Authenticator, Tokens};
 use crate::gateway::cursors::Cursors;
 use crate::gateway::dashboard;
 use crate::gateway::history;
-use crate::gateway::marks::Answers;
-use crate::gateway::replay::{Pager, sweep};
+use crate::gateway::marks::Marks;
+use crate::gateway::replay::{Replay, sweep};
 use crate::gateway::session::state::Rules;
 use crate::gateway::session::task::{self, Shared};
 use crate::gateway::websocket::{self, Gateway};
@@ -41,8 +41,8 @@ use crate::http::connections::Connections;
 use crate::http::listener;
 use crate::http::problem::Problem;
 use crate::ingest::Ingest;
+use crate::ingest::dead_letters::DeadLetterPublisher;
 use crate::ingest::holds::HeldFeeds;
-use crate::ingest::letters::LetterPublisher;
 use crate::ingest::traces::TraceKeeper;
 use crate::model::event::Limits;
 use crate::ops::canary::Canary;
@@ -261,7 +261,7 @@ impl Ground {
         parts.spawn(
             "watch broker",
             probes::broker(
-                Watcher::new(&self.broker),
+                DepthProbe::new(&self.broker),
                 metrics.clone(),
                 self.stops.last.clone(),
             ),
@@ -311,7 +311,7 @@ impl Ground {
             let stop = self.stops.ingest.clone();
             parts.spawn("ingest", async move { ingest.run(stop).await });
         }
-        let publisher = LetterPublisher {
+        let publisher = DeadLetterPublisher {
             broker: self.broker.clone(),
             pool: self.pools.upkeep.clone(),
             stored: letters,
@@ -343,8 +343,8 @@ impl Ground {
         let authenticator = Authenticator::new(tokens.clone(), broadcast_feed.clone());
         let session = &config.session;
         let reads = &self.pools.reads;
-        let (pager, pager_worker) =
-            Pager::new(reads.clone(), self.metrics.clone(), session.sessions_max);
+        let (replay, pager_worker) =
+            Replay::new(reads.clone(), self.metrics.clone(), session.sessions_max);
         let (cursors, cursor_reader) =
             Cursors::new(reads.clone(), self.epochs.clone(), self.metrics.clone());
         task::begin_counting(&self.metrics);
@@ -356,11 +356,11 @@ impl Ground {
             self.fanout.clone(),
             self.epochs.clone(),
         );
-        let (answers, answer_writer) = Answers::new(pool, fanout, epochs, self.metrics.clone());
+        let (answers, answer_writer) = Marks::new(pool, fanout, epochs, self.metrics.clone());
         let gateway = Arc::new(Gateway {
             shared: Arc::new(Shared {
                 authenticator,
-                pager,
+                replay,
                 cursors: cursors.clone(),
                 answers,
                 epochs: self.epochs.clone(),
@@ -407,7 +407,7 @@ impl Ground {
             "public port",
             listener::serve(listener, routes, connections, self.stops.listeners.clone()),
         );
-        parts.spawn("pager", pager_worker.run());
+        parts.spawn("replay", pager_worker.run());
         parts.spawn("cursor reader", cursor_reader.run());
         let (hub, epochs) = (self.hub.clone(), self.epochs.clone());
         parts.spawn(

@@ -8,7 +8,7 @@ use tokio::sync::Notify;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use crate::model::feed::{Epoch, Feed};
-use crate::model::mark::Change;
+use crate::model::mark::StateFrame;
 use crate::model::notification::{Newest, Notification};
 use crate::store::epoch::known::Epochs;
 
@@ -93,8 +93,8 @@ impl Hub {
     }
 
     /// Wakes the sessions of feeds with new changes. Drops them if they are not of the present epoch.
-    pub fn announce_changes(&self, epoch: &Epoch, changes: &[Arc<Change>]) {
-        let newest = |change: &Arc<Change>| Newest {
+    pub fn publish_states(&self, epoch: &Epoch, changes: &[Arc<StateFrame>]) {
+        let newest = |change: &Arc<StateFrame>| Newest {
             version: change.version,
             ..Newest::default()
         };
@@ -106,7 +106,7 @@ impl Hub {
 
     /// Wakes the sessions of feeds that are known to have grown, without what grew; but not those that know it.
     /// Drops it if the numbers are not of the present epoch.
-    pub fn announce_newest(&self, epoch: &Epoch, newest: &[(Feed, Newest)]) {
+    pub fn publish_newest(&self, epoch: &Epoch, newest: &[(Feed, Newest)]) {
         for told in self
             .tell(epoch, newest, |(feed, newest)| (feed, *newest))
             .into_iter()
@@ -268,7 +268,7 @@ pub struct Waiting {
     /// Bytes of their frames.
     bytes: usize,
     /// What people said, in the order announced; after the hints, which may be older.
-    pub changes: Vec<Arc<Change>>,
+    pub changes: Vec<Arc<StateFrame>>,
     /// Feeds known to have grown, by what did not fit or was not given.
     pub newest: Vec<(Feed, Newest)>,
     /// Frames that reply to this session alone, one list for each thing that it said.
@@ -335,7 +335,7 @@ impl Inbox {
         self.wake.notify_one();
     }
 
-    fn put_change(&self, epoch: &Epoch, change: &Arc<Change>) {
+    fn put_change(&self, epoch: &Epoch, change: &Arc<StateFrame>) {
         let Some(mut waiting) = self.waiting_of(epoch) else {
             return;
         };
@@ -475,7 +475,7 @@ mod tests {
             .flat_map(Told::inboxes)
             .for_each(|inbox| inbox.put(&epoch("e1"), &notification("all", 1)));
         hub.announce(&epoch("e1"), &[notification("all", 2)]);
-        hub.announce_newest(
+        hub.publish_newest(
             &epoch("e1"),
             &[(
                 feed("all"),
@@ -517,7 +517,7 @@ mod tests {
         sessions.push(hub.register(vec![feed("all")]));
         drop(sessions.remove(0));
         hub.announce(&epoch("e1"), &[notification("all", 1)]);
-        hub.announce_newest(
+        hub.publish_newest(
             &epoch("e1"),
             &[(
                 feed("all"),

@@ -11,6 +11,7 @@ use axum::http::{HeaderMap, HeaderName, StatusCode, Version};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
+use crate::gateway::auth::TokenError;
 use crate::gateway::session::state::Place;
 use crate::http::problem::Problem;
 use crate::model::feed::{self, Device, Epoch, Feed, Seq};
@@ -202,6 +203,11 @@ fn list(headers: &HeaderMap, name: HeaderName) -> Vec<&str> {
         .map(str::trim)
         .filter(|value| !value.is_empty())
         .collect()
+}
+
+/// The 401 response to a request whose token is missing or rejected.
+pub(super) fn unauthorized(error: TokenError) -> Problem {
+    Problem::unauthorized(error.to_string(), error.retry_after())
 }
 
 #[cfg(test)]

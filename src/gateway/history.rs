@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tower_http::cors::CorsLayer;
 
-use super::handshake::bearer;
+use super::handshake::{bearer, unauthorized};
 use super::websocket::Gateway;
 use crate::gateway::auth::TokenError;
 use crate::http::problem::Problem;
@@ -117,12 +117,12 @@ async fn list(
     parameters: Result<Query<Parameters>, QueryRejection>,
     headers: &HeaderMap,
 ) -> Result<Response, Problem> {
-    let token = bearer(headers).ok_or_else(|| Problem::unauthorized(TokenError::Missing))?;
+    let token = bearer(headers).ok_or_else(|| unauthorized(TokenError::Missing))?;
     let grant = gateway
         .shared
         .authenticator
         .check(token)
-        .map_err(Problem::unauthorized)?;
+        .map_err(unauthorized)?;
     let feed = Feed::parse(feed).map_err(|error| bad(error.to_string()))?;
     let Query(parameters) = parameters.map_err(|error| bad(error.body_text()))?;
     if !grant.feeds.contains(&feed) {

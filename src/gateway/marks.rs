@@ -19,19 +19,19 @@ use self::queues::Queues;
 use crate::fanout::hub::Inbox;
 use crate::fanout::{Fanout, HintPublisher, Hints};
 use crate::model::feed::{Epoch, Feed};
-use crate::model::mark::{Said, Which, state};
+use crate::model::mark::{Mark, Targets, state};
 use crate::model::protocol::{ErrorCode, ServerFrame};
 use crate::retry::Backoff;
 use crate::store::StoreError;
-use crate::store::answers::{Answer, Locks, Outcome, write};
 use crate::store::epoch::known::Epochs;
+use crate::store::marks::{Locks, MarkRequest, Outcome, write};
 use crate::store::pools::Pool;
 use crate::telemetry::metrics::Metrics;
 
 /// Most answers written by one statement.
-const ANSWERS_PER_WRITE_MAX: usize = 64;
+const MARKS_PER_WRITE_MAX: usize = 64;
 /// Most answers between the sessions and the queues, which take them at once.
-const ANSWERS_ARRIVING_MAX: usize = 1_024;
+const MARKS_ARRIVING_MAX: usize = 1_024;
 /// How long until an answer that failed is tried again; the feeds of the others are written meanwhile.
 const RETRY_AFTER: Duration = Duration::from_millis(200);
 /// How long an answer is tried before its client is told to say it again.
@@ -45,13 +45,13 @@ const EPOCH_OVER: &str = "the database was restored: look at the notifications a
 
 /// Where sessions bring what they heard.
 #[derive(Debug, Clone)]
-pub struct Answers {
+pub struct Marks {
     requests: mpsc::Sender<Request>,
 }
 
 /// The part that writes it, to be run.
 #[derive(Debug)]
-pub struct AnswerWriter {
+pub struct MarkWriter {
     requests: mpsc::Receiver<Request>,
     pool: Pool,
     fanout: Arc<Fanout>,
@@ -62,7 +62,7 @@ pub struct AnswerWriter {
 /// One person's answer, and who waits for what comes of it.
 #[derive(Debug)]
 struct Request {
-    answer: Answer,
+    answer: MarkRequest,
     /// The epoch of its numbers.
     epoch: Epoch,
     asked_by: Arc<Inbox>,
@@ -77,7 +77,7 @@ struct Request {
 }
 
 impl Request {
-    fn new(answer: Answer, epoch: Epoch, asked_by: Arc<Inbox>) -> Self {
+    fn new(answer: MarkRequest, epoch: Epoch, asked_by: Arc<Inbox>) -> Self {
         Self {
             answer,
             epoch,
@@ -91,7 +91,7 @@ impl Request {
     }
 
     fn is_through(&self) -> bool {
-        matches!(self.answer.said, Said::Read(Which::Through(_)))
+        matches!(self.answer.said, Mark::Read(Targets::Through(_)))
     }
 
     fn is_overdue(&self) -> bool {
@@ -102,8 +102,8 @@ impl Request {
     /// How many notifications it names.
     fn numbers(&self) -> usize {
         match &self.answer.said {
-            Said::Read(Which::Seqs(seqs)) | Said::Handled(seqs) => seqs.len(),
-            Said::Read(Which::Through(_)) => 0,
+            Mark::Read(Targets::Seqs(seqs)) | Mark::Handled(seqs) => seqs.len(),
+            Mark::Read(Targets::Through(_)) => 0,
         }
     }
 
@@ -127,18 +127,18 @@ impl Request {
     }
 }
 
-impl Answers {
+impl Marks {
     /// Nothing runs yet.
     pub fn new(
         pool: Pool,
         fanout: Arc<Fanout>,
         epochs: Arc<Epochs>,
         metrics: Arc<Metrics>,
-    ) -> (Self, AnswerWriter) {
-        let (sender, requests) = mpsc::channel(ANSWERS_ARRIVING_MAX);
+    ) -> (Self, MarkWriter) {
+        let (sender, requests) = mpsc::channel(MARKS_ARRIVING_MAX);
         (
             Self { requests: sender },
-            AnswerWriter {
+            MarkWriter {
                 requests,
                 pool,
                 fanout,
@@ -149,7 +149,7 @@ impl Answers {
     }
 
     /// Takes what a session heard. Every answer gets one reply in its inbox, which may be empty: then the change says it all.
-    pub fn say(&self, answer: Answer, epoch: Epoch, asked_by: Arc<Inbox>) {
+    pub fn say(&self, answer: MarkRequest, epoch: Epoch, asked_by: Arc<Inbox>) {
         if let Err(refused) = self
             .requests
             .try_send(Request::new(answer, epoch, asked_by))
@@ -159,7 +159,7 @@ impl Answers {
     }
 }
 
-impl AnswerWriter {
+impl MarkWriter {
     /// Writes answers until told to stop, then what was said before. Tells the other replicas over `others`.
     pub async fn run(mut self, others: HintPublisher, stop: CancellationToken) {
         let (told, untold) = mpsc::channel(UNTOLD_MAX);
@@ -169,7 +169,7 @@ impl AnswerWriter {
     async fn write_all(&mut self, told: mpsc::Sender<Hints>, stop: CancellationToken) {
         let (mut queues, mut writes) = (Queues::default(), JoinSet::new());
         let (mut is_writing, mut is_writing_apart, mut is_open) = (false, false, true);
-        let mut arrived = Vec::with_capacity(ANSWERS_PER_WRITE_MAX);
+        let mut arrived = Vec::with_capacity(MARKS_PER_WRITE_MAX);
         loop {
             let now = Instant::now();
             if !is_writing && let Some(requests) = queues.take(now) {
@@ -185,7 +185,7 @@ impl AnswerWriter {
             }
             let retry_at = queues.next_retry().filter(|_| !is_writing_apart);
             let input = tokio::select! {
-                received = self.requests.recv_many(&mut arrived, ANSWERS_PER_WRITE_MAX), if is_open => Input::Arrived(received),
+                received = self.requests.recv_many(&mut arrived, MARKS_PER_WRITE_MAX), if is_open => Input::Arrived(received),
                 Some(written) = writes.join_next() => Input::Written(written),
                 () = at(retry_at) => Input::Retry,
                 () = stop.cancelled(), if !self.requests.is_closed() => Input::Stop,
@@ -353,7 +353,7 @@ async fn write_turn(
     };
     let mut parts = vec![requests];
     while let Some(mut part) = parts.pop() {
-        let answers: Vec<Answer> = part.iter().map(|request| request.answer.clone()).collect();
+        let answers: Vec<MarkRequest> = part.iter().map(|request| request.answer.clone()).collect();
         match write_when_possible(&pool, &metrics, &epoch, &answers, locks).await {
             Ok(outcomes) => {
                 let mut outcomes_of: Vec<Vec<Outcome>> = part.iter().map(|_| Vec::new()).collect();
@@ -408,7 +408,7 @@ async fn write_when_possible(
     pool: &Pool,
     metrics: &Metrics,
     epoch: &Epoch,
-    answers: &[Answer],
+    answers: &[MarkRequest],
     locks: Locks,
 ) -> Result<Vec<(usize, Outcome)>, StoreError> {
     let (begun, mut backoff) = (Instant::now(), Backoff::default());

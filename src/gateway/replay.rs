@@ -42,13 +42,13 @@ struct Request {
 
 /// Where sessions ask for pages.
 #[derive(Debug, Clone)]
-pub struct Pager {
+pub struct Replay {
     requests: mpsc::Sender<Request>,
 }
 
 /// The receiving end, to be run.
 #[derive(Debug)]
-pub struct PagerWorker {
+pub struct ReplayWorker {
     requests: mpsc::Receiver<Request>,
     reader: Reader,
 }
@@ -62,16 +62,16 @@ struct Reader {
     damaged: Arc<Damaged>,
 }
 
-impl Pager {
+impl Replay {
     /// A session asks for one page at a time, so `sessions_max` bounds what waits.
-    pub fn new(pool: Pool, metrics: Arc<Metrics>, sessions_max: usize) -> (Self, PagerWorker) {
+    pub fn new(pool: Pool, metrics: Arc<Metrics>, sessions_max: usize) -> (Self, ReplayWorker) {
         let (sender, requests) = mpsc::channel(sessions_max.max(1));
         let reader = Reader {
             pool,
             metrics,
             damaged: Arc::default(),
         };
-        (Self { requests: sender }, PagerWorker { requests, reader })
+        (Self { requests: sender }, ReplayWorker { requests, reader })
     }
 
     /// Asks for what follows `after`, `wanted` notifications if there are as many, and for the changes after a version where
@@ -105,8 +105,8 @@ fn rows(wanted: usize) -> i64 {
     }
 }
 
-impl PagerWorker {
-    /// Serves until every [`Pager`] is dropped. What waits when a query ends is the next one. Requests for damaged feeds have a
+impl ReplayWorker {
+    /// Serves until every [`Replay`] is dropped. What waits when a query ends is the next one. Requests for damaged feeds have a
     /// query of their own.
     pub async fn run(mut self) {
         let (mut waiting, mut queries) = (Vec::new(), JoinSet::new());

@@ -321,7 +321,7 @@ fn bad_token(error: TokenError) -> Refusal {
         },
         _ => Refusal {
             why: "token",
-            problem: Problem::unauthorized(error),
+            problem: handshake::unauthorized(error),
             close,
         },
     }

@@ -1,11 +1,11 @@
 //! Errors for people and programs (RFC 9457).
 
+use std::time::Duration;
+
 use axum::http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
-
-use crate::gateway::auth::TokenError;
 
 /// What a refused client is told to wait, in seconds.
 const RETRY_AFTER_SECONDS: &str = "2";
@@ -36,12 +36,12 @@ impl Problem {
         }
     }
 
-    /// A request without a good token: 401, with `Retry-After` if waiting helps.
-    pub fn unauthorized(error: TokenError) -> Self {
+    /// 401 with the reason. `retry_after` is set when the same token is accepted later.
+    pub fn unauthorized(detail: impl Into<String>, retry_after: Option<Duration>) -> Self {
         let mut problem =
-            Self::new(StatusCode::UNAUTHORIZED, error.to_string()).with(WWW_AUTHENTICATE, "Bearer");
-        if let Some(wait) = error.retry_after() {
-            // A whole second is the least that the header can name.
+            Self::new(StatusCode::UNAUTHORIZED, detail).with(WWW_AUTHENTICATE, "Bearer");
+        if let Some(wait) = retry_after {
+            // The header counts whole seconds (RFC 9110 §10.2.3).
             problem
                 .headers
                 .push((RETRY_AFTER, HeaderValue::from(wait.as_secs() + 1)));

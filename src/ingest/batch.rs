@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::letters;
+use super::dead_letters;
 use crate::amqp::BrokerError;
 use crate::amqp::consumer::{Acknowledger, Consumer};
 use crate::amqp::delivery::Delivery;
@@ -95,7 +95,9 @@ impl Batch {
         let pending = |delivery: Delivery| {
             let fate = match read(&delivery.message(), limits, broadcast_feed) {
                 Ok(event) => Fate::Notify(event),
-                Err(rejection) => Fate::Bury(Box::new(letters::rejected(&delivery, &rejection))),
+                Err(rejection) => {
+                    Fate::Bury(Box::new(dead_letters::rejected(&delivery, &rejection)))
+                }
             };
             Pending {
                 origin: delivery,

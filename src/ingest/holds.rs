@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 
 use super::batch::read;
-use super::letters::FEED_DAMAGED;
+use super::dead_letters::FEED_DAMAGED;
 use super::{hints, microseconds};
 use crate::amqp::BrokerError;
 use crate::amqp::dead_letter::DeadLetter;

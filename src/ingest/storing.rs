@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 
 use super::batch::Arrivals;
-use super::{Ingest, letters};
+use super::{Ingest, dead_letters};
 use crate::amqp::delivery::Delivery;
 use crate::model::event::{Reason, Rejection};
 use crate::model::feed::Feed;
@@ -171,7 +171,7 @@ impl Ingest {
                             reason: Reason::InvalidData,
                             detail: detail(&error),
                         };
-                        letters::rejected(&origin, &rejection)
+                        dead_letters::rejected(&origin, &rejection)
                     }
                     Fate::Bury(letter) => letter.least(),
                 };
@@ -227,7 +227,7 @@ impl Ingest {
                         .find(|word| *word == letter.reason);
                     self.metrics
                         .events_dead_lettered
-                        .inc(reason.unwrap_or(letters::FEED_DAMAGED));
+                        .inc(reason.unwrap_or(dead_letters::FEED_DAMAGED));
                     self.letters.notify_one();
                 }
             }
@@ -239,7 +239,7 @@ impl Ingest {
 fn set_aside(part: Part, feeds: &BTreeSet<Feed>, detail: &str) -> Part {
     let aside = |pending: Pending<Delivery>| match pending.feed() {
         Some(feed) if feeds.contains(feed) => {
-            let fate = Fate::Bury(Box::new(letters::held(&pending.origin, feed, detail)));
+            let fate = Fate::Bury(Box::new(dead_letters::held(&pending.origin, feed, detail)));
             Pending {
                 origin: pending.origin,
                 fate,

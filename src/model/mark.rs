@@ -12,7 +12,7 @@ use crate::model::protocol::ServerFrame;
 
 /// Something became true of notifications: rendered once, shared by every session that sends it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Change {
+pub struct StateFrame {
     /// The feed.
     pub feed: Feed,
     /// Its number there.
@@ -25,7 +25,7 @@ pub struct Change {
 
 /// Which notifications.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Which {
+pub enum Targets {
     /// These.
     Seqs(Vec<i64>),
     /// All up to this one.
@@ -34,16 +34,16 @@ pub enum Which {
 
 /// What a person says of notifications.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Said {
+pub enum Mark {
     /// "I saw these." None at all asks for the feed's counts only.
-    Read(Which),
+    Read(Targets),
     /// "I take these."
     Handled(Vec<i64>),
 }
 
 /// What is true of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Fact {
+pub enum Marked {
     /// Somebody read them; when, where that is known of all of them.
     Read(Option<OffsetDateTime>),
     /// Somebody handled them.
@@ -66,16 +66,22 @@ pub struct Counts {
     pub last: Seq,
 }
 
-impl Change {
+impl StateFrame {
     /// What became true.
-    pub fn new(feed: Feed, version: Version, which: &Which, fact: &Fact, counts: Counts) -> Self {
+    pub fn new(
+        feed: Feed,
+        version: Version,
+        which: &Targets,
+        fact: &Marked,
+        counts: Counts,
+    ) -> Self {
         let highest = match which {
-            Which::Seqs(seqs) => seqs
+            Targets::Seqs(seqs) => seqs
                 .iter()
                 .max()
                 .and_then(|seq| Seq::new(*seq))
                 .unwrap_or_default(),
-            Which::Through(through) => *through,
+            Targets::Through(through) => *through,
         };
         let frame = state(&feed, Some(version), which, fact, counts);
         Self {
@@ -91,17 +97,17 @@ impl Change {
 pub fn state(
     feed: &Feed,
     version: Option<Version>,
-    which: &Which,
-    fact: &Fact,
+    which: &Targets,
+    fact: &Marked,
     counts: Counts,
 ) -> Utf8Bytes {
     let (seqs, through) = match which {
-        Which::Seqs(seqs) => (Some(&**seqs), None),
-        Which::Through(through) => (None, Some(*through)),
+        Targets::Seqs(seqs) => (Some(&**seqs), None),
+        Targets::Through(through) => (None, Some(*through)),
     };
     let (read_at, handled_at, handled_by) = match fact {
-        Fact::Read(at) => (*at, None, None),
-        Fact::Handled { at, by } => (None, Some(*at), by.as_deref()),
+        Marked::Read(at) => (*at, None, None),
+        Marked::Handled { at, by } => (None, Some(*at), by.as_deref()),
     };
     // These times come from Postgres, within the years of RFC 3339.
     let rfc3339 = |time: OffsetDateTime| time.format(&Rfc3339).unwrap_or_default();
@@ -141,14 +147,14 @@ mod tests {
             unhandled: 3,
             last: seq(9),
         };
-        let handled = Fact::Handled {
+        let handled = Marked::Handled {
             at,
             by: Some("anna".into()),
         };
-        let change = Change::new(
+        let change = StateFrame::new(
             feed.clone(),
             Version::ZERO.next(),
-            &Which::Seqs(vec![4, 7]),
+            &Targets::Seqs(vec![4, 7]),
             &handled,
             counts,
         );
@@ -160,8 +166,8 @@ mod tests {
         let answer = state(
             &feed,
             None,
-            &Which::Through(seq(8)),
-            &Fact::Read(Some(at)),
+            &Targets::Through(seq(8)),
+            &Marked::Read(Some(at)),
             counts,
         );
         assert_eq!(

@@ -10,7 +10,7 @@ use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use crate::model::event::{Event, Import};
 use crate::model::feed::{Epoch, Feed, Seq, Version};
-use crate::model::mark::Change;
+use crate::model::mark::StateFrame;
 use crate::model::protocol::SkipReason;
 use crate::telemetry::traces::Origin;
 
@@ -174,7 +174,7 @@ pub struct Page {
     /// The feed's newest change at that moment: the entries are as they were after it.
     pub version: Version,
     /// The changes after the version that was asked for, in order; not all, where there are many.
-    pub changes: Vec<Arc<Change>>,
+    pub changes: Vec<Arc<StateFrame>>,
     through: Seq,
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use crate::amqp::depths::Watcher;
+use crate::amqp::depths::DepthProbe;
 use crate::fanout::hub::Hub;
 use crate::store;
 use crate::store::StoreError;
@@ -83,7 +83,7 @@ async fn look(
 }
 
 /// Looks at RabbitMQ until told to stop, then closes the connection.
-pub async fn broker(mut watcher: Watcher, metrics: Arc<Metrics>, stop: CancellationToken) {
+pub async fn broker(mut watcher: DepthProbe, metrics: Arc<Metrics>, stop: CancellationToken) {
     let mut interval = interval();
     while stop.run_until_cancelled(interval.tick()).await.is_some() {
         let looked = tokio::select! {

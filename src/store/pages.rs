@@ -6,7 +6,7 @@ use sqlx::Row;
 use sqlx::postgres::PgRow;
 
 use super::pools::Pool;
-use super::{StoreError, answers, epoch, traces};
+use super::{StoreError, epoch, marks, traces};
 use crate::model::feed::{Epoch, Feed, Seq, Version};
 use crate::model::notification::{Newest, Notification, NotificationFields, Page};
 use crate::model::protocol::SkipReason;
@@ -104,7 +104,7 @@ async fn add_changes(
         .iter()
         .map(|(_, feed, after)| (feed.clone(), *after))
         .collect();
-    for (index, change) in answers::changes_after(pool, &places, CHANGES_PER_PAGE_MAX).await? {
+    for (index, change) in marks::changes_after(pool, &places, CHANGES_PER_PAGE_MAX).await? {
         if let Some(page) = wanted
             .get(index)
             .and_then(|(place, ..)| pages.get_mut(*place))

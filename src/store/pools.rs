@@ -227,7 +227,7 @@ pub struct Pools {
     pub ingest: Pool,
     /// For [`cursors::advance`](super::cursors::advance).
     pub acks: Pool,
-    /// For [`answers::write`](super::answers::write).
+    /// For [`marks::write`](super::answers::write).
     pub answers: Pool,
     /// For [`pages`](super::pages) and [`cursors::open`](super::cursors::open).
     pub reads: Pool,

@@ -70,7 +70,7 @@ impl Crowd {
     pub async fn satisfied(self, world: &World, order: Order, bound: Duration) {
         let all = async {
             for (merchant, mut published) in self.merchants.into_iter().zip(self.published) {
-                let arrived = merchant.await.expect("a merchant's books are in order");
+                let arrived = merchant.await.expect("a merchant's counters are in order");
                 let mut arrived: Vec<_> = arrived.into_values().collect();
                 if order == Order::Any {
                     published.sort_unstable();

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{ANSWERS_PER_WRITE_MAX, Request};
+use super::{MARKS_PER_WRITE_MAX, Request};
 use crate::model::feed::{Feed, Subscriber};
 
 /// Most requests that wait, of all sessions; past that they are refused as busy.
@@ -124,7 +124,7 @@ impl Queues {
     /// One of each subscriber in turn, and again, until none is left or it is enough for one write.
     fn take_many(&mut self, kind: Kind, feed: Option<&Feed>, now: Instant) -> Vec<Request> {
         let (mut taken, mut numbers) = (Vec::new(), 0);
-        while taken.len() < ANSWERS_PER_WRITE_MAX
+        while taken.len() < MARKS_PER_WRITE_MAX
             && numbers < NUMBERS_PER_WRITE_MAX
             && let Some(request) = self.take_one(kind, feed, now)
         {
@@ -216,8 +216,8 @@ mod tests {
     use super::*;
     use crate::fanout::hub::Inbox;
     use crate::model::feed::{Epoch, Seq};
-    use crate::model::mark::{Said, Which};
-    use crate::store::answers::Answer;
+    use crate::model::mark::{Mark, Targets};
+    use crate::store::marks::MarkRequest;
 
     #[test]
     fn subscribers_take_turns_however_many_requests_one_has() {
@@ -232,9 +232,9 @@ mod tests {
         let taken = seqs(&queues.take(now).unwrap());
         assert_eq!(
             (taken.len(), &taken[..5]),
-            (ANSWERS_PER_WRITE_MAX, &[1, 1, 2, 2, 3][..])
+            (MARKS_PER_WRITE_MAX, &[1, 1, 2, 2, 3][..])
         );
-        assert_eq!(queues.count, 502 - ANSWERS_PER_WRITE_MAX);
+        assert_eq!(queues.count, 502 - MARKS_PER_WRITE_MAX);
     }
 
     #[test]
@@ -348,7 +348,7 @@ mod tests {
     }
 
     fn handle(subscriber: &str, session: &Arc<Inbox>, feed: &str, seqs: &[i64]) -> Request {
-        request(subscriber, session, feed, Said::Handled(seqs.to_vec()))
+        request(subscriber, session, feed, Mark::Handled(seqs.to_vec()))
     }
 
     fn through(subscriber: &str, session: &Arc<Inbox>, feed: &str, seq: i64) -> Request {
@@ -356,17 +356,17 @@ mod tests {
             subscriber,
             session,
             feed,
-            Said::Read(Which::Through(Seq::new(seq).unwrap())),
+            Mark::Read(Targets::Through(Seq::new(seq).unwrap())),
         )
     }
 
-    fn request(subscriber: &str, session: &Arc<Inbox>, feed: &str, said: Said) -> Request {
+    fn request(subscriber: &str, session: &Arc<Inbox>, feed: &str, said: Mark) -> Request {
         let (feed, subscriber) = (
             Feed::parse(feed).unwrap(),
             Subscriber::parse(subscriber).unwrap(),
         );
         Request::new(
-            Answer {
+            MarkRequest {
                 feed,
                 subscriber,
                 said,
@@ -379,8 +379,8 @@ mod tests {
     /// The first number of each.
     fn seqs(requests: &[Request]) -> Vec<i64> {
         let seq = |request: &Request| match &request.answer.said {
-            Said::Read(Which::Seqs(seqs)) | Said::Handled(seqs) => seqs[0],
-            Said::Read(Which::Through(through)) => through.get(),
+            Mark::Read(Targets::Seqs(seqs)) | Mark::Handled(seqs) => seqs[0],
+            Mark::Read(Targets::Through(through)) => through.get(),
         };
         requests.iter().map(seq).collect()
     }

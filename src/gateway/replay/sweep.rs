@@ -97,7 +97,7 @@ async fn look(pool: &Pool, hub: &Hub, epochs: &Epochs, metrics: &Metrics, damage
                         return epochs
                             .doubt(&epoch, "a feed ended before what sessions were told of");
                     }
-                    hub.announce_newest(&epoch, &newest);
+                    hub.publish_newest(&epoch, &newest);
                     continue;
                 }
                 Err(error) => parts.failed(part, error, damaged),

@@ -19,7 +19,7 @@ use tokio_tungstenite::tungstenite::Utf8Bytes;
 use self::reader::Reader;
 pub use self::start::{KeptByClient, Place, Start};
 use crate::model::feed::{Epoch, Feed, Seq, Version};
-use crate::model::mark::{Change, Said, Which};
+use crate::model::mark::{Mark, StateFrame, Targets};
 use crate::model::notification::{Entry, Newest, Notification, Page};
 use crate::model::protocol::{ClientFrame, Close, ErrorCode, ServerFrame, SkipReason};
 use crate::telemetry::traces::Origin;
@@ -95,7 +95,7 @@ pub enum Output {
         /// The feed.
         feed: Feed,
         /// What it says of it.
-        said: Said,
+        said: Mark,
     },
     /// The database has less than it had in the session's epoch: have it renewed.
     Doubt,
@@ -205,7 +205,7 @@ impl Session {
     }
 
     /// People said something of notifications: the next change is sent as it is, after a gap they are read.
-    pub fn on_changes(&mut self, changes: &[Arc<Change>]) {
+    pub fn on_changes(&mut self, changes: &[Arc<StateFrame>]) {
         for change in changes {
             let reader = self
                 .readers
@@ -297,7 +297,7 @@ impl Session {
     }
 
     /// Whether the client is to acknowledge before it gets more.
-    pub fn is_behind(&self) -> bool {
+    pub fn is_window_full(&self) -> bool {
         !self.has_room()
     }
 
@@ -313,23 +313,23 @@ impl Session {
                 seqs: Some(seqs),
                 through: None,
             } => {
-                self.on_said(&feed, seqs.len(), Said::Read(Which::Seqs(seqs)));
+                self.on_mark(&feed, seqs.len(), Mark::Read(Targets::Seqs(seqs)));
             }
             ClientFrame::Read {
                 feed,
                 seqs: None,
                 through: Some(through),
             } => {
-                self.on_said(
+                self.on_mark(
                     &feed,
                     1,
-                    Said::Read(Which::Through(Seq::new(through).unwrap_or_default())),
+                    Mark::Read(Targets::Through(Seq::new(through).unwrap_or_default())),
                 );
             }
             // Neither or both: it does not know what it says.
             ClientFrame::Read { .. } => return self.close(Close::NotTheProtocol),
             ClientFrame::Handle { feed, seqs } => {
-                self.on_said(&feed, seqs.len(), Said::Handled(seqs))
+                self.on_mark(&feed, seqs.len(), Mark::Handled(seqs))
             }
             ClientFrame::Auth { token } => self.outputs.push(Output::Verify { token }),
             ClientFrame::Ping => self.say(&ServerFrame::Pong),
@@ -422,7 +422,7 @@ impl Session {
         }
     }
 
-    fn on_said(&mut self, feed: &str, numbers: usize, said: Said) {
+    fn on_mark(&mut self, feed: &str, numbers: usize, said: Mark) {
         let Some(reader) = self
             .readers
             .iter()

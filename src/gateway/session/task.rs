@@ -20,14 +20,14 @@ use super::state::{Ends, Output, Rules, Session, Start};
 use crate::fanout::hub::{Registration, Waiting};
 use crate::gateway::auth::{Authenticator, LEEWAY};
 use crate::gateway::cursors::{Cursors, SEEN_AFTER};
-use crate::gateway::marks::Answers;
-use crate::gateway::replay::Pager;
+use crate::gateway::marks::Marks;
+use crate::gateway::replay::Replay;
 use crate::model::feed::{Device, Epoch, Feed, Subscriber};
 use crate::model::notification::{Notification, Page};
 use crate::model::protocol::{ClientFrame, Close, ServerFrame, WelcomeFeed};
-use crate::store::answers::Answer;
 use crate::store::cursors::CursorKey;
 use crate::store::epoch::known::Epochs;
+use crate::store::marks::MarkRequest;
 use crate::telemetry::metrics::{Counted, Metrics};
 use crate::telemetry::traces;
 
@@ -53,11 +53,11 @@ pub struct Shared {
     /// Checks the tokens of `auth` frames.
     pub authenticator: Authenticator,
     /// Where pages are asked for.
-    pub pager: Pager,
+    pub replay: Replay,
     /// Where acks go.
     pub cursors: Arc<Cursors>,
     /// Where reads and handles go.
-    pub answers: Answers,
+    pub answers: Marks,
     /// The epoch that the replica knows.
     pub epochs: Arc<Epochs>,
     /// The books.
@@ -197,7 +197,7 @@ pub async fn run<S>(
             Next::Go => task.put_out(&mut socket).await,
             end => end,
         };
-        task.count_behind();
+        task.count_full_windows();
     }
     task.shared.cursors.hurry();
     if now.elapsed() >= SEEN_AFTER {
@@ -374,10 +374,10 @@ impl Task {
                 wanted,
                 changes_after,
             } => {
-                self.page = Some(self.shared.pager.read(feed, after, wanted, changes_after));
+                self.page = Some(self.shared.replay.read(feed, after, wanted, changes_after));
             }
             Output::Say { feed, said } => {
-                let answer = Answer {
+                let answer = MarkRequest {
                     feed,
                     subscriber: self.opened.subscriber.clone(),
                     said,
@@ -467,10 +467,13 @@ impl Task {
         }
     }
 
-    fn count_behind(&mut self) {
-        if self.session.is_behind() != self.behind.is_some() {
+    fn count_full_windows(&mut self) {
+        if self.session.is_window_full() != self.behind.is_some() {
             let gauge = &self.shared.metrics.sessions_behind;
-            self.behind = self.session.is_behind().then(|| Counted::in_gauge(gauge));
+            self.behind = self
+                .session
+                .is_window_full()
+                .then(|| Counted::in_gauge(gauge));
         }
         let is_late = self
             .lateness

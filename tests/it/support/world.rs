@@ -438,7 +438,7 @@ impl World {
             .iter()
             .filter(|replica| replica.is_running())
             .collect();
-        eventually("the books balance", PATIENCE, async || {
+        eventually("the counters balance", PATIENCE, async || {
             let mut sums = [0; 5];
             for replica in &running {
                 let counted = ["received", "stored", "duplicate", "dead_lettered", "abandoned"];

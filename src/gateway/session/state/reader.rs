@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{Sent, Start};
 use crate::model::feed::{Feed, Seq, Version};
-use crate::model::mark::Change;
+use crate::model::mark::StateFrame;
 use crate::model::notification::{Newest, Notification, Page};
 
 /// Most hints kept while a page is being read, so that a session which catches up under a live flow need not read again.
@@ -79,7 +79,7 @@ impl Reader {
     }
 
     /// Whether a change is the next to be sent; notes it.
-    pub(super) fn take_change(&mut self, change: &Change) -> bool {
+    pub(super) fn take_change(&mut self, change: &StateFrame) -> bool {
         self.newest_version = self.newest_version.max(change.version);
         if change.version != self.version.next() {
             return false;
@@ -94,7 +94,7 @@ impl Reader {
 
     /// Notes the changes of a page. Where it has none that is next, they are not kept any more: the client sees the gap, and
     /// looks at the history again.
-    pub(super) fn take_changes(&mut self, page: &Page) -> Vec<Arc<Change>> {
+    pub(super) fn take_changes(&mut self, page: &Page) -> Vec<Arc<StateFrame>> {
         if let Some(oldest) = page.changes.first()
             && oldest.version > self.version.next()
         {

@@ -4,7 +4,7 @@
 mod properties;
 
 use super::*;
-use crate::model::mark::{Counts, Fact};
+use crate::model::mark::{Counts, Marked};
 use crate::model::notification::NotificationFields;
 
 const WINDOW: usize = 4;
@@ -34,20 +34,20 @@ fn stored(last: i64, newest_version: i64) -> Newest {
 }
 
 /// Somebody handled this one.
-fn change(number: i64, highest: i64) -> Arc<Change> {
+fn change(number: i64, highest: i64) -> Arc<StateFrame> {
     let counts = Counts {
         unread: 0,
         unhandled: 0,
         last: seq(highest),
     };
-    let handled = Fact::Handled {
+    let handled = Marked::Handled {
         at: wall(),
         by: Some("anna".into()),
     };
-    Arc::new(Change::new(
+    Arc::new(StateFrame::new(
         feed(),
         version(number),
-        &Which::Seqs(vec![highest]),
+        &Targets::Seqs(vec![highest]),
         &handled,
         counts,
     ))
@@ -233,7 +233,7 @@ fn each_notification_is_told_once_to_be_acknowledged_with_its_time() {
     let mut session = session(0, 0);
     session.on_hints((1..=4).map(notification).collect(), wall());
     session.take_outputs();
-    assert!(session.is_behind(), "the window is full");
+    assert!(session.is_window_full(), "the window is full");
     let acknowledged = |session: &mut Session| {
         let outputs = session.take_outputs().into_iter();
         outputs
@@ -258,7 +258,7 @@ fn each_notification_is_told_once_to_be_acknowledged_with_its_time() {
             .collect();
         assert_eq!(acknowledged(&mut session), expected);
     }
-    assert!(!session.is_behind());
+    assert!(!session.is_window_full());
 }
 
 #[test]

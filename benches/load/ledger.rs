@@ -22,7 +22,7 @@ const FAULTS_MAX: usize = 5;
 
 /// One run: events by their index, in the order published.
 #[derive(Debug)]
-pub struct Books {
+pub struct Ledger {
     began: Instant,
     /// Nanoseconds after `began`; 0 for not yet.
     published_at: Vec<AtomicU64>,
@@ -38,7 +38,7 @@ pub struct Books {
     changed: Notify,
 }
 
-impl Books {
+impl Ledger {
     /// Books of `events` events, of which `receipts` are expected.
     pub fn new(events: usize, receipts: usize) -> Self {
         let zeros = || (0..events).map(|_| AtomicU64::new(0)).collect();

@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 use super::StoreError;
 use super::pools::Pool;
 use crate::model::feed::{Epoch, Feed, Subscriber, Version};
-use crate::model::mark::{Change, Counts, Fact, Said, Which};
+use crate::model::mark::{Counts, Mark, Marked, StateFrame, Targets};
 
 /// Most numbers that the "read all up to here" of one call look at together while their feeds are locked; where there are more
 /// they go on afterwards, so that ingest never waits long.
@@ -21,26 +21,26 @@ pub const CHANGES_KEPT_MAX: i64 = 1_000;
 
 /// What someone said.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Answer {
+pub struct MarkRequest {
     /// Of which feed.
     pub feed: Feed,
     /// Who.
     pub subscriber: Subscriber,
     /// What is to be true.
-    pub said: Said,
+    pub said: Mark,
 }
 
 /// What came of it; what one person said may have several.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// It became true now, for everyone.
-    Changed(Change),
+    Changed(StateFrame),
     /// It was true before.
     Was {
         /// Of these.
-        which: Which,
+        which: Targets,
         /// Since when, and by whom.
-        fact: Fact,
+        fact: Marked,
         /// The feed's counts.
         counts: Counts,
     },
@@ -67,20 +67,20 @@ pub enum Locks {
 pub async fn write(
     pool: &Pool,
     said_in: &Epoch,
-    answers: &[Answer],
+    answers: &[MarkRequest],
     locks: Locks,
 ) -> Result<Vec<(usize, Outcome)>, StoreError> {
-    let kind = |answer: &Answer| match answer.said {
-        Said::Read(_) => "read",
-        Said::Handled(_) => "handled",
+    let kind = |answer: &MarkRequest| match answer.said {
+        Mark::Read(_) => "read",
+        Mark::Handled(_) => "handled",
     };
-    let through = |answer: &Answer| match &answer.said {
-        Said::Read(Which::Through(through)) => Some(through.get()),
+    let through = |answer: &MarkRequest| match &answer.said {
+        Mark::Read(Targets::Through(through)) => Some(through.get()),
         _ => None,
     };
-    let seqs = |answer: &Answer| match &answer.said {
-        Said::Read(Which::Seqs(seqs)) | Said::Handled(seqs) => Some(array_literal(seqs)),
-        Said::Read(Which::Through(_)) => None,
+    let seqs = |answer: &MarkRequest| match &answer.said {
+        Mark::Read(Targets::Seqs(seqs)) | Mark::Handled(seqs) => Some(array_literal(seqs)),
+        Mark::Read(Targets::Through(_)) => None,
     };
     let query = sqlx::query(
         "select ordinal, outcome, version, seqs, through, changed_at, changed_by, unread, unhandled, last_seq
@@ -109,12 +109,12 @@ pub async fn write(
     Ok(outcomes)
 }
 
-fn outcome(answer: &Answer, row: &PgRow) -> Result<Outcome, sqlx::Error> {
-    let is_read = matches!(answer.said, Said::Read(_));
+fn outcome(answer: &MarkRequest, row: &PgRow) -> Result<Outcome, sqlx::Error> {
+    let is_read = matches!(answer.said, Mark::Read(_));
     Ok(match row.try_get("outcome")? {
         "changed" => {
             let version = super::version(row.try_get("version")?)?;
-            Outcome::Changed(Change::new(
+            Outcome::Changed(StateFrame::new(
                 answer.feed.clone(),
                 version,
                 &which(row)?,
@@ -138,7 +138,7 @@ pub async fn changes_after(
     pool: &Pool,
     places: &[(Feed, Version)],
     limit: i64,
-) -> Result<Vec<(usize, Change)>, StoreError> {
+) -> Result<Vec<(usize, StateFrame)>, StoreError> {
     let query = sqlx::query(
         "select r.ordinal, c.version, c.kind, c.seqs, c.through, c.changed_at, c.changed_by, c.unread, c.unhandled, c.last_seq
          from unnest($1::text[], $2::bigint[]) with ordinality as r (feed, after, ordinal)
@@ -155,7 +155,7 @@ pub async fn changes_after(
         if let Some((feed, _)) = places.get(place) {
             let version = super::version(row.try_get("version")?)?;
             let is_read = row.try_get::<&str, _>("kind")? == "read";
-            let change = Change::new(
+            let change = StateFrame::new(
                 feed.clone(),
                 version,
                 &which(row)?,
@@ -168,24 +168,24 @@ pub async fn changes_after(
     Ok(changes)
 }
 
-fn which(row: &PgRow) -> Result<Which, sqlx::Error> {
+fn which(row: &PgRow) -> Result<Targets, sqlx::Error> {
     Ok(match row.try_get::<Option<i64>, _>("through")? {
-        Some(through) => Which::Through(super::seq(through)?),
-        None => Which::Seqs(
+        Some(through) => Targets::Through(super::seq(through)?),
+        None => Targets::Seqs(
             row.try_get::<Option<Vec<i64>>, _>("seqs")?
                 .unwrap_or_default(),
         ),
     })
 }
 
-fn fact(is_read: bool, row: &PgRow) -> Result<Fact, sqlx::Error> {
+fn fact(is_read: bool, row: &PgRow) -> Result<Marked, sqlx::Error> {
     let at: Option<OffsetDateTime> = row.try_get("changed_at")?;
     Ok(match (is_read, at) {
-        (false, Some(at)) => Fact::Handled {
+        (false, Some(at)) => Marked::Handled {
             at,
             by: row.try_get("changed_by")?,
         },
-        (_, at) => Fact::Read(at),
+        (_, at) => Marked::Read(at),
     })
 }
 

@@ -61,7 +61,7 @@ fn of(delivery: &Delivery, reason: &str, detail: &str, feed: Option<Feed>) -> Le
 
 /// Publishes what is stored.
 #[derive(Debug)]
-pub struct LetterPublisher {
+pub struct DeadLetterPublisher {
     /// Where they are published.
     pub broker: Broker,
     /// Where they are stored.
@@ -72,7 +72,7 @@ pub struct LetterPublisher {
     pub metrics: Arc<Metrics>,
 }
 
-impl LetterPublisher {
+impl DeadLetterPublisher {
     /// Runs until told to stop.
     pub async fn run(self, stop: CancellationToken) {
         let mut publisher = Publisher::lazy(&self.broker);

@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 
 use crate::amqp::BrokerError;
 use crate::amqp::consumer::Acknowledger;
-use crate::fanout::{HandedOn, HintPublisher, Stored};
+use crate::fanout::{HintPublisher, Published, Stored};
 
 /// Most batches that are stored and not yet handed on.
 pub(super) const STORED_MAX: usize = 4;
@@ -19,12 +19,12 @@ const ACKNOWLEDGE_AFTER: Duration = Duration::from_millis(10);
 
 /// Batches that RabbitMQ is to be told of.
 struct Unacknowledged {
-    handed_on: HandedOn,
+    handed_on: Published,
     due: Instant,
 }
 
 /// Hands on what is stored, until no more comes.
-pub(super) async fn hand_on(
+pub(super) async fn publish(
     mut stored: mpsc::Receiver<Stored>,
     mut hints: HintPublisher,
     acknowledger: &Acknowledger,
@@ -41,7 +41,7 @@ pub(super) async fn hand_on(
         if ended {
             break;
         }
-        if let Some(handed_on) = hints.hand_on(&batches).await {
+        if let Some(handed_on) = hints.publish(&batches).await {
             let due = due.unwrap_or_else(|| Instant::now() + ACKNOWLEDGE_AFTER);
             unacknowledged = Some(Unacknowledged { handed_on, due });
             batches.clear();
