@@ -25,7 +25,8 @@ use self::traces::TraceKeeper;
 use crate::amqp::consumer::Consumer;
 use crate::amqp::publisher::Publisher;
 use crate::amqp::{Broker, BrokerError};
-use crate::fanout::{Fanout, HintPublisher, Hints, Stored};
+use crate::fanout::publisher::{HintPublisher, StoredBatch};
+use crate::fanout::{Fanout, Hints};
 use crate::model::event::{Limits, Reason};
 use crate::model::feed::Feed;
 use crate::model::notification::Notification;
@@ -132,7 +133,7 @@ impl Ingest {
     async fn store_batches(
         &self,
         arrivals: &mut Arrivals,
-        done: mpsc::Sender<Stored>,
+        done: mpsc::Sender<StoredBatch>,
         stop: &CancellationToken,
         backoff: &mut Backoff,
     ) -> Result<(), Ended> {
@@ -173,7 +174,7 @@ impl Ingest {
         batch: Batch,
         arrivals: &Arrivals,
         stop: &CancellationToken,
-    ) -> Result<Option<Stored>, Ended> {
+    ) -> Result<Option<StoredBatch>, Ended> {
         let received_at = microseconds(OffsetDateTime::now_utc());
         let _held = self.metrics.holding.begin(self.partition);
         let pending = batch.parse(self.limits, &self.broadcast_feed);
@@ -190,11 +191,11 @@ impl Ingest {
             trace.committed(begun);
         }
         let hints = hints(committed.placed(), received_at, trace.as_ref());
-        self.fanout.announce(&hints);
+        self.fanout.publish_locally(&hints);
         if trace.is_some() {
             self.traces.keep(&hints);
         }
-        Ok(Stored::new(committed, hints))
+        Ok(StoredBatch::new(committed, hints))
     }
 }
 
@@ -225,7 +226,7 @@ fn hints<'a>(
             continue;
         }
         if *duplicate {
-            hints.again.push((event.recipient.clone(), *seq));
+            hints.duplicates.push((event.recipient.clone(), *seq));
         } else {
             let mut notification = Notification::of_event(event, *seq, received_at, *progress);
             notification.origin =

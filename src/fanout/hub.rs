@@ -1,28 +1,20 @@
-//! Which sessions of this replica read which feed. It wakes them and keeps nothing: what an inbox has no room for is only
-//! remembered as a number, and the session reads it from Postgres.
+//! The sessions of this replica by feed. Hints come in, and the hub puts them into the inbox of each session of their feed.
+
+mod inbox;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::Notify;
-use tokio_tungstenite::tungstenite::Utf8Bytes;
-
+pub use self::inbox::{Inbox, Waiting};
 use crate::model::feed::{Epoch, Feed};
 use crate::model::mark::StateFrame;
 use crate::model::notification::{Newest, Notification};
 use crate::store::epoch::known::Epochs;
 
-/// Most hints that wait in an inbox; a session that is that far behind reads pages, which is cheaper.
-const INBOX_HINTS_MAX: usize = 64;
-/// Most bytes of frames that wait in an inbox, beyond the first: large events are read from Postgres by who is slow.
-const INBOX_BYTES_MAX: usize = 256 * 1024;
-/// Most changes that wait in an inbox; past that the session reads them.
-const INBOX_CHANGES_MAX: usize = 64;
-
-/// Feed → sessions.
+/// The sessions of each feed.
 #[derive(Debug, Default)]
 pub struct Hub {
-    /// Held for lookups only, never while sessions are woken or across an await: ingest of every feed needs it.
+    /// Locked for lookups only, never while sessions are woken or across an await, because ingest of every feed needs it.
     sessions: Mutex<Sessions>,
     epochs: Arc<Epochs>,
 }
@@ -38,18 +30,18 @@ struct Sessions {
 #[derive(Debug, Default)]
 struct Readers {
     places: Places,
-    /// The places that are empty; a new session takes one of these first.
+    /// Empty places, which new sessions take first.
     empty: Vec<usize>,
-    /// The highest numbers that they were told of: the sweep wakes them only for news.
-    announced: Newest,
+    /// The highest numbers published to them. The sweep wakes them only for higher numbers.
+    published: Newest,
 }
 
-/// The inbox of each session at a place that it keeps, so that it leaves without a search. An announcement shares them
-/// while it wakes the sessions; if a session comes or goes meanwhile, that one copies them.
+/// The inbox of each session at a place that it keeps, so that it leaves without a search. A hint shares the list while it
+/// wakes the sessions; if a session comes or goes meanwhile, it copies the list.
 type Places = Arc<Vec<Option<Arc<Inbox>>>>;
 
 impl Hub {
-    /// Takes the present epoch from there.
+    /// Reads the present epoch from `epochs`.
     pub fn new(epochs: Arc<Epochs>) -> Self {
         Self {
             epochs,
@@ -57,8 +49,8 @@ impl Hub {
         }
     }
 
-    /// Adds a session to its feeds until the registration is dropped. Register first, then read: the inbox has whatever
-    /// is stored in between.
+    /// Adds a session to its feeds until the registration is dropped. Register first and read then, so that the inbox has
+    /// all that is stored in between.
     pub fn register(self: &Arc<Self>, feeds: Vec<Feed>) -> Registration {
         let inbox = Arc::new(Inbox::default());
         let mut sessions = self.of_the_present_epoch();
@@ -79,41 +71,41 @@ impl Hub {
         }
     }
 
-    /// Wakes the sessions of these notifications' feeds. Drops them if they were not stored in the present epoch.
-    pub fn announce(&self, epoch: &Epoch, notifications: &[Arc<Notification>]) {
+    /// Wakes the sessions of new notifications. Drops the hints if `epoch` is not the present one.
+    pub fn publish(&self, epoch: &Epoch, notifications: &[Arc<Notification>]) {
         let newest = |notification: &Arc<Notification>| Newest {
             seq: notification.seq,
             ..Newest::default()
         };
-        for told in self.tell(epoch, notifications, |notification| {
+        for item in self.record(epoch, notifications, |notification| {
             (&notification.feed, newest(notification))
         }) {
-            told.inboxes().for_each(|inbox| inbox.put(epoch, told.of));
+            item.inboxes().for_each(|inbox| inbox.put(epoch, item.of));
         }
     }
 
-    /// Wakes the sessions of feeds with new changes. Drops them if they are not of the present epoch.
+    /// Wakes the sessions of new marks. Drops the hints if `epoch` is not the present one.
     pub fn publish_states(&self, epoch: &Epoch, changes: &[Arc<StateFrame>]) {
         let newest = |change: &Arc<StateFrame>| Newest {
             version: change.version,
             ..Newest::default()
         };
-        for told in self.tell(epoch, changes, |change| (&change.feed, newest(change))) {
-            told.inboxes()
-                .for_each(|inbox| inbox.put_change(epoch, told.of));
+        for item in self.record(epoch, changes, |change| (&change.feed, newest(change))) {
+            item.inboxes()
+                .for_each(|inbox| inbox.put_state(epoch, item.of));
         }
     }
 
-    /// Wakes the sessions of feeds that are known to have grown, without what grew; but not those that know it.
-    /// Drops it if the numbers are not of the present epoch.
+    /// Wakes the sessions of feeds with numbers above those published before; the sessions read pages. Drops the numbers if
+    /// `epoch` is not the present one.
     pub fn publish_newest(&self, epoch: &Epoch, newest: &[(Feed, Newest)]) {
-        for told in self
-            .tell(epoch, newest, |(feed, newest)| (feed, *newest))
+        for item in self
+            .record(epoch, newest, |(feed, newest)| (feed, *newest))
             .into_iter()
-            .filter(|told| told.is_news)
+            .filter(|item| item.is_news)
         {
-            let (feed, newest) = told.of;
-            told.inboxes()
+            let (feed, newest) = item.of;
+            item.inboxes()
                 .for_each(|inbox| inbox.put_newest(epoch, feed, *newest));
         }
     }
@@ -123,30 +115,30 @@ impl Hub {
         lock(&self.sessions).feeds.keys().cloned().collect()
     }
 
-    /// The present epoch, and the highest numbers that the sessions of each feed were told of in it.
-    pub fn announced(&self) -> (Option<Epoch>, HashMap<Feed, Newest>) {
+    /// The present epoch, and the highest numbers published to each feed in it.
+    pub fn published(&self) -> (Option<Epoch>, HashMap<Feed, Newest>) {
         let sessions = self.of_the_present_epoch();
-        let announced = sessions
+        let published = sessions
             .feeds
             .iter()
-            .map(|(feed, readers)| (feed.clone(), readers.announced));
-        (sessions.epoch.clone(), announced.collect())
+            .map(|(feed, readers)| (feed.clone(), readers.published));
+        (sessions.epoch.clone(), published.collect())
     }
 
-    /// Tells all sessions if the epoch has changed. Every other call does the same first.
+    /// Wakes all sessions if the epoch has changed. Every other call does the same first.
     pub fn follow_epoch(&self) {
         drop(self.of_the_present_epoch());
     }
 
-    /// Locks the sessions. If the epoch has changed, forgets the numbers of before, and tells every inbox under the same lock:
-    /// an announcement of the earlier epoch that is under way finds each of them closed to it.
+    /// Locks the sessions. If the epoch has changed, it resets the numbers and every inbox under the same lock, so that a
+    /// hint of the earlier epoch that is being published enters none of them.
     fn of_the_present_epoch(&self) -> MutexGuard<'_, Sessions> {
         let mut sessions = lock(&self.sessions);
         if let Some(epoch) = self.epochs.current()
             && sessions.epoch.as_ref() != Some(&epoch)
         {
             for readers in sessions.feeds.values_mut() {
-                readers.announced = Newest::default();
+                readers.published = Newest::default();
                 readers
                     .places
                     .iter()
@@ -158,42 +150,42 @@ impl Hub {
         sessions
     }
 
-    /// Notes what is announced, and gives the sessions to wake. A session that comes later reads it from Postgres, because
-    /// an announcement follows the commit.
-    fn tell<'a, T>(
+    /// Records the numbers, and returns the sessions to wake. A session that registers later reads them from Postgres,
+    /// because hints are published after the commit.
+    fn record<'a, T>(
         &self,
         epoch: &Epoch,
         news: &'a [T],
         of: impl Fn(&'a T) -> (&'a Feed, Newest),
-    ) -> Vec<Told<'a, T>> {
+    ) -> Vec<Wakeup<'a, T>> {
         let mut sessions = self.of_the_present_epoch();
         if sessions.epoch.as_ref() != Some(epoch) {
             return Vec::new();
         }
-        let tell = |item| {
+        let record = |item| {
             let (feed, newest) = of(item);
             let readers = sessions.feeds.get_mut(feed)?;
-            let before = readers.announced;
-            readers.announced = before.max(newest);
-            Some(Told {
+            let before = readers.published;
+            readers.published = before.max(newest);
+            Some(Wakeup {
                 of: item,
-                is_news: readers.announced != before,
+                is_news: readers.published != before,
                 places: readers.places.clone(),
             })
         };
-        news.iter().filter_map(tell).collect()
+        news.iter().filter_map(record).collect()
     }
 }
 
-/// An announcement with the sessions that get it.
-struct Told<'a, T> {
+/// A hint with the sessions that receive it.
+struct Wakeup<'a, T> {
     of: &'a T,
-    /// It is higher than what the feed's sessions were told of before.
+    /// Its number is above those published to the feed before.
     is_news: bool,
     places: Places,
 }
 
-impl<T> Told<'_, T> {
+impl<T> Wakeup<'_, T> {
     fn inboxes(&self) -> impl Iterator<Item = &Arc<Inbox>> {
         self.places.iter().flatten()
     }
@@ -224,7 +216,7 @@ impl Readers {
     }
 }
 
-/// A session's place in the hub; leaves when dropped.
+/// A session's place in the hub, until it is dropped.
 #[derive(Debug)]
 pub struct Registration {
     hub: Arc<Hub>,
@@ -233,7 +225,7 @@ pub struct Registration {
 }
 
 impl Registration {
-    /// Where the hints wait.
+    /// The inbox of the session.
     pub fn inbox(&self) -> &Arc<Inbox> {
         &self.inbox
     }
@@ -253,134 +245,7 @@ impl Drop for Registration {
     }
 }
 
-/// What waits for one session.
-#[derive(Debug, Default)]
-pub struct Inbox {
-    waiting: Mutex<Waiting>,
-    wake: Notify,
-}
-
-/// What was announced since the session last looked.
-#[derive(Debug, Default)]
-pub struct Waiting {
-    /// In the order announced.
-    pub hints: Vec<Arc<Notification>>,
-    /// Bytes of their frames.
-    bytes: usize,
-    /// What people said, in the order announced; after the hints, which may be older.
-    pub changes: Vec<Arc<StateFrame>>,
-    /// Feeds known to have grown, by what did not fit or was not given.
-    pub newest: Vec<(Feed, Newest)>,
-    /// Frames that reply to this session alone, one list for each thing that it said.
-    pub replies: Vec<Vec<Utf8Bytes>>,
-    /// The epoch that began while the session was registered; all that waits is of it.
-    pub epoch: Option<Epoch>,
-}
-
-impl Inbox {
-    /// Returns when something may be waiting. Losing this future in a `select!` loses no wake-up.
-    pub async fn woken(&self) {
-        self.wake.notified().await;
-    }
-
-    /// Takes what waits.
-    pub fn take(&self) -> Waiting {
-        let mut waiting = lock(&self.waiting);
-        let epoch = waiting.epoch.clone();
-        std::mem::replace(
-            &mut waiting,
-            Waiting {
-                epoch,
-                ..Waiting::default()
-            },
-        )
-    }
-
-    /// From now on only what is of this epoch is taken. What waits is dropped, but for replies to the session itself.
-    fn begin_epoch(&self, epoch: &Epoch) {
-        let mut waiting = lock(&self.waiting);
-        let replies = std::mem::take(&mut waiting.replies);
-        *waiting = Waiting {
-            replies,
-            epoch: Some(epoch.clone()),
-            ..Waiting::default()
-        };
-        drop(waiting);
-        self.wake.notify_one();
-    }
-
-    /// Locks what waits, if that may be of this epoch.
-    fn waiting_of(&self, epoch: &Epoch) -> Option<MutexGuard<'_, Waiting>> {
-        Some(lock(&self.waiting))
-            .filter(|waiting| waiting.epoch.as_ref().is_none_or(|began| began == epoch))
-    }
-
-    fn put(&self, epoch: &Epoch, notification: &Arc<Notification>) {
-        let Some(mut waiting) = self.waiting_of(epoch) else {
-            return;
-        };
-        if waiting.hints.len() < INBOX_HINTS_MAX && waiting.bytes < INBOX_BYTES_MAX {
-            waiting.bytes += notification.frame.len();
-            waiting.hints.push(notification.clone());
-        } else {
-            waiting.raise(
-                &notification.feed,
-                Newest {
-                    seq: notification.seq,
-                    ..Newest::default()
-                },
-            );
-        }
-        drop(waiting);
-        self.wake.notify_one();
-    }
-
-    fn put_change(&self, epoch: &Epoch, change: &Arc<StateFrame>) {
-        let Some(mut waiting) = self.waiting_of(epoch) else {
-            return;
-        };
-        if waiting.changes.len() < INBOX_CHANGES_MAX {
-            waiting.changes.push(change.clone());
-        } else {
-            waiting.raise(
-                &change.feed,
-                Newest {
-                    version: change.version,
-                    ..Newest::default()
-                },
-            );
-        }
-        drop(waiting);
-        self.wake.notify_one();
-    }
-
-    fn put_newest(&self, epoch: &Epoch, feed: &Feed, newest: Newest) {
-        let Some(mut waiting) = self.waiting_of(epoch) else {
-            return;
-        };
-        waiting.raise(feed, newest);
-        drop(waiting);
-        self.wake.notify_one();
-    }
-
-    /// Replies to something that this session said. It says only so much before it gets a reply, which bounds what waits.
-    pub fn put_reply(&self, frames: Vec<Utf8Bytes>) {
-        lock(&self.waiting).replies.push(frames);
-        self.wake.notify_one();
-    }
-}
-
-impl Waiting {
-    /// One entry a feed, and a session reads few feeds: bounded.
-    fn raise(&mut self, feed: &Feed, more: Newest) {
-        match self.newest.iter_mut().find(|(known, _)| known == feed) {
-            Some((_, newest)) => *newest = newest.max(more),
-            None => self.newest.push((feed.clone(), more)),
-        }
-    }
-}
-
-/// A panic while holding one of these locks cannot leave half a change: they are single pushes and takes.
+/// A poisoned lock is used again: the code under these locks does single pushes and takes, which a panic cannot split.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -397,8 +262,8 @@ mod tests {
     const PATIENCE: Duration = Duration::from_secs(10);
 
     #[test]
-    fn the_cost_of_leaving_does_not_grow_with_the_sessions_of_a_feed() {
-        // A scan of the feed's sessions would cost 64 times as much for each of them. The bound leaves room for a loaded machine.
+    fn leaving_costs_the_same_however_many_sessions_a_feed_has() {
+        // A scan of the feed's sessions would cost 64 times as much. The bound leaves room for a loaded machine.
         let (few, many) = (seconds_to_leave(500), seconds_to_leave(32_000));
         assert!(
             many < few * 20.0,
@@ -407,16 +272,16 @@ mod tests {
     }
 
     #[test]
-    fn a_long_announcement_holds_up_no_other_feed_and_no_session() {
+    fn a_slow_publish_delays_no_other_feed_and_no_session() {
         let hub = hub();
         let registration = hub.register(vec![feed("all"), feed("merchant-1")]);
         let other = hub.register(vec![feed("merchant-2")]);
         let inbox = registration.inbox().clone();
-        // The announcement stops at this inbox.
-        let busy = lock(&inbox.waiting);
-        let announcing = std::thread::spawn({
+        // The publish waits for this inbox.
+        let busy = inbox.lock();
+        let publishing = std::thread::spawn({
             let (hub, notification) = (hub.clone(), notification("all", 1));
-            move || hub.announce(&epoch("e1"), &[notification])
+            move || hub.publish(&epoch("e1"), &[notification])
         });
         let (done, is_done) = mpsc::channel();
         let meanwhile = std::thread::spawn({
@@ -425,11 +290,11 @@ mod tests {
                 while lock(&hub.sessions)
                     .feeds
                     .get(&feed("all"))
-                    .is_none_or(|readers| readers.announced.seq == Seq::ZERO)
+                    .is_none_or(|readers| readers.published.seq == Seq::ZERO)
                 {
                     std::thread::yield_now();
                 }
-                hub.announce(&epoch("e1"), &[notification("merchant-2", 1)]);
+                hub.publish(&epoch("e1"), &[notification("merchant-2", 1)]);
                 drop(registration);
                 drop(hub.register(vec![feed("all")]));
                 done.send(()).ok();
@@ -440,9 +305,9 @@ mod tests {
         assert_eq!(
             waited,
             Ok(()),
-            "another feed is announced, and sessions come and go"
+            "another feed receives hints, and sessions come and go"
         );
-        announcing.join().unwrap();
+        publishing.join().unwrap();
         meanwhile.join().unwrap();
         assert_eq!(other.inbox().take().hints.len(), 1);
         assert_eq!(inbox.take().hints.len(), 1);
@@ -450,14 +315,14 @@ mod tests {
     }
 
     #[test]
-    fn nothing_of_an_earlier_epoch_waits_after_the_epoch_changed() {
+    fn hints_of_an_earlier_epoch_are_dropped() {
         let hub = hub();
-        let (before, all, replied) = (
+        let (before, all, replied): (_, _, tokio_tungstenite::tungstenite::Utf8Bytes) = (
             hub.register(vec![feed("all")]),
             feed("all"),
-            Utf8Bytes::from("a reply"),
+            "a reply".into(),
         );
-        let told = hub.tell(&epoch("e1"), &[()], |()| {
+        let recorded = hub.record(&epoch("e1"), &[()], |()| {
             (
                 &all,
                 Newest {
@@ -466,15 +331,16 @@ mod tests {
                 },
             )
         });
-        hub.announce(&epoch("e1"), &[notification("all", 1)]);
+        hub.publish(&epoch("e1"), &[notification("all", 1)]);
         before.inbox().put_reply(vec![replied.clone()]);
         hub.epochs.learn(&epoch("e2"));
         let after = hub.register(vec![feed("all")]);
-        // An announcement that had found its sessions before.
-        told.iter()
-            .flat_map(Told::inboxes)
+        // A publish that read the list of sessions before the epoch changed.
+        recorded
+            .iter()
+            .flat_map(Wakeup::inboxes)
             .for_each(|inbox| inbox.put(&epoch("e1"), &notification("all", 1)));
-        hub.announce(&epoch("e1"), &[notification("all", 2)]);
+        hub.publish(&epoch("e1"), &[notification("all", 2)]);
         hub.publish_newest(
             &epoch("e1"),
             &[(
@@ -486,7 +352,7 @@ mod tests {
             )],
         );
         assert_eq!(
-            hub.announced(),
+            hub.published(),
             (
                 Some(epoch("e2")),
                 HashMap::from([(feed("all"), Newest::default())])
@@ -497,9 +363,9 @@ mod tests {
             (waiting.hints.len(), waiting.newest.len(), waiting.epoch),
             (0, 0, Some(epoch("e2")))
         );
-        assert_eq!(waiting.replies, [[replied]], "a reply is the session's own");
+        assert_eq!(waiting.replies, [[replied]], "replies are kept");
         assert_eq!(after.inbox().take().hints.len(), 0);
-        hub.announce(&epoch("e2"), &[notification("all", 1)]);
+        hub.publish(&epoch("e2"), &[notification("all", 1)]);
         assert_eq!(
             [&before, &after].map(|session| session.inbox().take().hints.len()),
             [1, 1]
@@ -507,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn sessions_that_come_and_go_leave_the_others_registered() {
+    fn sessions_that_leave_keep_the_others_registered() {
         let hub = hub();
         let mut sessions: Vec<_> = (0..6).map(|_| hub.register(vec![feed("all")])).collect();
         drop(sessions.remove(4));
@@ -516,7 +382,7 @@ mod tests {
         sessions.push(hub.register(vec![feed("all")]));
         sessions.push(hub.register(vec![feed("all")]));
         drop(sessions.remove(0));
-        hub.announce(&epoch("e1"), &[notification("all", 1)]);
+        hub.publish(&epoch("e1"), &[notification("all", 1)]);
         hub.publish_newest(
             &epoch("e1"),
             &[(
@@ -545,7 +411,7 @@ mod tests {
         Epoch::parse(text).unwrap()
     }
 
-    /// The least of several runs, for each session.
+    /// The fastest of several runs, per session.
     fn seconds_to_leave(sessions: u32) -> f64 {
         let run = || {
             let hub = hub();

@@ -17,7 +17,8 @@ use tokio_util::sync::CancellationToken;
 
 use self::queues::Queues;
 use crate::fanout::hub::Inbox;
-use crate::fanout::{Fanout, HintPublisher, Hints};
+use crate::fanout::publisher::HintPublisher;
+use crate::fanout::{Fanout, Hints};
 use crate::model::feed::{Epoch, Feed};
 use crate::model::mark::{Mark, Targets, state};
 use crate::model::protocol::{ErrorCode, ServerFrame};
@@ -203,7 +204,7 @@ impl MarkWriter {
                         Locks::Wait => is_writing_apart = false,
                     }
                     let changed = self.settle(written, &mut queues);
-                    if !changed.changed.is_empty() {
+                    if !changed.states.is_empty() {
                         // Full where RabbitMQ is slow: the other replicas look for themselves.
                         let _ = told.try_send(changed);
                     }
@@ -263,7 +264,7 @@ impl MarkWriter {
             let (feed, mut goes_on, mut is_locked) = (&request.answer.feed, false, false);
             for outcome in outcomes {
                 match outcome {
-                    Outcome::Changed(change) => hints.changed.push(Arc::new(change)),
+                    Outcome::Changed(change) => hints.states.push(Arc::new(change)),
                     Outcome::Was {
                         which,
                         fact,
@@ -286,8 +287,8 @@ impl MarkWriter {
             }
         }
         queues.put_back(again);
-        self.metrics.changes.inc_by(hints.changed.len() as u64);
-        self.fanout.announce(&hints);
+        self.metrics.changes.inc_by(hints.states.len() as u64);
+        self.fanout.publish_locally(&hints);
         closed.into_iter().for_each(Request::close);
         hints
     }
@@ -441,7 +442,9 @@ async fn at(moment: Option<Instant>) {
 async fn tell_others(mut untold: mpsc::Receiver<Hints>, mut others: HintPublisher) {
     let (mut waiting, mut refused_before) = (Vec::new(), false);
     while untold.recv_many(&mut waiting, UNTOLD_MAX).await > 0 {
-        let told = others.tell(&waiting.iter().collect::<Vec<_>>()).await;
+        let told = others
+            .publish_hints(&waiting.iter().collect::<Vec<_>>())
+            .await;
         // Once, until it takes them again: clients set the pace.
         if let Err(error) = &told
             && !refused_before

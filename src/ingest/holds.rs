@@ -170,9 +170,9 @@ impl HeldFeeds {
         self.metrics.events_stored.inc_by(hints.stored.len() as u64);
         self.metrics
             .events_duplicate
-            .inc_by(hints.again.len() as u64);
+            .inc_by(hints.duplicates.len() as u64);
         // Other replicas read them by their sweep.
-        self.fanout.announce(&hints);
+        self.fanout.publish_locally(&hints);
         tracing::info!(%feed, events = placed.len(), reason = FEED_DAMAGED, "events that waited for a feed were stored");
         Ok(())
     }

@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 
 use crate::amqp::BrokerError;
 use crate::amqp::consumer::Acknowledger;
-use crate::fanout::{HintPublisher, Published, Stored};
+use crate::fanout::publisher::{HintPublisher, Published, StoredBatch};
 
 /// Most batches that are stored and not yet handed on.
 pub(super) const STORED_MAX: usize = 4;
@@ -19,13 +19,13 @@ const ACKNOWLEDGE_AFTER: Duration = Duration::from_millis(10);
 
 /// Batches that RabbitMQ is to be told of.
 struct Unacknowledged {
-    handed_on: Published,
+    published: Published,
     due: Instant,
 }
 
 /// Hands on what is stored, until no more comes.
 pub(super) async fn publish(
-    mut stored: mpsc::Receiver<Stored>,
+    mut stored: mpsc::Receiver<StoredBatch>,
     mut hints: HintPublisher,
     acknowledger: &Acknowledger,
 ) -> Result<(), BrokerError> {
@@ -41,22 +41,22 @@ pub(super) async fn publish(
         if ended {
             break;
         }
-        if let Some(handed_on) = hints.publish(&batches).await {
+        if let Some(published) = hints.publish(&batches).await {
             let due = due.unwrap_or_else(|| Instant::now() + ACKNOWLEDGE_AFTER);
-            unacknowledged = Some(Unacknowledged { handed_on, due });
+            unacknowledged = Some(Unacknowledged { published, due });
             batches.clear();
         }
         let is_due = |waiting: &mut Unacknowledged| {
             waiting.due <= Instant::now()
-                || waiting.handed_on.through() - acknowledged >= EVENTS_PER_ACKNOWLEDGEMENT
+                || waiting.published.through() - acknowledged >= EVENTS_PER_ACKNOWLEDGEMENT
         };
-        if let Some(Unacknowledged { handed_on, .. }) = unacknowledged.take_if(is_due) {
-            acknowledged = handed_on.through();
-            handed_on.acknowledge(acknowledger).await?;
+        if let Some(Unacknowledged { published, .. }) = unacknowledged.take_if(is_due) {
+            acknowledged = published.through();
+            published.acknowledge(acknowledger).await?;
         }
     }
-    if let Some(Unacknowledged { handed_on, .. }) = unacknowledged {
-        handed_on.acknowledge(acknowledger).await?;
+    if let Some(Unacknowledged { published, .. }) = unacknowledged {
+        published.acknowledge(acknowledger).await?;
     }
     hints.close().await;
     Ok(())

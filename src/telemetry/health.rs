@@ -87,7 +87,7 @@ pub struct HintsRefused(Arc<Health>);
 
 impl HintsRefused {
     /// From now on.
-    pub fn noted(health: Arc<Health>) -> Self {
+    pub fn begin(health: Arc<Health>) -> Self {
         health.hints_refused.fetch_add(1, Ordering::Relaxed);
         Self(health)
     }
@@ -106,7 +106,7 @@ mod tests {
     #[test]
     fn the_broker_is_there_when_the_last_partition_is_no_longer_refused() {
         let health = Arc::new(Health::new(0, 0));
-        let [one, other] = [(); 2].map(|()| HintsRefused::noted(health.clone()));
+        let [one, other] = [(); 2].map(|()| HintsRefused::begin(health.clone()));
         assert!(!health.has_broker());
         drop(one);
         assert!(!health.has_broker(), "the other is still refused");

@@ -275,8 +275,8 @@ impl Batch {
     }
 }
 
-/// A hint of it was published to the other replicas.
-pub fn handed_on(origin: &Origin, exchange: &str, begun: SystemTime) {
+/// Records that a hint of the event was published to the other replicas.
+pub fn published(origin: &Origin, exchange: &str, begun: SystemTime) {
     follow(
         origin,
         begun,

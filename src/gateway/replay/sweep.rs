@@ -75,7 +75,7 @@ async fn lower(pool: &Pool, epochs: &Epochs, metrics: &Metrics) {
 
 /// Compares what is stored with what sessions were told before the question, not with what they are told meanwhile.
 async fn look(pool: &Pool, hub: &Hub, epochs: &Epochs, metrics: &Metrics, damaged: &Damaged) {
-    let (Some(epoch), announced) = hub.announced() else {
+    let (Some(epoch), announced) = hub.published() else {
         return;
     };
     let feeds: Vec<Feed> = announced.keys().cloned().collect();

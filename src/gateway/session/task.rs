@@ -264,7 +264,7 @@ impl Task {
             Input::Hints => {
                 let Waiting {
                     hints,
-                    changes,
+                    states: changes,
                     newest,
                     replies,
                     epoch,
