@@ -47,6 +47,7 @@ mod plans;
 mod poison;
 mod pooler;
 mod pools;
+mod prose;
 mod protocol;
 mod public_port;
 mod real_input;
