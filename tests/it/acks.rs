@@ -1,10 +1,10 @@
-//! Acks are written for many numbers together, and at once for a client that leaves.
+//! Acks are written for many numbers together, and at once if a client leaves.
 
 use crate::support::{Event, PATIENCE, World, eventually, holds};
 
 const MERCHANT: &str = "merchant-42";
 const OTHER: &str = "merchant-43";
-/// Every write of acks is noted, and takes a tenth of a second: so the writer rests for as long as it ever does, a second.
+/// Every write of acks takes a tenth of a second here, so the writer rests for its longest pause.
 const NOTE_EVERY_WRITE: &str = "
     create table writes (at timestamptz);
     create function note_write() returns trigger language plpgsql as $$

@@ -1,5 +1,5 @@
-//! Faults, and the alert that the runbook names for each: the fault moves the metrics of a real replica, and the real rules fire
-//! on what they then show.
+//! Each test causes a fault. The metrics of a real replica change, and the alert rules fire that
+//! the runbook names for it.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 use crate::support::{Event, Monitor, PATIENCE, Parcel, Proxy, World, eventually, holds};
 
 const MERCHANT: &str = "merchant-42";
-/// Longer than a rule waits that has no `for`.
+/// Longer than a rule without `for` waits.
 const HELD_SECONDS: u64 = 31;
 
 #[tokio::test]
@@ -58,7 +58,8 @@ async fn a_broker_that_is_away_and_a_canary_that_does_not_come_through() {
         .metric_reaches("shopbell_canary_publish_to_ack_seconds_count", 3)
         .await;
     assert_eq!(replica.metric("shopbell_canary_failures_total").await, 0);
-    // For the canary beside one that reaches the broker: that it is away for all is told once.
+    // The canary shares its proxy with the service, so only one alert fires for a broker that is
+    // away for all.
     let other = world.serve().await;
     let monitor = [
         Monitor::of(&world, [&replica]).await,
@@ -80,7 +81,7 @@ async fn a_broker_that_is_away_and_a_canary_that_does_not_come_through() {
     let text = replica.get("/metrics").await.text();
     assert!(
         !text.contains("\nshopbell_queue_messages{"),
-        "what is not known is not told: {text}"
+        "an unknown value is not exposed: {text}"
     );
     let [broker, canary] = monitor;
     broker.expect_alert("ShopbellBrokerAway", "page").await;
@@ -253,7 +254,7 @@ async fn a_partition_that_nobody_consumes() {
     gateway
         .metric_is("shopbell_queue_consumers", "ingest", 1)
         .await;
-    // Rolled back to a version, or a setting, that knows of one.
+    // As after a rollback to a version or a setting without this limit.
     let instead = world.replica().role("ingest").start().await;
     let monitor = Monitor::of(&world, [&gateway, &instead]).await;
     assert!(ingest.terminate().await.success());
@@ -285,7 +286,7 @@ async fn clients_that_do_not_acknowledge() {
         merchant.expect_seqs(1..=4).await;
     }
     replica.metric_reaches("shopbell_sessions_behind", 4).await;
-    // As if they had gone on like this for a while.
+    // The series continue like this for a while.
     world
         .execute("update notifications set created_at = now() - interval '3 minutes'")
         .await;
@@ -319,7 +320,7 @@ async fn a_pool_that_is_exhausted() {
     let replica = world.serve().await;
     let monitor = Monitor::of(&world, [&replica]).await;
     let lock = world.lock_notifications().await;
-    // More people look back than there are connections for that, and wait longer than they may.
+    // More history requests than connections, which wait longer than the limit.
     let token = world.token(MERCHANT).sign();
     let looking = (0..12).map(|_| {
         let (address, authorization) = (replica.public(), format!("Bearer {token}"));

@@ -1,4 +1,4 @@
-//! What people say of notifications, read or handled, is true for everyone, on every device, exactly once.
+//! A mark (read or handled) applies to all devices, and is stored exactly once.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -95,7 +95,7 @@ async fn the_first_who_accepts_is_the_one_and_the_others_are_told() {
     );
     assert_eq!(
         answers[0].version, None,
-        "that was so before, and is told to nobody else"
+        "nothing changed, so only the sender gets a reply"
     );
     assert_eq!(
         (answers[1].seqs.as_deref(), answers[1].handled_by.as_deref()),
@@ -236,7 +236,7 @@ async fn everything_is_read_in_steps_while_orders_come_in() {
         assert_eq!(
             state.unread,
             state.last - through,
-            "the counts hold for what was stored then"
+            "the counts include only notifications stored before"
         );
         throughs.push(through);
     }
@@ -354,7 +354,7 @@ async fn what_cannot_be_is_refused_by_name_and_the_session_goes_on() {
     assert_eq!(
         merchant.next_state().await.feed,
         "all",
-        "and everyone is told"
+        "all sessions receive it"
     );
     owner.show(&world.token("owner").feeds([MERCHANT])).await;
     assert_eq!(
@@ -385,7 +385,7 @@ async fn what_is_said_while_the_database_is_away_is_stored_when_it_is_back() {
     proxy.cut();
     merchant.handle(MERCHANT, &[1]).await;
     replica
-        .says("what people said could not be stored; trying again")
+        .says("storing marks failed; retrying")
         .await;
     proxy.mend();
     assert_eq!(merchant.next_state().await.seqs, Some(vec![1]));
@@ -419,7 +419,7 @@ async fn a_replica_that_dies_after_an_answer_was_stored_leaves_it_told() {
         .await;
     watcher.take_seqs(1..=30).await;
     world.expect_cursor(MERCHANT, "watcher", 30).await;
-    // A new device starts at its subscriber's place, which is the watcher's by now.
+    // A new device starts at its subscriber's place. Here, that is the place of the watcher.
     let mut busy = world
         .merchant(MERCHANT)
         .device("busy")
@@ -432,7 +432,8 @@ async fn a_replica_that_dies_after_an_answer_was_stored_leaves_it_told() {
     }
     busy.next_state().await;
     first.kill();
-    // Whatever was stored is told, by a hint or by the sweep: the books of the watcher are the database's.
+    // The watcher receives each stored mark by a hint or by the sweep, so its state equals the
+    // database.
     eventually(
         "the watcher knows all that is stored",
         PATIENCE,
@@ -469,7 +470,7 @@ async fn whatever_many_say_at_once_everyone_hears_the_same() {
         let handshake = world.merchant(&who).token(token).after(MERCHANT, 60);
         people.push(handshake.connect(replicas[number % 2].public()).await);
     }
-    // All of them take every order, in other orders; and one of them reads all, while more come in.
+    // All of them handle every order, each in another order. One of them also marks all as read.
     for step in 0..60_u64 {
         for (number, person) in (0..).zip(&mut people) {
             person
@@ -489,7 +490,8 @@ async fn whatever_many_say_at_once_everyone_hears_the_same() {
         heard.windows(2).all(|pair| pair[0] == pair[1]),
         "who took what: {heard:?}"
     );
-    // Its replica may be the slower one: what it said is stored when what it says next is answered.
+    // Its replica may be the slower one: if the reply to its next mark arrives, its earlier mark is
+    // stored.
     people[0].read(MERCHANT, &[]).await;
     while people[0]
         .next_state()
@@ -502,7 +504,7 @@ async fn whatever_many_say_at_once_everyone_hears_the_same() {
     world.finish().await;
 }
 
-/// Listens until it is known who handled so many.
+/// Reads frames until `count` notifications are handled.
 async fn handlers(person: &mut Merchant, count: usize) -> BTreeMap<u64, String> {
     let mut handlers = BTreeMap::new();
     while handlers.len() < count {

@@ -1,4 +1,5 @@
-//! Attributes and data as publishers' libraries write them: read for what they are, or rejected by name.
+//! Attributes and data as the libraries of publishers write them are either read correctly or
+//! rejected with a reason.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -17,7 +18,7 @@ struct Listed {
     detail: String,
 }
 
-/// Publishes what must be rejected, and returns the rejections in the same order.
+/// Publishes events that must be rejected, and returns the rejections in the same order.
 async fn rejections(world: &World, parcels: &[Parcel]) -> Vec<Listed> {
     let replica = world.serve().await;
     world.publisher().await.publish_all(parcels).await;
@@ -55,7 +56,8 @@ fn binary(more: &[(&str, AMQPValue)]) -> Parcel {
     parcel
 }
 
-/// Values that are no text, number, truth value or time, and how a rejection names their type.
+/// Values that are neither text, number, boolean nor time, and the name of their type in a
+/// rejection.
 fn unreadable() -> Vec<(AMQPValue, &'static str)> {
     let soon = SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -173,7 +175,7 @@ async fn integers_and_booleans_are_the_same_in_both_modes() {
     world.publisher().await.publish_all(&parcels).await;
     world.expect_stored(number, 6).await;
     let mut merchant = world.merchant(number).connect(replica.public()).await;
-    // Of each key only the newest comes, so both modes wrote the same key.
+    // Only the newest of each key arrives, so both modes wrote the same key.
     let mut keys = BTreeMap::new();
     for _ in 0..3 {
         let (_, notification) = merchant.next_after_skips().await;

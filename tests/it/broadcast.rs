@@ -1,4 +1,4 @@
-//! Nothing that is meant for one merchant reaches everyone, whatever the merchant's id is.
+//! An event for one merchant never reaches the broadcast feed.
 
 use crate::support::{Event, Token, World};
 
@@ -21,7 +21,7 @@ async fn an_order_for_a_merchant_named_like_the_broadcast_feed_reaches_nobody() 
     publisher
         .publish(&Event::new("invoice", FEED, "1").broadcast(false))
         .await;
-    // An event that is for everyone cannot be for one merchant.
+    // An event cannot be for everyone and for one merchant.
     publisher
         .publish(&Event::new("notice", MERCHANT, "1").broadcast(true))
         .await;

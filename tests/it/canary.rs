@@ -1,4 +1,4 @@
-//! The canary goes the whole way, is timed, and leaves nothing behind.
+//! The canary uses the whole path of an order, measures it, and leaves nothing behind.
 
 use crate::support::{Event, PATIENCE, World, eventually, holds};
 
@@ -21,7 +21,7 @@ async fn the_canary_of_each_gateway_is_timed_and_leaves_nothing_behind() {
             .await;
         assert_eq!(replica.metric("shopbell_canary_failures_total").await, 0);
     }
-    // One event at a time in a feed, and no more feeds than gateways.
+    // One event at a time in a feed, and at most as many feeds as gateways.
     let most = world
         .number("select coalesce(max(last_seq), 0) from feeds")
         .await;
@@ -30,13 +30,13 @@ async fn the_canary_of_each_gateway_is_timed_and_leaves_nothing_behind() {
         .await;
     assert!(most <= 1 && feeds <= 2, "{most} in a feed, {feeds} feeds");
 
-    // One that dies leaves its last one behind, for any other to find when it is old.
+    // A gateway that dies leaves its last event behind. If it is old, any other gateway finds it.
     replicas[0].kill();
     assert!(replicas[1].terminate().await.success());
     let ingest = world.replica().role("ingest").start().await;
     let broker = world.broker().await;
     eventually(
-        "what was still on its way is stored",
+        "the events on their way are stored",
         PATIENCE,
         async || {
             let held = ingest
@@ -77,7 +77,7 @@ async fn what_everyone_is_told_does_not_stand_in_the_canarys_way() {
         .with("SHOPBELL_CANARY_SECONDS", 1)
         .start()
         .await;
-    // Nobody acknowledges any of these, and they are more than a window.
+    // More than a window without any ack.
     let notices = (0..20).map(|_| Event::new("notice", "all", "1"));
     world.publisher().await.publish_all(notices).await;
     world.expect_stored("all", 20).await;

@@ -1,4 +1,4 @@
-//! The command line, as an operator and a newcomer use it.
+//! The command line, used by an operator and by a newcomer.
 
 use std::net::TcpListener;
 
@@ -96,7 +96,8 @@ async fn a_tail_can_stop_when_it_has_caught_up() {
         .filter(|line| line.contains(r#""type":"notification""#))
         .count();
     assert_eq!(notifications, 2);
-    // For people, without `--output json`, and again because this device has acknowledged them.
+    // Without `--output json`. The notifications arrive again because this device has not
+    // acknowledged them.
     let tailed = world.shopbell(&tail).await.succeeded();
     assert!(!tailed.stdout.contains("order.created"), "{tailed:?}");
     world.finish().await;
@@ -313,7 +314,7 @@ async fn the_demo_is_reached_from_beyond_loopback_only_in_a_container() {
         "{refused:?}"
     );
 
-    // The operations port is taken, so it says where it is, and ends.
+    // If the operations port is in use, the process names the port and exits.
     let taken = TcpListener::bind("0.0.0.0:0").expect("a free port");
     let operations = taken.local_addr().expect("an address").to_string();
     let settings = [everywhere, ("SHOPBELL_OPS_LISTEN", operations.as_str())];
@@ -365,7 +366,7 @@ async fn a_shell_completes_what_there_is() {
         .succeeded()
         .stdout;
     let file = world.file("completions.bash", script.as_bytes());
-    // As bash itself asks, when somebody presses the tab key behind `dead-letters re`.
+    // The request of bash if someone presses the tab key after `dead-letters re`.
     let ask = format!(
         "set -eu; . {file}; COMP_WORDS=(shopbell dead-letters re); COMP_CWORD=2
          _shopbell shopbell re dead-letters; echo \"${{COMPREPLY[@]}}\""

@@ -1,4 +1,4 @@
-//! `shopbell config`: what a service would run on, and all that is wrong with it.
+//! `shopbell config` prints the settings of a service, and everything that is wrong with them.
 
 use std::collections::BTreeMap;
 
@@ -28,10 +28,10 @@ async fn every_setting_is_told_and_no_secret() {
             "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
             "http://collector.example:4318/s3cr3t/v1/traces",
         ),
-        // Without a scheme it is no URL, and whatever it is, it has a password.
+        // Without a scheme it is no URL. It has a password all the same.
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "me:s3cr3t@collector:4318"),
         ("OTEL_RESOURCE_ATTRIBUTES", "deployment.key=s3cr3t"),
-        // Or there would be spans to send to nobody.
+        // Without this, spans have no destination.
         ("OTEL_SDK_DISABLED", "true"),
     ];
     let told = world
@@ -55,7 +55,7 @@ async fn every_setting_is_told_and_no_secret() {
         .iter()
         .map(|setting| (setting.variable.as_str(), setting))
         .collect();
-    assert_eq!(lines.len(), by_name.len(), "each is told once: {lines:?}");
+    assert_eq!(lines.len(), by_name.len(), "each is reported once: {lines:?}");
     let of = |variable| {
         (
             by_name[variable].value.as_deref(),
@@ -91,7 +91,7 @@ async fn every_setting_is_told_and_no_secret() {
         );
     }
 
-    // For people, and of the half that has no public port.
+    // For people, and for the role without a public port.
     let told = world
         .shopbell_with(&settings, &["config", "--role", "ingest"])
         .await

@@ -1,4 +1,4 @@
-//! `shopbell doctor`: what is wrong is found, named, and changed by nobody but the operator.
+//! `shopbell doctor` finds and names each fault, and changes nothing.
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -13,7 +13,7 @@ struct Finding {
     remedy: Option<String>,
 }
 
-/// Room for few sessions, so that no machine is too small.
+/// A limit that is small enough for every machine.
 const FEW_SESSIONS: (&str, &str) = ("SHOPBELL_MAX_SESSIONS", "100");
 
 #[tokio::test]
@@ -26,7 +26,7 @@ async fn a_healthy_service_is_told_so() {
         .iter()
         .filter(|finding| finding.state != "ok")
         .collect();
-    // The machine that tests run on may have its own limits, and others' transactions.
+    // The test machine may have its own limits, and transactions of other users.
     let ours = |finding: &&&Finding| {
         !["machine.listen_backlog", "postgres.transactions"].contains(&finding.check.as_str())
     };
@@ -116,7 +116,7 @@ async fn commits_that_do_not_wait_for_the_disk_are_found() {
 #[tokio::test]
 async fn the_limit_of_connections_that_binds_is_found_also_by_who_sees_little() {
     let world = World::new().await;
-    // A user of the world's own, who may not see what others do.
+    // A user of this test's own without the right to read the sessions of others.
     world
         .meddle(
             "do $$ begin
@@ -169,7 +169,7 @@ async fn the_limit_of_connections_that_binds_is_found_also_by_who_sees_little() 
             .remedy
             .is_some_and(|remedy| remedy.starts_with("Raise the connection limit of role"))
     );
-    // One half alone takes fewer.
+    // One role alone needs fewer.
     let ingest = world
         .shopbell_with(
             &settings,
@@ -260,7 +260,7 @@ async fn what_somebody_declared_otherwise_is_found_and_nothing_is_declared() {
         "a doctor declares nothing"
     );
 
-    // Nobody here may declare it: now it is an error.
+    // Without the right to declare, the missing queue is an error.
     let settings = [
         ("SHOPBELL_AMQP_PREFIX", prefix.as_str()),
         ("SHOPBELL_AMQP_DECLARE", "false"),
@@ -417,7 +417,7 @@ async fn doctor(world: &World, settings: &[(&str, &str)]) -> Done {
         .await
 }
 
-/// What was found of a check that is told once.
+/// The only finding of a check.
 #[track_caller]
 fn the(done: &Done, check: &str) -> Finding {
     let mut findings: Vec<Finding> = done.json_lines();

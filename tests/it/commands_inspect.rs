@@ -1,4 +1,4 @@
-//! `shopbell inspect`: what support is told of a feed.
+//! `shopbell inspect` shows support a feed.
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -150,7 +150,7 @@ async fn support_sees_what_a_merchant_got_and_what_not() {
         .json_lines::<Shown>();
     assert_eq!(json[0].data.as_deref().map(RawValue::get), Some(started));
 
-    // For people: a line a thing.
+    // Without `--output json`: one line for each item.
     let told = world
         .shopbell(&["inspect", MERCHANT])
         .await
@@ -188,7 +188,7 @@ async fn what_is_not_there_is_said() {
         .await
         .failed_with(2);
 
-    // Who connects before the first order is seen too.
+    // A subscriber that connects before the first order is listed too.
     let replica = world.serve().await;
     let _merchant = world.merchant("merchant-7").connect(replica.public()).await;
     world.expect_cursor("merchant-7", "", 0).await;

@@ -1,4 +1,4 @@
-//! Connections to RabbitMQ: each is closed, and none outlives its use, whatever RabbitMQ does.
+//! Shopbell closes each of its connections to RabbitMQ after use, also if RabbitMQ does not respond.
 
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
@@ -25,7 +25,7 @@ async fn a_graceful_stop_closes_every_connection_to_rabbitmq() {
         .with("SHOPBELL_CANARY_SECONDS", 0)
         .start()
         .await;
-    // So that whatever connects when it is needed has connected.
+    // All parts that connect on demand are connected now.
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
     world
         .publisher()
@@ -90,7 +90,7 @@ async fn unanswered_handshakes_leave_no_thread_and_no_socket() {
         .await;
 
     tap.silence();
-    // Several parts connect again and again, and each gives up after some seconds.
+    // Several parts connect again and again, and each attempt ends after some seconds.
     const ATTEMPTS: usize = 8;
     eventually(
         "unanswered connections are given up",

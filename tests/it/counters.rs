@@ -1,4 +1,4 @@
-//! What a replica tells about itself is true, and adds up.
+//! The metrics of a replica are correct, and its counters balance.
 
 use std::collections::BTreeSet;
 

@@ -1,4 +1,4 @@
-//! A row that Postgres cannot read fails its own feed, and nobody else's.
+//! A row that Postgres cannot read affects only its own feed.
 
 use crate::support::{Event, Merchant, Monitor, World};
 
@@ -12,7 +12,7 @@ const OTHERS: [&str; 6] = [
     "merchant-6",
 ];
 
-/// Takes the stored value of the largest data from under its row, as a lost page does.
+/// Deletes the stored value of the largest data, but not its row, as a lost page does.
 const DAMAGE: &str = "create extension pg_surgery;
 do $$
 declare
@@ -32,7 +32,7 @@ async fn a_damaged_row_closes_its_own_sessions_and_no_others() {
         world.expect_stored(merchant, 5).await;
     }
     publisher.publish_all(Event::orders(DAMAGED, 3)).await;
-    // Random, so that it is not compressed into its row.
+    // Random, so that Postgres cannot compress it into the row.
     let noise: String = (0..20_000).map(|_| fastrand::alphanumeric()).collect();
     publisher
         .publish(&Event::new("custom.thing", DAMAGED, &format!("{noise:?}")))
@@ -41,7 +41,7 @@ async fn a_damaged_row_closes_its_own_sessions_and_no_others() {
     world.expect_stored(DAMAGED, 5).await;
     world.meddle(DAMAGE).await;
 
-    // Known from now on, so that to let them in reads no notification.
+    // The devices are known, so connecting them reads no notification.
     for merchant in OTHERS.into_iter().chain([DAMAGED]) {
         world
             .merchant(merchant)
@@ -52,9 +52,10 @@ async fn a_damaged_row_closes_its_own_sessions_and_no_others() {
 
     let monitor = Monitor::of(&world, [&replica]).await;
 
-    // Twice: the first time the damage is found among them, the second time it is known.
+    // Twice: the first read finds the damage among other feeds, the second read knows of it
+    // already.
     for round in 1..=2 {
-        // While nobody may read, they come together and share a query.
+        // While the lock is held, the requests collect, so that they share a query.
         let lock = world.lock_notifications().await;
         let mut damaged = world
             .merchant(DAMAGED)

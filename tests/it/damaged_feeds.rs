@@ -1,4 +1,5 @@
-//! A feed whose rows contradict each other is repaired or stops alone: its events are never taken for bad ones.
+//! A feed whose rows contradict each other is repaired or held alone. Its events are never dead
+//! letters.
 
 use crate::support::{Event, Monitor, Parcel, World};
 
@@ -59,7 +60,7 @@ async fn a_damaged_feed_stops_alone_and_resumes_in_order() {
     publisher.publish_all(Event::orders(MERCHANT, 5)).await;
     world.expect_stored(MERCHANT, 5).await;
     let monitor = Monitor::of(&world, [&replica]).await;
-    // Stands for a row that Postgres refuses to change: no event is to blame.
+    // Stands for a row that Postgres refuses to change although each event is valid.
     world.execute("alter table feeds add constraint broken check (feed <> 'merchant-42' or last_seq <= 5)").await;
 
     let (orders, neighbours) = (Event::orders(MERCHANT, 300), Event::orders(NEIGHBOUR, 300));
@@ -92,7 +93,7 @@ async fn a_damaged_feed_stops_alone_and_resumes_in_order() {
     world
         .execute("alter table feeds drop constraint broken")
         .await;
-    // Whether it comes before or after the release, it comes after what is held.
+    // It comes after the held events, whether it arrives before or after the release.
     let late = Event::order(MERCHANT);
     publisher.publish(&late).await;
     let mut merchant = world

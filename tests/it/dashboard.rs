@@ -1,4 +1,5 @@
-//! The dashboard is served where it is wanted, and so that nothing in an event can become a script.
+//! The dashboard is served only if it is enabled, with a policy that no script in an event can
+//! pass.
 
 use tokio::net::TcpStream;
 

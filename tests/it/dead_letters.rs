@@ -1,4 +1,4 @@
-//! A dead letter is stored with its batch and published afterwards: whatever RabbitMQ does, no order waits for it.
+//! A dead letter is stored with its batch and published later, so no order waits for RabbitMQ.
 
 use crate::support::{Event, PATIENCE, Parcel, Proxy, World, eventually, holds};
 
@@ -19,7 +19,8 @@ async fn a_dead_letter_that_rabbitmq_does_not_take_delays_no_order() {
     let world = World::new().await;
     world.shopbell(&["declare"]).await.succeeded();
     let broker = world.broker().await;
-    // A publish to the exchange then reaches no queue, and a replica that only verifies cannot repair that.
+    // Without this queue a publish is unroutable. A replica that only verifies the topology cannot
+    // repair that.
     let dead_letter = world.name("dead-letter");
     broker.unbind(&dead_letter, &dead_letter).await;
     let replica = world
@@ -128,7 +129,7 @@ async fn a_letter_that_only_rabbitmq_has_is_listed_and_replayed_too() {
         .publish(&Event::new("order.created", MERCHANT, "{}"))
         .await;
     broker.letters(&dead_letter, 1).await;
-    // As an earlier version left it, or RabbitMQ itself after too many deliveries.
+    // As an earlier version of Shopbell or RabbitMQ's delivery limit left it.
     world.execute("delete from dead_letters").await;
 
     let listed = world
@@ -207,7 +208,7 @@ async fn letters_of_a_killed_replica_are_published_by_another_one() {
     broker.letters(&dead_letter, 1).await;
     replica.kill();
     broker.purge(&dead_letter).await;
-    // It died after the commit and before the publish.
+    // The replica died after the commit and before the publish.
     world
         .execute("update dead_letters set published_at = null")
         .await;
@@ -240,7 +241,8 @@ async fn a_commit_with_a_dead_letter_whose_answer_is_lost_is_repeated() {
     let (publisher, orders) = (world.publisher().await, Event::orders(MERCHANT, 12));
 
     let bad = || Parcel::structured("order.created", "{");
-    // Every connection has the statement prepared then, so that only the answer to its execution is lost.
+    // Every connection has prepared the statement before, so only the reply to its execution is
+    // lost.
     for number in 1..=WARMING {
         publisher.publish(bad()).await;
         replica
@@ -249,7 +251,7 @@ async fn a_commit_with_a_dead_letter_whose_answer_is_lost_is_repeated() {
     }
 
     network.stall_downstream();
-    // Nothing else, because a batch without a dead letter is stored with another statement.
+    // A batch without a dead letter uses another statement.
     publisher.publish(bad()).await;
     eventually("a dead letter is committed", PATIENCE, async || {
         let stored = world.number("select count(*) from dead_letters").await;

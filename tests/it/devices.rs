@@ -1,11 +1,12 @@
-//! A device that Shopbell does not know starts where its subscriber stands, never where somebody else does.
+//! A device that Shopbell does not know starts at the place of its subscriber.
 
 use crate::support::{Event, Merchant, PATIENCE, World, eventually, holds};
 
 const MERCHANT: &str = "merchant-42";
 const DEVICES_MAX: usize = 64;
-/// Opens, acknowledges and evicts at random: three subscribers with six devices each in two feeds, of which three are kept.
-/// Fails if a device starts above its subscriber's highest ack, or at another place than the one that it had before.
+/// Opens, acknowledges and evicts at random: three subscribers with six devices each in two feeds.
+/// Three devices each are kept. It fails if a device starts above its subscriber's highest ack, or at
+/// another place than its earlier one.
 const RANDOM_DEVICES: &str = "
     create table opened (feed text, subscriber text, device text, place bigint, was_new boolean);
     do $$
@@ -72,7 +73,7 @@ async fn a_new_device_starts_where_its_subscriber_stands() {
     let mut phone = phone.connect(replica.public()).await;
     assert_eq!(cursor(&phone, MERCHANT), 5);
     phone.expect_seqs(6..=100).await;
-    // A subscriber without a place starts where the first one stands.
+    // A subscriber without a place starts at the place of the first one.
     let waiter = world.token("waiter").feeds([MERCHANT]).sign();
     let waiter = world
         .merchant("waiter")
@@ -136,7 +137,7 @@ async fn the_device_that_was_not_seen_for_longest_is_evicted() {
     for name in ["seen", "unseen"] {
         device(name).connect(replica.public()).await.leave().await;
     }
-    // Neither has moved for days; only one of them connects still.
+    // Neither has moved for days, but one of them still connects.
     world
         .execute("update cursors set updated_at = now() - interval '9 days', seen_at = now() - interval '9 days'")
         .await;
@@ -301,7 +302,7 @@ async fn a_replica_of_the_last_version_opens_devices_at_the_same_places() {
     assert_eq!(world.number(opened).await, 5);
     let opened = "select acked_seq from open_cursors(array['m'], array['waiter'], array[''], 64)";
     assert_eq!(world.number(opened).await, 100);
-    // More new devices than a subscriber may have, in one call: each has its place.
+    // More new devices than one subscriber may have, in one call: each of them has a place.
     let opened = "select count(*) from open_cursors(
                       array_fill('m'::text, array[80]), array_fill('owner'::text, array[80]),
                       (select array_agg('device-' || n) from generate_series(1, 80) n), 64)";

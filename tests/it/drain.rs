@@ -1,4 +1,4 @@
-//! A replica that leaves: says so, lets go gently, and takes nothing with it.
+//! A replica that leaves announces it, closes its sessions step by step, and loses nothing.
 
 use std::collections::BTreeSet;
 
@@ -80,7 +80,7 @@ async fn a_leaving_replica_spreads_its_closes_is_not_ready_and_takes_nobody_in()
     }
     assert!(
         waits.len() > 12,
-        "clients are told to come back at the same moments: {waits:?}"
+        "clients are asked to reconnect at the same moments: {waits:?}"
     );
     assert!(replica.ended().await.success());
     world.finish().await;

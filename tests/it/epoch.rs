@@ -1,20 +1,21 @@
-//! The database goes back in time while replicas run. Numbers are given anew, so no number of before is trusted.
+//! The database is restored to an earlier state while replicas run. No number from before the
+//! restore is used again.
 
 use crate::support::{Event, Frame, Merchant, Monitor, Proxy, World};
 
 const MERCHANT: &str = "merchant-42";
-/// What another replica has stored in the restored database before this one looks.
+/// Another replica stores this in the restored database before this one reads the epoch.
 const OVERTAKE: &str = "select append_notifications(
     array_fill('merchant-42'::text, array[4]), array_fill('/elsewhere'::text, array[4]),
     array['n-8', 'n-9', 'n-10', 'n-11'], array_fill('order.created'::text, array[4]),
     array_fill(now(), array[4]), array_fill('{}'::text, array[4]), array_fill(null::text, array[4]),
     array_fill(null::timestamptz, array[4]))";
-/// The newest three are gone, and nothing else.
+/// Exactly the newest three are missing.
 const DELETE_THREE: &str = "
     delete from notifications where seq > 7;
     update feeds set last_seq = 7, unread = 7, unhandled = 7 where feed = 'merchant-42'";
 
-/// A merchant that has 1 to 10, of which it has acknowledged `acked`.
+/// A merchant with 1 to 10 that has acknowledged `acked`.
 async fn merchant_with_ten(world: &World, merchant: &mut Merchant, acked: u64) {
     world
         .publisher()
@@ -44,7 +45,7 @@ fn cursor_of(merchant: &Merchant) -> u64 {
     feed.expect("the merchant reads its feed").cursor
 }
 
-/// Takes 8 to 11 of the restored database, and nothing else.
+/// Expects 8 to 11 of the restored database, and nothing else.
 async fn expect_the_new_ones(merchant: &mut Merchant) {
     let new = merchant.take_seqs(8..=11).await;
     let ids: Vec<_> = new
@@ -158,7 +159,7 @@ async fn a_set_back_on_live_connections_is_noticed_by_the_sweep() {
 
     world.meddle(DELETE_THREE).await;
     assert_eq!(merchant.closed().await.code, 4410);
-    // The cursor stood at 10; it must not hide what gets the numbers up to there.
+    // The cursor was at 10. It must not hide the new notifications with numbers up to 10.
     world.expect_cursor(MERCHANT, "", 7).await;
     world
         .publisher()
@@ -333,7 +334,7 @@ async fn a_row_that_is_missing_is_reported_as_lost_and_counted() {
         .publish_all(Event::orders(MERCHANT, 6))
         .await;
     world.expect_stored(MERCHANT, 6).await;
-    // Retention removed 1 and 2; nobody removed 4 and 6.
+    // Retention deleted 1 and 2. Nothing deleted 4 and 6.
     world
         .meddle(
             "delete from notifications where seq in (1, 2, 4, 6);
@@ -373,7 +374,7 @@ async fn a_row_that_is_missing_is_reported_as_lost_and_counted() {
     monitor
         .expect_alert("ShopbellNotificationsLost", "page")
         .await;
-    // The counts of the story's end are those of the rows, of which the last is gone.
+    // The teardown compares the counts with the rows, and the last row is missing.
     world.meddle("update feeds set last_seq = 5").await;
     merchant.vanish();
     world.finish().await;
@@ -388,7 +389,7 @@ async fn cursors_that_a_restore_of_some_tables_left_are_lowered_at_the_start() {
     assert!(replica.terminate().await.success());
 
     world.meddle(DELETE_THREE).await;
-    // The table has another identity, as after pg_restore --clean.
+    // The table has another identity, as after `pg_restore --clean`.
     world.meddle("update epochs set feeds_oid = 0").await;
     let replica = world.serve().await;
     world.expect_cursor(MERCHANT, "", 7).await;
@@ -417,7 +418,7 @@ async fn the_sweep_goes_on_while_cursors_cannot_be_lowered() {
     assert_eq!(merchant.closed().await.code, 4410);
 
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
-    // No hint tells of these.
+    // No hint announces these.
     world.meddle(OVERTAKE).await;
     merchant.take_seqs(1..=4).await;
     world.finish().await;

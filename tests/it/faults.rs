@@ -1,4 +1,4 @@
-//! The network breaks, an honest answer is given, it is mended, and all of it arrives.
+//! If the network breaks, Shopbell reports it. If the network works again, all events arrive.
 
 use crate::support::{Event, PATIENCE, Proxy, Replica, World, eventually, holds};
 
@@ -49,7 +49,8 @@ async fn what_a_replica_held_for_a_database_that_was_away_keeps_its_order_when_i
         .with("DATABASE_URL", network.url(world.database_url()))
         .start()
         .await;
-    // What comes after would go to it, if its turn came before what is held is given back.
+    // Later events would be stored first if their deliveries came before the held ones are
+    // returned.
     let standby = world.serve().await;
     let orders = Event::orders(MERCHANT, 600);
     network.cut();
@@ -142,7 +143,7 @@ async fn without_a_broker_sessions_are_served_from_the_database() {
 
     network.cut();
     eventually(
-        "the replica says that it has no broker",
+        "the replica reports that it has no broker",
         PATIENCE,
         async || {
             let reply = replica.get("/readyz").await;

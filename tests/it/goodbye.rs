@@ -1,4 +1,5 @@
-//! The end of a session that the server closes: everything that the client sent before it saw the close still counts.
+//! If the server closes a session, everything counts that the client sent before it received the
+//! close.
 
 use tokio::task::JoinSet;
 
@@ -30,7 +31,7 @@ async fn with_ten_orders(world: &World, replica: &Replica, token: String) -> Raw
     merchant
 }
 
-/// Acknowledges and handles while the server's close is on its way, then answers it.
+/// Acknowledges and handles while the server's close is on its way, then replies to the close.
 async fn acknowledge_in_flight(world: &World, merchant: &mut RawSocket, close: u16) {
     let (code, reason) = merchant.next_close().await;
     assert_eq!(code, close, "{reason}");
@@ -179,7 +180,7 @@ async fn a_deploy_under_load_repeats_no_acknowledged_notification() {
     let mut clients = JoinSet::new();
     for feed in feeds.clone() {
         let mut socket = world.merchant(&feed).connect_raw(replica.public()).await;
-        // On a slow network an ack arrives when the next notification is already here, or the close.
+        // On a slow network, an ack and the next notification or the close cross.
         clients.spawn(async move {
             let mut last = 0;
             while let Some((first, payload)) = socket.next_frame().await {

@@ -1,4 +1,4 @@
-//! Who is let in, and how the others are told.
+//! Which handshakes succeed, and the responses to the others.
 
 use std::time::{Duration, Instant};
 
@@ -39,7 +39,7 @@ async fn a_bad_token_is_refused_with_401() {
             "{what}: {refusal:?}"
         );
     }
-    // The good one is good.
+    // The good token.
     merchant.connect(replica.public()).await.ping().await;
     world.finish().await;
 }
@@ -69,7 +69,7 @@ async fn a_bad_token_from_a_browser_is_told_by_the_close_code() {
         let closed = stranger.closed_at_once(replica.public()).await;
         assert_eq!((closed.code, closed.word.as_deref()), (code, Some(word)));
     }
-    // The good one is let in, with the subprotocol `shopbell.v1` selected.
+    // The good token. The server selects the subprotocol `shopbell.v1`.
     merchant
         .by_subprotocol()
         .connect(replica.public())
@@ -208,7 +208,7 @@ async fn more_sessions_than_the_cap_are_refused_with_429() {
     );
     two.ping().await;
 
-    // Whoever leaves makes room.
+    // A session that ends makes room.
     one.leave().await;
     let mut three = crate::support::eventually("there is room again", PATIENCE, async || {
         merchant.try_connect(replica.public()).await
@@ -250,7 +250,7 @@ async fn a_handshake_that_dawdles_is_closed_in_five_seconds() {
             .await
             .expect("it takes a beginning");
         let begun = Instant::now();
-        // The end, with or without an answer, also as a reset.
+        // The end of the connection, with or without a response, or by a reset.
         timeout(PATIENCE, stream.read_to_end(&mut Vec::new()))
             .await
             .expect("it is closed")

@@ -1,4 +1,4 @@
-//! A fan-out message is only a hint: a session finds by itself what no hint told it.
+//! Hints are optional: if a hint is lost, the session finds the notification by itself.
 
 use crate::support::{Event, PATIENCE, World, eventually};
 
@@ -32,7 +32,7 @@ async fn a_lost_fan_out_is_made_good_by_reading_the_feed() {
     })
     .await;
 
-    // The exchange is there, and leads nowhere: its bindings went with the one before.
+    // The exchange exists but leads nowhere, because its bindings went with the one before.
     let broker = world.broker().await;
     broker.delete_exchange(&world.name("fanout")).await;
     broker.declare_fanout(&world.name("fanout")).await;
@@ -72,7 +72,8 @@ async fn sessions_that_keep_up_are_served_without_reading_the_database() {
         merchant.take_seqs(seq..=seq).await;
     }
     let pages = replica.metric("shopbell_pages_read_total").await - pages_before;
-    // A sweep between the commit and the hint may read one; a session that lived on pages would have read all.
+    // A sweep between the commit and the hint may read one. A session that only reads pages would
+    // have read all.
     assert!(pages < 15, "{pages} pages for 29 live notifications");
     world.finish().await;
 }
@@ -83,7 +84,7 @@ async fn a_replica_alone_tells_nobody_and_one_that_joins_is_told() {
     let first = world.serve().await;
     let publisher = world.publisher().await;
     let mut merchant = world.merchant(MERCHANT).connect(first.public()).await;
-    // One by one, more than ingest stores before the first is handed on.
+    // One by one, and more than ingest stores before it publishes the first hint.
     for seq in 1..=10 {
         publisher.publish(&Event::order(MERCHANT)).await;
         merchant.take_seqs(seq..=seq).await;
@@ -91,7 +92,7 @@ async fn a_replica_alone_tells_nobody_and_one_that_joins_is_told() {
     assert_eq!(
         first.metric("shopbell_hints_published_total").await,
         0,
-        "there is nobody to tell"
+        "there is no replica to publish to"
     );
 
     let second = world.serve().await;
@@ -101,7 +102,7 @@ async fn a_replica_alone_tells_nobody_and_one_that_joins_is_told() {
         .connect(second.public())
         .await;
     eventually(
-        "the second replica is told by a hint",
+        "the second replica receives a hint",
         PATIENCE,
         async || {
             publisher.publish(&Event::order(MERCHANT)).await;

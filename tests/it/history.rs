@@ -1,4 +1,4 @@
-//! Looking back over a feed by HTTP: newest first, a page at a time, and only what the token names.
+//! The history of a feed by HTTP: newest first, page by page, and only the feeds of the token.
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -139,7 +139,7 @@ async fn an_import_is_one_line_of_history_and_its_failures() {
     assert_eq!(
         collapsed.seqs(),
         [21, 8, 1],
-        "what expired is not shown either"
+        "expired notifications are not in the page either"
     );
     assert_eq!(
         page(&world, &replica, "?collapse=false").await.seqs(),
@@ -149,7 +149,7 @@ async fn an_import_is_one_line_of_history_and_its_failures() {
     assert_eq!(
         (counted.seqs(), counted.unhandled),
         (vec![22, 8, 1], 3),
-        "what is counted is there to be found"
+        "the pages have as many notifications as the counts"
     );
     world.finish().await;
 }
@@ -177,7 +177,7 @@ async fn where_few_of_many_are_wanted_a_page_may_be_empty_and_says_where_to_go_o
     world.finish().await;
 }
 
-/// All numbers that the pages have, and how many pages there are.
+/// All numbers of the pages, and the count of the pages.
 async fn walk(world: &World, replica: &Replica, query: &str) -> (Vec<u64>, usize) {
     let (mut found, mut pages, mut before) = (Vec::new(), 0, String::new());
     loop {
@@ -208,7 +208,7 @@ async fn few_unhandled_of_many_are_found_without_another_walk() {
         walk(&world, &replica, "unhandled=true&limit=2").await,
         (vec![30_500, 30_400, 3], 7)
     );
-    // A walk remembers the parts that have none.
+    // A walk remembers the blocks without such notifications.
     assert_eq!(
         walk(&world, &replica, "unhandled=true&limit=2").await,
         (vec![30_500, 30_400, 3], 2)
@@ -284,7 +284,8 @@ async fn what_the_token_does_not_name_or_the_contract_does_not_know_is_refused()
 async fn feeds_named_like_dot_segments_are_found_where_url_parsers_put_them() {
     let world = World::new().await;
     let replica = world.serve().await;
-    // `fetch` and every proxy that normalises paths remove the segments `.` and `..` (RFC 3986 §5.2.4).
+    // `fetch` and every proxy that normalises paths remove the segments `.` and `..` (RFC 3986
+    // §5.2.4).
     for (feed, address) in [
         (".", "/v1/feeds/notifications"),
         ("..", "/v1/notifications"),

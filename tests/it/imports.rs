@@ -1,4 +1,5 @@
-//! How far an import is: exact at every item, live and replayed, whatever is delivered twice.
+//! The progress of an import is exact at every item, live and replayed, although deliveries come
+//! twice.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +7,7 @@ use crate::support::{Event, Merchant, Notification, Progress, World};
 
 const MERCHANT: &str = "merchant-42";
 
-/// Every so many-th item fails.
+/// Every eighth item fails.
 const FAILS_EVERY: usize = 9;
 
 fn items(import: &str, count: usize) -> Vec<Event> {
@@ -48,7 +49,7 @@ async fn every_step_says_how_far_the_import_is_and_a_replay_tells_the_end_and_th
         .publish(&Event::import_finished(MERCHANT, "spring", "finished"))
         .await;
 
-    // A session that is behind for a moment gets the newest only.
+    // A session that is behind for a moment gets only the newest.
     let live = take_through(&mut merchant, 233).await;
     assert!(live.len() > 30, "{} came live", live.len());
     for notification in live.values() {
@@ -81,7 +82,7 @@ async fn every_step_says_how_far_the_import_is_and_a_replay_tells_the_end_and_th
         Some((30, 3, None, "running".into()))
     );
 
-    // Started, finished, an order, and 22 and 3 failures: the rest is progress, which nobody has to read.
+    // Started, finished, an order, and 22 and 3 failures. The rest is progress, which is collapsed.
     let mut late = world
         .merchant(MERCHANT)
         .device("late")
@@ -111,7 +112,8 @@ async fn every_step_says_how_far_the_import_is_and_a_replay_tells_the_end_and_th
     world.finish().await;
 }
 
-/// Takes and acknowledges what comes up to a number, by number; what does not come is collapsed.
+/// Receives and acknowledges notifications up to `last`, by number. The other numbers are
+/// collapsed.
 async fn take_through(merchant: &mut Merchant, last: u64) -> BTreeMap<u64, Notification> {
     let mut taken = BTreeMap::new();
     while !taken.contains_key(&last) {
@@ -285,7 +287,7 @@ async fn a_late_start_belongs_to_the_run_that_it_missed() {
     world.finish().await;
 }
 
-/// What the last version calls, with the item in its data only.
+/// The call of the last version, with the item only in its data.
 const LAST_VERSION_APPENDS: &str = r#"
     select append_batch(array['merchant-42'], array[3::bigint], array[2::bigint], array_fill('merchant-42'::text, array[3]),
         array[2, 1, 0], array_fill('/last'::text, array[3]), array['a', 'b', 'c'],

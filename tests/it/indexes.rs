@@ -1,11 +1,11 @@
-//! Indexes are built beside a service that works, and the queries that need them use them.
+//! Indexes are built while the service runs, and the queries that need them use them.
 
 use sqlx::postgres::PgConnection;
 use sqlx::{Connection as _, Executor as _};
 
 use crate::support::{PATIENCE, World, eventually, holds};
 
-/// As if the newest migration had not run.
+/// As before the newest migration.
 const WITHOUT_INDEX: &str = "drop index notifications_created_at; delete from _sqlx_migrations where description = 'notifications by time'";
 
 #[tokio::test]
@@ -29,7 +29,8 @@ async fn an_index_whose_build_failed_is_built_again_by_the_next_migration() {
         .expect_err("a transaction writes");
     assert_eq!(valid_indexes(&world).await, 0);
 
-    // The build waits for transactions, however long they take, and the migration that waits for it does not end it.
+    // The build waits for transactions, however long they take. A second migration that waits for
+    // it does not end it.
     let settings = [("DATABASE_URL", world.database_url())];
     let both = async {
         tokio::join!(
@@ -90,7 +91,7 @@ async fn a_query_for_the_last_minutes_reads_few_pages_of_many() {
     world.finish().await;
 }
 
-/// The queries of the runbook that look at the last minutes of notifications.
+/// The queries of the runbook over the last minutes of notifications.
 fn queries_for_minutes() -> Vec<String> {
     let runbook = include_str!("../../docs/runbook.md");
     let commands = runbook

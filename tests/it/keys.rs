@@ -1,4 +1,5 @@
-//! The secret that tokens are signed with: how it is read, and how it is replaced without losing a client.
+//! The secret that signs tokens: how Shopbell reads it, and how operators replace it without losing
+//! a client.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -13,7 +14,8 @@ const NEXT: &str = "the next secret, of thirty-two bytes or more";
 const CURRENT_FILE: &str = "hs256-secret";
 const PREVIOUS_FILE: &str = "hs256-secret-previous";
 
-/// A secret that is mounted as Kubernetes mounts it: `..data` is a link to a folder, and each file a link through it.
+/// A secret as Kubernetes mounts it: `..data` links to a folder, and each file is a link through
+/// it.
 struct Mount {
     folder: PathBuf,
     versions: usize,
@@ -84,7 +86,7 @@ fn page(world: &World, secret: &str) -> Handshake {
         .by_subprotocol()
 }
 
-/// Waits until the replica takes tokens of this secret; until then it asks to come back, every time.
+/// Waits until the replica accepts tokens of this secret. Until then it asks clients to come back.
 async fn expect_taken(world: &World, replica: &Replica, secret: &str) {
     eventually("the replica takes the new secret", PATIENCE, async || {
         let connected = page(world, secret).try_connect(replica.public()).await;
@@ -98,7 +100,7 @@ async fn expect_taken(world: &World, replica: &Replica, secret: &str) {
     .await;
 }
 
-/// Waits until the replica takes tokens of this secret no more.
+/// Waits until the replica rejects tokens of this secret.
 async fn expect_dropped(world: &World, replica: &Replica, secret: &str) {
     eventually(
         "the replica drops the old secret",
@@ -140,7 +142,8 @@ async fn a_rotation_of_the_secret_closes_no_client_for_good() {
     publisher.publish_all(Event::orders(MERCHANT, 2)).await;
     merchant.take_seqs(1..=2).await;
 
-    // Every replica knows the new secret before anybody signs with it, and no replica forgets the old one yet.
+    // Every replica knows the new secret before anyone signs with it. No replica forgets the old
+    // one yet.
     for (mount, replica) in [(&mut first_mount, &first), (&mut second_mount, &second)] {
         mount.swap(&old, Some(NEXT));
         expect_taken(&world, replica, NEXT).await;
@@ -167,7 +170,7 @@ async fn a_rotation_of_the_secret_closes_no_client_for_good() {
         expect_dropped(&world, replica, &old).await;
         expect_taken(&world, replica, NEXT).await;
     }
-    // The session that the old secret opened goes on, and is renewed with the new one.
+    // The session of the old secret continues, and its client renews it with the new secret.
     merchant.show(&world.token(MERCHANT).secret(NEXT)).await;
     publisher.publish_all(Event::orders(MERCHANT, 1)).await;
     merchant.take_seqs(7..=7).await;
@@ -330,7 +333,7 @@ async fn the_canary_signs_with_the_key_of_now() {
     mount.swap(NEXT, Some(&old));
     expect_taken(&world, &replica, NEXT).await;
     flies().await;
-    // Without the old key, which the canary would fail with if it still signed with that.
+    // Without the old key. If the canary still signed with it, it would fail.
     mount.swap(NEXT, None);
     expect_dropped(&world, &replica, &old).await;
     flies().await;
@@ -385,7 +388,8 @@ async fn a_token_that_is_not_valid_yet_is_asked_to_come_back() {
             .await,
         "token_not_valid_yet",
     );
-    // An issuer whose clock is ahead dates its tokens into the future, so its `iat` shows by how much.
+    // If the issuer's clock is ahead, its tokens begin in the future, and their `iat` shows by how
+    // much.
     let skewed = world
         .token(MERCHANT)
         .moment("nbf", 50.5)

@@ -1,9 +1,11 @@
-//! Shopbell, seen from outside: the shipped binary between a real RabbitMQ, a real Postgres and real sockets.
+//! Shopbell, tested from outside: the shipped binary with a real RabbitMQ, a real Postgres and real
+//! sockets.
 //!
-//! Every file is a topic, every test a line of the promise in DESIGN.md, told as a story. Run with `make test`.
+//! Every file is a topic, and every test is one line of the promise in DESIGN.md. Run them with
+//! `make test`.
 #![expect(
     clippy::expect_used,
-    reason = "a test fails by panicking, and says why"
+    reason = "a test fails by panicking with a reason"
 )]
 #![expect(
     unreachable_pub,

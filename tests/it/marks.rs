@@ -1,4 +1,4 @@
-//! Marks (read, handled) of one merchant do not hold up those of another, and are cheap for Postgres.
+//! Marks of one merchant do not delay those of another, and are cheap for Postgres.
 
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
@@ -7,7 +7,7 @@ use crate::support::{Event, PATIENCE, World, eventually, holds};
 
 const READER: &str = "merchant-42";
 const OTHER: &str = "merchant-43";
-/// What one session may send without a reply.
+/// Marks that one session may send before the first reply.
 const WAITING_MAX: usize = 64;
 
 #[tokio::test]
@@ -162,7 +162,7 @@ async fn a_mark_that_fails_does_not_fail_the_marks_written_with_it() {
         .connect(replica.public())
         .await;
 
-    // The others wait for this write, so that the next one takes both.
+    // The other marks wait for this write, so the next write stores both.
     slow.handle("slow", &[1]).await;
     reader.handle(READER, &[1]).await;
     other.handle(OTHER, &[1]).await;
@@ -180,7 +180,7 @@ async fn a_mark_that_fails_does_not_fail_the_marks_written_with_it() {
     );
     assert_eq!(slow.next_state().await.seqs, Some(vec![1]));
     replica
-        .says("what people said could not be stored; they are told")
+        .says("storing marks failed; the sessions are informed")
         .await;
     world.finish().await;
 }
@@ -218,7 +218,7 @@ async fn an_old_snapshot_makes_the_row_of_a_feed_few_pages_long() {
     world
         .execute("insert into feeds (feed) select 'merchant-' || n from generate_series(1, 300) n")
         .await;
-    // An open transaction with a number of its own keeps all row versions, as a dump does.
+    // As a dump does: an open transaction with an id of its own keeps all row versions.
     let snapshot = world.lock("select txid_current()").await;
     let append = "insert into feeds as f (feed, last_seq) select feed, 1 from feeds order by feed
                   on conflict (feed) do update set last_seq = f.last_seq + 1";
@@ -243,7 +243,7 @@ async fn an_old_snapshot_makes_the_row_of_a_feed_few_pages_long() {
     world.finish().await;
 }
 
-/// Notifications that nobody has read: a publisher would take longer.
+/// Unread notifications, written directly because a publisher would take longer.
 async fn store_100_000(world: &World) {
     world
         .meddle(

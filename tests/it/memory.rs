@@ -1,18 +1,19 @@
-//! A session that has seen traffic holds no more memory than one that has not.
+//! A session uses no more memory after traffic than before.
 
 use crate::support::{Event, PATIENCE, World, eventually, holds};
 
 const SESSIONS: u64 = 400;
 /// One broadcast of the largest size that is always allowed.
 const EVENT_BYTES: usize = 64_000;
-/// Half of what one copy of the event for each session would be.
+/// Half of the size of one copy of the event for each session.
 const GROWTH_BYTES_MAX: u64 = SESSIONS * EVENT_BYTES as u64 / 4;
 
 #[tokio::test]
 async fn a_large_broadcast_leaves_no_memory_with_its_sessions() {
     let world = World::new().await;
     let replica = world.serve().await;
-    // The first event opens the connection for hints, whose buffers are the memory of no session.
+    // The first event opens the connection for hints. Its buffers do not count as memory of a
+    // session.
     world
         .publisher()
         .await

@@ -1,4 +1,4 @@
-//! `shopbell migrate` beside a service that works, and on databases that it must refuse.
+//! `shopbell migrate` beside a running service, and on databases that it must refuse.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use crate::support::{PATIENCE, World};
 
-/// An append waits as long as the migration waits for its lock, and a little for a loaded machine.
+/// An append waits as long as the migration waits for its lock, with a margin for a loaded machine.
 const STALL_MAX: Duration = Duration::from_secs(3);
 /// An append that takes longer has waited for the migration.
 const STALLED: Duration = Duration::from_millis(300);
@@ -98,7 +98,7 @@ async fn a_database_that_cannot_hold_every_text_is_refused() {
     world.finish().await;
 }
 
-/// A database as a version left it that knew only the first two migrations.
+/// A database of a version with only the first two migrations.
 async fn database_of_the_second_migration(world: &World) -> String {
     let url = world.another_database();
     create_database(world, &url, "").await;
@@ -150,7 +150,7 @@ async fn create_database(world: &World, url: &str, how: &str) {
 #[tokio::test]
 async fn every_index_on_text_is_in_byte_order() {
     let world = World::new().await;
-    // An index in the order of a locale is wrong after an upgrade of that locale.
+    // After an upgrade of a locale, an index in its order is wrong.
     let others = "select count(*) from pg_index i
         join pg_class c on c.oid = i.indrelid and c.relnamespace = 'public'::regnamespace
         cross join lateral unnest(i.indcollation::oid[]) as key (collation_oid)

@@ -1,5 +1,5 @@
-//! What people and Prometheus look at is what a replica tells: the alert rules, the dashboard and the runbook name metrics that
-//! exist, and each other.
+//! The alert rules, the dashboard and the runbook use metrics that a replica exposes, and name each
+//! other correctly.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,9 +11,9 @@ const ALERTS: &str = "observability/alerts.yaml";
 const DASHBOARD: &str = "observability/grafana/dashboards/shopbell.json";
 const RUNBOOK: &str = "docs/runbook.md";
 
-/// What Prometheus adds to what it scrapes.
+/// Labels that Prometheus adds to each sample.
 const TARGET_LABELS: [&str; 2] = ["job", "instance"];
-/// The bucket of what counts as in time.
+/// The bucket that counts as in time.
 const IN_TIME: &str = r#"le="2.0""#;
 
 #[tokio::test]
@@ -31,9 +31,9 @@ async fn every_metric_that_is_looked_at_is_told_by_a_replica_that_has_done_nothi
     .collect();
     assert!(looked_at.len() > 40, "only these were found: {looked_at:?}");
 
-    // What is known of RabbitMQ is told when it has been asked for the first time.
+    // The metrics of RabbitMQ exist after the first poll.
     eventually(
-        "every metric that is looked at is told",
+        "every metric in use is exposed",
         PATIENCE,
         async || {
             let told = replica.metric_names().await;
@@ -53,14 +53,14 @@ async fn every_metric_that_is_looked_at_is_told_by_a_replica_that_has_done_nothi
             .iter()
             .filter(|(label, _)| !TARGET_LABELS.contains(&label.as_str()))
         {
-            // Each that `=~"one|other"` selects.
+            // Each value of `=~"one|other"`.
             for value in value.trim_start_matches('~').trim_matches('"').split('|') {
                 let wanted = if label == "le" {
                     IN_TIME.to_owned()
                 } else {
                     format!("{label}=\"{value}\"")
                 };
-                // From the start: an alert on an increase needs the zero before it.
+                // From the start, because an alert on an increase needs the zero before it.
                 if !of_it().any(|line| line.contains(&wanted)) {
                     missing.push(format!("{name}{{{wanted}}}"));
                 }
@@ -102,7 +102,7 @@ async fn prometheus_understands_every_query_of_the_dashboard_and_the_runbook() {
     );
     let rules: Vec<_> = queries
         .iter()
-        // As Grafana does before it asks.
+        // Grafana replaces these before it sends a query.
         .map(|query| query.replace("$__rate_interval", "1m"))
         .enumerate()
         .map(
@@ -211,7 +211,7 @@ fn every_panel_explains_itself_and_asks_the_data_source_that_was_chosen() {
     }
 }
 
-/// The rules of each alert, as they are written.
+/// The rules of each alert.
 fn alerts() -> BTreeMap<String, Vec<String>> {
     let mut alerts = BTreeMap::<_, Vec<_>>::new();
     for rule in read(ALERTS).split("- alert: ").skip(1) {
@@ -224,7 +224,7 @@ fn alerts() -> BTreeMap<String, Vec<String>> {
     alerts
 }
 
-/// Titles of the second level, each with what stands under it.
+/// Headings of the second level, each with its section.
 fn sections(file: &str) -> Vec<(String, String)> {
     let text = read(file);
     let sections = text
@@ -236,7 +236,7 @@ fn sections(file: &str) -> Vec<(String, String)> {
         .collect()
 }
 
-/// As a browser finds a heading.
+/// The anchor of a heading in a browser.
 fn anchor(title: &str) -> String {
     title.to_lowercase().replace(' ', "-")
 }
@@ -251,7 +251,8 @@ fn blocks(file: &str, language: &str) -> Vec<String> {
     blocks.map(str::to_owned).collect()
 }
 
-/// Every metric of ours that a text names, with the labels it is selected by. In JSON a quotation mark is escaped.
+/// Every metric of ours in a text, with the labels of its selector. JSON escapes the quotation
+/// marks.
 fn selectors(text: &str) -> Vec<(String, Vec<(String, String)>)> {
     let text = text.replace("\\\"", "\"");
     let is_in_name = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == ':';
@@ -282,7 +283,7 @@ fn selectors(text: &str) -> Vec<(String, Vec<(String, String)>)> {
     selectors
 }
 
-/// The texts of all members of this name, however deep.
+/// All texts with this key, at any depth.
 fn strings_named(name: &str, value: &Value, found: &mut BTreeSet<String>) {
     match value {
         Value::Object(members) => {

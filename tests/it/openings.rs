@@ -1,4 +1,4 @@
-//! Sessions that connect together do not make each other wait, whatever happens to one of them.
+//! Sessions that connect together do not delay each other, even if one of them fails.
 
 use std::time::{Duration, Instant};
 
@@ -7,9 +7,10 @@ use futures_util::future::join_all;
 use crate::support::{Handshake, PATIENCE, Replica, World, eventually, holds};
 
 const MERCHANT: &str = "merchant-42";
-/// Far below the time after which a handshake is refused.
+/// Far below the timeout of a handshake.
 const SOON: Duration = Duration::from_secs(4);
-/// From now on every new connection to this database may only read, as after a fail-over to a standby.
+/// From now on every new connection to this database is read-only, as after a fail-over to a
+/// standby.
 const READ_ONLY: &str = "
     do $$ begin execute format('alter database %I set default_transaction_read_only = on', current_database()); end $$;
     select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()";
@@ -17,7 +18,7 @@ const WRITABLE: &str = "
     set default_transaction_read_only = off;
     do $$ begin execute format('alter database %I reset default_transaction_read_only', current_database()); end $$;
     select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()";
-/// Inserts of one merchant's cursors fail, as they do on a full disk.
+/// Inserts of one merchant's cursors fail, as on a full disk.
 const NO_ROOM_FOR_MERCHANT_13: &str = "
     create function no_room() returns trigger language plpgsql as $$
     begin
@@ -67,7 +68,7 @@ async fn known_devices_connect_while_postgres_takes_no_write() {
 
     world.meddle(READ_ONLY).await;
     let unknown = world.merchant("merchant-new");
-    // The connections that were ended may cost one attempt.
+    // Each connection that was ended may cost one attempt.
     eventually(
         "a known device connects to a read-only database",
         PATIENCE,
@@ -165,7 +166,7 @@ async fn a_new_subscriber_whose_row_is_locked_delays_nobody() {
     world.finish().await;
 }
 
-/// Connects all at the same time; panics if one of them is not welcomed.
+/// Connects all at the same time. Panics if one of them receives no welcome.
 async fn connect_together(
     replica: &Replica,
     handshakes: &[Handshake],

@@ -1,4 +1,5 @@
-//! Handshakes of pages, which see no HTTP status and choose neither their headers nor their proxies.
+//! Handshakes of pages. A page sees no HTTP status, and chooses neither its headers nor its
+//! proxies.
 
 use std::net::SocketAddr;
 
@@ -12,7 +13,7 @@ const MERCHANT: &str = "merchant-42";
 const UPGRADE: &str = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
                        Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
 
-/// Sends a request as it is.
+/// Sends a request unchanged.
 async fn ask(address: SocketAddr, request: &str) -> Reply {
     let mut stream = TcpStream::connect(address)
         .await

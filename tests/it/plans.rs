@@ -1,10 +1,10 @@
-//! How Postgres runs the page query when it believes that the tables are large.
+//! The plan of the page query if Postgres believes that the tables are large.
 
 use crate::support::{Event, PATIENCE, World, eventually, holds};
 
 const MERCHANT: &str = "merchant-42";
 
-/// Statistics of 100 million notifications in 1,000 feeds, on the few pages that there are.
+/// Statistics of 100 million notifications in 1,000 feeds, on the few pages that exist.
 const STATISTICS: &str = "
 update pg_class set reltuples = 100000000, relpages = greatest(relpages, 1)
     where relname in ('notifications', 'notifications_pkey', 'notifications_source_event_id_feed_key');

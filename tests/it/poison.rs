@@ -1,4 +1,5 @@
-//! An event that can never be stored is kept with its reason, harms no neighbour, and can be mended.
+//! An event that can never be stored is kept with its reason, affects no other event, and can be
+//! replayed after a repair.
 
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use crate::support::{Event, Parcel, World};
 
 const MERCHANT: &str = "merchant-42";
 
-/// Every defect of the contract: its reason, and what was published.
+/// Every defect of the contract, with its reason and the published bytes.
 fn defects() -> Vec<(&'static str, Parcel)> {
     let envelope = |rest: &str| {
         format!(r#"{{"specversion":"1.0","id":"x","source":"/s","type":"order.paid",{rest}}}"#)
@@ -108,7 +109,7 @@ async fn each_defect_is_dead_lettered_with_its_reason_and_harms_no_neighbour() {
         );
         assert!(
             letter.body == defect.body,
-            "{reason}: the body is not what was published"
+            "{reason}: the body differs from the published one"
         );
         assert_eq!(letter.content_type, defect.content_type, "{reason}");
         assert_eq!(
@@ -208,7 +209,7 @@ async fn a_dead_letter_can_be_listed_shown_mended_and_dropped() {
     assert_eq!(
         list().await.len(),
         1,
-        "what was replayed is no dead letter any more"
+        "a replayed event is no dead letter any more"
     );
 
     world
@@ -252,13 +253,14 @@ async fn dead_letters_that_are_replayed_and_still_broken_are_dead_letters_again(
         );
         assert!(
             letter.body == bad.body(),
-            "the body is not what was published"
+            "the body differs from the published one"
         );
     }
     world.finish().await;
 }
 
-/// What RabbitMQ confirms and lapin alone could not read, one defect each; and the reason where it is a dead letter.
+/// Headers that RabbitMQ confirms and lapin alone could not read, one defect each, with the reason
+/// if it is a dead letter.
 fn unreadable() -> Vec<(RawMessage, Option<&'static str>)> {
     /// More do not fit RabbitMQ's frame of 128 KiB.
     const LEVELS_MAX: usize = 26_000;
@@ -274,7 +276,7 @@ fn unreadable() -> Vec<(RawMessage, Option<&'static str>)> {
     };
     let header = |name: &[u8], value: &[u8]| [&[name.len() as u8], name, value].concat();
     let nested = |levels| header(b"nested", &nested_arrays(levels));
-    // Tables instead of arrays, each with one entry: an empty name, and the next table.
+    // Tables instead of arrays, each with one entry: an empty name and the next table.
     let tables = (0..10_000_u32)
         .rev()
         .flat_map(|inside| [b"\0F", &(inside * 6).to_be_bytes()[..]].concat())
@@ -337,7 +339,7 @@ fn unreadable() -> Vec<(RawMessage, Option<&'static str>)> {
             },
             Some("unsupported_content_type"),
         ),
-        // What is dead-lettered is published again, with the headers and the routing key that it came with.
+        // The dead-lettered event is published again with its original headers and routing key.
         (
             RawMessage {
                 headers: nested(10_000),
@@ -414,7 +416,7 @@ async fn what_only_rabbitmq_can_read_ends_no_connection_and_harms_no_neighbour()
             )
             .await;
     };
-    // A connection that ends is away for a while at least, and seen so.
+    // A connection that ends is away for a while, and the metrics show that.
     let watch = async {
         loop {
             let ready = replica.get("/readyz").await.text();

@@ -17,7 +17,7 @@ struct Finding {
 #[tokio::test]
 async fn an_order_goes_its_whole_way_through_pgbouncer_in_session_mode() {
     let world = World::new().await;
-    // As it is installed; and set to drop the parameters that it would refuse.
+    // With its default configuration, and configured to drop the parameters that it would refuse.
     for more in [
         "",
         "ignore_startup_parameters = extra_float_digits, options",
@@ -63,7 +63,7 @@ async fn doctor_and_migrate_report_a_pooler_in_transaction_mode() {
     let done = doctor(&world, &url).await;
     let finding = the(&done, "postgres.sessions");
     assert!(finding.found.contains("pooler"), "{finding:?}");
-    // Nobody has set them for the role, and a session of ours may be another's next time.
+    // The role has no settings, and PgBouncer may give one server session to several of ours.
     for guard in ["statement_timeout", "idle_in_transaction_session_timeout"] {
         let finding = the(&done, &format!("postgres.session.{guard}"));
         assert_eq!(finding.state, "warning", "{finding:?}");
@@ -81,13 +81,14 @@ async fn doctor_and_migrate_report_a_pooler_in_transaction_mode() {
     world.finish().await;
 }
 
-/// With a PgBouncer that can keep prepared statements the service works; with an older one doctor reports why it does not.
+/// If PgBouncer can keep prepared statements in transaction mode, the service works. If not, doctor
+/// reports the reason.
 #[tokio::test]
 async fn an_order_goes_its_whole_way_in_transaction_mode_if_pgbouncer_can() {
     let world = World::new().await;
     world.meddle(GUARDS).await;
     let can = PgBouncer::keeps_prepared_statements().await;
-    // Fewer server processes than the replica has connections, so that they are shared.
+    // Fewer server processes than connections of the replica, so that they are shared.
     let more = if can {
         "default_pool_size = 4\nmax_prepared_statements = 200"
     } else {

@@ -1,4 +1,4 @@
-//! The connections to Postgres: a silent or demoted server does not keep them.
+//! Connections to Postgres: a server that is silent or demoted does not keep them.
 
 use std::time::Duration;
 
@@ -8,9 +8,9 @@ use tokio::net::TcpStream;
 use crate::support::{Event, PATIENCE, Proxy, Replica, World, eventually, holds, http};
 
 const MERCHANT: &str = "merchant-42";
-/// As many as the pool of history has.
+/// As many as the history pool has.
 const HISTORY_CONNECTIONS: usize = 3;
-/// An answer within this comes at once: far below the time after which a silent statement is given up (12 s).
+/// A reply within this time is immediate: it is far below the timeout of a silent statement (12 s).
 const AT_ONCE: Duration = Duration::from_secs(4);
 
 #[tokio::test]
@@ -29,7 +29,7 @@ async fn aborted_requests_to_a_silent_database_give_their_connections_back() {
         .await;
     world.expect_stored(MERCHANT, 5).await;
 
-    // While nobody may read, as many requests as there are connections open all of them.
+    // While the table is locked, as many requests as there are connections open all of them.
     let lock = world.lock_notifications().await;
     let first = begin_history(&world, &replica).await;
     history_connections_in_use(&replica, HISTORY_CONNECTIONS).await;
@@ -143,7 +143,8 @@ async fn history(world: &World, replica: &Replica) -> http::Reply {
 
 const PATH: &str = "/v1/feeds/merchant-42/notifications";
 
-/// Asks for history on as many sockets as there are connections, and reads no answer. Dropping them aborts the requests.
+/// Requests the history on as many sockets as there are connections, and reads no response. If they
+/// are dropped, the requests are aborted.
 async fn begin_history(world: &World, replica: &Replica) -> Vec<TcpStream> {
     let token = world.token(MERCHANT).sign();
     let request = format!(

@@ -1,4 +1,4 @@
-//! The frames of `shopbell.v1`, and what ends a session.
+//! The frames of `shopbell.v1`, and the reasons for the end of a session.
 
 use crate::support::{Event, Parcel, World};
 
@@ -62,7 +62,7 @@ async fn a_frame_above_the_bound_closes_the_session_with_1009() {
     let replica = world.serve().await;
     let frame = |bytes: usize| format!(r#"{{"type":"ping","pad":"{}"}}"#, "x".repeat(bytes));
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
-    // Unknown fields are ignored, and 16 KiB are taken.
+    // Unknown fields are ignored, and 16 KiB are accepted.
     merchant.send_text(&frame(16_000)).await;
     merchant.ping().await;
     merchant.send_text(&frame(17_000)).await;
@@ -117,7 +117,7 @@ async fn a_heartbeat_says_what_was_sent_last() {
 async fn a_session_ends_with_its_token_unless_a_fresh_one_is_shown() {
     let world = World::new().await;
     let replica = world.serve().await;
-    // It expires now, and a clock may be five seconds wrong.
+    // It expires now, and clocks may differ by five seconds.
     let short = world.token(MERCHANT).expires_in_seconds(0);
     let merchant = world.merchant(MERCHANT).token(short.sign());
     let mut renewed = merchant.connect(replica.public()).await;
@@ -153,7 +153,7 @@ async fn a_session_ends_with_its_token_unless_a_fresh_one_is_shown() {
         (closed.code, closed.word.as_deref()),
         (4401, Some("token_expired"))
     );
-    // The other one has outlived the same token, and keeps its place.
+    // The other session has outlived the same token, and keeps its place.
     world
         .publisher()
         .await
@@ -209,7 +209,7 @@ async fn a_replay_sends_the_newest_of_a_collapse_key_and_says_what_it_skipped() 
         .enumerate()
     {
         publisher.publish(event).await;
-        // Whoever keeps up gets every one.
+        // A client that keeps up gets every one.
         let seq = seq as u64 + 1;
         live.take_seqs(seq..=seq).await;
     }

@@ -1,4 +1,4 @@
-//! Connections that are not sessions: their number and their memory have a bound of their own, and their idle time is long.
+//! Connections without a session: their number, memory and idle time have bounds of their own.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::support::{PATIENCE, World, eventually, holds, http};
 const MERCHANT: &str = "merchant-42";
 /// More than the bound of 2,048.
 const HALF_SENT: usize = 4_000;
-/// The bound, with what the buffers of a debug build need: less than [`HALF_SENT`] requests would be.
+/// The bound, with the buffers of a debug build. It is less than [`HALF_SENT`] requests would use.
 const GROWTH_BYTES_MAX: u64 = 96 * 1024 * 1024;
 
 #[tokio::test]
@@ -32,7 +32,7 @@ async fn half_sent_requests_shut_nobody_out() {
             let mut stream = TcpStream::connect(address)
                 .await
                 .expect("the replica listens");
-            // The replica may end the connection while it is written.
+            // The replica may end the connection during the write.
             stream.write_all(half.as_bytes()).await.ok();
             stream
         });
@@ -93,7 +93,8 @@ async fn an_idle_connection_outlives_a_half_sent_request() {
         200
     );
 
-    // The second half of a request never comes; the first may come on a connection that was used before.
+    // The second half of a request never arrives. The first may arrive on a connection that was
+    // used before.
     let mut used = TcpStream::connect(replica.public())
         .await
         .expect("the replica listens");
@@ -138,7 +139,7 @@ async fn an_answer_that_nobody_reads_gives_its_connection_back() {
     let mut deaf = TcpStream::connect(replica.public())
         .await
         .expect("the replica listens");
-    // Until neither the replica nor the kernel takes more.
+    // Until neither the replica nor the kernel accepts more.
     let many = whole.repeat(1_000);
     while timeout(Duration::from_secs(1), deaf.write_all(many.as_bytes()))
         .await

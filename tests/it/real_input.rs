@@ -1,12 +1,12 @@
-//! What clients publish that nobody here wrote arrives as they wrote it: the official CloudEvents SDKs for Python (over
-//! pika) and for Node (over amqplib), structured and binary.
+//! Events of the official CloudEvents SDKs for Python (with pika) and Node (with amqplib),
+//! structured and binary, arrive unchanged.
 
 use crate::support::{Sdk, World};
 
 const MERCHANT: &str = "merchant-42";
-/// When the SDKs' events happened: given as a text, as milliseconds, as a timestamp of AMQP.
+/// The time of the SDKs' events, given as a text, as milliseconds and as an AMQP timestamp.
 const TIME: &str = "2026-01-02T03:04:05Z";
-/// JSON that does not survive being parsed and written again; what is handed to an SDK as bytes.
+/// JSON that changes if it is parsed and written again, as bytes for an SDK.
 const RAW: &str = "{ \"z\":123456789012345678901234567890,\"a\" : 1e400, \"nul\":\"\\u0000\",\"a\":-0.0,\r\n\t\"m\":[1.10,2E-0 ],\
     \"half\":\"\\ud800\",\"é\":\"\\u00e9\\/☃\" }";
 
@@ -39,7 +39,7 @@ async fn what_the_node_sdk_publishes_arrives_byte_for_byte() {
     arrives_byte_for_byte(Sdk::Node, &expected).await;
 }
 
-/// `expected`: each event's id, and the data that the SDK makes of what it is handed.
+/// `expected`: each event's id, and the data that the SDK produces from its input.
 async fn arrives_byte_for_byte(sdk: Sdk, expected: &[(&str, &str)]) {
     let world = World::new().await;
     let replica = world.serve().await;
@@ -54,7 +54,7 @@ async fn arrives_byte_for_byte(sdk: Sdk, expected: &[(&str, &str)]) {
     assert_eq!(
         on_the_wire.collect::<Vec<_>>(),
         expected,
-        "what the SDK put on the wire"
+        "the bytes that the SDK published"
     );
 
     let live = merchant.expect_seqs(1..=count).await;

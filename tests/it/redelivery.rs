@@ -1,4 +1,4 @@
-//! The same event, however often it comes, is one notification; and none is missing for it.
+//! An event that is delivered several times is stored once, and none is lost for it.
 
 use std::collections::BTreeSet;
 
@@ -66,7 +66,8 @@ async fn a_redelivery_after_the_commit_is_no_second_notification_and_leaves_no_g
     let publisher = world.publisher().await;
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
 
-    // The replica hears RabbitMQ and is not heard: it stores, and can neither fan out nor acknowledge.
+    // The replica receives from RabbitMQ but cannot send: it stores, and can neither publish hints
+    // nor acknowledge.
     network.stall_upstream();
     publisher.publish_all(Event::orders(MERCHANT, 50)).await;
     world.stored_reaches(1, PATIENCE).await;
@@ -113,7 +114,8 @@ async fn an_ingest_that_is_killed_in_the_middle_loses_nothing_and_repeats_nothin
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_ingests_at_once_make_one_notification_of_an_event_and_no_gap() {
     let world = World::new().await;
-    // Two prefixes over one database: both replicas really ingest, where one prefix has a single active consumer.
+    // Two prefixes over one database: both replicas ingest. With one prefix, only one consumer is
+    // active.
     let other_prefix = world.another_prefix();
     let one = world.serve().await;
     let other = world

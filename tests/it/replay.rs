@@ -1,4 +1,4 @@
-//! What was not acknowledged comes again, in order; what was acknowledged never does.
+//! Notifications that were not acknowledged arrive again in order. Acknowledged ones never do.
 
 use crate::support::{Event, PATIENCE, World, eventually, holds};
 
@@ -180,7 +180,7 @@ async fn a_page_that_takes_long_holds_up_nobody_else() {
         publisher.publish_all(Event::orders(recipient, 10)).await;
         world.expect_stored(recipient, 10).await;
     }
-    // Reading the first one's feed takes until it is no longer held.
+    // Reading the first feed takes until its lock is released.
     world
         .meddle(
             "create table held as select 'merchant-42' as feed;

@@ -1,4 +1,4 @@
-//! Several replicas are one Shopbell.
+//! Several replicas act as one Shopbell.
 
 use crate::support::{Event, PATIENCE, Replica, World, eventually};
 
@@ -22,7 +22,7 @@ async fn clients_on_both_replicas_get_every_notification() {
     let (_, standby) = ingesting_and_standby(&one, &other).await;
     assert!(
         standby.metric("shopbell_hints_received_total").await > 0,
-        "the standby was told by the fan-out"
+        "the standby received a hint"
     );
     world.finish().await;
 }
@@ -89,7 +89,7 @@ async fn a_standby_takes_over_when_the_ingesting_replica_is_killed() {
     world.finish().await;
 }
 
-/// Which of the two has the queue, once something was published.
+/// The replica of the two that consumes the queue, after an event was published.
 async fn ingesting_and_standby<'a>(
     one: &'a Replica,
     other: &'a Replica,
@@ -115,7 +115,7 @@ async fn a_feed_keeps_its_order_when_a_standby_takes_over_from_one_that_leaves()
     hand_over(async |replica: &Replica| assert!(replica.terminate().await.success())).await;
 }
 
-/// Two replicas, of which the one that ingests ends again and again while orders come.
+/// Two replicas. The one that ingests ends again and again while orders arrive.
 async fn hand_over(end: impl AsyncFn(&Replica)) {
     const ORDERS: u64 = 4_000;
     let world = World::new().await;

@@ -1,4 +1,5 @@
-//! Postgres goes back to a moment, as docs/backup.md tells it; its commands are run as they are written there.
+//! Postgres is restored to an earlier moment with the commands of docs/backup.md, as they are
+//! written there.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -33,7 +34,7 @@ async fn a_merchant_gets_every_order_once_over_a_restore() {
     merchant.take_seqs(11..=20).await;
     world.expect_cursor(MERCHANT, "", 20).await;
 
-    // The disk is gone, with all that came after the dump; these wait in RabbitMQ.
+    // The disk is lost, with everything after the dump. These events wait in RabbitMQ.
     assert!(old.terminate().await.success());
     let late = Event::orders(MERCHANT, 2);
     publisher.publish_all(late.clone()).await;
@@ -80,13 +81,14 @@ async fn a_merchant_gets_every_order_once_over_a_restore() {
     world.finish().await;
 }
 
-/// Runs commands in a folder of their own, with `shopbell` and Postgres' programs at hand; gives what they wrote.
+/// Runs commands in a folder of their own, with `shopbell` and the programs of Postgres in the
+/// PATH. Returns their output.
 async fn run(world: &World, folder: &str, restored_url: &str, commands: &str) -> String {
     let shopbell = Path::new(env!("CARGO_BIN_EXE_shopbell"))
         .parent()
         .expect("a program is in a folder")
         .display();
-    // Debian keeps all but psql out of the PATH.
+    // Debian keeps all of them except psql out of the PATH.
     let script = format!(
         "set -euo pipefail
         dump=$(find /usr/lib/postgresql -path '*/bin/pg_dump' | sort -V | tail -n 1)
@@ -101,7 +103,7 @@ async fn run(world: &World, folder: &str, restored_url: &str, commands: &str) ->
     run_any(bash, PATIENCE).await.succeeded().stdout
 }
 
-/// What a section of docs/backup.md has in its blocks for a shell.
+/// The shell blocks of a section of docs/backup.md.
 fn blocks(heading: &str) -> String {
     let page = std::fs::read_to_string("docs/backup.md").expect("the checkout has it");
     let (_, section) = page

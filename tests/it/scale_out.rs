@@ -1,4 +1,4 @@
-//! More than one machine: roles apart, gateways beside each other, partitions of the ingest queue.
+//! More than one machine: separate roles, several gateways, partitions of the ingest queue.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -32,7 +32,7 @@ async fn ingest_has_no_public_port_and_no_secret_and_a_gateway_stores_nothing() 
     merchant.take_seqs(1..=100).await;
     assert!(
         gateway.metric("shopbell_hints_received_total").await > 0,
-        "the gateway was told by the fan-out"
+        "the gateway received a hint"
     );
 
     assert!(ingest.terminate().await.success());
@@ -47,7 +47,7 @@ async fn ingest_has_no_public_port_and_no_secret_and_a_gateway_stores_nothing() 
         },
     )
     .await;
-    // What it has no part in is none of its worries.
+    // A role checks only its own dependencies.
     gateway.ready().await;
     assert_eq!(gateway.metric("shopbell_events_received_total").await, 0);
 
@@ -104,7 +104,7 @@ async fn merchants_of_an_ingesting_replica_that_was_killed_lose_nothing_at_the_o
                 return replica.kill();
             }
         }
-        panic!("none of the three has ingested what is stored");
+        panic!("none of the three has ingested the stored events");
     };
     tokio::join!(
         crowd.publish(&world),
@@ -161,7 +161,8 @@ async fn events_without_the_header_arrive_in_order_through_one_partition() {
     world.finish().await;
 }
 
-/// The procedure of docs/scaling.md, step by step, with a backlog in the old partition and a publisher that does not stop.
+/// The procedure of docs/scaling.md, step by step, with a backlog in the old partition and a
+/// publisher that does not stop.
 #[tokio::test]
 async fn partitions_are_raised_under_load_and_no_event_is_lost_or_overtaken() {
     const ROUNDS_AHEAD: u64 = 60;
@@ -200,7 +201,8 @@ async fn partitions_are_raised_under_load_and_no_event_is_lost_or_overtaken() {
         }
         // (a)
         declare(&world, 4).await;
-        // (b) An event of a round that begins from now on comes through the old partition behind all that is older.
+        // (b) From now on, an event of a new round comes through the old partition behind all older
+        // events.
         let older = begun.load(Ordering::Relaxed);
         eventually(
             "an event published after (a) is stored",
@@ -327,7 +329,8 @@ async fn partitions_that_an_operator_should_have_declared_are_missed_by_name() {
     world.finish().await;
 }
 
-/// Merchants, and the orders of each in the order in which they are published: round by round, one of each merchant.
+/// Merchants, and the orders of each in publishing order: in each round, one order of each
+/// merchant.
 struct Crowd {
     merchants: Vec<String>,
     orders: Vec<Vec<Event>>,
@@ -372,7 +375,7 @@ impl Crowd {
         world.publisher().await.publish_all(self.parcels()).await;
     }
 
-    /// Every merchant gets its orders as they were published, each once, wherever its client has to go for them.
+    /// Each merchant receives its orders once and in publishing order, from any replica.
     async fn expect_all(&self, world: &World, replicas: &[Replica]) {
         let follow = |number: usize| async move {
             let (merchant, orders) = (&self.merchants[number], &self.orders[number]);
@@ -390,7 +393,8 @@ impl Crowd {
     }
 }
 
-/// A client that keeps its own place, and goes to the next replica where its session ends. Gives the ids as they came.
+/// A client that keeps its own place, and connects to the next replica if its session ends. Returns
+/// the ids in the order of arrival.
 async fn follow<'a>(
     world: &World,
     merchant: &str,
@@ -420,7 +424,7 @@ async fn follow<'a>(
     ids
 }
 
-/// The next notification, or none where the session ends before it comes.
+/// The next notification, or none if the session ends before.
 async fn next_or_end(session: &mut Merchant) -> Option<Notification> {
     let next = async {
         loop {
@@ -436,7 +440,7 @@ async fn next_or_end(session: &mut Merchant) -> Option<Notification> {
         .expect("a notification comes, or the session ends")
 }
 
-/// Runs `shopbell declare`, and gives what it declared: kind and name.
+/// Runs `shopbell declare`, and returns the kind and name of each declared object.
 async fn declare(world: &World, partitions: u8) -> Vec<(String, String)> {
     #[derive(Deserialize)]
     struct Declared {
@@ -467,7 +471,7 @@ async fn partitioned_ingest(world: &World) -> Replica {
         .await
 }
 
-/// How many events wait in each of four partitions.
+/// The number of waiting events in each of four partitions.
 async fn depths(world: &World) -> [u32; 4] {
     let (broker, mut depths) = (world.broker().await, [0; 4]);
     for (depth, queue) in depths

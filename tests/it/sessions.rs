@@ -44,7 +44,7 @@ async fn a_device_has_a_cursor_of_its_own() {
     );
     let mut at_the_till = till.connect(replica.public()).await;
     assert_eq!(at_the_till.welcome().device.as_deref(), Some("till"));
-    // Known from its first connection on: what others acknowledge meanwhile is kept for it.
+    // Known from its first connection on. Acks of other devices do not move it.
     phone.connect(replica.public()).await.leave().await;
 
     world
@@ -92,7 +92,7 @@ async fn a_client_that_invents_devices_pushes_out_its_own_oldest_and_is_not_lock
     assert_eq!(
         world.cursors(MERCHANT).await,
         64,
-        "a bound on what one subscriber can make us keep"
+        "a bound on the cursors of one subscriber"
     );
     world.finish().await;
 }
@@ -144,7 +144,7 @@ async fn a_session_sees_the_feeds_that_its_token_names_and_nothing_else() {
     publisher.publish_all(Event::orders("merchant-4", 10)).await;
     publisher.publish_all(Event::orders(MERCHANT, 1)).await;
 
-    // A notification of any other feed would end these stories: it is none of the welcome's.
+    // Would end these stories: the welcome has no other feed.
     assert_eq!(merchant.next_notification().await.feed, MERCHANT);
     for _ in 0..11 {
         accountant.next_notification().await;
@@ -202,7 +202,7 @@ async fn everyone_gets_the_broadcast_feed() {
 async fn a_replica_takes_as_many_files_as_the_system_allows() {
     let world = World::new().await;
     let replica = world.replica().open_files(64).start().await;
-    // More than the limit that it was started under.
+    // More than the limit that it was started with.
     let mut merchants = Vec::new();
     for number in 0..80 {
         merchants.push(

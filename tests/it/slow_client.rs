@@ -1,4 +1,4 @@
-//! A slow client holds nothing and nobody up.
+//! A slow client delays no other client, and its memory is bounded.
 
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ async fn a_client_that_never_acknowledges_gets_one_window_and_no_more() {
     publisher.publish_all(Event::orders(MERCHANT, 25)).await;
     world.expect_stored(MERCHANT, 25).await;
 
-    // More than the window of 10 outstanding would end the story at any of these frames.
+    // If more than the window of 10 were outstanding, the story would end at one of these frames.
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
     merchant.expect_seqs(1..=10).await;
     merchant.ping().await;
@@ -91,9 +91,10 @@ async fn clients_that_read_or_acknowledge_nothing_hold_bounded_memory_and_slow_n
     const BUSY: &str = "busy";
     const ROUNDS: usize = 30;
     const EVENTS_PER_ROUND: usize = 150;
-    /// A third of what flows to each of the slow ones: whoever kept it for them would show.
+    /// A third of the bytes for each slow client. If a part kept them, its memory would show it.
     const GROWTH_BYTES_MAX: u64 = (ROUNDS * EVENTS_PER_ROUND * EVENT_BYTES / 3) as u64;
-    /// From the publish of a live event to its arrival, with a round of large ones before it in the queue.
+    /// From the publish of a live event to its arrival, with a round of large ones before it in the
+    /// queue.
     const LIVE_BOUND: Duration = Duration::from_secs(5);
 
     let world = World::new().await;
@@ -111,7 +112,7 @@ async fn clients_that_read_or_acknowledge_nothing_hold_bounded_memory_and_slow_n
                 .await,
         );
     }
-    // These read, each on a task of its own, and never acknowledge: they get one window.
+    // Each reads on a task of its own, and never acknowledges, so it gets one window.
     let window = deaf[0].welcome().window;
     let mute: Vec<_> = deaf.drain(..10).collect();
     let mute = mute.into_iter().map(|mut merchant| {
@@ -173,7 +174,7 @@ async fn a_client_from_which_nothing_is_heard_is_closed_with_4408() {
         .await
         .publish_all(Event::orders(MERCHANT, 3))
         .await;
-    // Nobody polls its socket: it answers no ping.
+    // Nothing polls its socket, so it answers no ping.
     let deaf = world.merchant(MERCHANT).connect(replica.public()).await;
     let mut alive = world
         .merchant("merchant-43")
@@ -244,7 +245,7 @@ async fn a_slow_line_gets_everything_in_its_own_time() {
 
 #[tokio::test]
 async fn a_client_that_asks_for_history_and_reads_no_answer_is_let_go() {
-    /// Past the age at which a connection that is no WebSocket is ended, and the time for its last answer.
+    /// Older than the age limit of connections without a session, plus the time for a last reply.
     const BOUND: Duration = Duration::from_secs(60);
     let world = World::new().await;
     let replica = world.serve().await;
@@ -263,7 +264,7 @@ async fn a_client_that_asks_for_history_and_reads_no_answer_is_let_go() {
     let request = format!(
         "GET /v1/feeds/{MERCHANT}/notifications HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n"
     );
-    // Far more answers than any buffer on the way holds.
+    // Far more replies than all buffers on the way hold.
     let asked = tokio::time::timeout(BOUND, async {
         for _ in 0..200 {
             stream.write_all(request.as_bytes()).await?;

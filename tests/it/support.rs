@@ -1,7 +1,7 @@
-//! The stage for the stories: one [`World`] a test, with its own database, its own names in the broker and its own key,
-//! and in it the shipped binary, publishers, merchants and faults.
+//! The stage for the stories: one [`World`] for each test, with its own database, its own prefix in
+//! RabbitMQ and its own key. In it run the shipped binary, publishers, merchants and faults.
 //!
-//! Nothing here knows the inside of Shopbell: it speaks AMQP, WebSocket, HTTP and SQL, as everybody else does.
+//! Nothing here depends on the inside of Shopbell. All modules use AMQP, WebSocket, HTTP and SQL.
 
 mod broker;
 mod collector;
@@ -52,6 +52,5 @@ pub use world::{Setup, World};
 
 use std::time::Duration;
 
-/// How long a story waits for something that must come: long enough for a loaded machine of two cores, so that only
-/// what never comes runs into it.
+/// The bound for each wait. It is long enough for a loaded machine of two cores.
 pub const PATIENCE: Duration = Duration::from_secs(30);

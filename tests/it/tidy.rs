@@ -1,9 +1,9 @@
-//! What ARCHITECTURE.md and the README say about the sources is so. These tests read files, and need no services.
+//! ARCHITECTURE.md and the README match the sources. These tests read files, and need no services.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-/// What stands in these parts only. (Right behind a `\"` it is the name of a log, which may stand anywhere.)
+/// Names that only these parts may use. (Directly after a `\"`, it is the name of a log target.)
 const OWNED: [(&[&str], &[&str]); 5] = [
     (&["lapin::"], &["amqp"]),
     (&["sqlx::query", "sqlx::raw_sql", "sqlx::{"], &["store"]),
@@ -12,16 +12,16 @@ const OWNED: [(&[&str], &[&str]); 5] = [
         &["store"],
     ),
     (&["anyhow::"], &["commands", "main"]),
-    // So ingest acknowledges with the proof `Published` and with nothing else.
+    // So only the proof `Published` allows ingest to acknowledge.
     (&["acknowledge_through"], &["amqp", "fanout"]),
 ];
-/// The pure parts, and what never stands in them: sockets, clocks, randomness.
+/// The pure parts use no socket, no clock and no randomness.
 const PURE: [&str; 2] = ["gateway/session/state", "model"];
 const IMPURE: [&str; 8] = [
     "tokio::", "std::net", "std::env", "std::fs", "::now", "fastrand", "new_v4", "now_v7",
 ];
 
-/// A file that is longer has more than one reason to change.
+/// A longer file has more than one reason to change.
 const LINES_MAX: usize = 500;
 
 #[test]
@@ -73,7 +73,7 @@ fn imports_follow_the_table_in_the_architecture() {
     none(wrong, remedy);
 }
 
-/// The modules of ours that a line of a module names, such as `model/feed/Seq`.
+/// Our modules that a line of code names, such as `model/feed/Seq`.
 fn imports(module: &str, line: &str) -> Vec<String> {
     let end = |text: &str| {
         text.find(|c: char| !c.is_alphanumeric() && !"_:".contains(c))
@@ -116,7 +116,7 @@ fn what_one_part_owns_stands_in_no_other() {
     }
     none(
         wrong,
-        "Put it behind a function of the part that owns it; what is pure takes it as an argument.",
+        "Put it behind a function of the part that owns it. A pure part takes it as an argument.",
     );
 }
 
@@ -136,7 +136,7 @@ fn the_code_map_names_every_module() {
     let modules: BTreeSet<_> = modules.collect();
     assert_eq!(
         mapped, modules,
-        "ARCHITECTURE.md's code map (left) is not what src/lib.rs has: correct the map"
+        "ARCHITECTURE.md's code map (left) differs from src/lib.rs: correct the map"
     );
 }
 
@@ -184,7 +184,7 @@ fn the_readme_lists_every_setting() {
     let settings = |text: String| -> BTreeSet<String> {
         let names =
             text.split(|c: char| !c.is_ascii_uppercase() && !c.is_ascii_digit() && c != '_');
-        // `SHOPBELL_TOKEN` is no setting: the service only does not complain of it.
+        // `SHOPBELL_TOKEN` is no setting. The service only accepts it without a complaint.
         let known = |name: &&str| {
             name.starts_with("SHOPBELL_") && !["SHOPBELL_", "SHOPBELL_TOKEN"].contains(name)
         };
@@ -204,11 +204,11 @@ fn the_readme_lists_every_setting() {
     );
     assert_eq!(
         listed, taken,
-        "the table in README.md (left) is not what src/config.rs reads: correct the table"
+        "the table in README.md (left) differs from src/config.rs: correct the table"
     );
 }
 
-/// Every line of src/ that is no comment and stands above the tests: its part (`session/state`), its place, its text.
+/// Every line of code in src/ above the tests: its part (`session/state`), its place and its text.
 fn code() -> Vec<(String, String, String)> {
     let mut code = Vec::new();
     for file in files(&["src"])

@@ -1,4 +1,4 @@
-//! Where a publisher traces an event, its trace goes on to the ack; seen in a real collector.
+//! If a publisher traces an event, its trace continues to the ack. A real collector receives it.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ const MERCHANT: &str = "merchant-42";
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const PUBLISHERS_SPAN: &str = "b7ad6b7169203331";
 
-/// A replica that tells the collector.
+/// A replica that exports spans to the collector.
 async fn traced(world: &World, collector: &Collector) -> Replica {
     let replica = world
         .replica()
@@ -18,7 +18,7 @@ async fn traced(world: &World, collector: &Collector) -> Replica {
     replica.with("OTEL_BSP_SCHEDULE_DELAY", 100).start().await
 }
 
-/// What comes before the collector has as many spans as `named` of this name; then those.
+/// All spans before the collector has `count` spans with this name, and then those.
 async fn spans(collector: &Collector, name: &str, count: usize) -> Vec<Span> {
     eventually(&format!("{count} spans {name:?}"), PATIENCE, async || {
         let spans = collector.spans();
@@ -36,7 +36,7 @@ async fn spans(collector: &Collector, name: &str, count: usize) -> Vec<Span> {
     .await
 }
 
-/// The one span of this name.
+/// The only span of this name.
 async fn span(collector: &Collector, name: &str) -> Span {
     spans(collector, name, 1).await.remove(0)
 }
@@ -58,7 +58,7 @@ async fn one_trace_goes_from_the_publisher_to_the_clients_ack_over_two_replicas(
         merchant.expect_caught_up(MERCHANT).await;
         merchants.push(merchant);
     }
-    // Only a gateway that is known to be there is told over RabbitMQ, so that both are.
+    // A replica publishes hints only to known gateways, so both must be known.
     let settings = [("OTEL_EXPORTER_OTLP_ENDPOINT", &*collector.endpoint())];
     let published = [
         "publish",
@@ -99,7 +99,7 @@ async fn one_trace_goes_from_the_publisher_to_the_clients_ack_over_two_replicas(
             "{attribute} in {process:#?}"
         );
     }
-    // The batch, with its commit, is a trace of its own: each of the two knows the other.
+    // The batch with its commit is a trace of its own. The two traces link to each other.
     let batch = span(&collector, &format!("batch {}", world.name("ingest"))).await;
     assert_eq!(batch.links, [(publish.trace.clone(), publish.id.clone())]);
     assert_eq!(process.links, [(batch.trace.clone(), batch.id.clone())]);
@@ -215,7 +215,7 @@ async fn no_order_waits_for_its_trace() {
         .connect(replica.public())
         .await;
     elsewhere.expect_seqs(1..=20).await;
-    // One statement alone would have waited for as long.
+    // One statement alone would have waited as long.
     assert!(
         begun.elapsed() < Duration::from_secs(10),
         "it took {:?}",
@@ -225,7 +225,7 @@ async fn no_order_waits_for_its_trace() {
     world.finish().await;
 }
 
-/// With the header that an instrumented AMQP client sends along.
+/// With the header that an instrumented AMQP client adds.
 fn sampled(event: Event, flags: &str) -> Parcel {
     let mut parcel = Parcel::from(event);
     let traceparent = format!("00-{TRACE}-{PUBLISHERS_SPAN}-{flags}");

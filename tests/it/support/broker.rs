@@ -1,4 +1,4 @@
-//! RabbitMQ from outside: what lies in a queue, and taking exchanges away.
+//! RabbitMQ from outside: the content of queues, and the removal of exchanges.
 
 use lapin::options::{
     BasicGetOptions, ExchangeDeclareOptions, ExchangeDeleteOptions, QueueDeclareOptions,
@@ -9,7 +9,7 @@ use lapin::{Channel, Connection, ConnectionProperties, ExchangeKind};
 
 use super::{PATIENCE, eventually};
 
-/// Queues that Shopbell declares, by what follows the prefix.
+/// Queues that Shopbell declares, without the prefix.
 const QUEUES: [&str; 7] = [
     "gateways",
     "ingest",
@@ -19,7 +19,7 @@ const QUEUES: [&str; 7] = [
     "dead-letter",
     "unroutable",
 ];
-/// Exchanges that Shopbell declares, by what follows the prefix.
+/// Exchanges that Shopbell declares, without the prefix.
 const EXCHANGES: [&str; 6] = [
     "events",
     "partitions",
@@ -29,17 +29,16 @@ const EXCHANGES: [&str; 6] = [
     "receipts",
 ];
 
-/// A connection for looking and meddling.
+/// A connection to inspect and change RabbitMQ.
 pub struct Broker {
     connection: Connection,
 }
 
-/// What lies in a queue, as it lies there.
+/// A message in a queue.
 #[derive(Debug, Clone)]
 pub struct Letter {
-    /// The bytes.
     pub body: Vec<u8>,
-    /// What they claim to be.
+    /// Their content type.
     pub content_type: Option<String>,
     headers: FieldTable,
 }
@@ -67,9 +66,9 @@ impl Broker {
         }
     }
 
-    /// How many lie in `queue`, ready for whoever consumes it; `None` where there is no such queue.
+    /// The number of ready messages in `queue`; `None` if the queue does not exist.
     pub async fn depth(&self, queue: &str) -> Option<u32> {
-        // On a channel of its own: asking for a queue that is not there closes it.
+        // On a channel of its own, because asking for a missing queue closes it.
         let options = QueueDeclareOptions {
             passive: true,
             ..QueueDeclareOptions::default()
@@ -82,7 +81,7 @@ impl Broker {
         declared.ok().map(|queue| queue.message_count())
     }
 
-    /// Reads `queue` until `count` letters lie in it, and puts them back as they were.
+    /// Reads `queue` until it holds `count` dead letters, and puts them back unchanged.
     pub async fn letters(&self, queue: &str, count: usize) -> Vec<Letter> {
         eventually(
             &format!("{count} letters lie in {queue}"),
@@ -99,7 +98,7 @@ impl Broker {
         .await
     }
 
-    /// Deletes an exchange with its bindings, behind everybody's back.
+    /// Deletes an exchange with its bindings, unknown to Shopbell.
     pub async fn delete_exchange(&self, name: &str) {
         let deleted = self
             .channel()
@@ -109,7 +108,7 @@ impl Broker {
         deleted.expect("an exchange can be deleted");
     }
 
-    /// Declares a durable fan-out exchange, without a binding.
+    /// Declares a durable fan-out exchange without a binding.
     pub async fn declare_fanout(&self, name: &str) {
         let options = ExchangeDeclareOptions {
             durable: true,
@@ -127,7 +126,7 @@ impl Broker {
         declared.expect("an exchange can be declared");
     }
 
-    /// Takes a queue's binding to a topic exchange away, behind everybody's back.
+    /// Removes a queue's binding to a topic exchange, unknown to Shopbell.
     pub async fn unbind(&self, queue: &str, exchange: &str) {
         let (key, none) = ("#".into(), FieldTable::default());
         let unbound = self
@@ -138,7 +137,7 @@ impl Broker {
         unbound.expect("a binding can be taken away");
     }
 
-    /// Throws away what lies in a queue.
+    /// Purges a queue.
     pub async fn purge(&self, queue: &str) {
         let purged = self
             .channel()
@@ -148,7 +147,7 @@ impl Broker {
         purged.expect("a queue can be purged");
     }
 
-    /// Declares a durable queue with no arguments, which is a classic one.
+    /// Declares a durable queue without arguments, which is a classic one.
     pub async fn declare_classic(&self, name: &str) {
         let options = QueueDeclareOptions {
             durable: true,
@@ -162,7 +161,7 @@ impl Broker {
         declared.expect("a queue can be declared");
     }
 
-    /// Removes all that Shopbell declared under `prefix`.
+    /// Deletes all that Shopbell declared under `prefix`.
     pub async fn clear(&self, prefix: &str) {
         let channel = self.channel().await;
         for queue in QUEUES {
@@ -177,7 +176,7 @@ impl Broker {
         }
     }
 
-    /// All of `queue`; unacknowledged, so that closing the channel puts it back.
+    /// All of `queue`. Nothing is acknowledged, so closing the channel puts it back.
     async fn read(&self, queue: &str) -> Vec<Letter> {
         let (channel, mut letters) = (self.channel().await, Vec::new());
         while let Ok(Some(message)) = channel

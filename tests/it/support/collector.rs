@@ -11,10 +11,10 @@ use super::command::run_any;
 use super::log::Log;
 use super::{PATIENCE, eventually};
 
-/// How long installing may take: on a slow network.
+/// Bound for the installation on a slow network.
 const INSTALL_BOUND: Duration = Duration::from_secs(900);
 
-/// A running collector; ends when it is dropped.
+/// A running collector. It ends when it is dropped.
 pub struct Collector {
     address: SocketAddr,
     printed: Log,
@@ -24,19 +24,16 @@ pub struct Collector {
 /// A span as it was received.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Span {
-    /// Its trace.
     pub trace: String,
-    /// Its id.
     pub id: String,
-    /// The span that it is a part of; empty for a root.
+    /// The id of its parent span; empty for a root.
     pub parent: String,
-    /// What was done.
     pub name: String,
     /// `SPAN_KIND_…`.
     pub kind: String,
     /// Attributes, as `name: Type(value)`.
     pub attributes: Vec<String>,
-    /// Traces and spans that it is linked to.
+    /// Traces and spans of its links.
     pub links: Vec<(String, String)>,
 }
 
@@ -85,12 +82,12 @@ impl Collector {
         }
     }
 
-    /// What `OTEL_EXPORTER_OTLP_ENDPOINT` is to be.
+    /// The value for `OTEL_EXPORTER_OTLP_ENDPOINT`.
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// What was received so far.
+    /// The spans received so far.
     pub fn spans(&self) -> Vec<Span> {
         let (mut spans, mut in_links) = (Vec::<Span>::new(), false);
         for line in self.printed.text().lines().map(str::trim) {
@@ -137,7 +134,8 @@ impl Drop for Collector {
     }
 }
 
-/// Taken by the collector a moment later: nobody else asks for a port there meanwhile, or the start fails and says so.
+/// The collector binds it a moment later. If another process takes the port meanwhile, the start
+/// fails with an error.
 fn free_address() -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
     listener.local_addr().expect("a listener has an address")

@@ -9,17 +9,15 @@ use tokio::time::timeout;
 
 use super::process::{Environment, shopbell, signal};
 
-/// How long a command may take: also one that waits for what a story publishes meanwhile.
+/// Bound for a command, also if it waits for events that a story publishes meanwhile.
 const COMMAND_BOUND: Duration = Duration::from_secs(60);
 
-/// What a command said and how it ended.
+/// The output and the exit status of a command.
 #[derive(Debug)]
 pub struct Done {
-    /// The exit status; `None` where a signal ended it.
+    /// The exit status; `None` if a signal ended it.
     pub status: Option<i32>,
-    /// The data.
     pub stdout: String,
-    /// The talk.
     pub stderr: String,
 }
 
@@ -31,14 +29,13 @@ impl Done {
         self
     }
 
-    /// Asserts an exit status.
     #[track_caller]
     pub fn failed_with(self, status: i32) -> Self {
         assert_eq!(self.status, Some(status), "{self:?}");
         self
     }
 
-    /// The data of `--output json`: one object a line.
+    /// The output of `--output json`: one object in each line.
     #[track_caller]
     pub fn json_lines<T: DeserializeOwned>(&self) -> Vec<T> {
         let parse =

@@ -1,4 +1,5 @@
-//! Events as publishers write them: CloudEvents 1.0, structured, and anything else that may come over AMQP.
+//! Events as publishers write them: structured CloudEvents 1.0, and anything else that may arrive
+//! over AMQP.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -9,10 +10,10 @@ use serde_json::value::RawValue;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-/// The source that events of the stories carry unless they say otherwise.
+/// The default source of events in the stories.
 pub const SOURCE: &str = "/shop/orders";
 
-/// A CloudEvents event, well formed unless a story bends it.
+/// A CloudEvents event. It is well formed unless a story changes it.
 #[derive(Clone, Serialize)]
 pub struct Event {
     specversion: &'static str,
@@ -31,7 +32,7 @@ pub struct Event {
 }
 
 impl Event {
-    /// Any event: its type and its data, JSON as text.
+    /// An event of any type, with its data as JSON text.
     pub fn new(event_type: &str, recipient: &str, data: &str) -> Self {
         Self {
             specversion: "1.0",
@@ -53,12 +54,12 @@ impl Event {
         Self::new("order.created", recipient, &data).id(&id)
     }
 
-    /// `count` orders of `recipient`, in the order in which they are to be numbered.
+    /// `count` orders of `recipient`, in the order of their numbers.
     pub fn orders(recipient: &str, count: usize) -> Vec<Self> {
         (0..count).map(|_| Self::order(recipient)).collect()
     }
 
-    /// An import begins.
+    /// The start of an import.
     pub fn import_started(recipient: &str, import: &str, total: usize) -> Self {
         Self::new(
             "import.started",
@@ -67,7 +68,7 @@ impl Event {
         )
     }
 
-    /// An item was imported, or failed.
+    /// An imported or failed item.
     pub fn import_item(recipient: &str, import: &str, index: usize, failed: bool) -> Self {
         let outcome = if failed {
             r#""failed","error":"no price""#
@@ -80,7 +81,7 @@ impl Event {
         Self::new("import.item", recipient, &data)
     }
 
-    /// An import is over.
+    /// The end of an import.
     pub fn import_finished(recipient: &str, import: &str, status: &str) -> Self {
         Self::new(
             "import.finished",
@@ -89,38 +90,37 @@ impl Event {
         )
     }
 
-    /// The event's own id, unique within its source.
+    /// The id of the event, unique within its source.
     pub fn id(mut self, id: &str) -> Self {
         self.id = id.to_owned();
         self
     }
 
-    /// Where it comes from.
     pub fn source(mut self, source: &str) -> Self {
         self.source = source.to_owned();
         self
     }
 
-    /// Of those with the same key only the newest matters.
+    /// Only the newest event with the same key matters.
     pub fn collapse_key(mut self, key: &str) -> Self {
         self.collapsekey = Some(key.to_owned());
         self
     }
 
-    /// Whether it is meant for everyone.
+    /// Marks it for everyone.
     pub fn broadcast(mut self, broadcast: bool) -> Self {
         self.broadcast = Some(broadcast);
         self
     }
 
-    /// After `seconds` (in the past where negative) nobody wants it any more.
+    /// The event expires after `seconds`, which may be negative.
     pub fn expires_in_seconds(mut self, seconds: i64) -> Self {
         let at = OffsetDateTime::now_utc() + time::Duration::seconds(seconds);
         self.expirytime = Some(at.format(&Rfc3339).expect("a time can be written"));
         self
     }
 
-    /// The id, to compare with what arrives.
+    /// The id, to compare with arriving notifications.
     pub fn event_id(&self) -> &str {
         &self.id
     }
@@ -131,18 +131,17 @@ impl Event {
     }
 }
 
-/// Anything that can be put into the exchange: what a publisher really sends, well formed or not.
+/// Anything that can be published to the exchange, well formed or not.
 #[derive(Clone)]
 pub struct Parcel {
-    /// The type it is routed by.
+    /// Its routing key.
     pub routing_key: String,
-    /// What the body claims to be.
+    /// Its content type.
     pub content_type: Option<String>,
-    /// How the body is encoded.
+    /// Its content encoding.
     pub content_encoding: Option<String>,
     /// Application headers.
     pub headers: FieldTable,
-    /// The bytes.
     pub body: Vec<u8>,
 }
 
@@ -192,7 +191,7 @@ impl Parcel {
         self
     }
 
-    /// What AMQP says beside the body: persistent, always.
+    /// The AMQP properties. It is always persistent.
     pub(super) fn properties(&self) -> BasicProperties {
         let mut properties = BasicProperties::default()
             .with_delivery_mode(2)
@@ -231,7 +230,7 @@ impl From<&Parcel> for Parcel {
     }
 }
 
-/// Ids that differ within a test, and tell in a failure's text which event came when.
+/// Ids that differ within a test, and show the order of the events if a test fails.
 fn unique_id() -> String {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     format!("e-{}", NEXT.fetch_add(1, Ordering::Relaxed))

@@ -1,14 +1,14 @@
-//! Waiting for a condition, with a bound and the last thing seen.
+//! Waits for a condition, with a bound and the last value seen.
 
 use std::fmt::Display;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout_at};
 
-/// How often a condition is looked at: often enough that no story waits for the clock.
+/// Short, so that no story waits for the clock.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// Looks until `look` finds something, and gives it; panics after `bound` with what it saw last.
+/// Polls `look` until it returns a value. After `bound`, it panics with the last error.
 pub async fn eventually<T>(
     what: &str,
     bound: Duration,
@@ -29,7 +29,7 @@ pub async fn eventually<T>(
     }
 }
 
-/// A look at a condition that needs no more than a yes, with what was seen where it does not hold.
+/// The result of a poll that needs only a yes. If it does not hold, `seen` describes it.
 pub fn holds(condition: bool, seen: impl Display) -> Result<(), String> {
     if condition {
         Ok(())

@@ -1,4 +1,4 @@
-//! The frames of `shopbell.v1` as a client written from the contract alone reads and writes them.
+//! The frames of `shopbell.v1`, read and written by a client that follows only the contract.
 
 use std::collections::BTreeMap;
 
@@ -10,21 +10,21 @@ use serde_json::value::RawValue;
 pub enum Frame {
     /// The first frame of a session.
     Welcome(Welcome),
-    /// An event for a feed.
+    /// An event with its number in a feed.
     Notification(Notification),
     /// Numbers that will not come.
     Skipped(Skipped),
-    /// All that was stored when the session connected has been sent.
+    /// All notifications have been sent that were stored when the session connected.
     CaughtUp(CaughtUp),
-    /// Somebody read or handled notifications.
+    /// Marks of one or more notifications.
     State(State),
-    /// The session lives.
+    /// The session is alive.
     Heartbeat(Heartbeat),
-    /// The replica is leaving.
+    /// The replica leaves.
     Goaway(Goaway),
-    /// The answer to a ping.
+    /// The reply to a ping.
     Pong,
-    /// Something was refused; the session goes on.
+    /// A request was refused. The session continues.
     Error(Refused),
 }
 
@@ -40,7 +40,7 @@ pub struct Welcome {
     pub feeds: Vec<FeedState>,
 }
 
-/// Where a session stands in a feed when it begins.
+/// The place of a session in a feed at its start.
 #[derive(Debug, Clone, Deserialize)]
 pub struct FeedState {
     pub feed: String,
@@ -51,7 +51,7 @@ pub struct FeedState {
     pub version: u64,
     #[serde(default)]
     pub shared: bool,
-    /// Empty where the server is older than the epoch.
+    /// Empty if the server is older than the epoch.
     #[serde(default)]
     pub epoch: String,
 }
@@ -72,7 +72,7 @@ pub struct Notification {
     pub handled_at: Option<String>,
 }
 
-/// How far an import is.
+/// The progress of an import.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 pub struct Progress {
     pub done: u64,
@@ -132,7 +132,8 @@ pub struct Refused {
 }
 
 impl Frame {
-    /// Reads a frame. Its type first, then the rest: raw JSON cannot be read inside a tagged enum (serde-rs/json 545).
+    /// Reads the type first and then the rest, because raw JSON cannot be read inside a tagged enum
+    /// (serde-rs/json 545).
     pub fn parse(text: &str) -> Result<Self, serde_json::Error> {
         #[derive(Deserialize)]
         struct Tag {
@@ -171,34 +172,27 @@ impl Notification {
 pub enum Saying<'a> {
     /// Everything in `feed` up to `seq` has arrived.
     Ack {
-        /// The feed.
         feed: &'a str,
-        /// The last of it.
         seq: u64,
     },
-    /// A person saw these, or all up to one.
+    /// Marks these notifications, or all up to one, as read.
     Read {
-        /// The feed.
         feed: &'a str,
-        /// These.
         #[serde(skip_serializing_if = "Option::is_none")]
         seqs: Option<&'a [u64]>,
         /// All up to this one.
         #[serde(skip_serializing_if = "Option::is_none")]
         through: Option<u64>,
     },
-    /// A person took these.
+    /// Marks these notifications as handled.
     Handle {
-        /// The feed.
         feed: &'a str,
-        /// These.
         seqs: &'a [u64],
     },
-    /// A fresh token.
+    /// A new token.
     Auth {
-        /// The token.
         token: &'a str,
     },
-    /// Are you there?
+    /// Asks for a pong.
     Ping,
 }

@@ -1,4 +1,4 @@
-//! How a merchant's client connects: with which token, from which page, and what comes of it.
+//! The handshake of a merchant's client: its token, its page, and the result.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -19,7 +19,7 @@ use super::raw_socket::RawSocket;
 use super::seen::Seen;
 use super::{Merchant, PATIENCE, Token};
 
-/// A merchant about to connect: what its client will say in the handshake.
+/// A merchant about to connect, with the parts of its handshake.
 #[derive(Clone)]
 pub struct Handshake {
     who: String,
@@ -40,7 +40,7 @@ enum Presented {
 }
 
 impl Handshake {
-    /// As `who`, with `token` in the `Authorization` header: a program, no browser.
+    /// As `who`, with `token` in the `Authorization` header. This is a program, not a browser.
     pub fn new(who: &str, token: &Token) -> Self {
         let token = Presented::InHeader(token.sign());
         let (after, versions) = (BTreeMap::new(), BTreeMap::new());
@@ -55,7 +55,7 @@ impl Handshake {
         }
     }
 
-    /// Another token, as text, good or bad.
+    /// Another token, as text, valid or not.
     pub fn token(mut self, token: String) -> Self {
         self.token = Presented::InHeader(token);
         self
@@ -67,7 +67,7 @@ impl Handshake {
         self
     }
 
-    /// The token as a subprotocol, as a browser's script has to give it.
+    /// The token as a subprotocol, because a browser's script has no other way.
     pub fn by_subprotocol(mut self) -> Self {
         if let Presented::InHeader(token) = self.token {
             self.token = Presented::AsSubprotocol(token);
@@ -75,7 +75,7 @@ impl Handshake {
         self
     }
 
-    /// The page that a browser says it comes from.
+    /// The `Origin` header of a browser.
     pub fn origin(mut self, origin: &str) -> Self {
         self.origin = Some(origin.to_owned());
         self
@@ -93,21 +93,22 @@ impl Handshake {
         self
     }
 
-    /// The client kept its own place: it wants all after `seq`.
+    /// The client keeps its own place: it asks for all after `seq`.
     pub fn after(mut self, feed: &str, seq: u64) -> Self {
         self.query.push(format!("after={feed}:{seq}"));
         self.after.insert(feed.to_owned(), seq);
         self
     }
 
-    /// The client knows what people said up to `version`.
+    /// The client has received the marks up to `version`.
     pub fn state(mut self, feed: &str, version: u64) -> Self {
         self.query.push(format!("state={feed}:{version}"));
         self.versions.insert(feed.to_owned(), version);
         self
     }
 
-    /// The client kept its own place, and change, of that epoch. The server need not use it: the welcome decides.
+    /// The client keeps its own place and version of that epoch. The server may ignore them: the
+    /// welcome decides.
     pub fn place(mut self, feed: &str, seq: u64, version: u64, epoch: &str) -> Self {
         self.query.push(format!("after={feed}:{seq}:{epoch}"));
         self.query.push(format!("state={feed}:{version}:{epoch}"));
@@ -123,7 +124,7 @@ impl Handshake {
         }
     }
 
-    /// Connects, and reads the welcome; where that fails, says what came instead.
+    /// Connects, and reads the welcome. If that fails, the error describes the response.
     pub async fn try_connect(&self, address: SocketAddr) -> Result<Merchant, String> {
         let (reply, mut socket) = self.knock(address).await?;
         if reply.status != 101 {
@@ -162,14 +163,14 @@ impl Handshake {
         Ok(Merchant::new(&self.who, welcome, seen, socket))
     }
 
-    /// Is refused with an HTTP response.
+    /// Expects an HTTP response that refuses the handshake.
     pub async fn refused(&self, address: SocketAddr) -> Reply {
         let (reply, _) = self.knock(address).await.expect("a refusal is an answer");
         assert_ne!(reply.status, 101, "{} was let in", self.who);
         reply
     }
 
-    /// Is let in, and shown the door at once: the upgrade completes, and nothing but a close follows.
+    /// Expects that the upgrade completes and that only a close follows.
     pub async fn closed_at_once(&self, address: SocketAddr) -> Closed {
         let (reply, mut socket) = self.knock(address).await.expect("an upgrade");
         assert_eq!(reply.status, 101, "{reply:?}");
@@ -206,7 +207,7 @@ impl Handshake {
         ))
     }
 
-    /// The opening handshake of RFC 6455 §4.1, by hand: so a refusal can be read to its end.
+    /// The opening handshake of RFC 6455 §4.1, by hand, so that a refusal can be read to its end.
     async fn exchange(&self, address: SocketAddr) -> Result<(Reply, TcpStream, Vec<u8>), String> {
         let key = STANDARD.encode(fastrand::u128(..).to_le_bytes());
         let query = if self.query.is_empty() {
@@ -256,19 +257,19 @@ impl Handshake {
     }
 }
 
-/// How a session ended.
+/// The end of a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Closed {
-    /// The close code; 1006 where there was none.
+    /// The close code; 1006 if there was none.
     pub code: u16,
     /// The `code` in the JSON of the reason: a word.
     pub word: Option<String>,
-    /// When to come back, where the reason says so.
+    /// The time to reconnect, if the reason has one.
     pub retry_after_ms: Option<u64>,
 }
 
 impl Closed {
-    /// The connection was lost, with no word from the server.
+    /// The connection was lost without a close frame.
     pub const ABNORMAL: Self = Self {
         code: 1006,
         word: None,

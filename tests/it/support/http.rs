@@ -1,4 +1,4 @@
-//! HTTP as bytes on a socket, so that a story sees what a replica really answers, also to half a request.
+//! HTTP as bytes on a socket, so that a story sees the exact response, also to half a request.
 
 use std::io;
 use std::net::SocketAddr;
@@ -6,16 +6,15 @@ use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// Longest head that a reply may have.
+/// Longest head of a response.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
 
 /// An HTTP response.
 #[derive(Debug)]
 pub struct Reply {
-    /// The status code.
     pub status: u16,
     headers: Vec<(String, String)>,
-    /// The body, or, after `101`, what was read beyond the head.
+    /// The body, or, after `101`, the bytes after the head.
     pub body: Vec<u8>,
 }
 
@@ -28,12 +27,11 @@ impl Reply {
             .map(|(_, value)| value.as_str())
     }
 
-    /// The body as text.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
-    /// Asserts that this is a refusal as RFC 9457 has it, with `status` in head and body.
+    /// Asserts a problem document (RFC 9457) with `status` in head and body.
     #[track_caller]
     pub fn expect_problem(&self, status: u16) {
         assert_eq!(self.status, status, "{self:?}");
@@ -45,7 +43,7 @@ impl Reply {
         let problem: Problem = serde_json::from_slice(&self.body).expect("a problem is JSON");
         assert_eq!(
             problem.status, status,
-            "the body says another status than the head: {self:?}"
+            "the statuses of body and head differ: {self:?}"
         );
         assert!(!problem.title.is_empty(), "a problem has a title: {self:?}");
     }
@@ -79,7 +77,7 @@ pub async fn request(
     headers: &[(&str, &str)],
 ) -> io::Result<Reply> {
     let mut stream = TcpStream::connect(address).await?;
-    // HTTP/1.0: the reply ends with the connection or with its length, never in chunks.
+    // HTTP/1.0: the response ends with the connection or with its length, never in chunks.
     let headers: String = headers
         .iter()
         .map(|(name, value)| format!("{name}: {value}\r\n"))
@@ -88,7 +86,7 @@ pub async fn request(
     exchange(&mut stream, &request).await
 }
 
-/// Writes `request` as it is and reads the reply; after a `101` the connection is the caller's.
+/// Writes `request` unchanged and reads the response. After a `101` the caller owns the connection.
 pub async fn exchange(stream: &mut TcpStream, request: &str) -> io::Result<Reply> {
     stream.write_all(request.as_bytes()).await?;
     let (mut reply, mut ended) = (read_head(stream).await?, false);

@@ -1,14 +1,14 @@
-//! What a replica says on stderr: kept within a bound, shown where a story fails.
+//! The log of a replica. It is bounded, and shown if a story fails.
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
-/// How much of a replica's talk is kept: the last of it tells why a story failed.
+/// The last lines show why a story failed.
 const LINES_MAX: usize = 2_000;
 
-/// The last lines of a replica, across its restarts, and every line on which it panicked.
+/// The last lines of a replica, across its restarts, and every line of a panic.
 #[derive(Clone, Default)]
 pub struct Log(Arc<Mutex<Lines>>);
 
@@ -30,12 +30,12 @@ impl Log {
         });
     }
 
-    /// The lines on which the replica panicked.
+    /// The lines of panics.
     pub fn panics(&self) -> Vec<String> {
         self.with(|lines| lines.panics.clone())
     }
 
-    /// All that was kept, for a person to read.
+    /// All lines that were kept.
     pub fn text(&self) -> String {
         self.with(|lines| {
             lines
@@ -59,7 +59,7 @@ impl Log {
     }
 
     fn with<T>(&self, read: impl FnOnce(&mut Lines) -> T) -> T {
-        // A poisoned log is still worth reading: it is shown because something panicked.
+        // A poisoned log is still shown, because it contains the panic.
         read(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }

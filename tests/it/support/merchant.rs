@@ -1,4 +1,5 @@
-//! A merchant's client in a session: reads, acknowledges, vanishes. Every frame passes [`Seen`].
+//! A merchant's client in a session: it reads, acknowledges and leaves. [`Seen`] checks every
+//! frame.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::RangeInclusive;
@@ -17,21 +18,21 @@ use super::handshake::Closed;
 use super::seen::Seen;
 use super::{PATIENCE, Token};
 
-/// How many notifications a client takes before it acknowledges them in one frame: far below any window.
+/// The client acknowledges after this many notifications. The number is far below any window.
 const ACK_EVERY: u64 = 50;
 
-/// A session, seen from the merchant's side.
+/// The client's side of a session.
 pub struct Merchant {
     who: String,
     welcome: Welcome,
     socket: WebSocketStream<TcpStream>,
     seen: Seen,
-    /// Came while the client waited for something else.
+    /// Arrived while the client waited for another frame.
     inbox: VecDeque<Frame>,
 }
 
 impl Merchant {
-    /// A session that has been welcomed.
+    /// A session after its welcome.
     pub(super) fn new(
         who: &str,
         welcome: Welcome,
@@ -47,27 +48,27 @@ impl Merchant {
         }
     }
 
-    /// What the session began with.
+    /// The welcome.
     pub fn welcome(&self) -> &Welcome {
         &self.welcome
     }
 
-    /// How many notifications wait for this client's ack.
+    /// The number of notifications that wait for this client's ack.
     pub fn outstanding(&self) -> usize {
         self.seen.outstanding()
     }
 
-    /// The last number that came, or was skipped, in `feed`.
+    /// The last number in `feed` that arrived or was skipped.
     pub fn through(&self, feed: &str) -> u64 {
         self.seen.through(feed)
     }
 
-    /// The last change that this session was told of in `feed`.
+    /// The last version of `feed` that this session received.
     pub fn version(&self, feed: &str) -> u64 {
         self.seen.version(feed)
     }
 
-    /// The next frame, or how the session ended; panics where neither comes.
+    /// The next frame, or the end of the session. Panics if neither arrives.
     pub async fn next_frame(&mut self) -> Result<Frame, Closed> {
         match self.inbox.pop_front() {
             Some(frame) => Ok(frame),
@@ -75,7 +76,7 @@ impl Merchant {
         }
     }
 
-    /// The next notification; heartbeats and words about the replay pass by.
+    /// The next notification. Heartbeats and frames about the replay are skipped.
     pub async fn next_notification(&mut self) -> Notification {
         let pick = |frame| {
             if let Frame::Notification(notification) = frame {
@@ -87,7 +88,7 @@ impl Merchant {
         self.next("a notification", pick).await
     }
 
-    /// The next notification, and every number that was skipped before it, with the reason.
+    /// The next notification, and every number skipped before it, with the reason.
     pub async fn next_after_skips(&mut self) -> (Vec<(u64, String)>, Notification) {
         let mut skips = Vec::new();
         let pick = |frame| match frame {
@@ -104,7 +105,7 @@ impl Merchant {
         (skips, notification)
     }
 
-    /// The next word of what people said.
+    /// The next frame with marks.
     pub async fn next_state(&mut self) -> State {
         self.next("a state", |frame| {
             if let Frame::State(state) = frame {
@@ -140,7 +141,7 @@ impl Merchant {
         .await
     }
 
-    /// The next heartbeat: feed by feed, the last number sent.
+    /// The next heartbeat: the last sent number of each feed.
     pub async fn next_heartbeat(&mut self) -> BTreeMap<String, u64> {
         self.next("a heartbeat", |frame| {
             if let Frame::Heartbeat(beat) = frame {
@@ -152,7 +153,7 @@ impl Merchant {
         .await
     }
 
-    /// Exactly these come next, and nothing between them; gives them.
+    /// Expects exactly these next, and nothing between them. Returns them.
     pub async fn expect_seqs(&mut self, seqs: RangeInclusive<u64>) -> Vec<Notification> {
         let mut notifications = Vec::new();
         for expected in seqs {
@@ -163,7 +164,7 @@ impl Merchant {
         notifications
     }
 
-    /// The same, acknowledging as it goes, so that the window never holds the replay up.
+    /// The same, with acks on the way, so that the window never stops the replay.
     pub async fn take_seqs(&mut self, seqs: RangeInclusive<u64>) -> Vec<Notification> {
         let (mut notifications, last) = (Vec::new(), *seqs.end());
         for expected in seqs {
@@ -179,7 +180,7 @@ impl Merchant {
         notifications
     }
 
-    /// Everything stored in `feed` when the session connected has come: no notification of it is in the way.
+    /// Expects `caught_up` with no notification of `feed` before it.
     pub async fn expect_caught_up(&mut self, feed: &str) -> u64 {
         let mut of_other_feeds = VecDeque::new();
         while self.seen.caught_up(feed).is_none() || self.holds_caught_up(feed) {
@@ -202,7 +203,7 @@ impl Merchant {
         self.say(&Saying::Ack { feed, seq }).await;
     }
 
-    /// Says that a person saw these.
+    /// Marks these as read.
     pub async fn read(&mut self, feed: &str, seqs: &[u64]) {
         self.say(&Saying::Read {
             feed,
@@ -212,7 +213,7 @@ impl Merchant {
         .await;
     }
 
-    /// Says that a person saw all up to this one.
+    /// Marks all up to this one as read.
     pub async fn read_through(&mut self, feed: &str, through: u64) {
         self.say(&Saying::Read {
             feed,
@@ -222,12 +223,12 @@ impl Merchant {
         .await;
     }
 
-    /// Says that a person took these.
+    /// Marks these as handled.
     pub async fn handle(&mut self, feed: &str, seqs: &[u64]) {
         self.say(&Saying::Handle { feed, seqs }).await;
     }
 
-    /// Shows a fresh token.
+    /// Sends a new token.
     pub async fn show(&mut self, token: &Token) {
         self.say(&Saying::Auth {
             token: &token.sign(),
@@ -235,7 +236,7 @@ impl Merchant {
         .await;
     }
 
-    /// Pings, and waits for the pong: everything said before has been heard by then.
+    /// Pings, and waits for the pong. The server has then received every earlier frame.
     pub async fn ping(&mut self) {
         self.say(&Saying::Ping).await;
         let (mut others, mut before) = (VecDeque::new(), std::mem::take(&mut self.inbox));
@@ -261,7 +262,7 @@ impl Merchant {
         self.send(Message::Binary(bytes.to_vec().into())).await;
     }
 
-    /// Reads on until the session ends; gives the end.
+    /// Reads until the session ends, and returns the end.
     pub async fn closed(mut self) -> Closed {
         let end = async {
             loop {
@@ -273,8 +274,8 @@ impl Merchant {
         timeout(PATIENCE, end).await.expect("the session ends")
     }
 
-    /// The close that lies unread in the socket of a client that polled nothing: read as bytes, because a WebSocket library
-    /// would answer the pings before it, and be reset for that by a server that is gone.
+    /// Reads the unread close frame as bytes. A WebSocket library would answer the pings before it,
+    /// and a server that is gone would reset the connection.
     pub async fn unread_close(self) -> Closed {
         let mut bytes = Vec::new();
         let mut stream = self.socket.into_inner();
@@ -294,12 +295,12 @@ impl Merchant {
         })
     }
 
-    /// Is gone, without a close: a lid shut, a tunnel entered.
+    /// Disconnects without a close, like a laptop whose lid is shut.
     pub fn vanish(self) {
         drop(self);
     }
 
-    /// Leaves as a browser's tab does, and waits until the server answered.
+    /// Closes like a browser's tab, and waits for the server's close.
     pub async fn leave(mut self) {
         self.socket.close(None).await.ok();
         self.closed().await;
@@ -313,12 +314,12 @@ impl Merchant {
     async fn send(&mut self, message: Message) {
         let sent = timeout(PATIENCE, self.socket.send(message))
             .await
-            .expect("the socket takes what is sent");
-        // What ended the session is told by what is read, not by what could not be written any more.
+            .expect("the socket accepts the frame");
+        // The read reports the reason for the end, the failed write does not.
         sent.ok();
     }
 
-    /// Reads until `pick` takes a frame; panics where the session ends first.
+    /// Reads until `pick` accepts a frame. Panics if the session ends first.
     async fn next<T>(&mut self, what: &str, mut pick: impl FnMut(Frame) -> Option<T>) -> T {
         let who = self.who.clone();
         let picked = async {
@@ -356,7 +357,7 @@ impl Merchant {
                 }
                 Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
                 Some(Ok(Message::Close(Some(frame)))) => {
-                    // The answer to a close is written with the next flush.
+                    // The next flush writes the reply to a close.
                     self.socket.flush().await.ok();
                     return Err(Closed::from(&frame));
                 }

@@ -1,5 +1,5 @@
-//! Prometheus' part in a story: it looks at replicas, and says which of the real rules that would have fired, with Prometheus'
-//! own evaluation (`promtool test rules`), so that no story waits for the minutes that a rule waits for.
+//! Prometheus' part in a story: it scrapes replicas and evaluates the real rules with `promtool
+//! test rules`, so that no story waits as long as a rule does.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -9,10 +9,10 @@ use serde_json::json;
 
 use super::{PATIENCE, Replica, World, eventually, holds, promtool};
 
-/// What a look shows is taken to have been so for as many scrapes, 15 s apart: 15 minutes.
+/// Each scrape counts for this many scrapes in a row, 15 s apart: 15 minutes.
 const SCRAPES_PER_LOOK: usize = 60;
 
-/// Replicas that are looked at.
+/// The replicas to scrape.
 pub struct Monitor<'a> {
     world: &'a World,
     replicas: Vec<&'a Replica>,
@@ -20,7 +20,7 @@ pub struct Monitor<'a> {
 }
 
 impl<'a> Monitor<'a> {
-    /// Of these replicas: the first look, when all of them see that all is well.
+    /// Starts with a scrape of these replicas before the fault.
     pub async fn of(world: &'a World, replicas: impl IntoIterator<Item = &'a Replica>) -> Self {
         let mut monitor = Self {
             world,
@@ -46,7 +46,7 @@ impl<'a> Monitor<'a> {
         monitor
     }
 
-    /// Scrapes all of them, each a target of the job `shopbell`.
+    /// Scrapes all of them, each as a target of the job `shopbell`.
     pub async fn look(&mut self) {
         let mut look = BTreeMap::new();
         for (number, replica) in self.replicas.iter().enumerate() {
@@ -78,8 +78,8 @@ impl<'a> Monitor<'a> {
         self.looks.push(look);
     }
 
-    /// Looks once more, and asserts that nothing fired while all was well, and that this alert fires within 15 minutes of what
-    /// is so now.
+    /// Scrapes again. Asserts that no alert fired before the fault, and that this alert fires
+    /// within 15 minutes of the present state.
     pub async fn expect_alert(mut self, alert: &str, severity: &str) {
         self.look().await;
         let fires =
@@ -132,7 +132,8 @@ impl<'a> Monitor<'a> {
         );
     }
 
-    /// Every series over all looks, in the notation of rule tests. One that a look does not show is stale.
+    /// Every series over all scrapes, in the notation of rule tests. A series that a scrape lacks
+    /// is stale.
     fn series(&self) -> Vec<serde_json::Value> {
         let names: BTreeSet<&String> = self.looks.iter().flat_map(BTreeMap::keys).collect();
         let repeats = SCRAPES_PER_LOOK - 1;

@@ -1,4 +1,4 @@
-//! A real PgBouncer in front of the world's Postgres.
+//! A real PgBouncer between Shopbell and the world's Postgres.
 
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::replica::free_address;
 use super::{PATIENCE, World, eventually, run_any, url};
 
-/// How long installing it may take: on a slow network.
+/// Bound for the installation on a slow network.
 const INSTALL_BOUND: Duration = Duration::from_secs(900);
 
 /// A PgBouncer that ends with the story.
@@ -20,7 +20,7 @@ pub struct PgBouncer {
 }
 
 impl PgBouncer {
-    /// Starts one in this `pool_mode`, with more lines of its configuration.
+    /// Starts one in this `pool_mode`, with more lines of configuration.
     pub async fn start(world: &World, pool_mode: &str, more: &str) -> Self {
         install().await;
         let (address, folder) = (
@@ -54,7 +54,7 @@ impl PgBouncer {
         pooler
     }
 
-    /// Whether this version can keep prepared statements in transaction mode, as 1.21 and newer can.
+    /// Whether this version keeps prepared statements in transaction mode, as 1.21 and later do.
     pub async fn keeps_prepared_statements() -> bool {
         install().await;
         let mut version = pgbouncer();
@@ -68,7 +68,7 @@ impl PgBouncer {
         number.expect("PgBouncer has a version") >= (1, 21)
     }
 
-    /// The service's URL, through this PgBouncer.
+    /// The service's URL through this PgBouncer.
     pub fn url(&self, service_url: &str) -> String {
         url::at(service_url, &self.address.to_string())
     }
@@ -87,7 +87,7 @@ async fn install() {
     run_any(install, INSTALL_BOUND).await.succeeded();
 }
 
-/// It refuses to run as root; its configuration is read before it gives that up.
+/// It refuses to run as root, but reads its configuration before it changes the user.
 fn program(folder: &str) -> Command {
     let mut command = pgbouncer();
     let is_root =
@@ -106,7 +106,7 @@ fn program(folder: &str) -> Command {
 fn pgbouncer() -> Command {
     let path = std::env::var("PATH").unwrap_or_default();
     let mut command = Command::new("pgbouncer");
-    // Debian installs it where an ordinary user does not look.
+    // Debian installs it outside the PATH of an ordinary user.
     command.env("PATH", format!("{path}:/usr/sbin"));
     command
 }

@@ -1,12 +1,12 @@
-//! The shipped binary as a process: a clean environment, signals by its own id.
+//! The shipped binary as a process, with a clean environment and signals by its own id.
 
 use std::collections::BTreeMap;
 use std::process::Command;
 
-/// Variables by name, as a process gets them.
+/// Environment variables by name.
 pub type Environment = BTreeMap<String, String>;
 
-/// The `shopbell` that this run built, with `environment` and nothing else of the tester's own settings.
+/// The `shopbell` that this run built, with `environment` and none of the tester's own settings.
 pub fn shopbell(environment: &Environment) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_shopbell"));
     command.env_clear();
@@ -22,7 +22,7 @@ pub fn shopbell(environment: &Environment) -> Command {
     command
 }
 
-/// Sends `signal` (`TERM`, `KILL`) to the process that this test started as `pid`.
+/// Sends `signal` (`TERM`, `KILL`) to the process `pid`, which this test started.
 pub fn signal(pid: u32, signal: &str) {
     let sent = Command::new("sh")
         .args(["-c", &format!("kill -{signal} {pid}")])

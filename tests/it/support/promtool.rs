@@ -1,4 +1,4 @@
-//! Prometheus' own checks, of what Shopbell tells it and of what is asked of it.
+//! Prometheus' own checks of our metrics and of our rules.
 
 use std::fs::File;
 use std::path::Path;
@@ -8,12 +8,12 @@ use std::time::Duration;
 use super::Done;
 use super::command::run_any;
 
-/// How long a check may take.
+/// Bound for a check.
 const BOUND: Duration = Duration::from_secs(60);
-/// How long installing it may take: on a slow network.
+/// Bound for the installation on a slow network.
 const INSTALL_BOUND: Duration = Duration::from_secs(900);
 
-/// Runs `promtool` with `arguments`, and what is in a file on its stdin.
+/// Runs `promtool` with `arguments` and this stdin.
 pub async fn promtool(arguments: &[&str], input: Option<&str>) -> Done {
     let mut install = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/promtool"));
     install.stdin(Stdio::null());

@@ -1,4 +1,4 @@
-//! The network between two parts, to be cut, held up and mended: a TCP proxy.
+//! A TCP proxy that can cut, stall, slow and restore the network between two parts.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,35 +11,35 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::url;
 
-/// How much is moved at once.
+/// Bytes that are moved at once.
 const CHUNK_BYTES: usize = 16 * 1024;
-/// How often a slow line moves something.
+/// Time between two moves on a slow line.
 const SLOW_TICK: Duration = Duration::from_millis(50);
 
-/// A TCP proxy in front of a service or a replica; it ends with the test's runtime.
+/// A TCP proxy in front of a service or a replica. It ends with the test's runtime.
 pub struct Proxy {
     address: SocketAddr,
     network: watch::Sender<Network>,
     behind: watch::Sender<String>,
 }
 
-/// What the line does now.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Network {
-    /// New connections are taken.
+    /// New connections are accepted.
     open: bool,
-    /// Counts the breaks: a connection belongs to the life that it was made in.
+    /// Counts the breaks. A connection belongs to the life in which it was opened.
     life: u64,
-    /// Connections of lives before this one are ended; others that are not of the present life stand still.
+    /// Connections of earlier lives are closed. Others that are not of the present life are
+    /// stalled.
     ended_before: u64,
-    /// From the side that connected to the service behind.
+    /// From the client to the service.
     upstream: Line,
-    /// From the service behind to the side that connected.
+    /// From the service to the client.
     downstream: Line,
 }
 
 impl Network {
-    /// What the line of a connection of that life does, which is `present` for one of the present life.
+    /// The state of the line for a connection of that life; `present` if it is the present life.
     fn line(&self, life: u64, present: Line) -> Option<Line> {
         match life {
             ended if ended < self.ended_before => None,
@@ -59,7 +59,7 @@ enum Line {
 }
 
 impl Proxy {
-    /// Stands in front of `authority` (`host:port`).
+    /// A proxy in front of `authority` (`host:port`).
     pub async fn before(authority: &str) -> Self {
         let running = Network {
             open: true,
@@ -82,22 +82,22 @@ impl Proxy {
         }
     }
 
-    /// Stands in front of the service that `url` names.
+    /// A proxy in front of the service that `url` names.
     pub async fn before_service(service_url: &str) -> Self {
         Self::before(&url::authority(service_url)).await
     }
 
-    /// Where to connect to.
+    /// The address to connect to.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// The service's URL, through this proxy.
+    /// The service's URL through this proxy.
     pub fn url(&self, service_url: &str) -> String {
         url::at(service_url, &self.address.to_string())
     }
 
-    /// Connects to `authority` (`host:port`) from the next connection on; existing connections stay where they are.
+    /// Connects new connections to `authority` (`host:port`). Existing connections stay.
     #[allow(
         dead_code,
         reason = "only the chaos stories use it, and both test binaries share this file"
@@ -106,7 +106,7 @@ impl Proxy {
         self.behind.send_replace(authority.to_owned());
     }
 
-    /// Ends every connection and takes no new one.
+    /// Ends every connection and refuses new ones.
     pub fn cut(&self) {
         self.network.send_modify(|network| {
             let life = network.life + 1;
@@ -119,8 +119,8 @@ impl Proxy {
         });
     }
 
-    /// Forgets every connection, as a firewall does that restarts: nobody is told, nothing moves on them any more. New ones
-    /// are as good as ever.
+    /// Forgets every connection, like a firewall that restarts: neither side is informed, and
+    /// nothing moves. New connections work.
     pub fn forget(&self) {
         self.network.send_modify(|network| network.life += 1);
     }
@@ -130,17 +130,17 @@ impl Proxy {
         self.lines(Line::Stalled, Line::Stalled);
     }
 
-    /// Moves nothing to the service behind: it is heard, and hears nothing.
+    /// Moves nothing to the service. The client receives, but its bytes do not arrive.
     pub fn stall_upstream(&self) {
         self.lines(Line::Stalled, Line::Running);
     }
 
-    /// Moves nothing to the side that connected: it speaks, and hears nothing.
+    /// Moves nothing to the client. Its bytes arrive, but it receives nothing.
     pub fn stall_downstream(&self) {
         self.lines(Line::Running, Line::Stalled);
     }
 
-    /// Moves about `bytes_per_second` to the side that connected.
+    /// Moves about `bytes_per_second` to the client.
     pub fn slow_downstream(&self, bytes_per_second: usize) {
         let ticks_per_second =
             1_000 / usize::try_from(SLOW_TICK.as_millis()).expect("a tick is short");
@@ -150,7 +150,7 @@ impl Proxy {
         );
     }
 
-    /// Takes connections and moves bytes again, as at first.
+    /// Accepts connections and moves bytes again.
     pub fn mend(&self) {
         self.network.send_modify(|network| network.open = true);
         self.lines(Line::Running, Line::Running);
@@ -191,7 +191,7 @@ async fn accept(
     }
 }
 
-/// Moves bytes as `line` allows, until it gives `None` or one side ends.
+/// Moves bytes as `line` allows, until it returns `None` or one side ends.
 async fn carry(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
@@ -213,7 +213,8 @@ async fn carry(
             read = from.read(&mut bytes[..most]), if most > 0 => read,
         };
         let Ok(count @ 1..) = read else { return };
-        // The other direction notices by itself: dropping a half shuts it down, and its peer answers with the end.
+        // The other direction ends by itself: dropping a half shuts it down, and its peer closes
+        // too.
         let written = tokio::select! {
             cut = network.wait_for(|network| line(network).is_none()) => { drop(cut); return }
             written = to.write_all(&bytes[..count]) => written,

@@ -1,4 +1,5 @@
-//! A publisher as the AMQP contract wants it: persistent, confirmed, mandatory, and bounded in flight.
+//! A publisher that follows the AMQP contract: persistent, confirmed, mandatory, and bounded in
+//! flight.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -11,22 +12,22 @@ use tokio::time::timeout;
 use super::event::Parcel;
 use super::{PATIENCE, eventually};
 
-/// How many publishes wait for their confirms at once.
+/// Publishes that wait for their confirms at once.
 const IN_FLIGHT_MAX: usize = 256;
-/// How long a publisher that survives a fault keeps trying: a broker takes its time to start.
+/// A broker needs time to start after a fault.
 const FAULT_BOUND: Duration = Duration::from_secs(120);
 
-/// An upstream system with one channel: what it publishes stays in order.
+/// An upstream system with one channel. Its events stay in order.
 pub struct Publisher {
     amqp_url: String,
     exchange: String,
     channel: Channel,
-    /// Held: the channel ends with its connection.
+    /// Held because the channel ends with its connection.
     connection: Connection,
 }
 
 impl Publisher {
-    /// Connects; `exchange` is what it publishes to.
+    /// Connects. All events go to `exchange`.
     pub async fn connect(amqp_url: &str, exchange: &str) -> Self {
         let (connection, channel) = open(amqp_url)
             .await
@@ -39,12 +40,12 @@ impl Publisher {
         }
     }
 
-    /// Publishes one, and returns when the broker has it.
+    /// Publishes one event, and waits for its confirm.
     pub async fn publish(&self, parcel: impl Into<Parcel>) {
         self.publish_all([parcel]).await;
     }
 
-    /// Publishes all in this order, and returns when the broker has them.
+    /// Publishes all in this order, and waits for the confirms.
     pub async fn publish_all(&self, parcels: impl IntoIterator<Item = impl Into<Parcel>>) {
         let parcels: Vec<Parcel> = parcels.into_iter().map(Into::into).collect();
         if let Err((confirmed, error)) = self.attempt(&parcels).await {
@@ -55,7 +56,8 @@ impl Publisher {
         }
     }
 
-    /// Publishes all in this order across every fault: connects again and repeats whatever was not confirmed.
+    /// Publishes all in this order across every fault. It reconnects and repeats each event without
+    /// a confirm.
     pub async fn publish_until_confirmed(
         &mut self,
         parcels: impl IntoIterator<Item = impl Into<Parcel>>,
@@ -74,7 +76,7 @@ impl Publisher {
         );
     }
 
-    /// How many of `parcels` were confirmed, from the first one on, where not all were.
+    /// If not all were confirmed: the number of confirmed `parcels`, from the first on.
     async fn attempt(&self, parcels: &[Parcel]) -> Result<(), (usize, anyhow::Error)> {
         let (mut confirmed, mut waiting) = (0, VecDeque::new());
         for parcel in parcels {
@@ -132,7 +134,7 @@ async fn settle(waiting: &mut VecDeque<PublisherConfirm>) -> anyhow::Result<()> 
 
 async fn open(amqp_url: &str) -> anyhow::Result<(Connection, Channel)> {
     let connect = Connection::connect(amqp_url, ConnectionProperties::default());
-    // lapin bounds the TCP connect, but not the AMQP handshake behind it.
+    // lapin bounds the TCP connect, but not the AMQP handshake after it.
     let connection = timeout(PATIENCE, connect)
         .await
         .context("the broker does not answer")??;

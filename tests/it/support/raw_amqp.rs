@@ -1,4 +1,5 @@
-//! AMQP 0-9-1 byte for byte, for what RabbitMQ takes and confirms although no decent client sends it.
+//! AMQP 0-9-1 byte by byte, for publishes that RabbitMQ confirms although no ordinary client sends
+//! them.
 
 use lapin::uri::AMQPUri;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -11,10 +12,10 @@ const METHOD: u8 = 1;
 const HEADER: u8 = 2;
 const BODY: u8 = 3;
 const FRAME_END: u8 = 0xce;
-/// In the header frame: a content type, headers and a delivery mode follow.
+/// In the header frame: content type, headers and delivery mode follow.
 const PROPERTIES: u16 = 1 << 15 | 1 << 13 | 1 << 12;
 
-/// What is put into the exchange: texts that need not be texts.
+/// A publish whose texts need not be valid.
 #[derive(Debug, Clone)]
 pub struct RawMessage {
     pub routing_key: Vec<u8>,
@@ -24,14 +25,14 @@ pub struct RawMessage {
     pub body: Vec<u8>,
 }
 
-/// A publisher that checks nothing of what it sends.
+/// A publisher without any checks.
 pub struct RawPublisher {
     stream: TcpStream,
     exchange: String,
 }
 
 impl RawPublisher {
-    /// Connects; `exchange` is what it publishes to.
+    /// Connects. All events go to `exchange`.
     pub async fn connect(amqp_url: &str, exchange: &str) -> Self {
         let stream = TcpStream::connect(url::authority(amqp_url))
             .await
@@ -54,7 +55,7 @@ impl RawPublisher {
         .concat();
         raw.write(&method(0, (10, 11), &start_ok)).await;
         let tune = raw.expect((10, 30)).await;
-        // As the server wants it, but without heartbeats, which are the last two bytes.
+        // As the server asks for it, but without heartbeats, which are the last two bytes.
         raw.write(&method(0, (10, 31), &[&tune[..6], b"\0\0"].concat()))
             .await;
         let open = [short(uri.vhost.as_bytes()), short(b""), vec![0]].concat();
@@ -69,7 +70,7 @@ impl RawPublisher {
         raw
     }
 
-    /// Publishes one, persistent, and returns when the broker has it.
+    /// Publishes one, persistent, and waits for its confirm.
     pub async fn publish(&mut self, message: &RawMessage) {
         let publish = [
             b"\0\0",
@@ -105,7 +106,7 @@ impl RawPublisher {
             .expect("RabbitMQ listens");
     }
 
-    /// Reads the next frame, which must be this method, and gives its arguments.
+    /// Reads the next frame, which must be this method, and returns its arguments.
     async fn expect(&mut self, (class, id): (u16, u16)) -> Vec<u8> {
         let read = async {
             let mut head = [0; 7];
@@ -124,7 +125,7 @@ impl RawPublisher {
     }
 }
 
-/// A header value: this many arrays, each in the one before.
+/// A header value: this many nested arrays.
 pub fn nested_arrays(levels: usize) -> Vec<u8> {
     const LEVEL_BYTES: usize = 5;
     (0..levels)

@@ -1,4 +1,4 @@
-//! A WebSocket client made of bytes: it sends frames that no library would send, at moments that no library would choose.
+//! A WebSocket client of bytes. It sends frames that no library sends, at any moment.
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -20,7 +20,7 @@ pub struct RawSocket {
 }
 
 impl RawSocket {
-    /// Goes on from `stream`, of which `read` has been read already.
+    /// Continues on `stream`, after the bytes `read`.
     pub(super) fn new(stream: TcpStream, read: Vec<u8>) -> Self {
         Self { stream, read }
     }
@@ -42,7 +42,7 @@ impl RawSocket {
             .is_ok()
     }
 
-    /// The next frame: its first byte and its payload; `None` at the end of the connection.
+    /// The first byte and the payload of the next frame; `None` at the end of the connection.
     pub async fn next_frame(&mut self) -> Option<(u8, Vec<u8>)> {
         loop {
             if let Some((header, length)) = header(&self.read)
@@ -61,7 +61,7 @@ impl RawSocket {
         }
     }
 
-    /// Reads until a close frame; gives its code and its reason.
+    /// Reads until a close frame, and returns its code and its reason.
     pub async fn next_close(&mut self) -> (u16, String) {
         while let Some((first, payload)) = self.next_frame().await {
             if first == CLOSE {
@@ -75,7 +75,7 @@ impl RawSocket {
         panic!("the connection ended without a close");
     }
 
-    /// Reads until this many notifications have come.
+    /// Reads until this many notifications have arrived.
     pub async fn notifications(&mut self, count: usize) {
         let mut seen = 0;
         while seen < count {
@@ -101,7 +101,7 @@ pub fn masked(first: u8, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// Lengths of a server's header and of its payload, if the header is there.
+/// Lengths of a server's header and of its payload, if the header is complete.
 fn header(bytes: &[u8]) -> Option<(usize, usize)> {
     match *bytes.get(1)? {
         126 => Some((

@@ -1,4 +1,5 @@
-//! The shipped binary, serving: started, killed, restarted and asked over its operations port.
+//! The shipped binary as a service: it is started, killed, restarted, and queried over its
+//! operations port.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -13,10 +14,10 @@ use super::log::Log;
 use super::process::{Environment, shopbell, signal};
 use super::{Done, PATIENCE, command, eventually, holds};
 
-/// What a leaving replica may take beyond its drain: the batch in hand, the cursors, the connections.
+/// Time for a stop beyond the drain: the current batch, the cursors and the connections.
 const STOP_GRACE: Duration = Duration::from_secs(15);
-/// Ports of replicas: below the range from which the kernel takes ports for outgoing connections, so that a replica
-/// finds its ports free again when it is restarted.
+/// Ports below the range for outgoing connections, so that a replica finds its ports free after a
+/// restart.
 const PORTS: std::ops::Range<u16> = 10_000..20_000;
 
 /// A running Shopbell. Clones are the same replica.
@@ -31,12 +32,12 @@ struct Inner {
     operations: SocketAddr,
     drain: Duration,
     log: Log,
-    /// `None` when it was killed or has ended. Held only to look at the child or to replace it.
+    /// `None` if it was killed or has ended. Held only to check or replace the child.
     child: Mutex<Option<Child>>,
 }
 
 impl Replica {
-    /// Starts the binary on ports of its own; it may not be ready yet.
+    /// Starts the binary on ports of its own. It may not be ready yet.
     pub(super) fn spawn(
         mut environment: Environment,
         role: Option<&'static str>,
@@ -64,12 +65,12 @@ impl Replica {
         replica
     }
 
-    /// Where merchants connect.
+    /// The address for merchants.
     pub fn public(&self) -> SocketAddr {
         self.0.public
     }
 
-    /// Waits until it serves, with database and broker.
+    /// Waits until it serves, with Postgres and RabbitMQ.
     pub async fn ready(&self) {
         eventually(
             &format!("the replica at {} is ready", self.0.public),
@@ -88,7 +89,7 @@ impl Replica {
         .await;
     }
 
-    /// Ends it as a power cut does.
+    /// Kills it, like a power cut.
     pub fn kill(&self) {
         self.with_child(|child| {
             if let Some(mut child) = child.take() {
@@ -98,24 +99,25 @@ impl Replica {
         });
     }
 
-    /// Starts it again on the same ports (killed before, if it still runs), and waits until it serves.
+    /// Starts it again on the same ports, and waits until it serves. If it still runs, it is killed
+    /// first.
     pub async fn restart(&self) {
         self.kill();
         self.launch();
         self.ready().await;
     }
 
-    /// Asks it to leave, as an init system does, and returns at once.
+    /// Sends SIGTERM, as an init system does, and returns at once.
     pub fn ask_to_leave(&self) {
         signal(self.pid(), "TERM");
     }
 
-    /// Asks it to leave, as a person at a terminal does, and returns at once.
+    /// Sends SIGINT, as a person at a terminal does, and returns at once.
     pub fn interrupt(&self) {
         signal(self.pid(), "INT");
     }
 
-    /// Waits for its end, within its drain and what a stop may take beyond it.
+    /// Waits for its end, within its drain and the time for a stop.
     pub async fn ended(&self) -> ExitStatus {
         let (what, bound) = (
             format!("the replica at {} ends", self.0.public),
@@ -135,13 +137,13 @@ impl Replica {
         status
     }
 
-    /// Asks it to leave, and waits for its end.
+    /// Sends SIGTERM, and waits for its end.
     pub async fn terminate(&self) -> ExitStatus {
         self.ask_to_leave();
         self.ended().await
     }
 
-    /// Whether the process lives.
+    /// Whether the process runs.
     pub fn is_running(&self) -> bool {
         self.with_child(|child| {
             child
@@ -158,7 +160,7 @@ impl Replica {
         }
     }
 
-    /// A metric, summed over its labels; 0 where it has not been counted yet.
+    /// A metric, summed over its labels; 0 if it is missing.
     pub async fn metric(&self, name: &str) -> u64 {
         self.samples(name)
             .await
@@ -167,7 +169,7 @@ impl Replica {
             .sum()
     }
 
-    /// A metric where its labels contain `label`, for example `reason="too_large"`.
+    /// A metric whose labels contain `label`, for example `reason="too_large"`.
     pub async fn metric_where(&self, name: &str, label: &str) -> u64 {
         self.samples(name)
             .await
@@ -177,7 +179,7 @@ impl Replica {
             .sum()
     }
 
-    /// The names of all metrics that it shows.
+    /// The names of all its metrics.
     pub async fn metric_names(&self) -> BTreeSet<String> {
         let text = self.get("/metrics").await.text();
         let samples = text.lines().filter(|line| !line.starts_with('#'));
@@ -196,7 +198,7 @@ impl Replica {
         .await;
     }
 
-    /// Waits until a metric is told where its labels contain `label`, and is `wanted`; a fraction is left out.
+    /// Waits until a metric whose labels contain `label` is `wanted`. A fraction is dropped.
     pub async fn metric_is(&self, name: &str, label: &str, wanted: u64) {
         eventually(
             &format!("{name}{{{label}}} is {wanted}"),
@@ -217,16 +219,16 @@ impl Replica {
         .await;
     }
 
-    /// Runs `shopbell` with `arguments` to its end, as beside this replica in its container.
+    /// Runs `shopbell` with `arguments` to its end, as in the container of this replica.
     pub async fn shopbell(&self, arguments: &[&str]) -> Done {
         command::run(&self.0.environment, arguments).await
     }
 
-    /// The memory that it holds now.
+    /// Its memory now.
     pub fn rss_bytes(&self) -> u64 {
         let pid = self.pid();
         let status =
-            fs::read_to_string(format!("/proc/{pid}/status")).expect("Linux tells about processes");
+            fs::read_to_string(format!("/proc/{pid}/status")).expect("/proc has the process");
         let kibibytes = status
             .lines()
             .find_map(|line| line.strip_prefix("VmRSS:"))
@@ -234,16 +236,16 @@ impl Replica {
         kibibytes.expect("a live process holds memory") * 1_024
     }
 
-    /// How many threads of this name it has.
+    /// The number of its threads with this name.
     pub fn threads(&self, name: &str) -> usize {
         let tasks =
-            fs::read_dir(format!("/proc/{}/task", self.pid())).expect("Linux tells about threads");
+            fs::read_dir(format!("/proc/{}/task", self.pid())).expect("/proc has the threads");
         let names =
             tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("comm")).ok());
         names.filter(|comm| comm.trim_end() == name).count()
     }
 
-    /// Waits until it has said this on stderr, in any of its lives.
+    /// Waits until its stderr, in any of its lives, contains this.
     pub async fn says(&self, text: &str) {
         eventually(
             &format!("the replica says {text:?}"),
@@ -256,12 +258,12 @@ impl Replica {
         .await;
     }
 
-    /// All that it has logged so far, in all of its lives.
+    /// Its log so far, in all of its lives.
     pub fn log(&self) -> String {
         self.0.log.text()
     }
 
-    /// The lines on which it panicked, in any of its lives.
+    /// The lines of panics, in any of its lives.
     pub fn panics(&self) -> Vec<String> {
         self.0.log.panics()
     }
@@ -282,7 +284,7 @@ impl Replica {
         let text = self.get("/metrics").await.text();
         let sample = |line: &str| {
             let (labels, value) = line.strip_prefix(name)?.rsplit_once(' ')?;
-            // Another metric whose name only begins so is none of this one's samples.
+            // Other metrics may begin with the same name.
             let whole = labels.is_empty() || labels.starts_with('{');
             whole.then(|| {
                 (
@@ -329,7 +331,7 @@ impl Drop for Inner {
             child.wait().ok();
         }
         if thread::panicking() {
-            let mut text = format!("--- the replica at {} said:\n", self.public);
+            let mut text = format!("--- log of the replica at {}:\n", self.public);
             write!(text, "{}", self.log.text()).ok();
             eprintln!("{text}---");
         }
@@ -350,12 +352,12 @@ fn limited(command: Command, files: u32) -> Command {
     limited
 }
 
-/// A loopback address that nobody listens on, and that nobody else in this process was given.
+/// A loopback address that nothing listens on, and that this process has not used before.
 pub fn free_address() -> SocketAddr {
     static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
     let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
     for _ in PORTS {
-        // At random: other test processes look for ports too.
+        // At random, because other test processes search for ports too.
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, fastrand::u16(PORTS)));
         if !given.contains(&address.port()) && TcpListener::bind(address).is_ok() {
             given.insert(address.port());

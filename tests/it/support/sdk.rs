@@ -1,4 +1,5 @@
-//! Publishers that nobody here wrote: the official CloudEvents SDKs, each with the AMQP client of its language.
+//! Publishers written by others: the official CloudEvents SDKs, each with the AMQP client of its
+//! language.
 
 use std::fs::File;
 use std::path::Path;
@@ -13,12 +14,12 @@ use serde_json::value::RawValue;
 use super::World;
 use super::command::run_any;
 
-/// How long installing may take: with packages of the distribution, on a slow network.
+/// Bound for the installation, with packages of the distribution, on a slow network.
 const INSTALL_BOUND: Duration = Duration::from_secs(900);
-/// How long publishing a few events may take.
+/// Bound for publishing a few events.
 const PUBLISH_BOUND: Duration = Duration::from_secs(60);
 
-/// An SDK, and what publishes with it in `tests/sdk`.
+/// An SDK, and its publisher in `tests/sdk`.
 #[derive(Debug, Clone, Copy)]
 pub enum Sdk {
     /// `cloudevents` and `pika`.
@@ -30,15 +31,14 @@ pub enum Sdk {
 /// An event that RabbitMQ has confirmed to an SDK's publisher.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Published {
-    /// Its id.
     pub id: String,
-    /// Its data as it stood on the wire, byte for byte.
+    /// Its data as published, byte for byte.
     pub data: String,
 }
 
 impl Sdk {
-    /// Publishes to `world`, in each form that the SDK has, an event for `recipient`; `json` is the data, wherever the
-    /// SDK takes it as it is.
+    /// Publishes to `world`, in each form of the SDK, an event for `recipient`. If the SDK takes
+    /// JSON unchanged, `json` is the data.
     pub async fn publish(self, world: &World, recipient: &str, json: &str) -> Vec<Published> {
         let checkout = Path::new(env!("CARGO_MANIFEST_DIR"));
         let mut install = Command::new(checkout.join("scripts/sdks"));
@@ -48,7 +48,7 @@ impl Sdk {
         assert_eq!(
             status,
             Some(0),
-            "no SDKs to publish with; scripts/sdks says:\n{}",
+            "no SDKs to publish with; output of scripts/sdks:\n{}",
             installed.stderr
         );
         let directory = Path::new(installed.stdout.trim_end());
@@ -62,7 +62,8 @@ impl Sdk {
             }
             Self::Node => {
                 let mut publish = Command::new("node");
-                // From its stdin, because Node looks for modules beside the script, or else where it is started.
+                // From its stdin, because Node searches for modules beside the script or in the
+                // working directory.
                 let script = File::open(checkout.join("tests/sdk/node/publish.mjs"))
                     .expect("the checkout has it");
                 publish
@@ -83,7 +84,7 @@ impl Sdk {
     }
 }
 
-/// What a publisher says of an event.
+/// The output of a publisher for one event.
 #[derive(Debug, Deserialize)]
 struct Line {
     id: String,

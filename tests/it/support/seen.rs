@@ -4,22 +4,23 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::frames::{CaughtUp, Frame, Heartbeat, Notification, Skipped, State, Welcome};
 
-/// What one session was sent so far. It panics where a number comes twice, out of order or after a gap that no `skipped`
-/// covers, where a foreign feed shows, and where more is outstanding than the window allows.
+/// The frames that one session received so far. It panics if a number comes twice, out of order, or
+/// after a gap without `skipped`. It also panics at a foreign feed, and if more than the window is
+/// outstanding.
 pub struct Seen {
     who: String,
     window: usize,
     feeds: BTreeMap<String, Place>,
 }
 
-/// Where the session stands in a feed.
+/// The place of the session in a feed.
 #[derive(Debug)]
 struct Place {
     /// The number that must come next.
     next: u64,
     /// The last one stored when the session connected.
     last_at_welcome: u64,
-    /// The last change that the session was told of.
+    /// The last version that the session received.
     version: u64,
     /// Sent, and not acknowledged by this client.
     outstanding: VecDeque<u64>,
@@ -27,7 +28,7 @@ struct Place {
 }
 
 impl Seen {
-    /// A session begins. `after` and `versions` are where the client said it stands, feed by feed.
+    /// The start of a session. `after` and `versions` are the client's own places, by feed.
     pub fn new(
         who: &str,
         welcome: &Welcome,
@@ -54,7 +55,7 @@ impl Seen {
         }
     }
 
-    /// A frame came.
+    /// Checks a received frame.
     pub fn on_frame(&mut self, frame: &Frame) {
         match frame {
             Frame::Welcome(_) => panic!("{}: a second welcome", self.who),
@@ -74,7 +75,7 @@ impl Seen {
         }
     }
 
-    /// The last number that came, or was skipped, in `feed`.
+    /// The last number in `feed` that arrived or was skipped.
     pub fn through(&self, feed: &str) -> u64 {
         self.feeds
             .get(feed)
@@ -83,17 +84,17 @@ impl Seen {
             - 1
     }
 
-    /// The last change that it was told of in `feed`.
+    /// The last received version of `feed`.
     pub fn version(&self, feed: &str) -> u64 {
         self.feeds.get(feed).map_or(0, |place| place.version)
     }
 
-    /// The `seq` of the feed's `caught_up`, where it came.
+    /// The `seq` of the feed's `caught_up`, if it arrived.
     pub fn caught_up(&self, feed: &str) -> Option<u64> {
         self.feeds.get(feed).and_then(|place| place.caught_up)
     }
 
-    /// How many are sent and not acknowledged.
+    /// The number of notifications that are sent and not acknowledged.
     pub fn outstanding(&self) -> usize {
         self.feeds
             .values()

@@ -1,4 +1,5 @@
-//! RabbitMQ behind a TCP proxy that reads AMQP 0-9-1: how each client takes leave, and faults that only RabbitMQ can cause.
+//! RabbitMQ behind a TCP proxy that reads AMQP 0-9-1. It records how each client closes, and causes
+//! faults of RabbitMQ.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,11 +16,11 @@ use super::url;
 /// `connection.blocked` with the reason `low on memory`, as RabbitMQ sends it in an alarm.
 const BLOCKED: &[u8] = b"\x01\0\0\0\0\0\x12\0\x0a\0\x3c\x0dlow on memory\xce";
 const HEARTBEAT: &[u8] = b"\x08\0\0\0\0\0\0\xce";
-/// Often enough for a client that wants one each ten seconds.
+/// Often enough for a client with heartbeats of ten seconds.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(3);
-/// How much is moved at once.
+/// Bytes that are moved at once.
 const BUFFER_BYTES: usize = 64 * 1024;
-/// The length of what a client sends before its first frame.
+/// The length of the protocol header, which a client sends before its first frame.
 const PROTOCOL_HEADER_BYTES: usize = 8;
 /// The head of a frame: type, channel, length.
 const HEAD_BYTES: usize = 7;
@@ -30,7 +31,7 @@ const CLOSE_OK: [u8; 4] = [0, 10, 0, 51];
 /// Class and method of `basic.publish`.
 const PUBLISH: [u8; 4] = [0, 60, 0, 40];
 
-/// The proxy; it ends with the test's runtime.
+/// The proxy. It ends with the test's runtime.
 pub struct Tap {
     address: SocketAddr,
     links: Arc<Mutex<Vec<Link>>>,
@@ -42,27 +43,27 @@ enum Mood {
     Well,
     /// Answers nothing on new connections.
     Silent,
-    /// Blocks each connection that publishes, and reads nothing more on it.
+    /// Blocks each connection that publishes, and reads nothing more from it.
     Alarmed,
 }
 
-/// One connection of a client, as far as it was seen.
+/// One connection of a client.
 #[derive(Debug, Clone, Default)]
 struct Link {
     /// RabbitMQ never answered on it.
     silent: bool,
-    /// The client asked for a virtual host.
+    /// The client has sent `connection.open`.
     opened: bool,
-    /// It closed the connection as AMQP wants it.
+    /// The client has closed it with an AMQP close.
     closed: bool,
-    /// It published while RabbitMQ took no publishes.
+    /// The client published while RabbitMQ was in an alarm.
     blocked: bool,
     /// Its socket ended.
     ended: bool,
 }
 
 impl Tap {
-    /// Stands in front of the RabbitMQ of this URL.
+    /// A proxy in front of the RabbitMQ of this URL.
     pub async fn before(amqp_url: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0")
             .await
@@ -92,32 +93,33 @@ impl Tap {
         self.mood.send_replace(Mood::Silent);
     }
 
-    /// Takes no publishes from now on, as RabbitMQ in an alarm.
+    /// Accepts no publishes from now on, like RabbitMQ in an alarm.
     pub fn alarm(&self) {
         self.mood.send_replace(Mood::Alarmed);
     }
 
-    /// How many connections were opened to their end.
+    /// The number of connections that were fully opened.
     pub fn opened(&self) -> usize {
         self.count(|link| link.opened)
     }
 
-    /// How many of them ended without being closed.
+    /// The number of these that ended without a close.
     pub fn torn(&self) -> usize {
         self.count(|link| link.opened && link.ended && !link.closed)
     }
 
-    /// How many were blocked in an alarm.
+    /// The number of connections that were blocked in an alarm.
     pub fn blocked(&self) -> usize {
         self.count(|link| link.blocked)
     }
 
-    /// How many connections are there.
+    /// The number of open connections.
     pub fn alive(&self) -> usize {
         self.count(|link| !link.ended)
     }
 
-    /// How many connections were never answered, and how many of those the client has given up.
+    /// The number of connections without any answer, and the number of these that the client has
+    /// given up.
     pub fn unanswered(&self) -> (usize, usize) {
         (
             self.count(|link| link.silent),
@@ -186,7 +188,7 @@ async fn carry(
     let upstream = async {
         let (mut sent, mut bytes) = (Sent::default(), vec![0; BUFFER_BYTES]);
         while let Ok(count @ 1..) = near_read.read(&mut bytes).await {
-            // Noted before it is sent, because RabbitMQ's answer may end the connection.
+            // Noted before it is sent, because RabbitMQ's reply may end the connection.
             let published = sent.take(&bytes[..count], note);
             if published && *moods.borrow() == Mood::Alarmed {
                 note(|link| link.blocked = true);
@@ -204,9 +206,10 @@ async fn carry(
         loop {
             let more: &[u8] = tokio::select! {
                 Some(()) = blocked.recv() => {
-                    // RabbitMQ has answered all when the client publishes, so no frame is halfway through.
+                    // RabbitMQ has answered everything before the client publishes, so no frame is
+                    // halfway through.
                     near_write.write_all(BLOCKED).await.ok();
-                    // RabbitMQ behind hears nothing any more; one that blocks a connection keeps it.
+                    // RabbitMQ receives nothing more. A RabbitMQ in an alarm keeps the connection.
                     while near_write.write_all(HEARTBEAT).await.is_ok() {
                         sleep(HEARTBEAT_INTERVAL).await;
                     }
@@ -241,7 +244,7 @@ struct Sent {
 }
 
 impl Sent {
-    /// Gives whether there is a publish in it.
+    /// Returns whether they contain a publish.
     fn take(&mut self, bytes: &[u8], note: &impl Fn(fn(&mut Link))) -> bool {
         let mut published = false;
         self.bytes.extend(bytes);

@@ -1,4 +1,4 @@
-//! A migrated database, made once by `shopbell migrate`, from which every test's database is cloned in a moment.
+//! A migrated database, made once by `shopbell migrate`. Each test's database is a clone of it.
 
 use std::fs;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -10,10 +10,11 @@ use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
 use super::process::Environment;
 use super::{command, url};
 
-/// Held while the template is looked for or made, so that tests and test binaries side by side make one.
+/// Held while the template is searched or made, so that parallel test processes make only one.
 const TEMPLATE_LOCK: i64 = 0x5348_4f50_4245_4c4c;
 
-/// Creates `database`, migrated and empty; `environment` is what `shopbell migrate` needs beside its database.
+/// Creates `database`, migrated and empty. `environment` is everything else that `shopbell migrate`
+/// needs.
 pub async fn create_database(server_url: &str, database: &str, environment: &Environment) {
     let mut connection = connect(server_url).await;
     let template = template_name();
@@ -34,7 +35,7 @@ pub async fn create_database(server_url: &str, database: &str, environment: &Env
     connection.close().await.ok();
 }
 
-/// Drops `database`, whoever is connected to it.
+/// Drops `database`, also if clients are connected to it.
 pub async fn drop_database(server_url: &str, database: &str) {
     let mut connection = connect(server_url).await;
     execute(
@@ -45,7 +46,7 @@ pub async fn drop_database(server_url: &str, database: &str) {
     connection.close().await.ok();
 }
 
-/// Under another name until it is whole: a run that is interrupted leaves no half-made template.
+/// Under another name until it is complete, so that an interrupted run leaves no partial template.
 async fn make_template(
     connection: &mut PgConnection,
     server_url: &str,
@@ -72,7 +73,7 @@ async fn make_template(
     .await;
 }
 
-/// Names the template after what it was made from: the migrations, by name and content.
+/// The template's name contains a hash of the migrations: their names and content.
 fn template_name() -> String {
     let mut hasher = DefaultHasher::new();
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations");
@@ -106,7 +107,7 @@ async fn exists(connection: &mut PgConnection, database: &str) -> bool {
         .expect("Postgres lists its databases")
 }
 
-/// Runs a statement whose names this module made up itself.
+/// Runs a statement whose names come from this module.
 async fn execute(connection: &mut PgConnection, sql: String) {
     let shown = sql.clone();
     if let Err(error) = connection.execute(sqlx::raw_sql(AssertSqlSafe(sql))).await {

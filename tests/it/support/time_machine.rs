@@ -1,4 +1,4 @@
-//! Postgres goes back to an earlier moment: the world's database is copied, and the copy takes its place.
+//! Postgres returns to an earlier moment: a copy of the world's database takes its place.
 
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
@@ -26,7 +26,7 @@ impl Copy {
 }
 
 impl World {
-    /// Copies the database as it is now. Its connections end, and come again.
+    /// Copies the present database. Its connections end, and are opened again.
     pub async fn copy_database(&self) -> Copy {
         let copy_url = self.another_database();
         let name = copy_url
@@ -88,7 +88,7 @@ impl World {
         )
         .await;
         server.close().await.ok();
-        // The one that drops databases at the end is not kept out of this one.
+        // The superuser that drops databases at the end can still connect.
         let mut server = PgConnection::connect(&url::with_database(&self.server_url, "postgres"))
             .await
             .expect("Postgres");
@@ -100,7 +100,7 @@ impl World {
         server.close().await.ok();
     }
 
-    /// Ends all connections, and lets no new one in.
+    /// Ends all connections, and refuses new ones.
     async fn close_database(&self, server: &mut PgConnection) {
         run(
             server,

@@ -1,4 +1,4 @@
-//! JSON Web Tokens as an identity provider would mint them, and as an attacker would.
+//! JSON Web Tokens as an identity provider signs them, and as an attacker forges them.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -8,10 +8,10 @@ use jsonwebtoken::{Algorithm, EncodingKey};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-/// How long a token lives unless the story says otherwise.
+/// The default life of a token in seconds.
 const TTL_SECONDS: i64 = 600;
 
-/// A token being made out; [`Token::sign`] or one of its bad siblings gives the text.
+/// A token in the making. [`Token::sign`] or one of its invalid siblings returns the text.
 #[derive(Clone)]
 pub struct Token {
     secret: String,
@@ -33,7 +33,7 @@ struct Claims {
 }
 
 impl Token {
-    /// A good token of `subscriber`, to be signed with `secret`.
+    /// A valid token of `subscriber`, to be signed with `secret`.
     pub fn new(secret: &str, subscriber: &str) -> Self {
         let (exp, more) = (Some(now() + TTL_SECONDS), Map::new());
         let claims = Claims {
@@ -74,37 +74,37 @@ impl Token {
         self
     }
 
-    /// The feeds it may read, instead of the subscriber's own.
+    /// The feeds that it may read, instead of the subscriber's own.
     pub fn feeds<const N: usize>(mut self, feeds: [&str; N]) -> Self {
         self.claims.feeds = Some(feeds.map(str::to_owned).to_vec());
         self
     }
 
-    /// With the right to answer for everyone in the broadcast feed.
+    /// With the right to mark notifications for everyone in the broadcast feed.
     pub fn broadcast(mut self) -> Self {
         self.claims.more.insert("broadcast".to_owned(), true.into());
         self
     }
 
-    /// For whom it was minted.
+    /// The audience.
     pub fn audience(mut self, audience: &str) -> Self {
         self.claims.aud = Some(audience.to_owned());
         self
     }
 
-    /// Who minted it.
+    /// The issuer.
     pub fn issuer(mut self, issuer: &str) -> Self {
         self.claims.more.insert("iss".to_owned(), issuer.into());
         self
     }
 
-    /// When it expires, from now on; in the past where negative.
+    /// Seconds from now until it expires; they may be negative.
     pub fn expires_in_seconds(mut self, seconds: i64) -> Self {
         self.claims.exp = Some(now() + seconds);
         self
     }
 
-    /// A token that never says when it expires.
+    /// A token that never expires.
     pub fn without_expiry(mut self) -> Self {
         self.claims.exp = None;
         self
@@ -128,7 +128,7 @@ impl Token {
         .sign()
     }
 
-    /// The token with `"alg":"none"` and no signature, as the oldest trick has it.
+    /// The token with `"alg":"none"` and no signature, a classic attack.
     pub fn unsigned(&self) -> String {
         format!(
             "{}.{}.",

@@ -1,6 +1,6 @@
-//! Just enough of URLs to point a service's address at another database or at a proxy.
+//! Just enough of URLs to direct a service's address to another database or to a proxy.
 
-/// The `host:port` of a service's URL, with the port of its scheme where none is written.
+/// The `host:port` of a service's URL, with the default port of its scheme.
 pub fn authority(url: &str) -> String {
     let (start, end) = authority_span(url);
     let authority = &url[start..end];
@@ -17,7 +17,7 @@ pub fn at(url: &str, authority: &str) -> String {
     format!("{}{authority}{}", &url[..start], &url[end..])
 }
 
-/// The user and the password, as they are written.
+/// The user and the password, unchanged.
 pub fn user_and_password(url: &str) -> (String, String) {
     let after_scheme = url.find("://").expect("a URL has a scheme") + 3;
     let (start, _) = authority_span(url);
@@ -28,7 +28,7 @@ pub fn user_and_password(url: &str) -> (String, String) {
     (user.to_owned(), password.to_owned())
 }
 
-/// The host and the port, with the port of its scheme where none is written.
+/// The host and the port, with the default port of its scheme.
 pub fn host_and_port(url: &str) -> (String, String) {
     let authority = authority(url);
     let (host, port) = authority
@@ -44,7 +44,7 @@ pub fn with_database(url: &str, database: &str) -> String {
     format!("{}/{database}{query}", &url[..end])
 }
 
-/// Where `host:port` begins and ends: after the scheme and the password, before the path.
+/// The range of `host:port`: after the scheme and the password, before the path.
 fn authority_span(url: &str) -> (usize, usize) {
     let after_scheme = url.find("://").expect("a URL has a scheme") + 3;
     let end = url[after_scheme..]
