@@ -89,7 +89,7 @@ async fn a_primary_that_turns_read_only_loses_nothing_and_is_reported() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_silent_primary_with_aborted_requests_loses_nothing_and_answers_again() {
+async fn a_silent_primary_with_aborted_requests_loses_nothing_and_recovers() {
     let services = Services::up().await;
     let network = Proxy::before_service(&services.database_url).await;
     let strike = async |world: &World, replicas: &[Replica]| {

@@ -42,7 +42,7 @@ use services::Services;
 const BOUND: Duration = Duration::from_secs(240);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_replica_that_is_killed_again_and_again_loses_nothing_and_repeats_nothing() {
+async fn a_replica_killed_again_and_again_loses_nothing_and_repeats_nothing() {
     let services = Services::up().await;
     let kill = async |_: &World, replicas: &[Replica]| replicas[0].restart().await;
     run(&services, ALONE, 8, Order::AsPublished, kill).await;
@@ -69,7 +69,7 @@ async fn a_postgres_that_restarts_at_once_loses_nothing_and_repeats_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn replicas_that_share_partitions_and_are_killed_lose_nothing_repeat_nothing_and_keep_the_order()
+async fn killed_replicas_with_partitions_lose_and_repeat_nothing_in_order()
  {
     let services = Services::up().await;
     let mut survivor = 0;
@@ -89,7 +89,7 @@ async fn replicas_that_share_partitions_and_are_killed_lose_nothing_repeat_nothi
 
 /// Their order may break: which recipient has which partition is in RabbitMQ's memory only (docs/scaling.md).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_rabbitmq_with_partitions_that_restarts_loses_nothing_and_repeats_nothing() {
+async fn a_restarted_rabbitmq_with_partitions_loses_and_repeats_nothing() {
     let services = Services::up().await;
     run(
         &services,
@@ -102,7 +102,7 @@ async fn a_rabbitmq_with_partitions_that_restarts_loses_nothing_and_repeats_noth
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_alarm_of_rabbitmq_does_not_keep_what_is_in_its_queue_from_the_merchant() {
+async fn an_alarm_of_rabbitmq_does_not_delay_queued_events() {
     const MERCHANT: &str = "merchant-42";
     let services = Services::up().await;
     let world = World::at(services.database_url.clone(), services.amqp_url.clone()).await;

@@ -8,7 +8,7 @@ use crate::support::{Event, Frame, Merchant, PATIENCE, Proxy, World, eventually}
 const MERCHANT: &str = "merchant-42";
 
 #[tokio::test]
-async fn who_accepts_an_order_silences_the_bell_on_every_device_of_every_replica() {
+async fn handling_an_order_reaches_every_device_on_every_replica() {
     let world = World::new().await;
     let replicas = [world.serve().await, world.serve().await];
     world
@@ -67,7 +67,7 @@ async fn who_accepts_an_order_silences_the_bell_on_every_device_of_every_replica
 }
 
 #[tokio::test]
-async fn the_first_who_accepts_is_the_one_and_the_others_are_told() {
+async fn the_first_handle_wins_and_every_session_receives_it() {
     let world = World::new().await;
     let replica = world.serve().await;
     world
@@ -112,7 +112,7 @@ async fn the_first_who_accepts_is_the_one_and_the_others_are_told() {
 }
 
 #[tokio::test]
-async fn a_device_that_was_away_learns_what_people_said_meanwhile() {
+async fn a_device_receives_the_marks_made_while_it_was_away() {
     let world = World::new().await;
     let replica = world.serve().await;
     world
@@ -165,7 +165,7 @@ async fn a_device_that_was_away_learns_what_people_said_meanwhile() {
 }
 
 #[tokio::test]
-async fn a_replica_that_no_hint_reaches_finds_what_people_said() {
+async fn a_replica_without_hints_finds_marks_in_the_database() {
     let world = World::new().await;
     let near = world.serve().await;
     let proxy = Proxy::before_service(world.amqp_url()).await;
@@ -213,7 +213,7 @@ async fn a_replica_that_no_hint_reaches_finds_what_people_said() {
 }
 
 #[tokio::test]
-async fn everything_is_read_in_steps_while_orders_come_in() {
+async fn read_all_works_in_steps_while_orders_arrive() {
     let world = World::new().await;
     let replica = world.serve().await;
     let publisher = world.publisher().await;
@@ -275,7 +275,7 @@ async fn everything_is_read_in_steps_while_orders_come_in() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_is_refused_by_name_and_the_session_goes_on() {
+async fn invalid_marks_are_refused_with_a_reason_and_the_session_continues() {
     let world = World::new().await;
     let replica = world.serve().await;
     let publisher = world.publisher().await;
@@ -366,7 +366,7 @@ async fn what_cannot_be_is_refused_by_name_and_the_session_goes_on() {
 }
 
 #[tokio::test]
-async fn what_is_said_while_the_database_is_away_is_stored_when_it_is_back() {
+async fn marks_sent_while_postgres_is_away_are_stored_later() {
     let world = World::new().await;
     let proxy = Proxy::before_service(world.database_url()).await;
     let replica = world
@@ -404,7 +404,7 @@ async fn what_is_said_while_the_database_is_away_is_stored_when_it_is_back() {
 }
 
 #[tokio::test]
-async fn a_replica_that_dies_after_an_answer_was_stored_leaves_it_told() {
+async fn a_stored_mark_reaches_all_sessions_after_its_replica_was_killed() {
     let world = World::new().await;
     let (first, second) = (world.serve().await, world.serve().await);
     world
@@ -457,7 +457,7 @@ async fn a_replica_that_dies_after_an_answer_was_stored_leaves_it_told() {
 }
 
 #[tokio::test]
-async fn whatever_many_say_at_once_everyone_hears_the_same() {
+async fn concurrent_marks_look_the_same_to_every_session() {
     let world = World::new().await;
     let replicas = [world.serve().await, world.serve().await];
     let publisher = world.publisher().await;

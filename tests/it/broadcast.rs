@@ -98,7 +98,7 @@ async fn no_token_is_for_the_broadcast_feed_alone() {
 }
 
 #[tokio::test]
-async fn only_a_token_with_that_right_answers_for_everyone() {
+async fn only_a_token_with_the_right_marks_broadcasts() {
     let world = World::new().await;
     let replica = world.serve().await;
     world

@@ -69,7 +69,7 @@ async fn the_canary_of_each_gateway_is_timed_and_leaves_nothing_behind() {
 }
 
 #[tokio::test]
-async fn what_everyone_is_told_does_not_stand_in_the_canarys_way() {
+async fn broadcasts_do_not_disturb_the_canary() {
     let world = World::new().await;
     let replica = world
         .replica()

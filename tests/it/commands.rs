@@ -9,7 +9,7 @@ use crate::support::{Event, Frame, PATIENCE, World, run_any};
 const MERCHANT: &str = "merchant-42";
 
 #[tokio::test]
-async fn what_one_terminal_publishes_another_one_sees() {
+async fn tail_prints_the_events_that_publish_sends() {
     let world = World::new().await;
     let replica = world.serve().await;
     let token = world
@@ -227,18 +227,18 @@ async fn a_sample_import_is_published_whole() {
 }
 
 #[tokio::test]
-async fn a_healthcheck_tells_by_its_exit_status() {
+async fn healthcheck_fails_if_the_replica_is_dead() {
     let world = World::new().await;
     let replica = world.serve().await;
     replica.shopbell(&["healthcheck"]).await.succeeded();
     replica.kill();
     let ill = replica.shopbell(&["healthcheck"]).await.failed_with(1);
-    assert!(!ill.stderr.is_empty(), "it says why");
+    assert!(!ill.stderr.is_empty(), "the reason is on stderr");
     world.finish().await;
 }
 
 #[tokio::test]
-async fn a_bad_configuration_is_named_whole_and_without_its_secrets() {
+async fn an_invalid_configuration_is_reported_completely_without_secrets() {
     let world = World::new().await;
     let bad = [
         (
@@ -276,7 +276,7 @@ async fn a_bad_configuration_is_named_whole_and_without_its_secrets() {
 }
 
 #[tokio::test]
-async fn a_wrong_argument_is_no_crash() {
+async fn a_wrong_argument_exits_with_a_usage_error() {
     let world = World::new().await;
     for arguments in [&["ring"][..], &["publish"], &["dead-letters", "show"]] {
         let refused = world.shopbell(arguments).await.failed_with(2);
@@ -290,7 +290,7 @@ async fn a_wrong_argument_is_no_crash() {
 }
 
 #[tokio::test]
-async fn migrating_twice_is_as_good_as_once() {
+async fn a_second_migration_changes_nothing() {
     let world = World::new().await;
     for _ in 0..2 {
         world.shopbell(&["migrate"]).await.succeeded();
@@ -350,7 +350,7 @@ async fn an_old_version_works_on_a_newer_schema() {
 }
 
 #[tokio::test]
-async fn a_shell_completes_what_there_is() {
+async fn a_shell_completes_subcommands_and_options() {
     let world = World::new().await;
     for shell in ["zsh", "fish", "elvish", "powershell"] {
         let script = world

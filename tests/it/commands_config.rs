@@ -15,7 +15,7 @@ struct Setting {
 }
 
 #[tokio::test]
-async fn every_setting_is_told_and_no_secret() {
+async fn every_setting_is_listed_without_secrets() {
     let world = World::new().await;
     let secret = "s3cr3t-0123456789abcdef0123456789";
     let file = world.file("jwt-secret", format!("{secret}\n").as_bytes());
@@ -105,7 +105,7 @@ async fn every_setting_is_told_and_no_secret() {
 }
 
 #[tokio::test]
-async fn all_that_is_bad_or_unknown_is_named_at_once() {
+async fn all_invalid_and_unknown_settings_are_reported_at_once() {
     let world = World::new().await;
     let bad = [
         ("SHOPBELL_WINDOWS", "7"),

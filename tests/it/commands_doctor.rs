@@ -17,7 +17,7 @@ struct Finding {
 const FEW_SESSIONS: (&str, &str) = ("SHOPBELL_MAX_SESSIONS", "100");
 
 #[tokio::test]
-async fn a_healthy_service_is_told_so() {
+async fn doctor_reports_a_healthy_service() {
     let world = World::new().await;
     let _replica = world.serve().await;
     let done = doctor(&world, &[]).await.succeeded();
@@ -114,7 +114,7 @@ async fn commits_that_do_not_wait_for_the_disk_are_found() {
 }
 
 #[tokio::test]
-async fn the_limit_of_connections_that_binds_is_found_also_by_who_sees_little() {
+async fn doctor_finds_the_lowest_connection_limit_without_special_rights() {
     let world = World::new().await;
     // A user of this test's own without the right to read the sessions of others.
     world
@@ -224,7 +224,7 @@ async fn a_slot_that_keeps_nothing_raises_no_alarm() {
 }
 
 #[tokio::test]
-async fn what_somebody_declared_otherwise_is_found_and_nothing_is_declared() {
+async fn a_different_declaration_is_found_and_nothing_is_declared() {
     let world = World::new().await;
     let (prefix, broker) = (world.another_prefix(), world.broker().await);
     let (queue, exchange) = (format!("{prefix}.ingest"), format!("{prefix}.receipts"));
@@ -279,7 +279,7 @@ async fn what_somebody_declared_otherwise_is_found_and_nothing_is_declared() {
 }
 
 #[tokio::test]
-async fn what_is_away_is_named_and_the_rest_is_looked_at() {
+async fn an_absent_dependency_is_named_and_the_rest_is_checked() {
     let world = World::new().await;
     let closed = [
         ("AMQP_URL", "amqp://shop:s3cr3t@127.0.0.1:1/"),

@@ -50,7 +50,7 @@ struct Shown {
 }
 
 #[tokio::test]
-async fn support_sees_what_a_merchant_got_and_what_not() {
+async fn inspect_shows_received_and_missing_notifications() {
     let world = World::new().await;
     let replica = world.serve().await;
     let publisher = world.publisher().await;
@@ -165,7 +165,7 @@ async fn support_sees_what_a_merchant_got_and_what_not() {
 }
 
 #[tokio::test]
-async fn what_is_not_there_is_said() {
+async fn inspect_reports_an_unknown_feed() {
     let world = World::new().await;
     let nobody = world
         .shopbell(&["inspect", "merchant-7"])

@@ -7,7 +7,7 @@ use crate::support::{Event, Parcel, World};
 const MERCHANT: &str = "merchant-42";
 
 #[tokio::test]
-async fn what_was_received_is_stored_a_duplicate_or_a_dead_letter() {
+async fn every_received_event_is_stored_a_duplicate_or_a_dead_letter() {
     let world = World::new().await;
     let replica = world.serve().await;
     let orders = Event::orders(MERCHANT, 40);
@@ -31,7 +31,7 @@ async fn what_was_received_is_stored_a_duplicate_or_a_dead_letter() {
 }
 
 #[tokio::test]
-async fn the_metrics_of_the_flow_are_there_by_name() {
+async fn the_metrics_of_the_flow_exist_by_name() {
     let world = World::new().await;
     let replica = world.serve().await;
     let publisher = world.publisher().await;
@@ -81,7 +81,7 @@ async fn the_metrics_of_the_flow_are_there_by_name() {
 }
 
 #[tokio::test]
-async fn the_operations_port_says_that_it_lives_and_that_it_is_ready() {
+async fn the_operations_port_reports_liveness_and_readiness() {
     let world = World::new().await;
     let replica = world.serve().await;
     assert_eq!(replica.get("/livez").await.status, 200);

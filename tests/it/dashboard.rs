@@ -64,7 +64,7 @@ async fn the_dashboard_is_served_with_a_policy_that_lets_nothing_in() {
 }
 
 #[tokio::test]
-async fn a_browser_that_has_the_dashboard_is_told_so() {
+async fn a_browser_with_a_current_dashboard_gets_304() {
     let world = World::new().await;
     let replica = world
         .replica()
@@ -86,7 +86,7 @@ async fn a_browser_that_has_the_dashboard_is_told_so() {
 }
 
 #[tokio::test]
-async fn there_is_no_dashboard_where_nobody_asked_for_it() {
+async fn there_is_no_dashboard_unless_it_is_enabled() {
     let world = World::new().await;
     let replica = world.serve().await;
     for path in ["/", "/assets/app.js"] {

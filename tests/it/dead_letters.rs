@@ -228,7 +228,7 @@ async fn letters_of_a_killed_replica_are_published_by_another_one() {
 }
 
 #[tokio::test]
-async fn a_commit_with_a_dead_letter_whose_answer_is_lost_is_repeated() {
+async fn a_commit_with_a_dead_letter_is_repeated_if_its_reply_is_lost() {
     const WARMING: u64 = 8;
     let world = World::new().await;
     let network = Proxy::before_service(world.database_url()).await;

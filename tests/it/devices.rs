@@ -41,7 +41,7 @@ const RANDOM_DEVICES: &str = "
     end $$";
 
 #[tokio::test]
-async fn a_new_device_starts_where_its_subscriber_stands() {
+async fn a_new_device_starts_at_the_place_of_its_subscriber() {
     let world = World::new().await;
     let replica = world.serve().await;
     let (owner, cook) = (
@@ -223,7 +223,7 @@ async fn a_merchants_first_session_gets_announcements_that_have_not_expired() {
 }
 
 #[tokio::test]
-async fn operators_see_what_each_device_has_not_acknowledged() {
+async fn operators_see_the_unacknowledged_notifications_of_each_device() {
     let world = World::new().await;
     let replica = world.serve().await;
     let mut slow = world
@@ -277,7 +277,7 @@ async fn operators_see_what_each_device_has_not_acknowledged() {
 }
 
 #[tokio::test]
-async fn no_start_is_above_what_its_subscriber_acknowledged() {
+async fn no_device_starts_above_the_acks_of_its_subscriber() {
     let world = World::new().await;
     world.meddle(RANDOM_DEVICES).await;
     assert_eq!(world.number("select count(*) from opened").await, 3_000);

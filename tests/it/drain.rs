@@ -7,7 +7,7 @@ use crate::support::{Closed, Event, PATIENCE, World, eventually};
 const MERCHANT: &str = "merchant-42";
 
 #[tokio::test]
-async fn a_leaving_replica_says_goaway_closes_with_1012_and_keeps_every_ack() {
+async fn a_leaving_replica_sends_goaway_closes_with_1012_and_keeps_every_ack() {
     let world = World::new().await;
     let replica = world
         .replica()
@@ -87,7 +87,7 @@ async fn a_leaving_replica_spreads_its_closes_is_not_ready_and_takes_nobody_in()
 }
 
 #[tokio::test]
-async fn what_is_published_while_replicas_come_and_go_arrives_once_and_in_order() {
+async fn events_arrive_once_and_in_order_while_replicas_come_and_go() {
     let world = World::new().await;
     let replica = world.serve().await;
     let publisher = world.publisher().await;
@@ -115,7 +115,7 @@ async fn what_is_published_while_replicas_come_and_go_arrives_once_and_in_order(
 }
 
 #[tokio::test]
-async fn an_interrupt_is_as_good_as_a_termination() {
+async fn an_interrupt_stops_a_replica_like_a_termination() {
     let world = World::new().await;
     let replica = world.serve().await;
     let merchant = world.merchant(MERCHANT).connect(replica.public()).await;

@@ -150,7 +150,7 @@ async fn a_pending_ack_of_before_a_restore_covers_no_new_order() {
 }
 
 #[tokio::test]
-async fn a_set_back_on_live_connections_is_noticed_by_the_sweep() {
+async fn the_sweep_notices_a_restore_on_live_connections() {
     let world = World::new().await;
     let replica = world.serve().await;
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
@@ -216,7 +216,7 @@ async fn a_place_of_another_epoch_is_not_used() {
 }
 
 #[tokio::test]
-async fn a_tap_of_before_a_set_back_handles_no_other_order() {
+async fn a_handle_from_before_a_restore_handles_no_other_order() {
     let world = World::new().await;
     let replica = world.serve().await;
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
@@ -283,7 +283,7 @@ async fn an_operator_can_begin_a_new_epoch() {
 }
 
 #[tokio::test]
-async fn tail_goes_on_at_the_cursor_when_the_epoch_changes() {
+async fn tail_continues_at_the_cursor_if_the_epoch_changes() {
     let world = World::new().await;
     let replica = world.serve().await;
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
@@ -404,7 +404,7 @@ async fn cursors_that_a_restore_of_some_tables_left_are_lowered_at_the_start() {
 }
 
 #[tokio::test]
-async fn the_sweep_goes_on_while_cursors_cannot_be_lowered() {
+async fn the_sweep_continues_while_cursors_cannot_be_lowered() {
     let world = World::new().await;
     let replica = world.serve().await;
     let merchant = world.merchant(MERCHANT).connect(replica.public()).await;

@@ -5,7 +5,7 @@ use crate::support::{Event, PATIENCE, Proxy, Replica, World, eventually, holds};
 const MERCHANT: &str = "merchant-42";
 
 #[tokio::test]
-async fn a_database_that_is_away_is_waited_for_in_place() {
+async fn ingest_waits_in_place_for_an_absent_database() {
     let world = World::new().await;
     let network = Proxy::before_service(world.database_url()).await;
     let replica = world
@@ -41,7 +41,7 @@ async fn a_database_that_is_away_is_waited_for_in_place() {
 }
 
 #[tokio::test]
-async fn what_a_replica_held_for_a_database_that_was_away_keeps_its_order_when_it_is_stopped() {
+async fn events_held_for_an_absent_database_keep_their_order_after_a_stop() {
     let world = World::new().await;
     let network = Proxy::before_service(world.database_url()).await;
     let replica = world
@@ -80,7 +80,7 @@ async fn what_a_replica_held_for_a_database_that_was_away_keeps_its_order_when_i
 }
 
 #[tokio::test]
-async fn a_database_that_does_not_answer_is_waited_for_in_place() {
+async fn ingest_waits_in_place_for_a_silent_database() {
     let world = World::new().await;
     let network = Proxy::before_service(world.database_url()).await;
     let replica = world
@@ -105,7 +105,7 @@ async fn a_database_that_does_not_answer_is_waited_for_in_place() {
 }
 
 #[tokio::test]
-async fn a_connection_to_the_database_that_nobody_answers_on_is_replaced() {
+async fn a_silent_connection_to_the_database_is_replaced() {
     let world = World::new().await;
     let network = Proxy::before_service(world.database_url()).await;
     let replica = world

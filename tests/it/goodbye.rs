@@ -98,7 +98,7 @@ async fn acks_in_flight_count_when_a_session_is_too_old() {
 }
 
 #[tokio::test]
-async fn acks_in_flight_count_when_nothing_was_heard() {
+async fn acks_in_flight_count_when_a_client_was_silent() {
     let world = World::new().await;
     let replica = world
         .replica()

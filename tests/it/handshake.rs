@@ -45,7 +45,7 @@ async fn a_bad_token_is_refused_with_401() {
 }
 
 #[tokio::test]
-async fn a_bad_token_from_a_browser_is_told_by_the_close_code() {
+async fn a_bad_token_from_a_browser_is_refused_with_a_close_code() {
     let world = World::new().await;
     let replica = world.serve().await;
     let (merchant, token) = (world.merchant(MERCHANT), world.token(MERCHANT));
@@ -272,7 +272,7 @@ async fn a_handshake_that_dawdles_is_closed_in_five_seconds() {
 }
 
 #[tokio::test]
-async fn what_is_no_websocket_handshake_is_told_so() {
+async fn a_request_that_is_no_websocket_handshake_is_refused() {
     let world = World::new().await;
     let replica = world.serve().await;
     let token = world.token(MERCHANT).sign();

@@ -5,7 +5,7 @@ use crate::support::{Event, PATIENCE, World, eventually};
 const MERCHANT: &str = "merchant-42";
 
 #[tokio::test]
-async fn a_lost_fan_out_is_made_good_by_reading_the_feed() {
+async fn a_lost_hint_is_repaired_by_reading_the_feed() {
     let world = World::new().await;
     let replicas = [world.serve().await, world.serve().await];
     let publisher = world.publisher().await;
@@ -79,7 +79,7 @@ async fn sessions_that_keep_up_are_served_without_reading_the_database() {
 }
 
 #[tokio::test]
-async fn a_replica_alone_tells_nobody_and_one_that_joins_is_told() {
+async fn a_single_replica_publishes_no_hints_until_another_joins() {
     let world = World::new().await;
     let first = world.serve().await;
     let publisher = world.publisher().await;

@@ -54,7 +54,7 @@ async fn page(world: &World, replica: &Replica, query: &str) -> Page {
 }
 
 #[tokio::test]
-async fn a_feed_is_paged_newest_first_with_what_people_said_of_it() {
+async fn a_feed_is_paged_newest_first_with_its_marks() {
     let world = World::new().await;
     let replica = world.serve().await;
     let data = r#"{"text" : "as it came", "n":1e400}"#;
@@ -155,7 +155,7 @@ async fn an_import_is_one_line_of_history_and_its_failures() {
 }
 
 #[tokio::test]
-async fn where_few_of_many_are_wanted_a_page_may_be_empty_and_says_where_to_go_on() {
+async fn a_page_with_few_matches_may_be_empty_and_has_a_next_cursor() {
     let world = World::new().await;
     let replica = world.serve().await;
     world
@@ -247,7 +247,7 @@ async fn few_unhandled_of_many_are_found_without_another_walk() {
 }
 
 #[tokio::test]
-async fn what_the_token_does_not_name_or_the_contract_does_not_know_is_refused() {
+async fn unknown_feeds_and_parameters_are_refused() {
     let world = World::new().await;
     let replica = world.serve().await;
     let path = |feed: &str, query: &str| format!("/v1/feeds/{feed}/notifications{query}");

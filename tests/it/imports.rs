@@ -30,7 +30,7 @@ fn told(notification: &Notification) -> (&str, Option<Progress>) {
 }
 
 #[tokio::test]
-async fn every_step_says_how_far_the_import_is_and_a_replay_tells_the_end_and_the_failures() {
+async fn each_step_has_the_progress_and_a_replay_has_the_end_and_the_failures() {
     let world = World::new().await;
     let replica = world.serve().await;
     let publisher = world.publisher().await;
@@ -133,7 +133,7 @@ fn at(index: u64) -> usize {
 }
 
 #[tokio::test]
-async fn what_is_published_or_delivered_twice_counts_once() {
+async fn an_item_published_or_delivered_twice_counts_once() {
     let world = World::new().await;
     let replica = world.serve().await;
     let mut publisher = world.publisher().await;

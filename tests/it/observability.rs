@@ -17,7 +17,7 @@ const TARGET_LABELS: [&str; 2] = ["job", "instance"];
 const IN_TIME: &str = r#"le="2.0""#;
 
 #[tokio::test]
-async fn every_metric_that_is_looked_at_is_told_by_a_replica_that_has_done_nothing() {
+async fn every_metric_in_use_is_exposed_by_an_idle_replica() {
     let world = World::new().await;
     let replica = world.serve().await;
     let looked_at: BTreeSet<_> = [
@@ -185,7 +185,7 @@ fn every_link_to_the_runbook_leads_to_an_entry() {
 }
 
 #[test]
-fn every_panel_explains_itself_and_asks_the_data_source_that_was_chosen() {
+fn every_panel_has_a_description_and_uses_the_chosen_data_source() {
     let dashboard: Value = serde_json::from_str(&read(DASHBOARD)).expect("the dashboard is JSON");
     let mut uids = BTreeSet::new();
     strings_named("uid", &dashboard, &mut uids);

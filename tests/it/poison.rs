@@ -69,7 +69,7 @@ fn defects() -> Vec<(&'static str, Parcel)> {
 }
 
 #[tokio::test]
-async fn each_defect_is_dead_lettered_with_its_reason_and_harms_no_neighbour() {
+async fn each_defect_is_dead_lettered_with_its_reason_and_harms_no_event() {
     let world = World::new().await;
     let replica = world.serve().await;
     let publisher = world.publisher().await;
@@ -361,7 +361,7 @@ fn unreadable() -> Vec<(RawMessage, Option<&'static str>)> {
 }
 
 #[tokio::test]
-async fn what_only_rabbitmq_can_read_ends_no_connection_and_harms_no_neighbour() {
+async fn headers_only_rabbitmq_can_read_end_no_connection_and_harm_no_event() {
     let world = World::new().await;
     let replica = world.serve().await;
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;

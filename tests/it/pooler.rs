@@ -15,7 +15,7 @@ struct Finding {
 }
 
 #[tokio::test]
-async fn an_order_goes_its_whole_way_through_pgbouncer_in_session_mode() {
+async fn orders_work_through_pgbouncer_in_session_mode() {
     let world = World::new().await;
     // With its default configuration, and configured to drop the parameters that it would refuse.
     for more in [
@@ -84,7 +84,7 @@ async fn doctor_and_migrate_report_a_pooler_in_transaction_mode() {
 /// If PgBouncer can keep prepared statements in transaction mode, the service works. If not, doctor
 /// reports the reason.
 #[tokio::test]
-async fn an_order_goes_its_whole_way_in_transaction_mode_if_pgbouncer_can() {
+async fn orders_work_in_transaction_mode_if_pgbouncer_supports_it() {
     let world = World::new().await;
     world.meddle(GUARDS).await;
     let can = PgBouncer::keeps_prepared_statements().await;

@@ -126,7 +126,7 @@ fn prose_of_chosen_files_is_listed() {
 }
 
 #[test]
-fn comments_strings_and_documents_are_told_apart() {
+fn comments_texts_and_documents_are_recognised() {
     let check = |path, text, expected: &[(Kind, usize, &str)]| {
         let found = blocks(path, text);
         let found: Vec<_> = found

@@ -5,7 +5,7 @@ use crate::support::{Event, Parcel, World};
 const MERCHANT: &str = "merchant-42";
 
 #[tokio::test]
-async fn an_ack_of_what_was_not_sent_is_refused_and_the_session_goes_on() {
+async fn an_ack_above_the_sent_numbers_is_refused_and_the_session_continues() {
     let world = World::new().await;
     let replica = world.serve().await;
     world
@@ -32,7 +32,7 @@ async fn an_ack_of_what_was_not_sent_is_refused_and_the_session_goes_on() {
 }
 
 #[tokio::test]
-async fn what_is_not_the_protocol_closes_the_session() {
+async fn an_invalid_frame_closes_the_session() {
     let world = World::new().await;
     let replica = world.serve().await;
     for text in [
@@ -91,7 +91,7 @@ async fn a_flood_of_frames_closes_the_session_with_4429() {
 }
 
 #[tokio::test]
-async fn a_heartbeat_says_what_was_sent_last() {
+async fn a_heartbeat_has_the_last_sent_number() {
     let world = World::new().await;
     let replica = world
         .replica()
@@ -185,7 +185,7 @@ async fn a_session_ends_at_its_greatest_age_and_may_come_back_at_once() {
 }
 
 #[tokio::test]
-async fn a_replay_sends_the_newest_of_a_collapse_key_and_says_what_it_skipped() {
+async fn a_replay_sends_the_newest_of_a_collapse_key_and_skips_the_others() {
     let world = World::new().await;
     let replica = world.serve().await;
     let publisher = world.publisher().await;
@@ -278,7 +278,7 @@ async fn a_replay_of_an_import_has_its_failures_and_its_last_state() {
 }
 
 #[tokio::test]
-async fn what_has_expired_is_skipped() {
+async fn expired_notifications_are_skipped() {
     let world = World::new().await;
     let replica = world.serve().await;
     let expired = Event::order(MERCHANT).expires_in_seconds(-60);

@@ -16,7 +16,7 @@ const HALF_SENT: usize = 4_000;
 const GROWTH_BYTES_MAX: u64 = 96 * 1024 * 1024;
 
 #[tokio::test]
-async fn half_sent_requests_shut_nobody_out() {
+async fn half_sent_requests_do_not_block_other_clients() {
     let world = World::new().await;
     let replica = world.serve().await;
     let mut session = world.merchant(MERCHANT).connect(replica.public()).await;
@@ -129,7 +129,7 @@ async fn an_idle_connection_outlives_a_half_sent_request() {
 }
 
 #[tokio::test]
-async fn an_answer_that_nobody_reads_gives_its_connection_back() {
+async fn a_response_that_is_not_read_releases_its_connection() {
     let world = World::new().await;
     let replica = world.serve().await;
     let authorization = format!("Authorization: Bearer {}\r\n", world.token(MERCHANT).sign());
@@ -156,7 +156,7 @@ async fn an_answer_that_nobody_reads_gives_its_connection_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn clients_that_come_back_all_at_once_are_all_let_in() {
+async fn clients_that_return_all_at_once_are_all_accepted() {
     const CLIENTS: usize = 2_500;
     let world = World::new().await;
     let replica = world.serve().await;

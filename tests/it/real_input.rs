@@ -11,7 +11,7 @@ const RAW: &str = "{ \"z\":123456789012345678901234567890,\"a\" : 1e400, \"nul\"
     \"half\":\"\\ud800\",\"é\":\"\\u00e9\\/☃\" }";
 
 #[tokio::test]
-async fn what_the_python_sdk_publishes_arrives_byte_for_byte() {
+async fn events_of_the_python_sdk_arrive_byte_for_byte() {
     let object =
         r#"{"z": 123456789012345678901234567890, "a": "\u0000", "\u00e9": [1.1, true, null]}"#;
     let expected = [
@@ -26,7 +26,7 @@ async fn what_the_python_sdk_publishes_arrives_byte_for_byte() {
 }
 
 #[tokio::test]
-async fn what_the_node_sdk_publishes_arrives_byte_for_byte() {
+async fn events_of_the_node_sdk_arrive_byte_for_byte() {
     let object = r#"{"z":9007199254740991,"a":"\u0000","é":[1.1,true,null]}"#;
     let expected = [
         ("structured-object", object),

@@ -55,7 +55,7 @@ async fn another_source_or_another_recipient_makes_another_notification() {
 }
 
 #[tokio::test]
-async fn a_redelivery_after_the_commit_is_no_second_notification_and_leaves_no_gap() {
+async fn a_redelivery_after_the_commit_adds_no_notification_and_no_gap() {
     let world = World::new().await;
     let network = Proxy::before_service(world.amqp_url()).await;
     let replica = world
@@ -83,7 +83,7 @@ async fn a_redelivery_after_the_commit_is_no_second_notification_and_leaves_no_g
 }
 
 #[tokio::test]
-async fn an_ingest_that_is_killed_in_the_middle_loses_nothing_and_repeats_nothing() {
+async fn an_ingest_killed_in_the_middle_loses_nothing_and_repeats_nothing() {
     let world = World::new().await;
     let replica = world.serve().await;
     let publisher = world.publisher().await;

@@ -5,7 +5,7 @@ use crate::support::{Event, PATIENCE, World, eventually, holds};
 const MERCHANT: &str = "merchant-42";
 
 #[tokio::test]
-async fn what_an_offline_merchant_missed_is_replayed_in_order_and_never_again_once_acknowledged() {
+async fn missed_notifications_are_replayed_in_order_until_acknowledged() {
     let world = World::new().await;
     let replica = world.serve().await;
     let publisher = world.publisher().await;
@@ -47,7 +47,7 @@ async fn what_an_offline_merchant_missed_is_replayed_in_order_and_never_again_on
 }
 
 #[tokio::test]
-async fn what_was_sent_and_not_acknowledged_comes_again_on_the_next_connection() {
+async fn unacknowledged_notifications_are_sent_again_on_the_next_connection() {
     let world = World::new().await;
     let replica = world.serve().await;
     world
@@ -67,7 +67,7 @@ async fn what_was_sent_and_not_acknowledged_comes_again_on_the_next_connection()
 }
 
 #[tokio::test]
-async fn what_is_published_during_a_replay_follows_it_without_a_gap() {
+async fn events_published_during_a_replay_follow_it_without_a_gap() {
     let world = World::new().await;
     let replica = world.serve().await;
     let publisher = world.publisher().await;
@@ -85,7 +85,7 @@ async fn what_is_published_during_a_replay_follows_it_without_a_gap() {
 }
 
 #[tokio::test]
-async fn the_welcome_says_where_the_session_starts() {
+async fn the_welcome_has_the_start_of_the_session() {
     let world = World::new().await;
     let replica = world.serve().await;
     world
@@ -122,7 +122,7 @@ async fn the_welcome_says_where_the_session_starts() {
 }
 
 #[tokio::test]
-async fn a_subscriber_new_to_a_feed_starts_at_what_nobody_has_acknowledged() {
+async fn a_new_subscriber_starts_above_the_acks_of_all_others() {
     let world = World::new().await;
     let replica = world.serve().await;
     world
@@ -169,7 +169,7 @@ async fn a_cursor_never_moves_back() {
 }
 
 #[tokio::test]
-async fn a_page_that_takes_long_holds_up_nobody_else() {
+async fn a_slow_page_delays_no_other_session() {
     const NEIGHBOUR: &str = "merchant-43";
     const HELD: &str = "select count(*) from pg_stat_activity
         where datname = current_database() and application_name = 'shopbell' and wait_event = 'PgSleep'";

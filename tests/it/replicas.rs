@@ -106,12 +106,12 @@ async fn ingesting_and_standby<'a>(
 }
 
 #[tokio::test]
-async fn a_feed_keeps_its_order_when_a_standby_takes_over_from_one_that_was_killed() {
+async fn a_feed_keeps_its_order_when_a_standby_replaces_a_killed_replica() {
     hand_over(async |replica: &Replica| replica.kill()).await;
 }
 
 #[tokio::test]
-async fn a_feed_keeps_its_order_when_a_standby_takes_over_from_one_that_leaves() {
+async fn a_feed_keeps_its_order_when_a_standby_replaces_a_leaving_replica() {
     hand_over(async |replica: &Replica| assert!(replica.terminate().await.success())).await;
 }
 

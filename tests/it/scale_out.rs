@@ -89,7 +89,7 @@ async fn merchants_of_a_gateway_that_was_killed_lose_nothing_at_the_other() {
 }
 
 #[tokio::test]
-async fn merchants_of_an_ingesting_replica_that_was_killed_lose_nothing_at_the_others() {
+async fn merchants_of_a_killed_ingesting_replica_lose_nothing_at_the_others() {
     let world = World::new().await;
     let replicas = [
         world.serve().await,
@@ -246,7 +246,7 @@ async fn partitions_are_raised_under_load_and_no_event_is_lost_or_overtaken() {
 }
 
 #[tokio::test]
-async fn what_the_command_publishes_goes_to_the_partition_of_its_recipient() {
+async fn the_publish_command_uses_the_partition_of_the_recipient() {
     let world = World::new().await;
     declare(&world, 4).await;
     for number in 0..12 {
@@ -269,7 +269,7 @@ async fn what_the_command_publishes_goes_to_the_partition_of_its_recipient() {
 }
 
 #[tokio::test]
-async fn a_replica_that_knows_fewer_partitions_says_so_and_does_not_lead_events_past_them() {
+async fn a_replica_with_too_few_partitions_reports_it_and_bypasses_none() {
     let world = World::new().await;
     let old = world.serve().await;
     declare(&world, 4).await;
@@ -301,7 +301,7 @@ async fn a_replica_that_knows_fewer_partitions_says_so_and_does_not_lead_events_
 }
 
 #[tokio::test]
-async fn partitions_that_an_operator_should_have_declared_are_missed_by_name() {
+async fn partitions_that_an_operator_did_not_declare_are_reported_by_name() {
     let world = World::new().await;
     let verify = [("SHOPBELL_AMQP_DECLARE", "false"), (PARTITIONS, "4")];
     declare(&world, 1).await;

@@ -5,7 +5,7 @@ use crate::support::{Event, World};
 const MERCHANT: &str = "merchant-42";
 
 #[tokio::test]
-async fn every_tab_of_a_subscriber_gets_every_notification_and_none_is_kicked() {
+async fn every_tab_of_a_subscriber_gets_every_notification_and_stays_open() {
     let world = World::new().await;
     let replica = world.serve().await;
     let publisher = world.publisher().await;
@@ -64,7 +64,7 @@ async fn a_device_has_a_cursor_of_its_own() {
 }
 
 #[tokio::test]
-async fn a_client_that_invents_devices_pushes_out_its_own_oldest_and_is_not_locked_out() {
+async fn a_client_with_too_many_devices_evicts_its_oldest_ones() {
     let world = World::new().await;
     let replica = world.serve().await;
     world
@@ -98,7 +98,7 @@ async fn a_client_that_invents_devices_pushes_out_its_own_oldest_and_is_not_lock
 }
 
 #[tokio::test]
-async fn a_client_that_keeps_its_own_place_gets_all_after_it_acknowledged_or_not() {
+async fn a_client_with_its_own_place_gets_everything_after_it() {
     let world = World::new().await;
     let replica = world.serve().await;
     world
@@ -199,7 +199,7 @@ async fn everyone_gets_the_broadcast_feed() {
 }
 
 #[tokio::test]
-async fn a_replica_takes_as_many_files_as_the_system_allows() {
+async fn a_replica_raises_its_limit_of_open_files_to_the_maximum() {
     let world = World::new().await;
     let replica = world.replica().open_files(64).start().await;
     // More than the limit that it was started with.

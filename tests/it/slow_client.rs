@@ -87,7 +87,7 @@ async fn the_window_is_one_for_all_feeds_of_a_session() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn clients_that_read_or_acknowledge_nothing_hold_bounded_memory_and_slow_nobody() {
+async fn slow_clients_use_bounded_memory_and_delay_no_other_client() {
     const BUSY: &str = "busy";
     const ROUNDS: usize = 30;
     const EVENTS_PER_ROUND: usize = 150;
@@ -162,7 +162,7 @@ async fn clients_that_read_or_acknowledge_nothing_hold_bounded_memory_and_slow_n
 }
 
 #[tokio::test]
-async fn a_client_from_which_nothing_is_heard_is_closed_with_4408() {
+async fn a_silent_client_is_closed_with_4408() {
     let world = World::new().await;
     let replica = world
         .replica()
@@ -197,7 +197,7 @@ async fn a_client_from_which_nothing_is_heard_is_closed_with_4408() {
 }
 
 #[tokio::test]
-async fn a_client_that_speaks_and_reads_nothing_is_let_go() {
+async fn a_client_that_sends_but_never_reads_is_closed() {
     let world = World::new().await;
     let replica = world
         .replica()
@@ -244,7 +244,7 @@ async fn a_slow_line_gets_everything_in_its_own_time() {
 }
 
 #[tokio::test]
-async fn a_client_that_asks_for_history_and_reads_no_answer_is_let_go() {
+async fn a_client_that_never_reads_its_history_responses_is_closed() {
     /// Older than the age limit of connections without a session, plus the time for a last reply.
     const BOUND: Duration = Duration::from_secs(60);
     let world = World::new().await;

@@ -98,7 +98,7 @@ fn imports(module: &str, line: &str) -> Vec<String> {
 }
 
 #[test]
-fn what_one_part_owns_stands_in_no_other() {
+fn names_that_one_part_owns_are_used_only_there() {
     let mut wrong = Vec::new();
     for (part, place, text) in code() {
         let has = |name: &&str| {

@@ -125,7 +125,7 @@ async fn one_trace_goes_from_the_publisher_to_the_clients_ack_over_two_replicas(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_stored_meanwhile_begins_a_trace_that_is_linked_to_its_events() {
+async fn stored_events_begin_a_trace_that_links_to_their_own() {
     let (world, collector) = (World::new().await, Collector::start().await);
     let replica = traced(&world, &collector).await;
     world
@@ -159,7 +159,7 @@ async fn what_was_stored_meanwhile_begins_a_trace_that_is_linked_to_its_events()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_its_publisher_does_not_sample_is_not_traced_nor_is_a_stop_held_up_by_a_collector_that_is_gone()
+async fn unsampled_events_are_not_traced_and_a_lost_collector_delays_no_stop()
  {
     let (world, collector) = (World::new().await, Collector::start().await);
     let replica = traced(&world, &collector).await;
