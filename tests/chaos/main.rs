@@ -69,8 +69,7 @@ async fn a_postgres_that_restarts_at_once_loses_nothing_and_repeats_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn killed_replicas_with_partitions_lose_and_repeat_nothing_in_order()
- {
+async fn killed_replicas_with_partitions_lose_and_repeat_nothing_in_order() {
     let services = Services::up().await;
     let mut survivor = 0;
     // One, so that the other takes over; then both, so that they share again.

@@ -35,19 +35,15 @@ async fn the_canary_of_each_gateway_is_timed_and_leaves_nothing_behind() {
     assert!(replicas[1].terminate().await.success());
     let ingest = world.replica().role("ingest").start().await;
     let broker = world.broker().await;
-    eventually(
-        "the events on their way are stored",
-        PATIENCE,
-        async || {
-            let held = ingest
-                .get("/metrics")
-                .await
-                .text()
-                .contains("\nshopbell_oldest_delivery_held_seconds 0.0\n");
-            let waiting = broker.depth(&world.name("ingest")).await;
-            holds(held && waiting == Some(0), format!("{waiting:?} wait"))
-        },
-    )
+    eventually("the events on their way are stored", PATIENCE, async || {
+        let held = ingest
+            .get("/metrics")
+            .await
+            .text()
+            .contains("\nshopbell_oldest_delivery_held_seconds 0.0\n");
+        let waiting = broker.depth(&world.name("ingest")).await;
+        holds(held && waiting == Some(0), format!("{waiting:?} wait"))
+    })
     .await;
     assert!(ingest.terminate().await.success());
     world

@@ -55,7 +55,11 @@ async fn every_setting_is_listed_without_secrets() {
         .iter()
         .map(|setting| (setting.variable.as_str(), setting))
         .collect();
-    assert_eq!(lines.len(), by_name.len(), "each is reported once: {lines:?}");
+    assert_eq!(
+        lines.len(),
+        by_name.len(),
+        "each is reported once: {lines:?}"
+    );
     let of = |variable| {
         (
             by_name[variable].value.as_deref(),

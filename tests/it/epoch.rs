@@ -367,7 +367,9 @@ async fn a_row_that_is_missing_is_reported_as_lost_and_counted() {
         (lost.from, lost.through, lost.reason.as_str()),
         (6, 6, "lost")
     );
-    replica.says("notifications are missing").await;
+    replica
+        .logs("ERROR", "through", |through| through == "6")
+        .await;
     replica
         .metric_reaches("shopbell_notifications_lost_total", 2)
         .await;

@@ -101,22 +101,18 @@ async fn a_single_replica_publishes_no_hints_until_another_joins() {
         .device("second")
         .connect(second.public())
         .await;
-    eventually(
-        "the second replica receives a hint",
-        PATIENCE,
-        async || {
-            publisher.publish(&Event::order(MERCHANT)).await;
-            let (published, received) = (
-                first.metric("shopbell_hints_published_total").await,
-                second.metric("shopbell_hints_received_total").await,
-            );
-            if published > 0 && received > 0 {
-                Ok(())
-            } else {
-                Err(format!("{published} published, {received} received"))
-            }
-        },
-    )
+    eventually("the second replica receives a hint", PATIENCE, async || {
+        publisher.publish(&Event::order(MERCHANT)).await;
+        let (published, received) = (
+            first.metric("shopbell_hints_published_total").await,
+            second.metric("shopbell_hints_received_total").await,
+        );
+        if published > 0 && received > 0 {
+            Ok(())
+        } else {
+            Err(format!("{published} published, {received} received"))
+        }
+    })
     .await;
     let last = world.last_seq().await;
     while elsewhere.through(MERCHANT) < last {

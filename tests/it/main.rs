@@ -14,7 +14,6 @@
 
 mod acks;
 mod alarms;
-mod answers;
 mod attributes;
 mod broadcast;
 mod canary;
@@ -40,6 +39,8 @@ mod imports;
 mod indexes;
 mod keys;
 mod marks;
+mod marks_cost;
+mod marks_faults;
 mod memory;
 mod migration;
 mod observability;

@@ -1,255 +1,317 @@
-//! Marks of one merchant do not delay those of another, and are cheap for Postgres.
+//! A mark (read or handled) applies to all devices, and is stored exactly once.
 
-use sqlx::postgres::PgConnection;
-use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
+use std::time::{Duration, Instant};
 
-use crate::support::{Event, PATIENCE, World, eventually, holds};
+use crate::support::{Event, World};
 
-const READER: &str = "merchant-42";
-const OTHER: &str = "merchant-43";
-/// Marks that one session may send before the first reply.
-const WAITING_MAX: usize = 64;
+const MERCHANT: &str = "merchant-42";
 
 #[tokio::test]
-async fn a_long_read_of_one_merchant_does_not_hold_up_a_handle_of_another() {
+async fn handling_an_order_reaches_every_device_on_every_replica() {
+    let world = World::new().await;
+    let replicas = [world.serve().await, world.serve().await];
+    world
+        .publisher()
+        .await
+        .publish_all(Event::orders(MERCHANT, 3))
+        .await;
+    let mut phone = world
+        .merchant(MERCHANT)
+        .device("phone")
+        .connect(replicas[0].public())
+        .await;
+    let mut till = world
+        .merchant(MERCHANT)
+        .device("till")
+        .connect(replicas[1].public())
+        .await;
+    for device in [&mut phone, &mut till] {
+        device.take_seqs(1..=3).await;
+    }
+
+    let asked = Instant::now();
+    phone.handle(MERCHANT, &[2]).await;
+    for device in [&mut phone, &mut till] {
+        let state = device.next_state().await;
+        assert_eq!(
+            (state.seqs, state.through, state.version),
+            (Some(vec![2]), None, Some(1))
+        );
+        assert_eq!(
+            (state.handled_by.as_deref(), state.read_at),
+            (Some(MERCHANT), None)
+        );
+        assert!(state.handled_at.is_some());
+        assert_eq!(
+            (state.unread, state.unhandled, state.last),
+            (3, 2, 3),
+            "handled is not read"
+        );
+    }
+    assert!(
+        asked.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        asked.elapsed()
+    );
+
+    till.read(MERCHANT, &[1, 2]).await;
+    let state = phone.next_state().await;
+    assert_eq!(
+        (state.seqs, state.unread, state.unhandled, state.version),
+        (Some(vec![1, 2]), 1, 2, Some(2))
+    );
+    assert!(state.read_at.is_some() && state.handled_at.is_none());
+    assert_eq!(world.unanswered(MERCHANT).await, (1, 2));
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn the_first_handle_wins_and_every_session_receives_it() {
     let world = World::new().await;
     let replica = world.serve().await;
     world
         .publisher()
         .await
-        .publish_all(Event::orders(OTHER, 5))
+        .publish_all(Event::orders(MERCHANT, 2))
         .await;
-    world.expect_stored(OTHER, 5).await;
-    store_100_000(&world).await;
-    let mut reader = world
-        .merchant(READER)
-        .after(READER, 100_000)
-        .connect(replica.public())
-        .await;
-    let mut other = world
-        .merchant(OTHER)
-        .after(OTHER, 5)
-        .connect(replica.public())
-        .await;
+    let of = |who: &str| {
+        world
+            .merchant(who)
+            .token(world.token(who).feeds([MERCHANT]).sign())
+    };
+    let (anna, bert) = (of("anna"), of("bert"));
+    let mut anna = anna.connect(replica.public()).await;
+    let mut bert = bert.connect(replica.public()).await;
+    anna.handle(MERCHANT, &[1]).await;
+    assert_eq!(bert.next_state().await.handled_by.as_deref(), Some("anna"));
 
-    for _ in 0..WAITING_MAX {
-        reader.read_through(READER, 100_000).await;
+    bert.handle(MERCHANT, &[1, 2]).await;
+    let mut answers = [bert.next_state().await, bert.next_state().await];
+    answers.sort_by_key(|state| state.seqs.clone());
+    assert_eq!(
+        (answers[0].seqs.as_deref(), answers[0].handled_by.as_deref()),
+        (Some(&[1][..]), Some("anna"))
+    );
+    assert_eq!(
+        answers[0].version, None,
+        "nothing changed, so only the sender gets a reply"
+    );
+    assert_eq!(
+        (answers[1].seqs.as_deref(), answers[1].handled_by.as_deref()),
+        (Some(&[2][..]), Some("bert"))
+    );
+
+    assert_eq!(anna.next_state().await.version, Some(1));
+    let state = anna.next_state().await;
+    assert_eq!(
+        (state.version, state.seqs, state.unhandled),
+        (Some(2), Some(vec![2]), 0)
+    );
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn a_device_receives_the_marks_made_while_it_was_away() {
+    let world = World::new().await;
+    let replica = world.serve().await;
+    world
+        .publisher()
+        .await
+        .publish_all(Event::orders(MERCHANT, 5))
+        .await;
+    let (phone, till) = (
+        world.merchant(MERCHANT).device("phone"),
+        world.merchant(MERCHANT).device("till"),
+    );
+    let mut at_the_till = till.connect(replica.public()).await;
+    let mut on_the_phone = phone.connect(replica.public()).await;
+    for device in [&mut at_the_till, &mut on_the_phone] {
+        device.take_seqs(1..=5).await;
     }
-    reader.next_state().await;
-    for seq in 1..=5 {
-        let read_before = world
-            .number("select read_seq from feeds where feed = 'merchant-42'")
-            .await;
-        other.handle(OTHER, &[seq]).await;
-        assert_eq!(other.next_state().await.seqs, Some(vec![seq]));
-        let read_after = world
-            .number("select read_seq from feeds where feed = 'merchant-42'")
-            .await;
-        assert!(
-            read_after - read_before <= 5_000,
-            "{} were read meanwhile",
-            read_after - read_before
+    at_the_till.handle(MERCHANT, &[1]).await;
+    assert_eq!(on_the_phone.next_state().await.version, Some(1));
+    on_the_phone.vanish();
+    for seq in 2..=4 {
+        at_the_till.handle(MERCHANT, &[seq]).await;
+        at_the_till.next_state().await;
+    }
+    at_the_till.read_through(MERCHANT, 4).await;
+    while at_the_till.version(MERCHANT) < 5 {
+        at_the_till.next_state().await;
+    }
+
+    let mut on_the_phone = phone.state(MERCHANT, 1).connect(replica.public()).await;
+    for (version, seq) in [(2, 2), (3, 3), (4, 4)] {
+        let state = on_the_phone.next_state().await;
+        assert_eq!(
+            (state.version, state.seqs),
+            (Some(version), Some(vec![seq]))
         );
     }
-    // It took turns with the reader, whose last request ends last.
-    let (mut replies, mut through) = (0, 0);
-    while replies < WAITING_MAX - 1 {
-        let state = reader.next_state().await;
-        replies += usize::from(state.version.is_none());
-        through = through.max(state.through.unwrap_or_default());
-    }
-    assert_eq!(through, 100_000);
-    assert_eq!(world.unanswered(READER).await, (0, 100_000));
-    world.finish().await;
-}
-
-#[tokio::test]
-async fn a_locked_feed_holds_up_the_marks_of_no_other_feed() {
-    let world = World::new().await;
-    let replica = world.serve().await;
-    for merchant in [READER, OTHER] {
-        world
-            .publisher()
-            .await
-            .publish_all(Event::orders(merchant, 2))
-            .await;
-        world.expect_stored(merchant, 2).await;
-    }
-    let mut reader = world
-        .merchant(READER)
-        .after(READER, 2)
-        .connect(replica.public())
-        .await;
-    let mut other = world
-        .merchant(OTHER)
-        .after(OTHER, 2)
-        .connect(replica.public())
-        .await;
-    let both = world.token("support").feeds([READER, OTHER]).sign();
-    let mut both = world
-        .merchant("support")
-        .token(both)
-        .after(READER, 2)
-        .after(OTHER, 2)
-        .connect(replica.public())
-        .await;
-
-    let locked = world.lock_feed_of_merchant_42().await;
-    reader.read_through(READER, 2).await;
-    reader.handle(READER, &[1]).await;
-    both.handle(READER, &[1]).await;
-    both.handle(OTHER, &[1]).await;
-    other.handle(OTHER, &[2]).await;
-    let mut handled = Vec::new();
-    while handled.len() < 2 {
-        handled.extend(other.next_state().await.seqs.expect("two handles"));
-    }
-    handled.sort_unstable();
-    assert_eq!(handled, [1, 2], "the lock is still held");
-    drop(locked);
-    let (first, second) = (reader.next_state().await, reader.next_state().await);
+    let state = on_the_phone.next_state().await;
     assert_eq!(
-        (first.through, second.seqs),
-        (Some(2), Some(vec![1])),
-        "in the order in which they were sent"
+        (state.version, state.through, state.unread, state.unhandled),
+        (Some(5), Some(4), 1, 1)
     );
-    eventually("all of it is stored", PATIENCE, async || {
-        let unanswered = world.unanswered(READER).await;
-        holds(unanswered == (0, 1), format!("{unanswered:?}"))
-    })
-    .await;
+    let feed = on_the_phone
+        .welcome()
+        .feeds
+        .iter()
+        .find(|feed| feed.feed == MERCHANT)
+        .expect("its feed");
+    assert_eq!((feed.unread, feed.unhandled, feed.version), (1, 1, 5));
     world.finish().await;
 }
 
 #[tokio::test]
-async fn a_mark_that_fails_does_not_fail_the_marks_written_with_it() {
+async fn read_all_works_in_steps_while_orders_arrive() {
     let world = World::new().await;
     let replica = world.serve().await;
-    for merchant in ["slow", READER, OTHER] {
-        world
-            .publisher()
-            .await
-            .publish_all(Event::orders(merchant, 2))
-            .await;
-        world.expect_stored(merchant, 2).await;
-    }
-    world
-        .meddle(
-            "create function check_mark() returns trigger language plpgsql as $$ begin
-                 if new.feed = 'slow' then
-                     perform pg_sleep(0.5);
-                 elsif new.feed = 'merchant-42' and new.seq = 1 then
-                     raise exception 'a damaged row' using errcode = 'data_exception';
-                 end if;
-                 return new;
-             end $$;
-             create trigger check_mark before update on notifications for each row execute function check_mark()",
-        )
-        .await;
-    let mut slow = world
-        .merchant("slow")
-        .after("slow", 2)
+    let publisher = world.publisher().await;
+    publisher.publish_all(Event::orders(MERCHANT, 2_500)).await;
+    world.expect_stored(MERCHANT, 2_500).await;
+    let mut merchant = world
+        .merchant(MERCHANT)
+        .after(MERCHANT, 2_500)
         .connect(replica.public())
         .await;
-    let mut reader = world
-        .merchant(READER)
-        .after(READER, 2)
-        .connect(replica.public())
-        .await;
-    let mut other = world
-        .merchant(OTHER)
-        .after(OTHER, 2)
-        .connect(replica.public())
-        .await;
+    merchant.read(MERCHANT, &[700]).await;
+    assert_eq!(merchant.next_state().await.unread, 2_499);
 
-    // The other marks wait for this write, so the next write stores both.
-    slow.handle("slow", &[1]).await;
-    reader.handle(READER, &[1]).await;
-    other.handle(OTHER, &[1]).await;
-    assert_eq!(other.next_state().await.seqs, Some(vec![1]));
-    let refused = reader.next_error().await;
+    merchant.read_through(MERCHANT, 2_400).await;
+    publisher.publish_all(Event::orders(MERCHANT, 20)).await;
+    let mut throughs = Vec::new();
+    while throughs.last() != Some(&2_400) {
+        let state = merchant.next_state().await;
+        let through = state.through.expect("all up to a number");
+        assert_eq!(
+            state.unread,
+            state.last - through,
+            "the counts include only notifications stored before"
+        );
+        throughs.push(through);
+    }
+    assert_eq!(
+        throughs,
+        [1_000, 2_000, 2_400],
+        "ingest has the feed in between"
+    );
+    world.expect_stored(MERCHANT, 2_520).await;
+
+    merchant.read_through(MERCHANT, 2_400).await;
+    let state = merchant.next_state().await;
+    assert_eq!(
+        (state.version, state.through, state.unread),
+        (None, Some(2_400), 120),
+        "that was so before"
+    );
+    for version in [Some(5), None] {
+        merchant.read_through(MERCHANT, 9_999).await;
+        let state = merchant.next_state().await;
+        assert_eq!(
+            (state.through, state.unread, state.version),
+            (Some(2_520), 0, version),
+            "as far as there is something"
+        );
+        assert!(state.read_at.is_some());
+    }
+    merchant.read(MERCHANT, &[]).await;
+    let state = merchant.next_state().await;
+    assert_eq!(
+        (state.seqs, state.unread, state.unhandled, state.version),
+        (Some(vec![]), 0, 2_520, None),
+        "the counts"
+    );
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn invalid_marks_are_refused_with_a_reason_and_the_session_continues() {
+    let world = World::new().await;
+    let replica = world.serve().await;
+    let publisher = world.publisher().await;
+    publisher.publish(&Event::order(MERCHANT)).await;
+    publisher.publish(&Event::new("notice", "all", "1")).await;
+    let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
+    for _ in 0..2 {
+        merchant.next_notification().await;
+    }
+    let shared: Vec<_> = merchant
+        .welcome()
+        .feeds
+        .iter()
+        .map(|feed| (feed.feed.clone(), feed.shared))
+        .collect();
+    assert_eq!(shared, [("all".into(), true), (MERCHANT.into(), false)]);
+
+    merchant.handle("all", &[1]).await;
+    let refused = merchant.next_error().await;
     assert_eq!(
         (refused.code.as_str(), refused.feed.as_deref()),
-        ("not_taken", Some(READER))
+        ("read_only", Some("all"))
     );
-    reader.handle(READER, &[2]).await;
+    merchant.read("merchant-43", &[1]).await;
+    assert_eq!(merchant.next_error().await.code, "unknown_feed");
+    merchant.handle(MERCHANT, &[1, 7, 9]).await;
     assert_eq!(
-        reader.next_state().await.seqs,
-        Some(vec![2]),
-        "its other rows can be marked"
+        merchant.next_state().await.seqs,
+        Some(vec![1]),
+        "the one that is there is handled"
     );
-    assert_eq!(slow.next_state().await.seqs, Some(vec![1]));
-    replica
-        .says("storing marks failed; the sessions are informed")
-        .await;
-    world.finish().await;
-}
-
-#[tokio::test]
-async fn a_mark_updates_its_row_in_place() {
-    let world = World::new().await;
-    store_100_000(&world).await;
-    let mut connection = PgConnection::connect(world.database_url())
-        .await
-        .expect("a session");
-    let mut transaction = connection.begin().await.expect("a transaction");
-    let marks = "select answer_notifications(array['merchant-42'], array[kind], array[null::bigint], array[seqs::text],
-                                             array['anna'], 1000, 1000, null)
-                 from (select kind, array_agg(n) as seqs from generate_series(1, 100000, 97) n, (values ('read'), ('handled')) k (kind)
-                       where n % 2 = case kind when 'read' then 0 else 1 end group by kind, n / 20000) m";
-    transaction.execute(marks).await.expect("marks");
-    let query = "select n_tup_upd, n_tup_hot_upd from pg_stat_xact_user_tables where relname = 'notifications'";
-    let (updates, in_place): (i64, i64) = sqlx::query_as(query)
-        .fetch_one(&mut *transaction)
-        .await
-        .expect("counts");
-    assert_eq!(updates, 1_031);
+    let refused = merchant.next_error().await;
+    assert_eq!(
+        (refused.code.as_str(), refused.feed.as_deref()),
+        ("unknown_seq", Some(MERCHANT))
+    );
     assert!(
-        in_place * 100 >= updates * 95,
-        "{in_place} of {updates} updates are in place"
+        refused.message.ends_with("no notification 7, 9"),
+        "{}",
+        refused.message
     );
-    transaction.rollback().await.expect("a rollback");
-    world.finish().await;
-}
+    merchant.read(MERCHANT, &[1; 257]).await;
+    assert_eq!(merchant.next_error().await.code, "too_many_seqs");
 
-#[tokio::test]
-async fn an_old_snapshot_makes_the_row_of_a_feed_few_pages_long() {
-    let world = World::new().await;
-    world
-        .execute("insert into feeds (feed) select 'merchant-' || n from generate_series(1, 300) n")
+    merchant.read_through(MERCHANT, 0).await;
+    let state = merchant.next_state().await;
+    assert!(
+        state.through == Some(0) && state.read_at.is_some(),
+        "an answer to every question: {state:?}"
+    );
+    let newcomer = world.token("newcomer").feeds(["merchant-44"]).sign();
+    let mut newcomer = world
+        .merchant("newcomer")
+        .token(newcomer)
+        .connect(replica.public())
         .await;
-    // As a dump does: an open transaction with an id of its own keeps all row versions.
-    let snapshot = world.lock("select txid_current()").await;
-    let append = "insert into feeds as f (feed, last_seq) select feed, 1 from feeds order by feed
-                  on conflict (feed) do update set last_seq = f.last_seq + 1";
-    let mut connection = PgConnection::connect(world.database_url())
-        .await
-        .expect("a session");
-    for _ in 0..30 {
-        connection.execute(append).await.expect("an append");
-    }
-    let plan = format!("explain (analyze, buffers, format json) {append}");
-    let plan: serde_json::Value = sqlx::query_scalar(AssertSqlSafe(plan))
-        .fetch_one(&mut connection)
-        .await
-        .expect("a plan");
-    let pages = plan[0]["Plan"]["Shared Hit Blocks"]
-        .as_u64()
-        .expect("a count")
-        / 300;
-    assert!(pages <= 28, "{pages} pages for a row after 30 appends");
-    drop(snapshot);
-    world.execute("update feeds set last_seq = 0").await;
-    world.finish().await;
-}
+    newcomer.read_through("merchant-44", 77).await;
+    let state = newcomer.next_state().await;
+    assert!(
+        state.through == Some(0) && state.read_at.is_some(),
+        "of an empty feed too: {state:?}"
+    );
 
-/// Unread notifications, written directly because a publisher would take longer.
-async fn store_100_000(world: &World) {
-    world
-        .meddle(
-            "insert into notifications (feed, seq, source, event_id, event_type, time)
-                 select 'merchant-42', n, '/s', n::text, 't', now() from generate_series(1, 100000) n;
-             insert into feeds (feed, last_seq, unread, unhandled) values ('merchant-42', 100000, 100000, 100000)",
-        )
+    let token = world.token("owner").feeds(["all"]).broadcast().sign();
+    let mut owner = world
+        .merchant("owner")
+        .token(token)
+        .connect(replica.public())
         .await;
+    owner.read("all", &[1]).await;
+    assert_eq!(
+        owner.next_state().await.unread,
+        0,
+        "whose token has the right may"
+    );
+    assert_eq!(
+        merchant.next_state().await.feed,
+        "all",
+        "all sessions receive it"
+    );
+    owner.show(&world.token("owner").feeds([MERCHANT])).await;
+    assert_eq!(
+        owner.next_error().await.code,
+        "token_refused",
+        "a right is not kept by a token that no longer gives it"
+    );
+    world.finish().await;
 }

@@ -32,15 +32,11 @@ async fn every_metric_in_use_is_exposed_by_an_idle_replica() {
     assert!(looked_at.len() > 40, "only these were found: {looked_at:?}");
 
     // The metrics of RabbitMQ exist after the first poll.
-    eventually(
-        "every metric in use is exposed",
-        PATIENCE,
-        async || {
-            let told = replica.metric_names().await;
-            let missing: Vec<_> = looked_at.difference(&told).collect();
-            holds(missing.is_empty(), format!("missing: {missing:?}"))
-        },
-    )
+    eventually("every metric in use is exposed", PATIENCE, async || {
+        let told = replica.metric_names().await;
+        let missing: Vec<_> = looked_at.difference(&told).collect();
+        holds(missing.is_empty(), format!("missing: {missing:?}"))
+    })
     .await;
     let text = replica.get("/metrics").await.text();
     let mut missing = Vec::new();

@@ -159,8 +159,7 @@ async fn stored_events_begin_a_trace_that_links_to_their_own() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn unsampled_events_are_not_traced_and_a_lost_collector_delays_no_stop()
- {
+async fn unsampled_events_are_not_traced_and_a_lost_collector_delays_no_stop() {
     let (world, collector) = (World::new().await, Collector::start().await);
     let replica = traced(&world, &collector).await;
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;

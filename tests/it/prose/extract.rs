@@ -283,7 +283,8 @@ fn markdown(text: &str) -> Vec<Block> {
 /// A string literal as a block, if it is a sentence: four words, and neither SQL nor JSON nor markup.
 fn statement(line: usize, literal: &str) -> Option<Block> {
     const SQL: [&str; 11] = [
-        "do", "select", "insert", "update", "delete", "with", "create", "alter", "drop", "from", "where",
+        "do", "select", "insert", "update", "delete", "with", "create", "alter", "drop", "from",
+        "where",
     ];
     let is_word = |word: &&str| {
         let word = word.trim_matches(|c: char| ".,;:!?\"'()`".contains(c));

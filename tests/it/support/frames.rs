@@ -171,10 +171,7 @@ impl Notification {
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Saying<'a> {
     /// Everything in `feed` up to `seq` has arrived.
-    Ack {
-        feed: &'a str,
-        seq: u64,
-    },
+    Ack { feed: &'a str, seq: u64 },
     /// Marks these notifications, or all up to one, as read.
     Read {
         feed: &'a str,
@@ -185,14 +182,9 @@ pub enum Saying<'a> {
         through: Option<u64>,
     },
     /// Marks these notifications as handled.
-    Handle {
-        feed: &'a str,
-        seqs: &'a [u64],
-    },
+    Handle { feed: &'a str, seqs: &'a [u64] },
     /// A new token.
-    Auth {
-        token: &'a str,
-    },
+    Auth { token: &'a str },
     /// Asks for a pong.
     Ping,
 }

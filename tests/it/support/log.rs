@@ -1,9 +1,11 @@
 //! The log of a replica. It is bounded, and shown if a story fails.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{BufRead, BufReader, Read};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+
+use serde_json::Value;
 
 /// The last lines show why a story failed.
 const LINES_MAX: usize = 2_000;
@@ -33,6 +35,21 @@ impl Log {
     /// The lines of panics.
     pub fn panics(&self) -> Vec<String> {
         self.with(|lines| lines.panics.clone())
+    }
+
+    /// The values of a field in all events of this level, in their order.
+    pub fn fields(&self, level: &str, field: &str) -> Vec<String> {
+        let value = |line: &String| {
+            let event: BTreeMap<String, Value> = serde_json::from_str(line).ok()?;
+            let is_of_level = event.get("level")? == level;
+            let value = event.get(field).filter(|_| is_of_level)?;
+            Some(
+                value
+                    .as_str()
+                    .map_or_else(|| value.to_string(), str::to_owned),
+            )
+        };
+        self.with(|lines| lines.last.iter().filter_map(value).collect())
     }
 
     /// All lines that were kept.

@@ -245,17 +245,16 @@ impl Replica {
         names.filter(|comm| comm.trim_end() == name).count()
     }
 
-    /// Waits until its stderr, in any of its lives, contains this.
-    pub async fn says(&self, text: &str) {
-        eventually(
-            &format!("the replica says {text:?}"),
-            PATIENCE,
-            async || {
-                let said = self.0.log.text();
-                holds(said.contains(text), said)
-            },
-        )
-        .await;
+    /// Waits until the last event of this level with this field has a wanted value, and returns it.
+    ///
+    /// A story identifies an event by its fields, so that its text can change.
+    pub async fn logs(&self, level: &str, field: &str, is_wanted: impl Fn(&str) -> bool) -> String {
+        let what = format!("the replica logs {level} with a wanted {field}");
+        eventually(&what, PATIENCE, async || {
+            let last = self.0.log.fields(level, field).pop();
+            last.filter(|value| is_wanted(value)).ok_or(self.log())
+        })
+        .await
     }
 
     /// Its log so far, in all of its lives.
