@@ -1,4 +1,4 @@
-//! Many clients: each connects, checks what it receives against the books, and acknowledges every event.
+//! Many clients: each connects, checks each received event against the ledger, and acknowledges it.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,28 +16,30 @@ use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use crate::ledger::{Ledger, Order};
 use crate::wire::Server;
 
-/// Clients that connect at the same moment where all are to be connected soon.
+/// Clients that connect at the same moment if all are to be connected soon.
 const CONNECTING_MAX: usize = 64;
-/// Addresses that clients connect from, 127.0.0.2 and on, so that ports do not run out while old ones wait for their end.
+/// Source addresses of clients, 127.0.0.2 and on, so that ports do not run out while old ones wait
+/// for their end.
 const SOURCES: usize = 8;
-/// A server that lets nobody in for so long does not work.
+/// If a server accepts no client for so long, it does not work.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(120);
-/// Small, as there are thousands.
+/// Small, because there are thousands.
 const BUFFER_BYTES: usize = 4 * 1024;
 
 type Socket = WebSocketStream<TcpStream>;
 
-/// Connected clients, not yet reading; in the order of their names.
+/// Connected clients in the order of their names. They do not read yet.
 pub struct Crowd {
     server: Server,
     sockets: Vec<(String, Socket)>,
 }
 
-/// Clients at work; they end when this is dropped.
+/// Clients at work. They end if this is dropped.
 pub struct Reading(#[expect(dead_code, reason = "held, for its tasks end with it")] JoinSet<()>);
 
 impl Crowd {
-    /// Connects these clients, a few at a time; each is through when the server has answered all it said.
+    /// Connects these clients, a few at a time, until the server has answered all setup frames of
+    /// each.
     pub async fn connect(server: &Server, names: Vec<String>) -> anyhow::Result<Self> {
         let connecting = names.into_iter().enumerate().map(async |(place, name)| {
             let socket = connect(server, &name, place)
@@ -55,7 +57,7 @@ impl Crowd {
         })
     }
 
-    /// From now on each reads and acknowledges.
+    /// Each client now reads and acknowledges.
     pub fn read(self, ledger: &Arc<Ledger>) -> Reading {
         let mut tasks = JoinSet::new();
         for (name, socket) in self.sockets {
@@ -93,7 +95,7 @@ fn come(server: &Server, names: Vec<String>, ledger: &Arc<Ledger>, at_once: usiz
     Reading(tasks)
 }
 
-/// A peer may send events before it has answered everything that was said.
+/// A peer may send events before it has answered all setup frames.
 async fn connect_to_read(
     server: &Server,
     name: &str,
@@ -169,7 +171,7 @@ async fn client_from(
     }
 }
 
-/// Acknowledges each event by itself; what has arrived together is answered in one write.
+/// Acknowledges each event by itself. Acks for events that arrived together are sent in one write.
 async fn read_and_acknowledge(
     server: &Server,
     name: &str,

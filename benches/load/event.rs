@@ -1,20 +1,20 @@
-//! The event that everything is measured with.
+//! The event of all measurements.
 
 use std::fmt::Write as _;
 
-/// Bytes of an event as published, about.
+/// Approximate bytes of a published event.
 pub const BYTES: usize = 400;
 
 /// The broadcast feed.
 pub const EVERYONE: &str = "all";
 
-/// An `order.created` in CloudEvents' JSON format, marked if it is for everyone. Its id ends with its index, so that the receiver
-/// can recognise it.
+/// An `order.created` in CloudEvents' JSON format, marked if it is for everyone. Its id ends with
+/// its index, so that the receiver can recognise it.
 pub fn order(run: &str, index: usize, recipient: &str) -> Vec<u8> {
     order_of(BYTES, run, index, recipient)
 }
 
-/// The same of about so many bytes.
+/// The same with approximately this many bytes.
 pub fn order_of(bytes: usize, run: &str, index: usize, recipient: &str) -> Vec<u8> {
     let mut body = String::with_capacity(bytes + 16);
     let broadcast = if recipient == EVERYONE {

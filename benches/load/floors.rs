@@ -1,4 +1,5 @@
-//! What the parts cost alone, with the same payload in the same run: the sum is what Shopbell can at best come near.
+//! The cost of each part alone, with the same payload in the same run. Their sum is the best result
+//! that Shopbell can reach.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
@@ -36,8 +37,8 @@ const ROWS: usize = 500;
 const PAGE_ROWS: i64 = 100;
 const BUFFER_BYTES: usize = 4 * 1024;
 
-/// RabbitMQ: publish, consume and acknowledge, at once, straight to a queue and through a topic exchange as the contract has
-/// it; then consume and acknowledge alone.
+/// RabbitMQ: publish, consume and acknowledge together, directly to a queue and through a topic
+/// exchange like the contract's. Then consume and acknowledge alone.
 pub async fn rabbitmq(services: &Services, events: usize) -> anyhow::Result<Figures> {
     const QUEUE: &str = "floor";
     const EXCHANGE: &str = "floor.events";
@@ -169,7 +170,8 @@ async fn consume(services: &Services, queue: &str, events: usize) -> anyhow::Res
     Ok(())
 }
 
-/// Postgres: appends of many rows to one table with its primary key, each committed to disk; then reads of pages.
+/// Postgres: appends of many rows to one table with its primary key, each committed to disk. Then
+/// reads of pages.
 pub async fn postgres(services: &Services, events: usize) -> anyhow::Result<Figures> {
     const DATABASE: &str = "floor";
     services.create_database(DATABASE).await?;
@@ -239,8 +241,8 @@ pub async fn postgres(services: &Services, events: usize) -> anyhow::Result<Figu
     Ok(figures)
 }
 
-/// WebSocket: ready-made frames pushed to connections and answered, by the same library; one at a time on each
-/// connection, and all at once.
+/// WebSocket with the same library: prepared frames are sent to connections and answered, one at a
+/// time on each connection, and all at once.
 pub async fn websocket(events: usize) -> anyhow::Result<Figures> {
     let mut figures = Figures::default();
     for (how, outstanding) in [("one at a time", 1), ("in bursts", 100)] {
@@ -260,7 +262,7 @@ pub async fn websocket(events: usize) -> anyhow::Result<Figures> {
             port: line
                 .trim()
                 .parse()
-                .context("the bare server told no port")?,
+                .context("the bare server printed no port")?,
         };
         let ledger = Arc::new(Ledger::new(events, events));
         let crowd = Crowd::connect(&server, names(MERCHANTS)).await?;
@@ -292,7 +294,7 @@ pub async fn websocket(events: usize) -> anyhow::Result<Figures> {
     Ok(figures)
 }
 
-/// A process that goes with whoever holds it.
+/// A child process that ends with its owner.
 struct EndedWhenDropped(Child);
 
 impl Drop for EndedWhenDropped {
@@ -302,7 +304,7 @@ impl Drop for EndedWhenDropped {
     }
 }
 
-/// What [`websocket`] measures, as a process of its own.
+/// The part of [`websocket`] in a process of its own.
 pub async fn bare_server(outstanding: usize, frames: usize) -> anyhow::Result<()> {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
     println!("{}", listener.local_addr()?.port());
@@ -338,17 +340,17 @@ pub async fn bare_server(outstanding: usize, frames: usize) -> anyhow::Result<()
                     ensure!(answer.is_text(), "the client does not answer");
                 }
             }
-            // The client reads on until it is told to stop.
+            // The client reads until it is stopped.
             socket.next().await;
             anyhow::Ok(())
         });
     }
 }
 
-/// As Shopbell renders it, about.
+/// Approximately as Shopbell renders it.
 fn frame((index, seq): (usize, i64)) -> Utf8Bytes {
     let event = event::order("f", index, "bare");
-    // The event from its data on, and the bracket at its end is the frame's.
+    // The event from its data on. The bracket at its end belongs to the frame.
     let data = String::from_utf8_lossy(&event)
         .split_once(r#""data":"#)
         .map(|(_, data)| data.to_owned());

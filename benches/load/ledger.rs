@@ -1,5 +1,5 @@
-//! What was published and what arrived: every receipt is checked at once, so that no figure comes from a run that lost,
-//! repeated or reordered something.
+//! The published events and their receipts. Each receipt is checked at once, so that no figure
+//! comes from a run that lost, repeated or reordered an event.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -11,35 +11,35 @@ use tokio::sync::Notify;
 
 use crate::wire::Received;
 
-/// How long nothing may arrive before a run counts as stuck.
+/// If no receipt arrives for so long, the run is stuck.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How many receipts pass between two looks at them.
+/// Receipts between two checks of the total.
 const LOOK_EVERY: usize = 1_000;
-/// How late a thread may wake without anything being wrong.
+/// A thread may wake so late without a fault.
 const SLEEP_PRECISION: Duration = Duration::from_millis(1);
-/// Most faults told in full.
+/// Faults that are described in full.
 const FAULTS_MAX: usize = 5;
 
-/// One run: events by their index, in the order published.
+/// One run: events by their index, in publishing order.
 #[derive(Debug)]
 pub struct Ledger {
     began: Instant,
-    /// Nanoseconds after `began`; 0 for not yet.
+    /// Nanoseconds after `began`; 0 if not yet published.
     published_at: Vec<AtomicU64>,
-    /// How many receipts are expected in all: an event to a broadcast feed has many.
+    /// Expected receipts. An event to a broadcast feed has many.
     expected: usize,
     receipts: AtomicUsize,
-    /// How many are waited for now.
+    /// Receipts to wait for now.
     awaited: AtomicUsize,
     last_receipt_at: AtomicU64,
-    /// Nanoseconds from publish to receipt, by event: of its last receipt.
+    /// Nanoseconds from publish to the last receipt, by event.
     latencies: Vec<AtomicU64>,
     faults: Mutex<Vec<String>>,
     changed: Notify,
 }
 
 impl Ledger {
-    /// Books of `events` events, of which `receipts` are expected.
+    /// A ledger of `events` events, of which `receipts` are expected.
     pub fn new(events: usize, receipts: usize) -> Self {
         let zeros = || (0..events).map(|_| AtomicU64::new(0)).collect();
         Self {
@@ -55,12 +55,13 @@ impl Ledger {
         }
     }
 
-    /// Notes that an event is being published now.
+    /// Records that an event is published now.
     pub fn publish(&self, index: usize) {
         self.published_at[index].store(self.now(), Ordering::Relaxed);
     }
 
-    /// The same in an open loop, where it was due at a moment: being late counts, but for a sleep's imprecision.
+    /// The same in an open loop with a due time. Lateness counts, except for the imprecision of a
+    /// sleep.
     pub fn publish_due(&self, index: usize, due: Instant) {
         let late = due.elapsed();
         let uncounted = if late < SLEEP_PRECISION {
@@ -75,7 +76,7 @@ impl Ledger {
         self.published_at[index].store(at, Ordering::Relaxed);
     }
 
-    /// Notes that a client has received an event.
+    /// Records that a client has received an event.
     pub fn receive(&self, index: usize) {
         let now = self.now();
         let Some(published_at) = self.published_at.get(index) else {
@@ -84,14 +85,14 @@ impl Ledger {
         let latency = now.saturating_sub(published_at.load(Ordering::Relaxed));
         self.latencies[index].store(latency, Ordering::Relaxed);
         self.last_receipt_at.fetch_max(now, Ordering::Relaxed);
-        // Looked at now and then is enough, but for the end.
+        // An occasional check is enough, except at the end.
         let receipts = self.receipts.fetch_add(1, Ordering::Relaxed) + 1;
         if receipts >= self.awaited.load(Ordering::Relaxed) || receipts.is_multiple_of(LOOK_EVERY) {
             self.changed.notify_one();
         }
     }
 
-    /// Notes that something is wrong: a gap, a repetition, a broken connection.
+    /// Records a fault: a gap, a repetition, a broken connection.
     pub fn fault(&self, what: String) {
         self.faults
             .lock()
@@ -100,17 +101,17 @@ impl Ledger {
         self.changed.notify_one();
     }
 
-    /// How many receipts there are.
+    /// The number of receipts.
     pub fn receipts(&self) -> usize {
         self.receipts.load(Ordering::Relaxed)
     }
 
-    /// Waits until everything has arrived.
+    /// Waits for all receipts.
     pub async fn complete(&self) -> anyhow::Result<()> {
         self.reach(self.expected).await
     }
 
-    /// Waits until there are so many receipts.
+    /// Waits for this many receipts.
     pub async fn reach(&self, receipts: usize) -> anyhow::Result<()> {
         self.awaited.store(receipts, Ordering::Relaxed);
         while self.receipts() < receipts {
@@ -126,7 +127,7 @@ impl Ledger {
         self.no_fault()
     }
 
-    /// Fails where something was wrong.
+    /// Fails if there was a fault.
     pub fn no_fault(&self) -> anyhow::Result<()> {
         let faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
         match faults.len() {
@@ -160,7 +161,7 @@ impl Ledger {
         Duration::from_nanos(self.last_receipt_at.load(Ordering::Relaxed)).saturating_sub(begun)
     }
 
-    /// Milliseconds from publish to receipt, by quantile, of the events that `which` chooses.
+    /// Milliseconds from publish to receipt, by quantile, of the events that `which` selects.
     pub fn latencies_ms(&self, which: impl Fn(usize) -> bool) -> BTreeMap<&'static str, f64> {
         let chosen = self
             .latencies
@@ -186,7 +187,7 @@ impl Ledger {
     }
 }
 
-/// One client's view of its feed and of everyone's: everything once, in the order published.
+/// One client's view of its own feed and the broadcast feed: everything once, in publishing order.
 #[derive(Debug, Default)]
 pub struct Order {
     own: Place,

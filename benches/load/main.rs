@@ -1,7 +1,8 @@
-//! `make bench`: how fast Shopbell is, beside what its parts cost alone and beside what one would use instead.
+//! `make bench`: the speed of Shopbell, beside the cost of its parts alone and beside its peers.
 //!
-//! Real RabbitMQ and Postgres of its own, the release binary as a process of its own, publisher and clients in this one.
-//! Every receipt is checked: a run that loses, repeats or reorders anything has no figure but an error.
+//! It uses its own real RabbitMQ and Postgres, and the release binary as a process. Publisher and
+//! clients run in this process. Each receipt is checked: if a run loses, repeats or reorders an
+//! event, it has an error and no figure.
 
 #![expect(
     unreachable_pub,
@@ -33,22 +34,22 @@ use self::peers::Peer;
 use self::report::{Figures, Report, Who};
 use self::services::Services;
 
-/// A peer gets a tenth of the idle connections, each of which costs it more than ten of Shopbell's.
+/// A peer gets a tenth of the idle connections, because each costs it more than ten of Shopbell's.
 const PEERS_IDLE_SHARE: usize = 10;
 
-/// With fewer idle connections, as in the short run of `make test`, the memory of the process hides that of its sessions, and no
-/// goal of memory is required.
+/// With fewer idle connections, as in the short run of `make test`, the memory of the process hides
+/// that of its sessions. The goals of memory do not apply then.
 const IDLE_MIN_OF_GOALS: usize = 4_000;
-/// Memory after traffic is measured with half as many: each replays a window.
+/// Memory after traffic is measured with half as many, because each replays a window.
 const MEMORY_SHARE: usize = 2;
 
 /// Measures Shopbell.
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// Which scenarios.
+    /// The scenarios to run.
     #[arg(long, value_delimiter = ',', default_value = "F,T,L,R,C,H,S")]
     only: Vec<String>,
-    /// How often each; the table has the medians.
+    /// Rounds. The table has the medians.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
     /// Events of T, R and the floors.
@@ -60,13 +61,13 @@ struct Arguments {
     /// Without the peers.
     #[arg(long)]
     alone: bool,
-    /// How long the soak lasts (`--only soak`).
+    /// The length of the soak (`--only soak`).
     #[arg(long, default_value_t = 600)]
     soak_seconds: u64,
-    /// Where the figures go, as JSON, and beside them the plans of Postgres.
+    /// The folder for the figures as JSON and the plans of Postgres.
     #[arg(long, default_value = "target/bench")]
     output: PathBuf,
-    /// What `cargo bench` always says.
+    /// `cargo bench` always adds it.
     #[arg(long, hide = true)]
     bench: bool,
 }

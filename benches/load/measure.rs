@@ -1,14 +1,16 @@
-//! What processes cost, as the kernel counts it: CPU time with that of their children, and memory.
+//! The cost of processes as the kernel counts it: CPU time, with that of their children, and
+//! memory.
 
 use std::collections::BTreeMap;
 use std::fs;
 
 use anyhow::{Context, anyhow};
 
-/// Linux tells CPU time to programs in hundredths of a second, whatever the kernel's own tick (proc(5), `_SC_CLK_TCK`).
+/// Linux reports CPU time in hundredths of a second, independent of the kernel's own tick (proc(5),
+/// `_SC_CLK_TCK`).
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// The server side, by name.
+/// The processes of the server side, by name.
 #[derive(Debug, Clone, Default)]
 pub struct Processes(BTreeMap<&'static str, u32>);
 
@@ -23,7 +25,7 @@ impl Processes {
         self
     }
 
-    /// What each has used until now, with the children it has and had.
+    /// The CPU time of each until now, with the children it has and had.
     pub fn cpu(&self) -> anyhow::Result<Cpu> {
         let running = running()?;
         let used = |(name, pid): (&&'static str, &u32)| {
@@ -34,30 +36,27 @@ impl Processes {
 }
 
 impl Cpu {
-    /// What was used since `earlier`.
+    /// The CPU time since `earlier`.
     pub fn since(&self, earlier: &Self) -> Self {
         let used =
             |(name, now): (&&'static str, &f64)| (*name, now - earlier.0.get(name).unwrap_or(&0.0));
         Self(self.0.iter().map(used).collect())
     }
 
-    /// Of one.
     pub fn of(&self, name: &str) -> f64 {
         self.0.get(name).copied().unwrap_or(0.0)
     }
 
-    /// By name.
     pub fn each(&self) -> impl Iterator<Item = (&'static str, f64)> {
         self.0.iter().map(|(name, seconds)| (*name, *seconds))
     }
 
-    /// All of it.
     pub fn sum(&self) -> f64 {
         self.0.values().sum()
     }
 }
 
-/// CPU-seconds of this very process.
+/// CPU-seconds of this process.
 pub fn own_cpu_seconds() -> anyhow::Result<f64> {
     Ok(ticks(std::process::id(), &running()?, false) / TICKS_PER_SECOND)
 }
@@ -67,7 +66,7 @@ pub fn rss_bytes(pid: u32) -> anyhow::Result<f64> {
     status_bytes(pid, "VmRSS:")
 }
 
-/// The most memory it used since it began, or since [`reset_peak_rss`].
+/// Its peak memory since it began, or since [`reset_peak_rss`].
 pub fn peak_rss_bytes(pid: u32) -> anyhow::Result<f64> {
     status_bytes(pid, "VmHWM:")
 }
@@ -102,10 +101,10 @@ fn running() -> anyhow::Result<Vec<Running>> {
     Ok(ids.filter_map(read).collect())
 }
 
-/// Nothing for a process that ended meanwhile.
+/// Nothing if the process has ended meanwhile.
 fn read(pid: u32) -> Option<Running> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The second field is a name in brackets that may hold anything; the rest is numbers.
+    // The second field is a name in brackets that may hold any character. The rest is numbers.
     let fields: Vec<&str> = stat.rsplit_once(") ")?.1.split(' ').collect();
     let number = |index: usize| fields.get(index)?.parse::<f64>().ok();
     Some(Running {

@@ -1,4 +1,4 @@
-//! C: what a session weighs after traffic, beside what it weighed before.
+//! C: the memory of a session before and after traffic.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,19 +13,20 @@ use crate::stage::Stage;
 
 /// The largest event that is always allowed.
 const BROADCAST_BYTES: usize = 64 * 1024;
-/// `SHOPBELL_WINDOW`, as it comes.
+/// The default of `SHOPBELL_WINDOW`.
 const WINDOW: usize = 256;
-/// How soon the memory must be given back, and how often it is looked at.
+/// Bound for the release of memory, and the interval of its checks.
 const GIVEN_BACK_IN: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 const WHO: Who = Who::Shopbell;
 
-/// The figures of which [`crate::report`] makes goals.
+/// The figures from which [`crate::report`] makes goals.
 pub const AFTER_BROADCAST: &str = "C memory after a broadcast of 64 KiB, of idle";
 pub const AFTER_WINDOW: &str = "C memory after a replayed window, of idle";
 
-/// So many sessions: idle, after a large broadcast, and after each has replayed a window of small ones. What the process itself
-/// grows by is counted too. They connect a few at a time, because connections that are no sessions have a budget of their own.
+/// The memory of this many sessions: idle, after a large broadcast, and after each has replayed a
+/// window of small notifications. The growth of the process itself counts too. The sessions connect
+/// a few at a time, because connections without a session have a budget of their own.
 pub async fn after_traffic(services: &Services, sessions: usize) -> anyhow::Result<Figures> {
     let stage = Stage::set(services).await?;
     let empty = settled_rss(stage.pid()).await?;
@@ -76,7 +77,7 @@ pub async fn after_traffic(services: &Services, sessions: usize) -> anyhow::Resu
     Ok(figures)
 }
 
-/// The least memory that the process uses in the time that it has, or as soon as it is back at `idle`.
+/// The least memory of the process within its bound, or as soon as it is back at `idle`.
 async fn given_back(stage: &Stage<'_>, idle: f64) -> anyhow::Result<f64> {
     let (begun, mut least) = (Instant::now(), f64::INFINITY);
     while begun.elapsed() < GIVEN_BACK_IN && least > idle {

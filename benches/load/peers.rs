@@ -1,4 +1,5 @@
-//! The same of RabbitMQ's own WebSocket plugins: persistent messages, durable subscriptions, QoS 1 or client acks.
+//! The same with RabbitMQ's own WebSocket plugins: persistent messages, durable subscriptions, QoS
+//! 1 or client acks.
 
 use std::sync::Arc;
 use std::time::Instant;

@@ -1,4 +1,5 @@
-//! The upstream system: one channel, persistent events, publisher confirms, a bound on what is unconfirmed.
+//! The upstream system: one channel, persistent events, publisher confirms, a bound on unconfirmed
+//! publishes.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -15,17 +16,16 @@ use tokio::runtime::Handle;
 use crate::event;
 use crate::ledger::Ledger;
 
-/// Most publishes unconfirmed at once.
+/// Most unconfirmed publishes.
 const IN_FLIGHT_MAX: usize = 1_000;
 
-/// Where events go, and how they are addressed there.
+/// The destination and addressing of events.
 #[derive(Debug, Clone)]
 pub enum Target {
     /// A topic exchange like Shopbell's; the routing key is the type.
     Events(String),
     /// RabbitMQ's own exchange for MQTT and STOMP topics; the routing key is the recipient.
     Topics,
-    /// One queue.
     Queue(String),
 }
 
@@ -60,7 +60,8 @@ impl Publisher {
         }
     }
 
-    /// Publishes these events as fast as RabbitMQ confirms them; `recipient` says to whom each goes.
+    /// Publishes these events as fast as RabbitMQ confirms them. `recipient` returns the recipient
+    /// of each.
     pub async fn publish_all(
         &self,
         run: &str,
@@ -84,7 +85,8 @@ impl Publisher {
         Ok(())
     }
 
-    /// Publishes at a steady rate, whatever comes of it (an open loop), from a thread of its own that sleeps precisely.
+    /// Publishes at a steady rate without waiting for receipts (an open loop), from a thread of its
+    /// own that sleeps precisely.
     pub async fn publish_at(
         self,
         run: String,

@@ -1,4 +1,4 @@
-//! Figures, their medians, and how they stand against the goals.
+//! Figures, their medians, and their comparison with the goals.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::memory;
 
-/// Whose figure it is: a column of the table.
+/// The owner of a figure: a column of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub enum Who {
     Shopbell,
@@ -27,34 +27,34 @@ impl Who {
     ];
 }
 
-/// What one round measured, in the order measured.
+/// The figures of one round in their order.
 #[derive(Debug, Default)]
 pub struct Figures(Vec<(String, Who, f64)>);
 
 impl Figures {
-    /// Notes a figure.
+    /// Records a figure.
     pub fn set(&mut self, what: impl Into<String>, who: Who, value: f64) {
         self.0.push((what.into(), who, value));
     }
 
-    /// Notes seconds as they would be for 100,000 events.
+    /// Records seconds, converted to 100,000 events.
     pub fn set_per_100k(&mut self, what: impl Into<String>, who: Who, seconds: f64, events: usize) {
         self.set(what, who, seconds * 100_000.0 / events as f64);
     }
 
-    /// Notes the usual quantiles of latencies.
+    /// Records the usual quantiles of latencies.
     pub fn set_latencies(&mut self, what: &str, who: Who, quantiles: BTreeMap<&'static str, f64>) {
         for (quantile, milliseconds) in quantiles {
             self.set(format!("{what}, {quantile} ms"), who, milliseconds);
         }
     }
 
-    /// Adds what another scenario measured.
+    /// Adds the figures of another scenario.
     pub fn append(&mut self, mut other: Self) {
         self.0.append(&mut other.0);
     }
 
-    /// One line for people who wait.
+    /// One line of progress.
     pub fn line(&self) -> String {
         let figures = self
             .0
@@ -83,10 +83,10 @@ struct Row {
 #[derive(Debug, Serialize)]
 struct Goal {
     goal: &'static str,
-    /// None, where a figure that it needs was not measured.
+    /// `None` if a required figure was not measured.
     value: Option<f64>,
     met: Option<bool>,
-    /// The run fails if it is not met.
+    /// If it is not met, the run fails.
     required: bool,
 }
 
@@ -125,7 +125,7 @@ impl Report {
         report
     }
 
-    /// The table, in Markdown.
+    /// The table in Markdown.
     pub fn table(&self) -> String {
         let mut table = format!("{}; medians of {}\n\n| |", self.machine, self.rounds);
         // Writing to a string cannot fail.
@@ -165,7 +165,7 @@ impl Report {
         table
     }
 
-    /// Fails unless all that the run must reach was reached, or not measured.
+    /// Fails if a required goal was measured and not reached.
     pub fn required_goals_are_met(&self) -> anyhow::Result<()> {
         let missed = self
             .goals
@@ -185,7 +185,7 @@ impl Report {
             .copied()
     }
 
-    /// Every goal, also where this run measured none of its figures: what is missing is seen.
+    /// Every goal, also if this run measured none of its figures, so that missing ones are visible.
     fn judge(&self) -> Vec<Goal> {
         use Who::{Floor, Shopbell, WebMqtt, WebStomp};
         let figure = |what: &str, who| self.median(what, who);
@@ -350,7 +350,7 @@ fn median(values: &[f64]) -> f64 {
     sorted.get(sorted.len() / 2).copied().unwrap_or(0.0)
 }
 
-/// Three digits are more than the machine is good for.
+/// The machine is not more precise than three digits.
 fn number(value: f64) -> String {
     match value {
         value if value >= 1_000.0 => {

@@ -1,4 +1,4 @@
-//! S: what an event costs with few and many notifications stored before, for few and many recipients.
+//! S: the cost of an event with few and many stored notifications, for few and many recipients.
 
 use std::path::Path;
 
@@ -69,7 +69,7 @@ pub async fn all(services: &Services, events: usize, output: &Path) -> anyhow::R
     Ok(figures)
 }
 
-/// So many notifications, all delivered long ago, evenly over the recipients.
+/// This many notifications, all delivered long ago, evenly over the recipients.
 async fn store_before(stage: &Stage<'_>, stored: usize, recipients: usize) -> anyhow::Result<()> {
     let data = String::from_utf8(event::order("b", 0, "merchant"))?;
     let data = data
@@ -100,8 +100,8 @@ async fn store_before(stage: &Stage<'_>, stored: usize, recipients: usize) -> an
     Ok(())
 }
 
-/// Ends the service's connections to Postgres, of which it opens others: each tells what it did up to ten seconds after its last
-/// statement, or when it ends.
+/// Ends the service's connections to Postgres, which it opens again. Each reports its statistics up
+/// to ten seconds after its last statement, or at its end.
 async fn end_connections(stage: &Stage<'_>) -> anyhow::Result<()> {
     const PATIENCE_MS: i64 = 10_000;
     let end = "select coalesce(bool_and(pg_terminate_backend(pid, $1)), true) from pg_stat_activity
@@ -114,14 +114,15 @@ async fn end_connections(stage: &Stage<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// How often Postgres read all notifications, where an index would do, as far as connections have told.
+/// Scans of all notifications by Postgres although an index would do, as far as connections have
+/// reported them.
 async fn sequential_scans(stage: &Stage<'_>) -> anyhow::Result<i64> {
     let query = "select coalesce(sum(seq_scan), 0)::bigint from pg_stat_user_tables where relname = 'notifications'";
     Ok(sqlx::query_scalar(query).fetch_one(&stage.pool).await?)
 }
 
-/// How Postgres runs each of the service's statements here: as its own `auto_explain` saw them while events were stored,
-/// acknowledged and replayed. Fails where one reads a table that grows as a whole.
+/// The plan of each of the service's statements, from `auto_explain`, while events were stored,
+/// acknowledged and replayed. Fails if one reads a growing table as a whole.
 async fn plans(stage: &Stage<'_>) -> anyhow::Result<String> {
     const EVENTS: usize = 2_000;
     stage.services.explain(true).await?;

@@ -1,4 +1,4 @@
-//! What is measured of Shopbell; `peers` measures the same of the others.
+//! The measurements of Shopbell. `peers` measures the same of its peers.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,27 +11,27 @@ use crate::report::{Figures, Who};
 use crate::services::Services;
 use crate::stage::Stage;
 
-/// Recipients, unless a scenario says otherwise.
+/// The default number of recipients.
 pub const MERCHANTS: usize = 1_000;
-/// How long a latency is measured, after a while in which connections, plans and caches come to be.
+/// The length of a latency measurement, after a warm-up of connections, plans and caches.
 const OPEN_LOOP_SECONDS: usize = 20;
 const WARM_SECONDS: usize = 3;
-/// Memory is looked at when it has not changed for so long.
+/// Memory is read if it has not changed for so long.
 const SETTLED: Duration = Duration::from_millis(500);
 const MEGABYTE: f64 = 1e6;
 const WHO: Who = Who::Shopbell;
 
-/// The first so many merchants.
+/// The first merchants.
 pub fn names(count: usize) -> Vec<String> {
     (0..count).map(event::merchant).collect()
 }
 
-/// How many events an open loop has.
+/// The number of events in an open loop.
 pub fn open_loop_events(per_second: usize) -> usize {
     per_second * (WARM_SECONDS + OPEN_LOOP_SECONDS)
 }
 
-/// Whether an event of it counts.
+/// Whether an event of the open loop counts.
 pub fn is_warm(index: usize, per_second: usize) -> bool {
     index >= per_second * WARM_SECONDS
 }
@@ -64,7 +64,7 @@ pub async fn throughput(services: &Services, events: usize) -> anyhow::Result<Fi
     Ok(figures)
 }
 
-/// What one run cost.
+/// The cost of one run.
 pub struct Run {
     pub elapsed: Duration,
     pub cpu: Cpu,
@@ -201,7 +201,7 @@ pub async fn replay(services: &Services, events: usize) -> anyhow::Result<Figure
     Ok(figures)
 }
 
-/// Publishes while nobody is there, then lets all merchants in at once.
+/// Publishes while no merchant is connected, then all merchants connect at once.
 pub async fn replay_backlog(
     stage: &Stage<'_>,
     run: &str,
@@ -231,7 +231,7 @@ pub async fn replay_backlog(
     })
 }
 
-/// C: idle connections, then an event to each. B: then one to everybody.
+/// C: idle connections, then an event to each. B: then one to everyone.
 pub async fn idle(services: &Services, connections: usize) -> anyhow::Result<Figures> {
     let stage = Stage::set(services).await?;
     let rss = settled_rss(stage.pid()).await?;
@@ -283,7 +283,7 @@ pub async fn idle(services: &Services, connections: usize) -> anyhow::Result<Fig
     Ok(figures)
 }
 
-/// Memory that has come to rest.
+/// Memory that no longer changes.
 pub async fn settled_rss(pid: u32) -> anyhow::Result<f64> {
     let mut before = rss_bytes(pid)?;
     loop {

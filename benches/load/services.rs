@@ -1,4 +1,5 @@
-//! RabbitMQ and Postgres of the benchmark's own, as they come with the distribution; RabbitMQ with the peers' plugins.
+//! RabbitMQ and Postgres of the benchmark with default settings, and RabbitMQ with the plugins of
+//! the peers.
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -17,7 +18,7 @@ use sqlx::{AssertSqlSafe, Connection as _, Row};
 use crate::measure::Processes;
 use crate::wire::Server;
 
-/// Both, until they are dropped.
+/// Both. They end if this is dropped.
 pub struct Services {
     pub amqp_url: String,
     pub web_mqtt: Server,
@@ -53,9 +54,9 @@ impl Services {
         let pid = |name: &str| {
             let line = status.lines().find(|line| line.starts_with(name));
             let pid = line.and_then(|line| line.rsplit(' ').next()?.parse().ok());
-            pid.with_context(|| format!("scripts/services status told no process of {name}"))
+            pid.with_context(|| format!("scripts/services status printed no process of {name}"))
         };
-        // To be switched on later, for sessions that exist by then.
+        // Switched on later, for sessions that exist by then.
         let mut connection = PgConnection::connect(&database_url).await?;
         sqlx::query("alter system set session_preload_libraries = 'auto_explain'")
             .execute(&mut connection)
@@ -115,7 +116,8 @@ impl Services {
         Ok(())
     }
 
-    /// Deletes it, whoever is connected, and lets Postgres write what it has in memory: the next run begins in peace.
+    /// Deletes it, also if clients are connected, and lets Postgres write its memory to disk, so
+    /// that the next run starts without that load.
     pub async fn drop_database(&self, database: &str) -> anyhow::Result<()> {
         let mut connection = PgConnection::connect(&self.database_url).await?;
         sqlx::query(AssertSqlSafe(format!(
@@ -127,10 +129,10 @@ impl Services {
         Ok(())
     }
 
-    /// Lets Postgres write the plan of each statement to its log, or no longer.
+    /// Lets Postgres write the plan of each statement to its log, or stops it.
     pub async fn explain(&self, on: bool) -> anyhow::Result<()> {
         let mut connection = PgConnection::connect(&self.database_url).await?;
-        // In this session too, for Postgres to know the names.
+        // In this session too, so that Postgres knows the names.
         for statement in [
             "load 'auto_explain'".to_owned(),
             format!(
@@ -174,7 +176,7 @@ impl Services {
         Ok((connection, channel))
     }
 
-    /// Deletes queues, those that are there.
+    /// Deletes the existing ones of these queues.
     pub async fn delete_queues(
         &self,
         queues: impl IntoIterator<Item = String>,
@@ -189,7 +191,7 @@ impl Services {
         Ok(())
     }
 
-    /// Declares a quorum queue that gets whatever is published to a topic exchange.
+    /// Declares a quorum queue that gets all events of a topic exchange.
     pub async fn declare_quorum_queue(&self, queue: &str, exchange: &str) -> anyhow::Result<()> {
         let (connection, channel) = self.channel().await?;
         let mut arguments = FieldTable::default();
@@ -227,7 +229,7 @@ impl Services {
         Ok(())
     }
 
-    /// Versions, for the report.
+    /// Versions for the report.
     pub async fn versions(&self) -> anyhow::Result<String> {
         let mut connection = PgConnection::connect(&self.database_url).await?;
         let postgres: String = sqlx::query("show server_version")
@@ -241,21 +243,22 @@ impl Services {
 
 impl Drop for Services {
     fn drop(&mut self) {
-        // What they hold is of no use afterwards.
+        // Their data is of no use afterwards.
         let _ = scripts_services(&["down", "--purge"]);
     }
 }
 
 /// A port that is free now.
 pub fn free_port() -> anyhow::Result<u16> {
-    // Below the range that the kernel gives to outgoing connections, of which there are thousands here.
+    // Below the range that the kernel gives to outgoing connections, of which there are thousands
+    // here.
     let free = (0..100)
         .map(|_| fastrand::u16(10_000..20_000))
         .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok());
     free.context("found no free port")
 }
 
-/// Another for an unoptimised run, as of the tests, which must not end a long one.
+/// A separate one for an unoptimised run of the tests, which must not end a long one.
 fn directory() -> PathBuf {
     let name = if cfg!(debug_assertions) {
         "bench-services-debug"

@@ -1,4 +1,4 @@
-//! Whether memory stays flat over a long run at a steady rate.
+//! Whether memory is constant over a long run at a steady rate.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

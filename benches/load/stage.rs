@@ -1,4 +1,5 @@
-//! One Shopbell for one run: the release binary as a process of its own, with a database and an AMQP prefix of its own.
+//! One Shopbell for one run: the release binary as a process, with its own database and AMQP
+//! prefix.
 
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -14,12 +15,12 @@ use crate::publisher::{Publisher, Target};
 use crate::services::{Services, free_port};
 use crate::wire::Server;
 
-/// How long something that must come may take.
+/// Bound for each wait.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Between two looks.
+/// Between two polls.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
-/// A running Shopbell and what is its own.
+/// A running Shopbell and everything of its own.
 pub struct Stage<'a> {
     pub services: &'a Services,
     pub server: Server,
@@ -30,7 +31,7 @@ pub struct Stage<'a> {
 }
 
 impl<'a> Stage<'a> {
-    /// Starts it, migrated and ready.
+    /// Starts it migrated, and waits until it is ready.
     pub async fn set(services: &'a Services) -> anyhow::Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(1);
         let name = format!("bench{}", NUMBER.fetch_add(1, Ordering::Relaxed));
@@ -52,7 +53,7 @@ impl<'a> Stage<'a> {
                 format!("127.0.0.1:{operations_port}"),
             )
             .env("SHOPBELL_DRAIN_SECONDS", "0")
-            // Its events would be in the books.
+            // The ledger would include its events.
             .env("SHOPBELL_CANARY_SECONDS", "0")
             .env("RUST_LOG", "warn");
         // An experiment may add settings: SHOPBELL_BENCH_ENV="NAME=value NAME=value".
@@ -104,7 +105,7 @@ impl<'a> Stage<'a> {
         Ok(stage)
     }
 
-    /// Everything on the server side.
+    /// All processes of the server side.
     pub fn processes(&self) -> Processes {
         self.services.processes().with("Shopbell", self.pid())
     }
@@ -129,7 +130,7 @@ impl<'a> Stage<'a> {
         value.with_context(|| format!("/metrics has no {name}"))
     }
 
-    /// Waits until that many notifications are stored.
+    /// Waits until this many notifications are stored.
     pub async fn stored(&self, events: usize) -> anyhow::Result<()> {
         self.wait_until("all is stored", async || {
             Ok(self.metric("shopbell_events_stored_total").await? >= events as f64)
@@ -137,7 +138,7 @@ impl<'a> Stage<'a> {
         .await
     }
 
-    /// Waits until that many sessions are open.
+    /// Waits until this many sessions are open.
     pub async fn sessions_are(&self, sessions: usize) -> anyhow::Result<()> {
         self.wait_until("sessions open or end", async || {
             Ok(self.metric("shopbell_sessions").await? == sessions as f64)
@@ -145,7 +146,7 @@ impl<'a> Stage<'a> {
         .await
     }
 
-    /// Waits until nothing is undelivered: every ack has reached the database.
+    /// Waits until every ack has reached the database.
     pub async fn settled(&self) -> anyhow::Result<()> {
         self.wait_until("every ack is written", async || {
             let behind = "select count(*) from feeds where acked_seq < last_seq";
@@ -157,7 +158,8 @@ impl<'a> Stage<'a> {
         .await
     }
 
-    /// Fails unless the books of the service balance: all stored, nothing twice, nothing refused.
+    /// Fails unless the counters balance: all events are stored, and none is a duplicate or a dead
+    /// letter.
     pub async fn balanced(&self, events: usize) -> anyhow::Result<()> {
         let stored = self.metric("shopbell_events_stored_total").await?;
         let received = self.metric("shopbell_events_received_total").await?;
@@ -168,7 +170,7 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
-    /// Ends it, and removes what was its own.
+    /// Ends it, and removes everything of its own.
     pub async fn strike(mut self) -> anyhow::Result<()> {
         ensure!(self.child.try_wait()?.is_none(), "shopbell ended by itself");
         self.child.kill()?;
@@ -210,7 +212,7 @@ impl<'a> Stage<'a> {
 }
 
 impl Drop for Stage<'_> {
-    /// Where a run fails.
+    /// If a run fails.
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();

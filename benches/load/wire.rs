@@ -1,6 +1,8 @@
-//! What a client says and hears: Shopbell's protocol, and those of the peers, as far as a measurement needs them.
+//! The protocols of clients: Shopbell's, and those of the peers, as far as a measurement needs
+//! them.
 //!
-//! MQTT 3.1.1 and STOMP 1.2 are five packets and four frames here, which is less than any client library of them brings.
+//! MQTT 3.1.1 and STOMP 1.2 are five packets and four frames here. Any client library for them
+//! would be larger.
 
 use std::time::Duration;
 
@@ -16,10 +18,10 @@ use tokio_tungstenite::tungstenite::http::HeaderValue;
 
 use crate::event;
 
-/// How long a token is good for: longer than a run.
+/// Validity of a token: longer than a run.
 const TOKEN_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Where clients connect, and what they speak there.
+/// The address for clients, and their protocol.
 #[derive(Debug, Clone)]
 pub enum Server {
     Shopbell {
@@ -38,7 +40,7 @@ pub enum Server {
         user: String,
         password: String,
     },
-    /// A bare WebSocket server, which takes any answer.
+    /// A bare WebSocket server, which accepts any reply.
     Bare {
         port: u16,
     },
@@ -48,11 +50,11 @@ pub enum Server {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Received {
     pub index: usize,
-    /// Where the server numbers.
+    /// Its number, if the server has numbers.
     pub seq: Option<i64>,
-    /// It came in the feed that everyone reads.
+    /// It arrived in the broadcast feed.
     pub broadcast: bool,
-    /// The client's answer.
+    /// The client's reply.
     pub ack: Message,
 }
 
@@ -94,7 +96,8 @@ impl Server {
         Ok(request)
     }
 
-    /// What the client of that name says first, each after an answer to the last, until the server has answered all.
+    /// The setup frames of the client of that name. Each waits for the reply to the last, until the
+    /// server has answered all.
     pub fn opening(&self, name: &str) -> Vec<Message> {
         match self {
             Self::Shopbell { .. } | Self::Bare { .. } => vec![],
@@ -119,7 +122,7 @@ impl Server {
         }
     }
 
-    /// Whether the server greets without being spoken to.
+    /// Whether the server sends the first frame.
     pub fn greets(&self) -> bool {
         matches!(self, Self::Shopbell { .. })
     }
@@ -178,7 +181,7 @@ fn shopbell_frame(name: &str, text: &str) -> anyhow::Result<Option<Received>> {
     }
 }
 
-/// An event as the peers bring it: as it was published.
+/// An event as the peers deliver it, unchanged.
 #[derive(Deserialize)]
 struct Published<'a> {
     id: &'a str,
@@ -238,7 +241,8 @@ fn mqtt_packets(mut bytes: &[u8]) -> anyhow::Result<Vec<Received>> {
                     ack: mqtt(0x40, id),
                 });
             }
-            // CONNACK, SUBACK: the last byte says no with its highest bits or any other value.
+            // CONNACK, SUBACK: the last byte is a refusal if its highest bits are set or it has any
+            // other value.
             2 if packet.last() != Some(&0) => bail!("MQTT CONNECT was refused: {packet:?}"),
             9 if packet.last() != Some(&1) => bail!("MQTT SUBSCRIBE was refused: {packet:?}"),
             2 | 9 => {}

@@ -1,4 +1,4 @@
-//! Postgres clusters of a story's own: a primary, its standby and copies of its data directory.
+//! Postgres clusters of a story: a primary, its standby, and copies of its data directory.
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -12,12 +12,12 @@ use tokio::task::spawn_blocking;
 
 use crate::it::support::eventually;
 
-/// How long a start may take: a copy recovers from its log first.
+/// A copy recovers from its log first.
 const START_BOUND: Duration = Duration::from_secs(60);
-/// The superuser of every cluster; connections come from this machine only and need no password.
+/// The superuser of every cluster. Connections come only from this machine and need no password.
 const USER: &str = "shopbell";
 
-/// One Postgres server with a data directory of its own; ends with the story.
+/// One Postgres server with its own data directory. It ends with the story.
 pub struct Cluster {
     folder: PathBuf,
     port: u16,
@@ -25,7 +25,7 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// A new and empty primary that allows replication.
+    /// A new, empty primary that allows replication.
     pub async fn primary() -> Self {
         let cluster = Self::empty();
         let data = cluster.data();
@@ -44,7 +44,8 @@ impl Cluster {
         cluster.started().await
     }
 
-    /// A standby that streams from `authority` (`host:port`), the address of this primary or of a proxy before it.
+    /// A standby that streams from `authority` (`host:port`), the address of this primary or of a
+    /// proxy.
     pub async fn standby_of(&self, authority: &str) -> Self {
         let standby = self.copy().await;
         let (host, port) = authority.split_once(':').expect("host:port");
@@ -56,7 +57,7 @@ impl Cluster {
         standby.started().await
     }
 
-    /// A base backup, as a snapshot of the volume would be: not started yet.
+    /// A base backup, like a snapshot of the volume. It is not started yet.
     pub async fn copy(&self) -> Self {
         let copy = Self::empty();
         let port = self.port.to_string();
@@ -75,7 +76,7 @@ impl Cluster {
         copy
     }
 
-    /// Starts the server, and waits until it answers.
+    /// Starts the server, and waits until it accepts connections.
     pub async fn started(mut self) -> Self {
         let mut server = postgres("postgres");
         server
@@ -107,10 +108,10 @@ impl Cluster {
         self
     }
 
-    /// Ends every process of the server at once, as a loss of power does.
+    /// Kills every process of the server at once, like a power cut.
     pub fn kill(&mut self) {
         if let Some(mut server) = self.server.take() {
-            // Postgres ends its children by itself when its first process is gone, but only after a while.
+            // Postgres ends its children if its first process is gone, but only after a while.
             let children = Command::new("pgrep")
                 .args(["-P", &server.id().to_string()])
                 .output()
@@ -131,7 +132,7 @@ impl Cluster {
         }
     }
 
-    /// Makes a standby the primary, and waits until it takes writes.
+    /// Promotes a standby, and waits until it accepts writes.
     pub async fn promote(&self) {
         self.execute("select pg_promote(true, 60)").await;
     }
@@ -152,7 +153,6 @@ impl Cluster {
         format!("postgres://{USER}@{}/postgres", self.authority())
     }
 
-    /// `host:port`.
     pub fn authority(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }
@@ -161,7 +161,7 @@ impl Cluster {
         self.folder.join("data")
     }
 
-    /// A folder that belongs to the user whom Postgres runs as, and a free port.
+    /// A folder that belongs to the user of Postgres, and a free port.
     fn empty() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -198,7 +198,7 @@ impl Drop for Cluster {
     }
 }
 
-/// A program of the newest Postgres on this machine, as a user that it accepts.
+/// A program of the newest Postgres on this machine, run as a user that it accepts.
 fn postgres(program: &str) -> Command {
     let versions = Path::new("/usr/lib/postgresql")
         .read_dir()

@@ -1,4 +1,4 @@
-//! Merchants who stay connected as well as they can, and keep their own books.
+//! Merchants that reconnect whenever they can, and record each received event.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,23 +9,23 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::it::support::{Closed, Event, Frame, Handshake, Merchant, Replica, World};
 
-/// How many merchants there are.
+/// Merchants.
 const MERCHANTS: u64 = 200;
-/// How many events each of them gets.
+/// Events for each merchant.
 const EVENTS_PER_MERCHANT: u64 = 100;
-/// How many events there are.
+/// All events.
 pub const EVENTS: u64 = MERCHANTS * EVENTS_PER_MERCHANT;
-/// How often a client that has no session tries to connect, each at a pace of its own.
+/// Longest pause before a client without a session tries again. Each has a pace of its own.
 const RECONNECT_MS: std::ops::Range<u64> = 300..1_000;
 
-/// All merchants, each on a task of its own, and what there is for them.
+/// All merchants, each on a task of its own, and their events.
 pub struct Crowd {
     merchants: Vec<JoinHandle<BTreeMap<u64, String>>>,
-    /// The ids of each merchant's events, in the order in which they are published.
+    /// The ids of each merchant's events, in publishing order.
     published: Vec<Vec<String>>,
 }
 
-/// Whether each feed is expected to have the order of its publisher.
+/// Whether each feed must have the order of its publisher.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Order {
     AsPublished,
@@ -33,8 +33,8 @@ pub enum Order {
 }
 
 impl Crowd {
-    /// Every merchant begins to connect, to one of the replicas after the other; and what is to be published to them: every
-    /// merchant's share, in an order of nobody's choosing.
+    /// Starts every merchant, spread over the replicas. Returns the events to publish, mixed at
+    /// random.
     pub fn connect(world: &World, replicas: &[Replica], random: &mut Rng) -> (Self, Vec<Event>) {
         let mut recipients: Vec<_> = (0..EVENTS).map(|number| number % MERCHANTS).collect();
         random.shuffle(&mut recipients);
@@ -66,7 +66,7 @@ impl Crowd {
         )
     }
 
-    /// Waits until every merchant has had its whole share, each event once; nothing more is stored than that.
+    /// Waits until every merchant has its whole share, each event once, and nothing more is stored.
     pub async fn satisfied(self, world: &World, order: Order, bound: Duration) {
         let all = async {
             for (merchant, mut published) in self.merchants.into_iter().zip(self.published) {
@@ -94,8 +94,8 @@ fn name(number: u64) -> String {
     format!("merchant-{number}")
 }
 
-/// Reads and acknowledges, over as many sessions as it takes, until the whole share is acknowledged. Gives the id that came
-/// with each number: the same one whenever it came again.
+/// Reads and acknowledges, over as many sessions as needed, until the whole share is acknowledged.
+/// Returns the id of each number. A repeated number must have the same id.
 async fn follow(
     handshake: Handshake,
     number: u64,
@@ -132,7 +132,7 @@ async fn follow(
     ids
 }
 
-/// Reads until the whole share is there, and acknowledges now and then.
+/// Reads until the whole share has arrived, with an ack now and then.
 async fn read_on(
     merchant: &mut Merchant,
     feed: &str,

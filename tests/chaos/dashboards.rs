@@ -1,4 +1,5 @@
-//! Dashboards that stay open: they come back when they are told to, acknowledge all that they get, and keep a diary.
+//! Dashboards that stay open: they reconnect as the server asks, acknowledge everything, and keep a
+//! diary.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -8,48 +9,49 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::it::support::{Closed, Frame, Handshake, Merchant, Notification, World};
 
-/// The last event of a feed: who has it closes.
+/// The last event of a feed. A dashboard that receives it closes.
 pub const LAST_EVENT: &str = "shop.closed";
-/// An ack that a replica had this long to store is not forgotten when it leaves.
+/// If a replica had this long to store an ack, it must not be lost.
 const ACK_BOUND: Duration = Duration::from_secs(1);
-/// How long a dashboard waits that was not let in.
+/// Pause of a dashboard after a failed attempt.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// All dashboards of some merchants, each on a task of its own, which ends with this.
+/// All dashboards of some merchants, each on a task of its own. They end if this is dropped.
 pub struct Dashboards(JoinSet<Diary>);
 
-/// What one dashboard lived through.
+/// The diary of one dashboard.
 #[derive(Debug, Default)]
 pub struct Diary {
     /// The merchant's feed.
     pub feed: String,
     /// The ids of the events, from the first number on.
     pub ids: Vec<String>,
-    /// When each of them was acknowledged last.
+    /// The time of the last ack of each event.
     acked: Vec<Instant>,
-    /// How many came again in a later session, because the ack came too late.
+    /// Events that arrived again in a later session, because the ack came too late.
     pub repeated: u64,
-    /// Each time that a replica sent it away.
+    /// Each close by a replica.
     pub moves: Vec<Move>,
-    /// How many sessions it had.
+    /// Sessions.
     pub sessions: usize,
-    /// What came instead of a welcome.
+    /// Results of attempts without a welcome.
     pub refusals: Vec<String>,
 }
 
-/// From one replica to another.
+/// A move from one replica to another.
 #[derive(Debug, Clone, Copy)]
 pub struct Move {
-    /// When the close came.
+    /// The time of the close.
     pub closed: Instant,
-    /// After which time it was told to come back.
+    /// The pause that the close asked for.
     pub retry_after: Duration,
-    /// When it was welcomed again.
+    /// The time of the next welcome.
     pub back: Instant,
 }
 
 impl Dashboards {
-    /// Every merchant begins to open as many dashboards at `address`, each a device with a cursor of its own.
+    /// Opens this many dashboards for each merchant at `address`, each as a device with its own
+    /// cursor.
     pub fn open(world: &World, address: SocketAddr, merchants: &[String], devices: usize) -> Self {
         let mut open = JoinSet::new();
         for merchant in merchants {
@@ -62,7 +64,8 @@ impl Dashboards {
         Self(open)
     }
 
-    /// Waits until each has its feed's last event and has left; gives the diaries. Panics at once where one is not in order.
+    /// Waits until each dashboard has the last event of its feed and has closed. Returns the
+    /// diaries. Panics at once if one is out of order.
     pub async fn closed(mut self, bound: Duration) -> Vec<Diary> {
         let mut diaries = Vec::new();
         let all = async {
@@ -81,7 +84,7 @@ impl Dashboards {
 }
 
 impl Diary {
-    /// A notification came, and is about to be acknowledged.
+    /// Records a notification before its ack.
     fn take(&mut self, notification: &Notification) {
         let feed = &self.feed;
         let place = notification.seq as usize - 1;
@@ -118,7 +121,7 @@ impl Diary {
     }
 }
 
-/// Reads and acknowledges, over as many sessions as it takes, until the last event is there.
+/// Reads and acknowledges, over as many sessions as needed, until the last event arrives.
 async fn follow(handshake: Handshake, address: SocketAddr, feed: String) -> Diary {
     let mut diary = Diary {
         feed,
@@ -155,7 +158,7 @@ async fn follow(handshake: Handshake, address: SocketAddr, feed: String) -> Diar
     }
 }
 
-/// Reads to the last event, or until it is sent away: gives the time after which to come back.
+/// Reads until the last event or a close. Returns the pause that the close asks for.
 async fn read_on(merchant: &mut Merchant, diary: &mut Diary) -> Result<(), Duration> {
     let feed = diary.feed.clone();
     let mut goaway = None;

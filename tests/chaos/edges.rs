@@ -1,5 +1,6 @@
-//! Parts that work only in half: an alarm with bad events in the queue, a Postgres that turns read-only or silent, a secret
-//! that changes. No order is lost, repeated or reordered, and a replica reports its state truthfully.
+//! Partial failures: an alarm with bad events in the queue, a Postgres that turns read-only or
+//! silent, a secret that changes. No order is lost, repeated or reordered, and each replica reports
+//! its true state.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -18,9 +19,9 @@ use crate::services::Services;
 use crate::{ALONE, Cast, run};
 
 const MERCHANT: &str = "merchant-42";
-/// How long an aborted history request waits for its answer.
+/// Time before an aborted history request is closed.
 const ABORT_AFTER: Duration = Duration::from_millis(200);
-/// How many history requests are aborted at a time: more than there are connections for them.
+/// History requests that are aborted at a time: more than the connections of the pool.
 const ABORTED: usize = 5;
 const PAIR: Cast<'_> = Cast {
     replicas: 2,
@@ -106,7 +107,7 @@ async fn a_silent_primary_with_aborted_requests_loses_nothing_and_recovers() {
         network.stall();
         let aborted = (0..ABORTED).map(|_| timeout(ABORT_AFTER, history(&replicas[0])));
         join_all(aborted).await;
-        // The connections that were open never answer again; new ones work.
+        // The open connections never answer again. New ones work.
         network.forget();
         network.mend();
         eventually("history is answered again", PATIENCE, async || {
@@ -209,7 +210,8 @@ async fn a_secret_that_is_rotated_under_load_sends_no_merchant_away() {
 /// Orders of each merchant while the secret is rotated.
 const PER_MERCHANT: usize = 80;
 
-/// Reads and acknowledges the whole share, with a fresh token for every session. Gives the ids in their order.
+/// Reads and acknowledges the whole share, with a new token for every session. Returns the ids in
+/// order.
 async fn follow(
     name: String,
     issuer: watch::Receiver<&'static str>,

@@ -1,11 +1,11 @@
-//! Two hundred merchants, twenty thousand events, and a part that dies again and again: none missing, none twice, none
-//! before its time.
+//! Two hundred merchants receive twenty thousand events while one part is killed again and again.
+//! No event is lost, repeated or early.
 //!
-//! The parts die at moments drawn from a seed; `SHOPBELL_CHAOS_SEED` repeats a run's choices. RabbitMQ and Postgres are
-//! private to this run, because they are restarted under it: `scripts/services` provides them.
+//! The moments of the kills are drawn from a seed, which `SHOPBELL_CHAOS_SEED` sets. RabbitMQ and
+//! Postgres are private to the run, because it restarts them. `scripts/services` provides them.
 #![expect(
     clippy::expect_used,
-    reason = "a test fails by panicking, and says why"
+    reason = "a test fails by panicking with a reason"
 )]
 #![expect(
     unreachable_pub,
@@ -38,7 +38,7 @@ use futures_util::future::join_all;
 use it::support::{Event, Proxy, Replica, World};
 use services::Services;
 
-/// How long everything together may take, on a machine of two cores, with a part that keeps dying.
+/// Bound for a whole story on a machine of two cores, with a part that is killed.
 const BOUND: Duration = Duration::from_secs(240);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -72,7 +72,7 @@ async fn a_postgres_that_restarts_at_once_loses_nothing_and_repeats_nothing() {
 async fn killed_replicas_with_partitions_lose_and_repeat_nothing_in_order() {
     let services = Services::up().await;
     let mut survivor = 0;
-    // One, so that the other takes over; then both, so that they share again.
+    // One replica, so that the other takes over. Then both, so that they share again.
     let kill = async |_: &World, replicas: &[Replica]| {
         let killed: Vec<_> = replicas
             .iter()
@@ -86,7 +86,8 @@ async fn killed_replicas_with_partitions_lose_and_repeat_nothing_in_order() {
     run(&services, SHARING, 6, Order::AsPublished, kill).await;
 }
 
-/// Their order may break: which recipient has which partition is in RabbitMQ's memory only (docs/scaling.md).
+/// Their order may break, because RabbitMQ keeps the partition of a recipient only in memory
+/// (docs/scaling.md).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restarted_rabbitmq_with_partitions_loses_and_repeats_nothing() {
     let services = Services::up().await;
@@ -105,7 +106,7 @@ async fn an_alarm_of_rabbitmq_does_not_delay_queued_events() {
     const MERCHANT: &str = "merchant-42";
     let services = Services::up().await;
     let world = World::at(services.database_url.clone(), services.amqp_url.clone()).await;
-    // A replica alone has nobody to tell, and would not notice.
+    // A single replica publishes no hints, and would not notice the alarm.
     let gateway = world
         .replica()
         .role("gateway")
@@ -142,7 +143,8 @@ async fn an_alarm_of_rabbitmq_does_not_delay_queued_events() {
         readiness.text()
     );
 
-    // A blocked connection cannot be closed, and has a thread of its own: the canary must not open one for each flight.
+    // A blocked connection cannot be closed, and has a thread of its own. The canary must not open
+    // one for each run.
     gateway
         .metric_reaches("shopbell_canary_failures_total", 4)
         .await;
@@ -158,7 +160,7 @@ async fn an_alarm_of_rabbitmq_does_not_delay_queued_events() {
     world.finish().await;
 }
 
-/// Properly the first time, with a kill the next, and so on.
+/// A stop first, then a kill, and so on.
 fn restart_rabbitmq(services: &Services) -> impl AsyncFnMut(&World, &[Replica]) {
     let mut brutally = false;
     async move |_, _| {
@@ -172,12 +174,12 @@ fn restart_rabbitmq(services: &Services) -> impl AsyncFnMut(&World, &[Replica]) 
     }
 }
 
-/// How Shopbell runs.
+/// The deployment of Shopbell.
 #[derive(Clone, Copy)]
 struct Cast<'a> {
     replicas: usize,
     partitions: u8,
-    /// Stands between the replicas and Postgres.
+    /// The proxy between the replicas and Postgres.
     network: Option<&'a Proxy>,
 }
 
@@ -192,7 +194,8 @@ const SHARING: Cast<'_> = Cast {
     network: None,
 };
 
-/// Publishes all events to all merchants, who read and acknowledge, while `strike` hits `strikes` times.
+/// Publishes all events to all merchants, who read and acknowledge, while `strike` runs `strikes`
+/// times.
 async fn run(
     services: &Services,
     cast: Cast<'_>,

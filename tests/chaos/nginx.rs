@@ -1,5 +1,5 @@
-//! nginx from the distribution in front of the replicas, set up as for sockets in production: a process of this run's own, in
-//! a directory of its own, that runs as nobody in particular.
+//! nginx from the distribution in front of the replicas, configured as for WebSockets in
+//! production. It is a process of this run, in its own directory and without special rights.
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -15,9 +15,9 @@ use crate::it::support::process::signal;
 use crate::it::support::replica::free_address;
 use crate::it::support::{PATIENCE, Replica, eventually, holds};
 
-/// Where the package puts it: outside the path of a user who is not root.
+/// The package installs it outside the PATH of an ordinary user.
 const PROGRAM: &str = "/usr/sbin/nginx";
-/// How long an nginx that is told to leave at once may take.
+/// Bound for a stop of nginx without waiting.
 const STOP_BOUND: Duration = Duration::from_secs(5);
 
 /// A running nginx.
@@ -27,19 +27,19 @@ pub struct Nginx {
     child: Child,
 }
 
-/// What nginx answered to one request.
+/// nginx's response to one request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answered {
-    /// The status that the client got.
+    /// The status for the client.
     pub status: u16,
-    /// The status of each replica that was asked, in turn; 502 for one that could not be reached.
+    /// The status of each replica in turn; 502 if it could not be reached.
     pub upstream: Vec<u16>,
-    /// What was asked for.
+    /// The path of the request.
     pub path: String,
 }
 
 impl Nginx {
-    /// Starts it, installed if it is missing, in front of `replicas`.
+    /// Installs it if it is missing, and starts it in front of `replicas`.
     pub async fn start(replicas: &[Replica]) -> Self {
         install().await;
         let address = free_address();
@@ -64,19 +64,20 @@ impl Nginx {
         nginx
     }
 
-    /// Where clients connect.
+    /// The address for clients.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// From now on clients are sent to these, as when a Service's endpoints change; sessions stay where they are. Returns
-    /// before nginx is done with it: its old workers take clients until its new ones do.
+    /// Routes new clients to these replicas from now on, like a change of a Service's endpoints.
+    /// Existing sessions stay. The old workers accept clients until the new ones run, which may be
+    /// after the return.
     pub fn send_to(&self, replicas: &[Replica]) {
         write_configuration(&self.directory, self.address, replicas);
         signal(self.child.id(), "HUP");
     }
 
-    /// Waits until it has given up replicas so many times, for a while: because they refused somebody.
+    /// Waits until it has set replicas aside this many times because they refused a client.
     pub async fn has_given_up(&self, times: usize) {
         eventually(
             &format!("nginx gives up a replica for the {times}. time"),
@@ -92,7 +93,7 @@ impl Nginx {
         .await;
     }
 
-    /// Ends it when the last session has ended; gives all that it answered.
+    /// Stops it when the last session has ended. Returns all its responses.
     pub async fn finish(mut self) -> Vec<Answered> {
         signal(self.child.id(), "QUIT");
         let status = eventually("nginx ends", PATIENCE, async || {
@@ -113,8 +114,8 @@ impl Nginx {
         log.lines().map(Answered::parse).collect()
     }
 
-    /// What nginx says is wrong with itself: a configuration that it did not take, files or connections that ran out. That a
-    /// replica refused somebody is told by the statuses.
+    /// nginx's own problems: a refused configuration, or a lack of files or connections. The
+    /// statuses show the refusals of replicas.
     fn complaints(&self) -> String {
         let is_complaint = |line: &&str| {
             ["[emerg]", "[alert]", "[crit]"]
@@ -134,7 +135,8 @@ impl Nginx {
 }
 
 impl Drop for Nginx {
-    /// Leaves nothing behind, also where the story failed: its master, killed, would leave its workers.
+    /// Removes it, also if the story failed. If only its master were killed, its workers would
+    /// stay.
     fn drop(&mut self) {
         if thread::panicking() {
             let warns = |line: &&str| !line.contains("[notice]");
@@ -174,7 +176,7 @@ impl Answered {
                 .unwrap_or_else(|_| panic!("no status in {line}"))
         };
         let (answer, upstream, path) = (field(), field(), field().to_owned());
-        // "-" where nobody was asked; a colon where the request was passed on inside nginx.
+        // "-" if no replica was asked; a colon if nginx redirected the request internally.
         let upstream = upstream
             .split([',', ':'])
             .map(str::trim)
@@ -231,8 +233,8 @@ fn write_configuration(directory: &Path, address: SocketAddr, replicas: &[Replic
         .expect("the configuration can be written");
 }
 
-/// A reload leaves the old workers to their sockets for as long as `worker_shutdown_timeout` says: longer than any story, so
-/// that only a replica closes them.
+/// After a reload, old workers keep their sockets for `worker_shutdown_timeout`. It is longer than
+/// any story, so only a replica closes them.
 const CONFIGURATION: &str = "\
 daemon off;
 worker_processes 2;
@@ -253,7 +255,7 @@ http {
     uwsgi_temp_path temporary;
     scgi_temp_path temporary;
 
-    # What is no upgrade shares connections to the replicas.
+    # Requests without an upgrade share connections to the replicas.
     map $http_upgrade $connection_upgrade {
         default upgrade;
         '' '';
@@ -275,10 +277,10 @@ http {
             proxy_set_header Upgrade $http_upgrade;
             proxy_set_header Connection $connection_upgrade;
             proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
-            # More than a heartbeat: it is the service that closes who is silent.
+            # More than a heartbeat, so that the service closes silent clients.
             proxy_read_timeout 90s;
             proxy_connect_timeout 2s;
-            # A replica that leaves refuses with 503: another takes the client in.
+            # If a replica that leaves refuses with 503, another accepts the client.
             proxy_next_upstream error timeout http_503;
         }
     }

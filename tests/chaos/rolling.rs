@@ -1,10 +1,11 @@
 //! A rolling update behind nginx, while two thousand dashboards are open and orders are placed.
 //!
-//! As a Deployment with `maxSurge: 1` and `maxUnavailable: 0` does it: a new replica starts, is ready and becomes an endpoint;
-//! then an old one is told to leave, and ceases to be an endpoint. In this order, the worst that Kubernetes has, for a kubelet
-//! waits for no load balancer: nginx sends clients to a replica that drains, and its log says what comes of that. The list of
-//! endpoints is replaced by a reload, as an ingress does it; a list that had all six from the start would hide who answers
-//! behind nginx's own list of the dead.
+//! It follows a Deployment with `maxSurge: 1` and `maxUnavailable: 0`: a new replica starts, is
+//! ready and becomes an endpoint. Then an old one stops, and is no endpoint any more. This is the
+//! worst order in Kubernetes, because a kubelet does not wait for a load balancer. nginx sends
+//! clients to a replica that drains, and the statuses in its log show the result. A reload replaces
+//! the list of endpoints, as an ingress does. A list with all six replicas from the start would
+//! hide which ones answer.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -19,26 +20,26 @@ use crate::it::support::{Event, PATIENCE, Replica, World, eventually, holds, htt
 use crate::nginx::{Answered, Nginx};
 use crate::services::Services;
 
-/// How many merchants there are, and how many dashboards each of them has open.
+/// Merchants, and the open dashboards of each.
 const MERCHANTS: usize = 500;
 const DEVICES: usize = 4;
 const DASHBOARDS: usize = MERCHANTS * DEVICES;
-/// How many replicas there are, all of which are replaced.
+/// Replicas, all of which are replaced.
 const REPLICAS: usize = 3;
-/// How long each spreads its closes.
+/// Time over which each replica spreads its closes.
 const DRAIN: Duration = Duration::from_secs(10);
-/// Orders come in small batches: this many, so often. 200 a second.
+/// Orders come in small batches at this interval: 200 a second.
 const BATCH: usize = 10;
 const BATCH_EVERY: Duration = Duration::from_millis(50);
-/// How often somebody else opens a dashboard, and closes it again.
+/// Interval at which another dashboard opens and closes.
 const VISIT_EVERY: Duration = Duration::from_millis(50);
-/// In how many parts the drain is looked at.
+/// Slices of the drain.
 const SLICES: usize = 5;
-/// How long coming back may take beyond the time that a client was told to wait.
+/// Time for a reconnect beyond the pause that the close asked for.
 const BACK_BOUND: Duration = Duration::from_secs(1);
-/// How long everything together may take, on a loaded machine of two cores.
+/// Bound for the whole story on a loaded machine of two cores.
 const BOUND: Duration = Duration::from_secs(150);
-/// Files that a process of this story has open at most, with room: nginx has two a client.
+/// Open files of a process, with a margin. nginx has two for each client.
 const FILES: u64 = 8_192;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -79,7 +80,7 @@ async fn a_rolling_update_behind_nginx_loses_nothing_and_sends_nobody_an_error()
     {
         assert_eq!(
             *ids, orders[feed],
-            "what {feed} got is what was confirmed, in its order"
+            "{feed} received exactly the confirmed events, in order"
         );
         assert_eq!(*refusals, Vec::<String>::new(), "{feed} was refused");
     }
@@ -121,7 +122,8 @@ async fn all_are_open(replicas: &[Replica]) {
     .await;
 }
 
-/// Replaces one replica after the other, never with less than all of them ready. Gives when each was told to leave.
+/// Replaces one replica after the other, never with fewer than all of them ready. Returns the time
+/// of each stop.
 async fn update(world: &World, nginx: &Nginx, replicas: &mut Vec<Replica>) -> Vec<Instant> {
     let mut drains = Vec::new();
     for _ in 0..REPLICAS {
@@ -141,8 +143,8 @@ async fn update(world: &World, nginx: &Nginx, replicas: &mut Vec<Replica>) -> Ve
     drains
 }
 
-/// Places orders, one for every merchant in each round and in an order of nobody's choosing, until the update is over; then the
-/// last event. Gives the ids that were confirmed.
+/// Places orders, one for each merchant in each round and in random order, until the update is
+/// over. Then it publishes the last event. Returns the confirmed ids.
 async fn place_orders(
     world: &World,
     merchants: &[String],
@@ -179,8 +181,8 @@ async fn place_orders(
     placed
 }
 
-/// Until the update is over, somebody opens a dashboard now and then, looks back, and closes it: it never fails. Gives how
-/// often.
+/// Opens a dashboard now and then, reads its history, and closes it, until the update is over. It
+/// must never fail. Returns the count.
 async fn visit(world: &World, nginx: &Nginx, updated: &Cell<bool>) -> usize {
     const VISITOR: &str = "visitor";
     let (handshake, token) = (world.merchant(VISITOR), world.token(VISITOR).sign());
@@ -202,14 +204,16 @@ async fn visit(world: &World, nginx: &Nginx, updated: &Cell<bool>) -> usize {
     visits
 }
 
-/// The dashboards were sent away spread over each drain, and were back when they were told to be.
+/// The closes are spread over each drain, and the dashboards reconnect at the time that they were
+/// asked for.
 fn check_moves(diaries: &[Diary], drains: &[Instant]) {
     let moves: Vec<Move> = diaries
         .iter()
         .flat_map(|diary| diary.moves.clone())
         .collect();
     for (number, began) in drains.iter().enumerate() {
-        // Also who saw it a little late, on a loaded machine: only a replica that leaves closes with 1012.
+        // A dashboard on a loaded machine may receive the close late. Only a replica that leaves
+        // closes with 1012.
         let next = drains.get(number + 1);
         let is_of_this =
             |one: &&Move| one.closed >= *began && next.is_none_or(|next| one.closed < *next);
@@ -245,7 +249,7 @@ fn check_moves(diaries: &[Diary], drains: &[Instant]) {
     );
 }
 
-/// None of the drain's slices has more than twice its share, and all of them together have most of it.
+/// No slice of the drain has more than twice its share, and together they have most of the closes.
 fn check_spread(what: &str, began: Instant, moments: impl Iterator<Item = Instant>) {
     let mut after: Vec<_> = moments.map(|moment| moment - began).collect();
     after.sort_unstable();
@@ -263,7 +267,7 @@ fn check_spread(what: &str, began: Instant, moments: impl Iterator<Item = Instan
     eprintln!("{seen}");
     assert!(
         after.len() >= DASHBOARDS / REPLICAS / 2,
-        "too few to say anything: {seen}"
+        "too few closes to judge: {seen}"
     );
     assert!(
         slices.iter().all(|slice| slice * SLICES <= 2 * after.len()),
@@ -275,7 +279,7 @@ fn check_spread(what: &str, began: Instant, moments: impl Iterator<Item = Instan
     );
 }
 
-/// Every request was answered as it should be, also those that nginx sent to a replica that was leaving.
+/// Every request has the right status, also if nginx sent it to a replica that was leaving.
 fn check_answers(answers: &[Answered], diaries: &[Diary], visits: usize) {
     let mut statuses = BTreeMap::<_, usize>::new();
     for answered in answers {
@@ -283,13 +287,13 @@ fn check_answers(answers: &[Answered], diaries: &[Diary], visits: usize) {
             .entry((answered.status, answered.upstream.clone()))
             .or_default() += 1;
     }
-    eprintln!("nginx answered, with what it heard from the replicas: {statuses:?}");
+    eprintln!("statuses of nginx and of the replicas: {statuses:?}");
     let wrong: Vec<_> = answers
         .iter()
         .filter(|answered| answered.status >= 400)
         .collect();
     assert!(wrong.is_empty(), "clients got errors: {wrong:?}");
-    // A replica that leaves refuses those that are still sent to it: it does not close its port on them.
+    // A replica that leaves refuses new requests with a status. It does not close its port on them.
     let unanswered = |answered: &&Answered| {
         answered
             .upstream
@@ -309,11 +313,11 @@ fn check_answers(answers: &[Answered], diaries: &[Diary], visits: usize) {
     assert_eq!(
         upgraded,
         sessions + visits,
-        "the log tells of every session"
+        "the log has every session"
     );
 }
 
-/// The value at this part of what is sorted.
+/// The value at this quantile of a sorted list.
 fn at(sorted: &[Duration], part: f64) -> Duration {
     let place = (sorted.len().saturating_sub(1) as f64 * part) as usize;
     sorted.get(place).copied().unwrap_or_default()

@@ -1,4 +1,4 @@
-//! RabbitMQ and Postgres of this run's own, to be killed at will.
+//! RabbitMQ and Postgres of this run, which may be killed.
 
 use std::path::Path;
 use std::process::Command;
@@ -6,17 +6,15 @@ use std::process::Command;
 use tokio::sync::{Mutex, MutexGuard};
 use tokio::task::spawn_blocking;
 
-/// Private services, stopped at the end; held by one story at a time.
+/// Private services. They stop at the end, and one story at a time holds them.
 pub struct Services {
-    /// Postgres.
     pub database_url: String,
-    /// RabbitMQ.
     pub amqp_url: String,
     _alone: MutexGuard<'static, ()>,
 }
 
 impl Services {
-    /// Starts both, when no other story needs them any more.
+    /// Starts both as soon as no other story holds them.
     pub async fn up() -> Self {
         static ALONE: Mutex<()> = Mutex::const_new(());
         let alone = ALONE.lock().await;
@@ -35,12 +33,12 @@ impl Services {
         }
     }
 
-    /// `scripts/services action service`, to its end.
+    /// Runs `scripts/services action service` to its end.
     pub async fn act(&self, action: &'static str, service: &'static str) {
         scripts_services([action, service]).await;
     }
 
-    /// Sets how much memory RabbitMQ may use before it raises its alarm and takes no publishes.
+    /// Sets the memory limit above which RabbitMQ raises its alarm and accepts no publishes.
     pub async fn set_memory_bound(&self, bound: &'static str) {
         scripts_services(["rabbitmqctl", "set_vm_memory_high_watermark", bound]).await;
     }
@@ -52,7 +50,7 @@ impl Drop for Services {
     }
 }
 
-/// What it prints; panics where it fails.
+/// Its output. Panics if it fails.
 async fn scripts_services<const N: usize>(arguments: [&'static str; N]) -> String {
     let run = spawn_blocking(move || command(&arguments).output().expect("scripts/services runs"));
     let output = run.await.expect("waiting for a script does not panic");
@@ -64,7 +62,7 @@ async fn scripts_services<const N: usize>(arguments: [&'static str; N]) -> Strin
     String::from_utf8(output.stdout).expect("it prints text")
 }
 
-/// In a directory of its own, whatever services the caller uses otherwise.
+/// In a directory of its own, apart from other services of the caller.
 fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/services"));
     command

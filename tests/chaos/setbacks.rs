@@ -1,5 +1,6 @@
-//! Postgres goes back in time under load: a standby that lags is promoted, or an old copy of the volume takes over. New
-//! orders get numbers that other orders had before, and no merchant misses one.
+//! Postgres is set back in time under load: a lagging standby is promoted, or an old copy of the
+//! volume takes over. New orders get numbers that other orders had before, and no merchant misses
+//! one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -12,15 +13,15 @@ use crate::cluster::Cluster;
 use crate::it::support::{Closed, Event, Frame, Handshake, Merchant, Proxy, Replica, World};
 use crate::services::Services;
 
-/// How many merchants there are.
+/// Merchants.
 const MERCHANTS: usize = 40;
 /// Orders of each merchant in each part of the story.
 const ORDERS: usize = 60;
-/// The last event of a feed: a merchant that gets it closes.
+/// The last event of a feed. A merchant that receives it closes.
 const LAST_EVENT: &str = "shop.closed";
-/// How long a client without a session waits before it connects again.
+/// Pause of a client before it connects again.
 const RECONNECT: Duration = Duration::from_millis(300);
-/// How long the merchants may take to get everything, on a loaded machine of two cores.
+/// Bound for the merchants to receive everything, on a loaded machine of two cores.
 const BOUND: Duration = Duration::from_secs(120);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -61,19 +62,20 @@ async fn an_old_copy_of_the_volume_that_is_overtaken_costs_no_order() {
     shop.finish().await;
 }
 
-/// Two replicas, their merchants, and all orders in the order in which they are published.
+/// Two replicas, their merchants, and all orders in publishing order.
 struct Shop {
     world: World,
     network: Proxy,
     merchants: JoinSet<Diary>,
-    /// Part by part: each merchant's orders, mixed.
+    /// The parts of the story: the mixed orders of all merchants.
     parts: Vec<Vec<Event>>,
     /// The ids of each merchant's events.
     published: BTreeMap<String, BTreeSet<String>>,
 }
 
 impl Shop {
-    /// Everybody connects to Postgres through one proxy, so that another server can take its place.
+    /// Everything connects to Postgres through one proxy, so that another server can take its
+    /// place.
     async fn open(services: &Services, primary: &Cluster) -> Self {
         let network = Proxy::before(&primary.authority()).await;
         let world = World::at(network.url(&primary.url()), services.amqp_url.clone()).await;
@@ -113,7 +115,7 @@ impl Shop {
         }
     }
 
-    /// Publishes one part, as fast as RabbitMQ confirms.
+    /// Publishes one part as fast as RabbitMQ confirms.
     async fn publish(&self, part: usize) {
         self.world
             .publisher()
@@ -122,7 +124,7 @@ impl Shop {
             .await;
     }
 
-    /// Waits until every merchant's cursor stands at this number.
+    /// Waits until every merchant's cursor is at this number.
     async fn all_acknowledged(&self, orders: usize) {
         for number in 0..MERCHANTS {
             self.world
@@ -131,8 +133,8 @@ impl Shop {
         }
     }
 
-    /// Postgres comes back, older than it was. New orders take the numbers that are free again, before anybody has looked;
-    /// then the publisher publishes everything again, as docs/backup.md asks for.
+    /// An older Postgres comes back. New orders take the free numbers before any replica reads the
+    /// epoch. Then the publisher publishes everything again, as docs/backup.md requires.
     async fn finish(mut self) {
         self.network.mend();
         let mut publisher = self.world.publisher().await;
@@ -175,14 +177,14 @@ fn name(number: usize) -> String {
     format!("merchant-{number}")
 }
 
-/// Everything that a merchant got.
+/// All events of a merchant.
 struct Diary {
     merchant: String,
-    /// The event's id at each place: an epoch and a number.
+    /// The id of the event at each place: an epoch and a number.
     places: BTreeMap<(String, u64), String>,
 }
 
-/// Reads and acknowledges until the last event comes, over as many sessions as it takes.
+/// Reads and acknowledges, over as many sessions as needed, until the last event arrives.
 async fn follow(
     handshake: Handshake,
     merchant: String,
@@ -212,7 +214,7 @@ async fn follow(
     }
 }
 
-/// Keeps what comes. A place holds one event for ever, and an event has one place in an epoch.
+/// Records an event. A place holds one event for ever, and an event has one place in each epoch.
 async fn read_on(session: &mut Merchant, diary: &mut Diary) -> Result<(), Closed> {
     let Diary { merchant, places } = diary;
     let feed = session
@@ -235,7 +237,7 @@ async fn read_on(session: &mut Merchant, diary: &mut Diary) -> Result<(), Closed
         );
         session.ack(merchant, notification.seq).await;
         if notification.event == LAST_EVENT {
-            // The server has the ack when it answers.
+            // The server has stored the ack before it replies.
             session.ping().await;
             return Ok(());
         }

@@ -291,6 +291,7 @@ fn statement(line: usize, literal: &str) -> Option<Block> {
         word.len() > 1 && word.chars().all(char::is_alphabetic)
     };
     let is_code = literal.trim_start().starts_with(['{', '[', '<'])
+        || literal.contains(";\n")
         || SQL.contains(&literal.split_whitespace().next().unwrap_or_default());
     let is_statement = !is_code && literal.split_whitespace().filter(is_word).count() >= 4;
     // A backslash at the end of a line only continues the literal.
