@@ -2,7 +2,7 @@
 //!
 //! It follows a Deployment with `maxSurge: 1` and `maxUnavailable: 0`: a new replica starts, is
 //! ready and becomes an endpoint. Then an old one stops, and is no endpoint any more. This is the
-//! worst order in Kubernetes, because a kubelet does not wait for a load balancer. nginx sends
+//! worst order in Kubernetes, because a kubelet does not wait for a load balancer. So nginx sends
 //! clients to a replica that drains, and the statuses in its log show the result. A reload replaces
 //! the list of endpoints, as an ingress does. A list with all six replicas from the start would
 //! hide which ones answer.
@@ -310,11 +310,7 @@ fn check_answers(answers: &[Answered], diaries: &[Diary], visits: usize) {
         .iter()
         .filter(|answered| answered.status == 101)
         .count();
-    assert_eq!(
-        upgraded,
-        sessions + visits,
-        "the log has every session"
-    );
+    assert_eq!(upgraded, sessions + visits, "the log has every session");
 }
 
 /// The value at this quantile of a sorted list.

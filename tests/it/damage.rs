@@ -52,8 +52,8 @@ async fn a_damaged_row_closes_its_own_sessions_and_no_others() {
 
     let monitor = Monitor::of(&world, [&replica]).await;
 
-    // Twice: the first read finds the damage among other feeds, the second read knows of it
-    // already.
+    // Twice: the first read finds the damage among other feeds, the second excludes it from the
+    // start.
     for round in 1..=2 {
         // While the lock is held, the requests collect, so that they share a query.
         let lock = world.lock_notifications().await;

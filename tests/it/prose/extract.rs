@@ -1,6 +1,6 @@
 //! Finds the prose of a file: paragraphs of comments, documents and texts, each with its first line.
 //!
-//! The scanners know only as much of each language as they need to tell prose from code.
+//! The scanners know only the parts of each language that separate prose from code.
 
 /// Where prose stands. Each kind has its own figures in the model codebases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -291,7 +291,7 @@ fn statement(line: usize, literal: &str) -> Option<Block> {
         word.len() > 1 && word.chars().all(char::is_alphabetic)
     };
     let is_code = literal.trim_start().starts_with(['{', '[', '<'])
-        || literal.contains(";\n")
+        || [";\n", " = "].iter().any(|mark| literal.contains(mark))
         || SQL.contains(&literal.split_whitespace().next().unwrap_or_default());
     let is_statement = !is_code && literal.split_whitespace().filter(is_word).count() >= 4;
     // A backslash at the end of a line only continues the literal.

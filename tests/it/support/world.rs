@@ -11,10 +11,7 @@ use sqlx::postgres::{PgPool, PgPoolOptions};
 use uuid::Uuid;
 
 use super::process::Environment;
-use super::{
-    Broker, Done, Handshake, PATIENCE, Publisher, Replica, Token, command, eventually, holds,
-    template, url,
-};
+use super::{Broker, Done, Handshake, Publisher, Replica, Token, command, template, url};
 
 /// The test's own database, prefix and key, and the replicas that share them.
 pub struct World {

@@ -1,15 +1,15 @@
-// Publishes events as a user of the CloudEvents SDK for JavaScript and amqplib would: in each form that the SDK has.
+// Publishes events like a user of the CloudEvents SDK for JavaScript and amqplib, in each form of the SDK.
 //
 // usage: AMQP_URL=... node publish.mjs EXCHANGE RECIPIENT JSON
 //
-// Says a line of JSON for each event that RabbitMQ has confirmed; `body` is what went on the wire, in base64.
+// Prints a line of JSON for each event that RabbitMQ has confirmed; `body` has the published bytes in base64.
 
 import amqplib from "amqplib";
 import { CloudEvent, HTTP } from "cloudevents";
 
-// The text as it was given: JavaScript's own parser would round its numbers.
+// The text unchanged, because JavaScript's own parser would round its numbers.
 const [exchange, recipient, raw] = process.argv.slice(2);
-// What the SDK itself makes JSON of.
+// The data that the SDK itself converts to JSON.
 const object = { z: Number.MAX_SAFE_INTEGER, a: "\0", é: [1.1, true, null] };
 
 const DAY_MS = 24 * 60 * 60 * 1000;

@@ -1,8 +1,8 @@
-"""Publishes events as a user of the CloudEvents SDK for Python and pika would: in each form that the SDK has.
+"""Publishes events like a user of the CloudEvents SDK for Python and pika, in each form of the SDK.
 
 usage: AMQP_URL=... publish.py EXCHANGE RECIPIENT JSON
 
-Says a line of JSON for each event that RabbitMQ has confirmed; `body` is what went on the wire, in base64.
+Prints a line of JSON for each event that RabbitMQ has confirmed; `body` has the published bytes in base64.
 """
 
 import base64
@@ -18,9 +18,9 @@ from cloudevents.core.formats.json import JSONFormat
 from cloudevents.core.v1.event import CloudEvent
 
 EXCHANGE, RECIPIENT = sys.argv[1:3]
-# The bytes as they were given: Python's own parser would turn 1e400 into infinity.
+# The bytes unchanged, because Python's own parser would turn 1e400 into infinity.
 RAW = os.fsencode(sys.argv[3])
-# What the SDK itself makes JSON of.
+# The data that the SDK itself converts to JSON.
 OBJECT = {"z": 123456789012345678901234567890, "a": "\0", "é": [1.10, True, None]}
 
 
@@ -48,7 +48,7 @@ def with_colons(event):
 
 
 def by_rabbitmq(event):
-    """The SDK's binding for AMQP 0-9-1, which pika speaks."""
+    """The SDK's binding for AMQP 0-9-1, which pika uses."""
     message = rabbitmq.to_binary(event, JSONFormat())
     return amqp.AMQPMessage({"content-type": message.content_type}, message.headers, message.body)
 
@@ -74,7 +74,7 @@ with pika.BlockingConnection(pika.URLParameters(os.environ["AMQP_URL"])) as conn
             delivery_mode=pika.DeliveryMode.Persistent,
         )
         body = message.application_data
-        # Returns when RabbitMQ has confirmed it; raises where it is refused or unroutable.
+        # Returns when RabbitMQ has confirmed it. Raises if it is refused or unroutable.
         channel.basic_publish(EXCHANGE, event.get_type(), body, properties, mandatory=True)
         published = {"id": event.get_id(), "content_type": content_type, "body": base64.b64encode(body).decode()}
         print(json.dumps(published))
