@@ -52,11 +52,11 @@ const MODELS: [(Kind, Rates); 3] = [
 
 /// The findings that are still in each part of the tree. A number may only go down.
 const REMAINING: [(&str, usize); 5] = [
-    ("src", 903),
-    ("tests", 409),
-    ("benches", 60),
+    ("src", 885),
+    ("tests", 102),
+    ("benches", 0),
     ("web", 334),
-    ("elsewhere", 615),
+    ("elsewhere", 604),
 ];
 
 /// Per 1,000 words.
