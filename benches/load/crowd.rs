@@ -106,7 +106,10 @@ async fn connect_to_read(
     let mut socket = handshake(server, name, place).await?;
     for message in server.opening(name) {
         socket.send(message).await?;
-        let answer = socket.next().await.context("the server hung up")??;
+        let answer = socket
+            .next()
+            .await
+            .context("the server ended the connection")??;
         for received in server.read(name, &answer)? {
             order.check(&received).map_err(anyhow::Error::msg)?;
             ledger.receive(received.index);
@@ -120,13 +123,22 @@ async fn connect(server: &Server, name: &str, place: usize) -> anyhow::Result<So
     let connecting = async {
         let mut socket = handshake(server, name, place).await?;
         if server.greets() {
-            server.read(name, &socket.next().await.context("the server hung up")??)?;
+            server.read(
+                name,
+                &socket
+                    .next()
+                    .await
+                    .context("the server ended the connection")??,
+            )?;
         }
         for message in server.opening(name) {
             socket.send(message).await?;
-            let answer = socket.next().await.context("the server hung up")??;
+            let answer = socket
+                .next()
+                .await
+                .context("the server ended the connection")??;
             if !server.read(name, &answer)?.is_empty() {
-                bail!("an event came that nobody published");
+                bail!("an event arrived that was not published");
             }
         }
         Ok(socket)
@@ -191,5 +203,5 @@ async fn read_and_acknowledge(
         }
         socket.flush().await?;
     }
-    bail!("the server hung up")
+    bail!("the server ended the connection")
 }

@@ -15,7 +15,7 @@ use crate::stage::Stage;
 const PER_SECOND: f64 = 2_000.0;
 /// By then every buffer has its size.
 const WARM: Duration = Duration::from_secs(60);
-const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+const POLL_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The most memory in the first minute, and after it.
 pub async fn soak(services: &Services, seconds: u64) -> anyhow::Result<Figures> {
@@ -34,11 +34,11 @@ pub async fn soak(services: &Services, seconds: u64) -> anyhow::Result<Figures> 
         PER_SECOND,
         to
     ));
-    let mut looks = tokio::time::interval(LOOK_INTERVAL);
+    let mut polls = tokio::time::interval(POLL_INTERVAL);
     loop {
         tokio::select! {
             published = &mut publishing => break published?,
-            _ = looks.tick() => {
+            _ = polls.tick() => {
                 let rss = rss_bytes(stage.pid())?;
                 let most = if begun.elapsed() < WARM { &mut warm } else { &mut after };
                 *most = most.max(rss);

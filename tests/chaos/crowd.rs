@@ -126,7 +126,7 @@ async fn follow(
         {
             let reconnect = [1001, 1006, 1011, 1012, 1013].contains(&closed.code)
                 || (4000..4500).contains(&closed.code);
-            assert!(reconnect, "{feed} is told not to come back: {closed:?}");
+            assert!(reconnect, "{feed} was closed for good: {closed:?}");
         }
     }
     ids

@@ -171,7 +171,7 @@ async fn read_on(merchant: &mut Merchant, diary: &mut Diary) -> Result<(), Durat
                     return Ok(());
                 }
             }
-            Ok(Frame::Goaway(said)) => goaway = Some(said.retry_after_ms),
+            Ok(Frame::Goaway(goodbye)) => goaway = Some(goodbye.retry_after_ms),
             Ok(Frame::Skipped(skipped)) => panic!("{feed}: nothing is to be skipped: {skipped:?}"),
             Ok(_) => {}
             Err(closed) => {

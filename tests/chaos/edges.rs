@@ -201,7 +201,9 @@ async fn a_secret_that_is_rotated_under_load_sends_no_merchant_away() {
     publish(PER_MERCHANT - 60).await;
 
     for follower in followers {
-        let (name, arrived) = follower.await.expect("a merchant is never sent away");
+        let (name, arrived) = follower
+            .await
+            .expect("no merchant's session is closed for good");
         assert_eq!(arrived, published[&name], "{name}");
     }
     world.finish().await;
@@ -238,10 +240,7 @@ async fn follow(
                         }
                         Ok(_) => {}
                         Err(closed) => {
-                            assert!(
-                                closed.code < 4500,
-                                "{name} is told not to come back: {closed:?}"
-                            );
+                            assert!(closed.code < 4500, "{name} was closed for good: {closed:?}");
                             break;
                         }
                     }

@@ -24,9 +24,9 @@ pub fn allow(least: u64) {
         format!("--nofile={least}:"),
     ]);
     let output = prlimit.output().expect("prlimit runs");
-    let talk = String::from_utf8_lossy(&output.stderr);
+    let errors = String::from_utf8_lossy(&output.stderr);
     assert!(
         output.status.success(),
-        "this story has {least} files open; allow it that (ulimit -Hn): {talk}"
+        "this story has {least} files open; allow it that (ulimit -Hn): {errors}"
     );
 }

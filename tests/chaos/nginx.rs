@@ -80,7 +80,7 @@ impl Nginx {
     /// Waits until it has set replicas aside this many times because they refused a client.
     pub async fn has_given_up(&self, times: usize) {
         eventually(
-            &format!("nginx gives up a replica for the {times}. time"),
+            &format!("nginx sets a replica aside for the {times}. time"),
             PATIENCE,
             async || {
                 let given_up = self
@@ -141,7 +141,7 @@ impl Drop for Nginx {
         if thread::panicking() {
             let warns = |line: &&str| !line.contains("[notice]");
             eprintln!(
-                "--- nginx said:\n{}\n---",
+                "--- log of nginx:\n{}\n---",
                 self.log()
                     .lines()
                     .filter(warns)
@@ -151,8 +151,8 @@ impl Drop for Nginx {
         }
         if let Ok(None) = self.child.try_wait() {
             signal(self.child.id(), "TERM");
-            let looks = STOP_BOUND.as_millis() / 20;
-            for _ in 0..looks {
+            let polls = STOP_BOUND.as_millis() / 20;
+            for _ in 0..polls {
                 if !matches!(self.child.try_wait(), Ok(None)) {
                     break;
                 }

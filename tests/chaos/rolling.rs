@@ -244,7 +244,7 @@ fn check_moves(diaries: &[Diary], drains: &[Instant]) {
     );
     assert!(
         at(&late, 0.99) < BACK_BOUND,
-        "coming back took too long: {}",
+        "a reconnect took too long: {}",
         line(&late)
     );
 }

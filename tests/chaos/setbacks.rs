@@ -202,11 +202,7 @@ async fn follow(
                 Err(closed) => {
                     let again = [1001, 1006, 1011, 1012, 1013].contains(&closed.code)
                         || (4000..4500).contains(&closed.code);
-                    assert!(
-                        again,
-                        "{} is told not to come back: {closed:?}",
-                        diary.merchant
-                    );
+                    assert!(again, "{} was closed for good: {closed:?}", diary.merchant);
                 }
             }
         }

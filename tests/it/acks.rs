@@ -22,7 +22,7 @@ const SHORTEST_PAUSE_MS: &str = "select coalesce(1000 * extract(epoch from min(p
 async fn acks_of_a_busy_client_are_written_together() {
     let world = World::new().await;
     let replica = world.serve().await;
-    world.meddle(NOTE_EVERY_WRITE).await;
+    world.change_database(NOTE_EVERY_WRITE).await;
     let publisher = world.publisher().await;
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
     let mut acked = 0;
@@ -76,7 +76,10 @@ async fn a_locked_feed_does_not_stop_the_acks_of_other_feeds() {
         .iter()
         .find(|state| state.feed == MERCHANT)
         .expect("the feed is in the welcome");
-    assert_eq!(feed.cursor, 3, "a connect sees the ack that waits");
+    assert_eq!(
+        feed.cursor, 3,
+        "a new session uses the ack that is not written yet"
+    );
     world.expect_cursor(MERCHANT, "", 0).await;
     drop(locked);
     world.expect_cursor(MERCHANT, "", 3).await;
@@ -87,7 +90,7 @@ async fn a_locked_feed_does_not_stop_the_acks_of_other_feeds() {
 async fn the_ack_of_a_client_that_leaves_is_written_at_once() {
     let world = World::new().await;
     let replica = world.serve().await;
-    world.meddle(NOTE_EVERY_WRITE).await;
+    world.change_database(NOTE_EVERY_WRITE).await;
     let publisher = world.publisher().await;
     let mut visits = 0;
     eventually(

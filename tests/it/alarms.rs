@@ -38,7 +38,7 @@ async fn a_service_that_ends_as_soon_as_it_starts() {
     let mut monitor = Monitor::of(&world, [&replica]).await;
     for _ in 0..3 {
         replica.restart().await;
-        monitor.look().await;
+        monitor.scrape().await;
     }
     monitor.expect_alert("ShopbellRestarting", "ticket").await;
     world.finish().await;
@@ -133,7 +133,7 @@ async fn events_that_can_never_be_stored() {
     let [at_once, mut in_an_hour] = monitor;
     at_once.expect_alert("ShopbellDeadLetters", "ticket").await;
     for _ in 0..4 {
-        in_an_hour.look().await;
+        in_an_hour.scrape().await;
     }
     in_an_hour
         .expect_alert("ShopbellDeadLettersWaiting", "ticket")
@@ -196,7 +196,7 @@ async fn a_consumer_that_is_stuck() {
             let held = text
                 .lines()
                 .find_map(|line| line.strip_prefix("shopbell_oldest_delivery_held_seconds "));
-            let held: f64 = held.expect("the metric is there").parse().expect("seconds");
+            let held: f64 = held.expect("the metric exists").parse().expect("seconds");
             holds(held > HELD_SECONDS as f64, held)
         },
     )
@@ -322,7 +322,7 @@ async fn a_pool_that_is_exhausted() {
     let lock = world.lock_notifications().await;
     // More history requests than connections, which wait longer than the limit.
     let token = world.token(MERCHANT).sign();
-    let looking = (0..12).map(|_| {
+    let requests = (0..12).map(|_| {
         let (address, authorization) = (replica.public(), format!("Bearer {token}"));
         tokio::spawn(async move {
             let path = format!("/v1/feeds/{MERCHANT}/notifications");
@@ -330,13 +330,17 @@ async fn a_pool_that_is_exhausted() {
                 .await
         })
     });
-    let looking: Vec<_> = looking.collect();
-    eventually("waits for a connection are in vain", PATIENCE, async || {
-        let timeouts = replica
-            .metric_where("shopbell_pool_timeouts_total", "history")
-            .await;
-        holds(timeouts >= 9, timeouts)
-    })
+    let requests: Vec<_> = requests.collect();
+    eventually(
+        "requests give up their wait for a connection",
+        PATIENCE,
+        async || {
+            let timeouts = replica
+                .metric_where("shopbell_pool_timeouts_total", "history")
+                .await;
+            holds(timeouts >= 9, timeouts)
+        },
+    )
     .await;
     let text = replica.get("/metrics").await.text();
     assert!(
@@ -347,9 +351,10 @@ async fn a_pool_that_is_exhausted() {
         .expect_alert("ShopbellPoolExhausted", "ticket")
         .await;
     drop(lock);
-    for look in looking {
-        look.await
-            .expect("a look does not panic")
+    for request in requests {
+        request
+            .await
+            .expect("a request does not panic")
             .expect("an answer comes");
     }
     world.finish().await;

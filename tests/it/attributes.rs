@@ -28,7 +28,7 @@ async fn rejections(world: &World, parcels: &[Parcel]) -> Vec<Listed> {
     assert_eq!(
         world.stored_in_all().await,
         0,
-        "an event was stored that cannot be read"
+        "an unreadable event was stored"
     );
     let listed = world
         .shopbell(&["dead-letters", "list", "--output", "json"])

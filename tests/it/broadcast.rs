@@ -118,7 +118,7 @@ async fn only_a_token_with_the_right_marks_broadcasts() {
     assert_eq!(
         cook.next_error().await.code,
         "read_only",
-        "to name the feed is not enough"
+        "the name of the feed is not enough"
     );
 
     let token = world.token("owner").feeds([MERCHANT]).broadcast();

@@ -50,7 +50,7 @@ async fn the_canary_of_each_gateway_is_timed_and_leaves_nothing_behind() {
         .execute("update canaries set flown_at = now() - interval '3 hours'")
         .await;
     let _other = world.replica().role("ingest").start().await;
-    eventually("nothing is left of a canary", PATIENCE, async || {
+    eventually("no row of a canary is left", PATIENCE, async || {
         let left = world
             .number("select (select count(*) from feeds) + (select count(*) from notifications)")
             .await;
@@ -89,7 +89,7 @@ async fn broadcasts_do_not_disturb_the_canary() {
             .metric("shopbell_publish_to_delivery_seconds_count")
             .await,
         0,
-        "a canary is no merchant"
+        "the feed of a canary is no merchant's"
     );
     world.finish().await;
 }

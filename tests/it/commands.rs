@@ -38,7 +38,7 @@ async fn tail_prints_the_events_that_publish_sends() {
     let frames: Vec<_> = tailed
         .stdout
         .lines()
-        .map(|line| Frame::parse(line).expect("a frame as it came"))
+        .map(|line| Frame::parse(line).expect("a frame, unchanged"))
         .collect();
     let seqs: Vec<_> = frames
         .iter()
@@ -261,7 +261,7 @@ async fn an_invalid_configuration_is_reported_completely_without_secrets() {
         );
     }
     assert!(!refused.stderr.contains("s3cr3t"), "{}", refused.stderr);
-    assert_eq!(refused.stdout, "", "talk belongs on stderr");
+    assert_eq!(refused.stdout, "", "errors belong on stderr");
 
     let missing = world
         .shopbell_with(&[("DATABASE_URL", ""), ("AMQP_URL", "")], &["serve"])
@@ -339,10 +339,10 @@ async fn an_old_version_works_on_a_newer_schema() {
         )
         .await;
     world.shopbell(&["migrate"]).await.succeeded();
-    let told = world.shopbell(&["doctor"]).await.succeeded().stdout;
+    let output = world.shopbell(&["doctor"]).await.succeeded().stdout;
     assert!(
-        told.contains("every migration is in place, and newer ones (9999)"),
-        "{told}"
+        output.contains("every migration is in place, and newer ones (9999)"),
+        "{output}"
     );
     let replica = world.serve().await;
     replica.shopbell(&["healthcheck"]).await.succeeded();

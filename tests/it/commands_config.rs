@@ -34,7 +34,7 @@ async fn every_setting_is_listed_without_secrets() {
         // Without this, spans have no destination.
         ("OTEL_SDK_DISABLED", "true"),
     ];
-    let told = world
+    let output = world
         .shopbell_with(&settings, &["config", "--output", "json"])
         .await
         .succeeded();
@@ -46,11 +46,11 @@ async fn every_setting_is_listed_without_secrets() {
     ];
     for secret in secrets {
         assert!(
-            !told.stdout.contains(secret) && !told.stderr.contains(secret),
-            "{told:?}"
+            !output.stdout.contains(secret) && !output.stderr.contains(secret),
+            "{output:?}"
         );
     }
-    let lines = told.json_lines::<Setting>();
+    let lines = output.json_lines::<Setting>();
     let by_name: BTreeMap<_, _> = lines
         .iter()
         .map(|setting| (setting.variable.as_str(), setting))
@@ -96,14 +96,14 @@ async fn every_setting_is_listed_without_secrets() {
     }
 
     // For people, and for the role without a public port.
-    let told = world
+    let output = world
         .shopbell_with(&settings, &["config", "--role", "ingest"])
         .await
         .succeeded()
         .stdout;
     assert!(
-        told.contains("SHOPBELL_MAX_EVENT_BYTES") && !told.contains("SHOPBELL_LISTEN"),
-        "{told}"
+        output.contains("SHOPBELL_MAX_EVENT_BYTES") && !output.contains("SHOPBELL_LISTEN"),
+        "{output}"
     );
     world.finish().await;
 }

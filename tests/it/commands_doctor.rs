@@ -68,7 +68,7 @@ async fn doctor_reports_a_healthy_service() {
 async fn a_database_that_was_never_migrated_is_found() {
     let world = World::new().await;
     world
-        .meddle("drop schema public cascade; create schema public")
+        .change_database("drop schema public cascade; create schema public")
         .await;
     let finding = the(&doctor(&world, &[]).await.failed_with(1), "postgres.schema");
     assert_eq!(finding.state, "error");
@@ -98,7 +98,7 @@ async fn a_database_that_was_never_migrated_is_found() {
 async fn commits_that_do_not_wait_for_the_disk_are_found() {
     let world = World::new().await;
     world
-        .meddle(
+        .change_database(
             "do $$ begin execute format('alter database %I set synchronous_commit = off', current_database()); end $$",
         )
         .await;
@@ -118,7 +118,7 @@ async fn doctor_finds_the_lowest_connection_limit_without_special_rights() {
     let world = World::new().await;
     // A user of this test's own without the right to read the sessions of others.
     world
-        .meddle(
+        .change_database(
             "do $$ begin
                  execute format('create role %I login password ''s3cr3t'' connection limit 40', current_database());
                  execute format('grant select on _sqlx_migrations to %I', current_database());
@@ -141,7 +141,7 @@ async fn doctor_finds_the_lowest_connection_limit_without_special_rights() {
         "{finding:?}"
     );
     world
-        .meddle("do $$ begin execute format('alter database %I connection limit 35', current_database()); end $$")
+        .change_database("do $$ begin execute format('alter database %I connection limit 35', current_database()); end $$")
         .await;
     let finding = connections().await;
     let (taken, limit) = finding
@@ -156,9 +156,9 @@ async fn doctor_finds_the_lowest_connection_limit_without_special_rights() {
     );
     assert!(
         taken.parse::<u32>().expect("a number") > 1,
-        "the story's own count too: {finding:?}"
+        "the test's own connections count too: {finding:?}"
     );
-    world.meddle("do $$ begin execute format('alter role %I connection limit 11', current_database()); end $$").await;
+    world.change_database("do $$ begin execute format('alter role %I connection limit 11', current_database()); end $$").await;
     let finding = connections().await;
     assert!(
         finding.state == "error" && finding.found.contains(" of 11 are taken"),
@@ -183,7 +183,7 @@ async fn doctor_finds_the_lowest_connection_limit_without_special_rights() {
     );
 
     world
-        .meddle(
+        .change_database(
             "do $$ begin
                  execute format('drop owned by %I', current_database());
                  execute format('drop role %I', current_database());
@@ -198,7 +198,7 @@ async fn doctor_finds_the_lowest_connection_limit_without_special_rights() {
 async fn a_slot_that_keeps_nothing_raises_no_alarm() {
     let world = World::new().await;
     world
-        .meddle("select pg_create_physical_replication_slot(current_database())")
+        .change_database("select pg_create_physical_replication_slot(current_database())")
         .await;
     let (_, name) = world
         .database_url()
@@ -211,14 +211,14 @@ async fn a_slot_that_keeps_nothing_raises_no_alarm() {
     let finding = findings
         .iter()
         .find(|finding| finding.found.starts_with(name))
-        .expect("it is told");
+        .expect("the finding exists");
     assert_eq!(
         (finding.check.as_str(), finding.state.as_str()),
         ("postgres.replication_slots", "ok"),
         "{finding:?}"
     );
     world
-        .meddle("select pg_drop_replication_slot(current_database())")
+        .change_database("select pg_drop_replication_slot(current_database())")
         .await;
     world.finish().await;
 }
@@ -238,7 +238,7 @@ async fn a_different_declaration_is_found_and_nothing_is_declared() {
         let finding = findings
             .iter()
             .find(|finding| finding.found.starts_with(name))
-            .expect("it is told");
+            .expect("the finding exists");
         assert_eq!(
             (finding.check.as_str(), finding.state.as_str()),
             (check, "error")
@@ -273,7 +273,7 @@ async fn a_different_declaration_is_found_and_nothing_is_declared() {
     let finding = findings
         .iter()
         .find(|finding| finding.found.starts_with(&events))
-        .expect("it is told");
+        .expect("the finding exists");
     assert_eq!(finding.state, "error", "{finding:?}");
     world.finish().await;
 }
@@ -402,10 +402,10 @@ async fn a_policy_that_deletes_events_is_found_in_what_rabbitmqctl_prints() {
     let done = run("good.json", policies("{}"), &bound).await.succeeded();
     assert_eq!(the(&done, "rabbitmq.policies").state, "ok");
     assert_eq!(the(&done, "rabbitmq.bindings").found, "all are there");
-    let told = the(&doctor(&world, &[]).await, "rabbitmq.policies").found;
+    let found = the(&doctor(&world, &[]).await, "rabbitmq.policies").found;
     assert!(
-        told.contains("rabbitmqctl") && told.contains("list_policies"),
-        "{told}"
+        found.contains("rabbitmqctl") && found.contains("list_policies"),
+        "{found}"
     );
     world.finish().await;
 }

@@ -89,7 +89,7 @@ async fn inspect_shows_received_and_missing_notifications() {
         "{state:?}"
     );
     assert_eq!(
-        world.unanswered(MERCHANT).await,
+        world.unmarked(MERCHANT).await,
         (state.unread, state.unhandled)
     );
     assert_eq!(
@@ -151,15 +151,15 @@ async fn inspect_shows_received_and_missing_notifications() {
     assert_eq!(json[0].data.as_deref().map(RawValue::get), Some(started));
 
     // Without `--output json`: one line for each item.
-    let told = world
+    let output = world
         .shopbell(&["inspect", MERCHANT])
         .await
         .succeeded()
         .stdout;
     assert!(
-        told.contains("oldest undelivered: #5")
-            && told.contains("cursor of merchant-42 on till: #4"),
-        "{told}"
+        output.contains("oldest undelivered: #5")
+            && output.contains("cursor of merchant-42 on till: #4"),
+        "{output}"
     );
     world.finish().await;
 }
@@ -192,14 +192,15 @@ async fn inspect_reports_an_unknown_feed() {
     let replica = world.serve().await;
     let _merchant = world.merchant("merchant-7").connect(replica.public()).await;
     world.expect_cursor("merchant-7", "", 0).await;
-    let told = world
+    let output = world
         .shopbell(&["inspect", "merchant-7"])
         .await
         .succeeded()
         .stdout;
     assert!(
-        told.contains("merchant-7: 0 notifications") && told.contains("cursor of merchant-7: #0"),
-        "{told}"
+        output.contains("merchant-7: 0 notifications")
+            && output.contains("cursor of merchant-7: #0"),
+        "{output}"
     );
     world.finish().await;
 }

@@ -1,4 +1,5 @@
-//! Shopbell closes each of its connections to RabbitMQ after use, also if RabbitMQ does not respond.
+//! Shopbell closes each of its connections to RabbitMQ after use, also if RabbitMQ does not
+//! respond.
 
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
@@ -102,7 +103,7 @@ async fn unanswered_handshakes_leave_no_thread_and_no_socket() {
     )
     .await;
     eventually(
-        "only connections that are there have a thread",
+        "only open connections have a thread",
         PATIENCE,
         async || {
             let (threads, alive) = (replica.threads("lapin-io-loop"), tap.alive());

@@ -39,7 +39,7 @@ async fn a_damaged_row_closes_its_own_sessions_and_no_others() {
         .await;
     publisher.publish_all(Event::orders(DAMAGED, 1)).await;
     world.expect_stored(DAMAGED, 5).await;
-    world.meddle(DAMAGE).await;
+    world.change_database(DAMAGE).await;
 
     // The devices are known, so connecting them reads no notification.
     for merchant in OTHERS.into_iter().chain([DAMAGED]) {

@@ -152,7 +152,7 @@ async fn a_letter_that_only_rabbitmq_has_is_listed_and_replayed_too() {
     assert_eq!(
         world.number("select count(*) from dead_letters").await,
         1,
-        "the replay came back as a new letter"
+        "the replayed event is a new dead letter"
     );
     world.finish().await;
 }

@@ -5,8 +5,8 @@ use crate::support::{Event, Merchant, PATIENCE, World, eventually, holds};
 const MERCHANT: &str = "merchant-42";
 const DEVICES_MAX: usize = 64;
 /// Opens, acknowledges and evicts at random: three subscribers with six devices each in two feeds.
-/// Three devices each are kept. It fails if a device starts above its subscriber's highest ack, or at
-/// another place than its earlier one.
+/// Three devices each are kept. It fails if a device starts above its subscriber's highest ack, or
+/// at another place than its earlier one.
 const RANDOM_DEVICES: &str = "
     create table opened (feed text, subscriber text, device text, place bigint, was_new boolean);
     do $$
@@ -145,7 +145,7 @@ async fn the_device_that_was_not_seen_for_longest_is_evicted() {
         .execute("update cursors set updated_at = now() - interval '10 days' where device = 'seen'")
         .await;
     device("seen").connect(replica.public()).await.leave().await;
-    eventually("the connect is noted", PATIENCE, async || {
+    eventually("the time of the connect is stored", PATIENCE, async || {
         let noted = world
             .number("select count(*) from cursors where seen_at > now() - interval '1 hour'")
             .await;
@@ -166,11 +166,7 @@ async fn the_device_that_was_not_seen_for_longest_is_evicted() {
         "the device that connects stays"
     );
     let left = "select count(*) from cursors where feed = 'merchant-42' and device = 'unseen'";
-    assert_eq!(
-        world.number(left).await,
-        0,
-        "the device that nobody uses goes"
-    );
+    assert_eq!(world.number(left).await, 0, "the unused device is evicted");
     world.finish().await;
 }
 
@@ -217,7 +213,7 @@ async fn a_merchants_first_session_gets_announcements_that_have_not_expired() {
     assert_eq!(
         again.expect_caught_up("all").await,
         4,
-        "a merchant that has a place is sent nothing again"
+        "a merchant with a place receives nothing again"
     );
     world.finish().await;
 }
@@ -279,7 +275,7 @@ async fn operators_see_the_unacknowledged_notifications_of_each_device() {
 #[tokio::test]
 async fn no_device_starts_above_the_acks_of_its_subscriber() {
     let world = World::new().await;
-    world.meddle(RANDOM_DEVICES).await;
+    world.change_database(RANDOM_DEVICES).await;
     assert_eq!(world.number("select count(*) from opened").await, 3_000);
     assert!(
         world.number("select count(*) from evicted_cursors").await > 10,
@@ -292,7 +288,7 @@ async fn no_device_starts_above_the_acks_of_its_subscriber() {
 async fn a_replica_of_the_last_version_opens_devices_at_the_same_places() {
     let world = World::new().await;
     world
-        .meddle(
+        .change_database(
             "insert into feeds (feed, last_seq, acked_seq) values ('m', 100, 100);
              insert into cursors (feed, subscriber, device, acked_seq) values ('m', 'owner', 'till', 5), ('m', 'cook', '', 100)",
         )

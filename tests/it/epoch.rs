@@ -157,7 +157,7 @@ async fn the_sweep_notices_a_restore_on_live_connections() {
     merchant_with_ten(&world, &mut merchant, 10).await;
     let epoch = epoch_of(&merchant);
 
-    world.meddle(DELETE_THREE).await;
+    world.change_database(DELETE_THREE).await;
     assert_eq!(merchant.closed().await.code, 4410);
     // The cursor was at 10. It must not hide the new notifications with numbers up to 10.
     world.expect_cursor(MERCHANT, "", 7).await;
@@ -226,7 +226,7 @@ async fn a_handle_from_before_a_restore_handles_no_other_order() {
     copy.execute("select renew_epoch(null, 'as after a restore')")
         .await;
     world
-        .meddle("select renew_epoch(null, 'by another replica')")
+        .change_database("select renew_epoch(null, 'by another replica')")
         .await;
     merchant.handle(MERCHANT, &[9]).await;
     merchant.closed().await;
@@ -290,7 +290,7 @@ async fn tail_continues_at_the_cursor_if_the_epoch_changes() {
     merchant_with_ten(&world, &mut merchant, 10).await;
     let epoch = epoch_of(&merchant);
     merchant.leave().await;
-    world.meddle(DELETE_THREE).await;
+    world.change_database(DELETE_THREE).await;
     replica.shopbell(&["epoch", "--renew"]).await.succeeded();
     world
         .publisher()
@@ -336,7 +336,7 @@ async fn a_row_that_is_missing_is_reported_as_lost_and_counted() {
     world.expect_stored(MERCHANT, 6).await;
     // Retention deleted 1 and 2. Nothing deleted 4 and 6.
     world
-        .meddle(
+        .change_database(
             "delete from notifications where seq in (1, 2, 4, 6);
              update feeds set trimmed_seq = 2, unread = 2, unhandled = 2",
         )
@@ -377,7 +377,7 @@ async fn a_row_that_is_missing_is_reported_as_lost_and_counted() {
         .expect_alert("ShopbellNotificationsLost", "page")
         .await;
     // The teardown compares the counts with the rows, and the last row is missing.
-    world.meddle("update feeds set last_seq = 5").await;
+    world.change_database("update feeds set last_seq = 5").await;
     merchant.vanish();
     world.finish().await;
 }
@@ -390,9 +390,11 @@ async fn cursors_that_a_restore_of_some_tables_left_are_lowered_at_the_start() {
     merchant_with_ten(&world, &mut merchant, 10).await;
     assert!(replica.terminate().await.success());
 
-    world.meddle(DELETE_THREE).await;
+    world.change_database(DELETE_THREE).await;
     // The table has another identity, as after `pg_restore --clean`.
-    world.meddle("update epochs set feeds_oid = 0").await;
+    world
+        .change_database("update epochs set feeds_oid = 0")
+        .await;
     let replica = world.serve().await;
     world.expect_cursor(MERCHANT, "", 7).await;
     world
@@ -411,17 +413,19 @@ async fn the_sweep_continues_while_cursors_cannot_be_lowered() {
     let replica = world.serve().await;
     let merchant = world.merchant(MERCHANT).connect(replica.public()).await;
     world
-        .meddle(
+        .change_database(
             "create or replace function lower_cursors(in_after text, in_feeds_max integer) returns text language plpgsql as
              $$ begin raise exception 'a page cannot be read' using errcode = 'XX001'; end $$",
         )
         .await;
-    world.meddle("select renew_epoch(null, 'a restore')").await;
+    world
+        .change_database("select renew_epoch(null, 'a restore')")
+        .await;
     assert_eq!(merchant.closed().await.code, 4410);
 
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
     // No hint announces these.
-    world.meddle(OVERTAKE).await;
+    world.change_database(OVERTAKE).await;
     merchant.take_seqs(1..=4).await;
     world.finish().await;
 }

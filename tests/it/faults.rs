@@ -35,7 +35,7 @@ async fn ingest_waits_in_place_for_an_absent_database() {
     assert_eq!(
         replica.metric("shopbell_events_dead_lettered_total").await,
         0,
-        "a passing fault is nobody's defect"
+        "a temporary fault makes no dead letter"
     );
     world.finish().await;
 }

@@ -49,8 +49,8 @@ async fn acknowledge_in_flight(world: &World, merchant: &mut RawSocket, close: u
     assert_eq!(merchant.next_frame().await, None, "nothing follows a close");
     world.expect_cursor(MERCHANT, "", 10).await;
     eventually("the handles count", PATIENCE, async || {
-        let unanswered = world.unanswered(MERCHANT).await;
-        holds(unanswered.1 == 8, format!("{unanswered:?}"))
+        let unmarked = world.unmarked(MERCHANT).await;
+        holds(unmarked.1 == 8, format!("{unmarked:?}"))
     })
     .await;
 }

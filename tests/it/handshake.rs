@@ -210,7 +210,7 @@ async fn more_sessions_than_the_cap_are_refused_with_429() {
 
     // A session that ends makes room.
     one.leave().await;
-    let mut three = crate::support::eventually("there is room again", PATIENCE, async || {
+    let mut three = crate::support::eventually("a place is free again", PATIENCE, async || {
         merchant.try_connect(replica.public()).await
     })
     .await;

@@ -217,7 +217,7 @@ async fn few_unhandled_of_many_are_found_without_another_walk() {
     assert_eq!(
         (first.seqs(), first.next),
         (vec![30_500, 30_400, 3], None),
-        "it has all that the feed counts"
+        "the history has all counted notifications"
     );
     assert_eq!(walk(&world, &replica, "unread=true").await, (vec![3], 7));
     assert_eq!(walk(&world, &replica, "unread=true").await, (vec![3], 1));

@@ -25,7 +25,7 @@ fn progress(done: usize, total: Option<usize>) -> Option<Progress> {
     })
 }
 
-fn told(notification: &Notification) -> (&str, Option<Progress>) {
+fn type_and_progress(notification: &Notification) -> (&str, Option<Progress>) {
     (&notification.event, notification.progress)
 }
 
@@ -61,7 +61,11 @@ async fn each_step_has_the_progress_and_a_replay_has_the_end_and_the_failures() 
             seq @ 103..=132 => ("import.item", progress(at(seq - 102), None)),
             seq => ("import.item", progress(at(seq - 32), Some(200))),
         };
-        assert_eq!(told(notification), expected, "{notification:?}");
+        assert_eq!(
+            type_and_progress(notification),
+            expected,
+            "{notification:?}"
+        );
         let is_progress = notification.data().contains(r#""imported""#);
         let answered = (
             notification.read_at.is_some(),
@@ -70,7 +74,7 @@ async fn each_step_has_the_progress_and_a_replay_has_the_end_and_the_failures() 
         assert_eq!(
             answered,
             (is_progress, is_progress),
-            "only failures are news: {notification:?}"
+            "only failures are unread: {notification:?}"
         );
     }
     assert_eq!(
@@ -100,7 +104,7 @@ async fn each_step_has_the_progress_and_a_replay_has_the_end_and_the_failures() 
     assert_eq!(
         replayed.len(),
         30,
-        "the news, and the newest item of each import"
+        "the unread ones, and the newest item of each import"
     );
     for (seq, notification) in &replayed {
         assert_eq!(
@@ -160,7 +164,7 @@ async fn an_item_published_or_delivered_twice_counts_once() {
         .connect(replica.public())
         .await;
     assert_eq!(
-        told(&merchant.take_seqs(62..=62).await[0]),
+        type_and_progress(&merchant.take_seqs(62..=62).await[0]),
         ("import.finished", progress(60, Some(60)))
     );
     world.finish().await;
@@ -264,7 +268,7 @@ async fn a_start_after_the_end_begins_a_new_run() {
     let replayed = take_through(&mut merchant, 14).await;
     let done: Vec<_> = replayed
         .values()
-        .map(|told| told.progress.as_ref().map(|p| (p.done, p.failed, p.total)))
+        .map(|item| item.progress.as_ref().map(|p| (p.done, p.failed, p.total)))
         .collect();
     assert_eq!(done.first(), Some(&Some((0, 0, Some(3)))), "{done:?}");
     assert_eq!(done.last(), Some(&Some((3, 1, Some(3)))), "{done:?}");
@@ -308,7 +312,7 @@ const LAST_VERSION_APPENDS: &str = r#"
 #[tokio::test]
 async fn the_last_version_counts_items_the_same_way() {
     let world = World::new().await;
-    world.meddle(LAST_VERSION_APPENDS).await;
+    world.change_database(LAST_VERSION_APPENDS).await;
     world.expect_stored(MERCHANT, 4).await;
     assert_eq!(
         world.import(MERCHANT, "spring").await,

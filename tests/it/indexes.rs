@@ -11,7 +11,7 @@ const WITHOUT_INDEX: &str = "drop index notifications_created_at; delete from _s
 #[tokio::test]
 async fn an_index_whose_build_failed_is_built_again_by_the_next_migration() {
     let world = World::new().await;
-    world.meddle(WITHOUT_INDEX).await;
+    world.change_database(WITHOUT_INDEX).await;
     let writer = world
         .lock("lock table notifications in row exclusive mode")
         .await;
@@ -59,7 +59,7 @@ async fn an_index_whose_build_failed_is_built_again_by_the_next_migration() {
 async fn a_query_for_the_last_minutes_reads_few_pages_of_many() {
     let world = World::new().await;
     world
-        .meddle(
+        .change_database(
             "insert into notifications (feed, seq, source, event_id, event_type, time, created_at)
                  select 'merchant-42', n, '/s', n::text, 't', now(), now() - (200000 - n) * interval '1 second'
                  from generate_series(1, 200000) n;

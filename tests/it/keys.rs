@@ -88,7 +88,7 @@ fn page(world: &World, secret: &str) -> Handshake {
 
 /// Waits until the replica accepts tokens of this secret. Until then it asks clients to come back.
 async fn expect_taken(world: &World, replica: &Replica, secret: &str) {
-    eventually("the replica takes the new secret", PATIENCE, async || {
+    eventually("the replica accepts the new secret", PATIENCE, async || {
         let connected = page(world, secret).try_connect(replica.public()).await;
         connected
             .map(|merchant| merchant.vanish())
@@ -106,7 +106,7 @@ async fn expect_dropped(world: &World, replica: &Replica, secret: &str) {
         "the replica drops the old secret",
         PATIENCE,
         async || match page(world, secret).try_connect(replica.public()).await {
-            Ok(_) => Err("it is still taken".to_owned()),
+            Ok(_) => Err("it is still accepted".to_owned()),
             Err(_) => Ok(()),
         },
     )
@@ -283,14 +283,14 @@ async fn both_keys_can_come_from_the_environment() {
         .leave()
         .await;
 
-    let told = replica
+    let output = replica
         .shopbell(&["config", "--output", "json"])
         .await
         .succeeded()
         .stdout;
     assert!(
-        told.contains(r#""SHOPBELL_JWT_HS256_SECRET_PREVIOUS","value":"(secret)""#),
-        "{told}"
+        output.contains(r#""SHOPBELL_JWT_HS256_SECRET_PREVIOUS","value":"(secret)""#),
+        "{output}"
     );
     let short = [
         ("SHOPBELL_JWT_HS256_SECRET_PREVIOUS", "s3cr3t"),

@@ -61,7 +61,7 @@ async fn handling_an_order_reaches_every_device_on_every_replica() {
         (Some(vec![1, 2]), 1, 2, Some(2))
     );
     assert!(state.read_at.is_some() && state.handled_at.is_none());
-    assert_eq!(world.unanswered(MERCHANT).await, (1, 2));
+    assert_eq!(world.unmarked(MERCHANT).await, (1, 2));
     world.finish().await;
 }
 
@@ -86,18 +86,18 @@ async fn the_first_handle_wins_and_every_session_receives_it() {
     assert_eq!(bert.next_state().await.handled_by.as_deref(), Some("anna"));
 
     bert.handle(MERCHANT, &[1, 2]).await;
-    let mut answers = [bert.next_state().await, bert.next_state().await];
-    answers.sort_by_key(|state| state.seqs.clone());
+    let mut states = [bert.next_state().await, bert.next_state().await];
+    states.sort_by_key(|state| state.seqs.clone());
     assert_eq!(
-        (answers[0].seqs.as_deref(), answers[0].handled_by.as_deref()),
+        (states[0].seqs.as_deref(), states[0].handled_by.as_deref()),
         (Some(&[1][..]), Some("anna"))
     );
     assert_eq!(
-        answers[0].version, None,
+        states[0].version, None,
         "nothing changed, so only the sender gets a reply"
     );
     assert_eq!(
-        (answers[1].seqs.as_deref(), answers[1].handled_by.as_deref()),
+        (states[1].seqs.as_deref(), states[1].handled_by.as_deref()),
         (Some(&[2][..]), Some("bert"))
     );
 
@@ -194,7 +194,7 @@ async fn read_all_works_in_steps_while_orders_arrive() {
     assert_eq!(
         throughs,
         [1_000, 2_000, 2_400],
-        "ingest has the feed in between"
+        "ingest can write to the feed between the steps"
     );
     world.expect_stored(MERCHANT, 2_520).await;
 
@@ -203,7 +203,7 @@ async fn read_all_works_in_steps_while_orders_arrive() {
     assert_eq!(
         (state.version, state.through, state.unread),
         (None, Some(2_400), 120),
-        "that was so before"
+        "it was handled before"
     );
     for version in [Some(5), None] {
         merchant.read_through(MERCHANT, 9_999).await;
@@ -211,7 +211,7 @@ async fn read_all_works_in_steps_while_orders_arrive() {
         assert_eq!(
             (state.through, state.unread, state.version),
             (Some(2_520), 0, version),
-            "as far as there is something"
+            "up to the last notification"
         );
         assert!(state.read_at.is_some());
     }
@@ -256,7 +256,7 @@ async fn invalid_marks_are_refused_with_a_reason_and_the_session_continues() {
     assert_eq!(
         merchant.next_state().await.seqs,
         Some(vec![1]),
-        "the one that is there is handled"
+        "the existing one is handled"
     );
     let refused = merchant.next_error().await;
     assert_eq!(
@@ -275,7 +275,7 @@ async fn invalid_marks_are_refused_with_a_reason_and_the_session_continues() {
     let state = merchant.next_state().await;
     assert!(
         state.through == Some(0) && state.read_at.is_some(),
-        "an answer to every question: {state:?}"
+        "each request has a reply: {state:?}"
     );
     let newcomer = world.token("newcomer").feeds(["merchant-44"]).sign();
     let mut newcomer = world
@@ -287,7 +287,7 @@ async fn invalid_marks_are_refused_with_a_reason_and_the_session_continues() {
     let state = newcomer.next_state().await;
     assert!(
         state.through == Some(0) && state.read_at.is_some(),
-        "of an empty feed too: {state:?}"
+        "an empty feed has a reply too: {state:?}"
     );
 
     let token = world.token("owner").feeds(["all"]).broadcast().sign();
@@ -300,7 +300,7 @@ async fn invalid_marks_are_refused_with_a_reason_and_the_session_continues() {
     assert_eq!(
         owner.next_state().await.unread,
         0,
-        "whose token has the right may"
+        "a token with the right may mark it"
     );
     assert_eq!(
         merchant.next_state().await.feed,

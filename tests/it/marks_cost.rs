@@ -59,7 +59,7 @@ async fn a_long_read_of_one_merchant_does_not_hold_up_a_handle_of_another() {
         through = through.max(state.through.unwrap_or_default());
     }
     assert_eq!(through, 100_000);
-    assert_eq!(world.unanswered(READER).await, (0, 100_000));
+    assert_eq!(world.unmarked(READER).await, (0, 100_000));
     world.finish().await;
 }
 
@@ -113,9 +113,9 @@ async fn a_locked_feed_holds_up_the_marks_of_no_other_feed() {
         (Some(2), Some(vec![1])),
         "in the order in which they were sent"
     );
-    eventually("all of it is stored", PATIENCE, async || {
-        let unanswered = world.unanswered(READER).await;
-        holds(unanswered == (0, 1), format!("{unanswered:?}"))
+    eventually("all marks are stored", PATIENCE, async || {
+        let unmarked = world.unmarked(READER).await;
+        holds(unmarked == (0, 1), format!("{unmarked:?}"))
     })
     .await;
     world.finish().await;
@@ -134,7 +134,7 @@ async fn a_mark_that_fails_does_not_fail_the_marks_written_with_it() {
         world.expect_stored(merchant, 2).await;
     }
     world
-        .meddle(
+        .change_database(
             "create function check_mark() returns trigger language plpgsql as $$ begin
                  if new.feed = 'slow' then
                      perform pg_sleep(0.5);
@@ -244,7 +244,7 @@ async fn an_old_snapshot_makes_the_row_of_a_feed_few_pages_long() {
 /// Unread notifications, written directly because a publisher would take longer.
 async fn store_100_000(world: &World) {
     world
-        .meddle(
+        .change_database(
             "insert into notifications (feed, seq, source, event_id, event_type, time)
                  select 'merchant-42', n, '/s', n::text, 't', now() from generate_series(1, 100000) n;
              insert into feeds (feed, last_seq, unread, unhandled) values ('merchant-42', 100000, 100000, 100000)",

@@ -39,7 +39,7 @@ async fn a_replica_without_hints_finds_marks_in_the_database() {
     assert_eq!(
         there.next_state().await.seqs,
         Some(vec![2]),
-        "its sweep found it"
+        "the sweep finds the mark"
     );
     there.handle(MERCHANT, &[1]).await;
     let state = there.next_state().await;
@@ -87,7 +87,7 @@ async fn marks_sent_while_postgres_is_away_are_stored_later() {
     assert_eq!(
         (refused.code.as_str(), refused.feed.as_deref()),
         ("not_taken", Some(MERCHANT)),
-        "it was away too long"
+        "Postgres was away too long"
     );
     proxy.mend();
     merchant.handle(MERCHANT, &[2]).await;
@@ -131,13 +131,13 @@ async fn a_stored_mark_reaches_all_sessions_after_its_replica_was_killed() {
         PATIENCE,
         async || {
             watcher.read(MERCHANT, &[]).await;
-            let (mut stored, mut answered) = (None, false);
-            while !answered {
+            let (mut stored, mut replied) = (None, false);
+            while !replied {
                 let state = watcher.next_state().await;
-                answered = state.version.is_none();
+                replied = state.version.is_none();
                 stored = Some(state.unhandled);
             }
-            let (_, unhandled) = world.unanswered(MERCHANT).await;
+            let (_, unhandled) = world.unmarked(MERCHANT).await;
             holds(
                 stored == Some(unhandled) && watcher.version(MERCHANT) == 30 - unhandled,
                 unhandled,
@@ -174,11 +174,14 @@ async fn concurrent_marks_look_the_same_to_every_session() {
             publisher.publish_all(Event::orders(MERCHANT, 5)).await;
         }
     }
-    let mut heard: Vec<BTreeMap<u64, String>> = Vec::new();
+    let mut received: Vec<BTreeMap<u64, String>> = Vec::new();
     for person in &mut people {
-        heard.push(handlers(person, 60).await);
+        received.push(handlers(person, 60).await);
     }
-    assert!(heard.windows(2).all(|pair| pair[0] == pair[1]), "{heard:?}");
+    assert!(
+        received.windows(2).all(|pair| pair[0] == pair[1]),
+        "{received:?}"
+    );
     // Its replica may be the slower one: if the reply to its next mark arrives, its earlier mark is
     // stored.
     people[0].read(MERCHANT, &[]).await;
@@ -189,7 +192,7 @@ async fn concurrent_marks_look_the_same_to_every_session() {
         .is_none_or(|seqs| !seqs.is_empty())
     {}
     world.expect_stored(MERCHANT, 75).await;
-    assert_eq!(world.unanswered(MERCHANT).await, (15, 15));
+    assert_eq!(world.unmarked(MERCHANT).await, (15, 15));
     world.finish().await;
 }
 

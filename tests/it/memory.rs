@@ -49,7 +49,7 @@ async fn a_large_broadcast_leaves_no_memory_with_its_sessions() {
         merchant.ping().await;
     }
     eventually(
-        "the memory of the broadcast is given back",
+        "the memory of the broadcast is released",
         PATIENCE,
         async || {
             let grown = replica.rss_bytes().saturating_sub(idle);
@@ -84,7 +84,7 @@ async fn large_frames_of_clients_leave_no_memory_with_their_sessions() {
         merchant.ping().await;
     }
     eventually(
-        "the memory of the frames is given back",
+        "the memory of the frames is released",
         PATIENCE,
         async || {
             let grown = replica.rss_bytes().saturating_sub(idle);

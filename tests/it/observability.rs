@@ -20,7 +20,7 @@ const IN_TIME: &str = r#"le="2.0""#;
 async fn every_metric_in_use_is_exposed_by_an_idle_replica() {
     let world = World::new().await;
     let replica = world.serve().await;
-    let looked_at: BTreeSet<_> = [
+    let used: BTreeSet<_> = [
         read(ALERTS),
         read(DASHBOARD),
         blocks(RUNBOOK, "promql").join("\n"),
@@ -29,12 +29,12 @@ async fn every_metric_in_use_is_exposed_by_an_idle_replica() {
     .flat_map(|text| selectors(text))
     .map(|(name, _)| name)
     .collect();
-    assert!(looked_at.len() > 40, "only these were found: {looked_at:?}");
+    assert!(used.len() > 40, "only these were found: {used:?}");
 
     // The metrics of RabbitMQ exist after the first poll.
     eventually("every metric in use is exposed", PATIENCE, async || {
-        let told = replica.metric_names().await;
-        let missing: Vec<_> = looked_at.difference(&told).collect();
+        let names = replica.metric_names().await;
+        let missing: Vec<_> = used.difference(&names).collect();
         holds(missing.is_empty(), format!("missing: {missing:?}"))
     })
     .await;
@@ -76,8 +76,8 @@ async fn prometheus_finds_nothing_to_correct_in_the_metrics() {
     let world = World::new().await;
     let replica = world.serve().await;
     replica.metric_reaches("shopbell_broker_up", 1).await;
-    let told = replica.get("/metrics").await;
-    let file = world.file("metrics", told.text().as_bytes());
+    let metrics = replica.get("/metrics").await;
+    let file = world.file("metrics", metrics.text().as_bytes());
     let checked = promtool(&["check", "metrics"], Some(&file))
         .await
         .succeeded();
@@ -132,15 +132,15 @@ fn every_alert_has_its_entry_in_the_runbook_and_every_entry_an_alert() {
                 "{RUNBOOK}: {name} does not say {part}"
             );
         }
-        let told = entry.trim_start().lines().next().unwrap_or_default();
+        let first_line = entry.trim_start().lines().next().unwrap_or_default();
         for severity in ["page", "ticket"] {
             let is_so = rules
                 .iter()
                 .any(|rule| rule.contains(&format!("severity: {severity}\n")));
             assert_eq!(
-                told.contains(&format!("*{severity}*")),
+                first_line.contains(&format!("*{severity}*")),
                 is_so,
-                "{name}, {severity}: {RUNBOOK} says {told:?}"
+                "{name}, {severity}: {RUNBOOK} has {first_line:?}"
             );
         }
         for rule in rules {
@@ -188,7 +188,7 @@ fn every_panel_has_a_description_and_uses_the_chosen_data_source() {
     assert_eq!(
         uids,
         ["${datasource}", "shopbell"].map(str::to_owned).into(),
-        "its own, and the chosen one"
+        "the data source of the panel, and the chosen one"
     );
     let mut ids = BTreeSet::new();
     for panel in dashboard["panels"].as_array().expect("panels") {

@@ -66,7 +66,7 @@ async fn known_devices_connect_while_postgres_takes_no_write() {
         .collect();
     drop(connect_together(&replica, &known).await);
 
-    world.meddle(READ_ONLY).await;
+    world.change_database(READ_ONLY).await;
     let unknown = world.merchant("merchant-new");
     // Each connection that was ended may cost one attempt.
     eventually(
@@ -98,8 +98,8 @@ async fn known_devices_connect_while_postgres_takes_no_write() {
     assert!(refusal.header("retry-after").is_some(), "{refusal:?}");
     drop(merchants);
 
-    world.meddle(WRITABLE).await;
-    eventually("the new one is served as well", PATIENCE, async || {
+    world.change_database(WRITABLE).await;
+    eventually("the new subscriber connects too", PATIENCE, async || {
         let connected = unknown.try_connect(replica.public()).await;
         holds(connected.is_ok(), connected.err().unwrap_or_default())
     })
@@ -111,7 +111,7 @@ async fn known_devices_connect_while_postgres_takes_no_write() {
 async fn a_new_subscriber_that_cannot_be_stored_refuses_no_other() {
     let world = World::new().await;
     let replica = world.serve().await;
-    world.meddle(NO_ROOM_FOR_MERCHANT_13).await;
+    world.change_database(NO_ROOM_FOR_MERCHANT_13).await;
     let others: Vec<_> = (0..40)
         .filter(|number| *number != 13)
         .map(|number| world.merchant(&format!("merchant-{number}")))

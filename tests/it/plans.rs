@@ -29,9 +29,11 @@ async fn a_page_of_a_large_table_is_read_by_index_without_compilation() {
         .await;
     world.expect_stored(MERCHANT, 300).await;
     assert!(first.terminate().await.success());
-    world.meddle("analyze notifications; analyze feeds").await;
-    world.meddle(STATISTICS).await;
-    world.meddle(EXPLAIN).await;
+    world
+        .change_database("analyze notifications; analyze feeds")
+        .await;
+    world.change_database(STATISTICS).await;
+    world.change_database(EXPLAIN).await;
 
     let replica = world.serve().await;
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;

@@ -196,7 +196,7 @@ async fn a_dead_letter_can_be_listed_shown_mended_and_dropped() {
         .await
         .succeeded();
     assert_eq!(shown.stdout.trim_end().as_bytes(), bad.body, "as it came");
-    assert_eq!(list().await.len(), 2, "looking takes nothing away");
+    assert_eq!(list().await.len(), 2, "listing removes nothing");
 
     let mended = Event::order(MERCHANT).id("mended");
     let file = world.file("mended.json", &mended.body());

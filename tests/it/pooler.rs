@@ -86,7 +86,7 @@ async fn doctor_and_migrate_report_a_pooler_in_transaction_mode() {
 #[tokio::test]
 async fn orders_work_in_transaction_mode_if_pgbouncer_supports_it() {
     let world = World::new().await;
-    world.meddle(GUARDS).await;
+    world.change_database(GUARDS).await;
     let can = PgBouncer::keeps_prepared_statements().await;
     // Fewer server processes than connections of the replica, so that they are shared.
     let more = if can {

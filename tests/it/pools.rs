@@ -64,7 +64,7 @@ async fn connections_to_a_server_that_became_read_only_are_left() {
     merchant.take_seqs(1..=5).await;
 
     // A fail-over: the sessions of the replica are on a server that takes no writes …
-    world.meddle(READ_ONLY).await;
+    world.change_database(READ_ONLY).await;
     network.cut();
     network.mend();
     eventually("/readyz reports it", PATIENCE, async || {
@@ -87,7 +87,7 @@ async fn connections_to_a_server_that_became_read_only_are_left() {
     .await;
 
     // … and new ones are on the new primary.
-    world.meddle(READ_WRITE).await;
+    world.change_database(READ_WRITE).await;
     merchant.take_seqs(6..=10).await;
     merchant.ack(MERCHANT, 10).await;
     world.expect_cursor(MERCHANT, "", 10).await;
@@ -117,7 +117,7 @@ async fn statements_that_a_migration_made_stale_are_prepared_again() {
             .await;
     }
     let migration = r#"drop view undelivered; alter table notifications alter column event_type type text collate "POSIX""#;
-    world.meddle(migration).await;
+    world.change_database(migration).await;
     let merchant = world.merchant(MERCHANT).after(MERCHANT, 0).device("till");
     merchant
         .connect(replica.public())
@@ -159,7 +159,7 @@ async fn begin_history(world: &World, replica: &Replica) -> Vec<TcpStream> {
         socket
             .write_all(request.as_bytes())
             .await
-            .expect("the request is taken");
+            .expect("the socket accepts the request");
         sockets.push(socket);
     }
     sockets

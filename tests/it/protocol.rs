@@ -129,7 +129,7 @@ async fn a_session_ends_with_its_token_unless_a_fresh_one_is_shown() {
     assert_eq!(
         renewed.next_error().await.code,
         "token_refused",
-        "a token of somebody else for the same feed"
+        "a token of another subscriber for the same feed"
     );
     renewed
         .show(&world.token(MERCHANT).feeds(["another"]))
@@ -137,7 +137,7 @@ async fn a_session_ends_with_its_token_unless_a_fresh_one_is_shown() {
     assert_eq!(
         renewed.next_error().await.code,
         "token_refused",
-        "one that no longer names the feed"
+        "a token without the feed"
     );
     renewed.show(&short.clone().expires_in_seconds(-60)).await;
     assert_eq!(

@@ -123,7 +123,7 @@ async fn an_idle_connection_outlives_a_half_sent_request() {
     let ended = timeout(Duration::from_millis(100), kept.read_u8()).await;
     assert!(
         ended.is_err(),
-        "still open, without another word: {ended:?}"
+        "still open, and nothing was sent: {ended:?}"
     );
     world.finish().await;
 }

@@ -136,16 +136,20 @@ async fn two_ingests_at_once_make_one_notification_of_an_event_and_no_gap() {
     tokio::join!(to_one.publish_all(&both), to_other.publish_all(&backwards));
 
     let counted = async |what: &str| one.metric(what).await + other.metric(what).await;
-    eventually("both have stored or recognised all", PATIENCE, async || {
-        let counts = (
-            counted("shopbell_events_stored_total").await,
-            counted("shopbell_events_duplicate_total").await,
-        );
-        holds(
-            counts == (900, 900),
-            format!("(stored, duplicate) = {counts:?}"),
-        )
-    })
+    eventually(
+        "both have stored all events or counted them as duplicates",
+        PATIENCE,
+        async || {
+            let counts = (
+                counted("shopbell_events_stored_total").await,
+                counted("shopbell_events_duplicate_total").await,
+            );
+            holds(
+                counts == (900, 900),
+                format!("(stored, duplicate) = {counts:?}"),
+            )
+        },
+    )
     .await;
     for feed in feeds {
         world.expect_stored(feed, 300).await;

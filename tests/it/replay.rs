@@ -29,7 +29,7 @@ async fn missed_notifications_are_replayed_in_order_until_acknowledged() {
         .collect();
     assert_eq!(
         arrived, published,
-        "numbered in the order in which the publisher published"
+        "the numbers follow the order of the publisher"
     );
 
     publisher.publish_all(Event::orders(MERCHANT, 3)).await;
@@ -182,7 +182,7 @@ async fn a_slow_page_delays_no_other_session() {
     }
     // Reading the first feed takes until its lock is released.
     world
-        .meddle(
+        .change_database(
             "create table held as select 'merchant-42' as feed;
              create function is_free(one text) returns boolean language plpgsql volatile as $$
              begin
@@ -205,7 +205,7 @@ async fn a_slow_page_delays_no_other_session() {
     let mut neighbour = world.merchant(NEIGHBOUR).connect(replica.public()).await;
     neighbour.take_seqs(1..=10).await;
     assert_eq!(world.number("select count(*) from held").await, 1);
-    world.meddle("delete from held").await;
+    world.change_database("delete from held").await;
     merchant.take_seqs(1..=10).await;
     world.finish().await;
 }

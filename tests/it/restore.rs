@@ -38,14 +38,15 @@ async fn a_merchant_gets_every_order_once_over_a_restore() {
     assert!(old.terminate().await.success());
     let late = Event::orders(MERCHANT, 2);
     publisher.publish_all(late.clone()).await;
-    let told = run(&world, &folder, &restored_url, &blocks("## Restore")).await;
+    let output = run(&world, &folder, &restored_url, &blocks("## Restore")).await;
     assert!(
-        told.contains("postgres.schema: every migration is in place"),
-        "{told}"
+        output.contains("postgres.schema: every migration is in place"),
+        "{output}"
     );
     assert!(
-        told.contains("merchant-42: 10 notifications") && told.contains("oldest undelivered: #7"),
-        "{told}"
+        output.contains("merchant-42: 10 notifications")
+            && output.contains("oldest undelivered: #7"),
+        "{output}"
     );
 
     let new = world

@@ -128,7 +128,7 @@ async fn a_feed_keeps_its_order_in_its_partition_when_a_replica_is_killed() {
         .into_iter()
         .filter(|depth| *depth > 0)
         .count();
-    assert_eq!(used, 4, "partitions that took some of the events");
+    assert_eq!(used, 4, "partitions with some of the events");
 
     let replicas = [partitioned(&world).await, partitioned(&world).await];
     let killing = async {

@@ -36,7 +36,7 @@ async fn a_client_that_never_acknowledges_gets_one_window_and_no_more() {
     assert_eq!(
         merchant.through(MERCHANT),
         14,
-        "live ones wait for the window too"
+        "live notifications wait for the window too"
     );
 
     merchant.ack(MERCHANT, 14).await;
@@ -153,7 +153,7 @@ async fn slow_clients_use_bounded_memory_and_delay_no_other_client() {
     );
 
     for mute in mute {
-        let mut merchant = mute.await.expect("a client that reads sees a window");
+        let mut merchant = mute.await.expect("a client that reads receives one window");
         merchant.ping().await;
         assert_eq!(merchant.through(BUSY), window as u64);
     }
@@ -276,7 +276,7 @@ async fn a_client_that_never_reads_its_history_responses_is_closed() {
         "the replica ends the connection",
         BOUND,
         async || match stream.write_all(b"GET").await {
-            Ok(()) => Err("it still takes requests".to_owned()),
+            Ok(()) => Err("it still accepts requests".to_owned()),
             Err(_) => Ok(()),
         },
     )

@@ -139,7 +139,7 @@ async fn stored_events_begin_a_trace_that_links_to_their_own() {
         (TRACE, PUBLISHERS_SPAN)
     );
 
-    eventually("it is kept where the trace goes on", PATIENCE, async || {
+    eventually("the trace position is stored", PATIENCE, async || {
         let kept = world.number("select count(*) from traces").await;
         holds(kept == 1, kept)
     })
@@ -150,7 +150,7 @@ async fn stored_events_begin_a_trace_that_links_to_their_own() {
     let send = span(&collector, "send shopbell.v1").await;
     assert_eq!(
         send.parent, "",
-        "it lay in the database: the wait is no part of it"
+        "the time in the database is not part of the span"
     );
     assert_eq!(send.links, [(process.trace.clone(), process.id.clone())]);
     let ack = span(&collector, "ack shopbell.v1").await;

@@ -60,7 +60,7 @@ impl Broker {
         let connect = Connection::connect(amqp_url, ConnectionProperties::default());
         let connection = tokio::time::timeout(PATIENCE, connect)
             .await
-            .expect("RabbitMQ answers in time");
+            .expect("RabbitMQ replies in time");
         Self {
             connection: connection.expect("RabbitMQ can be reached"),
         }
@@ -134,7 +134,7 @@ impl Broker {
             .await
             .queue_unbind(queue.into(), exchange.into(), key, none)
             .await;
-        unbound.expect("a binding can be taken away");
+        unbound.expect("a binding can be removed");
     }
 
     /// Purges a queue.

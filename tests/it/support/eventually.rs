@@ -8,16 +8,16 @@ use tokio::time::{Instant, sleep, timeout_at};
 /// Short, so that no story waits for the clock.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// Polls `look` until it returns a value. After `bound`, it panics with the last error.
+/// Polls `poll` until it returns a value. After `bound`, it panics with the last error.
 pub async fn eventually<T>(
     what: &str,
     bound: Duration,
-    mut look: impl AsyncFnMut() -> Result<T, String>,
+    mut poll: impl AsyncFnMut() -> Result<T, String>,
 ) -> T {
     let deadline = Instant::now() + bound;
-    let mut seen = "nothing: the first look did not end".to_owned();
+    let mut seen = "nothing: the first poll did not end".to_owned();
     loop {
-        match timeout_at(deadline, look()).await {
+        match timeout_at(deadline, poll()).await {
             Ok(Ok(found)) => return found,
             Ok(Err(instead)) if Instant::now() < deadline => {
                 seen = instead;

@@ -152,7 +152,7 @@ impl Frame {
             "error" => Self::Error(serde_json::from_str(text)?),
             unknown => {
                 return Err(serde::de::Error::custom(format!(
-                    "the contract knows no frame {unknown:?}"
+                    "the contract has no frame {unknown:?}"
                 )));
             }
         })

@@ -165,7 +165,7 @@ impl Handshake {
 
     /// Expects an HTTP response that refuses the handshake.
     pub async fn refused(&self, address: SocketAddr) -> Reply {
-        let (reply, _) = self.knock(address).await.expect("a refusal is an answer");
+        let (reply, _) = self.knock(address).await.expect("a refusal is a response");
         assert_ne!(reply.status, 101, "{} was let in", self.who);
         reply
     }
@@ -230,13 +230,13 @@ impl Handshake {
             request += &format!("Origin: {origin}\r\n");
         }
         request += "\r\n";
-        let talk = async {
+        let handshake = async {
             let mut stream = TcpStream::connect(address).await?;
             stream.set_nodelay(true)?;
             let reply = http::exchange(&mut stream, &request).await?;
             Ok::<_, std::io::Error>((reply, stream))
         };
-        let (mut reply, stream) = timeout(PATIENCE, talk)
+        let (mut reply, stream) = timeout(PATIENCE, handshake)
             .await
             .map_err(|_| "no answer")?
             .map_err(|error| error.to_string())?;

@@ -10,13 +10,13 @@ use serde_json::json;
 use super::{PATIENCE, Replica, World, eventually, holds, promtool};
 
 /// Each scrape counts for this many scrapes in a row, 15 s apart: 15 minutes.
-const SCRAPES_PER_LOOK: usize = 60;
+const REPEATS_PER_SCRAPE: usize = 60;
 
 /// The replicas to scrape.
 pub struct Monitor<'a> {
     world: &'a World,
     replicas: Vec<&'a Replica>,
-    looks: Vec<BTreeMap<String, String>>,
+    scrapes: Vec<BTreeMap<String, String>>,
 }
 
 impl<'a> Monitor<'a> {
@@ -25,13 +25,13 @@ impl<'a> Monitor<'a> {
         let mut monitor = Self {
             world,
             replicas: replicas.into_iter().collect(),
-            looks: Vec::new(),
+            scrapes: Vec::new(),
         };
         for replica in &monitor.replicas {
             replica.metric_reaches("shopbell_database_up", 1).await;
             replica.metric_reaches("shopbell_broker_up", 1).await;
             eventually(
-                "the ingest queue is seen to be consumed",
+                "the metrics show that the ingest queue is consumed",
                 PATIENCE,
                 async || {
                     let consumers = replica
@@ -42,13 +42,13 @@ impl<'a> Monitor<'a> {
             )
             .await;
         }
-        monitor.look().await;
+        monitor.scrape().await;
         monitor
     }
 
     /// Scrapes all of them, each as a target of the job `shopbell`.
-    pub async fn look(&mut self) {
-        let mut look = BTreeMap::new();
+    pub async fn scrape(&mut self) {
+        let mut scrape = BTreeMap::new();
         for (number, replica) in self.replicas.iter().enumerate() {
             let target = format!(r#"job="shopbell",instance="replica-{number}""#);
             let scraped = if replica.is_running() {
@@ -56,7 +56,7 @@ impl<'a> Monitor<'a> {
             } else {
                 None
             };
-            look.insert(
+            scrape.insert(
                 format!("up{{{target}}}"),
                 u8::from(scraped.is_some()).to_string(),
             );
@@ -69,25 +69,25 @@ impl<'a> Monitor<'a> {
                     .rsplit_once(' ')
                     .expect("a sample is a series and a value");
                 let (name, labels) = series.split_once('{').unwrap_or((series, "}"));
-                look.insert(
+                scrape.insert(
                     format!("{name}{{{target},{labels}").replace(",}", "}"),
                     value.to_owned(),
                 );
             }
         }
-        self.looks.push(look);
+        self.scrapes.push(scrape);
     }
 
     /// Scrapes again. Asserts that no alert fired before the fault, and that this alert fires
     /// within 15 minutes of the present state.
     pub async fn expect_alert(mut self, alert: &str, severity: &str) {
-        self.look().await;
+        self.scrape().await;
         let fires =
             format!(r#"ALERTS{{alertname="{alert}",severity="{severity}",alertstate="firing"}}"#);
-        let minutes = |looks: usize| looks * SCRAPES_PER_LOOK / 4;
+        let minutes = |scrapes: usize| scrapes * REPEATS_PER_SCRAPE / 4;
         let (well, now) = (
             format!("{}m", minutes(1) - 1),
-            format!("{}m", minutes(self.looks.len())),
+            format!("{}m", minutes(self.scrapes.len())),
         );
         let rules = Path::new(env!("CARGO_MANIFEST_DIR")).join("observability/alerts.yaml");
         // JSON is YAML too.
@@ -112,8 +112,8 @@ impl<'a> Monitor<'a> {
             .file(&format!("{alert}_test.json"), test.to_string().as_bytes());
         let done = promtool(&["test", "rules", &test], None).await;
         let mut moved = String::new();
-        for (series, value) in self.looks.last().expect("the last look").iter() {
-            let before = self.looks[0].get(series);
+        for (series, value) in self.scrapes.last().expect("the last scrape").iter() {
+            let before = self.scrapes[0].get(series);
             if before != Some(value) {
                 writeln!(
                     moved,
@@ -135,14 +135,18 @@ impl<'a> Monitor<'a> {
     /// Every series over all scrapes, in the notation of rule tests. A series that a scrape lacks
     /// is stale.
     fn series(&self) -> Vec<serde_json::Value> {
-        let names: BTreeSet<&String> = self.looks.iter().flat_map(BTreeMap::keys).collect();
-        let repeats = SCRAPES_PER_LOOK - 1;
+        let names: BTreeSet<&String> = self.scrapes.iter().flat_map(BTreeMap::keys).collect();
+        let repeats = REPEATS_PER_SCRAPE - 1;
         let values = |name: &String| {
-            let of_look = |look: &BTreeMap<String, String>| match look.get(name) {
+            let of_scrape = |scrape: &BTreeMap<String, String>| match scrape.get(name) {
                 Some(value) => format!("{value}x{repeats}"),
                 None => format!("stale _x{repeats}"),
             };
-            self.looks.iter().map(of_look).collect::<Vec<_>>().join(" ")
+            self.scrapes
+                .iter()
+                .map(of_scrape)
+                .collect::<Vec<_>>()
+                .join(" ")
         };
         names
             .into_iter()

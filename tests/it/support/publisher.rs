@@ -115,7 +115,7 @@ impl Publisher {
         );
         Ok(timeout(PATIENCE, publish)
             .await
-            .context("the broker takes nothing")??)
+            .context("the broker accepts nothing")??)
     }
 }
 

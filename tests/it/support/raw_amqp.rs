@@ -117,7 +117,7 @@ impl RawPublisher {
         };
         let payload = timeout(PATIENCE, read)
             .await
-            .expect("RabbitMQ answers in time")
+            .expect("RabbitMQ replies in time")
             .expect("RabbitMQ answers");
         let is_it = payload.starts_with(&[class.to_be_bytes(), id.to_be_bytes()].concat());
         assert!(is_it, "no method {class}.{id}: {}", payload.escape_ascii());

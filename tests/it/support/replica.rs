@@ -205,14 +205,14 @@ impl Replica {
             PATIENCE,
             async || {
                 let samples = self.samples(name).await;
-                let told: Vec<u64> = samples
+                let values: Vec<u64> = samples
                     .iter()
                     .filter(|(labels, _)| labels.contains(label))
                     .map(|(_, value)| *value)
                     .collect();
                 holds(
-                    !told.is_empty() && told.iter().sum::<u64>() == wanted,
-                    format!("{told:?}"),
+                    !values.is_empty() && values.iter().sum::<u64>() == wanted,
+                    format!("{values:?}"),
                 )
             },
         )

@@ -20,7 +20,7 @@ impl Copy {
         sqlx::raw_sql(statement)
             .execute(&mut connection)
             .await
-            .expect("the copy takes it");
+            .expect("the copy accepts the statement");
         connection.close().await.ok();
     }
 }

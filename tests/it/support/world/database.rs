@@ -31,11 +31,11 @@ impl World {
     }
 
     /// Changes the database, unknown to Shopbell.
-    pub async fn meddle(&self, statements: &'static str) {
+    pub async fn change_database(&self, statements: &'static str) {
         sqlx::raw_sql(statements)
             .execute(&self.pool)
             .await
-            .expect("the database takes it");
+            .expect("the database accepts the statement");
     }
 
     /// The result of a query for one number.
@@ -133,7 +133,7 @@ impl World {
     }
 
     /// The number of unread and of unhandled notifications of `feed`, counted from the rows.
-    pub async fn unanswered(&self, feed: &str) -> (u64, u64) {
+    pub async fn unmarked(&self, feed: &str) -> (u64, u64) {
         let query = "select count(*) filter (where read_at is null), count(*) filter (where handled_at is null)
                      from notifications where feed = $1";
         let (unread, unhandled): (i64, i64) = sqlx::query_as(query)
@@ -164,7 +164,7 @@ impl World {
         sqlx::query(statement)
             .execute(&self.pool)
             .await
-            .expect("the database takes it");
+            .expect("the database accepts the statement");
     }
 
     /// Blocks all other writes to `feeds` until the lock is dropped, like an operator's forgotten
@@ -203,12 +203,12 @@ impl World {
         sqlx::query(statement)
             .execute(&mut *transaction)
             .await
-            .expect("the database takes it");
+            .expect("the database accepts the statement");
         Lock(transaction)
     }
 }
 
 /// An open transaction. It ends when it is dropped.
 pub struct Lock(
-    #[expect(dead_code, reason = "it only has to be there")] Transaction<'static, Postgres>,
+    #[expect(dead_code, reason = "it only has to exist")] Transaction<'static, Postgres>,
 );

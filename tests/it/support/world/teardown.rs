@@ -130,7 +130,7 @@ impl Drop for World {
             });
         });
         if cleaning.join().is_err() && !std::thread::panicking() {
-            panic!("the world could not be cleared away");
+            panic!("the world could not be removed");
         }
     }
 }
