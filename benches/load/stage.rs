@@ -18,7 +18,7 @@ use crate::wire::Server;
 /// Bound for each wait.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Between two polls.
-const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// A running Shopbell and everything of its own.
 pub struct Stage<'a> {
@@ -196,7 +196,7 @@ impl<'a> Stage<'a> {
             if begun.elapsed() > PATIENCE {
                 bail!("after {PATIENCE:?} not: {what} ({seen:?})");
             }
-            tokio::time::sleep(LOOK_INTERVAL).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 

@@ -189,7 +189,7 @@ struct Published<'a> {
 
 fn published_index(body: &[u8]) -> anyhow::Result<usize> {
     let published: Published = serde_json::from_slice(body)?;
-    event::index_of(published.id).ok_or_else(|| anyhow!("an event without an owner"))
+    event::index_of(published.id).ok_or_else(|| anyhow!("an event of another publisher"))
 }
 
 /// One MQTT control packet (MQTT 3.1.1 §2.2).
