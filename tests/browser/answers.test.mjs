@@ -51,7 +51,9 @@ test("accepted on one device, the bell of the other stops within a second; one t
   for (const page of [here, there]) await rings(page, true);
   await phone.setOffline(true);
   world.proxy.cut();
-  await there.locator('[data-testid="connection"]:not([data-state="live"])').waitFor({ state: "attached" });
+  await there
+    .locator('[data-testid="connection"]:not([data-state="live"])')
+    .waitFor({ state: "attached" });
   world.proxy.mend();
   await live(here);
   await accept(here, 3).click();
@@ -74,10 +76,15 @@ test("accepted on one device, the bell of the other stops within a second; one t
 
 test("the badge is what nobody has read, on every device and in the database", async (t) => {
   const world = await World.create(t);
-  const [here, there] = [await world.open(await world.profile(chromium)), await world.open(await world.profile(chromium))];
+  const [here, there] = [
+    await world.open(await world.profile(chromium)),
+    await world.open(await world.profile(chromium)),
+  ];
   await world.publish("--count", "7");
   const says = (page, count) =>
-    until(`the badge says ${count}`, async () => new RegExp(`(^|\\D)${count}(\\D|$)`).test(await badge(page).innerText()));
+    until(`the badge says ${count}`, async () =>
+      new RegExp(`(^|\\D)${count}(\\D|$)`).test(await badge(page).innerText()),
+    );
   for (const page of [here, there]) await says(page, 7);
   await order(here, 5).getByTestId("order-open").click();
   for (const page of [here, there]) await says(page, 6);
@@ -85,8 +92,13 @@ test("the badge is what nobody has read, on every device and in the database", a
   await there.getByTestId("read-all").click();
   await until("all are read", async () => (await world.sql("select unread from feeds")) === "0");
   for (const page of [here, there]) {
-    await until("no unread is left", async () => !/[1-9]/.test((await badge(page).isVisible()) ? await badge(page).innerText() : ""));
+    await until(
+      "no unread is left",
+      async () =>
+        !/[1-9]/.test((await badge(page).isVisible()) ? await badge(page).innerText() : ""),
+    );
   }
 });
 
-const unhandled = (world) => world.sql(`select unhandled from feeds where feed = '${world.merchant}'`);
+const unhandled = (world) =>
+  world.sql(`select unhandled from feeds where feed = '${world.merchant}'`);

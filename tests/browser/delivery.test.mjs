@@ -41,7 +41,10 @@ test("an order published over AMQP is a toast in an open page; five more for a c
   await world.publish();
   await until("the next is told", async () => (await shown(page)).length > 0);
   const told = await shown(page);
-  assert.ok(told.length === 1 && told[0].isOrder, `and none of the others again: ${JSON.stringify(told)}`);
+  assert.ok(
+    told.length === 1 && told[0].isOrder,
+    `and none of the others again: ${JSON.stringify(told)}`,
+  );
 });
 
 test("a storm of orders does not flood the page, and each is listed", async (t) => {
@@ -53,7 +56,11 @@ test("a storm of orders does not flood the page, and each is listed", async (t) 
   assert.ok((await toasts(page).count()) <= 5, "a few at once");
   await until("the newest is listed", async () => (await seqs(page))[0] === 40);
   const listed = await seqs(page);
-  assert.deepEqual(listed, [...listed].sort((one, other) => other - one), "newest first");
+  assert.deepEqual(
+    listed,
+    [...listed].sort((one, other) => other - one),
+    "newest first",
+  );
 });
 
 const acked = (world) => world.sql(`select acked_seq from feeds where feed = '${world.merchant}'`);

@@ -22,14 +22,24 @@ test("its address opens the dashboard, and every button does what it says", asyn
   await until("the import runs", async () => Number(await card.getAttribute("data-done")) > 10);
 
   await page.getByTestId("demo-cut").click();
-  await page.locator('[data-testid="connection"]:not([data-state="live"])').waitFor({ state: "attached" });
+  await page
+    .locator('[data-testid="connection"]:not([data-state="live"])')
+    .waitFor({ state: "attached" });
   assert.equal(await orders(page).count(), 1, "nothing comes through");
   await live(page);
-  await until("the orders placed meanwhile are there", async () => (await orders(page).count()) === 6);
+  await until(
+    "the orders placed meanwhile are there",
+    async () => (await orders(page).count()) === 6,
+  );
   const listed = await seqs(page);
   assert.equal(new Set(listed).size, 6, listed.join());
-  await until("and the import is told to its end", async () => (await card.getAttribute("data-status")) === "finished");
-  const told = await card.evaluate(({ dataset: { done, failed, total } }) => [done, failed, total].join());
+  await until(
+    "and the import is told to its end",
+    async () => (await card.getAttribute("data-status")) === "finished",
+  );
+  const told = await card.evaluate(({ dataset: { done, failed, total } }) =>
+    [done, failed, total].join(),
+  );
   assert.equal(told, "500,7,500");
 
   for (const headers of [{}, { Authorization: "Bearer x" }]) {

@@ -15,7 +15,7 @@ after(() => chromium.close());
 
 const HOSTILE = [
   '<script>document.title = "taken"</script>',
-  '<img src=x onerror="document.title = \'taken\'">',
+  "<img src=x onerror=\"document.title = 'taken'\">",
   "\u202Egnp.exe\u202C \u2066hidden",
   "a".repeat(10_000),
   "\u0007\u001b[31mred\u0000",
@@ -23,13 +23,27 @@ const HOSTILE = [
 
 test("markup, right-to-left overrides and names of ten kilobytes are harmless text", async (t) => {
   const world = await World.create(t);
-  const page = await world.open(await world.profile(chromium, { viewport: { width: 900, height: 800 } }));
+  const page = await world.open(
+    await world.profile(chromium, { viewport: { width: 900, height: 800 } }),
+  );
   for (const text of HOSTILE) {
-    const data = { order_id: text, total: "1.00", currency: "EUR", items: 1, customer: { name: text } };
+    const data = {
+      order_id: text,
+      total: "1.00",
+      currency: "EUR",
+      items: 1,
+      customer: { name: text },
+    };
     await world.publish("--data", JSON.stringify(data));
     await world.publish("--type", "custom.thing", "--data", JSON.stringify({ text }));
   }
-  const failure = { import_id: HOSTILE[0].slice(0, 100), index: 1, sku: HOSTILE[1], status: "failed", error: HOSTILE[2] };
+  const failure = {
+    import_id: HOSTILE[0].slice(0, 100),
+    index: 1,
+    sku: HOSTILE[1],
+    status: "failed",
+    error: HOSTILE[2],
+  };
   await world.publish("--type", "import.item", "--data", JSON.stringify(failure));
   await until("all are listed", async () => (await orders(page).count()) === HOSTILE.length);
   await until("the failure too", async () => (await imports(page).count()) === 1);
@@ -37,9 +51,17 @@ test("markup, right-to-left overrides and names of ten kilobytes are harmless te
   for (const row of await orders(page).all()) await row.getByTestId("order-open").click();
 
   assert.notEqual(await page.title(), "taken");
-  assert.equal(await page.locator("main script, main img[src='x'], [data-testid='toast'] script, [onerror]").count(), 0);
+  assert.equal(
+    await page
+      .locator("main script, main img[src='x'], [data-testid='toast'] script, [onerror]")
+      .count(),
+    0,
+  );
   assert.match(await order(page, 1).innerText(), /<script>/, "it is there to be read");
-  const [width, scroll] = await page.evaluate(() => [document.documentElement.clientWidth, document.documentElement.scrollWidth]);
+  const [width, scroll] = await page.evaluate(() => [
+    document.documentElement.clientWidth,
+    document.documentElement.scrollWidth,
+  ]);
   assert.ok(scroll <= width, `the page is ${scroll} px wide in ${width}`);
   // What follows an override on its line keeps its direction: every text of an event is isolated.
   const isolated = await page.evaluate(() => {
@@ -48,7 +70,8 @@ test("markup, right-to-left overrides and names of ten kilobytes are harmless te
     while (walker.nextNode()) {
       const { data, parentElement } = walker.currentNode;
       if (!/[\u202a-\u202e\u2066-\u2069]/.test(data)) continue;
-      const isolating = (element) => /isolate|plaintext/.test(getComputedStyle(element).unicodeBidi);
+      const isolating = (element) =>
+        /isolate|plaintext/.test(getComputedStyle(element).unicodeBidi);
       if (!isolating(parentElement)) wrong.push(parentElement.outerHTML.slice(0, 200));
     }
     return wrong;
@@ -60,20 +83,38 @@ for (const colorScheme of ["light", "dark"]) {
   test(`axe finds nothing to complain of, in ${colorScheme}`, async (t) => {
     const world = await World.create(t);
     // The page's own policy lets nobody else's script in, axe's neither.
-    const profile = await world.profile(chromium, { colorScheme, bypassCSP: true, reducedMotion: "reduce" });
+    const profile = await world.profile(chromium, {
+      colorScheme,
+      bypassCSP: true,
+      reducedMotion: "reduce",
+    });
     const page = await world.open(profile);
     const check = async (what) => {
       await page.evaluate(axe);
       const { violations } = await page.evaluate(() => globalThis.axe.run());
-      const told = violations.map(({ id, nodes }) => `${id}: ${nodes.map(({ target, any }) => `${target} ${any[0]?.message ?? ""}`).join("; ")}`);
+      const told = violations.map(
+        ({ id, nodes }) =>
+          `${id}: ${nodes.map(({ target, any }) => `${target} ${any[0]?.message ?? ""}`).join("; ")}`,
+      );
       assert.deepEqual(told, [], what);
     };
     await check("an empty page");
     await world.publish("--count", "3");
     await world.publish("--import", "30", "--failed", "4");
     await world.publish("--type", "custom.thing", "--data", '{"text":"hello"}');
-    await world.shopbell("publish", "--recipient", "all", "--type", "notice", "--data", '{"text":"closed on Sunday"}');
-    await until("all is there", async () => (await orders(page).count()) === 3 && (await imports(page).count()) === 1);
+    await world.shopbell(
+      "publish",
+      "--recipient",
+      "all",
+      "--type",
+      "notice",
+      "--data",
+      '{"text":"closed on Sunday"}',
+    );
+    await until(
+      "all is there",
+      async () => (await orders(page).count()) === 3 && (await imports(page).count()) === 1,
+    );
     await toasts(page).first().waitFor();
     await order(page, 1).getByTestId("order-open").click();
     await check("a page with everything on it");

@@ -29,28 +29,49 @@ test("ten thousand items: exact, responsive, and an order in the middle is not h
   await page.evaluate(() => (window.longTasks.length = 0));
 
   // As fast as a shop's importer is, so that the order comes in its middle.
-  const importing = world.publishing("--import", String(ITEMS), "--failed", String(FAILED), "--rate", "1500");
-  await until("it is half done", async () => Number(await imports(page).first().getAttribute("data-done")) > ITEMS / 3);
+  const importing = world.publishing(
+    "--import",
+    String(ITEMS),
+    "--failed",
+    String(FAILED),
+    "--rate",
+    "1500",
+  );
+  await until(
+    "it is half done",
+    async () => Number(await imports(page).first().getAttribute("data-done")) > ITEMS / 3,
+  );
   const toldBefore = (await shown(page)).filter(({ isOrder }) => isOrder).length;
   await world.publish();
   const confirmed = Date.now();
-  await until("the order is told", async () => (await shown(page)).filter(({ isOrder }) => isOrder).length > toldBefore);
+  await until(
+    "the order is told",
+    async () => (await shown(page)).filter(({ isOrder }) => isOrder).length > toldBefore,
+  );
   const told = (await shown(page)).filter(({ isOrder }) => isOrder).at(-1).at;
-  assert.ok(Number(await imports(page).first().getAttribute("data-done")) < ITEMS, "the import was still going on");
+  assert.ok(
+    Number(await imports(page).first().getAttribute("data-done")) < ITEMS,
+    "the import was still going on",
+  );
   assert.ok(told - confirmed < ORDER_DELAY_MS, `the order was told after ${told - confirmed} ms`);
 
   await importing;
   await finished(page);
   const longest = Math.max(0, ...(await page.evaluate(() => window.longTasks)));
-  console.log(`longest task ${longest.toFixed(0)} ms, the order's toast after ${(told - confirmed).toFixed(0)} ms`);
+  console.log(
+    `longest task ${longest.toFixed(0)} ms, the order's toast after ${(told - confirmed).toFixed(0)} ms`,
+  );
   assert.ok(longest < LONGEST_TASK_MS, `a task of ${longest} ms`);
   const busyMs = 2 * LONGEST_TASK_MS;
   await page.evaluate((ms) => {
     setTimeout(() => {
-      for (const end = performance.now() + ms; performance.now() < end; );
+      for (const end = performance.now() + ms; performance.now() < end;);
     });
   }, busyMs);
-  await until("a long task is seen where there is one", async () => (await page.evaluate(() => Math.max(...window.longTasks))) >= busyMs);
+  await until(
+    "a long task is seen where there is one",
+    async () => (await page.evaluate(() => Math.max(...window.longTasks))) >= busyMs,
+  );
   assert.equal(await failures(page), FAILED, "each failure is listed");
   assert.equal((await seqs(page)).length, 1);
 
@@ -73,13 +94,19 @@ test("ten thousand items: exact, responsive, and an order in the middle is not h
   assert.equal(await failures(elsewhere), FAILED);
   const items = frames.filter(({ event }) => event === "import.item");
   assert.equal(items.filter(({ data }) => data.status === "failed").length, FAILED);
-  assert.equal(items.filter(({ data }) => data.status === "imported").length, 1, "the newest, which has the totals");
+  assert.equal(
+    items.filter(({ data }) => data.status === "imported").length,
+    1,
+    "the newest, which has the totals",
+  );
 });
 
 async function finished(page) {
   const card = imports(page).first();
   await until("the bar is exact", async () => {
-    const seen = await card.evaluate(({ dataset: { done, failed, total, status } }) => [done, failed, total, status].join());
+    const seen = await card.evaluate(({ dataset: { done, failed, total, status } }) =>
+      [done, failed, total, status].join(),
+    );
     return seen === `${ITEMS},${FAILED},${ITEMS},finished` || seen;
   });
 }
@@ -87,13 +114,16 @@ async function finished(page) {
 /** How many failures are listed, when everything that is folded is opened. */
 async function failures(page) {
   const card = imports(page).first();
-  if (!(await card.getByTestId("failure").first().isVisible())) await card.locator("summary").click();
+  if (!(await card.getByTestId("failure").first().isVisible()))
+    await card.locator("summary").click();
   for (;;) {
     const more = card.getByTestId("more-failures");
     if ((await more.count()) === 0 || !(await more.isVisible())) break;
     await more.click();
   }
-  const listed = await card.getByTestId("failure").evaluateAll((rows) => rows.map((row) => row.dataset.seq));
+  const listed = await card
+    .getByTestId("failure")
+    .evaluateAll((rows) => rows.map((row) => row.dataset.seq));
   assert.equal(new Set(listed).size, listed.length, "each once");
   return listed.length;
 }

@@ -22,7 +22,11 @@ export async function watchToasts(profile) {
       const toasts = [...node.querySelectorAll('[data-testid="toast"]')];
       if (node.matches('[data-testid="toast"]')) toasts.push(node);
       for (const toast of toasts) {
-        window.shownToasts.push({ toast, kind: toast.dataset.kind, at: performance.timeOrigin + performance.now() });
+        window.shownToasts.push({
+          toast,
+          kind: toast.dataset.kind,
+          at: performance.timeOrigin + performance.now(),
+        });
       }
     };
     new MutationObserver((changes) => {

@@ -63,7 +63,10 @@ export class Proxy {
     service.setNoDelay();
     client.pipe(service);
     service.pipe(client);
-    for (const [one, other] of [[client, service], [service, client]]) {
+    for (const [one, other] of [
+      [client, service],
+      [service, client],
+    ]) {
       one.on("error", () => {});
       one.on("close", () => {
         if (one === client || !this.#down) {

@@ -35,9 +35,14 @@ async function listed(page, count) {
 async function toldOnce(page) {
   const [came, told] = [(await seqs(page)).length, await shown(page)];
   const single = told.filter(({ isOrder }) => isOrder).map(({ text }) => text);
-  const summed = told.filter(({ kind }) => kind === "summary").map(({ text }) => Number(/\d+/.exec(text)));
+  const summed = told
+    .filter(({ kind }) => kind === "summary")
+    .map(({ text }) => Number(/\d+/.exec(text)));
   assert.ok(single.length > 0 && new Set(single).size === single.length, single.join("\n"));
-  assert.ok(single.length + summed.reduce((sum, count) => sum + count, 0) <= came, JSON.stringify(told));
+  assert.ok(
+    single.length + summed.reduce((sum, count) => sum + count, 0) <= came,
+    JSON.stringify(told),
+  );
 }
 
 /** The operating system's processes that run the pages. */
@@ -49,7 +54,9 @@ async function renderers() {
 }
 
 async function away(page) {
-  await page.locator('[data-testid="connection"]:not([data-state="live"])').waitFor({ state: "attached" });
+  await page
+    .locator('[data-testid="connection"]:not([data-state="live"])')
+    .waitFor({ state: "attached" });
 }
 
 test("the service is restarted, and crashes", async (t) => {
@@ -98,7 +105,10 @@ test("the browser says that it is online again: the page does not wait for its n
   await away(page);
   await world.publish("--count", "4");
   // Tries in vain until its waits are long.
-  const waitsLong = () => page.evaluate(() => Number(/\d+/.exec(document.querySelector('[data-testid="connection"]').innerText)?.[0] ?? 0));
+  const waitsLong = () =>
+    page.evaluate(() =>
+      Number(/\d+/.exec(document.querySelector('[data-testid="connection"]').innerText)?.[0] ?? 0),
+    );
   await until("its next try is far away", async () => (await waitsLong()) >= 8, 120_000);
   world.proxy.mend();
   await page.evaluate(() => dispatchEvent(new Event("online")));
@@ -119,7 +129,10 @@ test("the laptop sleeps, the connection dies meanwhile, and the token expires", 
   t.after(() => send("SIGCONT"));
   send("SIGSTOP");
   world.proxy.stall();
-  await until("the service has given the sleeper up", async () => (await world.metric("shopbell_sessions")) === 0);
+  await until(
+    "the service has given the sleeper up",
+    async () => (await world.metric("shopbell_sessions")) === 0,
+  );
   await world.publish("--count", "3");
   // Past its end, and the leeway of clocks.
   await until("the token has expired", () => Date.now() - given > (lifetime + 6) * 1_000);
@@ -136,7 +149,11 @@ test("tokens that live for seconds are replaced without a reconnect", async (t) 
   let given = 0;
   const { world, page } = await stage(t, { tokenSeconds: () => ((given += 1), lifetime) });
   const begun = Date.now();
-  await until("the first token is long over", () => Date.now() - begun > (lifetime + 6) * 1_000, 60_000);
+  await until(
+    "the first token is long over",
+    () => Date.now() - begun > (lifetime + 6) * 1_000,
+    60_000,
+  );
   await world.publish();
   await listed(page, 3);
   assert.ok(given > 1, "fresh ones were asked for");

@@ -31,7 +31,8 @@ test("five tabs share a socket and a toast, and the one that led hands over with
 
   // What is accepted needs no toast any more: then there is room for the next.
   await tabs[0].getByTestId("accept-all").click();
-  for (const tab of tabs) await until("no toast is left", async () => (await toasts(tab).count()) === 0);
+  for (const tab of tabs)
+    await until("no toast is left", async () => (await toasts(tab).count()) === 0);
   const before = await toastsOf(tabs);
   await world.publish();
   await listed(tabs, 24);
@@ -50,7 +51,10 @@ test("five tabs share a socket and a toast, and the one that led hands over with
 /** Every tab lists so many orders. */
 async function listed(tabs, count) {
   for (const tab of tabs) {
-    await until(`${count} orders in every tab`, async () => (await orders(tab).count()) === count || (await seqs(tab)).join());
+    await until(
+      `${count} orders in every tab`,
+      async () => (await orders(tab).count()) === count || (await seqs(tab)).join(),
+    );
   }
 }
 
@@ -58,7 +62,9 @@ async function listed(tabs, count) {
 async function all(tabs, count) {
   await listed(tabs, count);
   for (const tab of tabs) {
-    await until(`${count} on every badge`, async () => new RegExp(`\\b${count}\\b`).test(await badge(tab).innerText()));
+    await until(`${count} on every badge`, async () =>
+      new RegExp(`\\b${count}\\b`).test(await badge(tab).innerText()),
+    );
   }
 }
 

@@ -43,7 +43,11 @@ export class World {
     const name = randomBytes(6).toString("hex");
     world.#database = `shopbell_browser_${name}`;
     world.merchant = `merchant-${name}`;
-    await run("psql", [required("DATABASE_URL"), "-qc", `create database ${world.#database}`], process.env);
+    await run(
+      "psql",
+      [required("DATABASE_URL"), "-qc", `create database ${world.#database}`],
+      process.env,
+    );
     const [listen, operations] = [await freePort(), await freePort()];
     const url = new URL(required("DATABASE_URL"));
     url.pathname = `/${world.#database}`;
@@ -70,7 +74,10 @@ export class World {
   /** Starts the service, or starts it again. */
   async start() {
     const args = this.#demo ? ["demo", "--recipient", this.merchant] : ["serve"];
-    this.#server = spawn(SHOPBELL, args, { env: this.#environment, stdio: ["ignore", "pipe", "inherit"] });
+    this.#server = spawn(SHOPBELL, args, {
+      env: this.#environment,
+      stdio: ["ignore", "pipe", "inherit"],
+    });
     this.#server.stdout.on("data", (line) => (this.demoUrl = String(line).trim()));
     await until("the service is ready", async () => (await this.#operations("/readyz")).ok);
   }
@@ -104,29 +111,38 @@ export class World {
 
   /** A fresh token of the merchant. */
   async token(seconds = 3600) {
-    return (await this.shopbell("token", "--subscriber", this.merchant, "--ttl-seconds", String(seconds))).trim();
+    return (
+      await this.shopbell("token", "--subscriber", this.merchant, "--ttl-seconds", String(seconds))
+    ).trim();
   }
 
   /** A metric, summed over its labels. */
   async metric(name) {
     const text = await (await this.#operations("/metrics")).text();
-    const samples = text.split("\n").filter((line) => line.startsWith(name) && " {".includes(line[name.length]));
+    const samples = text
+      .split("\n")
+      .filter((line) => line.startsWith(name) && " {".includes(line[name.length]));
     return samples.reduce((sum, line) => sum + Number(line.split(" ").at(-1)), 0);
   }
 
   /** One value from the database. */
   async sql(query) {
-    return (await run("psql", [this.#environment.DATABASE_URL, "-Atqc", query], process.env)).trim();
+    return (
+      await run("psql", [this.#environment.DATABASE_URL, "-Atqc", query], process.env)
+    ).trim();
   }
 
   /** Another person's computer, or another browser: cookies, storage and tabs of its own, with fresh tokens for its pages. */
   async profile(browser, { tokenSeconds = () => 3600, ...options } = {}) {
     const context = await browser.newContext(options);
     context.setDefaultTimeout(PATIENCE_MS);
-    await context.route((url) => url.pathname === "/test/token", async (route) => {
-      const token = await this.token(tokenSeconds());
-      await route.fulfill({ body: token, contentType: "text/plain" }).catch(() => {});
-    });
+    await context.route(
+      (url) => url.pathname === "/test/token",
+      async (route) => {
+        const token = await this.token(tokenSeconds());
+        await route.fulfill({ body: token, contentType: "text/plain" }).catch(() => {});
+      },
+    );
     return context;
   }
 
@@ -139,7 +155,9 @@ export class World {
     page.on("pageerror", (error) => page.faults.push(String(error)));
     page.on("console", (message) => {
       // A network that is cut is no fault of the page, which the browser tells as an error.
-      const isNetwork = /Failed to load resource|WebSocket connection|net::ERR/.test(message.text());
+      const isNetwork = /Failed to load resource|WebSocket connection|net::ERR/.test(
+        message.text(),
+      );
       const isFault = message.type() === "error" || /protocol_fault/.test(message.text());
       if (isFault && !isNetwork) page.faults.push(message.text());
     });
@@ -156,7 +174,11 @@ export class World {
     await Promise.allSettled(this.#helpers);
     await this.stop();
     this.proxy?.close();
-    await run("psql", [required("DATABASE_URL"), "-qc", `drop database ${this.#database} with (force)`], process.env);
+    await run(
+      "psql",
+      [required("DATABASE_URL"), "-qc", `drop database ${this.#database} with (force)`],
+      process.env,
+    );
     assert.deepEqual(faults, [], "what the pages complained of");
   }
 
@@ -167,7 +189,9 @@ export class World {
 
 /** Waits until the page says that it is live. */
 export async function live(page) {
-  await page.locator('[data-testid="connection"][data-state="live"]').waitFor({ state: "attached" });
+  await page
+    .locator('[data-testid="connection"][data-state="live"]')
+    .waitFor({ state: "attached" });
 }
 
 /** Waits for a condition: looks until it holds, and tells what it saw last where it never does. */
@@ -192,7 +216,8 @@ async function run(command, args, env) {
   child.stdout.on("data", (data) => out.push(data));
   child.stderr.on("data", (data) => err.push(data));
   const [status] = await once(child, "close");
-  if (status !== 0) throw new Error(`${command} ${args.join(" ")} ended with ${status}: ${Buffer.concat(err)}`);
+  if (status !== 0)
+    throw new Error(`${command} ${args.join(" ")} ended with ${status}: ${Buffer.concat(err)}`);
   return Buffer.concat(out).toString();
 }
 
@@ -206,6 +231,7 @@ async function freePort() {
 
 function required(name) {
   const value = process.env[name];
-  if (!value) throw new Error(`${name} is not set: these tests are run by scripts/browser, or make test`);
+  if (!value)
+    throw new Error(`${name} is not set: these tests are run by scripts/browser, or make test`);
   return value;
 }

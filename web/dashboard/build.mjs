@@ -40,7 +40,12 @@ async function buildInto(folder) {
     assets.push(name);
   }
   writeFileSync(join(folder, "index.html"), page);
-  const rows = assets.sort().map((name) => `        (${JSON.stringify(name)}, include_bytes!("${name}"), include_bytes!("${name}.gz")),\n`);
+  const rows = assets
+    .sort()
+    .map(
+      (name) =>
+        `        (${JSON.stringify(name)}, include_bytes!("${name}"), include_bytes!("${name}.gz")),\n`,
+    );
   const tag = createHash("sha256").update(page).digest("hex").slice(0, 12);
   // An expression for `include!`: names change with the content, so that browsers may keep what they have for good.
   const embedded = `Embedded {\n    page: include_str!("index.html"),\n    page_tag: "\\"${tag}\\"",\n    assets: &[\n${rows.join("")}    ],\n}\n`;
@@ -68,7 +73,9 @@ if (what === "--check") {
   const different = differences(folder, join(here, "dist"));
   rmSync(folder, { recursive: true });
   if (different.length > 0) {
-    console.error(`dist/ is not what the sources build (${different.join(", ")}): npm run build, and commit it`);
+    console.error(
+      `dist/ is not what the sources build (${different.join(", ")}): npm run build, and commit it`,
+    );
     process.exit(1);
   }
 } else if (what === "--tests") {

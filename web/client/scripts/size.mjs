@@ -13,5 +13,7 @@ const { outputFiles } = await build({
   write: false,
 });
 const bytes = gzipSync(outputFiles[0].contents, { level: 9 }).length;
-console.log(`dist/index.js: ${outputFiles[0].contents.length} bytes minified, ${bytes} gzipped (at most ${BYTES_MAX})`);
+console.log(
+  `dist/index.js: ${outputFiles[0].contents.length} bytes minified, ${bytes} gzipped (at most ${BYTES_MAX})`,
+);
 if (bytes > BYTES_MAX) process.exit(1);

@@ -83,7 +83,10 @@ export class Client {
   readonly #pending = new Map<string, Pending>();
   readonly #watchers = new Map<keyof Watched, Set<(value: never) => void>>();
   readonly #stopListening: () => void;
-  #snapshot: Snapshot = { status: { state: "connecting" }, counts: { total: { unread: 0, unhandled: 0 }, feeds: {} } };
+  #snapshot: Snapshot = {
+    status: { state: "connecting" },
+    counts: { total: { unread: 0, unhandled: 0 }, feeds: {} },
+  };
   #welcome: Welcome | undefined;
   #tabs: Tabs | undefined;
   #leader: Leader | undefined;
@@ -158,7 +161,10 @@ export class Client {
   }
 
   /** Calls `watcher` when the client itself has something to say. Gives what ends it. */
-  watch<Name extends keyof Watched>(name: Name, watcher: (value: Watched[Name]) => void): () => void {
+  watch<Name extends keyof Watched>(
+    name: Name,
+    watcher: (value: Watched[Name]) => void,
+  ): () => void {
     const watchers = this.#watchers.get(name) ?? new Set();
     this.#watchers.set(name, watchers);
     watchers.add(watcher);
@@ -201,7 +207,8 @@ export class Client {
     if (share && this.#platform.channel && this.#platform.locks) {
       this.#firstToken = await this.#identify();
       // A token that does not say whose it is: nobody to share with.
-      if (this.#whose !== undefined) name = `shopbell:${JSON.stringify([this.#addresses.ws, shareKey, this.#whose])}`;
+      if (this.#whose !== undefined)
+        name = `shopbell:${JSON.stringify([this.#addresses.ws, shareKey, this.#whose])}`;
     }
     if (this.#isClosed()) return;
     this.#tabs = new Tabs(this.#platform, this.#me, name, {
@@ -252,12 +259,19 @@ export class Client {
 
   #lead(alone: boolean): void {
     this.#followed = this.#me;
-    this.#leader = new Leader(this.#platform, this.#addresses.ws, () => this.#token(), this.#me, this.#feeds, {
-      say: (saying) => this.#sayAsLeader(saying),
-      apply: (frame) => this.#apply(frame, true),
-      error: (error) => this.#fail(error),
-      closed: (error) => this.#finish(error),
-    });
+    this.#leader = new Leader(
+      this.#platform,
+      this.#addresses.ws,
+      () => this.#token(),
+      this.#me,
+      this.#feeds,
+      {
+        say: (saying) => this.#sayAsLeader(saying),
+        apply: (frame) => this.#apply(frame, true),
+        error: (error) => this.#fail(error),
+        closed: (error) => this.#finish(error),
+      },
+    );
     const token = this.#firstToken;
     this.#firstToken = undefined;
     this.#leader.start(token, alone);
@@ -334,7 +348,11 @@ export class Client {
 
   #receive(message: TabsMessage): void {
     // Of another epoch: the tab slept while it changed.
-    if ("key" in message && message.key !== this.#feeds.key("seq" in message ? message : message.notification)) return;
+    if (
+      "key" in message &&
+      message.key !== this.#feeds.key("seq" in message ? message : message.notification)
+    )
+      return;
     if (!message.leader) {
       if (message.kind === "rung") this.#feeds.onHandled(message.feed, message.seq);
       return this.#leader?.onTab(message);
@@ -390,7 +408,8 @@ export class Client {
         if (feeds.onState(frame)) this.#tell("resync", { feed: frame.feed });
         if (frame.seqs?.length !== 0) this.#tell("state", frame);
     }
-    if (verdict === "gap" && !leading && "feed" in frame) this.#tell("resync", { feed: frame.feed as string });
+    if (verdict === "gap" && !leading && "feed" in frame)
+      this.#tell("resync", { feed: frame.feed as string });
     this.#update({ counts: feeds.counts() });
     return verdict;
   }
@@ -398,7 +417,8 @@ export class Client {
   #onWelcome(welcome: Welcome): void {
     this.#welcome = welcome;
     // Their numbers are about other notifications now.
-    if (this.#feeds.isRenewed(welcome)) this.#refusePending(new ShopbellError("unknown_seq", "the database was restored"));
+    if (this.#feeds.isRenewed(welcome))
+      this.#refusePending(new ShopbellError("unknown_seq", "the database was restored"));
     const missed = this.#feeds.onWelcome(welcome);
     for (const feed of missed) this.#tell("resync", { feed });
     // The leader did not take a request from before this tab knew the epoch, and ignores a request that it has already.
@@ -462,7 +482,8 @@ export class Client {
   }
 
   #ask(ask: Ask): Promise<State[]> {
-    if (this.#isClosed()) return Promise.reject(new ShopbellError("closed", "this client is closed"));
+    if (this.#isClosed())
+      return Promise.reject(new ShopbellError("closed", "this client is closed"));
     return new Promise((resolve, reject) => {
       const id = `${this.#me}:${this.#asks++}`;
       this.#pending.set(id, { ask, resolve, reject });
@@ -489,11 +510,15 @@ export class Client {
     const old = this.#snapshot;
     if (this.#isClosed()) return;
     const next = { ...old, ...change };
-    const isNew = (name: keyof Snapshot) => JSON.stringify(old[name]) !== JSON.stringify(next[name]);
+    const isNew = (name: keyof Snapshot) =>
+      JSON.stringify(old[name]) !== JSON.stringify(next[name]);
     const status = change.status !== undefined && isNew("status");
     const counts = change.counts !== undefined && isNew("counts");
     if (!status && !counts) return;
-    this.#snapshot = { status: status ? next.status : old.status, counts: counts ? next.counts : old.counts };
+    this.#snapshot = {
+      status: status ? next.status : old.status,
+      counts: counts ? next.counts : old.counts,
+    };
     if (counts) this.#tell("counts", next.counts);
     if (status) this.#tell("status", next.status);
     if (status && next.status.state === "live") this.#tell("caught_up", undefined);

@@ -89,5 +89,9 @@ export function isEvent<Type extends keyof Events>(
 
 /** Whether `pattern` (a type, `prefix.*`, or `*`) means events of this type. */
 export function matches(pattern: string, type: string): boolean {
-  return pattern === "*" || pattern === type || (pattern.endsWith(".*") && type.startsWith(pattern.slice(0, -1)));
+  return (
+    pattern === "*" ||
+    pattern === type ||
+    (pattern.endsWith(".*") && type.startsWith(pattern.slice(0, -1)))
+  );
 }

@@ -107,7 +107,11 @@ export class Feeds {
     if (!place || verdict === "old" || (strict && verdict === "gap")) return verdict;
     place.position = frame.seq;
     if (frame.seq > place.asOf) {
-      place.above.push({ seq: frame.seq, unread: frame.read_at ? 0 : 1, unhandled: frame.handled_at ? 0 : 1 });
+      place.above.push({
+        seq: frame.seq,
+        unread: frame.read_at ? 0 : 1,
+        unhandled: frame.handled_at ? 0 : 1,
+      });
       if (place.above.length > ABOVE_MAX) fold(place, frame.seq);
     }
     return verdict;
@@ -116,7 +120,10 @@ export class Feeds {
   onSkipped(frame: Skipped, strict: boolean): Verdict {
     const place = this.#places.get(frame.feed);
     if (place && frame.through <= place.position) return "old";
-    const verdict = numbered(place, Math.max(frame.from, Math.min((place?.position ?? 0) + 1, frame.through)));
+    const verdict = numbered(
+      place,
+      Math.max(frame.from, Math.min((place?.position ?? 0) + 1, frame.through)),
+    );
     if (!place || (strict && verdict === "gap")) return verdict;
     place.position = frame.through;
     place.seen = Math.max(place.seen, frame.through);
@@ -183,7 +190,9 @@ export class Feeds {
 
   /** Feeds whose counts are to be asked for. */
   stale(): string[] {
-    return [...this.#places].filter(([, place]) => place.stale && !place.shared).map(([feed]) => feed);
+    return [...this.#places]
+      .filter(([, place]) => place.stale && !place.shared)
+      .map(([feed]) => feed);
   }
 
   counts(): Counts {

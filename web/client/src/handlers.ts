@@ -29,7 +29,7 @@ export class Handlers {
   /** Runs all that match. Those that failed are tried again, never those that succeeded; resolves when none is left. */
   async run(notification: Notification, retry: Retry): Promise<void> {
     const left = [...this.#entries].filter(({ pattern }) => matches(pattern, notification.event));
-    for (let attempt = 0; left.length > 0; ) {
+    for (let attempt = 0; left.length > 0;) {
       const entry = left[0] as Entry;
       try {
         // One that was taken away meanwhile has no say any more.

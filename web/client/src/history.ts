@@ -46,7 +46,8 @@ export async function fetchHistory(
   { signal, ...filters }: HistoryQuery,
 ): Promise<HistoryPage> {
   const params = new URLSearchParams();
-  for (const [name, value] of Object.entries(filters)) if (value !== undefined) params.set(name, String(value));
+  for (const [name, value] of Object.entries(filters))
+    if (value !== undefined) params.set(name, String(value));
   const query = params.toString();
   const url = `${base}/v1/feeds/${encodeURIComponent(feed)}/notifications${query && `?${query}`}`;
   const get = async () => {
@@ -76,10 +77,15 @@ async function problem(answer: Response): Promise<ShopbellError> {
 }
 
 /** The service's addresses from what an app wrote: `wss://…/v1/ws`, `https://…`, `/`, or anything between. */
-export function addresses(url: string, base: string | undefined, device: string | undefined): { ws: string; http: string } {
+export function addresses(
+  url: string,
+  base: string | undefined,
+  device: string | undefined,
+): { ws: string; http: string } {
   const root = new URL(url, base);
   root.protocol = root.protocol.replace(/^http/, "ws");
-  if (root.protocol !== "ws:" && root.protocol !== "wss:") throw new TypeError(`not an address of Shopbell: ${url}`);
+  if (root.protocol !== "ws:" && root.protocol !== "wss:")
+    throw new TypeError(`not an address of Shopbell: ${url}`);
   root.hash = "";
   root.pathname = `${root.pathname.replace(/\/+$/, "").replace(/\/v1\/ws$/, "")}/v1/ws`;
   if (device !== undefined) root.searchParams.set("device", device);

@@ -143,7 +143,8 @@ export class Leader {
   #onWelcome(frame: Welcome): void {
     this.#attempts = 0;
     // What people said meanwhile does not come: each tab learns it from the versions, as one that joins does.
-    if (this.#bare) frame = { ...frame, feeds: frame.feeds.map((feed) => ({ ...feed, position: feed.cursor })) };
+    if (this.#bare)
+      frame = { ...frame, feeds: frame.feeds.map((feed) => ({ ...feed, position: feed.cursor })) };
     this.#welcome = frame;
     const renewed = this.#feeds.isRenewed(frame);
     if (renewed) this.#inFlight.clear();
@@ -186,7 +187,8 @@ export class Leader {
   #numbered(frame: Extract<ServerFrame, { type: "notification" | "skipped" }>): boolean {
     const verdict = this.#hooks.apply(frame);
     const seq = frame.type === "skipped" ? frame.from : frame.seq;
-    if (verdict === "gap") throw fault(`${frame.feed}/${seq} after ${this.#feeds.position(frame.feed)}`);
+    if (verdict === "gap")
+      throw fault(`${frame.feed}/${seq} after ${this.#feeds.position(frame.feed)}`);
     if (verdict === "unknown") throw fault(`a ${frame.type} of an unknown feed`);
     if (verdict === "next") this.#hooks.say({ kind: "frame", frame });
     return verdict === "next";
@@ -194,7 +196,8 @@ export class Leader {
 
   #onState(frame: State): void {
     const counts = frame.version === undefined && frame.seqs?.length === 0;
-    const outdated = counts && this.#countsAskedAt.get(frame.feed) !== this.#feeds.version(frame.feed);
+    const outdated =
+      counts && this.#countsAskedAt.get(frame.feed) !== this.#feeds.version(frame.feed);
     if (!outdated) this.#applied(frame);
     this.#requests.onState(frame);
   }
@@ -202,7 +205,8 @@ export class Leader {
   #applied(frame: ServerFrame): void {
     this.#hooks.apply(frame);
     this.#hooks.say({ kind: "frame", frame });
-    if (frame.type !== "state") this.#setStatus({ state: this.#feeds.caughtUp() ? "live" : "catching_up" });
+    if (frame.type !== "state")
+      this.#setStatus({ state: this.#feeds.caughtUp() ? "live" : "catching_up" });
   }
 
   #setStatus(status: Status): void {
@@ -223,7 +227,8 @@ export class Leader {
     queue.splice(0, done);
     this.#acksDue(done);
     const notification = queue[0];
-    if (!notification || this.#inFlight.has(feed) || this.#timers.has("roll") || this.#stopped) return;
+    if (!notification || this.#inFlight.has(feed) || this.#timers.has("roll") || this.#stopped)
+      return;
     const key = this.#feeds.key(notification);
     const atIt = [...this.#tabs].find(([, tab]) => tab.ringing.includes(key))?.[0];
     const to = atIt ?? this.#best(notification);
@@ -266,7 +271,9 @@ export class Leader {
   /** Asks tabs that were given something for a sign of life: a tab that crashed says no farewell. */
   #watchTabs(): void {
     if (this.#timers.has("ping")) return;
-    const busy = new Set([...this.#inFlight.values()].map(({ to }) => to).filter((to) => to !== this.#me));
+    const busy = new Set(
+      [...this.#inFlight.values()].map(({ to }) => to).filter((to) => to !== this.#me),
+    );
     for (const to of busy) {
       const tab = this.#tabs.get(to);
       if (!tab || tab.missed >= MISSED_MAX) {
@@ -306,7 +313,8 @@ export class Leader {
     this.#asked.add(id);
     this.#requests.add(ask, (outcome) => {
       this.#asked.delete(id);
-      if (Array.isArray(outcome)) this.#hooks.say({ kind: "answered", to: from, id, states: outcome });
+      if (Array.isArray(outcome))
+        this.#hooks.say({ kind: "answered", to: from, id, states: outcome });
       else this.#hooks.say({ kind: "refused", to: from, id, ...outcome });
     });
   }
@@ -327,7 +335,8 @@ export class Leader {
   #introduce(to: string): void {
     const pending = [...this.#queues.values()].flat();
     const welcome = this.#welcome && { welcome: this.#feeds.snapshot(this.#welcome) };
-    if (to !== this.#me) this.#hooks.say({ kind: "snapshot", to, ...welcome, pending, status: this.#status });
+    if (to !== this.#me)
+      this.#hooks.say({ kind: "snapshot", to, ...welcome, pending, status: this.#status });
   }
 
   /** One timer of a name at a time. */

@@ -81,7 +81,10 @@ export function browser(): Platform {
     store: localStore(),
     fetch: (url, init) => fetch(url, init),
     base: globalThis.location?.href,
-    attention: () => ({ visible: page?.visibilityState !== "hidden", focused: page?.hasFocus() ?? false }),
+    attention: () => ({
+      visible: page?.visibilityState !== "hidden",
+      focused: page?.hasFocus() ?? false,
+    }),
     listen,
   };
 }

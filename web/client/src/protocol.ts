@@ -104,7 +104,8 @@ export function parseFrame(text: unknown): ServerFrame | undefined {
   }
   if (!isObject(frame) || typeof frame.type !== "string") throw fault("a frame without a type");
   if (!Object.hasOwn(CHECKS, frame.type)) return undefined;
-  if (!CHECKS[frame.type as keyof typeof CHECKS](frame)) throw fault(`a broken ${frame.type} frame`);
+  if (!CHECKS[frame.type as keyof typeof CHECKS](frame))
+    throw fault(`a broken ${frame.type} frame`);
   return frame as unknown as ServerFrame;
 }
 
@@ -198,5 +199,8 @@ export function closeMeaning(closeCode: number, reason: string): CloseMeaning {
     { closeCode },
   );
   if (FINAL[closeCode] || (closeCode >= 4500 && closeCode <= 4999)) return { error };
-  return { passing: isText(code) ? error : undefined, retryAfterMs: isCount(wait) ? wait : undefined };
+  return {
+    passing: isText(code) ? error : undefined,
+    retryAfterMs: isCount(wait) ? wait : undefined,
+  };
 }

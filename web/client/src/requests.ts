@@ -35,7 +35,10 @@ export class Requests {
    * @param send writes to the session, if there is one.
    * @param later calls back after a wait that grows with `attempt`.
    */
-  constructor(send: (frame: ClientFrame) => void, later: (attempt: number, fn: () => void) => void) {
+  constructor(
+    send: (frame: ClientFrame) => void,
+    later: (attempt: number, fn: () => void) => void,
+  ) {
     this.#send = send;
     this.#later = later;
   }
@@ -51,7 +54,9 @@ export class Requests {
   onWelcome({ feeds }: Welcome, renewed: boolean): void {
     this.#begun = new Map(feeds.map(({ feed, version }) => [feed, version]));
     for (const queue of this.#queues.values()) {
-      if (renewed) for (const { done } of queue.splice(0)) done({ code: "unknown_seq", message: "the database was restored" });
+      if (renewed)
+        for (const { done } of queue.splice(0))
+          done({ code: "unknown_seq", message: "the database was restored" });
       if (queue[0]) this.#send(rest(queue[0]));
     }
   }
@@ -84,7 +89,10 @@ export class Requests {
   }
 
   /** Takes from what is open what this frame states; gives whether it stated any of it. */
-  #confirms({ feed, version, seqs, through, last, read_at, handled_at }: State, { ask, open }: Request): boolean {
+  #confirms(
+    { feed, version, seqs, through, last, read_at, handled_at }: State,
+    { ask, open }: Request,
+  ): boolean {
     if ("through" in ask) {
       // All that is stored is enough, but a replayed frame's `last` is from before.
       const now = version === undefined || version > (this.#begun.get(feed) ?? 0);

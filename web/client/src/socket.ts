@@ -95,7 +95,12 @@ export class Connection {
   #failures = 0;
 
   /** @param token a fresh one. Rejects with `token_failed`: then again; or with `subscriber_changed`: then never. */
-  constructor(platform: Platform, url: string, token: () => Promise<string>, hooks: ConnectionHooks) {
+  constructor(
+    platform: Platform,
+    url: string,
+    token: () => Promise<string>,
+    hooks: ConnectionHooks,
+  ) {
     this.#platform = platform;
     this.#url = url;
     this.#token = token;
@@ -132,7 +137,10 @@ export class Connection {
     this.#timers.clear();
     const old = this.#phase;
     this.#phase = phase;
-    if ((old.name === "opening" || old.name === "up") && !("socket" in phase && phase.socket === old.socket)) {
+    if (
+      (old.name === "opening" || old.name === "up") &&
+      !("socket" in phase && phase.socket === old.socket)
+    ) {
       // Where the network is gone the close event takes minutes: the session ends here and now.
       old.socket.onmessage = old.socket.onclose = null;
       if (closeCode !== undefined) old.socket.close(closeCode);
@@ -165,7 +173,8 @@ export class Connection {
       const error = cause as ShopbellError;
       if (error.code === "subscriber_changed") return void this.#finish(error);
       this.#hooks.error(error);
-      if (phase.name === "up") this.#refreshIn(phase, backoff(phase.authFailures++, this.#platform.random()));
+      if (phase.name === "up")
+        this.#refreshIn(phase, backoff(phase.authFailures++, this.#platform.random()));
       else this.#wait();
     }
     return undefined;
@@ -176,10 +185,15 @@ export class Connection {
     let socket: SocketLike;
     try {
       const url = query && `${this.#url.includes("?") ? "&" : "?"}${query}`;
-      socket = this.#platform.socket(this.#url + url, [SUBPROTOCOL, BEARER_SUBPROTOCOL_PREFIX + token]);
+      socket = this.#platform.socket(this.#url + url, [
+        SUBPROTOCOL,
+        BEARER_SUBPROTOCOL_PREFIX + token,
+      ]);
     } catch {
       // Without the cause, whose message may quote the token.
-      return this.#finish(new ShopbellError("bad_request", "this address cannot be connected with"));
+      return this.#finish(
+        new ShopbellError("bad_request", "this address cannot be connected with"),
+      );
     }
     this.#enter({ name: "opening", socket, token, query });
     this.#later(CONNECT_TIMEOUT_MS, () => this.#wait());
@@ -217,7 +231,8 @@ export class Connection {
         return;
       case "error":
         // Refused by `auth`: the old token still counts, so there is time to get a better one.
-        if (frame.code === "token_refused") this.#refreshIn(phase, backoff(phase.authFailures++, this.#platform.random()));
+        if (frame.code === "token_refused")
+          this.#refreshIn(phase, backoff(phase.authFailures++, this.#platform.random()));
     }
     this.#hooks.frame(frame);
   }
@@ -315,7 +330,10 @@ export class Connection {
     }
     // A server's wish is spread at random already. But what happens at once must not happen at once for ever.
     const told = (atOnce || retryAfterMs !== undefined) && this.#failures === 0;
-    const ms = Math.max(retryAfterMs ?? 0, told ? 0 : backoff(this.#failures, this.#platform.random()));
+    const ms = Math.max(
+      retryAfterMs ?? 0,
+      told ? 0 : backoff(this.#failures, this.#platform.random()),
+    );
     this.#failures++;
     this.#enter({ name: "waiting", notBefore: now + (retryAfterMs ?? 0) }, closeCode);
     this.#later(ms, () => void this.#attempt());
@@ -344,11 +362,14 @@ interface Wish {
 export async function fetchToken(platform: Platform, source: TokenSource): Promise<string> {
   let cancel = () => {};
   const timeout = new Promise<never>((_, reject) => {
-    cancel = platform.after(TOKEN_TIMEOUT_MS, () => reject(new Error(`no token within ${TOKEN_TIMEOUT_MS} ms`)));
+    cancel = platform.after(TOKEN_TIMEOUT_MS, () =>
+      reject(new Error(`no token within ${TOKEN_TIMEOUT_MS} ms`)),
+    );
   });
   try {
     const token = await Promise.race([source(), timeout]);
-    if (typeof token !== "string" || !SENDABLE.test(token)) throw new Error("the token callback gave no token");
+    if (typeof token !== "string" || !SENDABLE.test(token))
+      throw new Error("the token callback gave no token");
     return token;
   } catch (cause) {
     throw new ShopbellError("token_failed", "the token callback failed", { cause });

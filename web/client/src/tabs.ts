@@ -87,12 +87,7 @@ export class Tabs {
   #cancelPing = () => {};
 
   /** @param name what tabs must have in common; `undefined` for a tab that shares with nobody, and so always leads. */
-  constructor(
-    platform: Platform,
-    me: string,
-    name: string | undefined,
-    hooks: TabsHooks,
-  ) {
+  constructor(platform: Platform, me: string, name: string | undefined, hooks: TabsHooks) {
     this.#platform = platform;
     this.#me = me;
     this.#name = name;
@@ -171,12 +166,14 @@ export class Tabs {
       return released;
     };
     // A request that steals is granted at once, and must not bring a signal.
-    locks.request(this.#name, steal ? { steal } : { signal: abort.signal }, held).catch((error: unknown) => {
-      if (this.#stay !== stay) return;
-      if (stay.leading) return this.#follow();
-      // Locks exist and are forbidden here (a sandboxed frame): one socket for this tab, then.
-      if ((error as Error).name !== "AbortError") this.#alone();
-    });
+    locks
+      .request(this.#name, steal ? { steal } : { signal: abort.signal }, held)
+      .catch((error: unknown) => {
+        if (this.#stay !== stay) return;
+        if (stay.leading) return this.#follow();
+        // Locks exist and are forbidden here (a sandboxed frame): one socket for this tab, then.
+        if ((error as Error).name !== "AbortError") this.#alone();
+      });
   }
 
   #follow(): void {

@@ -16,7 +16,9 @@ export function claims(token: string): Claims {
     const [, payload = ""] = token.split(".");
     const bytes = atob(payload.replaceAll("-", "+").replaceAll("_", "/"));
     // `atob` gives one character a byte, but a `sub` may be any UTF-8.
-    const json: unknown = JSON.parse(new TextDecoder().decode(Uint8Array.from(bytes, (char) => char.charCodeAt(0))));
+    const json: unknown = JSON.parse(
+      new TextDecoder().decode(Uint8Array.from(bytes, (char) => char.charCodeAt(0))),
+    );
     return typeof json === "object" && json !== null ? json : {};
   } catch {
     return {};

@@ -8,7 +8,10 @@ import type { Status } from "../src/status.js";
 import { World, jwt, type Tab } from "./world.js";
 
 /** One tab with its own socket, visible, that rings into a list. */
-function alone(world: World, options: Partial<ConnectOptions> = {}): { tab: Tab; rung: number[]; statuses: string[] } {
+function alone(
+  world: World,
+  options: Partial<ConnectOptions> = {},
+): { tab: Tab; rung: number[]; statuses: string[] } {
   const tab = world.open({ share: false, ...options }, { visible: true });
   const rung: number[] = [];
   const statuses: string[] = [];
@@ -40,7 +43,10 @@ test("a burst is acknowledged with few acks, and more than a window comes throug
   const { tab, rung } = alone(world);
   await world.pass(5_000);
   assert.deepEqual(rung, upTo(200));
-  assert.ok((tab.sockets[0]?.sent.length ?? 0) <= 60, `${tab.sockets[0]?.sent.length} acks for 200`);
+  assert.ok(
+    (tab.sockets[0]?.sent.length ?? 0) <= 60,
+    `${tab.sockets[0]?.sent.length} acks for 200`,
+  );
   assert.deepEqual(world.server.violations, []);
 });
 
@@ -156,7 +162,15 @@ test("a gap is a fault: connect anew, and the missing one comes", async () => {
   const world = new World();
   const { tab, rung } = alone(world);
   await world.pass(100);
-  tab.sockets[0]?.fromServer({ type: "notification", feed: "m", seq: 2, id: "", source: "", event: "x", data: {} });
+  tab.sockets[0]?.fromServer({
+    type: "notification",
+    feed: "m",
+    seq: 2,
+    id: "",
+    source: "",
+    event: "x",
+    data: {},
+  });
   await world.pass(50);
   assert.deepEqual(tab.errors, ["protocol_fault"]);
   assert.equal(tab.sockets[0]?.closedWith, 4500);
@@ -167,7 +181,11 @@ test("a gap is a fault: connect anew, and the missing one comes", async () => {
 });
 
 test("codes that mean go away are final, with a typed error", async () => {
-  for (const [code, name] of [[4501, "token_refused"], [4503, "no_feed"], [1002, "broken_framing"]] as const) {
+  for (const [code, name] of [
+    [4501, "token_refused"],
+    [4503, "no_feed"],
+    [1002, "broken_framing"],
+  ] as const) {
     const world = new World();
     world.server.refusals.push({ code });
     const { tab } = alone(world);
@@ -186,7 +204,10 @@ test("a server that stays away is tried again with growing waits, none above the
   const { tab, statuses } = alone(world);
   await world.pass(600_000);
   const attempts = tab.sockets.length;
-  assert.ok(attempts > 600_000 / BACKOFF_CAP_MS && attempts < 80, `${attempts} attempts in ten minutes`);
+  assert.ok(
+    attempts > 600_000 / BACKOFF_CAP_MS && attempts < 80,
+    `${attempts} attempts in ten minutes`,
+  );
   assert.equal(statuses.at(-1), "waiting");
   world.server.up = true;
   tab.page("hurry");
@@ -219,7 +240,8 @@ test("4401: a fresh token at once, but not for ever", async () => {
   assert.equal(tab.client.status.state, "live");
   assert.equal(world.server.tokens, 2);
   await world.pass(10_000);
-  for (let n = 0; n < 1000; n++) world.server.refusals.push({ code: 4401, reason: '{"retry_after_ms":0}' });
+  for (let n = 0; n < 1000; n++)
+    world.server.refusals.push({ code: 4401, reason: '{"retry_after_ms":0}' });
   world.server.dropAll(4401);
   await world.pass(60_000);
   assert.ok(world.server.tokens < 25, `${world.server.tokens} tokens in a minute`);
@@ -227,7 +249,12 @@ test("4401: a fresh token at once, but not for ever", async () => {
 
 test("a token callback that fails, hangs or gives nothing is asked again; another's token ends it", async () => {
   const world = new World();
-  const gives = [() => Promise.reject(new Error("401")), () => new Promise<string>(() => {}), () => "", () => world.server.token()];
+  const gives = [
+    () => Promise.reject(new Error("401")),
+    () => new Promise<string>(() => {}),
+    () => "",
+    () => world.server.token(),
+  ];
   const { tab } = alone(world, { token: () => (gives.shift() as () => string)() });
   await world.pass(TOKEN_TIMEOUT_MS + 4_000);
   assert.deepEqual(tab.errors, ["token_failed", "token_failed", "token_failed"]);
@@ -289,12 +316,18 @@ test("the network comes back: a connection is probed, a wait is over", async () 
 });
 
 test("a token is replaced before it expires, by the server's clock, and one that lives for years does not loop", async () => {
-  for (const [seconds, least, most] of [[100, 4, 8], [3600 * 24 * 365, 0, 0], [2, 100, 420]] as const) {
+  for (const [seconds, least, most] of [
+    [100, 4, 8],
+    [3600 * 24 * 365, 0, 0],
+    [2, 100, 420],
+  ] as const) {
     const world = new World();
     world.server.tokenSeconds = seconds;
     const { tab } = alone(world);
     await world.pass(400_000);
-    const auths = tab.sockets.flatMap(({ sent }) => sent).filter(({ type }) => type === "auth").length;
+    const auths = tab.sockets
+      .flatMap(({ sent }) => sent)
+      .filter(({ type }) => type === "auth").length;
     assert.ok(auths >= least && auths <= most, `${auths} auth frames for ${seconds} s`);
     assert.equal(tab.sockets.length, 1);
   }
@@ -331,7 +364,10 @@ test("read and handle: first, too late, lost on the way, refused", async () => {
   world.server.change("m", "handle", [2], "somebody");
   const handled = tab.client.handle("m", [1, 2]);
   await world.pass(100);
-  assert.deepEqual((await handled).map(({ handled_by }) => handled_by).sort(), ["merchant-1", "somebody"]);
+  assert.deepEqual((await handled).map(({ handled_by }) => handled_by).sort(), [
+    "merchant-1",
+    "somebody",
+  ]);
 
   world.server.errors.push("busy", "not_taken");
   (tab.sockets[0] as { dead: boolean }).dead = true;
@@ -367,7 +403,18 @@ test("changes made while away come after, a gap in them asks for the history", a
   assert.deepEqual([seen, resyncs], [[1, 2], []]);
   assert.match(tab.sockets.at(-1)?.url ?? "", /state=m%3A0/);
   assert.deepEqual(tab.client.counts.total, { unread: 1, unhandled: 3 });
-  tab.sockets.at(-1)?.fromServer({ type: "state", feed: "m", seqs: [3], read_at: "t", unread: 0, unhandled: 3, last: 3, version: 9 });
+  tab.sockets
+    .at(-1)
+    ?.fromServer({
+      type: "state",
+      feed: "m",
+      seqs: [3],
+      read_at: "t",
+      unread: 0,
+      unhandled: 3,
+      last: 3,
+      version: 9,
+    });
   await world.pass(100);
   assert.deepEqual(resyncs, ["m"]);
 });
@@ -382,7 +429,9 @@ test("an answer about counts from before a change is not believed after it", asy
   world.server.publish();
   world.server.publish();
   await world.pass(100);
-  world.server.feed("m").notifications.push({ type: "notification", feed: "m", seq: 3, read_at: "t" } as Notification);
+  world.server
+    .feed("m")
+    .notifications.push({ type: "notification", feed: "m", seq: 3, read_at: "t" } as Notification);
   socket?.fromServer({ type: "skipped", feed: "m", from: 3, through: 3, reason: "expired" });
   world.server.change("m", "read", [1, 2], "somebody");
   socket?.fromServer({ type: "state", feed: "m", seqs: [], unread: 2, unhandled: 2, last: 3 });
@@ -407,7 +456,9 @@ test("after a skipped above last the counts are asked for, once a second at most
   await world.pass(200);
   const [socket] = tab.sockets;
   for (let n = 1; n <= 40; n++) {
-    world.server.feed("m").notifications.push({ type: "notification", feed: "m", seq: n } as Notification);
+    world.server
+      .feed("m")
+      .notifications.push({ type: "notification", feed: "m", seq: n } as Notification);
     socket?.fromServer({ type: "skipped", feed: "m", from: n, through: n, reason: "expired" });
   }
   await world.pass(5_000);
@@ -439,7 +490,14 @@ test("read through more than is stored, in steps, of an empty feed, and what was
 test("what is no token for a handshake, or no longer says whose it is, is asked for again", async () => {
   const world = new World();
   const page = "<html>502 Bad Gateway</html>";
-  const gives = [() => page, () => "two words", () => "é", () => world.server.token(), () => page, () => "opaque"];
+  const gives = [
+    () => page,
+    () => "two words",
+    () => "é",
+    () => world.server.token(),
+    () => page,
+    () => "opaque",
+  ];
   const { tab } = alone(world, { token: () => (gives.shift() ?? (() => world.server.token()))() });
   await world.pass(10_000);
   assert.deepEqual(tab.errors, ["token_failed", "token_failed", "token_failed"]);
@@ -466,7 +524,8 @@ test("a close for a feed that the token names no more is followed by an attempt 
   const world = new World();
   const { tab } = alone(world);
   await world.pass(100);
-  for (let n = 0; n < 2; n++) world.server.refusals.push({ code: 4503, reason: '{"code":"foreign_feed"}' });
+  for (let n = 0; n < 2; n++)
+    world.server.refusals.push({ code: 4503, reason: '{"code":"foreign_feed"}' });
   world.server.dropAll();
   await world.pass(60_000);
   assert.equal(tab.client.status.state, "live");
@@ -502,11 +561,18 @@ test("a handshake that is refused for a feed that the token names no more is tri
 
 test("a refusal that time mends reaches the app with the server's reason, and is tried again", async () => {
   const world = new World();
-  const reason = JSON.stringify({ code: "token_not_valid_yet", retry_after_ms: 7_000, message: "valid in 7 s" });
+  const reason = JSON.stringify({
+    code: "token_not_valid_yet",
+    retry_after_ms: 7_000,
+    message: "valid in 7 s",
+  });
   world.server.refusals.push({ code: 4402, reason });
   const { tab } = alone(world);
   const messages: string[] = [];
-  tab.client.watch("error", ({ error }) => void messages.push(`${error.closeCode} ${error.message}`));
+  tab.client.watch(
+    "error",
+    ({ error }) => void messages.push(`${error.closeCode} ${error.message}`),
+  );
   await world.pass(6_000);
   assert.deepEqual(tab.errors, ["token_not_valid_yet"]);
   assert.ok(messages[0]?.startsWith("4402") && messages[0].includes("valid in 7 s"), messages[0]);
@@ -519,11 +585,18 @@ test("a refusal that time mends reaches the app with the server's reason, and is
 test("a refusal for good ends with the server's reason", async () => {
   const world = new World();
   const message = "device: at most 64 characters";
-  world.server.refusals.push({ code: 4500, reason: JSON.stringify({ code: "bad_request", message }) });
+  world.server.refusals.push({
+    code: 4500,
+    reason: JSON.stringify({ code: "bad_request", message }),
+  });
   const { tab } = alone(world);
   await world.pass(300_000);
   const { status } = tab.client;
-  assert.ok(status.state === "closed" && status.error?.code === "bad_request" && status.error.message.includes(message));
+  assert.ok(
+    status.state === "closed" &&
+      status.error?.code === "bad_request" &&
+      status.error.message.includes(message),
+  );
   assert.equal(tab.sockets.length, 1);
 });
 

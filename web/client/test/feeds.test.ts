@@ -15,9 +15,27 @@ const welcome = (more: Partial<Welcome["feeds"][number]> = {}): Welcome => ({
   feeds: [{ feed: "m", cursor: 0, last: 0, unread: 0, unhandled: 0, version: 0, ...more }],
 });
 const notification = (seq: number, more: Partial<Notification> = {}): Notification =>
-  ({ type: "notification", feed: "m", seq, id: "", source: "", event: "order.created", data: {}, ...more }) as Notification;
+  ({
+    type: "notification",
+    feed: "m",
+    seq,
+    id: "",
+    source: "",
+    event: "order.created",
+    data: {},
+    ...more,
+  }) as Notification;
 const state = (more: Partial<State>): State =>
-  ({ type: "state", feed: "m", seqs: [1], read_at: "t", unread: 0, unhandled: 0, last: 0, ...more }) as State;
+  ({
+    type: "state",
+    feed: "m",
+    seqs: [1],
+    read_at: "t",
+    unread: 0,
+    unhandled: 0,
+    last: 0,
+    ...more,
+  }) as State;
 const feeds = (more?: Partial<Welcome["feeds"][number]>, mark = 0) => {
   const it = new Feeds(() => mark);
   it.onWelcome(welcome(more));
@@ -30,8 +48,14 @@ test("a number that neither came nor was skipped is a gap", () => {
   assert.equal(it.onNotification(notification(5), true), "next");
   assert.equal(it.onNotification(notification(5), true), "old");
   assert.equal(it.onNotification(notification(7), true), "gap");
-  assert.equal(it.onSkipped({ type: "skipped", feed: "m", from: 7, through: 8, reason: "" }, true), "gap");
-  assert.equal(it.onSkipped({ type: "skipped", feed: "m", from: 6, through: 8, reason: "" }, true), "next");
+  assert.equal(
+    it.onSkipped({ type: "skipped", feed: "m", from: 7, through: 8, reason: "" }, true),
+    "gap",
+  );
+  assert.equal(
+    it.onSkipped({ type: "skipped", feed: "m", from: 6, through: 8, reason: "" }, true),
+    "next",
+  );
   assert.equal(it.onNotification(notification(9), true), "next");
   assert.equal(it.onNotification(notification(1, { feed: "x" }), true), "unknown");
 });
@@ -114,7 +138,9 @@ test("what was handled in another epoch is to be handled again", () => {
   renewed.onHandled("m", 40);
   assert.equal(renewed.isRenewed(welcome({ epoch: "e1" })), false);
   assert.equal(renewed.isRenewed(welcome({ epoch: "e2" })), true);
-  assert.deepEqual(renewed.onWelcome(welcome({ cursor: 2, last: 60, version: 0, epoch: "e2" })), ["m"]);
+  assert.deepEqual(renewed.onWelcome(welcome({ cursor: 2, last: 60, version: 0, epoch: "e2" })), [
+    "m",
+  ]);
   assert.equal(renewed.mark("m"), 2);
   assert.ok(renewed.take(notification(3)));
   assert.equal(renewed.query().get("state"), "m:0:e2");

@@ -30,7 +30,9 @@ test("a wait is between nothing and the doubled base, up to the cap", () => {
 });
 
 test("the close-code table", () => {
-  for (const code of [1000, 1001, 1005, 1006, 1011, 1012, 1013, 3000, 4000, 4401, 4408, 4409, 4429, 4499]) {
+  for (const code of [
+    1000, 1001, 1005, 1006, 1011, 1012, 1013, 3000, 4000, 4401, 4408, 4409, 4429, 4499,
+  ]) {
     assert.equal(closeMeaning(code, "").error, undefined, `${code} means reconnect`);
   }
   for (const code of [1002, 1003, 1007, 1009, 4500, 4501, 4502, 4503, 4999]) {
@@ -39,7 +41,13 @@ test("the close-code table", () => {
   assert.equal(closeMeaning(4501, "").error?.code, "token_refused");
   assert.equal(closeMeaning(4777, '{"code":"new_one"}').error?.code, "new_one");
   assert.equal(closeMeaning(1012, '{"code":"going_away","retry_after_ms":700}').retryAfterMs, 700);
-  for (const reason of ["proxy says no", "null", "[]", '{"retry_after_ms":-1}', '{"retry_after_ms":"1"}']) {
+  for (const reason of [
+    "proxy says no",
+    "null",
+    "[]",
+    '{"retry_after_ms":-1}',
+    '{"retry_after_ms":"1"}',
+  ]) {
     assert.equal(closeMeaning(1012, reason).retryAfterMs, undefined);
   }
 });
@@ -60,13 +68,16 @@ test("frames: unknown ones pass, broken ones are faults", () => {
     '{"type":"goaway"}',
     '{"type":"welcome","subscriber":"s","device":"","window":1,"heartbeat_seconds":1,"token_expires_in":1,"feeds":[{}]}',
   ];
-  for (const text of broken) assert.throws(() => parseFrame(text), { code: "protocol_fault" }, text);
+  for (const text of broken)
+    assert.throws(() => parseFrame(text), { code: "protocol_fault" }, text);
   assert.throws(() => parseFrame(new ArrayBuffer(1)), { code: "protocol_fault" });
 });
 
 test("patterns", () => {
   assert.ok(matches("*", "anything") && matches("import.*", "import.item") && matches("a", "a"));
-  assert.ok(!matches("import.*", "import") && !matches("import.*", "important.item") && !matches("a", "ab"));
+  assert.ok(
+    !matches("import.*", "import") && !matches("import.*", "important.item") && !matches("a", "ab"),
+  );
 });
 
 test("who a token is for: other rights are another", () => {
@@ -74,7 +85,10 @@ test("who a token is for: other rights are another", () => {
   assert.deepEqual(claims("opaque"), {});
   assert.equal(identity("opaque"), undefined);
   assert.equal(identity(jwt({ exp: 1 })), undefined);
-  assert.equal(identity(jwt({ sub: "a", exp: 1, feeds: ["x", "y"] })), identity(jwt({ sub: "a", exp: 2, feeds: ["y", "x"] })));
+  assert.equal(
+    identity(jwt({ sub: "a", exp: 1, feeds: ["x", "y"] })),
+    identity(jwt({ sub: "a", exp: 2, feeds: ["y", "x"] })),
+  );
   assert.notEqual(identity(jwt({ sub: "a" })), identity(jwt({ sub: "b" })));
   assert.notEqual(identity(jwt({ sub: "a" })), identity(jwt({ sub: "a", feeds: ["x"] })));
 });
@@ -112,7 +126,10 @@ test("requests: one at a time a feed, answered by facts, asked again, refused by
   const sent: unknown[] = [];
   const later: (() => void)[] = [];
   const outcomes: unknown[] = [];
-  const it = new Requests((frame) => sent.push(frame), (_, fn) => later.push(fn));
+  const it = new Requests(
+    (frame) => sent.push(frame),
+    (_, fn) => later.push(fn),
+  );
   const state = { type: "state" as const, feed: "m", unread: 0, unhandled: 0, last: 9 };
   it.add({ type: "read", feed: "m", seqs: [1, 2] }, (outcome) => outcomes.push(outcome));
   it.add({ type: "handle", feed: "m", seqs: [2] }, (outcome) => outcomes.push(outcome));
@@ -143,10 +160,22 @@ test("requests: one at a time a feed, answered by facts, asked again, refused by
 test("requests: one answer is awaited at a time, so that an error is never taken for the next one's", () => {
   const sent: unknown[] = [];
   const later: (() => void)[] = [];
-  const it = new Requests((frame) => sent.push(frame), (_, fn) => later.push(fn));
+  const it = new Requests(
+    (frame) => sent.push(frame),
+    (_, fn) => later.push(fn),
+  );
   const pass = () => later.splice(0).forEach((fn) => fn());
   it.add({ type: "read", feed: "m", seqs: [1, 99] }, () => {});
-  it.onState({ type: "state", feed: "m", seqs: [1], read_at: "t", version: 1, unread: 0, unhandled: 0, last: 9 });
+  it.onState({
+    type: "state",
+    feed: "m",
+    seqs: [1],
+    read_at: "t",
+    version: 1,
+    unread: 0,
+    unhandled: 0,
+    last: 9,
+  });
   pass();
   assert.equal(sent.length, 1, "its answer is on its way");
   it.onError("busy", "", "m");
@@ -160,9 +189,13 @@ test("requests: one answer is awaited at a time, so that an error is never taken
 
 test("requests: read through is settled by what covers all that is stored, but not by a replay from before", () => {
   const outcomes: unknown[] = [];
-  const it = new Requests(() => {}, () => {});
+  const it = new Requests(
+    () => {},
+    () => {},
+  );
   const state = { type: "state" as const, feed: "m", unread: 0, unhandled: 0, last: 5, through: 5 };
-  const ask = () => it.add({ type: "read", feed: "m", through: 9 }, (outcome) => outcomes.push(outcome));
+  const ask = () =>
+    it.add({ type: "read", feed: "m", through: 9 }, (outcome) => outcomes.push(outcome));
   it.onWelcome(welcome(7), false);
   ask();
   it.onState({ ...state, read_at: "t", version: 7 });
@@ -190,13 +223,20 @@ test("history: one more try with a fresh token, then the problem as a typed erro
     },
   } as unknown as Platform;
   let tokens = 0;
-  const history = (query = {}) => fetchHistory(platform, "https://h", async () => `t${++tokens}`, "a/b", query);
+  const history = (query = {}) =>
+    fetchHistory(platform, "https://h", async () => `t${++tokens}`, "a/b", query);
   const refusal = (status: number) =>
-    new Response('{"title":"No","detail":"not yours"}', { status, headers: { "content-type": "application/problem+json" } });
+    new Response('{"title":"No","detail":"not yours"}', {
+      status,
+      headers: { "content-type": "application/problem+json" },
+    });
 
   answers.push(refusal(401), new Response('{"feed":"a/b","notifications":[],"next":null}'));
   assert.equal((await history({ before: 9, unread: true, limit: undefined })).next, null);
-  assert.deepEqual(asked[1], ["https://h/v1/feeds/a%2Fb/notifications?before=9&unread=true", "Bearer t2"]);
+  assert.deepEqual(asked[1], [
+    "https://h/v1/feeds/a%2Fb/notifications?before=9&unread=true",
+    "Bearer t2",
+  ]);
   answers.push(Response.json({ next: null }));
   await history({ limit: 5 });
   assert.match(asked[2]?.[0] ?? "", /\?limit=5$/);
@@ -204,10 +244,17 @@ test("history: one more try with a fresh token, then the problem as a typed erro
   await history();
   assert.match(asked[3]?.[0] ?? "", /notifications$/);
   answers.push(refusal(401), refusal(401));
-  await assert.rejects(history(), { code: "http_failed", status: 401, problem: { title: "No", detail: "not yours" } });
+  await assert.rejects(history(), {
+    code: "http_failed",
+    status: 401,
+    problem: { title: "No", detail: "not yours" },
+  });
   assert.equal(tokens, 6);
   answers.push(new Response("<html>", { status: 502 }));
-  await assert.rejects(history(), (error: ShopbellError) => error.status === 502 && error.problem === undefined);
+  await assert.rejects(
+    history(),
+    (error: ShopbellError) => error.status === 502 && error.problem === undefined,
+  );
 });
 
 test("a timer beyond 31 bits does not fire at once", async (context) => {

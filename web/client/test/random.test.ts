@@ -15,7 +15,10 @@ async function run(seed: number, deadly: boolean): Promise<void> {
   server.window = 8;
   server.feed("all", true);
   const random = (below: number) => Math.floor(world.random() * below);
-  const rung = new Map<string, number[]>([["m", []], ["all", []]]);
+  const rung = new Map<string, number[]>([
+    ["m", []],
+    ["all", []],
+  ]);
   const lists = new Map<Tab, number[]>();
   let published = 0;
   const acts: Promise<unknown>[] = [];
@@ -33,7 +36,8 @@ async function run(seed: number, deadly: boolean): Promise<void> {
     });
     tab.client.watch("error", () => {});
   };
-  const living = () => world.tabs.filter((tab) => tab.alive && tab.client.status.state !== "closed");
+  const living = () =>
+    world.tabs.filter((tab) => tab.alive && tab.client.status.state !== "closed");
   const any = () => living()[random(living().length)];
 
   open();
@@ -42,7 +46,8 @@ async function run(seed: number, deadly: boolean): Promise<void> {
     const dice = random(deadly ? 14 : 11);
     if (dice < 4) {
       const key = world.random() < 0.3 ? { collapse_key: "k" } : {};
-      for (let n = random(6); n >= 0; n--) server.publish("x", world.random() < 0.8 ? "m" : "all", key), published++;
+      for (let n = random(6); n >= 0; n--)
+        (server.publish("x", world.random() < 0.8 ? "m" : "all", key), published++);
     } else if (dice === 4 && world.tabs.length < 8) open();
     else if (dice === 5) server.dropAll([1006, 1012, 4408, 4409][random(4)]);
     else if (dice === 6) tab?.look(world.random() < 0.5);
@@ -50,9 +55,18 @@ async function run(seed: number, deadly: boolean): Promise<void> {
     else if (dice === 8) {
       const last = server.counts("m").last;
       const seqs = last > 0 ? [1 + random(last)] : [];
-      if (tab && seqs.length > 0) acts.push(world.random() < 0.5 ? tab.client.read("m", { seqs }) : tab.client.handle("m", seqs));
+      if (tab && seqs.length > 0)
+        acts.push(
+          world.random() < 0.5 ? tab.client.read("m", { seqs }) : tab.client.handle("m", seqs),
+        );
       acts.at(-1)?.catch(() => {});
-    } else if (dice === 9) server.change("m", "read", [1 + random(9)].filter((seq) => seq <= server.counts("m").last), "x");
+    } else if (dice === 9)
+      server.change(
+        "m",
+        "read",
+        [1 + random(9)].filter((seq) => seq <= server.counts("m").last),
+        "x",
+      );
     else if (dice === 10) for (const socket of server.sockets) socket.dead ||= world.random() < 0.1;
     else if (dice === 11 && living().length > 1) tab?.crash();
     else if (dice === 12 && living().length > 1) tab?.page("suspend");
@@ -62,7 +76,10 @@ async function run(seed: number, deadly: boolean): Promise<void> {
       else tab?.freeze();
     }
     for (const one of rung) {
-      assert.ok(server.cursor(one[0]) <= lastRung(one, server), `acked ${server.cursor(one[0])} before it rang, seed ${seed}`);
+      assert.ok(
+        server.cursor(one[0]) <= lastRung(one, server),
+        `acked ${server.cursor(one[0])} before it rang, seed ${seed}`,
+      );
     }
     await world.pass(random(400));
   }
@@ -80,12 +97,20 @@ async function run(seed: number, deadly: boolean): Promise<void> {
     const { last } = server.counts(feed);
     assert.equal(server.cursor(feed), last, `all of ${feed} acknowledged, ${context}`);
     const firsts = seqs.filter((seq, index) => seqs.indexOf(seq) === index);
-    const skippable = (seq: number) => server.feed(feed).notifications[seq - 1]?.collapse_key !== undefined;
+    const skippable = (seq: number) =>
+      server.feed(feed).notifications[seq - 1]?.collapse_key !== undefined;
     // A tab frozen in the middle of a handler ends it when it thaws, when others may have been told that it is skipped.
     const ordered = firsts.filter((seq) => !deadly || !skippable(seq));
-    assert.deepEqual(ordered, [...ordered].sort((a, b) => a - b), `order, ${context}`);
+    assert.deepEqual(
+      ordered,
+      [...ordered].sort((a, b) => a - b),
+      `order, ${context}`,
+    );
     for (let seq = 1; seq <= last; seq++) {
-      assert.ok(firsts.includes(seq) || skippable(seq), `${feed}/${seq} of ${published} never rang, ${context}`);
+      assert.ok(
+        firsts.includes(seq) || skippable(seq),
+        `${feed}/${seq} of ${published} never rang, ${context}`,
+      );
     }
     if (!deadly) assert.equal(seqs.length, firsts.length, `${feed} rang twice, ${context}`);
   }
@@ -94,10 +119,18 @@ async function run(seed: number, deadly: boolean): Promise<void> {
     assert.equal(tab.client.status.state, "live", context);
     assert.deepEqual(tab.client.counts.total, { unread, unhandled }, `counts, ${context}`);
     const list = lists.get(tab) ?? [];
-    assert.deepEqual(list, [...new Set(list)].sort((a, b) => a - b), `each list in order and without repetition, ${context}`);
+    assert.deepEqual(
+      list,
+      [...new Set(list)].sort((a, b) => a - b),
+      `each list in order and without repetition, ${context}`,
+    );
   }
   // A session whose network died is the server's to notice.
-  assert.equal([...server.sessions].filter(({ socket }) => !socket.dead).length, 1, `one socket, ${context}`);
+  assert.equal(
+    [...server.sessions].filter(({ socket }) => !socket.dead).length,
+    1,
+    `one socket, ${context}`,
+  );
   if (!deadly) await Promise.all(acts);
 }
 
@@ -105,7 +138,11 @@ async function run(seed: number, deadly: boolean): Promise<void> {
 function lastRung([feed, seqs]: [string, number[]], server: World["server"]): number {
   const { notifications } = server.feed(feed);
   let last = 0;
-  while (notifications[last] && (seqs.includes(last + 1) || notifications[last]?.collapse_key !== undefined)) last++;
+  while (
+    notifications[last] &&
+    (seqs.includes(last + 1) || notifications[last]?.collapse_key !== undefined)
+  )
+    last++;
   return last;
 }
 
@@ -148,7 +185,8 @@ async function runRestores(seed: number): Promise<void> {
   open();
   for (let step = 0; step < 50; step++) {
     const dice = random(12);
-    if (dice < 5) for (let n = random(6); n >= 0; n--) server.publish("x", "m", { id: `n${published++}` });
+    if (dice < 5)
+      for (let n = random(6); n >= 0; n--) server.publish("x", "m", { id: `n${published++}` });
     else if (dice === 5 && world.tabs.length < 5) open();
     else if (dice === 6) server.dropAll();
     else if (dice === 7) world.tabs[random(world.tabs.length)]?.look(world.random() < 0.5);

@@ -7,7 +7,13 @@ import { World, jwt, type Tab } from "./world.js";
 /** Numbers that rang, with the tab that did, in the order in which the handlers resolved. */
 type Rung = { tab: Tab; seq: number }[];
 
-function open(world: World, rung: Rung, page: Partial<Tab> = {}, handlerMs = 0, options: Partial<ConnectOptions> = {}): Tab {
+function open(
+  world: World,
+  rung: Rung,
+  page: Partial<Tab> = {},
+  handlerMs = 0,
+  options: Partial<ConnectOptions> = {},
+): Tab {
   const tab = world.open(options, page);
   tab.client.ring("*", async ({ seq }) => {
     if (handlerMs > 0) await tab.sleep(handlerMs);
@@ -17,7 +23,8 @@ function open(world: World, rung: Rung, page: Partial<Tab> = {}, handlerMs = 0, 
   return tab;
 }
 const seqs = (rung: Rung) => rung.map(({ seq }) => seq);
-const leader = (tabs: Tab[]) => tabs.find((tab) => tab.sockets.some(({ state }) => state === "open"));
+const leader = (tabs: Tab[]) =>
+  tabs.find((tab) => tab.sockets.some(({ state }) => state === "open"));
 
 test("five tabs: one socket, every list is up to date, one toast, in the tab that is looked at", async () => {
   const world = new World();
@@ -78,7 +85,10 @@ test("the leader closes: the next takes over at once, nothing is lost or rung tw
     await world.pass(7);
   }
   await world.pass(500);
-  assert.deepEqual(seqs(rung), [...Array(50).keys()].map((n) => n + 1));
+  assert.deepEqual(
+    seqs(rung),
+    [...Array(50).keys()].map((n) => n + 1),
+  );
   assert.equal(tabs[2]?.client.status.state, "live");
   assert.deepEqual(world.server.violations, []);
 });
@@ -95,7 +105,10 @@ test("the chosen tab crashes before it answers: another does it", async () => {
   assert.deepEqual(rung, []);
   chosen.crash();
   await world.pass(PING_MS * (MISSED_MAX + 2));
-  assert.deepEqual(rung.map(({ tab }) => tab), [first]);
+  assert.deepEqual(
+    rung.map(({ tab }) => tab),
+    [first],
+  );
   assert.equal(world.server.cursor(), 1);
 });
 
@@ -124,7 +137,10 @@ test("a slow handler in another tab is waited for, as long as that tab lives", a
   await world.pass(119_000);
   assert.equal(world.server.cursor(), 0);
   await world.pass(2_000);
-  assert.deepEqual(rung.map(({ tab }) => tab), [chosen]);
+  assert.deepEqual(
+    rung.map(({ tab }) => tab),
+    [chosen],
+  );
   assert.equal(world.server.cursor(), 1);
 });
 
@@ -148,7 +164,10 @@ test("the leader dies while another tab is at it: the new leader does not have i
   await world.pass(80);
   await chosen.thaw();
   await world.pass(10_000);
-  assert.deepEqual(rung.map(({ tab }) => tab), [chosen]);
+  assert.deepEqual(
+    rung.map(({ tab }) => tab),
+    [chosen],
+  );
   assert.equal(world.server.cursor(), 1);
 });
 
@@ -166,7 +185,10 @@ test("a frozen leader is replaced when somebody looks, and does no harm when it 
   assert.deepEqual(rung, [], "nobody looks");
   second.look(true);
   await world.pass(PING_MS * (MISSED_MAX + 1) + 2_000);
-  assert.deepEqual(rung.map(({ tab }) => tab), [second]);
+  assert.deepEqual(
+    rung.map(({ tab }) => tab),
+    [second],
+  );
   world.server.publish();
   await world.pass(300);
   await frozen.thaw();
@@ -208,9 +230,15 @@ test("what a deposed leader says when it thaws changes nothing in tabs that foll
   await world.pass(5_000);
   world.server.publish();
   await world.pass(300);
-  assert.deepEqual(lists.slice(1), [[1, 2, 3, 4, 5, 6], [2, 3, 4, 5, 6]]);
+  assert.deepEqual(lists.slice(1), [
+    [1, 2, 3, 4, 5, 6],
+    [2, 3, 4, 5, 6],
+  ]);
   const [own = []] = lists;
-  assert.deepEqual(own, [...new Set(own)].sort((a, b) => a - b));
+  assert.deepEqual(
+    own,
+    [...new Set(own)].sort((a, b) => a - b),
+  );
   assert.equal(own.at(-1), 6);
   assert.deepEqual(seqs(rung), [1, 2, 3, 4, 5, 6]);
 });
@@ -250,7 +278,9 @@ test("a follower's read and handle survive the leader", async () => {
 test("two people in one browser never share", async () => {
   const world = new World();
   const rung: Rung = [];
-  const token = (claims: object) => ({ token: () => jwt({ exp: world.now / 1000 + 3600, ...claims }) });
+  const token = (claims: object) => ({
+    token: () => jwt({ exp: world.now / 1000 + 3600, ...claims }),
+  });
   open(world, rung, {}, 0, token({ sub: "a" }));
   open(world, rung, {}, 0, token({ sub: "a", iat: 5 }));
   open(world, rung, {}, 0, token({ sub: "b" }));
@@ -301,7 +331,8 @@ test("what a tab asks before it has joined, or while it is put aside, is asked w
   await world.pass(300);
   const other = open(world, rung);
   const answers: unknown[] = [];
-  const read = (seq: number) => void other.client.read("m", { seqs: [seq] }).then(([state]) => answers.push(state?.seqs));
+  const read = (seq: number) =>
+    void other.client.read("m", { seqs: [seq] }).then(([state]) => answers.push(state?.seqs));
   read(1);
   await world.pass(500);
   assert.deepEqual(answers, [[1]]);

@@ -58,7 +58,9 @@ export class World {
       await settle();
       const next = this.#timers.reduce<Timer | undefined>(
         (soonest, timer) =>
-          !soonest || timer.at < soonest.at || (timer.at === soonest.at && timer.id < soonest.id) ? timer : soonest,
+          !soonest || timer.at < soonest.at || (timer.at === soonest.at && timer.id < soonest.id)
+            ? timer
+            : soonest,
         undefined,
       );
       if (!next || next.at > until) break;
@@ -105,7 +107,13 @@ export class World {
     for (const lock of this.locks.filter((lock) => lock.tab === tab)) this.#drop(lock);
   }
 
-  request(tab: Tab, name: string, steal: boolean, signal: AbortSignal | undefined, take: () => Promise<void>) {
+  request(
+    tab: Tab,
+    name: string,
+    steal: boolean,
+    signal: AbortSignal | undefined,
+    take: () => Promise<void>,
+  ) {
     return new Promise<void>((resolve, reject) => {
       const abort = () => Object.assign(new Error("aborted"), { name: "AbortError" });
       const lock: Lock = { name, tab, held: false, take, resolve, reject };
@@ -237,13 +245,15 @@ export class Tab {
               const copy = structuredClone(message);
               for (const tab of world.tabs) if (tab !== this) tab.hear(name, copy);
             },
-            close: () => void (this.#channels = this.#channels.filter((other) => other !== channel)),
+            close: () =>
+              void (this.#channels = this.#channels.filter((other) => other !== channel)),
           };
           this.#channels.push(channel);
           return channel;
         },
         locks: {
-          request: (name, { steal = false, signal }, held) => world.request(this, name, steal, signal, held),
+          request: (name, { steal = false, signal }, held) =>
+            world.request(this, name, steal, signal, held),
         },
       }),
       store: this.store(),
@@ -263,7 +273,8 @@ export class Tab {
       // A message is a task, in the order of posting.
       this.world.after(0, () =>
         this.run(() => {
-          if (this.#channels.includes(channel)) channel.onmessage?.({ data: message } as MessageEvent);
+          if (this.#channels.includes(channel))
+            channel.onmessage?.({ data: message } as MessageEvent);
         }),
       );
     }
@@ -374,7 +385,12 @@ export class Server {
   }
 
   feed(name: string, shared = false): Feed {
-    const feed = this.feeds.get(name) ?? { shared, notifications: [], states: [], cursors: new Map() };
+    const feed = this.feeds.get(name) ?? {
+      shared,
+      notifications: [],
+      states: [],
+      cursors: new Map(),
+    };
     this.feeds.set(name, feed);
     return feed;
   }
@@ -387,7 +403,16 @@ export class Server {
   publish(event = "order.created", feed = "m", more: Partial<Notification> = {}): Notification {
     const { notifications } = this.feed(feed);
     const seq = notifications.length + 1;
-    const frame = { type: "notification", feed, seq, id: `e${seq}`, source: "/s", event, data: {}, ...more };
+    const frame = {
+      type: "notification",
+      feed,
+      seq,
+      id: `e${seq}`,
+      source: "/s",
+      event,
+      data: {},
+      ...more,
+    };
     notifications.push(frame as Notification);
     for (const session of this.sessions) session.pump();
     return frame as Notification;
@@ -396,7 +421,11 @@ export class Server {
   counts(name: string): { unread: number; unhandled: number; last: number } {
     const { notifications } = this.feed(name);
     const unread = notifications.filter((one) => !one.read_at).length;
-    return { unread, unhandled: notifications.filter((one) => !one.handled_at).length, last: notifications.length };
+    return {
+      unread,
+      unhandled: notifications.filter((one) => !one.handled_at).length,
+      last: notifications.length,
+    };
   }
 
   /** The database goes back: only the first `count` notifications of a feed are left, and all sessions end. */
@@ -421,7 +450,11 @@ export class Server {
     const changed = seqs.filter((seq) => !feed.notifications[seq - 1]?.[field]);
     for (const seq of changed) {
       const old = feed.notifications[seq - 1] as Notification;
-      feed.notifications[seq - 1] = { ...old, [field]: at, ...(kind === "handle" && { handled_by: by }) };
+      feed.notifications[seq - 1] = {
+        ...old,
+        [field]: at,
+        ...(kind === "handle" && { handled_by: by }),
+      };
     }
     const fact = (seq: number | undefined) => {
       const one = seq === undefined ? undefined : feed.notifications[seq - 1];
@@ -523,7 +556,14 @@ export class Session {
       this.#begun.set(name, feed.notifications.length);
       const counts = server.counts(name);
       const { epoch } = server;
-      return { feed: name, cursor, ...counts, version: feed.states.length, epoch, ...(feed.shared && { shared: true }) };
+      return {
+        feed: name,
+        cursor,
+        ...counts,
+        version: feed.states.length,
+        epoch,
+        ...(feed.shared && { shared: true }),
+      };
     });
     socket.fromServer({
       type: "welcome",
@@ -563,9 +603,17 @@ export class Session {
         const frame = notifications[next - 1];
         if (!frame || this.#outstanding.length >= this.server.window) break;
         this.#next.set(feed, next + 1);
-        const newer = notifications.slice(next).some((one) => one.collapse_key === frame.collapse_key);
+        const newer = notifications
+          .slice(next)
+          .some((one) => one.collapse_key === frame.collapse_key);
         if (frame.collapse_key !== undefined && newer) {
-          this.socket.fromServer({ type: "skipped", feed, from: next, through: next, reason: "collapsed" });
+          this.socket.fromServer({
+            type: "skipped",
+            feed,
+            from: next,
+            through: next,
+            reason: "collapsed",
+          });
         } else {
           this.#outstanding.push({ feed, seq: next });
           this.socket.fromServer(frame);
@@ -581,18 +629,32 @@ export class Session {
     if (frame.type === "auth") return;
     const feed = server.feed(frame.feed);
     if (frame.type === "ack") {
-      if (frame.seq >= (this.#next.get(frame.feed) ?? 0)) server.violations.push(`ack of ${frame.seq}, not sent`);
+      if (frame.seq >= (this.#next.get(frame.feed) ?? 0))
+        server.violations.push(`ack of ${frame.seq}, not sent`);
       const cursor = feed.cursors.get(server.subscriber) ?? 0;
       feed.cursors.set(server.subscriber, Math.max(cursor, frame.seq));
-      this.#outstanding = this.#outstanding.filter((one) => one.feed !== frame.feed || one.seq > frame.seq);
+      this.#outstanding = this.#outstanding.filter(
+        (one) => one.feed !== frame.feed || one.seq > frame.seq,
+      );
       return this.pump();
     }
     const error = server.errors.shift() ?? (feed.shared ? "read_only" : undefined);
-    if (error) return this.socket.fromServer({ type: "error", code: error, message: error, feed: frame.feed });
+    if (error)
+      return this.socket.fromServer({
+        type: "error",
+        code: error,
+        message: error,
+        feed: frame.feed,
+      });
     if ("through" in frame) return server.readThrough(frame.feed, frame.through, this);
     const { seqs } = frame;
     if (seqs.some((seq) => !feed.notifications[seq - 1])) {
-      return this.socket.fromServer({ type: "error", code: "unknown_seq", message: "no such", feed: frame.feed });
+      return this.socket.fromServer({
+        type: "error",
+        code: "unknown_seq",
+        message: "no such",
+        feed: frame.feed,
+      });
     }
     const answer = server.change(frame.feed, frame.type, seqs, server.subscriber);
     if (answer) this.socket.fromServer(answer);

@@ -62,7 +62,10 @@ class Line {
 
   say(text: string, key?: string): void {
     this.#sayings.add(text, key);
-    this.#next ??= setTimeout(() => this.#say(), Math.max(ALERT_MS, this.#saidAt + this.intervalMs - performance.now()));
+    this.#next ??= setTimeout(
+      () => this.#say(),
+      Math.max(ALERT_MS, this.#saidAt + this.intervalMs - performance.now()),
+    );
   }
 
   #say(): void {

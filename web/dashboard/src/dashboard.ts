@@ -71,7 +71,8 @@ export class Dashboard {
       this.#draw();
       this.toasts.settle();
       const isAll = this.#loader.complete && !this.#loader.loading;
-      for (const item of this.#untold.take((feed, seq) => model.item(feed, seq), isAll)) this.#arrived({ item, replayed: true });
+      for (const item of this.#untold.take((feed, seq) => model.item(feed, seq), isAll))
+        this.#arrived({ item, replayed: true });
     });
     this.#header = new Header(byId("header"), this.#sound.on, {
       showWaiting: () => this.#showWaiting(),
@@ -87,11 +88,19 @@ export class Dashboard {
       isPending: (key) => this.#pending.has(key),
       drawOn: () => this.#frames.ask(),
     });
-    this.#imports = new Imports(byId("imports"), { read, dismiss: (one) => void this.#dismiss(one) });
+    this.#imports = new Imports(byId("imports"), {
+      read,
+      dismiss: (one) => void this.#dismiss(one),
+    });
     // Nothing rings for these: who opens one has taken it, too.
     this.#others = new Others(byId("others"), accept);
     this.#notices = new Notices(byId("notices"));
-    this.toasts = new Toasts(byId("toasts"), this.#announcer, accept, (feed, id) => model.import(feed, id)?.failed ?? 0);
+    this.toasts = new Toasts(
+      byId("toasts"),
+      this.#announcer,
+      accept,
+      (feed, id) => model.import(feed, id)?.failed ?? 0,
+    );
 
     client.on("*", (notification) => this.#onNotification(notification));
     client.ring("*", (notification) => this.#onRing(notification));
@@ -101,11 +110,17 @@ export class Dashboard {
       this.toasts.settle();
     });
     client.watch("counts", () => this.#onCounts());
-    client.watch("resync", ({ feed }) => void this.#loader.refresh(feed, model.sharedFeeds().includes(feed)));
+    client.watch(
+      "resync",
+      ({ feed }) => void this.#loader.refresh(feed, model.sharedFeeds().includes(feed)),
+    );
     client.watch("caught_up", () => this.#loader.retry());
     client.watch("status", (status) => this.#onStatus(status));
-    client.watch("error", ({ error }) => console.warn(`shopbell: ${error.code}: ${error.message}`, error.cause ?? ""));
-    for (const event of ["online", "offline"]) addEventListener(event, () => this.#drawConnection());
+    client.watch("error", ({ error }) =>
+      console.warn(`shopbell: ${error.code}: ${error.message}`, error.cause ?? ""),
+    );
+    for (const event of ["online", "offline"])
+      addEventListener(event, () => this.#drawConnection());
     addEventListener("pagehide", () => this.#untold.keep(this.#arrivals.map(({ item }) => item)));
     // Back as it was left: it tells them itself.
     addEventListener("pageshow", ({ persisted }) => persisted && this.#untold.keep([]));
@@ -167,10 +182,17 @@ export class Dashboard {
   #tellNews(): void {
     this.#flush = undefined;
     // A storm is summed up when it is over.
-    if (this.client.status.state === "catching_up" && this.#arrivals.some(({ replayed }) => replayed)) return this.#flushSoon();
+    if (
+      this.client.status.state === "catching_up" &&
+      this.#arrivals.some(({ replayed }) => replayed)
+    )
+      return this.#flushSoon();
     const toasts = plan(this.#arrivals);
     this.#arrivals = [];
-    if (toasts.some((toast) => toast.kind === "order" || (toast.kind === "away" && toast.orders > 0))) void this.#sound.chime(Date.now());
+    if (
+      toasts.some((toast) => toast.kind === "order" || (toast.kind === "away" && toast.orders > 0))
+    )
+      void this.#sound.chime(Date.now());
     this.toasts.show(toasts);
   }
 
@@ -193,7 +215,12 @@ export class Dashboard {
     const state = connectionState(status, navigator.onLine);
     this.#header.showConnection(state, status, Date.now());
     const news = this.#connectionNews.next(state);
-    if (news) this.#announcer.say("status", news === "lost" ? texts.connectionLost : texts.connectionRegained, "connection");
+    if (news)
+      this.#announcer.say(
+        "status",
+        news === "lost" ? texts.connectionLost : texts.connectionRegained,
+        "connection",
+      );
   }
 
   #draw(): void {
@@ -209,7 +236,13 @@ export class Dashboard {
     this.#trim();
     const orders = model.orders();
     this.#drawBell();
-    this.#orders.render({ orders, unread: this.client.counts.total.unread, older: this.#loader.older, loading: this.#loader.loading, looking: this.#isLooking() });
+    this.#orders.render({
+      orders,
+      unread: this.client.counts.total.unread,
+      older: this.#loader.older,
+      loading: this.#loader.loading,
+      looking: this.#isLooking(),
+    });
     this.#imports.render(model.imports());
     this.#others.render(model.others());
     this.#notices.render(model.notices());
@@ -220,7 +253,17 @@ export class Dashboard {
     const oldestAt = waiting.at(-1)?.at;
     const any = this.#model.orders().length > 0;
     const isAtLeast = !this.#loader.complete;
-    this.#header.showBell({ waiting: waiting.length, isAtLeast, looking: this.#isLooking(), oldestAt, any, accepting: this.#accepting }, Date.now());
+    this.#header.showBell(
+      {
+        waiting: waiting.length,
+        isAtLeast,
+        looking: this.#isLooking(),
+        oldestAt,
+        any,
+        accepting: this.#accepting,
+      },
+      Date.now(),
+    );
   }
 
   /** Something is unhandled, and may be an order that has not been found yet. */
@@ -288,7 +331,11 @@ export class Dashboard {
     if (!one.overflowed) return;
     try {
       for await (const seqs of this.#loader.unhandledOf(one.feed, one.id)) {
-        if (seqs.length > 0) await this.#try([this.client.handle(one.feed, seqs), this.client.read(one.feed, { seqs })]);
+        if (seqs.length > 0)
+          await this.#try([
+            this.client.handle(one.feed, seqs),
+            this.client.read(one.feed, { seqs }),
+          ]);
       }
     } catch {
       this.toasts.say(texts.failedAct);
@@ -298,20 +345,32 @@ export class Dashboard {
   async #readAll(): Promise<void> {
     const feeds = this.#model.feeds().map((feed) => ({ feed, through: this.#model.last(feed) }));
     // An empty feed has no number that could be read.
-    await this.#try(feeds.filter(({ through }) => through > 0).map(({ feed, through }) => this.client.read(feed, { through })));
+    await this.#try(
+      feeds
+        .filter(({ through }) => through > 0)
+        .map(({ feed, through }) => this.client.read(feed, { through })),
+    );
   }
 
   async #say(items: Item[], what: "read" | "handle"): Promise<void> {
     const seqs = new Map<string, number[]>();
-    const isKnown = ({ facts }: Item) => (what === "read" ? facts.read_at : facts.handled_at) !== undefined;
-    for (const item of items) if (!isKnown(item)) seqs.set(item.feed, [...(seqs.get(item.feed) ?? []), item.seq]);
-    await this.#try([...seqs].map(([feed, some]) => (what === "read" ? this.client.read(feed, { seqs: some }) : this.client.handle(feed, some))));
+    const isKnown = ({ facts }: Item) =>
+      (what === "read" ? facts.read_at : facts.handled_at) !== undefined;
+    for (const item of items)
+      if (!isKnown(item)) seqs.set(item.feed, [...(seqs.get(item.feed) ?? []), item.seq]);
+    await this.#try(
+      [...seqs].map(([feed, some]) =>
+        what === "read" ? this.client.read(feed, { seqs: some }) : this.client.handle(feed, some),
+      ),
+    );
   }
 
   /** Waits for answers, which come as state changes; across reconnects, if need be. */
   async #try(asked: Promise<unknown>[]): Promise<void> {
     const outcomes = await Promise.allSettled(asked);
-    const refused = outcomes.filter((outcome) => outcome.status === "rejected" && outcome.reason?.code !== "closed");
+    const refused = outcomes.filter(
+      (outcome) => outcome.status === "rejected" && outcome.reason?.code !== "closed",
+    );
     if (refused.length > 0) this.toasts.say(texts.failedAct);
   }
 }

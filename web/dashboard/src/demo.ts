@@ -6,16 +6,28 @@ import { texts } from "./texts.js";
 const ACTIONS: { testid: string; label: string; path: string; body: Record<string, number> }[] = [
   { testid: "demo-order", label: texts.demoOrder, path: "/demo/orders", body: { count: 1 } },
   { testid: "demo-orders", label: texts.demoOrders, path: "/demo/orders", body: { count: 20 } },
-  { testid: "demo-import", label: texts.demoImport, path: "/demo/imports", body: { items: 500, failed: 7 } },
+  {
+    testid: "demo-import",
+    label: texts.demoImport,
+    path: "/demo/imports",
+    body: { items: 500, failed: 7 },
+  },
   { testid: "demo-cut", label: texts.demoCut, path: "/demo/cut", body: { seconds: 10, orders: 5 } },
 ];
 
-export function showDemo(root: HTMLElement, token: () => Promise<string>, failed: (what: string) => void): void {
+export function showDemo(
+  root: HTMLElement,
+  token: () => Promise<string>,
+  failed: (what: string) => void,
+): void {
   const act = async (at: HTMLButtonElement, path: string, body: Record<string, number>) => {
     if (at.getAttribute("aria-disabled") === "true") return;
     at.setAttribute("aria-disabled", "true");
     try {
-      const headers = { authorization: `Bearer ${await token()}`, "content-type": "application/json" };
+      const headers = {
+        authorization: `Bearer ${await token()}`,
+        "content-type": "application/json",
+      };
       const answer = await fetch(path, { method: "POST", headers, body: JSON.stringify(body) });
       if (!answer.ok) throw new Error(`${answer.status} ${answer.statusText}`.trim());
     } catch (error) {
@@ -25,9 +37,16 @@ export function showDemo(root: HTMLElement, token: () => Promise<string>, failed
     }
   };
   const buttons = ACTIONS.map(({ testid, label, path, body }) => {
-    const one: HTMLButtonElement = button(label, { class: "secondary", testid }, () => void act(one, path, body));
+    const one: HTMLButtonElement = button(
+      label,
+      { class: "secondary", testid },
+      () => void act(one, path, body),
+    );
     return one;
   });
-  root.replaceChildren(h("h2", { attributes: { id: "demo-heading" } }, texts.demoHeading), h("div", { class: "demo-buttons" }, ...buttons));
+  root.replaceChildren(
+    h("h2", { attributes: { id: "demo-heading" } }, texts.demoHeading),
+    h("div", { class: "demo-buttons" }, ...buttons),
+  );
   root.hidden = false;
 }

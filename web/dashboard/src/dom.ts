@@ -18,14 +18,23 @@ export function h<Tag extends keyof HTMLElementTagNameMap>(
   const element = document.createElement(tag);
   if (name) element.className = name;
   if (testid) element.dataset["testid"] = testid;
-  for (const [attribute, value] of Object.entries(attributes ?? {})) element.setAttribute(attribute, value);
-  for (const [event, listener] of Object.entries(on ?? {})) element.addEventListener(event, listener);
+  for (const [attribute, value] of Object.entries(attributes ?? {}))
+    element.setAttribute(attribute, value);
+  for (const [event, listener] of Object.entries(on ?? {}))
+    element.addEventListener(event, listener);
   for (const child of children) if (child) element.append(child);
   return element;
 }
 
-export function button(label: Child, { class: name, testid, attributes, on }: Properties, click: () => void): HTMLButtonElement {
-  const properties: Properties = { attributes: { type: "button", ...attributes }, on: { click, ...on } };
+export function button(
+  label: Child,
+  { class: name, testid, attributes, on }: Properties,
+  click: () => void,
+): HTMLButtonElement {
+  const properties: Properties = {
+    attributes: { type: "button", ...attributes },
+    on: { click, ...on },
+  };
   if (name) properties.class = name;
   if (testid) properties.testid = testid;
   return h("button", properties, label);
@@ -41,7 +50,11 @@ const SCROLLS_CHARS = 250;
 
 /** The same, whole. */
 export function whole(text: string): HTMLElement {
-  return h("bdi", { class: "whole", ...(text.length > SCROLLS_CHARS && { attributes: { tabindex: "0" } }) }, harmless(text));
+  return h(
+    "bdi",
+    { class: "whole", ...(text.length > SCROLLS_CHARS && { attributes: { tabindex: "0" } }) },
+    harmless(text),
+  );
 }
 
 /** Writes only what differs: most of what is rendered anew is what it was. */
@@ -78,8 +91,16 @@ const NAMESPACE = "http://www.w3.org/2000/svg";
 
 /** Drawn on a grid of 24, in the colour of the text. */
 const ICONS = {
-  bell: ["M12 3.2a5.8 5.8 0 0 0-5.8 5.8v3.9L4.5 16a1 1 0 0 0 .9 1.5h13.2a1 1 0 0 0 .9-1.5l-1.7-3.1V9A5.8 5.8 0 0 0 12 3.2Z", "M9.8 19.6a2.3 2.3 0 0 0 4.4 0", "M12 3.2V1.9"],
-  sound: ["M4 9.5v5h3.2L12 18.6V5.4L7.2 9.5H4Z", "M15.4 9a4.2 4.2 0 0 1 0 6", "M17.9 6.6a7.6 7.6 0 0 1 0 10.8"],
+  bell: [
+    "M12 3.2a5.8 5.8 0 0 0-5.8 5.8v3.9L4.5 16a1 1 0 0 0 .9 1.5h13.2a1 1 0 0 0 .9-1.5l-1.7-3.1V9A5.8 5.8 0 0 0 12 3.2Z",
+    "M9.8 19.6a2.3 2.3 0 0 0 4.4 0",
+    "M12 3.2V1.9",
+  ],
+  sound: [
+    "M4 9.5v5h3.2L12 18.6V5.4L7.2 9.5H4Z",
+    "M15.4 9a4.2 4.2 0 0 1 0 6",
+    "M17.9 6.6a7.6 7.6 0 0 1 0 10.8",
+  ],
   mute: ["M4 9.5v5h3.2L12 18.6V5.4L7.2 9.5H4Z", "m16 9.6 4.8 4.8", "m20.8 9.6-4.8 4.8"],
   close: ["m6.5 6.5 11 11", "m17.5 6.5-11 11"],
   check: ["m5 12.6 4.6 4.6L19 7.4"],

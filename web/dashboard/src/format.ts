@@ -4,7 +4,8 @@
 export const CLIP_CHARS = 160;
 
 // C0 and C1 controls, line and paragraph separators, invisible marks that reorder text, zero-width and tag characters.
-const HARMFUL = /[\u0000-\u001f\u007f-\u009f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]/g;
+const HARMFUL =
+  /[\u0000-\u001f\u007f-\u009f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]/g;
 
 /** Shows what would act on the page instead of being seen on it. */
 export function harmless(text: string): string {
@@ -34,13 +35,21 @@ export function asText(value: unknown): string {
 const moneyFormats = new Map<string, Intl.NumberFormat>();
 const MONEY_FORMATS_MAX = 100;
 
-function moneyFormat(locale: string | undefined, currency: string, digits: number): Intl.NumberFormat {
+function moneyFormat(
+  locale: string | undefined,
+  currency: string,
+  digits: number,
+): Intl.NumberFormat {
   const key = `${locale}/${currency}/${digits}`;
   let format = moneyFormats.get(key);
   if (!format) {
     const options: Intl.NumberFormatOptions = { style: "currency", currency };
-    const usual = new Intl.NumberFormat(locale, options).resolvedOptions().maximumFractionDigits ?? 2;
-    format = new Intl.NumberFormat(locale, { ...options, maximumFractionDigits: Math.max(usual, digits) });
+    const usual =
+      new Intl.NumberFormat(locale, options).resolvedOptions().maximumFractionDigits ?? 2;
+    format = new Intl.NumberFormat(locale, {
+      ...options,
+      maximumFractionDigits: Math.max(usual, digits),
+    });
     if (moneyFormats.size >= MONEY_FORMATS_MAX) moneyFormats.clear();
     moneyFormats.set(key, format);
   }
@@ -53,7 +62,9 @@ export function money(total: string, currency: string, locale?: string): string 
   if (!digits) return clip(`${total} ${currency}`, 60);
   try {
     // As a string: a number would round what a double cannot hold.
-    return moneyFormat(locale, currency, digits[1]?.length ?? 0).format(total as Intl.StringNumericLiteral);
+    return moneyFormat(locale, currency, digits[1]?.length ?? 0).format(
+      total as Intl.StringNumericLiteral,
+    );
   } catch {
     return clip(`${total} ${currency}`, 60);
   }
@@ -75,7 +86,10 @@ export function ago(at: number, now: number): string {
   return "just now";
 }
 
-const exactFormat = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
+const exactFormat = new Intl.DateTimeFormat(undefined, {
+  dateStyle: "medium",
+  timeStyle: "medium",
+});
 
 /** Date and time to the second, here. */
 export function exact(at: number): string {

@@ -5,7 +5,8 @@ import { button, h, icon, setAttribute, setData, setText } from "./dom.js";
 import { ago, clip } from "./format.js";
 import { texts } from "./texts.js";
 
-export type ConnectionState = "connecting" | "catching_up" | "live" | "reconnecting" | "offline" | "ended";
+export type ConnectionState =
+  "connecting" | "catching_up" | "live" | "reconnecting" | "offline" | "ended";
 
 export interface HeaderActions {
   showWaiting(): void;
@@ -44,7 +45,11 @@ export class Header {
     actions: HeaderActions,
   ) {
     this.#bell = button(icon("bell"), { class: "bell", testid: "bell" }, actions.showWaiting);
-    this.#acceptAll = button(texts.acceptAll, { class: "primary accept-all", testid: "accept-all" }, actions.acceptAll);
+    this.#acceptAll = button(
+      texts.acceptAll,
+      { class: "primary accept-all", testid: "accept-all" },
+      actions.acceptAll,
+    );
     this.#sound = button(icon("mute"), { class: "quiet icon-button", testid: "sound" }, () => {
       const on = this.#sound.getAttribute("aria-pressed") !== "true";
       this.#showSound(on);
@@ -53,7 +58,15 @@ export class Header {
     this.#showSound(sound);
     this.#connection.append(h("span", { class: "dot" }), this.#word);
     const who = h("h1", { class: "who" }, h("span", {}, texts.product), this.#merchant);
-    const signOut = button(icon("out"), { class: "quiet icon-button", testid: "sign-out", attributes: { "aria-label": texts.signOut, title: texts.signOut } }, actions.signOut);
+    const signOut = button(
+      icon("out"),
+      {
+        class: "quiet icon-button",
+        testid: "sign-out",
+        attributes: { "aria-label": texts.signOut, title: texts.signOut },
+      },
+      actions.signOut,
+    );
     root.replaceChildren(
       h(
         "div",
@@ -75,8 +88,21 @@ export class Header {
     const rings = waiting > 0;
     setData(this.root, "ringing", String(rings));
     setData(this.#bell, "ringing", String(rings));
-    setAttribute(this.#bell, "aria-label", rings ? texts.bellRings(waiting) : looking ? texts.looking : texts.bellQuiet);
-    setText(this.#headline, rings ? texts.ringing(waiting, isAtLeast) : looking ? texts.looking : any ? texts.quiet : texts.quietEmpty);
+    setAttribute(
+      this.#bell,
+      "aria-label",
+      rings ? texts.bellRings(waiting) : looking ? texts.looking : texts.bellQuiet,
+    );
+    setText(
+      this.#headline,
+      rings
+        ? texts.ringing(waiting, isAtLeast)
+        : looking
+          ? texts.looking
+          : any
+            ? texts.quiet
+            : texts.quietEmpty,
+    );
     this.#oldest = oldestAt === undefined ? "" : texts.oldest(ago(oldestAt, now));
     this.#showSince();
     if (!rings && document.activeElement === this.#acceptAll) this.#bell.focus();
@@ -91,13 +117,19 @@ export class Header {
       catching_up: texts.catchingUp,
       live: texts.live,
       offline: texts.offline,
-      reconnecting: texts.reconnectingIn(status.state === "waiting" ? Math.ceil((status.retryAt - now) / 1_000) : 0),
+      reconnecting: texts.reconnectingIn(
+        status.state === "waiting" ? Math.ceil((status.retryAt - now) / 1_000) : 0,
+      ),
       ended: texts.ended(status.state === "closed" ? (status.error?.message ?? "") : ""),
     };
     setData(this.#connection, "state", state);
     setText(this.#word, words[state]);
     this.#isAway = state === "reconnecting" || state === "offline";
-    setAttribute(this.#connection, "title", state === "live" || state === "catching_up" ? texts.liveHint : texts.awayHint);
+    setAttribute(
+      this.#connection,
+      "title",
+      state === "live" || state === "catching_up" ? texts.liveHint : texts.awayHint,
+    );
     this.#showSince();
   }
 

@@ -21,7 +21,13 @@ export class Imports {
   #shown = CARDS_STEP;
   #imports: Import[] = [];
   readonly #list = h("div", { class: "cards" });
-  readonly #empty = h("div", { class: "card empty" }, icon("box"), h("p", { class: "strong" }, texts.noImports), h("p", { class: "muted" }, texts.noImportsHint));
+  readonly #empty = h(
+    "div",
+    { class: "card empty" },
+    icon("box"),
+    h("p", { class: "strong" }, texts.noImports),
+    h("p", { class: "muted" }, texts.noImportsHint),
+  );
   readonly #more: HTMLButtonElement;
 
   constructor(
@@ -32,7 +38,16 @@ export class Imports {
       this.#shown += CARDS_STEP;
       this.render(this.#imports);
     });
-    root.replaceChildren(h("div", { class: "heading" }, h("h2", { attributes: { id: "imports-heading" } }, texts.importsHeading)), this.#list, this.#empty, h("div", { class: "older" }, this.#more));
+    root.replaceChildren(
+      h(
+        "div",
+        { class: "heading" },
+        h("h2", { attributes: { id: "imports-heading" } }, texts.importsHeading),
+      ),
+      this.#list,
+      this.#empty,
+      h("div", { class: "older" }, this.#more),
+    );
   }
 
   render(imports: Import[]): void {
@@ -89,16 +104,27 @@ class Card {
       this.#failuresAt = "";
       this.render(this.one, Date.now());
     });
-    this.#dismiss = button(texts.dismiss, { class: "secondary small", testid: "dismiss-import" }, () => this.actions.dismiss(this.one));
+    this.#dismiss = button(
+      texts.dismiss,
+      { class: "secondary small", testid: "dismiss-import" },
+      () => this.actions.dismiss(this.one),
+    );
     this.#failures.append(this.#summary, this.#rows, this.#more, this.#beyond);
     this.#failures.addEventListener("toggle", () => {
-      const unread = [...this.one.items.values()].filter(({ facts }) => facts.read_at === undefined);
+      const unread = [...this.one.items.values()].filter(
+        ({ facts }) => facts.read_at === undefined,
+      );
       if (this.#failures.open && unread.length > 0) this.actions.read(unread);
     });
     this.element = h(
       "article",
       { class: "card import", testid: "import" },
-      h("header", {}, h("h3", {}, h("span", { class: "hidden-text" }, texts.importPrefix), bdi(one.id)), this.#status),
+      h(
+        "header",
+        {},
+        h("h3", {}, h("span", { class: "hidden-text" }, texts.importPrefix), bdi(one.id)),
+        this.#status,
+      ),
       this.#bar,
       h("p", { class: "numbers" }, this.#progress, this.#failed, this.#time),
       this.#failures,
@@ -115,15 +141,33 @@ class Card {
     setData(this.element, "done", String(done));
     setData(this.element, "failed", String(failed));
     setData(this.element, "total", total === undefined ? "" : String(total));
-    const words = { running: texts.importRunning, finished: texts.importFinished, aborted: texts.importAborted };
+    const words = {
+      running: texts.importRunning,
+      finished: texts.importFinished,
+      aborted: texts.importAborted,
+    };
     setText(this.#status, words[status]);
     setData(this.#status, "status", status);
     this.#bar.indeterminate = total === undefined && status === "running";
     // Never full before it is: 9,999 of 10,000 is 99 %.
-    this.#bar.value = total === undefined ? (status === "running" ? 0 : 100) : total === 0 ? 100 : Math.floor((Math.min(done, total) / total) * 1_000) / 10;
+    this.#bar.value =
+      total === undefined
+        ? status === "running"
+          ? 0
+          : 100
+        : total === 0
+          ? 100
+          : Math.floor((Math.min(done, total) / total) * 1_000) / 10;
     // The failed part of the bar is drawn in its own colour.
     this.#bar.style.setProperty("--good", `${done === 0 ? 100 : ((done - failed) / done) * 100}%`);
-    setText(this.#progress, status === "running" ? texts.progress(done, total) : total !== undefined && done < total ? `${texts.progress(done, total)}: ${texts.tally(done - failed, failed)}` : texts.tally(done - failed, failed));
+    setText(
+      this.#progress,
+      status === "running"
+        ? texts.progress(done, total)
+        : total !== undefined && done < total
+          ? `${texts.progress(done, total)}: ${texts.tally(done - failed, failed)}`
+          : texts.tally(done - failed, failed),
+    );
     setText(this.#failed, failed > 0 && status === "running" ? texts.failed(failed) : "");
     this.#time.dateTime = new Date(one.at).toISOString();
     this.#time.title = exact(one.at);
@@ -162,17 +206,28 @@ class Card {
     this.#more.hidden = known.length <= this.#shown;
     setText(this.#more, texts.moreFailures(Math.min(FAILURES_STEP, known.length - this.#shown)));
     const beyond = failed - known.length;
-    setText(this.#beyond, beyond > 0 && known.length <= this.#shown ? (overflowed ? texts.failuresNotKept : texts.olderFailures)(beyond) : "");
+    setText(
+      this.#beyond,
+      beyond > 0 && known.length <= this.#shown
+        ? (overflowed ? texts.failuresNotKept : texts.olderFailures)(beyond)
+        : "",
+    );
   }
 }
 
 function failureRow(item: Item): HTMLElement {
-  const { index, sku, error } = item.notification.data as { index: number; sku: string; error?: string };
+  const { index, sku, error } = item.notification.data as {
+    index: number;
+    sku: string;
+    error?: string;
+  };
   return h(
     "li",
-    { testid: "failure", attributes: { "data-seq": String(item.seq), "data-index": String(index) } },
+    {
+      testid: "failure",
+      attributes: { "data-seq": String(item.seq), "data-index": String(index) },
+    },
     h("span", { class: "sku" }, `#${index} `, bdi(sku)),
     h("span", { class: "error" }, whole(error ?? "")),
   );
 }
-

@@ -38,12 +38,16 @@ export class Loader {
     private readonly client: Client,
     private readonly model: Model,
     private readonly changed: () => void,
-    private readonly pause = (ms: number) => new Promise<void>((resolve) => setTimeout(resolve, ms)),
+    private readonly pause = (ms: number) =>
+      new Promise<void>((resolve) => setTimeout(resolve, ms)),
   ) {}
 
   /** Something is not here yet that ought to be shown first. */
   get loading(): boolean {
-    return this.#places.size === 0 || [...this.#places.values()].some((place) => place.next === undefined && !place.failed);
+    return (
+      this.#places.size === 0 ||
+      [...this.#places.values()].some((place) => place.next === undefined && !place.failed)
+    );
   }
 
   /** Whether all that waits has been seen. */
@@ -64,7 +68,13 @@ export class Loader {
 
   /** Fetches what a page shows first, anew, and everything that waits. What was known stays until that is here. */
   refresh(feed: string, shared: boolean): Promise<void> {
-    const place = this.#places.get(feed) ?? { next: shared ? null : undefined, complete: shared, running: undefined, again: false, failed: false };
+    const place = this.#places.get(feed) ?? {
+      next: shared ? null : undefined,
+      complete: shared,
+      running: undefined,
+      again: false,
+      failed: false,
+    };
     this.#places.set(feed, place);
     if (place.running) place.again = true;
     else place.running = this.#run(feed, shared, place);
@@ -105,7 +115,9 @@ export class Loader {
 
   /** What failed, once more. */
   retry(): void {
-    for (const [feed, place] of this.#places) if (place.failed && !place.running) void this.refresh(feed, this.model.sharedFeeds().includes(feed));
+    for (const [feed, place] of this.#places)
+      if (place.failed && !place.running)
+        void this.refresh(feed, this.model.sharedFeeds().includes(feed));
   }
 
   /** Waits for everything that waits, however much. */
@@ -124,9 +136,14 @@ export class Loader {
 
   /** Gives the numbers of everything unhandled of an import, page by page, also of what the page does not keep. */
   async *unhandledOf(feed: string, id: string): AsyncGenerator<number[]> {
-    for (let before: number | null | undefined; before !== null; ) {
-      const page: HistoryPage = await this.client.history(feed, { unhandled: true, limit: UNHANDLED_PAGE, ...(before !== undefined && { before }) });
-      const isOfIt = ({ event, data }: Notification) => event.startsWith("import.") && (data as { import_id?: unknown } | null)?.import_id === id;
+    for (let before: number | null | undefined; before !== null;) {
+      const page: HistoryPage = await this.client.history(feed, {
+        unhandled: true,
+        limit: UNHANDLED_PAGE,
+        ...(before !== undefined && { before }),
+      });
+      const isOfIt = ({ event, data }: Notification) =>
+        event.startsWith("import.") && (data as { import_id?: unknown } | null)?.import_id === id;
       yield page.notifications.filter(isOfIt).map(({ seq }) => seq);
       before = page.next;
     }
@@ -162,7 +179,8 @@ export class Loader {
   forgotten(gone: Map<string, number>): void {
     for (const [feed, seq] of gone) {
       const place = this.#places.get(feed);
-      if (place && !this.model.sharedFeeds().includes(feed)) place.next = Math.max(place.next ?? 0, seq);
+      if (place && !this.model.sharedFeeds().includes(feed))
+        place.next = Math.max(place.next ?? 0, seq);
     }
   }
 
@@ -170,11 +188,16 @@ export class Loader {
   async #unhandled(feed: string, place: Place): Promise<boolean> {
     let before: number | null = null;
     for (let pages = 1; !place.again; pages++) {
-      const page: HistoryPage = await this.client.history(feed, { unhandled: true, limit: UNHANDLED_PAGE, ...(before !== null && { before }) });
+      const page: HistoryPage = await this.client.history(feed, {
+        unhandled: true,
+        limit: UNHANDLED_PAGE,
+        ...(before !== null && { before }),
+      });
       this.#take(page);
       if (page.next === null) return true;
       before = page.next;
-      if (pages >= UNHANDLED_PAGES_AT_ONCE && this.#hurried === 0) await this.pause(UNHANDLED_PAUSE_MS);
+      if (pages >= UNHANDLED_PAGES_AT_ONCE && this.#hurried === 0)
+        await this.pause(UNHANDLED_PAUSE_MS);
     }
     return false;
   }

@@ -63,7 +63,8 @@ addEventListener("hashchange", () => {
 const why = asWhy(memory.read(WHY_KEY)) ?? address.why;
 memory.write(WHY_KEY, undefined);
 if (given !== undefined && isExpired(given)) askForToken("expired");
-else if (given === undefined && (address.tokenUrl === undefined || why !== undefined)) askForToken(why);
+else if (given === undefined && (address.tokenUrl === undefined || why !== undefined))
+  askForToken(why);
 else start();
 
 function start(): void {
@@ -97,7 +98,8 @@ function over(client: Client, reason: Why | undefined): void {
   client.close();
   memory.write(KEY, undefined);
   // What the page shows is one subscriber's: nothing of it may stay for the next.
-  if (address.tokenUrl !== undefined && reason === undefined) location.replace(location.pathname + location.hash);
+  if (address.tokenUrl !== undefined && reason === undefined)
+    location.replace(location.pathname + location.hash);
   else anew({ why: reason });
 }
 
@@ -105,7 +107,11 @@ function over(client: Client, reason: Why | undefined): void {
 function anew({ token, why }: { token?: string; why?: Why | undefined }): void {
   const keptToken = token === undefined || memory.write(KEY, token);
   const keptWhy = why === undefined || memory.write(WHY_KEY, why);
-  const fragment = fragmentOf({ demo: address.demo, token: keptToken ? undefined : token, why: keptWhy ? undefined : why });
+  const fragment = fragmentOf({
+    demo: address.demo,
+    token: keptToken ? undefined : token,
+    why: keptWhy ? undefined : why,
+  });
   history.replaceState(null, "", location.pathname + location.search + fragment);
   location.reload();
 }
@@ -115,7 +121,11 @@ function askForToken(reason: Why | undefined): void {
 }
 
 async function fetchToken(url: string): Promise<string> {
-  const answer = await fetch(url, { credentials: "same-origin", cache: "no-store", redirect: "error" });
+  const answer = await fetch(url, {
+    credentials: "same-origin",
+    cache: "no-store",
+    redirect: "error",
+  });
   if (!answer.ok) throw new Error(`${answer.status} ${answer.statusText}`.trim());
   const text = await answer.text();
   const token = asToken(text) ?? asToken(tokenIn(text));

@@ -116,7 +116,10 @@ export class Model {
     feed.last = Math.max(feed.last, seq);
     feed.heard?.add(seq);
     const known = feed.items.get(seq);
-    const isOther = known && (known.notification.id !== notification.id || known.notification.source !== notification.source);
+    const isOther =
+      known &&
+      (known.notification.id !== notification.id ||
+        known.notification.source !== notification.source);
     if (isOther) {
       // A restored database gives its numbers again: what was known about them is of others.
       feed.early.clear();
@@ -131,11 +134,20 @@ export class Model {
       grow(known.facts, notification);
       return known;
     }
-    const item: Item = { key: `${name}/${seq}`, feed: name, seq, kind, notification, at: timeOf(notification, now), facts: {} };
+    const item: Item = {
+      key: `${name}/${seq}`,
+      feed: name,
+      seq,
+      kind,
+      notification,
+      at: timeOf(notification, now),
+      facts: {},
+    };
     grow(item.facts, notification);
     grow(item.facts, feed.early.get(seq) ?? {});
     feed.early.delete(seq);
-    if (feed.readThrough && seq <= feed.readThrough.through) grow(item.facts, { read_at: feed.readThrough.read_at });
+    if (feed.readThrough && seq <= feed.readThrough.through)
+      grow(item.facts, { read_at: feed.readThrough.read_at });
     feed.items.set(seq, item);
     if (kind === "import") this.#attach(item);
     this.#lists = undefined;
@@ -147,8 +159,10 @@ export class Model {
     const feed = this.#feed(change.feed);
     feed.last = Math.max(feed.last, change.last ?? 0);
     if (change.through !== undefined && change.read_at !== undefined) {
-      if (change.through > (feed.readThrough?.through ?? 0)) feed.readThrough = { through: change.through, read_at: change.read_at };
-      for (const item of feed.items.values()) if (item.seq <= change.through) grow(item.facts, { read_at: change.read_at });
+      if (change.through > (feed.readThrough?.through ?? 0))
+        feed.readThrough = { through: change.through, read_at: change.read_at };
+      for (const item of feed.items.values())
+        if (item.seq <= change.through) grow(item.facts, { read_at: change.read_at });
     }
     for (const seq of change.seqs ?? []) {
       const item = feed.items.get(seq);
@@ -200,7 +214,8 @@ export class Model {
         if (feed.heard?.has(seq)) feed.last = Math.max(feed.last, seq);
         else this.#detach(feed, item);
       }
-      for (const one of this.#imports.values()) if (one.feed === name && one.items.size === 0) this.#imports.delete(one.key);
+      for (const one of this.#imports.values())
+        if (one.feed === name && one.items.size === 0) this.#imports.delete(one.key);
     }
     feed.last = Math.max(feed.last, last);
   }
@@ -232,10 +247,18 @@ export class Model {
 
   /** Imports: those that run, then those that nobody has seen to, then the others; newest first. */
   imports(): Import[] {
-    const isOpen = (one: Import) => [...one.items.values()].some(({ facts }) => facts.handled_at === undefined);
-    const ranks = new Map([...this.#imports.values()].map((one) => [one, one.status === "running" ? 2 : isOpen(one) ? 1 : 0]));
+    const isOpen = (one: Import) =>
+      [...one.items.values()].some(({ facts }) => facts.handled_at === undefined);
+    const ranks = new Map(
+      [...this.#imports.values()].map((one) => [
+        one,
+        one.status === "running" ? 2 : isOpen(one) ? 1 : 0,
+      ]),
+    );
     const rank = (one: Import) => ranks.get(one) ?? 0;
-    return [...this.#imports.values()].sort((a, b) => rank(b) - rank(a) || b.seq - a.seq || compare(a.key, b.key));
+    return [...this.#imports.values()].sort(
+      (a, b) => rank(b) - rank(a) || b.seq - a.seq || compare(a.key, b.key),
+    );
   }
 
   /** A person wants to see further back. */
@@ -271,7 +294,14 @@ export class Model {
   #feed(name: string): Feed {
     let feed = this.#feeds.get(name);
     if (!feed) {
-      feed = { shared: false, items: new Map(), early: new Map(), readThrough: undefined, last: 0, heard: undefined };
+      feed = {
+        shared: false,
+        items: new Map(),
+        early: new Map(),
+        readThrough: undefined,
+        last: 0,
+        heard: undefined,
+      };
       this.#feeds.set(name, feed);
     }
     return feed;
@@ -283,7 +313,20 @@ export class Model {
     const key = `${feed}/${data.import_id}`;
     let one = this.#imports.get(key);
     if (!one) {
-      one = { key, feed, id: data.import_id, status: "running", done: 0, failed: 0, total: undefined, seq: 0, at: 0, items: new Map(), changes: 0, overflowed: false };
+      one = {
+        key,
+        feed,
+        id: data.import_id,
+        status: "running",
+        done: 0,
+        failed: 0,
+        total: undefined,
+        seq: 0,
+        at: 0,
+        items: new Map(),
+        changes: 0,
+        overflowed: false,
+      };
       this.#imports.set(key, one);
     }
     const progress: Partial<Progress> = notification.progress ?? {};
@@ -291,7 +334,8 @@ export class Model {
     one.failed = Math.max(one.failed, progress.failed ?? 0);
     const total = progress.total ?? (event === "import.started" ? data.total : undefined);
     if (total !== undefined) one.total = total;
-    if (event === "import.finished") one.status = data.status === "aborted" ? "aborted" : "finished";
+    if (event === "import.finished")
+      one.status = data.status === "aborted" ? "aborted" : "finished";
     if (seq > one.seq) {
       one.seq = seq;
       one.at = timeOf(notification, now);
@@ -307,7 +351,8 @@ export class Model {
     if (one.items.size <= FAILURES_MAX) return;
     // Of the oldest failures beyond the bound only the count stays.
     let oldest: Item | undefined;
-    for (const other of one.items.values()) if (isFailure(other.notification) && other.seq < (oldest?.seq ?? Infinity)) oldest = other;
+    for (const other of one.items.values())
+      if (isFailure(other.notification) && other.seq < (oldest?.seq ?? Infinity)) oldest = other;
     if (!oldest) return;
     one.items.delete(oldest.seq);
     one.overflowed = true;
@@ -335,7 +380,8 @@ export class Model {
     }
     // A feed's numbers are its order; between feeds only the time can say.
     const single = this.feeds().length === 1;
-    const order = (a: Item, b: Item) => (single ? 0 : b.at - a.at) || b.seq - a.seq || compare(a.feed, b.feed);
+    const order = (a: Item, b: Item) =>
+      (single ? 0 : b.at - a.at) || b.seq - a.seq || compare(a.feed, b.feed);
     lists.orders.sort(order);
     lists.others.sort(order);
     lists.notices.sort((a, b) => b.at - a.at || b.seq - a.seq);
@@ -347,8 +393,14 @@ export class Model {
 /** What kind of row an event is. */
 export function kindOf({ event, data }: Notification, shared: boolean): Kind {
   const fields = typeof data === "object" && data !== null ? (data as Record<string, unknown>) : {};
-  if (event === "order.created" && typeof fields["order_id"] === "string" && typeof fields["total"] === "string") return "order";
-  if (/^import\.(started|item|finished)$/.test(event) && typeof fields["import_id"] === "string") return "import";
+  if (
+    event === "order.created" &&
+    typeof fields["order_id"] === "string" &&
+    typeof fields["total"] === "string"
+  )
+    return "order";
+  if (/^import\.(started|item|finished)$/.test(event) && typeof fields["import_id"] === "string")
+    return "import";
   return shared ? "notice" : "other";
 }
 
@@ -363,7 +415,9 @@ export function isFailure({ event, data }: Notification): boolean {
 /** Failed items of an import, in its order. */
 export function failures(one: Import): Item[] {
   const index = (item: Item) => (item.notification.data as { index?: number }).index ?? 0;
-  return [...one.items.values()].filter((item) => isFailure(item.notification)).sort((a, b) => index(a) - index(b) || a.seq - b.seq);
+  return [...one.items.values()]
+    .filter((item) => isFailure(item.notification))
+    .sort((a, b) => index(a) - index(b) || a.seq - b.seq);
 }
 
 /** The text of a notice or of an event whose data nobody knows. */

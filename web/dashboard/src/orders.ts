@@ -54,19 +54,40 @@ export class Orders {
   ) {
     this.#readAll = button(texts.readAll, { class: "quiet", testid: "read-all" }, actions.readAll);
     this.#all = button(texts.filterAll, { testid: "filter-all" }, () => this.show("all"));
-    this.#waiting = button(texts.filterWaiting, { testid: "filter-waiting" }, () => this.show("waiting"));
+    this.#waiting = button(texts.filterWaiting, { testid: "filter-waiting" }, () =>
+      this.show("waiting"),
+    );
     this.#waiting.append(this.#waitingCount);
-    this.#older = button(texts.loadOlder, { class: "secondary", testid: "load-older" }, () => this.more());
-    const filters = h("div", { class: "segments", attributes: { role: "group", "aria-label": texts.filters } }, this.#all, this.#waiting);
+    this.#older = button(texts.loadOlder, { class: "secondary", testid: "load-older" }, () =>
+      this.more(),
+    );
+    const filters = h(
+      "div",
+      { class: "segments", attributes: { role: "group", "aria-label": texts.filters } },
+      this.#all,
+      this.#waiting,
+    );
     root.replaceChildren(
-      h("div", { class: "heading" }, h("h2", { attributes: { id: "orders-heading" } }, texts.ordersHeading), filters, this.#badge, this.#readAll),
+      h(
+        "div",
+        { class: "heading" },
+        h("h2", { attributes: { id: "orders-heading" } }, texts.ordersHeading),
+        filters,
+        this.#badge,
+        this.#readAll,
+      ),
       h("div", { class: "card" }, this.#list, this.#empty),
       h("div", { class: "older" }, this.#older, this.#olderText),
     );
     // Scrolled to the end: a person who reads on should not have to ask. (The button is for keyboards and after failures.)
     new IntersectionObserver(
       (entries) => {
-        if (entries.some((entry) => entry.isIntersecting) && scrollY > 200 && this.#view.older === "more") this.more();
+        if (
+          entries.some((entry) => entry.isIntersecting) &&
+          scrollY > 200 &&
+          this.#view.older === "more"
+        )
+          this.more();
       },
       { rootMargin: "0px 0px 200px" },
     ).observe(this.#older);
@@ -81,7 +102,8 @@ export class Orders {
   more(): void {
     if (this.#view.older === "loading") return;
     this.#shown += ROWS_STEP;
-    if (this.#filtered().length < this.#shown && this.#view.older !== "end") this.actions.loadOlder();
+    if (this.#filtered().length < this.#shown && this.#view.older !== "end")
+      this.actions.loadOlder();
     else this.render(this.#view);
   }
 
@@ -109,7 +131,10 @@ export class Orders {
       row.render(now);
       rows.push(row);
     }
-    arrange(this.#list, rows.map(({ element }) => element));
+    arrange(
+      this.#list,
+      rows.map(({ element }) => element),
+    );
     if (made > ROWS_MADE_MAX) this.actions.drawOn();
     setText(this.#waitingCount, waiting > 0 ? String(waiting) : "");
     setAttribute(this.#all, "aria-pressed", String(this.#filter === "all"));
@@ -120,10 +145,21 @@ export class Orders {
     this.#readAll.hidden = view.unread === 0;
     this.#showEmpty(items.length === 0);
     const beyond = items.length > this.#shown;
-    this.#older.hidden = view.loading || (view.older === "end" && !beyond) || (this.#filter === "waiting" && !beyond);
-    setText(this.#older, view.older === "loading" ? texts.loading : view.older === "failed" ? texts.again : texts.loadOlder);
+    this.#older.hidden =
+      view.loading || (view.older === "end" && !beyond) || (this.#filter === "waiting" && !beyond);
+    setText(
+      this.#older,
+      view.older === "loading"
+        ? texts.loading
+        : view.older === "failed"
+          ? texts.again
+          : texts.loadOlder,
+    );
     const end = view.older === "end" && !beyond && items.length > 10 && this.#filter === "all";
-    setText(this.#olderText, view.older === "failed" ? texts.historyFailed : end ? texts.noOlder : "");
+    setText(
+      this.#olderText,
+      view.older === "failed" ? texts.historyFailed : end ? texts.noOlder : "",
+    );
   }
 
   /** Only what the clock changes. */
@@ -133,7 +169,9 @@ export class Orders {
 
   #filtered(): Item[] {
     const { orders } = this.#view;
-    return this.#filter === "all" ? orders : orders.filter(({ facts }) => facts.handled_at === undefined);
+    return this.#filter === "all"
+      ? orders
+      : orders.filter(({ facts }) => facts.handled_at === undefined);
   }
 
   #showEmpty(isEmpty: boolean): void {
@@ -143,10 +181,19 @@ export class Orders {
     const state = this.#view.loading ? "loading" : this.#view.looking ? "looking" : this.#filter;
     if (this.#empty.dataset["state"] === state) return;
     this.#empty.dataset["state"] = state;
-    if (state === "loading") return this.#empty.replaceChildren(h("p", { class: "muted" }, texts.loading));
-    if (state === "looking") return this.#empty.replaceChildren(h("p", { class: "muted" }, texts.looking));
-    const [title, hint] = state === "all" ? [texts.noOrders, texts.noOrdersHint] : [texts.noWaiting, texts.noWaitingHint];
-    this.#empty.replaceChildren(icon(state === "all" ? "bell" : "check"), h("p", { class: "strong" }, title), h("p", { class: "muted" }, hint));
+    if (state === "loading")
+      return this.#empty.replaceChildren(h("p", { class: "muted" }, texts.loading));
+    if (state === "looking")
+      return this.#empty.replaceChildren(h("p", { class: "muted" }, texts.looking));
+    const [title, hint] =
+      state === "all"
+        ? [texts.noOrders, texts.noOrdersHint]
+        : [texts.noWaiting, texts.noWaitingHint];
+    this.#empty.replaceChildren(
+      icon(state === "all" ? "bell" : "check"),
+      h("p", { class: "strong" }, title),
+      h("p", { class: "muted" }, hint),
+    );
   }
 
   /** The button that was pressed goes away: on to the next order, where a keyboard would want to be. */
@@ -156,7 +203,9 @@ export class Orders {
       if (accept) return accept.focus({ preventScroll: true });
     }
     const first = this.#list.querySelector<HTMLElement>('[data-testid="accept"]');
-    (first ?? (this.#list.contains(row.element) && row.element.isConnected ? row.main : this.#all)).focus({ preventScroll: true });
+    (
+      first ?? (this.#list.contains(row.element) && row.element.isConnected ? row.main : this.#all)
+    ).focus({ preventScroll: true });
   }
 }
 
@@ -179,12 +228,31 @@ class Row {
     const customer = customerOf(order);
     this.#time.dateTime = new Date(item.at).toISOString();
     this.#time.title = exact(item.at);
-    const meta = h("span", { class: "meta" }, this.#time, h("span", { class: "pieces" }, texts.items(Number(order.items))), customer !== "" && h("span", {}, bdi(customer)));
+    const meta = h(
+      "span",
+      { class: "meta" },
+      this.#time,
+      h("span", { class: "pieces" }, texts.items(Number(order.items))),
+      customer !== "" && h("span", {}, bdi(customer)),
+    );
     const id = h("span", { class: "title" }, this.#unread, bdi(order.order_id, "id"));
     const total = h("span", { class: "total" }, money(order.total, order.currency));
-    this.main = button(h("span", { class: "dot" }), { class: "row", testid: "order-open", attributes: { "aria-expanded": "false" } }, () => this.#toggle());
+    this.main = button(
+      h("span", { class: "dot" }),
+      { class: "row", testid: "order-open", attributes: { "aria-expanded": "false" } },
+      () => this.#toggle(),
+    );
     this.main.append(h("span", { class: "text" }, id, meta), total, icon("chevron"));
-    this.element = h("li", { class: "order", testid: "order", attributes: { "data-seq": String(seq), "data-feed": feed } }, this.main, this.#act);
+    this.element = h(
+      "li",
+      {
+        class: "order",
+        testid: "order",
+        attributes: { "data-seq": String(seq), "data-feed": feed },
+      },
+      this.main,
+      this.#act,
+    );
   }
 
   render(now: number): void {
@@ -202,8 +270,15 @@ class Row {
     this.#shows = shows;
     if (handled) {
       const by = facts.handled_by;
-      const words = h("span", { class: "by" }, by === undefined ? texts.accepted : texts.acceptedBy(""), by !== undefined && bdi(by));
-      this.#act.replaceChildren(h("span", { class: "accepted", testid: "accepted" }, icon("check"), words));
+      const words = h(
+        "span",
+        { class: "by" },
+        by === undefined ? texts.accepted : texts.acceptedBy(""),
+        by !== undefined && bdi(by),
+      );
+      this.#act.replaceChildren(
+        h("span", { class: "accepted", testid: "accepted" }, icon("check"), words),
+      );
       if (focused) this.focusAfter(this);
     } else {
       const accept = this.#act.querySelector("button") ?? this.#acceptButton();
@@ -243,22 +318,42 @@ class Row {
 
   #fill(list: HTMLElement): void {
     const { notification, at, facts, seq, feed } = this.item;
-    const { order_id, total, currency, items, customer, placed_at, ...more } = notification.data as Order & Record<string, unknown>;
+    const { order_id, total, currency, items, customer, placed_at, ...more } =
+      notification.data as Order & Record<string, unknown>;
     const rows: [string, Node | string][] = [
       [texts.order, whole(order_id)],
       [texts.total, money(total, currency)],
       [texts.pieces, asText(items)],
     ];
-    if (customer !== undefined) rows.push([texts.customer, whole(customerOf(notification.data as Order) || asText(customer))]);
+    if (customer !== undefined)
+      rows.push([
+        texts.customer,
+        whole(customerOf(notification.data as Order) || asText(customer)),
+      ]);
     rows.push([texts.received, exact(at)]);
-    if (placed_at !== undefined && Date.parse(placed_at) !== at) rows.push([texts.placed, exactOf(placed_at)]);
+    if (placed_at !== undefined && Date.parse(placed_at) !== at)
+      rows.push([texts.placed, exactOf(placed_at)]);
     if (facts.handled_at !== undefined) {
-      rows.push([texts.acceptedAt, h("span", {}, exactOf(facts.handled_at), facts.handled_by !== undefined && texts.by, facts.handled_by !== undefined && bdi(facts.handled_by))]);
+      rows.push([
+        texts.acceptedAt,
+        h(
+          "span",
+          {},
+          exactOf(facts.handled_at),
+          facts.handled_by !== undefined && texts.by,
+          facts.handled_by !== undefined && bdi(facts.handled_by),
+        ),
+      ]);
     }
     if (Object.keys(more).length > 0) rows.push([texts.data, whole(JSON.stringify(more))]);
-    rows.push([texts.eventId, h("span", {}, whole(notification.id), texts.from, whole(notification.source))]);
+    rows.push([
+      texts.eventId,
+      h("span", {}, whole(notification.id), texts.from, whole(notification.source)),
+    ]);
     rows.push([texts.number, h("span", {}, `${seq}${texts.inFeed}`, bdi(feed))]);
-    list.replaceChildren(...rows.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
+    list.replaceChildren(
+      ...rows.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))),
+    );
   }
 }
 
@@ -270,6 +365,7 @@ function exactOf(text: string): string {
 /** `customer` is anything the shop puts there. */
 function customerOf({ customer }: Order): string {
   if (typeof customer === "string") return customer;
-  const fields = typeof customer === "object" && customer !== null ? (customer as Record<string, unknown>) : {};
+  const fields =
+    typeof customer === "object" && customer !== null ? (customer as Record<string, unknown>) : {};
   return typeof fields["name"] === "string" ? fields["name"] : "";
 }

@@ -18,7 +18,14 @@ export class Others {
     private readonly root: HTMLElement,
     private readonly take: (items: Item[]) => void,
   ) {
-    root.replaceChildren(h("div", { class: "heading" }, h("h2", { attributes: { id: "others-heading" } }, texts.othersHeading)), this.#list);
+    root.replaceChildren(
+      h(
+        "div",
+        { class: "heading" },
+        h("h2", { attributes: { id: "others-heading" } }, texts.othersHeading),
+      ),
+      this.#list,
+    );
   }
 
   render(items: Item[]): void {
@@ -46,17 +53,43 @@ export class Others {
 
   #make(item: Item) {
     const { notification } = item;
-    const time = h("time", { attributes: { title: exact(item.at), datetime: new Date(item.at).toISOString() } });
+    const time = h("time", {
+      attributes: { title: exact(item.at), datetime: new Date(item.at).toISOString() },
+    });
     const said = headline(notification);
-    const summary = h("summary", { class: "row" }, h("span", { class: "dot" }), h("span", { class: "text" }, h("span", { class: "title" }, bdi(said)), h("span", { class: "meta" }, time, said !== notification.event && h("span", {}, bdi(notification.event)))));
+    const summary = h(
+      "summary",
+      { class: "row" },
+      h("span", { class: "dot" }),
+      h(
+        "span",
+        { class: "text" },
+        h("span", { class: "title" }, bdi(said)),
+        h(
+          "span",
+          { class: "meta" },
+          time,
+          said !== notification.event && h("span", {}, bdi(notification.event)),
+        ),
+      ),
+    );
     const details = h("details", {}, summary);
     details.addEventListener("toggle", () => {
       if (!details.open) return;
       // A large event is written out only for who asks.
-      if (details.children.length === 1) details.append(h("div", { class: "details raw" }, whole(asText(notification.data))));
+      if (details.children.length === 1)
+        details.append(h("div", { class: "details raw" }, whole(asText(notification.data))));
       if ((item.facts.read_at && item.facts.handled_at) === undefined) this.take([item]);
     });
-    return { element: h("li", { class: "other", testid: "other", attributes: { "data-seq": String(item.seq) } }, details), time, item };
+    return {
+      element: h(
+        "li",
+        { class: "other", testid: "other", attributes: { "data-seq": String(item.seq) } },
+        details,
+      ),
+      time,
+      item,
+    };
   }
 }
 
@@ -72,7 +105,9 @@ export class Notices {
   render(items: Item[]): void {
     this.#items = items;
     const since = Date.now() - NOTICE_AGE_MS_MAX;
-    const part = items.filter(({ key, at }) => at > since && !this.#hidden.has(key)).slice(0, BANNERS_MAX);
+    const part = items
+      .filter(({ key, at }) => at > since && !this.#hidden.has(key))
+      .slice(0, BANNERS_MAX);
     const keys = new Set(part.map(({ key }) => key));
     for (const key of this.#banners.keys()) if (!keys.has(key)) this.#banners.delete(key);
     arrange(
@@ -97,7 +132,19 @@ export class Notices {
       }
       this.render(this.#items);
     });
-    return h("div", { class: "notice", testid: "notice", attributes: { "data-seq": String(item.seq) } }, icon("megaphone"), h("p", {}, whole(headline(item.notification).slice(0, 600)), " ", h("time", { class: "muted" }, ago(item.at, Date.now()))), close);
+    return h(
+      "div",
+      { class: "notice", testid: "notice", attributes: { "data-seq": String(item.seq) } },
+      icon("megaphone"),
+      h(
+        "p",
+        {},
+        whole(headline(item.notification).slice(0, 600)),
+        " ",
+        h("time", { class: "muted" }, ago(item.at, Date.now())),
+      ),
+      close,
+    );
   }
 }
 

@@ -4,18 +4,38 @@ import { h, icon } from "./dom.js";
 import { texts } from "./texts.js";
 import { asToken } from "./token.js";
 
-export function showSignIn(root: HTMLElement, why: string | undefined, take: (token: string) => void): void {
+export function showSignIn(
+  root: HTMLElement,
+  why: string | undefined,
+  take: (token: string) => void,
+): void {
   const field = h("textarea", {
     testid: "token",
-    attributes: { id: "token", rows: "5", spellcheck: "false", autocomplete: "off", autocapitalize: "off", "aria-describedby": "token-hint token-error", placeholder: "eyJhbGciOi…" },
+    attributes: {
+      id: "token",
+      rows: "5",
+      spellcheck: "false",
+      autocomplete: "off",
+      autocapitalize: "off",
+      "aria-describedby": "token-hint token-error",
+      placeholder: "eyJhbGciOi…",
+    },
   });
-  const error = h("p", { class: "error-text", testid: "token-error", attributes: { id: "token-error", role: "alert" } });
+  const error = h("p", {
+    class: "error-text",
+    testid: "token-error",
+    attributes: { id: "token-error", role: "alert" },
+  });
   const refuse = (text: string) => {
     error.textContent = text;
     field.setAttribute("aria-invalid", "true");
     field.focus();
   };
-  const submit = h("button", { class: "primary large", testid: "token-submit", attributes: { type: "submit" } }, texts.signIn);
+  const submit = h(
+    "button",
+    { class: "primary large", testid: "token-submit", attributes: { type: "submit" } },
+    texts.signIn,
+  );
   const form = h(
     "form",
     {

@@ -12,7 +12,10 @@ const CLOCK_MS_MAX = 10_000;
 
 /** Whether it may sound again. */
 export function mayChime(now: number, playedAt: number, again: boolean): boolean {
-  return playedAt - now > CLOCK_MS_MAX || now - playedAt >= (again ? CHIME_INTERVAL_MS : NEWS_INTERVAL_MS);
+  return (
+    playedAt - now > CLOCK_MS_MAX ||
+    now - playedAt >= (again ? CHIME_INTERVAL_MS : NEWS_INTERVAL_MS)
+  );
 }
 
 export class Sound {
@@ -34,13 +37,17 @@ export class Sound {
     } catch {
       // Remembered for this page only.
     }
-    if (on) void this.#audio()?.resume().then(() => this.#strike());
+    if (on)
+      void this.#audio()
+        ?.resume()
+        .then(() => this.#strike());
   }
 
   /** Sounds in one tab of the browser at a time, and not more often than is bearable. */
   async chime(now: number, again = false): Promise<void> {
     // A tab that may not sound yet must not keep the others from it.
-    if (!this.on || this.#audio()?.state !== "running" || !mayChime(now, this.#playedAt, again)) return;
+    if (!this.on || this.#audio()?.state !== "running" || !mayChime(now, this.#playedAt, again))
+      return;
     const play = async () => {
       // Every tab has its own timer: what counts is when any of them sounded.
       this.#playedAt = Math.max(this.#playedAt, playedAt());
@@ -55,7 +62,8 @@ export class Sound {
       await new Promise((done) => setTimeout(done, 1_500));
     };
     const locks = navigator.locks as LockManager | undefined;
-    if (locks) await locks.request("shopbell.chime", { ifAvailable: true }, async (lock) => lock && play());
+    if (locks)
+      await locks.request("shopbell.chime", { ifAvailable: true }, async (lock) => lock && play());
     else await play();
   }
 
@@ -68,8 +76,15 @@ export class Sound {
     const audio = this.#audio();
     if (audio?.state !== "running") return;
     // A bell's partials are no harmonics; each dies away at its own pace.
-    for (const [after, pitch] of [[0, 1], [0.22, 0.794]] as const) {
-      for (const [ratio, loudness, seconds] of [[1, 0.16, 1.1], [2.76, 0.05, 0.6], [5.4, 0.02, 0.3]] as const) {
+    for (const [after, pitch] of [
+      [0, 1],
+      [0.22, 0.794],
+    ] as const) {
+      for (const [ratio, loudness, seconds] of [
+        [1, 0.16, 1.1],
+        [2.76, 0.05, 0.6],
+        [5.4, 0.02, 0.3],
+      ] as const) {
         const at = audio.currentTime + after;
         const tone = new OscillatorNode(audio, { frequency: 1_175 * pitch * ratio });
         const gain = new GainNode(audio, { gain: 0 });

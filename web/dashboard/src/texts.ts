@@ -2,7 +2,8 @@
 
 import { count } from "./format.js";
 
-const many = (number: number, one: string, more = `${one}s`) => `${count(number)} ${number === 1 ? one : more}`;
+const many = (number: number, one: string, more = `${one}s`) =>
+  `${count(number)} ${number === 1 ? one : more}`;
 
 export const texts = {
   product: "Shopbell",
@@ -13,7 +14,8 @@ export const texts = {
   quiet: "All orders accepted",
   quietEmpty: "Waiting for orders",
   looking: "Looking for orders to accept…",
-  ringing: (n: number, isAtLeast: boolean) => `${many(n, "order")}${isAtLeast ? " or more" : ""} to accept`,
+  ringing: (n: number, isAtLeast: boolean) =>
+    `${many(n, "order")}${isAtLeast ? " or more" : ""} to accept`,
   oldest: (since: string) => `oldest ${since}`,
   bellQuiet: "The bell is quiet: no order waits",
   bellRings: (n: number) => `The bell rings: show the ${many(n, "order")} to accept`,
@@ -23,11 +25,13 @@ export const texts = {
   live: "Live",
   connecting: "Connecting…",
   catchingUp: "Catching up…",
-  reconnectingIn: (seconds: number) => (seconds > 0 ? `Reconnecting in ${seconds} s` : "Reconnecting…"),
+  reconnectingIn: (seconds: number) =>
+    seconds > 0 ? `Reconnecting in ${seconds} s` : "Reconnecting…",
   offline: "Offline",
   ended: (why: string) => `Ended: ${why}`,
   liveHint: "Connected. New orders appear at once.",
-  awayHint: "Not connected. Nothing is lost: what you miss comes as soon as the connection is back.",
+  awayHint:
+    "Not connected. Nothing is lost: what you miss comes as soon as the connection is back.",
   away: "nothing is lost: it comes when the connection is back",
   connectionLost: "The connection is lost. What you miss comes when it is back.",
   connectionRegained: "The connection is back.",
@@ -81,7 +85,8 @@ export const texts = {
   progress: (done: number, total: number | undefined) =>
     total === undefined ? `${many(done, "item")} done` : `${count(done)} of ${count(total)}`,
   failed: (n: number) => `${count(n)} failed`,
-  tally: (imported: number, failed: number) => `${count(imported)} imported, ${count(failed)} failed`,
+  tally: (imported: number, failed: number) =>
+    `${count(imported)} imported, ${count(failed)} failed`,
   failures: (n: number) => `Failed items (${count(n)})`,
   moreFailures: (n: number) => `Show ${count(n)} more`,
   olderFailures: (n: number) => `${count(n)} more are further back: load older`,

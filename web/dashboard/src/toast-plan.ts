@@ -16,7 +16,14 @@ export type Toast =
   | { kind: "failed"; feed: string; id: string; items: Item[] }
   | { kind: "finished"; item: Item }
   | { kind: "other"; item: Item }
-  | { kind: "away"; orders: number; failed: number; imports: number; others: number; items: Item[] };
+  | {
+      kind: "away";
+      orders: number;
+      failed: number;
+      imports: number;
+      others: number;
+      items: Item[];
+    };
 
 /** Plans toasts, in the order in which things came. */
 export function plan(batch: Arrival[]): Toast[] {

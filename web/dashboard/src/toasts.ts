@@ -43,9 +43,13 @@ export class Toasts {
     root.replaceChildren(this.#list, this.#moreText);
     this.#showMore();
     root.addEventListener("pointerenter", () => void (this.#hovered = true));
-    for (const event of ["pointerleave", "pointercancel"]) root.addEventListener(event, () => void (this.#hovered = false));
+    for (const event of ["pointerleave", "pointercancel"])
+      root.addEventListener(event, () => void (this.#hovered = false));
     root.addEventListener("focusin", () => void (this.#focused = true));
-    root.addEventListener("focusout", (event) => void (this.#focused = root.contains(event.relatedTarget as Node | null)));
+    root.addEventListener(
+      "focusout",
+      (event) => void (this.#focused = root.contains(event.relatedTarget as Node | null)),
+    );
     root.addEventListener("keydown", (event) => {
       const at = this.#shown.findIndex(({ element }) => element.contains(event.target as Node));
       if (event.key === "Escape" && at >= 0) this.#close(this.#shown[at] as Shown);
@@ -68,7 +72,8 @@ export class Toasts {
       this.#put(this.#make(toast));
     }
     this.#showMore();
-    if (this.#more > 0 && toasts.length > 0) this.announcer.say("status", texts.toastMore(this.#more), "more");
+    if (this.#more > 0 && toasts.length > 0)
+      this.announcer.say("status", texts.toastMore(this.#more), "more");
   }
 
   /** Something about the whole page, in the words of `texts`. */
@@ -90,7 +95,9 @@ export class Toasts {
   #put(shown: Shown): void {
     this.#shown.push(shown);
     this.#list.append(shown.element);
-    const words = [...shown.element.querySelectorAll(".toast-body p")].map(({ textContent }) => textContent);
+    const words = [...shown.element.querySelectorAll(".toast-body p")].map(
+      ({ textContent }) => textContent,
+    );
     this.announcer.say(shown.element.getAttribute("role") as "status" | "alert", words.join(", "));
   }
 
@@ -127,7 +134,10 @@ export class Toasts {
     if (this.#shown.length === 0) this.#hovered = false;
     if (!hadFocus) return;
     this.#focused = false;
-    (this.#shown.at(-1)?.element.querySelector("button") ?? document.querySelector<HTMLElement>('[data-testid="bell"]'))?.focus();
+    (
+      this.#shown.at(-1)?.element.querySelector("button") ??
+      document.querySelector<HTMLElement>('[data-testid="bell"]')
+    )?.focus();
   }
 
   /** Failures of one import are one toast. */
@@ -147,25 +157,44 @@ export class Toasts {
   }
 
   #make(toast: Toast): Shown {
-    const isSeen = ({ facts, gone }: Item) => gone === true || facts.handled_at !== undefined || facts.read_at !== undefined;
+    const isSeen = ({ facts, gone }: Item) =>
+      gone === true || facts.handled_at !== undefined || facts.read_at !== undefined;
     switch (toast.kind) {
       case "order": {
         const { item } = toast;
         const order = item.notification.data as Order;
         const text = h("span", {}, texts.toastOrder, " ", bdi(order.order_id));
-        const detail = h("span", {}, h("strong", {}, money(order.total, order.currency)), ` · ${texts.items(Number(order.items))}`);
+        const detail = h(
+          "span",
+          {},
+          h("strong", {}, money(order.total, order.currency)),
+          ` · ${texts.items(Number(order.items))}`,
+        );
         const element = this.#frame("bell", "status", text, detail, item);
-        const accept = button(texts.accept, { class: "primary small", testid: "toast-accept" }, () => this.accept([item]));
+        const accept = button(
+          texts.accept,
+          { class: "primary small", testid: "toast-accept" },
+          () => this.accept([item]),
+        );
         element.querySelector(".toast-body")?.after(accept);
         return { element, remaining: ROUTINE_MS, isSettled: () => isSeen(item) };
       }
       case "failed": {
         const { items, feed, id } = toast;
         const count = () => Math.max(failed.items.length, this.failedOf(feed, id));
-        const text = h("span", {}, texts.toastFailed(Math.max(items.length, this.failedOf(feed, id))));
+        const text = h(
+          "span",
+          {},
+          texts.toastFailed(Math.max(items.length, this.failedOf(feed, id))),
+        );
         const element = this.#frame("alert", "alert", text, bdi(id), items[0]);
         const failed = { key: `${feed}/${id}`, count, text, told: 0, items };
-        return { element, remaining: ALERT_MS, isSettled: () => failed.items.every(isSeen), failed };
+        return {
+          element,
+          remaining: ALERT_MS,
+          isSettled: () => failed.items.every(isSeen),
+          failed,
+        };
       }
       case "finished": {
         const { notification } = toast.item;
@@ -173,12 +202,37 @@ export class Toasts {
         const { done = 0, failed = 0 } = notification.progress ?? {};
         const aborted = data.status === "aborted";
         const bad = isAlert(toast);
-        const detail = h("span", {}, bdi(data.import_id), `: ${texts.tally(done - failed, failed)}`);
-        const element = this.#frame(bad ? "alert" : "check", bad ? "alert" : "status", aborted ? texts.toastAborted : texts.toastFinished, detail, toast.item);
-        return { element, remaining: bad ? ALERT_MS : ROUTINE_MS, isSettled: () => isSeen(toast.item) };
+        const detail = h(
+          "span",
+          {},
+          bdi(data.import_id),
+          `: ${texts.tally(done - failed, failed)}`,
+        );
+        const element = this.#frame(
+          bad ? "alert" : "check",
+          bad ? "alert" : "status",
+          aborted ? texts.toastAborted : texts.toastFinished,
+          detail,
+          toast.item,
+        );
+        return {
+          element,
+          remaining: bad ? ALERT_MS : ROUTINE_MS,
+          isSettled: () => isSeen(toast.item),
+        };
       }
       case "other":
-        return { element: this.#frame("bell", "status", bdi(toast.item.notification.event), undefined, toast.item), remaining: ROUTINE_MS, isSettled: () => isSeen(toast.item) };
+        return {
+          element: this.#frame(
+            "bell",
+            "status",
+            bdi(toast.item.notification.event),
+            undefined,
+            toast.item,
+          ),
+          remaining: ROUTINE_MS,
+          isSettled: () => isSeen(toast.item),
+        };
       case "away": {
         const parts = [
           toast.orders > 0 && texts.orders(toast.orders),
@@ -186,20 +240,54 @@ export class Toasts {
           toast.imports > 0 && texts.awayImports(toast.imports),
           toast.others > 0 && texts.awayOthers(toast.others),
         ].filter((part) => part !== false);
-        const element = this.#frame("away", toast.failed > 0 ? "alert" : "status", texts.missed(parts), undefined);
+        const element = this.#frame(
+          "away",
+          toast.failed > 0 ? "alert" : "status",
+          texts.missed(parts),
+          undefined,
+        );
         element.dataset["kind"] = "summary";
         return { element, remaining: ALERT_MS, isSettled: () => toast.items.every(isSeen) };
       }
     }
   }
 
-  #frame(name: Icon, role: "status" | "alert", text: Node | string, detail: Node | undefined, item?: Item): HTMLElement {
-    const close = button(icon("close"), { class: "quiet icon-button", testid: "toast-close", attributes: { "aria-label": texts.close } }, () => {
-      const one = this.#shown.find((shown) => shown.element === element);
-      if (one) this.#close(one);
-    });
-    const body = h("div", { class: "toast-body" }, h("p", { class: "toast-title" }, text), detail && h("p", { class: "toast-detail" }, detail));
-    const element = h("div", { class: "toast", testid: "toast", attributes: { role, "aria-live": "off", "data-kind": name } }, icon(name), body, close);
+  #frame(
+    name: Icon,
+    role: "status" | "alert",
+    text: Node | string,
+    detail: Node | undefined,
+    item?: Item,
+  ): HTMLElement {
+    const close = button(
+      icon("close"),
+      {
+        class: "quiet icon-button",
+        testid: "toast-close",
+        attributes: { "aria-label": texts.close },
+      },
+      () => {
+        const one = this.#shown.find((shown) => shown.element === element);
+        if (one) this.#close(one);
+      },
+    );
+    const body = h(
+      "div",
+      { class: "toast-body" },
+      h("p", { class: "toast-title" }, text),
+      detail && h("p", { class: "toast-detail" }, detail),
+    );
+    const element = h(
+      "div",
+      {
+        class: "toast",
+        testid: "toast",
+        attributes: { role, "aria-live": "off", "data-kind": name },
+      },
+      icon(name),
+      body,
+      close,
+    );
     if (item) element.dataset["seq"] = String(item.seq);
     return element;
   }

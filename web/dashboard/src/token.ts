@@ -20,8 +20,20 @@ export function asWhy(text: string | null | undefined): Why | undefined {
 }
 
 /** The fragment that hands these to the page as it is loaded anew, where a browser forbids storage. */
-export function fragmentOf({ demo, token, why }: { demo: boolean; token?: string | undefined; why?: Why | undefined }): string {
-  const parts = [demo && "demo", token !== undefined && `token=${encodeURIComponent(token)}`, why && `why=${why}`].filter((part) => part !== false && part !== undefined);
+export function fragmentOf({
+  demo,
+  token,
+  why,
+}: {
+  demo: boolean;
+  token?: string | undefined;
+  why?: Why | undefined;
+}): string {
+  const parts = [
+    demo && "demo",
+    token !== undefined && `token=${encodeURIComponent(token)}`,
+    why && `why=${why}`,
+  ].filter((part) => part !== false && part !== undefined);
   return parts.length > 0 ? `#${parts.join("&")}` : "";
 }
 
@@ -30,7 +42,13 @@ export function readAddress(search: string, hash: string): Address {
   const fragment = new URLSearchParams(hash.replace(/^#/, ""));
   const demo = fragment.has("demo");
   const token = fragment.get("token") ?? undefined;
-  return { token, tokenUrl: samePath(new URLSearchParams(search).get("token-url")), demo, why: asWhy(fragment.get("why")), fragment: fragmentOf({ demo }) };
+  return {
+    token,
+    tokenUrl: samePath(new URLSearchParams(search).get("token-url")),
+    demo,
+    why: asWhy(fragment.get("why")),
+    fragment: fragmentOf({ demo }),
+  };
 }
 
 /** Only a path on this host: `//host` and `/\host` are addresses elsewhere. */

@@ -29,7 +29,10 @@ export class Untold {
 
   /** The page is left, or is back (with nothing). What was not found yet stays with it. */
   keep(items: Item[]): void {
-    const all = [...this.#waiting, ...items.map(({ feed, seq, notification: { id } }): Told => ({ feed, seq, id }))];
+    const all = [
+      ...this.#waiting,
+      ...items.map(({ feed, seq, notification: { id } }): Told => ({ feed, seq, id })),
+    ];
     try {
       if (all.length > 0) this.storage().setItem(KEY, JSON.stringify(all.slice(-UNTOLD_MAX)));
       else this.storage().removeItem(KEY);

@@ -6,8 +6,24 @@ import { CHIME_INTERVAL_MS, mayChime } from "../src/sound.js";
 
 test("a lost connection is told once, and once that it is back", () => {
   const news = new ConnectionNews();
-  const states: ConnectionState[] = ["connecting", "reconnecting", "connecting", "catching_up", "live", "reconnecting", "connecting", "offline", "reconnecting", "catching_up", "live", "live"];
-  assert.deepEqual(states.map((state) => news.next(state)).filter((one) => one), ["lost", "regained"]);
+  const states: ConnectionState[] = [
+    "connecting",
+    "reconnecting",
+    "connecting",
+    "catching_up",
+    "live",
+    "reconnecting",
+    "connecting",
+    "offline",
+    "reconnecting",
+    "catching_up",
+    "live",
+    "live",
+  ];
+  assert.deepEqual(
+    states.map((state) => news.next(state)).filter((one) => one),
+    ["lost", "regained"],
+  );
 });
 
 test("a storm is not read out", () => {

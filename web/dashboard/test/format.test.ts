@@ -4,7 +4,10 @@ import { ago, clip, harmless, money } from "../src/format.js";
 
 test("money keeps every digit of the decimal string", () => {
   assert.equal(money("129.90", "EUR", "en"), "€129.90");
-  assert.equal(money("12345678901234567890.123456", "EUR", "en"), "€12,345,678,901,234,567,890.123456");
+  assert.equal(
+    money("12345678901234567890.123456", "EUR", "en"),
+    "€12,345,678,901,234,567,890.123456",
+  );
   assert.equal(money("9007199254740993", "JPY", "en"), "¥9,007,199,254,740,993");
   assert.equal(money("1500.5", "JPY", "en"), "¥1,500.5");
   assert.equal(money("-0.50", "USD", "en"), "-$0.50");

@@ -10,7 +10,10 @@ test("what waits is found however far back it is", async () => {
   const shop = new Shop(1_000, [3, 700, 999]);
   const { model, loader } = shop.page();
   await loader.refresh(FEED, false);
-  assert.deepEqual(model.waiting().map(({ seq }) => seq), [999, 700, 3]);
+  assert.deepEqual(
+    model.waiting().map(({ seq }) => seq),
+    [999, 700, 3],
+  );
   assert.ok(loader.complete && !loader.loading);
   assert.equal(model.orders().length, 50 + 2);
 });
@@ -22,7 +25,10 @@ test("after something was missed the page shows what is so now", async () => {
   shop.waiting.delete(10);
   shop.waiting.delete(199);
   await loader.refresh(FEED, false);
-  assert.deepEqual(model.waiting().map(({ seq }) => seq), [150]);
+  assert.deepEqual(
+    model.waiting().map(({ seq }) => seq),
+    [150],
+  );
 });
 
 test("older pages follow without a gap, to the end", async () => {
@@ -31,7 +37,10 @@ test("older pages follow without a gap, to the end", async () => {
   await loader.refresh(FEED, false);
   for (let pages = 0; pages < 10 && loader.older === "more"; pages++) await loader.loadOlder();
   assert.equal(loader.older, "end");
-  assert.deepEqual(model.orders().map(({ seq }) => seq), Array.from({ length: 400 }, (_, at) => 400 - at));
+  assert.deepEqual(
+    model.orders().map(({ seq }) => seq),
+    Array.from({ length: 400 }, (_, at) => 400 - at),
+  );
 });
 
 test("a history that fails is said, and asked for again", async () => {
@@ -62,8 +71,14 @@ test("a refresh keeps the objects that rows and toasts hold, and loses no word t
     shop.onHistory = () => {};
   };
   await loader.refresh(FEED, false);
-  assert.deepEqual(model.waiting().map(({ seq }) => seq), [150]);
-  assert.equal(model.orders().find(({ seq }) => seq === 199), held);
+  assert.deepEqual(
+    model.waiting().map(({ seq }) => seq),
+    [150],
+  );
+  assert.equal(
+    model.orders().find(({ seq }) => seq === 199),
+    held,
+  );
   assert.equal(held?.facts.handled_by, "Ada");
   assert.ok(old?.gone, "what is told of no more is no news");
 });
@@ -74,7 +89,10 @@ test("a refresh that fails forgets nothing", async () => {
   await loader.refresh(FEED, false);
   shop.away = true;
   await loader.refresh(FEED, false);
-  assert.deepEqual([model.orders().length, model.waiting().length, loader.older], [51, 1, "failed"]);
+  assert.deepEqual(
+    [model.orders().length, model.waiting().length, loader.older],
+    [51, 1, "failed"],
+  );
 });
 
 test("nothing of before stays when the database was restored", async () => {
@@ -87,8 +105,14 @@ test("nothing of before stays when the database was restored", async () => {
     model.add(restored.order(FEED, 21), 0);
   };
   await again.loader.refresh(FEED, false);
-  assert.deepEqual(model.waiting().map(({ seq }) => seq), [15]);
-  assert.deepEqual(model.orders().map(({ seq }) => seq), Array.from({ length: 21 }, (_, at) => 21 - at));
+  assert.deepEqual(
+    model.waiting().map(({ seq }) => seq),
+    [15],
+  );
+  assert.deepEqual(
+    model.orders().map(({ seq }) => seq),
+    Array.from({ length: 21 }, (_, at) => 21 - at),
+  );
   assert.equal(model.last(FEED), 21);
 });
 
@@ -106,7 +130,10 @@ test("what waits is looked for to its end, with pauses, and nobody is told befor
 });
 
 test("who wants to accept all waits for all, without pauses", async () => {
-  const shop = new Shop(6_000, Array.from({ length: 5_000 }, (_, at) => at + 1));
+  const shop = new Shop(
+    6_000,
+    Array.from({ length: 5_000 }, (_, at) => at + 1),
+  );
   let pauses = 0;
   const { model, loader } = shop.page(undefined, async () => void pauses++);
   void loader.refresh(FEED, false);
@@ -138,13 +165,25 @@ class Shop {
     return { model, loader: new Loader(this as unknown as Client, model, () => {}, pause) };
   }
 
-  async history(feed: string, { before = this.last + 1, limit = 50, unhandled = false }: HistoryQuery) {
+  async history(
+    feed: string,
+    { before = this.last + 1, limit = 50, unhandled = false }: HistoryQuery,
+  ) {
     if (this.away) throw new Error("away");
     const seqs: number[] = [];
-    for (let seq = before - 1; seq > 0 && seqs.length < limit; seq--) if (!unhandled || this.waiting.has(seq)) seqs.push(seq);
+    for (let seq = before - 1; seq > 0 && seqs.length < limit; seq--)
+      if (!unhandled || this.waiting.has(seq)) seqs.push(seq);
     const lowest = seqs.at(-1) ?? 1;
     const next = seqs.length === limit && lowest > 1 ? lowest : null;
-    const page = { feed, last: this.last, version: 0, unread: 0, unhandled: this.waiting.size, notifications: seqs.map((seq) => this.order(feed, seq)), next };
+    const page = {
+      feed,
+      last: this.last,
+      version: 0,
+      unread: 0,
+      unhandled: this.waiting.size,
+      notifications: seqs.map((seq) => this.order(feed, seq)),
+      next,
+    };
     this.onHistory();
     return page;
   }
@@ -152,6 +191,15 @@ class Shop {
   order(feed: string, seq: number): Notification {
     const data = { order_id: `o${seq}`, total: "1.00", currency: "EUR", items: 1 };
     const facts = this.waiting.has(seq) ? {} : { read_at: "r", handled_at: "h" };
-    return { type: "notification", feed, seq, id: `${this.ids}${seq}`, source: "/t", event: "order.created", data, ...facts };
+    return {
+      type: "notification",
+      feed,
+      seq,
+      id: `${this.ids}${seq}`,
+      source: "/t",
+      event: "order.created",
+      data,
+      ...facts,
+    };
   }
 }

@@ -11,8 +11,17 @@ test("in whatever order things are heard, and however often, the same is known",
   const told: ((model: Model) => void)[] = [];
   for (let seq = 1; seq <= 6; seq++) told.push((model) => model.add(order(seq), NOW));
   const accepted = order(2, { read_at: "r", handled_at: "h", handled_by: "Ada" });
-  const finished = { event: "import.finished", data: { import_id: "i", status: "finished" }, progress: { done: 4, failed: 1, total: 4 } };
-  for (const one of [accepted, item(7, 1, "imported", 1, 0), item(8, 2, "failed", 2, 1), order(9, finished)]) {
+  const finished = {
+    event: "import.finished",
+    data: { import_id: "i", status: "finished" },
+    progress: { done: 4, failed: 1, total: 4 },
+  };
+  for (const one of [
+    accepted,
+    item(7, 1, "imported", 1, 0),
+    item(8, 2, "failed", 2, 1),
+    order(9, finished),
+  ]) {
     told.push((model) => model.add(one, NOW));
   }
   const changes: Change[] = [
@@ -23,9 +32,14 @@ test("in whatever order things are heard, and however often, the same is known",
   for (const change of changes) told.push((model) => model.change(change));
 
   const expected = known(told);
-  assert.deepEqual(expected.orders.map(({ seq }) => seq), [6, 5, 4, 3, 2, 1]);
+  assert.deepEqual(
+    expected.orders.map(({ seq }) => seq),
+    [6, 5, 4, 3, 2, 1],
+  );
   const failure = { seq: 8, read_at: "r", handled_at: "h", handled_by: "Bo" };
-  assert.deepEqual(expected.imports, [{ done: 4, failed: 1, total: 4, status: "finished", failures: [failure] }]);
+  assert.deepEqual(expected.imports, [
+    { done: 4, failed: 1, total: 4, status: "finished", failures: [failure] },
+  ]);
   for (let seed = 1; seed <= 300; seed++) {
     assert.deepEqual(known(shuffled([...told, ...told], randomOf(seed))), expected, `seed ${seed}`);
   }
@@ -53,7 +67,8 @@ test("a day's orders do not pile up, but one that waits is never let go", () => 
 
 test("ten thousand imported items are one import", () => {
   const model = new Model();
-  for (let seq = 1; seq <= 10_000; seq++) assert.equal(model.add(item(seq, seq, "imported", seq, 0), NOW), undefined);
+  for (let seq = 1; seq <= 10_000; seq++)
+    assert.equal(model.add(item(seq, seq, "imported", seq, 0), NOW), undefined);
   assert.equal(model.imports().length, 1);
   assert.equal(model.imports()[0]?.done, 10_000);
 });
@@ -100,14 +115,24 @@ test("what comes on the shared feed is a notice", () => {
 });
 
 test("a storm that was missed is one toast, a few are a toast each", () => {
-  assert.deepEqual(plan(arrivals(REPLAYED_MAX, true)).map(({ kind }) => kind), ["order", "order", "order"]);
+  assert.deepEqual(
+    plan(arrivals(REPLAYED_MAX, true)).map(({ kind }) => kind),
+    ["order", "order", "order"],
+  );
   const [toast, ...more] = plan(arrivals(12, true));
-  assert.deepEqual([toast?.kind, toast?.kind === "away" && toast.orders, more.length], ["away", 12, 0]);
+  assert.deepEqual(
+    [toast?.kind, toast?.kind === "away" && toast.orders, more.length],
+    ["away", 12, 0],
+  );
   assert.equal(plan([...arrivals(12, true), ...arrivals(2, false)]).length, 3);
 });
 
 test("an import's failures share a toast, and what was handled has none", () => {
-  const news = [item(1, 1, "failed", 1, 1), item(2, 2, "failed", 2, 2), order(3, { handled_at: "h" })];
+  const news = [
+    item(1, 1, "failed", 1, 1),
+    item(2, 2, "failed", 2, 2),
+    order(3, { handled_at: "h" }),
+  ];
   const [toast, ...more] = plan(news.map((one) => ({ item: kept(one), replayed: false })));
   assert.ok(toast?.kind === "failed" && toast.items.length === 2 && more.length === 0);
 });
@@ -126,10 +151,25 @@ function known(told: ((model: Model) => void)[]) {
 
 function order(seq: number, more: Partial<Notification> = {}): Notification {
   const data = { order_id: `o${seq}`, total: "1.00", currency: "EUR", items: 1 };
-  return { type: "notification", feed: FEED, seq, id: `e${seq}`, source: "/t", event: "order.created", data, ...more };
+  return {
+    type: "notification",
+    feed: FEED,
+    seq,
+    id: `e${seq}`,
+    source: "/t",
+    event: "order.created",
+    data,
+    ...more,
+  };
 }
 
-function item(seq: number, index: number, status: string, done: number, failed: number): Notification {
+function item(
+  seq: number,
+  index: number,
+  status: string,
+  done: number,
+  failed: number,
+): Notification {
   const data = { import_id: "i", index, sku: `s${index}`, status };
   return order(seq, { event: "import.item", data, progress: { done, failed, total: 4 } });
 }
@@ -145,7 +185,10 @@ function arrivals(number: number, replayed: boolean): Arrival[] {
 }
 
 function shuffled<T>(list: T[], random: () => number): T[] {
-  return list.map((one) => [random(), one] as const).sort(([a], [b]) => a - b).map(([, one]) => one);
+  return list
+    .map((one) => [random(), one] as const)
+    .sort(([a], [b]) => a - b)
+    .map(([, one]) => one);
 }
 
 /** Deterministic: a failure can be looked at again. */

@@ -4,7 +4,13 @@ import { asToken, claims, fragmentOf, readAddress, samePath } from "../src/token
 
 test("the token is taken from the fragment, and nothing of it stays there", () => {
   const address = readAddress("?x=1", "#token=a.b.c&demo");
-  assert.deepEqual(address, { token: "a.b.c", tokenUrl: undefined, demo: true, why: undefined, fragment: "#demo" });
+  assert.deepEqual(address, {
+    token: "a.b.c",
+    tokenUrl: undefined,
+    demo: true,
+    why: undefined,
+    fragment: "#demo",
+  });
   assert.equal(readAddress("", "#token=a.b.c").fragment, "");
   assert.equal(readAddress("?token=a.b.c", "").token, undefined);
 });
@@ -12,7 +18,10 @@ test("the token is taken from the fragment, and nothing of it stays there", () =
 test("where storage is forbidden the fragment says why the page was loaded anew, in the page's words only", () => {
   for (const demo of [true, false]) {
     const refused = readAddress("?token-url=/t", fragmentOf({ demo, why: "refused" }));
-    assert.deepEqual([refused.why, refused.demo, refused.token, refused.fragment], ["refused", demo, undefined, demo ? "#demo" : ""]);
+    assert.deepEqual(
+      [refused.why, refused.demo, refused.token, refused.fragment],
+      ["refused", demo, undefined, demo ? "#demo" : ""],
+    );
     const pasted = readAddress("", fragmentOf({ demo, token: "a-_.b.c" }));
     assert.deepEqual([pasted.token, pasted.why], ["a-_.b.c", undefined]);
   }
@@ -21,7 +30,15 @@ test("where storage is forbidden the fragment says why the page was loaded anew,
 
 test("a token's address is a path of this host", () => {
   assert.equal(samePath("/account/token?for=shopbell"), "/account/token?for=shopbell");
-  const elsewhere = ["//evil.example/t", "/\\evil.example", "https://evil.example/", "token", "", "/\t/evil.example", "javascript:alert(1)"];
+  const elsewhere = [
+    "//evil.example/t",
+    "/\\evil.example",
+    "https://evil.example/",
+    "token",
+    "",
+    "/\t/evil.example",
+    "javascript:alert(1)",
+  ];
   for (const path of elsewhere) assert.equal(samePath(path), undefined, path);
   assert.equal(samePath(null), undefined);
 });
@@ -33,7 +50,9 @@ test("what was pasted may have a word before it", () => {
 });
 
 test("a token says whose it is, in any letters", () => {
-  const payload = Buffer.from(JSON.stringify({ sub: "mérchant-ß", exp: 7, feeds: ["a", 1] })).toString("base64url");
+  const payload = Buffer.from(
+    JSON.stringify({ sub: "mérchant-ß", exp: 7, feeds: ["a", 1] }),
+  ).toString("base64url");
   assert.deepEqual(claims(`h.${payload}.s`), { sub: "mérchant-ß", exp: 7, feeds: ["a"] });
   assert.deepEqual(claims("nonsense"), {});
 });

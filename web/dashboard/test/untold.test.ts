@@ -13,7 +13,9 @@ test("what was not told when the page was left is told by the next, once", () =>
       removeItem: (key) => void storage.delete(key),
     }));
   const before = new Model();
-  const items = [order(1), order(2), order(3)].map((one) => before.add(one, 0)).filter((item) => item !== undefined);
+  const items = [order(1), order(2), order(3)]
+    .map((one) => before.add(one, 0))
+    .filter((item) => item !== undefined);
   open().keep(items);
 
   const model = new Model();
@@ -22,15 +24,25 @@ test("what was not told when the page was left is told by the next, once", () =>
   assert.deepEqual(untold.take(find, false), [], "history is not here yet");
   model.add(order(1), 0);
   model.add({ ...order(2), id: "another" }, 0);
-  assert.deepEqual(untold.take(find, false).map(({ seq }) => seq), [1]);
+  assert.deepEqual(
+    untold.take(find, false).map(({ seq }) => seq),
+    [1],
+  );
   assert.deepEqual(untold.take(find, false), []);
   model.add(order(3), 0);
   const next = open();
-  assert.deepEqual(next.take(find, false).map(({ seq }) => seq), [3], "what was not found stays for the page after");
+  assert.deepEqual(
+    next.take(find, false).map(({ seq }) => seq),
+    [3],
+    "what was not found stays for the page after",
+  );
   assert.equal(storage.size, 0);
   next.keep(items);
   const last = open();
-  assert.deepEqual(last.take(() => undefined, true), []);
+  assert.deepEqual(
+    last.take(() => undefined, true),
+    [],
+  );
   assert.equal(storage.size, 0, "what never comes is let go");
 });
 
@@ -39,10 +51,21 @@ test("without storage nothing is remembered, and nothing breaks", () => {
     throw new Error("forbidden");
   });
   untold.keep([]);
-  assert.deepEqual(untold.take(() => undefined, false), []);
+  assert.deepEqual(
+    untold.take(() => undefined, false),
+    [],
+  );
 });
 
 function order(seq: number): Notification {
   const data = { order_id: `o${seq}`, total: "1.00", currency: "EUR", items: 1 };
-  return { type: "notification", feed: "merchant-42", seq, id: `e${seq}`, source: "/t", event: "order.created", data };
+  return {
+    type: "notification",
+    feed: "merchant-42",
+    seq,
+    id: `e${seq}`,
+    source: "/t",
+    event: "order.created",
+    data,
+  };
 }
