@@ -27,11 +27,11 @@ const EMBEDDED: Embedded = include!(concat!(
     "/web/dashboard/dist/embedded.rs"
 ));
 
-/// Nothing from elsewhere, nothing inline, no markup from text: a customer's name is never a script. `'self'` lets the page
-/// open its WebSocket too (CSP3 §6.7.2.8). `lit-html` is the one policy that the components need, for templates of their own.
+/// Allows no other origin, nothing inline, and no markup from text, so that a customer's name never becomes a script.
+/// `'self'` covers the page's WebSocket too (CSP3 §6.7.2.8).
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; \
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; \
-                      trusted-types lit-html";
+                      trusted-types 'none'";
 const PERMISSIONS: &str =
     "camera=(), display-capture=(), geolocation=(), microphone=(), payment=(), usb=()";
 /// The page names the assets of its build: it is asked for anew each time.

@@ -1,8 +1,8 @@
 Embedded {
     page: include_str!("index.html"),
-    page_tag: "\"4945032f7bd4\"",
+    page_tag: "\"6a8d8e39cc1e\"",
     assets: &[
-        ("app-637f82649797.js", include_bytes!("app-637f82649797.js"), include_bytes!("app-637f82649797.js.gz")),
-        ("style-f79ccaaa0231.css", include_bytes!("style-f79ccaaa0231.css"), include_bytes!("style-f79ccaaa0231.css.gz")),
+        ("app-15713d4f45a4.js", include_bytes!("app-15713d4f45a4.js"), include_bytes!("app-15713d4f45a4.js.gz")),
+        ("style-70e9abcff5f2.css", include_bytes!("style-70e9abcff5f2.css"), include_bytes!("style-70e9abcff5f2.css.gz")),
     ],
 }

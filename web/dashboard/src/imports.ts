@@ -1,7 +1,6 @@
 // One card for each import: how far it is, what failed, how it ended.
 
-import type WaProgressBar from "@awesome.me/webawesome/dist/components/progress-bar/progress-bar.js";
-import { arrange, bdi, button, h, icon, setData, setText, whole } from "./dom.js";
+import { arrange, bdi, button, h, icon, setAttribute, setData, setText, whole } from "./dom.js";
 import { ago, clip, exact } from "./format.js";
 import { failures, type Import, type Item } from "./model.js";
 import { texts } from "./texts.js";
@@ -80,7 +79,7 @@ class Card {
   readonly element: HTMLElement;
   readonly #status = h("span", { class: "status" });
   readonly #time = h("time");
-  readonly #bar = document.createElement("wa-progress-bar") as WaProgressBar;
+  readonly #bar = new ProgressBar();
   readonly #progress = h("span", { class: "progress" });
   readonly #failed = h("span", { class: "failed-count" });
   readonly #failures = h("details", { class: "failures" });
@@ -98,7 +97,7 @@ class Card {
     private one: Import,
     private readonly actions: ImportActions,
   ) {
-    this.#bar.label = texts.importProgress(clip(one.id, 60));
+    this.#bar.label(texts.importProgress(clip(one.id, 60)));
     this.#more = button("", { class: "secondary small", testid: "more-failures" }, () => {
       this.#shown += FAILURES_STEP;
       this.#failuresAt = "";
@@ -125,7 +124,7 @@ class Card {
         h("h3", {}, h("span", { class: "hidden-text" }, texts.importPrefix), bdi(one.id)),
         this.#status,
       ),
-      this.#bar,
+      this.#bar.element,
       h("p", { class: "numbers" }, this.#progress, this.#failed, this.#time),
       this.#failures,
       h("footer", {}, this.#dismiss),
@@ -148,18 +147,7 @@ class Card {
     };
     setText(this.#status, words[status]);
     setData(this.#status, "status", status);
-    this.#bar.indeterminate = total === undefined && status === "running";
-    // Never full before it is: 9,999 of 10,000 is 99 %.
-    this.#bar.value =
-      total === undefined
-        ? status === "running"
-          ? 0
-          : 100
-        : total === 0
-          ? 100
-          : Math.floor((Math.min(done, total) / total) * 1_000) / 10;
-    // The failed part of the bar is drawn in its own colour.
-    this.#bar.style.setProperty("--good", `${done === 0 ? 100 : ((done - failed) / done) * 100}%`);
+    this.#bar.render(status, done, failed, total);
     setText(
       this.#progress,
       status === "running"
@@ -213,6 +201,36 @@ class Card {
         : "",
     );
   }
+}
+
+/** A bar whose failed part has a colour of its own. */
+class ProgressBar {
+  readonly element: HTMLElement;
+  readonly #fill = h("div", { class: "progress-fill" });
+
+  constructor() {
+    const attributes = { role: "progressbar", "aria-valuemin": "0", "aria-valuemax": "100" };
+    this.element = h("div", { class: "progress-bar", attributes }, this.#fill);
+  }
+
+  label(text: string): void {
+    setAttribute(this.element, "aria-label", text);
+  }
+
+  render(status: Import["status"], done: number, failed: number, total: number | undefined): void {
+    // ARIA: a bar without a value is indeterminate.
+    if (total === undefined && status === "running") this.element.removeAttribute("aria-valuenow");
+    else setAttribute(this.element, "aria-valuenow", String(percentage(done, total)));
+    const good = done === 0 ? 100 : ((done - failed) / done) * 100;
+    this.#fill.style.setProperty("--done", `${percentage(done, total)}%`);
+    this.#fill.style.setProperty("--good", `${good}%`);
+  }
+}
+
+/** Rounded down to a tenth, so that 9,999 of 10,000 is not shown as full. */
+function percentage(done: number, total: number | undefined): number {
+  if (total === undefined || total === 0) return 100;
+  return Math.floor((Math.min(done, total) / total) * 1_000) / 10;
 }
 
 function failureRow(item: Item): HTMLElement {

@@ -1,6 +1,5 @@
 // Finds a token, then runs the dashboard with it; where it is refused, says why and asks for another.
 
-import "@awesome.me/webawesome/dist/components/progress-bar/progress-bar.js";
 import { connect, type Client } from "../../client/src/index.js";
 import { Dashboard } from "./dashboard.js";
 import { showDemo } from "./demo.js";
