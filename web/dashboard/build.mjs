@@ -15,7 +15,7 @@ const BROWSERS = ["chrome111", "firefox128", "safari16.4"];
 async function buildInto(folder) {
   const { outputFiles } = await build({
     absWorkingDir: here,
-    entryPoints: { app: "src/main.ts", style: "src/style.css" },
+    entryPoints: { app: "src/main.ts", style: "src/styles/index.css" },
     bundle: true,
     minify: true,
     format: "esm",
