@@ -1,8 +1,8 @@
 Embedded {
     page: include_str!("index.html"),
-    page_tag: "\"2bdc49eb6e8e\"",
+    page_tag: "\"7c0f039e6031\"",
     assets: &[
         ("app-15713d4f45a4.js", include_bytes!("app-15713d4f45a4.js"), include_bytes!("app-15713d4f45a4.js.gz")),
-        ("style-78e509b9b7f5.css", include_bytes!("style-78e509b9b7f5.css"), include_bytes!("style-78e509b9b7f5.css.gz")),
+        ("style-ddfad6c1ff8d.css", include_bytes!("style-ddfad6c1ff8d.css"), include_bytes!("style-ddfad6c1ff8d.css.gz")),
     ],
 }
