@@ -1,4 +1,4 @@
-// The budget: what an app's visitors download for `.`, bundled, minified and gzipped.
+// Checks the download size of `.`: bundled, minified and gzipped.
 import { build } from "esbuild";
 import { gzipSync } from "node:zlib";
 

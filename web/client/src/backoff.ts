@@ -1,13 +1,13 @@
-// How long to wait before the next try. Pure: randomness comes in as an argument.
+// The wait before the next try. Pure: randomness is an argument.
 
-/** The first wait is somewhere between nothing and this. */
+/** Upper bound of the first wait. */
 export const BACKOFF_BASE_MS = 500;
-/** No wait of our own is longer: a shop's bell that is half a minute late is bad enough. */
+/** Upper bound of every wait, so that a shop's bell is at most half a minute late. */
 export const BACKOFF_CAP_MS = 30_000;
 
 /**
- * Full jitter, `random(0, min(cap, base * 2 ** attempt))`: of all formulas it spreads a crowd that lost the same replica
- * best (AWS Architecture Blog, "Exponential Backoff And Jitter").
+ * Full jitter, `random(0, min(cap, base * 2 ** attempt))`, spreads the clients of a lost replica
+ * (AWS Architecture Blog, "Exponential Backoff And Jitter").
  *
  * @param attempt 0 for the first wait.
  * @param random from 0 to 1.

@@ -1,38 +1,38 @@
-// What can go wrong, as an app sees it: one class, told apart by `code`. Knows nobody of ours.
+// The errors of this package: one class, distinguished by `code`.
 
-/** Why something failed, for programs; what the server says under another code comes through as it is. */
+/** The reason, for programs. Other codes of the server are passed on unchanged. */
 export type ErrorCode =
-  /** `url` cannot be used for a WebSocket at all, or close code 4500: a parameter of the handshake, such as the device's name. */
+  /** The browser rejects `url`, or close code 4500: a parameter such as `device` is invalid. */
   | "bad_request"
-  /** The app closed the client; a promise of `read` or `handle` that was open is rejected with it. */
+  /** The app closed the client; open calls of `read` and `handle` reject with it. */
   | "closed"
-  /** A handler of the app threw or rejected; it is tried again. */
+  /** A handler of the app threw or rejected; the client calls it again. */
   | "handler_failed"
-  /** The `token` callback threw, rejected, took too long or gave no usable token; it is tried again. */
+  /** The `token` callback failed, took too long or returned no token; the client calls it again. */
   | "token_failed"
-  /** The `token` callback returned a token of somebody else: connect anew for another subscriber. */
+  /** The `token` callback returned a token of another subscriber: call `connect` again. */
   | "subscriber_changed"
-  /** Close code 4501: signature, audience, issuer … of the token. */
+  /** Close code 4501: the server does not accept the token (signature, audience, issuer …). */
   | "token_refused"
   /** Close code 4503: the token names no feed that may be read. */
   | "no_feed"
-  /** Close code 4402: the token's `nbf` is in the future; the client connects anew when the server wants it. */
+  /** Close code 4402: the token's `nbf` is in the future; the client reconnects later. */
   | "token_not_valid_yet"
-  /** Several attempts in a row failed without a reason that a page can see; the client goes on trying. */
+  /** Several attempts in a row failed, and the browser does not show why; the client retries. */
   | "connect_failed"
-  /** The server said what the protocol does not allow, a gap for example; the client connects anew. */
+  /** The server violated the protocol, for example with a gap; the client reconnects. */
   | "protocol_fault"
-  /** `read` or `handle` of a number that is not stored. */
+  /** `read` or `handle` of a number that does not exist. */
   | "unknown_seq"
   /** `read` or `handle` on the shared broadcast feed. */
   | "read_only"
-  /** A feed that the token does not name. */
+  /** The token does not name the feed. */
   | "unknown_feed"
-  /** The history could not be fetched: see `status`. */
+  /** The history request failed: see `status`. */
   | "http_failed"
   | (string & {});
 
-/** An RFC 9457 problem, as the history's HTTP answers have it. */
+/** The body of a failed history request (RFC 9457). */
 export interface Problem {
   type?: string;
   title?: string;
@@ -41,15 +41,15 @@ export interface Problem {
   [extension: string]: unknown;
 }
 
-/** Everything this package throws, rejects with, or reports. */
+/** Every error that this package throws, rejects with, or reports. */
 export class ShopbellError extends Error {
-  /** Why, for programs. */
+  /** The reason, for programs. */
   readonly code: ErrorCode;
-  /** The WebSocket's close code, where a close was the reason. */
+  /** The WebSocket close code, if a close was the reason. */
   readonly closeCode?: number;
-  /** The HTTP status, where an answer was the reason. */
+  /** The HTTP status, if a response was the reason. */
   readonly status?: number;
-  /** The problem document, where the answer brought one. */
+  /** The problem, if the response contained one. */
   readonly problem?: Problem;
 
   constructor(

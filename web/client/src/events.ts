@@ -1,13 +1,13 @@
-// The events of the contract with their data, and what a notification of one is. Types, and two functions on them.
+// Events with known data, and notifications. Types, and two functions on them.
 
 /** A merchant's new order. */
 export interface OrderCreated {
   order_id: string;
-  /** A decimal string, "12.50": binary floating point cannot hold money. */
+  /** A decimal string, "12.50": binary floating point cannot represent every amount. */
   total: string;
   /** ISO 4217. */
   currency: string;
-  /** How many pieces. */
+  /** Number of pieces. */
   items: number;
   customer?: unknown;
   /** RFC 3339. */
@@ -17,18 +17,18 @@ export interface OrderCreated {
 /** A catalogue import began. */
 export interface ImportStarted {
   import_id: string;
-  /** How many items will follow. */
+  /** Number of items that will follow. */
   total: number;
 }
 
-/** One item of an import is through. */
+/** One item of an import succeeded or failed. */
 export interface ImportItem {
   import_id: string;
   /** From 1. */
   index: number;
   sku: string;
   status: "imported" | "failed";
-  /** Why; set where it failed. */
+  /** The reason; set if the item failed. */
   error?: string;
 }
 
@@ -38,7 +38,10 @@ export interface ImportFinished {
   status: "finished" | "aborted";
 }
 
-/** Event types with known data. Apps add their own by declaration merging (`declare module "@shopbell/client"`). */
+/**
+ * Event types with known data. Apps add their own by declaration merging (`declare module
+ * "@shopbell/client"`).
+ */
 export interface Events {
   "order.created": OrderCreated;
   "import.started": ImportStarted;
@@ -46,13 +49,13 @@ export interface Events {
   "import.finished": ImportFinished;
 }
 
-/** An import's exact running totals. */
+/** The exact totals of an import so far. */
 export interface Progress {
-  /** Items through, imported or failed. */
+  /** Number of items, imported or failed. */
   done: number;
-  /** Of these, failed. */
+  /** Number of failed items. */
   failed: number;
-  /** Absent where no `import.started` came. */
+  /** Absent if the import sent no `import.started`. */
   total?: number;
 }
 
@@ -62,24 +65,24 @@ export interface Notification<Type extends string = string> {
   feed: string;
   /** Its number in the feed: 1, 2, 3 … */
   seq: number;
-  /** The CloudEvents id: with `source`, the same event on every way it comes. */
+  /** The CloudEvents id; `id` and `source` identify the event. */
   id: string;
   source: string;
   /** The CloudEvents type. */
   event: Type;
-  /** RFC 3339; absent where the publisher set none. */
+  /** RFC 3339; absent if the publisher set none. */
   time?: string;
   data: Type extends keyof Events ? Events[Type] : unknown;
   collapse_key?: string;
   progress?: Progress;
-  /** RFC 3339: a person saw it. */
+  /** RFC 3339: time when a person read it. */
   read_at?: string;
-  /** RFC 3339: a person took it. */
+  /** RFC 3339: time when a person handled it. */
   handled_at?: string;
   handled_by?: string;
 }
 
-/** Narrows a notification that a pattern brought: `if (isEvent(n, "order.created")) n.data.total`. */
+/** Narrows the type of a notification: `if (isEvent(n, "order.created")) n.data.total`. */
 export function isEvent<Type extends keyof Events>(
   notification: Notification,
   type: Type,
@@ -87,7 +90,7 @@ export function isEvent<Type extends keyof Events>(
   return notification.event === type;
 }
 
-/** Whether `pattern` (a type, `prefix.*`, or `*`) means events of this type. */
+/** Returns whether `pattern` (a type, `prefix.*`, or `*`) matches the type. */
 export function matches(pattern: string, type: string): boolean {
   return (
     pattern === "*" ||

@@ -1,25 +1,28 @@
-// Where this tab stands in each feed: numbers, counts, versions. Frames and marks go in, verdicts come out; no I/O, no clock.
+// The position of this tab in each feed: numbers, counts, versions. Input: frames. Output:
+// verdicts. No I/O, no clock.
 
 import type { Notification } from "./events.js";
 import type { Skipped, State, Welcome, WelcomeFeed } from "./protocol.js";
 
-/** Notifications above the counts' `last` are kept one by one up to so many; older ones become part of the sum. */
+/**
+ * Bound on notifications above the counts' `last` that are kept one by one; older ones are summed.
+ */
 export const ABOVE_MAX = 256;
 
-/** What nobody has read or handled yet. */
+/** Number of unread and unhandled notifications. */
 export interface Count {
   readonly unread: number;
   readonly unhandled: number;
 }
 
-/** Counts of every feed. */
+/** Counts of all feeds. */
 export interface Counts {
-  /** Without shared feeds, whose counts are nobody's: a badge shows this. */
+  /** The sum for a badge; without shared feeds, which have no marks. */
   readonly total: Count;
   readonly feeds: Readonly<Record<string, Count & { readonly shared: boolean }>>;
 }
 
-/** A notification that the counts as of `asOf` do not have yet. */
+/** A notification that the counts as of `asOf` do not contain. */
 interface Above {
   seq: number;
   unread: 0 | 1;
@@ -30,14 +33,14 @@ interface Place {
   shared: boolean;
   /** The last number of this session, sent or skipped. */
   position: number;
-  /** The highest number that this tab's handlers were given, or need not be. */
+  /** The highest number that this tab's handlers have received or may skip. */
   seen: number;
-  /** Everything up to here was handled by the tab chosen for it. */
-  mark: number;
+  /** Everything up to this number is completed: the handlers of the chosen tab have resolved. */
+  completed: number;
   caughtUp: boolean;
-  /** The newest state change that this tab knows; `undefined` where the server tells none. */
+  /** The newest mark that this tab has received; `undefined` if the server sends no versions. */
   version: number | undefined;
-  /** Changes up to this version are in the counts already. */
+  /** The counts contain the marks up to this version. */
   countedVersion: number;
   unread: number;
   unhandled: number;
@@ -48,31 +51,33 @@ interface Place {
   stale: boolean;
 }
 
-/** What became of a numbered frame. */
+/** How the number of a frame relates to the last one of its feed. */
 export type Verdict =
-  /** The next one. */
+  /** It is the next number. */
   | "next"
-  /** Had it in this session. */
+  /** The session has received it already. */
   | "old"
-  /** A number between was never sent: a fault of the protocol. */
+  /** A number in between is missing: the server violated the protocol. */
   | "gap"
-  /** Of a feed that `welcome` did not name. */
+  /** `welcome` did not contain the feed. */
   | "unknown";
 
-/** A feed in the `welcome` that a leader makes for a tab that comes later. */
+/** A feed in the `welcome` that a leader makes for a tab that joins. */
 type SnapshotFeed = WelcomeFeed & { position?: number };
 
 export class Feeds {
-  readonly #storedMark: (welcome: Welcome, feed: string) => number;
+  readonly #storedSeq: (welcome: Welcome, feed: string) => number;
   #places = new Map<string, Place>();
   #epoch: string | undefined;
 
-  /** @param storedMark what an earlier page of this browser profile handled in a feed; 0 where nothing is known. */
-  constructor(storedMark: (welcome: Welcome, feed: string) => number) {
-    this.#storedMark = storedMark;
+  /**
+   * @param storedSeq the number that this browser profile has completed in a feed; 0 if unknown.
+   */
+  constructor(storedSeq: (welcome: Welcome, feed: string) => number) {
+    this.#storedSeq = storedSeq;
   }
 
-  /** Begins a session. Gives the feeds in which this tab missed something, whose history is to be fetched again. */
+  /** Begins a session. Returns the feeds in which this tab missed something and must resync. */
   onWelcome(welcome: Welcome): string[] {
     const renewed = this.isRenewed(welcome);
     const before = this.#places;
@@ -81,29 +86,31 @@ export class Feeds {
     const missed: string[] = [];
     for (const feed of welcome.feeds as SnapshotFeed[]) {
       const known = renewed ? undefined : before.get(feed.feed);
-      const place = begin(feed, known, () => this.#storedMark(welcome, feed.feed));
+      const place = initialPlace(feed, known, () => this.#storedSeq(welcome, feed.feed));
       this.#places.set(feed.feed, place);
-      // The server sends the changes after the leader's version; a leader does not. Or acknowledged elsewhere meanwhile.
+      // Missed: marks, because a leader does not replay them, or acks of another browser.
       const changed = feed.position !== undefined && feed.version !== known?.version;
       if (renewed || (known && (changed || feed.cursor > known.seen))) missed.push(feed.feed);
     }
     return missed;
   }
 
-  /** Whether numbers are given anew: what this tab knows of a number is about another notification. */
+  /**
+   * Returns whether the epoch has changed: the old numbers may belong to other notifications now.
+   */
   isRenewed({ feeds }: Welcome): boolean {
     return !!this.#epoch && this.#epoch !== feeds[0]?.epoch;
   }
 
-  /** `FEED:SEQ:EPOCH`, as numbers are kept; a server before epochs takes `FEED:SEQ`. */
+  /** `FEED:SEQ:EPOCH`, or `FEED:SEQ` for a server without epochs. */
   key({ feed, seq }: { feed: string; seq: number }): string {
     return `${feed}:${seq}` + (this.#epoch ? `:${this.#epoch}` : "");
   }
 
-  /** @param strict after a gap nothing is taken in. */
+  /** @param strict a frame after a gap changes nothing. */
   onNotification(frame: Notification, strict: boolean): Verdict {
     const place = this.#places.get(frame.feed);
-    const verdict = numbered(place, frame.seq);
+    const verdict = verdictOf(place, frame.seq);
     if (!place || verdict === "old" || (strict && verdict === "gap")) return verdict;
     place.position = frame.seq;
     if (frame.seq > place.asOf) {
@@ -120,14 +127,14 @@ export class Feeds {
   onSkipped(frame: Skipped, strict: boolean): Verdict {
     const place = this.#places.get(frame.feed);
     if (place && frame.through <= place.position) return "old";
-    const verdict = numbered(
+    const verdict = verdictOf(
       place,
       Math.max(frame.from, Math.min((place?.position ?? 0) + 1, frame.through)),
     );
     if (!place || (strict && verdict === "gap")) return verdict;
     place.position = frame.through;
     place.seen = Math.max(place.seen, frame.through);
-    // Whether somebody has read what is skipped, the frame does not say.
+    // The frame does not contain the marks of the skipped notifications.
     if (frame.through > place.asOf) place.stale = true;
     return verdict;
   }
@@ -137,12 +144,12 @@ export class Feeds {
     if (place) place.caughtUp = true;
   }
 
-  /** Takes in a change or an answer. Gives whether changes between were missed: then the history is to be fetched again. */
+  /** Applies a mark or a reply. Returns whether this tab missed marks before it and must resync. */
   onState(frame: State): boolean {
     const place = this.#places.get(frame.feed);
     if (!place) return false;
     if (frame.version === undefined) {
-      // Only the answer to an empty `read` counts; that to another was computed at a time that nothing tells.
+      // Only the reply to an empty `read` has counts of a known time.
       if (frame.seqs?.length === 0 && frame.last >= place.asOf) rebase(place, frame);
       return false;
     }
@@ -157,7 +164,7 @@ export class Feeds {
     return frame.version !== known + 1;
   }
 
-  /** Whether this tab's handlers are yet to be given this one; once. */
+  /** Returns true once for each notification that this tab's handlers must receive. */
   take(frame: Notification): boolean {
     const place = this.#places.get(frame.feed);
     if (!place || frame.seq <= place.seen) return false;
@@ -165,14 +172,14 @@ export class Feeds {
     return true;
   }
 
-  /** A tab handled everything up to `seq`. */
-  onHandled(feed: string, seq: number): void {
+  /** The chosen tab completed everything up to `seq`. */
+  onCompleted(feed: string, seq: number): void {
     const place = this.#places.get(feed);
-    if (place) place.mark = Math.max(place.mark, seq);
+    if (place) place.completed = Math.max(place.completed, seq);
   }
 
-  mark(feed: string): number {
-    return this.#places.get(feed)?.mark ?? 0;
+  completed(feed: string): number {
+    return this.#places.get(feed)?.completed ?? 0;
   }
 
   position(feed: string): number {
@@ -183,12 +190,12 @@ export class Feeds {
     return this.#places.get(feed)?.version;
   }
 
-  /** Everything stored when the session began has come. */
+  /** Returns whether the replay of every feed is complete. */
   caughtUp(): boolean {
     return [...this.#places.values()].every((place) => place.caughtUp);
   }
 
-  /** Feeds whose counts are to be asked for. */
+  /** Feeds whose counts must be requested. */
   stale(): string[] {
     return [...this.#places]
       .filter(([, place]) => place.stale && !place.shared)
@@ -197,7 +204,7 @@ export class Feeds {
 
   counts(): Counts {
     const total = { unread: 0, unhandled: 0 };
-    // Not by assignments: `__proto__` is a feed's name like any other.
+    // `fromEntries`, because assignment fails for a feed named `__proto__`.
     const feeds = Object.fromEntries(
       [...this.#places].map(([feed, place]) => {
         const { shared } = place;
@@ -212,7 +219,7 @@ export class Feeds {
     return { total, feeds };
   }
 
-  /** The query that goes on where this tab is. */
+  /** The query from which the server replays missed marks. */
   query(): URLSearchParams {
     const query = new URLSearchParams();
     for (const [feed, { version }] of this.#places) {
@@ -221,16 +228,16 @@ export class Feeds {
     return query;
   }
 
-  /** `welcome` as it would be now, beginning after what was handled: for a tab that comes later. */
+  /** The `welcome` of a session that would begin now, for a tab that joins. */
   snapshot(welcome: Welcome): Welcome {
     const feeds = welcome.feeds.map((feed): SnapshotFeed => {
       const place = this.#places.get(feed.feed);
       if (!place) return feed;
-      const { mark, position, asOf, version } = place;
+      const { completed, position, asOf, version } = place;
       return {
         ...feed,
         ...sum(place),
-        cursor: Math.min(mark, position),
+        cursor: Math.min(completed, position),
         position,
         last: Math.max(position, asOf),
         ...(version !== undefined && { version }),
@@ -240,13 +247,17 @@ export class Feeds {
   }
 }
 
-function begin(feed: SnapshotFeed, known: Place | undefined, storedMark: () => number): Place {
-  const mark = Math.max(known?.mark ?? storedMark(), feed.cursor);
+function initialPlace(
+  feed: SnapshotFeed,
+  known: Place | undefined,
+  storedSeq: () => number,
+): Place {
+  const completed = Math.max(known?.completed ?? storedSeq(), feed.cursor);
   return {
     shared: feed.shared === true,
     position: feed.position ?? feed.cursor,
-    seen: Math.max(known?.seen ?? mark, feed.cursor),
-    mark,
+    seen: Math.max(known?.seen ?? completed, feed.cursor),
+    completed,
     caughtUp: false,
     version: feed.position === undefined ? (known?.version ?? feed.version) : feed.version,
     countedVersion: feed.version ?? 0,
@@ -258,7 +269,7 @@ function begin(feed: SnapshotFeed, known: Place | undefined, storedMark: () => n
   };
 }
 
-function numbered(place: Place | undefined, seq: number): Verdict {
+function verdictOf(place: Place | undefined, seq: number): Verdict {
   if (!place) return "unknown";
   if (seq <= place.position) return "old";
   return seq === place.position + 1 ? "next" : "gap";
@@ -266,7 +277,7 @@ function numbered(place: Place | undefined, seq: number): Verdict {
 
 function rebase(place: Place, { unread, unhandled, last }: State): void {
   place.above = place.above.filter(({ seq }) => seq > last);
-  // A number that was skipped above `last` is in no frame: still to be asked for.
+  // No frame contains the counts of numbers skipped above `last`.
   place.stale = place.stale && last < place.position;
   Object.assign(place, { unread, unhandled, asOf: last });
 }

@@ -1,10 +1,12 @@
-// The app's handlers, and running them: one notification after the other in each feed, each handler until it succeeds.
+// The app's handlers: one notification at a time in each feed, each handler until it succeeds.
 
 import { backoff } from "./backoff.js";
 import { ShopbellError } from "./errors.js";
 import { matches, type Notification } from "./events.js";
 
-/** Does something about a notification; may be asynchronous, and is tried again until it neither throws nor rejects. */
+/**
+ * Handles a notification; may be asynchronous. Called again until it neither throws nor rejects.
+ */
 export type Handler<N extends Notification = Notification> = (notification: N) => unknown;
 
 interface Entry {
@@ -26,43 +28,44 @@ export class Handlers {
     return [...new Set([...this.#entries].map(({ pattern }) => pattern))];
   }
 
-  /** Runs all that match. Those that failed are tried again, never those that succeeded; resolves when none is left. */
+  /** Runs all matching handlers in order, each until it succeeds. */
   async run(notification: Notification, retry: Retry): Promise<void> {
-    const left = [...this.#entries].filter(({ pattern }) => matches(pattern, notification.event));
-    for (let attempt = 0; left.length > 0;) {
-      const entry = left[0] as Entry;
-      try {
-        // One that was taken away meanwhile has no say any more.
-        if (this.#entries.has(entry)) await entry.handler(notification);
-        left.shift();
-        attempt = 0;
-      } catch (cause) {
-        const what = `a handler failed on ${notification.event} ${notification.feed}/${notification.seq}`;
-        retry.failed(new ShopbellError("handler_failed", what, { cause }), notification);
-        await retry.wait(backoff(attempt++, retry.random()));
+    const { event, feed, seq } = notification;
+    for (const entry of [...this.#entries]) {
+      if (!matches(entry.pattern, event)) continue;
+      // The app may remove a handler while it fails.
+      for (let attempt = 0; this.#entries.has(entry); attempt++) {
+        try {
+          await entry.handler(notification);
+          break;
+        } catch (cause) {
+          const message = `a handler failed on ${event} ${feed}/${seq}`;
+          retry.failed(new ShopbellError("handler_failed", message, { cause }), notification);
+          await retry.wait(backoff(attempt, retry.random()));
+        }
       }
     }
   }
 }
 
-/** What trying again needs of the world. */
+/** How to report a failure and to wait for the next try. */
 export interface Retry {
   failed(error: ShopbellError, notification: Notification): void;
-  /** Resolves after `ms`, or never where the client was closed. */
+  /** Resolves after `ms`; never if the client is closed. */
   wait(ms: number): Promise<void>;
   random(): number;
 }
 
-/** Runs jobs one after the other in each feed; a feed that waits holds up no other. */
+/** Runs jobs one at a time in each feed; feeds do not wait for each other. */
 export class Lanes {
   #lanes = new Map<string, { tail: Promise<void>; length: number }>();
 
-  /** How many jobs of this feed are not done. */
+  /** Number of unfinished jobs of this feed. */
   length(feed: string): number {
     return this.#lanes.get(feed)?.length ?? 0;
   }
 
-  /** Resolves when this job is done. A job never rejects. */
+  /** Resolves when the job is done. A job must not reject. */
   add(feed: string, job: () => Promise<void>): Promise<void> {
     const lane = this.#lanes.get(feed) ?? { tail: Promise.resolve(), length: 0 };
     this.#lanes.set(feed, lane);

@@ -1,40 +1,40 @@
-// What is stored, by HTTP: a feed's notifications, newest first.
+// Stored notifications of a feed over HTTP, newest first.
 
 import { ShopbellError, type Problem } from "./errors.js";
 import type { Notification } from "./events.js";
 import type { Platform } from "./platform.js";
 
-/** Which part of a feed. */
+/** Filters of a history request. */
 export interface HistoryQuery {
-  /** Only numbers below this: the `next` of the page before. */
+  /** Only numbers below this; pass the `next` of the previous page. */
   before?: number;
-  /** 1 to 200 notifications a page; 50 where absent. */
+  /** Notifications per page: 1 to 200, default 50. */
   limit?: number;
-  /** Only what nobody has read. */
+  /** Only unread notifications. */
   unread?: boolean;
-  /** Only what nobody has handled. */
+  /** Only unhandled notifications. */
   unhandled?: boolean;
   /**
-   * `false` for those too of which a newer one of the same `collapse_key` says it better. Where absent these are left out,
-   * and what expired, but not with `unread` or `unhandled`.
+   * `false`: also notifications that expired or that a newer one with the same `collapse_key`
+   * replaces. Default: `true` without `unread` and `unhandled`, else `false`.
    */
   collapse?: boolean;
-  /** Gives up. */
+  /** Aborts the request. */
   signal?: AbortSignal;
 }
 
 /** One page of a feed's history. */
 export interface HistoryPage {
   feed: string;
-  /** The newest number stored. */
+  /** The newest stored number. */
   last: number;
-  /** The newest state change that the page shows. */
+  /** The newest mark that the page contains. */
   version: number;
   unread: number;
   unhandled: number;
-  /** Newest first; may be few or none although there is a `next`. */
+  /** Newest first. May be empty even if `next` is not `null`. */
   notifications: Notification[];
-  /** The `before` of the next page; `null` at the end. */
+  /** The `before` of the next page; `null` after the last one. */
   next: number | null;
 }
 
@@ -55,28 +55,28 @@ export async function fetchHistory(
     return platform.fetch(url, { headers, ...(signal && { signal }) });
   };
   try {
-    let answer = await get();
-    // Expired on its way, or out of the app's cache: a fresh one, once.
-    if (answer.status === 401) answer = await get();
-    if (!answer.ok) throw await problem(answer);
-    return (await answer.json()) as HistoryPage;
+    let response = await get();
+    // The token may have expired: one retry with a fresh one.
+    if (response.status === 401) response = await get();
+    if (!response.ok) throw await problem(response);
+    return (await response.json()) as HistoryPage;
   } catch (cause) {
     if (cause instanceof ShopbellError || signal?.aborted) throw cause;
     throw new ShopbellError("http_failed", `the history of ${feed} failed`, { cause });
   }
 }
 
-async function problem(answer: Response): Promise<ShopbellError> {
-  const more: { status: number; problem?: Problem } = { status: answer.status };
-  if (answer.headers.get("content-type")?.startsWith("application/problem+json")) {
-    // A body that broke off says less than the status, which is there already.
-    more.problem = (await answer.json().catch(() => undefined)) as Problem;
+async function problem(response: Response): Promise<ShopbellError> {
+  const more: { status: number; problem?: Problem } = { status: response.status };
+  if (response.headers.get("content-type")?.startsWith("application/problem+json")) {
+    // If the body is incomplete, the status is enough.
+    more.problem = (await response.json().catch(() => undefined)) as Problem;
   }
-  const what = more.problem?.detail ?? more.problem?.title ?? answer.statusText;
-  return new ShopbellError("http_failed", `${answer.status} ${what}`.trim(), more);
+  const detail = more.problem?.detail ?? more.problem?.title ?? response.statusText;
+  return new ShopbellError("http_failed", `${response.status} ${detail}`.trim(), more);
 }
 
-/** The service's addresses from what an app wrote: `wss://…/v1/ws`, `https://…`, `/`, or anything between. */
+/** The addresses of the service for a URL such as `wss://…/v1/ws`, `https://…` or `/`. */
 export function addresses(
   url: string,
   base: string | undefined,
@@ -85,7 +85,7 @@ export function addresses(
   const root = new URL(url, base);
   root.protocol = root.protocol.replace(/^http/, "ws");
   if (root.protocol !== "ws:" && root.protocol !== "wss:")
-    throw new TypeError(`not an address of Shopbell: ${url}`);
+    throw new TypeError(`url must be http(s) or ws(s): ${url}`);
   root.hash = "";
   root.pathname = `${root.pathname.replace(/\/+$/, "").replace(/\/v1\/ws$/, "")}/v1/ws`;
   if (device !== undefined) root.searchParams.set("device", device);

@@ -8,15 +8,15 @@ import { Client, type ConnectOptions } from "./client.js";
 import { browser } from "./platform.js";
 
 /**
- * Connects, and stays connected until {@link Client.close}.
+ * Connects, and reconnects until {@link Client.close}.
  *
- * @throws TypeError where `url` is no address.
+ * @throws TypeError if `url` is not a valid address.
  */
 export function connect(options: ConnectOptions): Client {
   return new Client(options, browser());
 }
 
-export type { Client, ConnectOptions, Snapshot, Watched } from "./client.js";
+export type { Client, ConnectOptions } from "./client.js";
 export { ShopbellError, type ErrorCode, type Problem } from "./errors.js";
 export { isEvent } from "./events.js";
 export type {
@@ -34,4 +34,5 @@ export type { HistoryPage, HistoryQuery } from "./history.js";
 export type { Store } from "./platform.js";
 export type { State } from "./protocol.js";
 export type { TokenSource } from "./socket.js";
-export type { Status } from "./status.js";
+export type { Snapshot, Status } from "./status.js";
+export type { Watched } from "./watchers.js";

@@ -1,5 +1,6 @@
-// What only the tab with the socket does: hands frames on, has each notification handled by one tab, acknowledges, and
-// carries everybody's `read` and `handle`. What it knows dies with it; the next leader learns it from server and tabs.
+// The tab with the socket: passes frames to all tabs, chooses the tab that rings each notification,
+// sends acks, and sends the marks of all tabs. Its state is lost with it; the next leader gets it
+// from the server and the tabs.
 
 import { backoff } from "./backoff.js";
 import type { ShopbellError } from "./errors.js";
@@ -10,25 +11,30 @@ import { fault, type ServerFrame, type State, type Welcome } from "./protocol.js
 import { Requests } from "./requests.js";
 import { Connection } from "./socket.js";
 import type { Status } from "./status.js";
-import { MISSED_MAX, PING_MS, type LeaderMessage, type Presence, type TabMessage } from "./tabs.js";
+import {
+  MISSED_MAX,
+  PING_MS,
+  type LeaderMessage,
+  type Presence,
+  type TabMessage,
+  type Unaddressed,
+} from "./tabs.js";
 
-/** A new leader waits so long for the other tabs to say what they are at, before it has anything handled. */
+/** A new leader waits this long for the presence of the other tabs before it rings anything. */
 export const ROLL_CALL_MS = 100;
-/** Acks wait so long for others that the same ack can cover … */
+/** Delay of an ack, so that one ack covers several notifications. */
 export const ACK_DELAY_MS = 20;
-/** … but not longer than until this part of the window is used up, because the server waits for them. */
+/**
+ * An ack is sent at once when this part of the window is unacked, because the server waits for it.
+ */
 export const ACK_WINDOW_PART = 0.25;
-/** Counts are asked for at most so often: a client may send a bounded number of frames a second. */
+/** Shortest interval between requests for counts: the server limits the frames per second. */
 export const COUNTS_INTERVAL_MS = 1_000;
 
-type Unaddressed<M> = M extends unknown ? Omit<M, "from" | "leader"> : never;
-/** What a leader says, before its name is put on it. */
-export type Saying = Unaddressed<LeaderMessage>;
-
 export interface LeaderHooks {
-  /** To all tabs or to one, this one included. */
-  say(saying: Saying): void;
-  /** Takes a frame into this tab's own places; the other tabs do the same when they hear of it. */
+  /** Sends to all tabs or to one, including this tab. */
+  send(message: Unaddressed<LeaderMessage>): void;
+  /** Applies a frame to this tab; the other tabs apply it when they receive it. */
   apply(frame: ServerFrame): Verdict;
   error(error: ShopbellError): void;
   closed(error: ShopbellError): void;
@@ -38,7 +44,7 @@ interface Tab extends Presence {
   missed: number;
 }
 
-/** A notification that a tab was asked to handle. */
+/** A notification that a tab rings now. */
 interface InFlight {
   seq: number;
   to: string;
@@ -46,7 +52,7 @@ interface InFlight {
 
 export class Leader {
   readonly #platform: Platform;
-  readonly #me: string;
+  readonly #tabId: string;
   readonly #feeds: Feeds;
   readonly #hooks: LeaderHooks;
   #connection: Connection;
@@ -54,18 +60,19 @@ export class Leader {
   #tabs = new Map<string, Tab>();
   #welcome: Welcome | undefined;
   #status: Status = { state: "connecting" };
-  /** What came and is not handled, oldest first, for each feed. */
+  /** For each feed, the notifications that are not completed, oldest first. */
   #queues = new Map<string, Notification[]>();
   #inFlight = new Map<string, InFlight>();
   #acked = new Map<string, number>();
-  /** Handled since the last acks. */
+  /** Notifications completed since the last acks. */
   #unacked = 0;
   /** Attempts since the last `welcome`. */
   #attempts = 0;
-  #bare = false;
-  #asked = new Set<string>();
-  /** The version when counts were asked for: an answer from before a change is worth nothing after it. */
-  #countsAskedAt = new Map<string, number | undefined>();
+  /** The last attempt had no query, so the server replays no marks. */
+  #withoutQuery = false;
+  #markIds = new Set<string>();
+  /** The version when counts were requested: a reply from before a mark is outdated after it. */
+  #countsRequestedAt = new Map<string, number | undefined>();
   #timers = new Map<"roll" | "ack" | "counts" | "ping", () => void>();
   #stopped = false;
 
@@ -73,12 +80,12 @@ export class Leader {
     platform: Platform,
     url: string,
     token: () => Promise<string>,
-    me: string,
+    tabId: string,
     feeds: Feeds,
     hooks: LeaderHooks,
   ) {
     this.#platform = platform;
-    this.#me = me;
+    this.#tabId = tabId;
     this.#feeds = feeds;
     this.#hooks = hooks;
     this.#connection = new Connection(platform, url, token, {
@@ -96,9 +103,9 @@ export class Leader {
     );
   }
 
-  /** @param alone no other tab can have anything in its hands. */
+  /** @param alone no other tab shares the socket. */
   start(token: string | undefined, alone: boolean): void {
-    this.#hooks.say({ kind: "lead" });
+    this.#hooks.send({ kind: "lead" });
     if (!alone) this.#once("roll", ROLL_CALL_MS, () => this.#dispatchAll());
     this.#connection.start(token);
   }
@@ -123,36 +130,40 @@ export class Leader {
         if (message.joining) this.#introduce(message.from);
         return;
       case "bye":
-        return this.#lose(message.from);
+        return this.#removeTab(message.from);
       case "rung":
         return this.#onRung(message.feed, message.seq);
-      case "ask":
-        return this.#onAsk(message);
-      case "anyone":
-        return this.#hooks.say({ kind: "alive" });
-      case "here":
+      case "mark":
+        return this.#onMark(message);
+      case "ping":
+        return this.#hooks.send({ kind: "pong" });
+      case "pong":
     }
   }
 
-  /** A browser does not tell a refused query from a dead network: every third attempt in a row goes without it. */
+  /**
+   * Every third attempt in a row has no query, because a browser does not show whether the server
+   * refused the query or the network failed.
+   */
   #query(): URLSearchParams {
-    this.#bare = ++this.#attempts % 3 === 0;
-    return this.#bare ? new URLSearchParams() : this.#feeds.query();
+    this.#withoutQuery = ++this.#attempts % 3 === 0;
+    return this.#withoutQuery ? new URLSearchParams() : this.#feeds.query();
   }
 
   #onWelcome(frame: Welcome): void {
     this.#attempts = 0;
-    // What people said meanwhile does not come: each tab learns it from the versions, as one that joins does.
-    if (this.#bare)
+    // With a position, each tab compares the versions and resyncs, like a tab that joins.
+    if (this.#withoutQuery)
       frame = { ...frame, feeds: frame.feeds.map((feed) => ({ ...feed, position: feed.cursor })) };
     this.#welcome = frame;
     const renewed = this.#feeds.isRenewed(frame);
     if (renewed) this.#inFlight.clear();
-    // What was not handled comes again, or is skipped. What a tab has in its hands stays there.
+    // The server sends again, or skips, everything without an ack. Tabs complete the notifications
+    // that they ring.
     this.#queues = new Map(frame.feeds.map(({ feed }) => [feed, []]));
     this.#acked = new Map(frame.feeds.map(({ feed, cursor }) => [feed, cursor]));
-    this.#countsAskedAt.clear();
-    this.#applied(frame);
+    this.#countsRequestedAt.clear();
+    this.#applyAll(frame);
     this.#requests.onWelcome(frame, renewed);
   }
 
@@ -162,59 +173,62 @@ export class Leader {
         this.#onNotification(frame);
         break;
       case "skipped":
-        if (this.#numbered(frame)) this.#acksDue(0);
+        if (this.#isNext(frame)) this.#ackSoon(0);
         break;
       case "state":
         this.#onState(frame);
         break;
       case "caught_up":
-        this.#applied(frame);
+        this.#applyAll(frame);
         break;
       case "error":
         this.#requests.onError(frame.code, frame.message, frame.feed);
     }
-    this.#askCounts();
+    this.#requestCounts();
   }
 
   #onNotification(frame: Notification): void {
-    if (!this.#numbered(frame)) return;
-    if (frame.seq <= this.#feeds.mark(frame.feed)) return this.#acksDue(1);
+    if (!this.#isNext(frame)) return;
+    if (frame.seq <= this.#feeds.completed(frame.feed)) return this.#ackSoon(1);
     this.#queues.get(frame.feed)?.push(frame);
     this.#dispatch(frame.feed);
   }
 
-  /** Hands a numbered frame on, if it is new. A gap is a fault: a number that was never sent is a lost order. */
-  #numbered(frame: Extract<ServerFrame, { type: "notification" | "skipped" }>): boolean {
+  /**
+   * Passes a numbered frame to all tabs if it is the next one; returns whether it is. A gap is an
+   * error, because it may be a lost order.
+   */
+  #isNext(frame: Extract<ServerFrame, { type: "notification" | "skipped" }>): boolean {
     const verdict = this.#hooks.apply(frame);
     const seq = frame.type === "skipped" ? frame.from : frame.seq;
     if (verdict === "gap")
       throw fault(`${frame.feed}/${seq} after ${this.#feeds.position(frame.feed)}`);
     if (verdict === "unknown") throw fault(`a ${frame.type} of an unknown feed`);
-    if (verdict === "next") this.#hooks.say({ kind: "frame", frame });
+    if (verdict === "next") this.#hooks.send({ kind: "frame", frame });
     return verdict === "next";
   }
 
   #onState(frame: State): void {
     const counts = frame.version === undefined && frame.seqs?.length === 0;
     const outdated =
-      counts && this.#countsAskedAt.get(frame.feed) !== this.#feeds.version(frame.feed);
-    if (!outdated) this.#applied(frame);
+      counts && this.#countsRequestedAt.get(frame.feed) !== this.#feeds.version(frame.feed);
+    if (!outdated) this.#applyAll(frame);
     this.#requests.onState(frame);
   }
 
-  #applied(frame: ServerFrame): void {
+  #applyAll(frame: ServerFrame): void {
     this.#hooks.apply(frame);
-    this.#hooks.say({ kind: "frame", frame });
+    this.#hooks.send({ kind: "frame", frame });
     if (frame.type !== "state")
       this.#setStatus({ state: this.#feeds.caughtUp() ? "live" : "catching_up" });
   }
 
   #setStatus(status: Status): void {
     this.#status = status;
-    this.#hooks.say({ kind: "status", status });
+    this.#hooks.send({ kind: "status", status });
   }
 
-  // Handling: one notification of a feed at a time, in the tab that is best for it.
+  // Ringing: one notification of a feed at a time, in the best tab for it.
 
   #dispatchAll(): void {
     for (const feed of this.#queues.keys()) this.#dispatch(feed);
@@ -223,34 +237,34 @@ export class Leader {
   #dispatch(feed: string): void {
     const queue = this.#queues.get(feed) ?? [];
     let done = 0;
-    while (queue[done] && (queue[done] as Notification).seq <= this.#feeds.mark(feed)) done++;
+    while (queue[done] && (queue[done] as Notification).seq <= this.#feeds.completed(feed)) done++;
     queue.splice(0, done);
-    this.#acksDue(done);
+    this.#ackSoon(done);
     const notification = queue[0];
     if (!notification || this.#inFlight.has(feed) || this.#timers.has("roll") || this.#stopped)
       return;
     const key = this.#feeds.key(notification);
-    const atIt = [...this.#tabs].find(([, tab]) => tab.ringing.includes(key))?.[0];
-    const to = atIt ?? this.#best(notification);
+    const ringing = [...this.#tabs].find(([, tab]) => tab.ringing.includes(key))?.[0];
+    const to = ringing ?? this.#best(notification);
     this.#inFlight.set(feed, { seq: notification.seq, to });
-    if (to !== this.#me) this.#watchTabs();
-    if (atIt === undefined) this.#hooks.say({ kind: "ring", to, notification, key });
+    if (to !== this.#tabId) this.#pingTabs();
+    if (ringing === undefined) this.#hooks.send({ kind: "ring", to, notification, key });
   }
 
-  /** Of the tabs with a handler for it the one that somebody looks at; among equals the one last turned to. */
+  /** Of the tabs with a handler: a focused tab, else a visible one, else the last active one. */
   #best({ event }: Notification): string {
     const rank = ([id, tab]: [string, Tab]) => [
       Number(tab.focused),
       Number(tab.visible),
-      // A hidden tab other than this one may be frozen.
-      tab.visible ? tab.activeAt : Number(id === this.#me),
+      // Prefers this tab to other hidden tabs, which may be frozen.
+      tab.visible ? tab.activeAt : Number(id === this.#tabId),
     ];
     let best: [string, Tab] | undefined;
     for (const one of this.#tabs) {
       if (!one[1].patterns.some((pattern) => matches(pattern, event))) continue;
       if (!best || isGreater(rank(one), rank(best))) best = one;
     }
-    return best?.[0] ?? this.#me;
+    return best?.[0] ?? this.#tabId;
   }
 
   #onRung(feed: string, seq: number): void {
@@ -259,7 +273,7 @@ export class Leader {
     this.#dispatch(feed);
   }
 
-  #lose(tab: string): void {
+  #removeTab(tab: string): void {
     this.#tabs.delete(tab);
     for (const [feed, { to }] of [...this.#inFlight]) {
       if (to !== tab) continue;
@@ -268,29 +282,29 @@ export class Leader {
     }
   }
 
-  /** Asks tabs that were given something for a sign of life: a tab that crashed says no farewell. */
-  #watchTabs(): void {
+  /** Pings the tabs that ring something, because a tab that crashes sends no `bye`. */
+  #pingTabs(): void {
     if (this.#timers.has("ping")) return;
     const busy = new Set(
-      [...this.#inFlight.values()].map(({ to }) => to).filter((to) => to !== this.#me),
+      [...this.#inFlight.values()].map(({ to }) => to).filter((to) => to !== this.#tabId),
     );
     for (const to of busy) {
       const tab = this.#tabs.get(to);
       if (!tab || tab.missed >= MISSED_MAX) {
-        this.#lose(to);
+        this.#removeTab(to);
         busy.delete(to);
         continue;
       }
       tab.missed++;
-      this.#hooks.say({ kind: "ping", to });
+      this.#hooks.send({ kind: "ping", to });
     }
-    if (busy.size > 0) this.#once("ping", PING_MS, () => this.#watchTabs());
+    if (busy.size > 0) this.#once("ping", PING_MS, () => this.#pingTabs());
   }
 
-  // Acks: cumulative, in bursts, and never beyond what was handled.
+  // Acks: cumulative, delayed, and only for completed notifications.
 
-  #acksDue(handled: number): void {
-    this.#unacked += handled;
+  #ackSoon(completed: number): void {
+    this.#unacked += completed;
     if (this.#unacked >= (this.#welcome?.window ?? 0) * ACK_WINDOW_PART) this.#flushAcks();
     else this.#once("ack", ACK_DELAY_MS, () => this.#flushAcks());
   }
@@ -298,7 +312,7 @@ export class Leader {
   #flushAcks(): void {
     this.#unacked = 0;
     for (const [feed, queue] of this.#queues) {
-      const first = queue.find(({ seq }) => seq > this.#feeds.mark(feed));
+      const first = queue.find(({ seq }) => seq > this.#feeds.completed(feed));
       const seq = first ? first.seq - 1 : this.#feeds.position(feed);
       if (seq <= (this.#acked.get(feed) ?? 0)) continue;
       this.#acked.set(feed, seq);
@@ -306,40 +320,40 @@ export class Leader {
     }
   }
 
-  // What people do.
+  // Marks and counts.
 
-  #onAsk({ from, id, ask }: Extract<TabMessage, { kind: "ask" }>): void {
-    if (this.#asked.has(id)) return;
-    this.#asked.add(id);
-    this.#requests.add(ask, (outcome) => {
-      this.#asked.delete(id);
-      if (Array.isArray(outcome))
-        this.#hooks.say({ kind: "answered", to: from, id, states: outcome });
-      else this.#hooks.say({ kind: "refused", to: from, id, ...outcome });
+  #onMark({ from, id, mark }: Extract<TabMessage, { kind: "mark" }>): void {
+    if (this.#markIds.has(id)) return;
+    this.#markIds.add(id);
+    this.#requests.add(mark, (outcome) => {
+      this.#markIds.delete(id);
+      this.#hooks.send({ kind: "settled", to: from, id, outcome });
     });
   }
 
-  #askCounts(): void {
+  #requestCounts(): void {
     if (this.#timers.has("counts")) return;
-    const stale = this.#feeds.stale().filter((feed) => !this.#countsAskedAt.has(feed));
+    const stale = this.#feeds.stale().filter((feed) => !this.#countsRequestedAt.has(feed));
     if (stale.length === 0) return;
     for (const feed of stale) {
-      this.#countsAskedAt.set(feed, this.#feeds.version(feed));
-      this.#requests.add({ type: "read", feed, seqs: [] }, () => this.#countsAskedAt.delete(feed));
+      this.#countsRequestedAt.set(feed, this.#feeds.version(feed));
+      this.#requests.add({ type: "read", feed, seqs: [] }, () =>
+        this.#countsRequestedAt.delete(feed),
+      );
     }
-    this.#once("counts", COUNTS_INTERVAL_MS, () => this.#askCounts());
+    this.#once("counts", COUNTS_INTERVAL_MS, () => this.#requestCounts());
   }
 
-  // Tabs that come.
+  // Tabs that join.
 
   #introduce(to: string): void {
     const pending = [...this.#queues.values()].flat();
     const welcome = this.#welcome && { welcome: this.#feeds.snapshot(this.#welcome) };
-    if (to !== this.#me)
-      this.#hooks.say({ kind: "snapshot", to, ...welcome, pending, status: this.#status });
+    if (to !== this.#tabId)
+      this.#hooks.send({ kind: "snapshot", to, ...welcome, pending, status: this.#status });
   }
 
-  /** One timer of a name at a time. */
+  /** Starts a timer, unless one with this name runs. */
   #once(name: "roll" | "ack" | "counts" | "ping", ms: number, fn: () => void): void {
     if (this.#timers.has(name) || this.#stopped) return;
     const cancel = this.#platform.after(ms, () => {

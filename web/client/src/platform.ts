@@ -1,4 +1,4 @@
-// What the client needs of the world around it, and the browser's own. Tests hand in a world with its own clock.
+// The browser functions that the client uses. Tests pass a platform with a clock of its own.
 
 /** The part of `WebSocket` that is used. */
 export interface SocketLike {
@@ -25,21 +25,21 @@ export interface LocksLike {
 }
 
 /**
- * Where the client remembers what was handled: synchronous, because it must be written before a page can go away.
- * `localStorage` is one. It may throw; then the client remembers for as long as the page lives.
+ * Storage for the completed numbers, such as `localStorage`. It is synchronous, so that a write is
+ * done before the page is closed. If it throws, the client keeps the numbers in memory.
  */
 export interface Store {
   getItem(key: string): string | null;
   setItem(key: string, value: string): void;
 }
 
-/** What happened to the page. */
+/** An event of the page. */
 export type PageChange =
-  /** It may be frozen or put aside from now on: hold no socket, lock or channel. */
+  /** The browser may freeze the page: it must release socket, lock and channel. */
   | "suspend"
-  /** It is back. */
+  /** The page runs again. */
   | "resume"
-  /** The network is back, or a person looks at the page: a good time to try. */
+  /** The network is back, or the page became visible: connect now. */
   | "hurry"
   /** Visibility or focus changed. */
   | "attention";
@@ -49,34 +49,34 @@ export interface Platform {
   now(): number;
   /** From 0 to 1. */
   random(): number;
-  /** Runs `fn` once after `ms`; gives what cancels it. */
+  /** Runs `fn` once after `ms`; returns a function that cancels it. */
   after(ms: number, fn: () => void): () => void;
   socket(url: string, protocols: string[]): SocketLike;
-  /** Absent where the browser lacks it. */
+  /** Absent if the browser does not support it. */
   channel?: (name: string) => ChannelLike;
   locks?: LocksLike;
   store: Store | undefined;
   fetch(url: string, init: RequestInit): Promise<Response>;
-  /** What relative addresses are relative to. */
+  /** Base of relative URLs. */
   base: string | undefined;
   attention(): { visible: boolean; focused: boolean };
-  /** Listens to the page; gives what ends it. */
+  /** Listens to events of the page; returns a function that stops it. */
   listen(changed: (change: PageChange) => void): () => void;
 }
 
-/** `setTimeout` takes 31 bits of milliseconds, and fires at once above them. */
+/** `setTimeout` fires at once for delays of more than 31 bits. */
 const TIMEOUT_MS_MAX = 2 ** 31 - 1;
 
-/** The browser that this page is in. */
+/** The platform of this page. */
 export function browser(): Platform {
   const page = globalThis.document as Document | undefined;
   return {
-    now: () => Date.now(),
-    random: () => Math.random(),
+    now: Date.now,
+    random: Math.random,
     after,
     socket: (url, protocols) => new WebSocket(url, protocols),
     ...(globalThis.BroadcastChannel && { channel: (name: string) => new BroadcastChannel(name) }),
-    // Only a secure context has locks; the types do not know.
+    // Only a secure context has locks, which the types do not express.
     ...(globalThis.navigator?.locks && { locks: navigator.locks as unknown as LocksLike }),
     store: localStore(),
     fetch: (url, init) => fetch(url, init),
@@ -101,7 +101,7 @@ function after(ms: number, fn: () => void): () => void {
 
 function localStore(): Store | undefined {
   try {
-    // Where storage is forbidden, already the access throws.
+    // Throws if storage is forbidden.
     return globalThis.localStorage;
   } catch {
     return undefined;
@@ -109,27 +109,26 @@ function localStore(): Store | undefined {
 }
 
 function listen(changed: (change: PageChange) => void): () => void {
-  const ends: (() => void)[] = [];
-  const on = (target: EventTarget | undefined, type: string, listener: (event: Event) => void) => {
-    target?.addEventListener(type, listener);
-    ends.push(() => target?.removeEventListener(type, listener));
-  };
+  const abort = new AbortController();
+  const { signal } = abort;
+  const on = (target: EventTarget | undefined, type: string, change: PageChange) =>
+    target?.addEventListener(type, () => changed(change), { signal });
   const page = globalThis.document as Document | undefined;
   const window = page && globalThis;
-  on(window, "online", () => changed("hurry"));
-  on(window, "focus", () => changed("attention"));
-  on(window, "blur", () => changed("attention"));
-  on(page, "visibilitychange", () => {
-    changed("attention");
-    if (page?.visibilityState === "visible") changed("hurry");
-  });
-  // A page with a socket or a lock is not let into the back/forward cache, and one in it must not own what others need.
-  on(window, "pagehide", () => changed("suspend"));
-  on(window, "pageshow", () => changed("resume"));
-  // Page Lifecycle: the same for a hidden tab that the browser stops to save power.
-  on(page, "freeze", () => changed("suspend"));
-  on(page, "resume", () => changed("resume"));
-  return () => {
-    for (const end of ends) end();
-  };
+  on(window, "online", "hurry");
+  on(window, "focus", "attention");
+  on(window, "blur", "attention");
+  on(page, "visibilitychange", "attention");
+  page?.addEventListener(
+    "visibilitychange",
+    () => page.visibilityState === "visible" && changed("hurry"),
+    { signal },
+  );
+  // Browsers do not put a page with a socket or a lock into the back/forward cache.
+  on(window, "pagehide", "suspend");
+  on(window, "pageshow", "resume");
+  // Page Lifecycle: browsers freeze hidden tabs to save power.
+  on(page, "freeze", "suspend");
+  on(page, "resume", "resume");
+  return () => abort.abort();
 }

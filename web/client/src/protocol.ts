@@ -1,26 +1,26 @@
-// The wire of `shopbell.v1`: frames, close codes, and the check of what comes. No I/O.
+// The protocol `shopbell.v1`: frames, close codes, and the check of received frames. No I/O.
 
 import type { Notification } from "./events.js";
 import { ShopbellError, type ErrorCode } from "./errors.js";
 
-/** The subprotocol, and the prefix of the second one that carries a browser's token. */
+/** The subprotocol, and the prefix of the second one, which carries the token. */
 export const SUBPROTOCOL = "shopbell.v1";
 export const BEARER_SUBPROTOCOL_PREFIX = "bearer.";
 
 /** One feed in `welcome`. */
 export interface WelcomeFeed {
   feed: string;
-  /** This session gets everything after this number. */
+  /** The session receives the notifications after this number. */
   cursor: number;
-  /** The newest number stored: the counts are as of it. */
+  /** The newest stored number; the counts are as of it. */
   last: number;
   unread: number;
   unhandled: number;
-  /** The newest state change; a server before states has none. */
+  /** The newest mark of the feed; absent from old servers. */
   version?: number;
-  /** Identity of the numbering, the same in all feeds; a server before epochs has none. */
+  /** Identity of the numbering, the same in all feeds; absent from old servers. */
   epoch?: string;
-  /** The broadcast feed: its counts are nobody's. */
+  /** The broadcast feed, which has no marks. */
   shared?: boolean;
 }
 
@@ -28,9 +28,9 @@ export interface Welcome {
   type: "welcome";
   session: string;
   subscriber: string;
-  /** Empty where unnamed. */
+  /** Empty if the client named none. */
   device: string;
-  /** Most notifications outstanding. */
+  /** Limit on unacked notifications. */
   window: number;
   heartbeat_seconds: number;
   token_expires_in: number;
@@ -51,13 +51,13 @@ export interface CaughtUp {
   seq: number;
 }
 
-/** Somebody read or handled these; also the answer to the one who did. */
+/** A mark: somebody read or handled these notifications. Also the reply to the own request. */
 export interface State {
   type: "state";
   feed: string;
-  /** These, or … */
+  /** The marked notifications. */
   seqs?: number[];
-  /** … all up to this. */
+  /** Instead of `seqs`: everything up to this number is marked. */
   through?: number;
   /** RFC 3339. */
   read_at?: string;
@@ -68,7 +68,9 @@ export interface State {
   unhandled: number;
   /** The counts are as of this number. */
   last: number;
-  /** 1, 2, 3 … in each feed; absent where the frame only answers the asker. */
+  /**
+   * Counts the marks of the feed from 1; absent if the frame is only a reply to your own request.
+   */
   version?: number;
 }
 
@@ -91,27 +93,28 @@ export type ClientFrame =
   | { type: "ping" };
 
 /**
- * Reads a frame. Unknown fields pass; a type that this client does not know is `undefined`, for newer servers.
+ * Parses a frame. Keeps unknown fields. Returns `undefined` for a type that only newer servers
+ * send.
  *
- * @throws {@link ShopbellError} `protocol_fault` where it is no frame, or a known one lacks what the client builds on.
+ * @throws {@link ShopbellError} `protocol_fault` if it is not a frame or lacks a needed field.
  */
 export function parseFrame(text: unknown): ServerFrame | undefined {
   let frame: unknown;
   try {
     frame = JSON.parse(text as string);
   } catch {
-    throw fault("a frame without JSON");
+    // Not an object, as checked below.
   }
-  if (!isObject(frame) || typeof frame.type !== "string") throw fault("a frame without a type");
+  if (!isObject(frame) || !isText(frame.type)) throw fault("an invalid frame");
   if (!Object.hasOwn(CHECKS, frame.type)) return undefined;
   if (!CHECKS[frame.type as keyof typeof CHECKS](frame))
-    throw fault(`a broken ${frame.type} frame`);
+    throw fault(`an invalid ${frame.type} frame`);
   return frame as unknown as ServerFrame;
 }
 
 type Fields = Record<string, unknown>;
 
-// What the client computes with is checked; what it only hands on is the server's word.
+// Checks the fields that the client computes with, not those that it only passes to the app.
 const CHECKS: Record<ServerFrame["type"], (frame: Fields) => boolean> = {
   welcome: (f) =>
     isText(f.subscriber) &&
@@ -157,12 +160,12 @@ export function fault(message: string): ShopbellError {
   return new ShopbellError("protocol_fault", `the server sent ${message}`);
 }
 
-/** With which code the client closes a session in which the server broke the protocol. */
+/** Sent by the client if the server violates the protocol. */
 export const CLOSE_NOT_THE_PROTOCOL = 4500;
-/** The token expired: a new one, then again. */
+/** The token expired: the client reconnects with a new one. */
 export const CLOSE_TOKEN_EXPIRED = 4401;
 
-// The contract's table, where it says: do not come back. Every other code is a reason to come back.
+// Close codes after which the client must not reconnect; with 4500 to 4999, the only ones.
 const FINAL: Record<number, ErrorCode> = {
   1002: "broken_framing",
   1003: "not_text",
@@ -173,26 +176,28 @@ const FINAL: Record<number, ErrorCode> = {
   4503: "no_feed",
 };
 
-/** What a close means. */
+/** How the client reacts to a close. */
 export interface CloseMeaning {
-  /** Set where the client must not come back. */
+  /** Set if the client must not reconnect. */
   error?: ShopbellError;
-  /** The server's reason, where the client may come back. */
-  passing?: ShopbellError | undefined;
-  /** The server's wish, in milliseconds. */
+  /** The server's reason, if the client may reconnect. */
+  transient?: ShopbellError | undefined;
+  /** The delay that the server requests, in milliseconds. */
   retryAfterMs?: number | undefined;
 }
 
-/** Reads a close: the code decides, the reason (small JSON, or anything where a proxy closed) adds to it. */
+/**
+ * The code decides; the reason adds to it if it is the server's JSON. A proxy may send any text.
+ */
 export function closeMeaning(closeCode: number, reason: string): CloseMeaning {
-  let said: Fields = {};
+  let fields: Fields = {};
   try {
     const json: unknown = JSON.parse(reason);
-    if (isObject(json)) said = json;
+    if (isObject(json)) fields = json;
   } catch {
-    // Not the server's own words.
+    // Not from the server.
   }
-  const { code = FINAL[closeCode], message = "", retry_after_ms: wait } = said;
+  const { code = FINAL[closeCode], message = "", retry_after_ms: wait } = fields;
   const error = new ShopbellError(
     isText(code) ? code : "closed_for_good",
     `the server closed with ${closeCode} ${code} ${message}`,
@@ -200,7 +205,7 @@ export function closeMeaning(closeCode: number, reason: string): CloseMeaning {
   );
   if (FINAL[closeCode] || (closeCode >= 4500 && closeCode <= 4999)) return { error };
   return {
-    passing: isText(code) ? error : undefined,
+    transient: isText(code) ? error : undefined,
     retryAfterMs: isCount(wait) ? wait : undefined,
   };
 }

@@ -1,16 +1,17 @@
-// For React 18 and later: the client's status and counts as state.
+// Status and counts as state of React 18 and later.
 
 import { useCallback, useSyncExternalStore } from "react";
-import type { Client, Snapshot } from "./client.js";
+import type { Client } from "./client.js";
+import type { Snapshot } from "./status.js";
 
 /**
- * Renders anew when the client's status or a count changes. Make the client outside of components, and register its handlers
- * there: a notification does not wait for a component to mount.
+ * Renders again when the status or a count changes. Create the client and register its handlers
+ * outside of components, because notifications do not wait until a component is mounted.
  */
 export function useShopbell(client: Client): Snapshot {
   const subscribe = useCallback(
-    (changed: () => void) => {
-      const ends = [client.watch("status", changed), client.watch("counts", changed)];
+    (onChange: () => void) => {
+      const ends = [client.watch("status", onChange), client.watch("counts", onChange)];
       return () => ends.forEach((end) => end());
     },
     [client],

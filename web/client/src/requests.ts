@@ -1,39 +1,49 @@
-// `read` and `handle` on their way to the server and back: one at a time a feed, because an `error` names only the feed; sent
-// again after a reconnect until answered. Answers are recognised by the facts they state, whoever caused them. No clock.
+// Sends marks to the server: one at a time in each feed, because an `error` frame names only the
+// feed. A mark is sent again after a reconnect until a `state` frame confirms it, also a frame that
+// another subscriber caused. No clock.
 
 import type { ClientFrame, State, Welcome } from "./protocol.js";
 
-/** The server takes so many numbers in a frame. */
+/** The server accepts this number of seqs in a frame. */
 export const SEQS_MAX = 256;
 
-/** What an app asked for. */
-export type Ask =
+/** The numbers of the old epoch are no longer valid. */
+export const EPOCH_CHANGED = { code: "unknown_seq", message: "the epoch changed" };
+
+/**
+ * A person's read or handle of notifications, as a client frame. An empty `seqs` requests the
+ * counts.
+ */
+export type Mark =
   | { type: "read" | "handle"; feed: string; seqs: number[] }
   | { type: "read"; feed: string; through: number };
 
-/** Codes after which nothing was changed and asking again may help. */
-const PASSING = new Set(["busy", "not_taken"]);
+/** The frames that confirm a mark, or the reason why it failed. */
+export type Outcome = State[] | { code: string; message: string; cause?: unknown };
+
+/** Errors after which the client sends the mark again: the server changed nothing. */
+const TRANSIENT = new Set(["busy", "not_taken"]);
 
 interface Request {
-  ask: Ask;
-  /** Numbers not confirmed yet; empty where `through` or the counts are asked for. */
+  mark: Mark;
+  /** Seqs that are not confirmed; empty for `through` and for counts. */
   open: Set<number>;
   states: State[];
-  done: (outcome: State[] | { code: string; message: string }) => void;
+  done: (outcome: Outcome) => void;
 }
 
 export class Requests {
   readonly #send: (frame: ClientFrame) => void;
   readonly #later: (attempt: number, fn: () => void) => void;
-  /** The first of each queue is the one that was sent. */
+  /** Only the first request of each queue has been sent. */
   #queues = new Map<string, Request[]>();
   #attempts = 0;
-  /** Each feed's version when the session began: changes up to it are replayed. */
+  /** The version of each feed when the session began: marks up to it may be replayed. */
   #begun = new Map<string, number | undefined>();
 
   /**
-   * @param send writes to the session, if there is one.
-   * @param later calls back after a wait that grows with `attempt`.
+   * @param send sends a frame if there is a session.
+   * @param later calls `fn` after a wait that grows with `attempt`.
    */
   constructor(
     send: (frame: ClientFrame) => void,
@@ -43,20 +53,18 @@ export class Requests {
     this.#later = later;
   }
 
-  add(ask: Ask, done: Request["done"]): void {
-    const queue = this.#queues.get(ask.feed) ?? [];
-    this.#queues.set(ask.feed, queue);
-    queue.push({ ask, open: new Set("seqs" in ask ? ask.seqs : []), states: [], done });
-    if (queue.length === 1) this.#send(ask);
+  add(mark: Mark, done: Request["done"]): void {
+    const queue = this.#queues.get(mark.feed) ?? [];
+    this.#queues.set(mark.feed, queue);
+    queue.push({ mark, open: new Set("seqs" in mark ? mark.seqs : []), states: [], done });
+    if (queue.length === 1) this.#send(mark);
   }
 
-  /** A session began: what was not answered by the last one is asked again, unless its numbers are of another epoch. */
+  /** A session began: open requests are sent again, unless the epoch has changed. */
   onWelcome({ feeds }: Welcome, renewed: boolean): void {
     this.#begun = new Map(feeds.map(({ feed, version }) => [feed, version]));
     for (const queue of this.#queues.values()) {
-      if (renewed)
-        for (const { done } of queue.splice(0))
-          done({ code: "unknown_seq", message: "the database was restored" });
+      if (renewed) for (const { done } of queue.splice(0)) done(EPOCH_CHANGED);
       if (queue[0]) this.#send(rest(queue[0]));
     }
   }
@@ -66,7 +74,7 @@ export class Requests {
     const first = queue?.[0];
     if (!queue || !first || !this.#confirms(state, first)) return;
     first.states.push(state);
-    // Stated in part: the answer to the rest is on its way, and asking again could earn a second error.
+    // Another frame confirms the rest. A repeated request could cause a second error.
     if (first.open.size > 0) return;
     first.done(first.states);
     this.#next(queue);
@@ -75,12 +83,12 @@ export class Requests {
   onError(code: string, message: string, feed: string | undefined): void {
     const queue = feed === undefined ? undefined : this.#queues.get(feed);
     const first = queue?.[0];
-    // An ack can be refused too, and names its feed too.
+    // This error is the reply to an ack.
     if (!queue || !first || code === "ack_not_sent") return;
-    if (PASSING.has(code)) {
+    if (TRANSIENT.has(code)) {
       const session = this.#begun;
       return this.#later(this.#attempts++, () => {
-        // A later session has asked it already.
+        // A later session has sent it already.
         if (queue[0] === first && session === this.#begun) this.#send(rest(first));
       });
     }
@@ -88,18 +96,20 @@ export class Requests {
     this.#next(queue);
   }
 
-  /** Takes from what is open what this frame states; gives whether it stated any of it. */
+  /**
+   * Removes from `open` the seqs that this frame confirms; returns whether it confirms anything.
+   */
   #confirms(
     { feed, version, seqs, through, last, read_at, handled_at }: State,
-    { ask, open }: Request,
+    { mark, open }: Request,
   ): boolean {
-    if ("through" in ask) {
-      // All that is stored is enough, but a replayed frame's `last` is from before.
+    if ("through" in mark) {
+      // The server marks stored notifications only. A replayed frame has an old `last`.
       const now = version === undefined || version > (this.#begun.get(feed) ?? 0);
-      return now && !handled_at && through !== undefined && through >= Math.min(ask.through, last);
+      return now && !handled_at && through !== undefined && through >= Math.min(mark.through, last);
     }
-    if (ask.seqs.length === 0) return version === undefined && seqs?.length === 0;
-    if (!(ask.type === "read" ? read_at : handled_at)) return false;
+    if (mark.seqs.length === 0) return version === undefined && seqs?.length === 0;
+    if (!(mark.type === "read" ? read_at : handled_at)) return false;
     const before = open.size;
     for (const seq of open) {
       if (seq <= (through ?? 0) || seqs?.includes(seq)) open.delete(seq);
@@ -110,11 +120,11 @@ export class Requests {
   #next(queue: Request[]): void {
     this.#attempts = 0;
     queue.shift();
-    if (queue[0]) this.#send(queue[0].ask);
+    if (queue[0]) this.#send(queue[0].mark);
   }
 }
 
-/** What is still to be asked for. */
-function rest({ ask, open }: Request): Ask {
-  return "seqs" in ask ? { ...ask, seqs: [...open] } : ask;
+/** The part of a mark that is not confirmed. */
+function rest({ mark, open }: Request): Mark {
+  return "seqs" in mark ? { ...mark, seqs: [...open] } : mark;
 }

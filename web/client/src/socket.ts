@@ -1,5 +1,5 @@
-// One connection's life, over and over: token, socket, welcome, liveness, close, wait. Frames go in and out as they are;
-// what they mean is for others. Every timer belongs to a phase and dies with it, so nothing late can reach a new one.
+// One connection at a time: token, socket, welcome, liveness, close, wait. It passes frames on.
+// Each timer belongs to a phase and is cancelled with it, so no timer acts on a later phase.
 
 import { backoff } from "./backoff.js";
 import { ShopbellError } from "./errors.js";
@@ -18,47 +18,47 @@ import {
 } from "./protocol.js";
 import { claims } from "./token.js";
 
-/** A token callback may take so long. */
+/** Limit on a call of the token callback. */
 export const TOKEN_TIMEOUT_MS = 15_000;
-/** A connection may take so long from its first byte to `welcome`. */
+/** Limit on the time from opening a socket to `welcome`. */
 export const CONNECT_TIMEOUT_MS = 10_000;
-/** A connection is dead after two heartbeats' silence and this, for a network that hiccups. */
+/** A connection counts as dead after two heartbeat intervals plus this without a frame. */
 export const SILENCE_SLACK_MS = 5_000;
-/** The answer to a `ping` may take so long. */
+/** Limit on the wait for a frame after a `ping`. */
 export const PROBE_TIMEOUT_MS = 3_000;
-/** A connection that lived so long was a good one: the next failure is the first again. */
+/** A session that lasted this long resets the back-off. */
 export const STABLE_MS = 5_000;
-/** An app hears of a connection that cannot be made after so many failures in a row: the network may only hiccup. */
-export const UNSEEN_MAX = 2;
-/** A token is replaced after this part of its life … */
+/** The failure after this number in a row is reported as `connect_failed`. */
+export const FAILURES_MAX = 2;
+/** A token is replaced after this part of its lifetime. */
 export const REFRESH_AT = 0.8;
-/** … or up to so much of that earlier, so that a shop's tabs do not all ask at once … */
+/** Earlier by up to this part of that time, at random, so that clients do not refresh together. */
 export const REFRESH_JITTER = 0.1;
-/** … and so long before its end at the latest, if it lives that long. */
+/** A token is replaced at least this long before its end, if its lifetime allows it. */
 export const REFRESH_MARGIN_MS = 10_000;
-/** An app that hands out a token about to expire is not asked more often than this. */
+/** Shortest time to a refresh, if the app returns tokens that are about to expire. */
 export const REFRESH_MS_MIN = 1_000;
 
-/** What a subprotocol may be made of: a token in the sense of RFC 7230. */
+/** A subprotocol is a `token` (RFC 9110 §5.6.2). */
 const SENDABLE = /^[\w!#$%&'*+.^`|~-]+$/;
 
-/** Where the app's token comes from. */
+/** Returns the app's token. */
 export type TokenSource = () => string | Promise<string>;
 
-/** What a connection tells its owner. */
+/** Callbacks of a connection. */
 export interface ConnectionHooks {
-  /** The query of the next attempt's address. */
+  /** Returns the query for the next attempt. */
   query(): URLSearchParams;
   connecting(): void;
   /** The first frame of a session. */
   welcome(frame: Welcome): void;
-  /** Any later one. Throws where it breaks the protocol: then the session ends. */
+  /** Any later frame. Throws if it violates the protocol; then the session ends. */
   frame(frame: ServerFrame): void;
-  /** No session; the next attempt is due at `retryAt` (milliseconds since 1970). */
+  /** No session; the next attempt is at `retryAt` (milliseconds since 1970). */
   waiting(retryAt: number): void;
-  /** It goes on by itself, but the app should know. */
+  /** The connection recovers from this error by itself. */
   error(error: ShopbellError): void;
-  /** It will not come back. */
+  /** The connection ended and does not reconnect. */
   closed(error: ShopbellError): void;
 }
 
@@ -66,12 +66,13 @@ interface Up {
   name: "up";
   socket: SocketLike;
   since: number;
-  heardAt: number;
+  frameAt: number;
   heartbeatMs: number;
-  /** How far the server's clock is ahead of ours, as the token shows; unknown where the token does not say. */
+  /** How far the server's clock is ahead of ours; `undefined` if the token has no `exp`. */
   aheadMs: number | undefined;
   lifeMs: number;
   authFailures: number;
+  stopRefresh?: () => unknown;
   /** From `goaway`. */
   retryAfterMs?: number;
   probing: boolean;
@@ -94,7 +95,7 @@ export class Connection {
   /** Attempts in a row that brought no stable session. */
   #failures = 0;
 
-  /** @param token a fresh one. Rejects with `token_failed`: then again; or with `subscriber_changed`: then never. */
+  /** @param token rejects with `token_failed` (retried) or `subscriber_changed` (final). */
   constructor(
     platform: Platform,
     url: string,
@@ -107,7 +108,7 @@ export class Connection {
     this.#hooks = hooks;
   }
 
-  /** Connects; `token` serves the first attempt where the caller has just got it. */
+  /** Connects; the first attempt uses `token` if it is given. */
   start(token?: string): void {
     if (this.#phase.name !== "idle") return;
     if (token === undefined) return void this.#attempt();
@@ -115,17 +116,19 @@ export class Connection {
     this.#open(token);
   }
 
-  /** Ends the session, and makes no other until `start`. */
+  /** Ends the session; the next one needs `start`. */
   stop(): void {
     this.#enter({ name: "idle" }, 1000);
   }
 
-  /** Sends where there is a session; what must arrive is sent again by its owner after the next `welcome`. */
+  /** Sends if there is a session; the caller repeats important frames after the next `welcome`. */
   send(frame: ClientFrame): void {
     if (this.#phase.name === "up") this.#phase.socket.send(JSON.stringify(frame));
   }
 
-  /** A good moment: the network came back, or somebody looks. Skips our own wait, never one that the server wished for. */
+  /**
+   * The network or the user is back: skips the back-off, but not a wait that the server requested.
+   */
   hurry(): void {
     const phase = this.#phase;
     if (phase.name === "waiting" && this.#platform.now() >= phase.notBefore) void this.#attempt();
@@ -141,18 +144,20 @@ export class Connection {
       (old.name === "opening" || old.name === "up") &&
       !("socket" in phase && phase.socket === old.socket)
     ) {
-      // Where the network is gone the close event takes minutes: the session ends here and now.
+      // Without a network, the close event takes minutes.
       old.socket.onmessage = old.socket.onclose = null;
       if (closeCode !== undefined) old.socket.close(closeCode);
     }
   }
 
-  #later(ms: number, fn: () => void): void {
+  /** @returns a function that cancels the timer. */
+  #later(ms: number, fn: () => void): () => unknown {
     const cancel = this.#platform.after(ms, () => {
       this.#timers.delete(cancel);
       fn();
     });
     this.#timers.add(cancel);
+    return () => this.#timers.delete(cancel) && cancel();
   }
 
   async #attempt(): Promise<void> {
@@ -163,7 +168,7 @@ export class Connection {
     if (token !== undefined) this.#open(token);
   }
 
-  /** A token for this phase, or `undefined`: then the next step is already decided. */
+  /** Fetches a token for this phase; `undefined` if that failed and the next step is scheduled. */
   async #freshToken(phase: Phase): Promise<string | undefined> {
     try {
       const token = await this.#token();
@@ -173,8 +178,7 @@ export class Connection {
       const error = cause as ShopbellError;
       if (error.code === "subscriber_changed") return void this.#finish(error);
       this.#hooks.error(error);
-      if (phase.name === "up")
-        this.#refreshIn(phase, backoff(phase.authFailures++, this.#platform.random()));
+      if (phase.name === "up") this.#retryRefresh(phase);
       else this.#wait();
     }
     return undefined;
@@ -190,10 +194,8 @@ export class Connection {
         BEARER_SUBPROTOCOL_PREFIX + token,
       ]);
     } catch {
-      // Without the cause, whose message may quote the token.
-      return this.#finish(
-        new ShopbellError("bad_request", "this address cannot be connected with"),
-      );
+      // No `cause`: its message may contain the token.
+      return this.#finish(new ShopbellError("bad_request", "cannot open a WebSocket to this url"));
     }
     this.#enter({ name: "opening", socket, token, query });
     this.#later(CONNECT_TIMEOUT_MS, () => this.#wait());
@@ -202,7 +204,7 @@ export class Connection {
   }
 
   #onMessage(data: unknown): void {
-    if (this.#phase.name === "up") this.#phase.heardAt = this.#platform.now();
+    if (this.#phase.name === "up") this.#phase.frameAt = this.#platform.now();
     try {
       const frame = parseFrame(data);
       if (frame) this.#onFrame(frame);
@@ -230,9 +232,8 @@ export class Connection {
       case "pong":
         return;
       case "error":
-        // Refused by `auth`: the old token still counts, so there is time to get a better one.
-        if (frame.code === "token_refused")
-          this.#refreshIn(phase, backoff(phase.authFailures++, this.#platform.random()));
+        // The reply to `auth`: the session goes on with the old token.
+        if (frame.code === "token_refused") this.#retryRefresh(phase);
     }
     this.#hooks.frame(frame);
   }
@@ -245,7 +246,7 @@ export class Connection {
       name: "up",
       socket,
       since: now,
-      heardAt: now,
+      frameAt: now,
       heartbeatMs: Math.max(1, frame.heartbeat_seconds) * 1000,
       aheadMs: exp === undefined ? undefined : exp * 1000 - lifeMs - now,
       lifeMs,
@@ -253,35 +254,35 @@ export class Connection {
       probing: false,
     };
     this.#enter(phase);
-    this.#watch(phase);
+    this.#checkSilence(phase);
     this.#refreshLater(phase);
     this.#hooks.welcome(frame);
   }
 
-  /** Looks once a heartbeat whether the server was heard. */
-  #watch(phase: Up): void {
+  /** Checks once per heartbeat interval that the server sends frames. */
+  #checkSilence(phase: Up): void {
     const dueAt = this.#platform.now() + phase.heartbeatMs;
     this.#later(phase.heartbeatMs, () => {
       const now = this.#platform.now();
-      // A clock that was set back must not hide a silence for as long as it was set back.
-      phase.heardAt = Math.min(phase.heardAt, now);
-      const silent = now - phase.heardAt > 2 * phase.heartbeatMs + SILENCE_SLACK_MS;
-      // A late timer says that this page slept, not that the server did: frames may wait behind this very task. Ask.
+      // If the clock was set back, the silence counts from now.
+      phase.frameAt = Math.min(phase.frameAt, now);
+      const silent = now - phase.frameAt > 2 * phase.heartbeatMs + SILENCE_SLACK_MS;
+      // The timer is late: this page slept, and frames may wait behind this task. So probe first.
       if (silent && now - dueAt > SILENCE_SLACK_MS) this.#probe(phase);
       else if (silent) return this.#wait();
-      this.#watch(phase);
+      this.#checkSilence(phase);
     });
   }
 
   #probe(phase: Up): void {
     if (phase.probing) return;
     phase.probing = true;
-    phase.heardAt = Math.min(phase.heardAt, this.#platform.now() - 1);
-    const heardAt = phase.heardAt;
+    phase.frameAt = Math.min(phase.frameAt, this.#platform.now() - 1);
+    const frameAt = phase.frameAt;
     this.send({ type: "ping" });
     this.#later(PROBE_TIMEOUT_MS, () => {
       phase.probing = false;
-      if (phase.heardAt === heardAt) this.#wait();
+      if (phase.frameAt === frameAt) this.#wait();
     });
   }
 
@@ -291,48 +292,59 @@ export class Connection {
     this.#refreshIn(phase, Math.min(Math.max(early, REFRESH_MS_MIN), latest));
   }
 
+  #retryRefresh(phase: Up): void {
+    this.#refreshIn(phase, backoff(phase.authFailures++, this.#platform.random()));
+  }
+
+  /** Replaces the timer of the last refresh, so that there is one at a time. */
   #refreshIn(phase: Up, ms: number): void {
-    this.#later(ms, async () => {
+    phase.stopRefresh?.();
+    phase.stopRefresh = this.#later(ms, async () => {
       const token = await this.#freshToken(phase);
       if (token === undefined) return;
       this.send({ type: "auth", token });
       const { exp } = claims(token);
-      // The server's clock decides, so its lead is added; a token that does not say lives as long as the last one.
+      // By the server's clock. A token without `exp` counts as long as the last one.
       if (exp !== undefined && phase.aheadMs !== undefined) {
         phase.lifeMs = exp * 1000 - this.#platform.now() - phase.aheadMs;
       }
-      // An expired one out of the app's cache: the server refuses it, and that answer sets the next try.
+      // An expired token: the server refuses it, and the refusal schedules the next refresh.
       if (phase.lifeMs > 0) this.#refreshLater(phase);
     });
   }
 
   #onClose(closeCode: number, reason: string): void {
-    const { error, passing, retryAfterMs } = closeMeaning(closeCode, reason);
+    const { error, transient, retryAfterMs } = closeMeaning(closeCode, reason);
     const phase = this.#phase;
     const refused = phase.name === "opening";
-    // What was refused for its query is tried without it before that is final.
+    // The query may be the reason: the client tries without it first.
     if (error && !(refused && phase.query)) return this.#finish(error);
-    const reported = refused && (error ?? passing);
+    const reported = refused && (error ?? transient);
     if (reported) this.#hooks.error(reported);
     this.#wait({ retryAfterMs, atOnce: closeCode === CLOSE_TOKEN_EXPIRED, reported: !!reported });
   }
 
-  /** No session: the next attempt comes after the server's wish and, if this is not the first failure, a jittered wait. */
-  #wait({ retryAfterMs, atOnce = false, closeCode = 1000, reported = false }: Wish = {}): void {
+  /** Ends the session and schedules the next attempt, after the server's delay and the back-off. */
+  #wait({
+    retryAfterMs,
+    atOnce = false,
+    closeCode = 1000,
+    reported = false,
+  }: WaitOptions = {}): void {
     const phase = this.#phase;
-    if (phase.name === "opening" && this.#failures === UNSEEN_MAX && !reported) {
-      this.#hooks.error(new ShopbellError("connect_failed", "the connection failed"));
+    if (phase.name === "opening" && this.#failures === FAILURES_MAX && !reported) {
+      this.#hooks.error(new ShopbellError("connect_failed", "cannot connect"));
     }
     const now = this.#platform.now();
     if (phase.name === "up") {
       if (now - phase.since >= STABLE_MS) this.#failures = 0;
       retryAfterMs ??= phase.retryAfterMs;
     }
-    // A server's wish is spread at random already. But what happens at once must not happen at once for ever.
-    const told = (atOnce || retryAfterMs !== undefined) && this.#failures === 0;
+    // The server's delay has its own jitter, so the first attempt needs no back-off.
+    const immediate = (atOnce || retryAfterMs !== undefined) && this.#failures === 0;
     const ms = Math.max(
       retryAfterMs ?? 0,
-      told ? 0 : backoff(this.#failures, this.#platform.random()),
+      immediate ? 0 : backoff(this.#failures, this.#platform.random()),
     );
     this.#failures++;
     this.#enter({ name: "waiting", notBefore: now + (retryAfterMs ?? 0) }, closeCode);
@@ -346,16 +358,16 @@ export class Connection {
   }
 }
 
-interface Wish {
+interface WaitOptions {
   retryAfterMs?: number | undefined;
   atOnce?: boolean;
   closeCode?: number;
-  /** The app knows why. */
+  /** The app has got the reason already. */
   reported?: boolean;
 }
 
 /**
- * Asks the app for a token, under a limit.
+ * Calls the token callback, with a time limit.
  *
  * @throws {@link ShopbellError} `token_failed`.
  */
@@ -368,8 +380,7 @@ export async function fetchToken(platform: Platform, source: TokenSource): Promi
   });
   try {
     const token = await Promise.race([source(), timeout]);
-    if (typeof token !== "string" || !SENDABLE.test(token))
-      throw new Error("the token callback gave no token");
+    if (typeof token !== "string" || !SENDABLE.test(token)) throw new Error("not a token");
     return token;
   } catch (cause) {
     throw new ShopbellError("token_failed", "the token callback failed", { cause });

@@ -1,16 +1,23 @@
-// How the client is, in one word each. Types only.
+// The state of a client. Types only.
 
 import type { ShopbellError } from "./errors.js";
+import type { Counts } from "./feeds.js";
 
-/** How the connection is; the same in every tab that shares it. */
+/** State of the connection; the same in every tab that shares it. */
 export type Status =
-  /** A token is being fetched, or a connection made. */
+  /** The client fetches a token or opens a connection. */
   | { readonly state: "connecting" }
-  /** Connected; what was stored before is still coming. */
+  /** Connected; the server replays stored notifications. */
   | { readonly state: "catching_up" }
-  /** Connected, and nothing is missing. */
+  /** Connected and caught up. */
   | { readonly state: "live" }
-  /** Not connected; tried again at `retryAt` (milliseconds since 1970), or sooner when the network or a person returns. */
+  /** Not connected. The next attempt is at `retryAt` (milliseconds since 1970) or earlier. */
   | { readonly state: "waiting"; readonly retryAt: number }
-  /** It will not connect again: the app closed it, or `error` says why. */
+  /** The client does not connect again: the app closed it, or `error` gives the reason. */
   | { readonly state: "closed"; readonly error?: ShopbellError };
+
+/** Status and counts at one moment; the same object until one of them changes. */
+export interface Snapshot {
+  readonly status: Status;
+  readonly counts: Counts;
+}

@@ -1,6 +1,6 @@
-// What a token says about itself. Nothing is verified here: the server does that. No I/O.
+// The claims of a token. The server verifies it; this module does not. No I/O.
 
-/** The claims that the client looks at. */
+/** The claims that the client uses. */
 export interface Claims {
   sub?: string;
   /** Seconds since 1970. */
@@ -10,12 +10,12 @@ export interface Claims {
   feeds?: unknown;
 }
 
-/** Reads the claims of a JWT; nothing where it is none. */
+/** Reads the claims of a JWT; empty for any other text. */
 export function claims(token: string): Claims {
   try {
     const [, payload = ""] = token.split(".");
     const bytes = atob(payload.replaceAll("-", "+").replaceAll("_", "/"));
-    // `atob` gives one character a byte, but a `sub` may be any UTF-8.
+    // `atob` returns one character per byte, but claims are UTF-8.
     const json: unknown = JSON.parse(
       new TextDecoder().decode(Uint8Array.from(bytes, (char) => char.charCodeAt(0))),
     );
@@ -26,8 +26,9 @@ export function claims(token: string): Claims {
 }
 
 /**
- * Who reads what: tabs share a socket only where this is equal, so that neither another subscriber nor the same one with
- * other rights sees what its own token would not show. `undefined` where the token does not say: then nothing is shared.
+ * Subscriber and rights of a token. Tabs share a socket only if this is equal, so that no tab
+ * receives more than its own token allows. `undefined` if the token has no `sub`: such tabs share
+ * nothing.
  */
 export function identity(token: string): string | undefined {
   const { sub, iss, aud, feeds } = claims(token);

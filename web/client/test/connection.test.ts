@@ -403,18 +403,16 @@ test("changes made while away come after, a gap in them asks for the history", a
   assert.deepEqual([seen, resyncs], [[1, 2], []]);
   assert.match(tab.sockets.at(-1)?.url ?? "", /state=m%3A0/);
   assert.deepEqual(tab.client.counts.total, { unread: 1, unhandled: 3 });
-  tab.sockets
-    .at(-1)
-    ?.fromServer({
-      type: "state",
-      feed: "m",
-      seqs: [3],
-      read_at: "t",
-      unread: 0,
-      unhandled: 3,
-      last: 3,
-      version: 9,
-    });
+  tab.sockets.at(-1)?.fromServer({
+    type: "state",
+    feed: "m",
+    seqs: [3],
+    read_at: "t",
+    unread: 0,
+    unhandled: 3,
+    last: 3,
+    version: 9,
+  });
   await world.pass(100);
   assert.deepEqual(resyncs, ["m"]);
 });

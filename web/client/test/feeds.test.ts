@@ -36,8 +36,8 @@ const state = (more: Partial<State>): State =>
     last: 0,
     ...more,
   }) as State;
-const feeds = (more?: Partial<Welcome["feeds"][number]>, mark = 0) => {
-  const it = new Feeds(() => mark);
+const feeds = (more?: Partial<Welcome["feeds"][number]>, completed = 0) => {
+  const it = new Feeds(() => completed);
   it.onWelcome(welcome(more));
   return it;
 };
@@ -130,28 +130,28 @@ test("shared feeds are in no total, and are never asked for", () => {
 
 test("what was handled in another epoch is to be handled again", () => {
   const it = feeds({ cursor: 2, last: 50, epoch: "e1" }, 40);
-  assert.equal(it.mark("m"), 40);
+  assert.equal(it.completed("m"), 40);
   assert.equal(it.take(notification(40)), false);
   assert.equal(it.key(notification(40)), "m:40:e1");
   const renewed = new Feeds(() => 0);
   renewed.onWelcome(welcome({ cursor: 2, last: 50, epoch: "e1" }));
-  renewed.onHandled("m", 40);
+  renewed.onCompleted("m", 40);
   assert.equal(renewed.isRenewed(welcome({ epoch: "e1" })), false);
   assert.equal(renewed.isRenewed(welcome({ epoch: "e2" })), true);
   assert.deepEqual(renewed.onWelcome(welcome({ cursor: 2, last: 60, version: 0, epoch: "e2" })), [
     "m",
   ]);
-  assert.equal(renewed.mark("m"), 2);
+  assert.equal(renewed.completed("m"), 2);
   assert.ok(renewed.take(notification(3)));
   assert.equal(renewed.query().get("state"), "m:0:e2");
 });
 
 test("a server that names an epoch for the first time keeps what was handled", () => {
   const it = feeds({ cursor: 2, last: 50 });
-  it.onHandled("m", 40);
+  it.onCompleted("m", 40);
   assert.equal(it.query().get("state"), "m:0");
   assert.deepEqual(it.onWelcome(welcome({ cursor: 2, last: 50, epoch: "e1" })), []);
-  assert.equal(it.mark("m"), 40);
+  assert.equal(it.completed("m"), 40);
 });
 
 test("acknowledged elsewhere while this tab was away: the history is to be fetched again", () => {
@@ -165,7 +165,7 @@ test("acknowledged elsewhere while this tab was away: the history is to be fetch
 test("a tab that comes later stands where the leader stands", () => {
   const first = feeds({ cursor: 2, last: 4, unread: 4, unhandled: 4 });
   for (const seq of [3, 4, 5]) first.onNotification(notification(seq), true);
-  first.onHandled("m", 3);
+  first.onCompleted("m", 3);
   const second = new Feeds(() => 0);
   const snapshot = first.snapshot(welcome());
   second.onWelcome(snapshot);

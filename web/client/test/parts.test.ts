@@ -7,7 +7,7 @@ import { addresses, fetchHistory } from "../src/history.js";
 import { browser, type Platform } from "../src/platform.js";
 import { closeMeaning, parseFrame } from "../src/protocol.js";
 import { Requests } from "../src/requests.js";
-import { Marks } from "../src/store.js";
+import { CompletedSeqs } from "../src/completed.js";
 import { claims, identity } from "../src/token.js";
 import { jwt } from "./world.js";
 
@@ -109,16 +109,16 @@ test("a store that throws is one that forgets with the page", () => {
   const broken = () => {
     throw new Error("private");
   };
-  const marks = new Marks({ getItem: broken, setItem: broken }, "u");
+  const completed = new CompletedSeqs({ getItem: broken, setItem: broken }, "u");
   const owner = { subscriber: "s", device: "", feeds: [] };
-  assert.equal(marks.read(owner, "m"), 0);
-  marks.write(owner, "m", 7);
-  assert.equal(marks.read(owner, "m"), 7);
-  assert.equal(marks.read({ ...owner, device: "other" }, "m"), 0);
-  const full = new Marks({ getItem: () => "3", setItem: broken }, "u");
+  assert.equal(completed.read(owner, "m"), 0);
+  completed.write(owner, "m", 7);
+  assert.equal(completed.read(owner, "m"), 7);
+  assert.equal(completed.read({ ...owner, device: "other" }, "m"), 0);
+  const full = new CompletedSeqs({ getItem: () => "3", setItem: broken }, "u");
   full.write(owner, "m", 8);
   assert.equal(full.read(owner, "m"), 8, "not what the store had before it was full");
-  const odd = new Marks({ getItem: () => "1e400", setItem: () => {} }, "u");
+  const odd = new CompletedSeqs({ getItem: () => "1e400", setItem: () => {} }, "u");
   assert.equal(odd.read(owner, "m"), 0);
 });
 

@@ -1,16 +1,16 @@
-// Up to where this browser profile has handled each feed, kept across reloads: a page that goes away after a handler
-// resolved and before the server has the ack must not ring again.
+// For each feed, the highest number that this browser profile has completed. It is stored, so that
+// a notification does not ring again if the page is closed between a handler and its ack.
 
 import type { Store } from "./platform.js";
 import type { Welcome } from "./protocol.js";
 
-/** Whose marks these are, and of which epoch: numbers of another one are about other notifications. */
+/** The owner of the numbers; the feeds contain the epoch. */
 export type Owner = Pick<Welcome, "subscriber" | "device" | "feeds">;
 
-export class Marks {
+export class CompletedSeqs {
   readonly #store: Store | undefined;
   readonly #url: string;
-  /** What the store did not take. */
+  /** Values that the store did not accept. */
   #memory = new Map<string, string>();
 
   constructor(store: Store | undefined, url: string) {
@@ -24,7 +24,7 @@ export class Marks {
     try {
       text ??= this.#store?.getItem(key);
     } catch {
-      // A private window, or storage that was forbidden meanwhile.
+      // A private window, or storage is forbidden.
     }
     const seq = Number(text);
     return Number.isSafeInteger(seq) && seq > 0 ? seq : 0;
@@ -38,7 +38,7 @@ export class Marks {
       this.#store.setItem(key, String(seq));
       this.#memory.delete(key);
     } catch {
-      // Full or forbidden: what is in memory serves until the page goes.
+      // Full or forbidden: the value stays in memory.
     }
   }
 
