@@ -1,5 +1,5 @@
-// Builds the dashboard: `node build.mjs FOLDER` writes it, `--check` compares with dist/ what the sources build, `--tests`
-// bundles the tests. The output depends on the sources and the lock file alone.
+// Builds the dashboard. `node build.mjs FOLDER` writes it, `--check` compares it with dist/,
+// `--tests` bundles the tests. The output depends only on the sources and the lock file.
 
 import { createHash } from "node:crypto";
 import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
@@ -20,7 +20,7 @@ async function buildInto(folder) {
     minify: true,
     format: "esm",
     target: BROWSERS,
-    // Licences of what is bundled stay with it.
+    // Keeps the licences of bundled packages.
     legalComments: "eof",
     outdir: "out",
     write: false,
@@ -47,7 +47,8 @@ async function buildInto(folder) {
         `        (${JSON.stringify(name)}, include_bytes!("${name}"), include_bytes!("${name}.gz")),\n`,
     );
   const tag = createHash("sha256").update(page).digest("hex").slice(0, 12);
-  // An expression for `include!`: names change with the content, so that browsers may keep what they have for good.
+  // An expression for `include!`. File names contain a hash, so that browsers may cache them for
+  // ever.
   const embedded = `Embedded {\n    page: include_str!("index.html"),\n    page_tag: "\\"${tag}\\"",\n    assets: &[\n${rows.join("")}    ],\n}\n`;
   writeFileSync(join(folder, "embedded.rs"), embedded);
 }
@@ -57,7 +58,7 @@ function differences(built, committed) {
   const content = (folder, name) => {
     try {
       const bytes = readFileSync(join(folder, name));
-      // zlib's output differs from one processor to another; what is in it does not.
+      // The output of zlib depends on the processor; its content does not.
       return (name.endsWith(".gz") ? gunzipSync(bytes) : bytes).toString("base64");
     } catch {
       return undefined;
@@ -66,19 +67,19 @@ function differences(built, committed) {
   return [...names].filter((name) => content(built, name) !== content(committed, name));
 }
 
-const [what = "dist"] = process.argv.slice(2);
-if (what === "--check") {
+const [target = "dist"] = process.argv.slice(2);
+if (target === "--check") {
   const folder = mkdtempSync(join(tmpdir(), "dashboard-"));
   await buildInto(folder);
   const different = differences(folder, join(here, "dist"));
   rmSync(folder, { recursive: true });
   if (different.length > 0) {
     console.error(
-      `dist/ is not what the sources build (${different.join(", ")}): npm run build, and commit it`,
+      `dist/ is not up to date (${different.join(", ")}): run npm run build and commit it`,
     );
     process.exit(1);
   }
-} else if (what === "--tests") {
+} else if (target === "--tests") {
   rmSync(join(here, ".test"), { recursive: true, force: true });
   const tests = readdirSync(join(here, "test")).filter((name) => name.endsWith(".test.ts"));
   await build({
@@ -92,5 +93,5 @@ if (what === "--check") {
     logLevel: "warning",
   });
 } else {
-  await buildInto(join(here, what));
+  await buildInto(join(here, target));
 }

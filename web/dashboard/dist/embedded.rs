@@ -1,8 +1,8 @@
 Embedded {
     page: include_str!("index.html"),
-    page_tag: "\"7c0f039e6031\"",
+    page_tag: "\"7acb91ebf6ef\"",
     assets: &[
-        ("app-15713d4f45a4.js", include_bytes!("app-15713d4f45a4.js"), include_bytes!("app-15713d4f45a4.js.gz")),
-        ("style-ddfad6c1ff8d.css", include_bytes!("style-ddfad6c1ff8d.css"), include_bytes!("style-ddfad6c1ff8d.css.gz")),
+        ("app-bae3be170354.js", include_bytes!("app-bae3be170354.js"), include_bytes!("app-bae3be170354.js.gz")),
+        ("style-2c236b7bfb4d.css", include_bytes!("style-2c236b7bfb4d.css"), include_bytes!("style-2c236b7bfb4d.css.gz")),
     ],
 }

@@ -1,26 +1,27 @@
-// What is said aloud: two lines for screen readers that stand in the page from the start, because many ignore a live region that
-// comes together with its text. Routine waits for its turn; what failed is said at once.
+// Announcements for screen readers: two hidden lines that are in the page from the start, because
+// many screen readers ignore a live region that is added together with its text. Routine texts are
+// delayed, alerts are not.
 
 import { h } from "./dom.js";
 
-/** Between two sayings: one that is cut off by the next says nothing. */
+/** Interval between announcements, so that a screen reader can finish each one. */
 const ROUTINE_MS = 2_000;
 const ALERT_MS = 150;
-/** Then a line is empty again, so that the same may be said once more. */
+/** A line is cleared after this time, so that the same text can be announced again. */
 const CLEAR_MS = 10_000;
-/** Of a storm so much is said, the newest. */
-const SAYINGS_MAX = 4;
+/** Bound on the texts of one announcement; the newest are kept. */
+const ANNOUNCEMENTS_MAX = 4;
 
-/** Collects what is to be said until it is its turn. Pure. */
-export class Sayings {
+/** Collects texts for the next announcement. Pure. */
+export class Announcements {
   #texts = new Map<string, string>();
 
-  /** @param key a later text of the same key says it better */
+  /** @param key a later text with the same key replaces this one */
   add(text: string, key = text): void {
     this.#texts.delete(key);
     this.#texts.set(key, text);
     for (const one of this.#texts.keys()) {
-      if (this.#texts.size <= SAYINGS_MAX) break;
+      if (this.#texts.size <= ANNOUNCEMENTS_MAX) break;
       this.#texts.delete(one);
     }
   }
@@ -37,19 +38,19 @@ export class Announcer {
 
   constructor(root: HTMLElement) {
     this.#lines = { status: new Line("status", ROUTINE_MS), alert: new Line("alert", ALERT_MS) };
-    // First: at the end they would make the page longer.
+    // At the end they would make the page longer.
     root.prepend(this.#lines.status.element, this.#lines.alert.element);
   }
 
-  say(how: "status" | "alert", text: string, key?: string): void {
-    this.#lines[how].say(text, key);
+  announce(how: "status" | "alert", text: string, key?: string): void {
+    this.#lines[how].announce(text, key);
   }
 }
 
 class Line {
   readonly element: HTMLElement;
-  readonly #sayings = new Sayings();
-  #saidAt = Number.NEGATIVE_INFINITY;
+  readonly #announcements = new Announcements();
+  #announcedAt = Number.NEGATIVE_INFINITY;
   #next: ReturnType<typeof setTimeout> | undefined;
   #clear: ReturnType<typeof setTimeout> | undefined;
 
@@ -57,21 +58,25 @@ class Line {
     role: "status" | "alert",
     private readonly intervalMs: number,
   ) {
-    this.element = h("p", { class: "hidden-text", testid: `said-${role}`, attributes: { role } });
+    this.element = h("p", {
+      class: "hidden-text",
+      testid: `announcer-${role}`,
+      attributes: { role },
+    });
   }
 
-  say(text: string, key?: string): void {
-    this.#sayings.add(text, key);
+  announce(text: string, key?: string): void {
+    this.#announcements.add(text, key);
     this.#next ??= setTimeout(
-      () => this.#say(),
-      Math.max(ALERT_MS, this.#saidAt + this.intervalMs - performance.now()),
+      () => this.#announce(),
+      Math.max(ALERT_MS, this.#announcedAt + this.intervalMs - performance.now()),
     );
   }
 
-  #say(): void {
+  #announce(): void {
     this.#next = undefined;
-    this.#saidAt = performance.now();
-    this.element.textContent = this.#sayings.take();
+    this.#announcedAt = performance.now();
+    this.element.textContent = this.#announcements.take();
     clearTimeout(this.#clear);
     this.#clear = setTimeout(() => void (this.element.textContent = ""), CLEAR_MS);
   }

@@ -1,4 +1,5 @@
-// The page while a client runs: what comes goes into the model, and what changed is drawn in the next frame.
+// The page of a running client: notifications and marks go into the model, and the page is drawn in
+// the next frame.
 
 import type { Client, Notification, Status } from "../../client/src/index.js";
 import { Announcer } from "./announcer.js";
@@ -14,23 +15,23 @@ import { Sound } from "./sound.js";
 import { texts } from "./texts.js";
 import { plan, type Arrival } from "./toast-plan.js";
 import { Toasts } from "./toasts.js";
-import { Untold } from "./untold.js";
+import { Unshown } from "./unshown.js";
 
-/** Relative times are written anew so often. */
+/** Interval of the update of relative times. */
 const TICK_MS = 15_000;
-/** What comes within this is looked at together before it is told of. */
+/** Notifications within this time share toasts. */
 const LIVE_MS = 120;
 const REPLAY_MS = 400;
-/** News is never held back longer, however much comes. */
+/** Upper bound of the delay of a toast. */
 const HOLD_MS_MAX = 1_000;
-/** The title, also of a hidden page, which draws no frames. */
+/** Delay of the title, which is also updated while the page is hidden and draws no frames. */
 const TITLE_MS = 300;
-/** Where another tab tells people, what is remembered of a replay here is worth nothing. */
+/** Bound on replayed notifications that wait for a toast; another tab may show theirs. */
 const REPLAYED_MAX = 10_000;
-const TOLD_MAX = 1_000;
+const SHOWN_MAX = 1_000;
 
 export interface Ending {
-  /** The client has ended for good. */
+  /** The client does not reconnect. */
   ended(status: Extract<Status, { state: "closed" }>): void;
   signOut(): void;
 }
@@ -39,7 +40,7 @@ export class Dashboard {
   readonly #model = new Model();
   readonly #frames = new Frames(() => this.#render());
   readonly #sound = new Sound();
-  readonly #untold = new Untold(() => sessionStorage);
+  readonly #unshown = new Unshown(() => sessionStorage);
   readonly #pending = new Set<string>();
   readonly #replayed = new Set<string>();
   readonly #loader: Loader;
@@ -51,8 +52,8 @@ export class Dashboard {
   readonly #announcer = new Announcer(byId("app"));
   readonly #connectionNews = new ConnectionNews();
   readonly toasts: Toasts;
-  /** What the page before left to tell may be replayed, too. */
-  readonly #told = new Set<string>();
+  /** Notifications with a toast; those of `Unshown` may be replayed too. */
+  readonly #shown = new Set<string>();
   #arrivals: Arrival[] = [];
   #firstArrivalAt = 0;
   #flush: ReturnType<typeof setTimeout> | undefined;
@@ -65,13 +66,13 @@ export class Dashboard {
     private readonly ending: Ending,
   ) {
     const model = this.#model;
-    const read = (items: Item[]) => void this.#say(items, "read");
+    const read = (items: Item[]) => void this.#mark(items, "read");
     const accept = (items: Item[]) => void this.#accept(items);
     this.#loader = new Loader(client, model, () => {
       this.#draw();
       this.toasts.settle();
       const isAll = this.#loader.complete && !this.#loader.loading;
-      for (const item of this.#untold.take((feed, seq) => model.item(feed, seq), isAll))
+      for (const item of this.#unshown.take((feed, seq) => model.item(feed, seq), isAll))
         this.#arrived({ item, replayed: true });
     });
     this.#header = new Header(byId("header"), this.#sound.on, {
@@ -86,13 +87,13 @@ export class Dashboard {
       readAll: () => void this.#readAll(),
       loadOlder: () => void this.#loader.loadOlder(),
       isPending: (key) => this.#pending.has(key),
-      drawOn: () => this.#frames.ask(),
+      drawMore: () => this.#frames.ask(),
     });
     this.#imports = new Imports(byId("imports"), {
       read,
       dismiss: (one) => void this.#dismiss(one),
     });
-    // Nothing rings for these: who opens one has taken it, too.
+    // The bell does not ring for these, so opening one also handles it.
     this.#others = new Others(byId("others"), accept);
     this.#notices = new Notices(byId("notices"));
     this.toasts = new Toasts(
@@ -105,7 +106,7 @@ export class Dashboard {
     client.on("*", (notification) => this.#onNotification(notification));
     client.ring("*", (notification) => this.#onRing(notification));
     client.watch("state", (change) => {
-      model.change(change);
+      model.mark(change);
       this.#draw();
       this.toasts.settle();
     });
@@ -121,9 +122,9 @@ export class Dashboard {
     );
     for (const event of ["online", "offline"])
       addEventListener(event, () => this.#drawConnection());
-    addEventListener("pagehide", () => this.#untold.keep(this.#arrivals.map(({ item }) => item)));
-    // Back as it was left: it tells them itself.
-    addEventListener("pageshow", ({ persisted }) => persisted && this.#untold.keep([]));
+    addEventListener("pagehide", () => this.#unshown.keep(this.#arrivals.map(({ item }) => item)));
+    // The page is back from the cache, and shows them itself.
+    addEventListener("pageshow", ({ persisted }) => persisted && this.#unshown.keep([]));
     document.addEventListener("visibilitychange", () => this.#draw());
 
     setInterval(() => this.#tick(), TICK_MS);
@@ -150,21 +151,21 @@ export class Dashboard {
     this.#draw();
   }
 
-  /** This tab was chosen to tell people. */
+  /** The client chose this tab to show a toast. */
   #onRing(notification: Notification): void {
     const item = this.#model.add(notification, Date.now());
     if (item) this.#arrived({ item, replayed: this.#replayed.delete(item.key) });
   }
 
-  /** Told of with what else comes about now. */
+  /** Queues a toast, together with other notifications of this moment. */
   #arrived(arrival: Arrival): void {
     const { key, notification } = arrival.item;
     const once = `${key}/${notification.id}`;
-    if (this.#told.has(once)) return;
-    this.#told.add(once);
-    for (const old of this.#told) {
-      if (this.#told.size <= TOLD_MAX) break;
-      this.#told.delete(old);
+    if (this.#shown.has(once)) return;
+    this.#shown.add(once);
+    for (const old of this.#shown) {
+      if (this.#shown.size <= SHOWN_MAX) break;
+      this.#shown.delete(old);
     }
     if (this.#arrivals.length === 0) this.#firstArrivalAt = performance.now();
     this.#arrivals.push(arrival);
@@ -176,12 +177,12 @@ export class Dashboard {
     const held = performance.now() - this.#firstArrivalAt;
     if (this.#flush !== undefined && held > HOLD_MS_MAX) return;
     clearTimeout(this.#flush);
-    this.#flush = setTimeout(() => this.#tellNews(), replayed ? REPLAY_MS : LIVE_MS);
+    this.#flush = setTimeout(() => this.#showNews(), replayed ? REPLAY_MS : LIVE_MS);
   }
 
-  #tellNews(): void {
+  #showNews(): void {
     this.#flush = undefined;
-    // A storm is summed up when it is over.
+    // A replay is summed up when it is complete.
     if (
       this.client.status.state === "catching_up" &&
       this.#arrivals.some(({ replayed }) => replayed)
@@ -216,7 +217,7 @@ export class Dashboard {
     this.#header.showConnection(state, status, Date.now());
     const news = this.#connectionNews.next(state);
     if (news)
-      this.#announcer.say(
+      this.#announcer.announce(
         "status",
         news === "lost" ? texts.connectionLost : texts.connectionRegained,
         "connection",
@@ -241,7 +242,7 @@ export class Dashboard {
       unread: this.client.counts.total.unread,
       older: this.#loader.older,
       loading: this.#loader.loading,
-      looking: this.#isLooking(),
+      searching: this.#isSearching(),
     });
     this.#imports.render(model.imports());
     this.#others.render(model.others());
@@ -257,7 +258,7 @@ export class Dashboard {
       {
         waiting: waiting.length,
         isAtLeast,
-        looking: this.#isLooking(),
+        searching: this.#isSearching(),
         oldestAt,
         any,
         accepting: this.#accepting,
@@ -266,8 +267,8 @@ export class Dashboard {
     );
   }
 
-  /** Something is unhandled, and may be an order that has not been found yet. */
-  #isLooking(): boolean {
+  /** Something is unhandled and may be an order that is not loaded yet. */
+  #isSearching(): boolean {
     return !this.#loader.complete && this.client.counts.total.unhandled > 0;
   }
 
@@ -280,13 +281,13 @@ export class Dashboard {
     const rings = this.#model.waiting().length > 0;
     const title = `${unread > 0 ? `(${count(unread)}) ` : ""}${rings ? "🔔 " : ""}${texts.product}${this.#merchant ? ` · ${this.#merchant}` : ""}`;
     if (document.title !== title) document.title = title;
-    // Only an installed page has a badge to set; elsewhere it is refused.
+    // Only an installed page has a badge; for others the call fails.
     if ("setAppBadge" in navigator) void navigator.setAppBadge(unread).catch(() => {});
   }
 
   #tick(): void {
     const now = Date.now();
-    // A hidden page draws nothing, and must not grow for it.
+    // A hidden page draws no frames, but must stay within its bounds.
     this.#trim();
     if (this.client.status.state === "live") this.#loader.retry();
     this.#drawBell();
@@ -302,11 +303,11 @@ export class Dashboard {
     section.focus({ preventScroll: true });
   }
 
-  /** A person took these, which includes having seen them. */
+  /** Marks as handled and read. */
   async #accept(items: Item[]): Promise<void> {
     for (const { key } of items) this.#pending.add(key);
     this.#draw();
-    await Promise.all([this.#say(items, "handle"), this.#say(items, "read")]);
+    await Promise.all([this.#mark(items, "handle"), this.#mark(items, "read")]);
     for (const { key } of items) this.#pending.delete(key);
     this.#draw();
   }
@@ -319,13 +320,13 @@ export class Dashboard {
       await this.#loader.findAllUnhandled();
       await this.#accept(this.#model.waiting());
     } catch {
-      this.toasts.say(texts.failedAct);
+      this.toasts.showText(texts.failedAct);
     }
     this.#accepting = false;
     this.#draw();
   }
 
-  /** A person has seen to an import: to all of it, also to failures that are not kept here. */
+  /** Marks a whole import as handled and read, also failures that the page does not keep. */
   async #dismiss(one: Import): Promise<void> {
     await this.#accept([...one.items.values()]);
     if (!one.overflowed) return;
@@ -338,13 +339,13 @@ export class Dashboard {
           ]);
       }
     } catch {
-      this.toasts.say(texts.failedAct);
+      this.toasts.showText(texts.failedAct);
     }
   }
 
   async #readAll(): Promise<void> {
     const feeds = this.#model.feeds().map((feed) => ({ feed, through: this.#model.last(feed) }));
-    // An empty feed has no number that could be read.
+    // An empty feed has no number to mark.
     await this.#try(
       feeds
         .filter(({ through }) => through > 0)
@@ -352,25 +353,25 @@ export class Dashboard {
     );
   }
 
-  async #say(items: Item[], what: "read" | "handle"): Promise<void> {
+  async #mark(items: Item[], type: "read" | "handle"): Promise<void> {
     const seqs = new Map<string, number[]>();
-    const isKnown = ({ facts }: Item) =>
-      (what === "read" ? facts.read_at : facts.handled_at) !== undefined;
+    const isKnown = ({ marks }: Item) =>
+      (type === "read" ? marks.read_at : marks.handled_at) !== undefined;
     for (const item of items)
       if (!isKnown(item)) seqs.set(item.feed, [...(seqs.get(item.feed) ?? []), item.seq]);
     await this.#try(
       [...seqs].map(([feed, some]) =>
-        what === "read" ? this.client.read(feed, { seqs: some }) : this.client.handle(feed, some),
+        type === "read" ? this.client.read(feed, { seqs: some }) : this.client.handle(feed, some),
       ),
     );
   }
 
-  /** Waits for answers, which come as state changes; across reconnects, if need be. */
+  /** Waits until the server confirms the marks, across reconnects. */
   async #try(asked: Promise<unknown>[]): Promise<void> {
     const outcomes = await Promise.allSettled(asked);
     const refused = outcomes.filter(
       (outcome) => outcome.status === "rejected" && outcome.reason?.code !== "closed",
     );
-    if (refused.length > 0) this.toasts.say(texts.failedAct);
+    if (refused.length > 0) this.toasts.showText(texts.failedAct);
   }
 }

@@ -1,4 +1,4 @@
-// Buttons for a demonstration, where the service has the demo's paths.
+// Buttons of the demo, for a service that has the demo's paths.
 
 import { button, h } from "./dom.js";
 import { texts } from "./texts.js";
@@ -18,7 +18,7 @@ const ACTIONS: { testid: string; label: string; path: string; body: Record<strin
 export function showDemo(
   root: HTMLElement,
   token: () => Promise<string>,
-  failed: (what: string) => void,
+  failed: (message: string) => void,
 ): void {
   const act = async (at: HTMLButtonElement, path: string, body: Record<string, number>) => {
     if (at.getAttribute("aria-disabled") === "true") return;
@@ -28,8 +28,8 @@ export function showDemo(
         authorization: `Bearer ${await token()}`,
         "content-type": "application/json",
       };
-      const answer = await fetch(path, { method: "POST", headers, body: JSON.stringify(body) });
-      if (!answer.ok) throw new Error(`${answer.status} ${answer.statusText}`.trim());
+      const response = await fetch(path, { method: "POST", headers, body: JSON.stringify(body) });
+      if (!response.ok) throw new Error(`${response.status} ${response.statusText}`.trim());
     } catch (error) {
       failed(texts.demoFailed((error as Error).message));
     } finally {

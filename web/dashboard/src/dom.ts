@@ -1,4 +1,4 @@
-// Making elements. Text becomes text nodes and nothing else; no markup is ever parsed.
+// Creates elements. Text becomes text nodes only; no markup is parsed.
 
 import { clip, harmless } from "./format.js";
 
@@ -40,15 +40,15 @@ export function button(
   return h("button", properties, label);
 }
 
-/** Somebody else's words, on one line, in a direction of their own. */
+/** Text of an event on one line, with a text direction of its own. */
 export function bdi(text: string, name = ""): HTMLElement {
   return h("bdi", name ? { class: name } : {}, clip(text));
 }
 
-/** Longer texts may have to be scrolled, which a keyboard can do only where it can get to. */
+/** Longer texts may scroll, so they need a tab stop for keyboards. */
 const SCROLLS_CHARS = 250;
 
-/** The same, whole. */
+/** The whole text of an event, with a text direction of its own. */
 export function whole(text: string): HTMLElement {
   return h(
     "bdi",
@@ -57,7 +57,7 @@ export function whole(text: string): HTMLElement {
   );
 }
 
-/** Writes only what differs: most of what is rendered anew is what it was. */
+/** Writes only if the text differs, because most texts stay the same. */
 export function setText(node: Node, text: string): void {
   if (node.textContent !== text) node.textContent = text;
 }
@@ -76,7 +76,7 @@ export function byId<E extends HTMLElement = HTMLElement>(id: string): E {
   return element as E;
 }
 
-/** Brings `list` to exactly these children in this order, moving as little as it can. */
+/** Gives `list` exactly these children in this order, with few moves. */
 export function arrange(list: Element, children: Element[]): void {
   const wanted = new Set(children);
   for (const child of [...list.children]) if (!wanted.has(child)) child.remove();
@@ -89,7 +89,7 @@ export function arrange(list: Element, children: Element[]): void {
 
 const NAMESPACE = "http://www.w3.org/2000/svg";
 
-/** Drawn on a grid of 24, in the colour of the text. */
+/** Paths on a grid of 24. */
 const ICONS = {
   bell: [
     "M12 3.2a5.8 5.8 0 0 0-5.8 5.8v3.9L4.5 16a1 1 0 0 0 .9 1.5h13.2a1 1 0 0 0 .9-1.5l-1.7-3.1V9A5.8 5.8 0 0 0 12 3.2Z",
@@ -126,10 +126,10 @@ export function icon(name: Icon): SVGSVGElement {
   return svg;
 }
 
-/** While much comes, so long between two drawings: laying out costs more than scripts do, and nobody reads faster. */
+/** Shortest interval between drawings, because layout is expensive. */
 const DRAW_INTERVAL_MS = 100;
 
-/** Draws in the next frame, once however often it was asked; not at all while the page is hidden. */
+/** Draws once in the next frame; not while the page is hidden. */
 export class Frames {
   #asked = false;
   #drawnAt = 0;

@@ -1,13 +1,14 @@
-// Event text and numbers as people read them. Pure.
+// Formats text and numbers of events. Pure.
 
-/** Longer names are cut in rows, so that no row costs more than another; the whole stands in its details. */
+/** Rows show this many characters of a name; the details show all. */
 export const CLIP_CHARS = 160;
 
-// C0 and C1 controls, line and paragraph separators, invisible marks that reorder text, zero-width and tag characters.
+// C0 and C1 controls, line and paragraph separators, bidirectional controls, zero-width and tag
+// characters.
 const HARMFUL =
   /[\u0000-\u001f\u007f-\u009f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]/g;
 
-/** Shows what would act on the page instead of being seen on it. */
+/** Replaces invisible and reordering characters with visible ones. */
 export function harmless(text: string): string {
   return text.replace(HARMFUL, (char) => {
     const code = char.charCodeAt(0);
@@ -21,7 +22,7 @@ export function harmless(text: string): string {
 /** One line of harmless text, cut at {@link CLIP_CHARS}. */
 export function clip(text: string, chars = CLIP_CHARS): string {
   const short = text.length > chars ? `${text.slice(0, chars)}…` : text;
-  // A cut surrogate pair is no character.
+  // Removes half of a surrogate pair.
   return harmless(short.replace(/[\ud800-\udbff]…$/u, "…"));
 }
 
@@ -31,7 +32,7 @@ export function asText(value: unknown): string {
   return JSON.stringify(value) ?? "";
 }
 
-/** Making one costs more than all the rest of a row. */
+/** A cache, because creating a format is slower than the rest of a row. */
 const moneyFormats = new Map<string, Intl.NumberFormat>();
 const MONEY_FORMATS_MAX = 100;
 
@@ -56,12 +57,12 @@ function moneyFormat(
   return format;
 }
 
-/** Money, every digit of the decimal string kept, and written as the reader's country does. */
+/** Money in the reader's locale, with every digit of the decimal string. */
 export function money(total: string, currency: string, locale?: string): string {
   const digits = /^-?\d{1,60}(?:\.(\d{1,60}))?$/.exec(total);
   if (!digits) return clip(`${total} ${currency}`, 60);
   try {
-    // As a string: a number would round what a double cannot hold.
+    // A string, because a number is rounded to a double.
     return moneyFormat(locale, currency, digits[1]?.length ?? 0).format(
       total as Intl.StringNumericLiteral,
     );
@@ -77,7 +78,7 @@ const UNITS: [Intl.RelativeTimeFormatUnit, number][] = [
 ];
 const relative = new Intl.RelativeTimeFormat("en", { numeric: "always", style: "short" });
 
-/** "4 min. ago"; "just now" below a minute, and for clocks that run ahead. */
+/** "4 min. ago"; "just now" below a minute and for future times. */
 export function ago(at: number, now: number): string {
   const seconds = (now - at) / 1_000;
   for (const [unit, length] of UNITS) {
@@ -91,7 +92,7 @@ const exactFormat = new Intl.DateTimeFormat(undefined, {
   timeStyle: "medium",
 });
 
-/** Date and time to the second, here. */
+/** Date and time to the second, in the reader's time zone. */
 export function exact(at: number): string {
   return exactFormat.format(at);
 }

@@ -1,4 +1,4 @@
-// The bar on top: the bell, who this is, and how the connection is.
+// The bar on top: bell, merchant, connection.
 
 import type { Status } from "../../client/src/index.js";
 import { button, h, icon, setAttribute, setData, setText } from "./dom.js";
@@ -17,12 +17,12 @@ export interface HeaderActions {
 
 export interface BellView {
   waiting: number;
-  /** There are more than the page has seen. */
+  /** There may be more, because the page has not loaded all. */
   isAtLeast: boolean;
-  /** Whether any waits is not known yet. */
-  looking: boolean;
+  /** The page searches for unhandled orders. */
+  searching: boolean;
   oldestAt: number | undefined;
-  /** Whether there ever was an order. */
+  /** The page has orders. */
   any: boolean;
   accepting: boolean;
 }
@@ -72,8 +72,13 @@ export class Header {
         "div",
         { class: "bar" },
         this.#bell,
-        h("div", { class: "said" }, this.#headline, h("div", { class: "below" }, who, this.#since)),
-        // Before the tools: what goes away must not leave another button under the pointer.
+        h(
+          "div",
+          { class: "bell-text" },
+          this.#headline,
+          h("div", { class: "below" }, who, this.#since),
+        ),
+        // Before the tools: they must not move under the pointer when this button disappears.
         this.#acceptAll,
         h("div", { class: "tools" }, this.#connection, this.#sound, signOut),
       ),
@@ -84,21 +89,24 @@ export class Header {
     setText(this.#merchant, clip(name, 80));
   }
 
-  showBell({ waiting, isAtLeast, looking, oldestAt, any, accepting }: BellView, now: number): void {
+  showBell(
+    { waiting, isAtLeast, searching, oldestAt, any, accepting }: BellView,
+    now: number,
+  ): void {
     const rings = waiting > 0;
     setData(this.root, "ringing", String(rings));
     setData(this.#bell, "ringing", String(rings));
     setAttribute(
       this.#bell,
       "aria-label",
-      rings ? texts.bellRings(waiting) : looking ? texts.looking : texts.bellQuiet,
+      rings ? texts.bellRings(waiting) : searching ? texts.searching : texts.bellQuiet,
     );
     setText(
       this.#headline,
       rings
         ? texts.ringing(waiting, isAtLeast)
-        : looking
-          ? texts.looking
+        : searching
+          ? texts.searching
           : any
             ? texts.quiet
             : texts.quietEmpty,
@@ -133,7 +141,7 @@ export class Header {
     this.#showSince();
   }
 
-  /** What a person without a connection wants to know comes first. */
+  /** Without a connection, the hint about it replaces the age. */
   #showSince(): void {
     setText(this.#since, this.#isAway ? texts.away : this.#oldest);
   }
@@ -146,7 +154,7 @@ export class Header {
   }
 }
 
-/** What is to be said of the connection: that it was lost, once, and that it is back. Pure. */
+/** Decides when to announce a lost and a restored connection: once each. Pure. */
 export class ConnectionNews {
   #wasLive = false;
   #isLost = false;
@@ -165,7 +173,7 @@ export class ConnectionNews {
   }
 }
 
-/** The client's status, and whether there is a network at all, in one word. */
+/** Combines the client's status with the state of the network. */
 export function connectionState(status: Status, online: boolean): ConnectionState {
   switch (status.state) {
     case "closed":

@@ -1,4 +1,4 @@
-// One card for each import: how far it is, what failed, how it ended.
+// One card for each import: progress, failed items, result.
 
 import { arrange, bdi, button, h, icon, setAttribute, setData, setText, whole } from "./dom.js";
 import { ago, clip, exact } from "./format.js";
@@ -10,7 +10,7 @@ const FAILURES_FIRST = 5;
 const FAILURES_STEP = 50;
 
 export interface ImportActions {
-  /** A person has seen to it. */
+  /** Marks the import as handled. */
   dismiss(one: Import): void;
   read(items: Item[]): void;
 }
@@ -89,7 +89,7 @@ class Card {
   readonly #beyond = h("p", { class: "muted small" });
   readonly #dismiss: HTMLButtonElement;
   #shown = FAILURES_FIRST;
-  /** Failed items by number: each has one row, made once. */
+  /** Rows of failed items by number. */
   #made = new Map<number, { element: HTMLElement; item: Item }>();
   #failuresAt = "";
 
@@ -111,7 +111,7 @@ class Card {
     this.#failures.append(this.#summary, this.#rows, this.#more, this.#beyond);
     this.#failures.addEventListener("toggle", () => {
       const unread = [...this.one.items.values()].filter(
-        ({ facts }) => facts.read_at === undefined,
+        ({ marks }) => marks.read_at === undefined,
       );
       if (this.#failures.open && unread.length > 0) this.actions.read(unread);
     });
@@ -161,7 +161,7 @@ class Card {
     this.#time.title = exact(one.at);
     this.tick(now);
     this.#renderFailures();
-    const unhandled = [...one.items.values()].some(({ facts }) => facts.handled_at === undefined);
+    const unhandled = [...one.items.values()].some(({ marks }) => marks.handled_at === undefined);
     this.#dismiss.hidden = status === "running" || !unhandled;
     setData(this.element, "unhandled", String(unhandled));
     if (this.#dismiss.hidden && this.#dismiss === document.activeElement) this.#summary.focus();

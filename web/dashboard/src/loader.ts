@@ -1,5 +1,5 @@
-// Brings history into the model: the first page and everything unhandled when a feed is first heard of or something was missed,
-// older pages when a person asks.
+// Loads history into the model: the first page and everything unhandled for a new feed or a resync,
+// and older pages on request.
 
 import type { Client, HistoryPage, Notification } from "../../client/src/index.js";
 import type { Model } from "./model.js";
@@ -7,11 +7,11 @@ import type { Older } from "./orders.js";
 
 const PAGE = 50;
 const UNHANDLED_PAGE = 200;
-/** So much of what waits is looked for at once; then on, page by page, as nobody notices. */
+/** Unhandled pages that are loaded without a pause; later pages are loaded with pauses. */
 const UNHANDLED_PAGES_AT_ONCE = 10;
 const UNHANDLED_PAUSE_MS = 500;
 const OLDER_PAGE = 100;
-/** A page may hold few orders: so many are asked for at once, until there are enough. */
+/** A page may contain few orders, so one request for older ones loads up to this many pages. */
 const OLDER_PAGES_MAX = 5;
 const OLDER_ORDERS_MIN = 20;
 const NOTICES_PAGE = 20;
@@ -19,11 +19,11 @@ const NOTICES_PAGE = 20;
 interface Place {
   /** `before` of the next page; `null` at the end, `undefined` before the first. */
   next: number | null | undefined;
-  /** Everything unhandled has been seen. */
+  /** Everything unhandled is loaded. */
   complete: boolean;
-  /** What is under way. */
+  /** The refresh that is running. */
   running: Promise<void> | undefined;
-  /** Something was missed while it was loading. */
+  /** A resync came during the refresh. */
   again: boolean;
   failed: boolean;
 }
@@ -31,7 +31,7 @@ interface Place {
 export class Loader {
   #places = new Map<string, Place>();
   #older: "loading" | "failed" | undefined;
-  /** Somebody waits until everything has been found. */
+  /** Number of callers that wait for everything unhandled. */
   #hurried = 0;
 
   constructor(
@@ -42,7 +42,7 @@ export class Loader {
       new Promise<void>((resolve) => setTimeout(resolve, ms)),
   ) {}
 
-  /** Something is not here yet that ought to be shown first. */
+  /** Whether a first page is missing. */
   get loading(): boolean {
     return (
       this.#places.size === 0 ||
@@ -50,7 +50,7 @@ export class Loader {
     );
   }
 
-  /** Whether all that waits has been seen. */
+  /** Whether everything unhandled is loaded. */
   get complete(): boolean {
     return [...this.#places.values()].every((place) => place.complete);
   }
@@ -66,7 +66,7 @@ export class Loader {
     return this.#places.has(feed);
   }
 
-  /** Fetches what a page shows first, anew, and everything that waits. What was known stays until that is here. */
+  /** Loads the first page and everything unhandled again. Known items stay until then. */
   refresh(feed: string, shared: boolean): Promise<void> {
     const place = this.#places.get(feed) ?? {
       next: shared ? null : undefined,
@@ -90,9 +90,9 @@ export class Loader {
         await this.#fetch(feed, shared, place);
         place.failed = false;
       } catch {
-        // Said beside the list; tried again after a while, when the connection is back, or when a person asks.
+        // The list shows the failure; `retry` is called later and on request.
         place.failed = true;
-        this.model.giveUpRefresh(feed);
+        this.model.abortRefresh(feed);
       }
     } while (place.again);
     place.running = undefined;
@@ -102,7 +102,7 @@ export class Loader {
   async #fetch(feed: string, shared: boolean, place: Place): Promise<void> {
     const before = this.model.last(feed);
     const first = await this.client.history(feed, { limit: shared ? NOTICES_PAGE : PAGE });
-    this.model.told(feed, first.last, before);
+    this.model.onHistory(feed, first.last, before);
     this.#take(first);
     if (!shared) {
       place.next = first.next;
@@ -113,28 +113,29 @@ export class Loader {
     place.complete = true;
   }
 
-  /** What failed, once more. */
+  /** Repeats failed refreshes. */
   retry(): void {
     for (const [feed, place] of this.#places)
       if (place.failed && !place.running)
         void this.refresh(feed, this.model.sharedFeeds().includes(feed));
   }
 
-  /** Waits for everything that waits, however much. */
+  /** Resolves when everything unhandled is loaded. */
   async findAllUnhandled(): Promise<void> {
     this.#hurried++;
     try {
       for (const [feed, place] of this.#places) {
         if (place.complete) continue;
         await (place.running ?? this.refresh(feed, false));
-        if (!place.complete) throw new Error(`not all that waits in ${feed} was found`);
+        if (!place.complete)
+          throw new Error(`the unhandled notifications of ${feed} could not be loaded`);
       }
     } finally {
       this.#hurried--;
     }
   }
 
-  /** Gives the numbers of everything unhandled of an import, page by page, also of what the page does not keep. */
+  /** Yields the numbers of all unhandled notifications of an import, page by page. */
   async *unhandledOf(feed: string, id: string): AsyncGenerator<number[]> {
     for (let before: number | null | undefined; before !== null;) {
       const page: HistoryPage = await this.client.history(feed, {
@@ -163,7 +164,7 @@ export class Loader {
           const page = await this.client.history(feed, { before, limit: OLDER_PAGE });
           this.model.keepMore(OLDER_PAGE);
           this.#take(page);
-          // A refresh meanwhile begins from the top again.
+          // A refresh in the meantime starts at the newest number again.
           if (place.next === before) place.next = page.next;
         }
         if (this.model.orders().length - had >= OLDER_ORDERS_MIN || this.older === "end") break;
@@ -175,7 +176,7 @@ export class Loader {
     this.changed();
   }
 
-  /** The model let go of what is below these numbers. */
+  /** The model dropped items below these numbers. */
   forgotten(gone: Map<string, number>): void {
     for (const [feed, seq] of gone) {
       const place = this.#places.get(feed);
@@ -184,7 +185,7 @@ export class Loader {
     }
   }
 
-  /** Gives whether it came to the end: where something was missed meanwhile, all is asked for anew. */
+  /** Returns whether it reached the end; a resync in the meantime starts again. */
   async #unhandled(feed: string, place: Place): Promise<boolean> {
     let before: number | null = null;
     for (let pages = 1; !place.again; pages++) {

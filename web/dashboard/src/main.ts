@@ -1,4 +1,5 @@
-// Finds a token, then runs the dashboard with it; where it is refused, says why and asks for another.
+// Gets a token and runs the dashboard with it. If the token is refused, shows the form with the
+// reason.
 
 import { connect, type Client } from "../../client/src/index.js";
 import { Dashboard } from "./dashboard.js";
@@ -6,12 +7,12 @@ import { showDemo } from "./demo.js";
 import { byId } from "./dom.js";
 import { showSignIn } from "./sign-in.js";
 import { texts } from "./texts.js";
-import { asToken, asWhy, claims, fragmentOf, readAddress, type Why } from "./token.js";
+import { asToken, asReason, claims, fragmentOf, readAddress, type Reason } from "./token.js";
 
 const KEY = "shopbell.dashboard.token";
-const WHY_KEY = "shopbell.dashboard.why";
+const REASON_KEY = "shopbell.dashboard.reason";
 
-/** What a tab remembers until it is closed; where storage is forbidden, until it is loaded anew. */
+/** Memory of the tab. Without storage it lasts until the page is reloaded. */
 const memory = {
   read: (key: string): string | undefined => {
     try {
@@ -20,20 +21,20 @@ const memory = {
       return undefined;
     }
   },
-  /** Gives whether it is remembered. */
+  /** Returns whether the value is stored. */
   write: (key: string, value: string | undefined): boolean => {
     try {
       if (value === undefined) sessionStorage.removeItem(key);
       else sessionStorage.setItem(key, value);
       return true;
     } catch {
-      // The token lives in this page only.
+      // Storage is forbidden.
       return false;
     }
   },
 };
 
-const WHYS: Record<Why, string> = {
+const REASONS: Record<Reason, string> = {
   expired: texts.tokenExpired,
   refused: texts.tokenRefused,
   no_feed: texts.tokenNoFeed,
@@ -41,14 +42,14 @@ const WHYS: Record<Why, string> = {
 };
 
 const address = readAddress(location.search, location.hash);
-let given = address.token;
-if (given !== undefined) memory.write(KEY, given);
-if (given !== undefined || address.why !== undefined) {
-  // Not in the address bar, the history or a bookmark.
+let ownToken = address.token;
+if (ownToken !== undefined) memory.write(KEY, ownToken);
+if (ownToken !== undefined || address.reason !== undefined) {
+  // Keeps the token out of the address bar, the history and bookmarks.
   history.replaceState(null, "", location.pathname + location.search + address.fragment);
 }
-given ??= memory.read(KEY);
-// A link inside the page must not take the place of what the fragment says.
+ownToken ??= memory.read(KEY);
+// A link inside the page must not replace the fragment.
 document.querySelector(".skip")?.addEventListener("click", (event) => {
   event.preventDefault();
   byId("orders").focus();
@@ -56,23 +57,23 @@ document.querySelector(".skip")?.addEventListener("click", (event) => {
 addEventListener("hashchange", () => {
   const { token } = readAddress("", location.hash);
   if (token === undefined) return;
-  anew({ token });
+  reload({ token });
 });
 
-const why = asWhy(memory.read(WHY_KEY)) ?? address.why;
-memory.write(WHY_KEY, undefined);
-if (given !== undefined && isExpired(given)) askForToken("expired");
-else if (given === undefined && (address.tokenUrl === undefined || why !== undefined))
-  askForToken(why);
+const reason = asReason(memory.read(REASON_KEY)) ?? address.reason;
+memory.write(REASON_KEY, undefined);
+if (ownToken !== undefined && isExpired(ownToken)) askForToken("expired");
+else if (ownToken === undefined && (address.tokenUrl === undefined || reason !== undefined))
+  askForToken(reason);
 else start();
 
 function start(): void {
   let dashboard: Dashboard | undefined;
   const token = async (): Promise<string> => {
-    const fresh = given ?? (await fetchToken(address.tokenUrl as string));
-    if (given !== undefined && isExpired(given)) {
-      // Nobody but a person can give a new one.
-      over(client, "expired");
+    const fresh = ownToken ?? (await fetchToken(address.tokenUrl as string));
+    if (ownToken !== undefined && isExpired(ownToken)) {
+      // Only the user can enter a new one.
+      endSession(client, "expired");
       throw new Error("the token has expired");
     }
     dashboard?.showMerchant(merchantOf(fresh));
@@ -81,54 +82,57 @@ function start(): void {
   const client: Client = connect({ url: "/", token });
   dashboard = new Dashboard(client, {
     ended: ({ error }) => {
-      if (error?.code === "token_refused") over(client, "refused");
-      else if (error?.code === "no_feed") over(client, "no_feed");
-      else if (error?.code === "subscriber_changed") over(client, "changed");
+      if (error?.code === "token_refused") endSession(client, "refused");
+      else if (error?.code === "no_feed") endSession(client, "no_feed");
+      else if (error?.code === "subscriber_changed") endSession(client, "changed");
     },
-    signOut: () => over(client, undefined),
+    signOut: () => endSession(client, undefined),
   });
-  if (given !== undefined) dashboard.showMerchant(merchantOf(given));
-  if (address.demo) showDemo(byId("demo"), token, (what) => dashboard?.toasts.say(what));
+  if (ownToken !== undefined) dashboard.showMerchant(merchantOf(ownToken));
+  if (address.demo) showDemo(byId("demo"), token, (message) => dashboard?.toasts.showText(message));
   byId("app").hidden = false;
 }
 
-/** Ends this page's client and begins anew, with the form. */
-function over(client: Client, reason: Why | undefined): void {
+/** Closes the client and reloads the page, with the form. */
+function endSession(client: Client, reason: Reason | undefined): void {
   client.close();
   memory.write(KEY, undefined);
-  // What the page shows is one subscriber's: nothing of it may stay for the next.
+  // Reloads, so that nothing of this subscriber stays for the next one.
   if (address.tokenUrl !== undefined && reason === undefined)
     location.replace(location.pathname + location.hash);
-  else anew({ why: reason });
+  else reload({ reason: reason });
 }
 
-/** Loads the page anew with these: through the tab's storage, and where that is forbidden through the fragment, whence they go at once. */
-function anew({ token, why }: { token?: string; why?: Why | undefined }): void {
+/**
+ * Reloads the page. Token and reason are passed in the tab's storage, or in the fragment if storage
+ * is forbidden.
+ */
+function reload({ token, reason }: { token?: string; reason?: Reason | undefined }): void {
   const keptToken = token === undefined || memory.write(KEY, token);
-  const keptWhy = why === undefined || memory.write(WHY_KEY, why);
+  const keptReason = reason === undefined || memory.write(REASON_KEY, reason);
   const fragment = fragmentOf({
     demo: address.demo,
     token: keptToken ? undefined : token,
-    why: keptWhy ? undefined : why,
+    reason: keptReason ? undefined : reason,
   });
   history.replaceState(null, "", location.pathname + location.search + fragment);
   location.reload();
 }
 
-function askForToken(reason: Why | undefined): void {
-  showSignIn(byId("sign-in"), reason && WHYS[reason], (token) => anew({ token }));
+function askForToken(reason: Reason | undefined): void {
+  showSignIn(byId("sign-in"), reason && REASONS[reason], (token) => reload({ token }));
 }
 
 async function fetchToken(url: string): Promise<string> {
-  const answer = await fetch(url, {
+  const response = await fetch(url, {
     credentials: "same-origin",
     cache: "no-store",
     redirect: "error",
   });
-  if (!answer.ok) throw new Error(`${answer.status} ${answer.statusText}`.trim());
-  const text = await answer.text();
+  if (!response.ok) throw new Error(`${response.status} ${response.statusText}`.trim());
+  const text = await response.text();
   const token = asToken(text) ?? asToken(tokenIn(text));
-  if (token === undefined) throw new Error("the answer is no token");
+  if (token === undefined) throw new Error("the response contains no token");
   return token;
 }
 

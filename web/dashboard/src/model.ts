@@ -1,31 +1,31 @@
-// What the page knows: notifications by feed and number, from the socket and from history in any order. Facts only grow, so
-// hearing a thing twice, or late, changes nothing. Pure.
+// The data of the page: notifications by feed and number, from the socket and from history, in any
+// order. Marks are only added, never removed, so duplicate and late input changes nothing. Pure.
 
 import type { Notification, Progress } from "../../client/src/index.js";
 
-/** Orders kept; the oldest accepted ones go first, and history has them. */
+/** Bound on orders. The oldest accepted ones are dropped first; history still has them. */
 export const ORDERS_MAX = 2_000;
-/** Other notifications kept. */
+/** Bound on other notifications. */
 export const OTHERS_MAX = 300;
-/** Failed items kept of an import. */
+/** Bound on failed items of an import. */
 export const FAILURES_MAX = 2_000;
-/** Imports kept. */
+/** Bound on imports. */
 export const IMPORTS_MAX = 100;
-/** Facts kept about notifications that have not come yet. */
+/** Bound on marks of notifications that are not loaded. */
 const EARLY_MAX = 10_000;
 
-export interface Fact {
+export interface ItemMarks {
   read_at?: string;
   handled_at?: string;
   handled_by?: string;
 }
 
-/** What a `state` frame says, as far as the page needs it. */
-export interface Change extends Fact {
+/** The fields of a `state` frame that the page uses. */
+export interface Mark extends ItemMarks {
   feed: string;
   seqs?: readonly number[];
   through?: number;
-  /** The newest number stored. */
+  /** The newest stored number. */
   last?: number;
 }
 
@@ -36,10 +36,10 @@ export interface Item {
   readonly seq: number;
   readonly kind: Kind;
   readonly notification: Notification;
-  /** Milliseconds since 1970: the event's time, or when it was first seen here. */
+  /** Milliseconds since 1970: the time of the event, or else of its arrival. */
   readonly at: number;
-  facts: Fact;
-  /** The feed has it no more, or has it with other facts that nobody told: it is no news. */
+  marks: ItemMarks;
+  /** The model dropped this item: its toast must close. */
   gone?: true;
 }
 
@@ -65,23 +65,23 @@ export interface Import {
   /** Of its newest notification. */
   seq: number;
   at: number;
-  /** Started, finished and failed: what people read and handle. */
+  /** Started, finished and failed: the notifications that people mark. */
   items: Map<number, Item>;
   /** Grows with each change of `items`. */
   changes: number;
-  /** There were more failures than are kept. */
+  /** Failures were dropped because of the bound. */
   overflowed: boolean;
 }
 
 interface Feed {
   shared: boolean;
   items: Map<number, Item>;
-  /** Facts about numbers that are not here yet. */
-  early: Map<number, Fact>;
+  /** Marks of numbers that are not loaded. */
+  early: Map<number, ItemMarks>;
   readThrough: { through: number; read_at: string } | undefined;
   last: number;
-  /** What was heard since a refresh began; nothing where none is under way. */
-  heard: Set<number> | undefined;
+  /** Numbers received since a refresh began; `undefined` without a refresh. */
+  seen: Set<number> | undefined;
 }
 
 export class Model {
@@ -90,7 +90,7 @@ export class Model {
   #lists: { orders: Item[]; others: Item[]; notices: Item[] } | undefined;
   #ordersMax = ORDERS_MAX;
 
-  /** Names a feed; a shared one brings notices. */
+  /** Adds a feed; the notifications of a shared one are notices. */
   addFeed(name: string, shared: boolean): void {
     const feed = this.#feed(name);
     feed.shared = shared;
@@ -109,29 +109,29 @@ export class Model {
     return this.#feeds.get(name)?.last ?? 0;
   }
 
-  /** Takes in a notification, from wherever. Gives it as it is kept; nothing where only its progress was of interest. */
+  /** Adds a notification. Returns its item, or `undefined` if only its progress was used. */
   add(notification: Notification, now: number): Item | undefined {
     const { feed: name, seq } = notification;
     const feed = this.#feed(name);
     feed.last = Math.max(feed.last, seq);
-    feed.heard?.add(seq);
+    feed.seen?.add(seq);
     const known = feed.items.get(seq);
     const isOther =
       known &&
       (known.notification.id !== notification.id ||
         known.notification.source !== notification.source);
     if (isOther) {
-      // A restored database gives its numbers again: what was known about them is of others.
+      // After a restore the number belongs to another notification: the old marks are invalid.
       feed.early.clear();
       feed.readThrough = undefined;
       this.#detach(feed, known);
     }
     const kind = kindOf(notification, feed.shared);
     if (kind === "import") this.#onImport(notification, now);
-    // Progress, not news: there may be hundreds of thousands.
+    // Only progress: an import may have hundreds of thousands of items.
     if (kind === "import" && isImported(notification)) return undefined;
     if (known && !isOther) {
-      grow(known.facts, notification);
+      merge(known.marks, notification);
       return known;
     }
     const item: Item = {
@@ -141,77 +141,80 @@ export class Model {
       kind,
       notification,
       at: timeOf(notification, now),
-      facts: {},
+      marks: {},
     };
-    grow(item.facts, notification);
-    grow(item.facts, feed.early.get(seq) ?? {});
+    merge(item.marks, notification);
+    merge(item.marks, feed.early.get(seq) ?? {});
     feed.early.delete(seq);
     if (feed.readThrough && seq <= feed.readThrough.through)
-      grow(item.facts, { read_at: feed.readThrough.read_at });
+      merge(item.marks, { read_at: feed.readThrough.read_at });
     feed.items.set(seq, item);
     if (kind === "import") this.#attach(item);
     this.#lists = undefined;
     return item;
   }
 
-  /** Takes in what people said. */
-  change(change: Change): void {
-    const feed = this.#feed(change.feed);
-    feed.last = Math.max(feed.last, change.last ?? 0);
-    if (change.through !== undefined && change.read_at !== undefined) {
-      if (change.through > (feed.readThrough?.through ?? 0))
-        feed.readThrough = { through: change.through, read_at: change.read_at };
+  /** Applies a mark. */
+  mark(mark: Mark): void {
+    const feed = this.#feed(mark.feed);
+    feed.last = Math.max(feed.last, mark.last ?? 0);
+    if (mark.through !== undefined && mark.read_at !== undefined) {
+      if (mark.through > (feed.readThrough?.through ?? 0))
+        feed.readThrough = { through: mark.through, read_at: mark.read_at };
       for (const item of feed.items.values())
-        if (item.seq <= change.through) grow(item.facts, { read_at: change.read_at });
+        if (item.seq <= mark.through) merge(item.marks, { read_at: mark.read_at });
     }
-    for (const seq of change.seqs ?? []) {
+    for (const seq of mark.seqs ?? []) {
       const item = feed.items.get(seq);
-      if (item) grow(item.facts, change);
+      if (item) merge(item.marks, mark);
       else {
         const early = feed.early.get(seq) ?? {};
-        grow(early, change);
+        merge(early, mark);
         feed.early.set(seq, early);
       }
     }
     boundEarly(feed);
   }
 
-  /** What a feed has is about to be fetched anew. */
+  /** A refresh of the feed begins. */
   beginRefresh(name: string): void {
-    this.#feed(name).heard = new Set();
+    this.#feed(name).seen = new Set();
   }
 
   /**
-   * It has been fetched, with everything that waits, as of this number: what was not heard again is let go.
-   * What stays is the same object, whose facts have only grown.
+   * The refresh is complete as of this number: items that it did not contain are dropped. The
+   * others stay the same objects.
    */
   endRefresh(name: string, through: number): void {
     const feed = this.#feed(name);
     for (const [seq, item] of feed.items) {
-      if (seq > through || feed.heard?.has(seq)) continue;
+      if (seq > through || feed.seen?.has(seq)) continue;
       this.#detach(feed, item);
-      // An older page that is on its way may not know them yet.
-      if (item.facts.read_at ?? item.facts.handled_at) feed.early.set(seq, item.facts);
+      // An older page that is still loading may lack these marks.
+      if (item.marks.read_at ?? item.marks.handled_at) feed.early.set(seq, item.marks);
     }
     boundEarly(feed);
-    feed.heard = undefined;
+    feed.seen = undefined;
   }
 
-  /** It could not be fetched: what was known stays. */
-  giveUpRefresh(name: string): void {
-    this.#feed(name).heard = undefined;
+  /** The refresh failed: all items stay. */
+  abortRefresh(name: string): void {
+    this.#feed(name).seen = undefined;
   }
 
-  /** History's word on the newest number of a feed, and what was the newest here when it was asked. */
-  told(name: string, last: number, before: number): void {
+  /**
+   * @param last the newest number of the feed in history
+   * @param before the newest number in the model when history was requested
+   */
+  onHistory(name: string, last: number, before: number): void {
     const feed = this.#feed(name);
     if (last < before) {
-      // A restored database: nothing from before is about what is stored now.
+      // After a restore, everything from before is invalid.
       feed.early.clear();
       feed.readThrough = undefined;
       feed.last = 0;
       for (const [seq, item] of feed.items) {
-        if (feed.heard?.has(seq)) feed.last = Math.max(feed.last, seq);
+        if (feed.seen?.has(seq)) feed.last = Math.max(feed.last, seq);
         else this.#detach(feed, item);
       }
       for (const one of this.#imports.values())
@@ -234,7 +237,7 @@ export class Model {
   }
 
   waiting(): Item[] {
-    return this.orders().filter((order) => order.facts.handled_at === undefined);
+    return this.orders().filter((order) => order.marks.handled_at === undefined);
   }
 
   item(feed: string, seq: number): Item | undefined {
@@ -245,10 +248,10 @@ export class Model {
     return this.#imports.get(`${feed}/${id}`);
   }
 
-  /** Imports: those that run, then those that nobody has seen to, then the others; newest first. */
+  /** Running imports, then unhandled ones, then the others; newest first. */
   imports(): Import[] {
     const isOpen = (one: Import) =>
-      [...one.items.values()].some(({ facts }) => facts.handled_at === undefined);
+      [...one.items.values()].some(({ marks }) => marks.handled_at === undefined);
     const ranks = new Map(
       [...this.#imports.values()].map((one) => [
         one,
@@ -261,12 +264,15 @@ export class Model {
     );
   }
 
-  /** A person wants to see further back. */
+  /** Raises the bound on orders. */
   keepMore(orders: number): void {
     this.#ordersMax += orders;
   }
 
-  /** Lets go of what is over the bounds. Gives, by feed, the number below which history has to be asked. */
+  /**
+   * Drops items above the bounds. Returns, by feed, the number below which history must be loaded
+   * again.
+   */
   trim(): Map<string, number> {
     const gone = new Map<string, number>();
     const drop = (items: Item[], max: number, mayGo: (item: Item) => boolean) => {
@@ -280,7 +286,7 @@ export class Model {
       }
     };
     const { orders, others, notices } = this.#sorted();
-    drop(orders, this.#ordersMax, ({ facts }) => facts.handled_at !== undefined);
+    drop(orders, this.#ordersMax, ({ marks }) => marks.handled_at !== undefined);
     drop(others, OTHERS_MAX, () => true);
     drop(notices, OTHERS_MAX, () => true);
     const imports = this.#imports.size > IMPORTS_MAX ? this.imports().slice(IMPORTS_MAX) : [];
@@ -300,7 +306,7 @@ export class Model {
         early: new Map(),
         readThrough: undefined,
         last: 0,
-        heard: undefined,
+        seen: undefined,
       };
       this.#feeds.set(name, feed);
     }
@@ -349,7 +355,7 @@ export class Model {
     one.items.set(item.seq, item);
     one.changes++;
     if (one.items.size <= FAILURES_MAX) return;
-    // Of the oldest failures beyond the bound only the count stays.
+    // Drops the oldest failure; its count stays.
     let oldest: Item | undefined;
     for (const other of one.items.values())
       if (isFailure(other.notification) && other.seq < (oldest?.seq ?? Infinity)) oldest = other;
@@ -378,7 +384,7 @@ export class Model {
         else if (item.kind === "notice") lists.notices.push(item);
       }
     }
-    // A feed's numbers are its order; between feeds only the time can say.
+    // Numbers order one feed; times order several feeds.
     const single = this.feeds().length === 1;
     const order = (a: Item, b: Item) =>
       (single ? 0 : b.at - a.at) || b.seq - a.seq || compare(a.feed, b.feed);
@@ -390,7 +396,7 @@ export class Model {
   }
 }
 
-/** What kind of row an event is. */
+/** The kind of row for an event. */
 export function kindOf({ event, data }: Notification, shared: boolean): Kind {
   const fields = typeof data === "object" && data !== null ? (data as Record<string, unknown>) : {};
   if (
@@ -412,7 +418,7 @@ export function isFailure({ event, data }: Notification): boolean {
   return event === "import.item" && (data as { status?: string }).status === "failed";
 }
 
-/** Failed items of an import, in its order. */
+/** Failed items of an import, by index. */
 export function failures(one: Import): Item[] {
   const index = (item: Item) => (item.notification.data as { index?: number }).index ?? 0;
   return [...one.items.values()]
@@ -420,7 +426,7 @@ export function failures(one: Import): Item[] {
     .sort((a, b) => index(a) - index(b) || a.seq - b.seq);
 }
 
-/** The text of a notice or of an event whose data nobody knows. */
+/** The text of a notice or of an event of an unknown type. */
 export function headline({ event, data }: Notification): string {
   if (typeof data === "string") return data;
   const fields = typeof data === "object" && data !== null ? (data as Record<string, unknown>) : {};
@@ -438,12 +444,12 @@ function boundEarly({ early }: Feed): void {
   }
 }
 
-/** Facts only grow: what is known stays. */
-function grow(facts: Fact, more: Fact): void {
-  if (facts.read_at === undefined && more.read_at) facts.read_at = more.read_at;
-  if (facts.handled_at === undefined && more.handled_at) {
-    facts.handled_at = more.handled_at;
-    if (more.handled_by) facts.handled_by = more.handled_by;
+/** Adds marks; existing ones stay. */
+function merge(marks: ItemMarks, more: ItemMarks): void {
+  if (marks.read_at === undefined && more.read_at) marks.read_at = more.read_at;
+  if (marks.handled_at === undefined && more.handled_at) {
+    marks.handled_at = more.handled_at;
+    if (more.handled_by) marks.handled_by = more.handled_by;
   }
 }
 

@@ -1,14 +1,14 @@
-// The list of orders: newest first, a bounded part of it in the document.
+// The list of orders, newest first; a bounded part of it is in the document.
 
 import { arrange, bdi, button, h, icon, setAttribute, setData, setText, whole } from "./dom.js";
 import { ago, asText, clip, exact, money } from "./format.js";
 import type { Item, Order } from "./model.js";
 import { texts } from "./texts.js";
 
-/** Rows in the document at first, and added each time a person wants to see more. */
+/** Number of rows in the document, and step by which it grows. */
 export const ROWS_STEP = 50;
 
-/** Rows made in one drawing, which a slow machine does within a frame or few; the newest first, the others right after. */
+/** Bound on rows created in one drawing, so that a slow machine stays responsive. */
 const ROWS_MADE_MAX = 15;
 
 export interface OrderActions {
@@ -17,8 +17,8 @@ export interface OrderActions {
   readAll(): void;
   loadOlder(): void;
   isPending(key: string): boolean;
-  /** There is more to draw than was drawn. */
-  drawOn(): void;
+  /** Requests another drawing for the remaining rows. */
+  drawMore(): void;
 }
 
 export type Older = "more" | "loading" | "end" | "failed";
@@ -27,17 +27,17 @@ export interface OrdersView {
   orders: Item[];
   unread: number;
   older: Older;
-  /** What is there has not been fetched yet. */
+  /** The first page is loading. */
   loading: boolean;
-  /** Whether any waits is not known yet. */
-  looking: boolean;
+  /** The page searches for unhandled orders. */
+  searching: boolean;
 }
 
 export class Orders {
   #rows = new Map<string, Row>();
   #shown = ROWS_STEP;
   #filter: "all" | "waiting" = "all";
-  #view: OrdersView = { orders: [], unread: 0, older: "more", loading: true, looking: false };
+  #view: OrdersView = { orders: [], unread: 0, older: "more", loading: true, searching: false };
   readonly #list = h("ul", { class: "list", testid: "orders" });
   readonly #empty = h("div", { class: "empty" });
   readonly #badge = h("span", { class: "badge", testid: "badge" });
@@ -79,7 +79,7 @@ export class Orders {
       h("div", { class: "card" }, this.#list, this.#empty),
       h("div", { class: "older" }, this.#older, this.#olderText),
     );
-    // Scrolled to the end: a person who reads on should not have to ask. (The button is for keyboards and after failures.)
+    // Loads more at the end of the list. The button is for keyboards and after failures.
     new IntersectionObserver(
       (entries) => {
         if (
@@ -98,7 +98,7 @@ export class Orders {
     this.render(this.#view);
   }
 
-  /** Shows more of what is here; fetches where there is no more. */
+  /** Shows more rows; loads older orders if necessary. */
   more(): void {
     if (this.#view.older === "loading") return;
     this.#shown += ROWS_STEP;
@@ -109,7 +109,7 @@ export class Orders {
 
   render(view: OrdersView): void {
     this.#view = view;
-    const waiting = view.orders.filter(({ facts }) => facts.handled_at === undefined).length;
+    const waiting = view.orders.filter(({ marks }) => marks.handled_at === undefined).length;
     const items = this.#filtered();
     const part = items.slice(0, this.#shown);
     const keys = new Set(part.map(({ key }) => key));
@@ -135,7 +135,7 @@ export class Orders {
       this.#list,
       rows.map(({ element }) => element),
     );
-    if (made > ROWS_MADE_MAX) this.actions.drawOn();
+    if (made > ROWS_MADE_MAX) this.actions.drawMore();
     setText(this.#waitingCount, waiting > 0 ? String(waiting) : "");
     setAttribute(this.#all, "aria-pressed", String(this.#filter === "all"));
     setAttribute(this.#waiting, "aria-pressed", String(this.#filter === "waiting"));
@@ -162,7 +162,7 @@ export class Orders {
     );
   }
 
-  /** Only what the clock changes. */
+  /** Updates the relative times. */
   tick(now: number): void {
     for (const row of this.#rows.values()) row.tick(now);
   }
@@ -171,20 +171,24 @@ export class Orders {
     const { orders } = this.#view;
     return this.#filter === "all"
       ? orders
-      : orders.filter(({ facts }) => facts.handled_at === undefined);
+      : orders.filter(({ marks }) => marks.handled_at === undefined);
   }
 
   #showEmpty(isEmpty: boolean): void {
     this.#list.hidden = isEmpty;
     this.#empty.hidden = !isEmpty;
     if (!isEmpty) return;
-    const state = this.#view.loading ? "loading" : this.#view.looking ? "looking" : this.#filter;
+    const state = this.#view.loading
+      ? "loading"
+      : this.#view.searching
+        ? "searching"
+        : this.#filter;
     if (this.#empty.dataset["state"] === state) return;
     this.#empty.dataset["state"] = state;
     if (state === "loading")
       return this.#empty.replaceChildren(h("p", { class: "muted" }, texts.loading));
-    if (state === "looking")
-      return this.#empty.replaceChildren(h("p", { class: "muted" }, texts.looking));
+    if (state === "searching")
+      return this.#empty.replaceChildren(h("p", { class: "muted" }, texts.searching));
     const [title, hint] =
       state === "all"
         ? [texts.noOrders, texts.noOrdersHint]
@@ -196,7 +200,7 @@ export class Orders {
     );
   }
 
-  /** The button that was pressed goes away: on to the next order, where a keyboard would want to be. */
+  /** The focused button disappears: focuses the next order's button. */
   #focusAfter(row: Row): void {
     for (let next = row.element.nextElementSibling; next; next = next.nextElementSibling) {
       const accept = next.querySelector<HTMLElement>('[data-testid="accept"]');
@@ -256,20 +260,20 @@ class Row {
   }
 
   render(now: number): void {
-    const { facts, key } = this.item;
-    const unread = facts.read_at === undefined;
-    const handled = facts.handled_at !== undefined;
+    const { marks, key } = this.item;
+    const unread = marks.read_at === undefined;
+    const handled = marks.handled_at !== undefined;
     const pending = !handled && this.actions.isPending(key);
     setData(this.element, "unread", String(unread));
     setData(this.element, "handled", String(handled));
     setText(this.#unread, unread ? `${texts.unread}: ` : "");
     this.tick(now);
-    const shows = `${handled}/${pending}/${facts.handled_by ?? ""}`;
+    const shows = `${handled}/${pending}/${marks.handled_by ?? ""}`;
     if (shows === this.#shows) return;
     const focused = this.#act.contains(document.activeElement);
     this.#shows = shows;
     if (handled) {
-      const by = facts.handled_by;
+      const by = marks.handled_by;
       const words = h(
         "span",
         { class: "by" },
@@ -309,7 +313,7 @@ class Row {
       this.#details = h("dl", { class: "details", testid: "order-details" });
       this.#fill(this.#details);
       this.element.append(this.#details);
-      if (this.item.facts.read_at === undefined) this.actions.read([this.item]);
+      if (this.item.marks.read_at === undefined) this.actions.read([this.item]);
     } else {
       this.#details?.remove();
       this.#details = undefined;
@@ -317,7 +321,7 @@ class Row {
   }
 
   #fill(list: HTMLElement): void {
-    const { notification, at, facts, seq, feed } = this.item;
+    const { notification, at, marks, seq, feed } = this.item;
     const { order_id, total, currency, items, customer, placed_at, ...more } =
       notification.data as Order & Record<string, unknown>;
     const rows: [string, Node | string][] = [
@@ -333,15 +337,15 @@ class Row {
     rows.push([texts.received, exact(at)]);
     if (placed_at !== undefined && Date.parse(placed_at) !== at)
       rows.push([texts.placed, exactOf(placed_at)]);
-    if (facts.handled_at !== undefined) {
+    if (marks.handled_at !== undefined) {
       rows.push([
         texts.acceptedAt,
         h(
           "span",
           {},
-          exactOf(facts.handled_at),
-          facts.handled_by !== undefined && texts.by,
-          facts.handled_by !== undefined && bdi(facts.handled_by),
+          exactOf(marks.handled_at),
+          marks.handled_by !== undefined && texts.by,
+          marks.handled_by !== undefined && bdi(marks.handled_by),
         ),
       ]);
     }
@@ -362,7 +366,7 @@ function exactOf(text: string): string {
   return Number.isNaN(at) ? clip(text, 60) : exact(at);
 }
 
-/** `customer` is anything the shop puts there. */
+/** `customer` may be any JSON. */
 function customerOf({ customer }: Order): string {
   if (typeof customer === "string") return customer;
   const fields =

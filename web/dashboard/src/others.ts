@@ -1,4 +1,4 @@
-// What is neither an order nor an import: rows of the merchant's own feed, and notices to everyone as banners.
+// Other notifications: rows for those of the merchant's feed, banners for notices to everyone.
 
 import { arrange, bdi, button, h, icon, setData, setText, whole } from "./dom.js";
 import { ago, asText, exact } from "./format.js";
@@ -7,7 +7,7 @@ import { texts } from "./texts.js";
 
 const ROWS_MAX = 30;
 const BANNERS_MAX = 2;
-/** A notice to everyone is of its day. */
+/** Older notices are not shown. */
 const NOTICE_AGE_MS_MAX = 24 * 60 * 60 * 1_000;
 
 export class Others {
@@ -39,7 +39,7 @@ export class Others {
         const made = this.#rows.get(item.key);
         const row = made?.item === item ? made : this.#make(item);
         this.#rows.set(item.key, row);
-        setData(row.element, "unread", String(item.facts.read_at === undefined));
+        setData(row.element, "unread", String(item.marks.read_at === undefined));
         setText(row.time, ago(item.at, now));
         return row.element;
       }),
@@ -56,7 +56,7 @@ export class Others {
     const time = h("time", {
       attributes: { title: exact(item.at), datetime: new Date(item.at).toISOString() },
     });
-    const said = headline(notification);
+    const title = headline(notification);
     const summary = h(
       "summary",
       { class: "row" },
@@ -64,22 +64,22 @@ export class Others {
       h(
         "span",
         { class: "text" },
-        h("span", { class: "title" }, bdi(said)),
+        h("span", { class: "title" }, bdi(title)),
         h(
           "span",
           { class: "meta" },
           time,
-          said !== notification.event && h("span", {}, bdi(notification.event)),
+          title !== notification.event && h("span", {}, bdi(notification.event)),
         ),
       ),
     );
     const details = h("details", {}, summary);
     details.addEventListener("toggle", () => {
       if (!details.open) return;
-      // A large event is written out only for who asks.
+      // Created when it is opened, because an event may be large.
       if (details.children.length === 1)
         details.append(h("div", { class: "details raw" }, whole(asText(notification.data))));
-      if ((item.facts.read_at && item.facts.handled_at) === undefined) this.take([item]);
+      if ((item.marks.read_at && item.marks.handled_at) === undefined) this.take([item]);
     });
     return {
       element: h(
@@ -128,7 +128,7 @@ export class Notices {
       try {
         localStorage.setItem(KEY, JSON.stringify([...this.#hidden].slice(-50)));
       } catch {
-        // Remembered for this page only.
+        // Hidden until the page is reloaded.
       }
       this.render(this.#items);
     });

@@ -1,4 +1,4 @@
-// The form to paste a token, with what was wrong with the last one.
+// The form for a token, with the reason why the last one was refused.
 
 import { h, icon } from "./dom.js";
 import { texts } from "./texts.js";
@@ -6,7 +6,7 @@ import { asToken } from "./token.js";
 
 export function showSignIn(
   root: HTMLElement,
-  why: string | undefined,
+  reason: string | undefined,
   take: (token: string) => void,
 ): void {
   const field = h("textarea", {
@@ -66,5 +66,5 @@ export function showSignIn(
   });
   root.replaceChildren(form);
   root.hidden = false;
-  if (why !== undefined) refuse(why);
+  if (reason !== undefined) refuse(reason);
 }

@@ -1,16 +1,16 @@
-// The chime: two strokes on a small bell, synthesised. Off until a person turns it on.
+// The chime: two strokes on a small bell, synthesised. Off by default.
 
 const KEY = "shopbell.dashboard.sound";
-/** When it sounded last, in any tab. */
+/** Time of the last chime of any tab. */
 const PLAYED_KEY = "shopbell.dashboard.chimed";
-/** While an order waits, the bell sounds again after so long. */
+/** The chime is repeated at this interval while an order is unhandled. */
 export const CHIME_INTERVAL_MS = 20_000;
 const NEWS_INTERVAL_MS = 1_500;
 
-/** A time further ahead than this is of a clock that was set back since. */
+/** A stored time further ahead than this means that the clock was set back. */
 const CLOCK_MS_MAX = 10_000;
 
-/** Whether it may sound again. */
+/** Returns whether enough time has passed since the last chime. */
 export function mayChime(now: number, playedAt: number, again: boolean): boolean {
   return (
     playedAt - now > CLOCK_MS_MAX ||
@@ -24,7 +24,7 @@ export class Sound {
   on = read();
 
   constructor() {
-    // Browsers let a page sound only after a person has touched it.
+    // Browsers allow sound only after a user gesture.
     const wake = () => void (this.on && this.#audio()?.resume());
     addEventListener("pointerdown", wake);
     addEventListener("keydown", wake);
@@ -35,7 +35,7 @@ export class Sound {
     try {
       localStorage.setItem(KEY, on ? "on" : "off");
     } catch {
-      // Remembered for this page only.
+      // The setting lasts until the page is reloaded.
     }
     if (on)
       void this.#audio()
@@ -43,20 +43,20 @@ export class Sound {
         .then(() => this.#strike());
   }
 
-  /** Sounds in one tab of the browser at a time, and not more often than is bearable. */
+  /** Plays the chime in one tab at a time, with a shortest interval. */
   async chime(now: number, again = false): Promise<void> {
-    // A tab that may not sound yet must not keep the others from it.
+    // A tab that may not play sound must not take the lock.
     if (!this.on || this.#audio()?.state !== "running" || !mayChime(now, this.#playedAt, again))
       return;
     const play = async () => {
-      // Every tab has its own timer: what counts is when any of them sounded.
+      // Another tab may have played it.
       this.#playedAt = Math.max(this.#playedAt, playedAt());
       if (!mayChime(now, this.#playedAt, again)) return;
       this.#playedAt = now;
       try {
         localStorage.setItem(PLAYED_KEY, String(now));
       } catch {
-        // Only the lock keeps the tabs apart.
+        // Only the lock coordinates the tabs.
       }
       this.#strike();
       await new Promise((done) => setTimeout(done, 1_500));
@@ -75,7 +75,7 @@ export class Sound {
   #strike(): void {
     const audio = this.#audio();
     if (audio?.state !== "running") return;
-    // A bell's partials are no harmonics; each dies away at its own pace.
+    // The partials of a bell are not harmonics, and each has its own decay.
     for (const [after, pitch] of [
       [0, 1],
       [0.22, 0.794],

@@ -1,13 +1,13 @@
-// Which toasts a batch of new notifications deserves: a storm is one line, not a wall. Pure.
+// Plans the toasts for a batch of new notifications: many replayed ones share one toast. Pure.
 
 import { isFailure, type Item } from "./model.js";
 
-/** So many that came while away are still shown one by one. */
+/** Up to this many replayed notifications have a toast each. */
 export const REPLAYED_MAX = 3;
 
 export interface Arrival {
   item: Item;
-  /** It lay waiting when the connection was made. */
+  /** It was stored before the session began. */
   replayed: boolean;
 }
 
@@ -25,7 +25,7 @@ export type Toast =
       items: Item[];
     };
 
-/** Plans toasts, in the order in which things came. */
+/** Plans toasts in the order of arrival. */
 export function plan(batch: Arrival[]): Toast[] {
   const news = batch.filter(({ item }) => isNews(item));
   const replayed = news.filter((arrival) => arrival.replayed);
@@ -51,9 +51,12 @@ export function plan(batch: Arrival[]): Toast[] {
   return toasts;
 }
 
-/** An import's start is seen on its card, a notice in its banner; what somebody has handled is no news. */
-function isNews({ kind, notification, facts }: Item): boolean {
-  if (facts.handled_at !== undefined || facts.read_at !== undefined) return false;
+/**
+ * No toast: an import's start has a card, a notice has a banner, and marked notifications are
+ * known.
+ */
+function isNews({ kind, notification, marks }: Item): boolean {
+  if (marks.handled_at !== undefined || marks.read_at !== undefined) return false;
   return kind !== "notice" && notification.event !== "import.started";
 }
 

@@ -1,5 +1,5 @@
-// News in the corner, a few at once; a storm is one sentence. Routine is told when there is time (`status`), what failed at once
-// (`alert`): by the page's persistent lines, so the toasts themselves have the role but stay silent.
+// Toasts in the corner, a few at once. The announcer reads them to screen readers: routine as
+// `status`, failures as `alert`. The toasts have the same roles, but are not live regions.
 
 import type { Announcer } from "./announcer.js";
 import { bdi, button, h, icon, setText, type Icon } from "./dom.js";
@@ -11,22 +11,28 @@ import type { Toast } from "./toast-plan.js";
 const TOASTS_MAX = 3;
 const ROUTINE_MS = 8_000;
 const ALERT_MS = 20_000;
-/** A text that a screen reader says again at each change is changed no more often. */
+/** Shortest interval between changes of a text that a screen reader may repeat. */
 const UPDATE_MS = 2_000;
 
 interface Shown {
   element: HTMLElement;
   remaining: number;
-  /** Whether everything that it is about has been seen. */
+  /** Returns whether all its notifications are marked or gone. */
   isSettled: () => boolean;
-  failed?: { key: string; count: () => number; text: HTMLElement; told: number; items: Item[] };
+  failed?: {
+    key: string;
+    count: () => number;
+    text: HTMLElement;
+    sinceUpdateMs: number;
+    items: Item[];
+  };
 }
 
 export class Toasts {
   #shown: Shown[] = [];
   #more = 0;
   #moreRemaining = 0;
-  /** A person looks at them, or is among them. */
+  /** Pointer or focus is on a toast: no toast closes by itself. */
   #hovered = false;
   #focused = false;
   #tickedAt = 0;
@@ -37,7 +43,7 @@ export class Toasts {
     root: HTMLElement,
     private readonly announcer: Announcer,
     private readonly accept: (items: Item[]) => void,
-    /** How many items of an import have failed by now. */
+    /** Returns the number of failed items of an import. */
     private readonly failedOf: (feed: string, id: string) => number,
   ) {
     root.replaceChildren(this.#list, this.#moreText);
@@ -59,10 +65,10 @@ export class Toasts {
 
   show(toasts: Toast[]): void {
     for (const toast of toasts) {
-      if (toast.kind === "failed" && this.#grow(toast)) continue;
+      if (toast.kind === "failed" && this.#addFailures(toast)) continue;
       if (toast.kind === "finished") this.#closeFailed(toast.item);
       if (this.#shown.length >= TOASTS_MAX) {
-        // What failed is not lost among orders: it takes the place of the oldest routine one.
+        // An alert replaces the oldest routine toast.
         const routine = isAlert(toast) ? this.#shown.find(({ failed }) => !failed) : undefined;
         this.#more++;
         this.#moreRemaining = ROUTINE_MS;
@@ -73,16 +79,16 @@ export class Toasts {
     }
     this.#showMore();
     if (this.#more > 0 && toasts.length > 0)
-      this.announcer.say("status", texts.toastMore(this.#more), "more");
+      this.announcer.announce("status", texts.toastMore(this.#more), "more");
   }
 
-  /** Something about the whole page, in the words of `texts`. */
-  say(text: string): void {
+  /** Shows a text about the whole page. */
+  showText(text: string): void {
     const element = this.#frame("alert", "alert", text, undefined);
     this.#add({ element, remaining: ALERT_MS, isSettled: () => false });
   }
 
-  /** What somebody has seen or accepted meanwhile, here or elsewhere, is no news any more. */
+  /** Closes the toasts of marked notifications. */
   settle(): void {
     for (const one of [...this.#shown]) if (one.isSettled()) this.#close(one);
   }
@@ -98,7 +104,10 @@ export class Toasts {
     const words = [...shown.element.querySelectorAll(".toast-body p")].map(
       ({ textContent }) => textContent,
     );
-    this.announcer.say(shown.element.getAttribute("role") as "status" | "alert", words.join(", "));
+    this.announcer.announce(
+      shown.element.getAttribute("role") as "status" | "alert",
+      words.join(", "),
+    );
   }
 
   #tick(now: number): void {
@@ -108,10 +117,10 @@ export class Toasts {
     for (const one of [...this.#shown]) {
       one.remaining -= passed;
       const { failed } = one;
-      if (failed && failed.told > UPDATE_MS) {
+      if (failed && failed.sinceUpdateMs > UPDATE_MS) {
         setText(failed.text, texts.toastFailed(failed.count()));
-        failed.told = 0;
-      } else if (failed) failed.told += passed;
+        failed.sinceUpdateMs = 0;
+      } else if (failed) failed.sinceUpdateMs += passed;
       if (one.remaining <= 0) this.#close(one);
     }
     this.#moreRemaining -= passed;
@@ -130,7 +139,7 @@ export class Toasts {
     this.#shown = this.#shown.filter((other) => other !== one);
     const hadFocus = one.element.contains(document.activeElement);
     one.element.remove();
-    // What is removed under the pointer, or with the focus, tells nobody that it was left.
+    // A removed element fires no `pointerleave` and no `focusout`.
     if (this.#shown.length === 0) this.#hovered = false;
     if (!hadFocus) return;
     this.#focused = false;
@@ -140,8 +149,8 @@ export class Toasts {
     )?.focus();
   }
 
-  /** Failures of one import are one toast. */
-  #grow(toast: Extract<Toast, { kind: "failed" }>): boolean {
+  /** Adds failures to the toast of their import; returns whether there is one. */
+  #addFailures(toast: Extract<Toast, { kind: "failed" }>): boolean {
     const one = this.#shown.find(({ failed }) => failed?.key === `${toast.feed}/${toast.id}`);
     if (!one?.failed) return false;
     one.failed.items = [...one.failed.items, ...toast.items].slice(-FAILURES_MAX);
@@ -149,7 +158,7 @@ export class Toasts {
     return true;
   }
 
-  /** An import's result says how many failed, too. */
+  /** Closes the toast of an import's failures, because its result contains their number. */
   #closeFailed({ feed, notification }: Item): void {
     const key = `${feed}/${(notification.data as { import_id: string }).import_id}`;
     const one = this.#shown.find(({ failed }) => failed?.key === key);
@@ -157,8 +166,8 @@ export class Toasts {
   }
 
   #make(toast: Toast): Shown {
-    const isSeen = ({ facts, gone }: Item) =>
-      gone === true || facts.handled_at !== undefined || facts.read_at !== undefined;
+    const isSeen = ({ marks, gone }: Item) =>
+      gone === true || marks.handled_at !== undefined || marks.read_at !== undefined;
     switch (toast.kind) {
       case "order": {
         const { item } = toast;
@@ -188,7 +197,7 @@ export class Toasts {
           texts.toastFailed(Math.max(items.length, this.failedOf(feed, id))),
         );
         const element = this.#frame("alert", "alert", text, bdi(id), items[0]);
-        const failed = { key: `${feed}/${id}`, count, text, told: 0, items };
+        const failed = { key: `${feed}/${id}`, count, text, sinceUpdateMs: 0, items };
         return {
           element,
           remaining: ALERT_MS,
@@ -293,7 +302,7 @@ export class Toasts {
   }
 }
 
-/** What needs a person although nothing rings for it. */
+/** Whether the toast is about a failure. */
 function isAlert(toast: Toast): boolean {
   if (toast.kind !== "finished") return toast.kind === "failed";
   const { data, progress } = toast.item.notification;

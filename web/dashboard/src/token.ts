@@ -1,38 +1,38 @@
-// Where the token comes from: the fragment, a path of the same origin, or a person. Pure.
+// The source of the token: the fragment, a path of the same origin, or the form. Pure.
 
-/** What the address says. */
+/** The parameters of the page's address. */
 export interface Address {
   token: string | undefined;
   tokenUrl: string | undefined;
   demo: boolean;
-  /** Why the page before this one ended. */
-  why: Why | undefined;
+  /** The reason why the page was reloaded. */
+  reason: Reason | undefined;
   /** The fragment without the token and the reason. */
   fragment: string;
 }
 
-/** Why a token is asked for. A word, not a text: a link must not be able to put words on the page. */
-const WHYS = ["expired", "refused", "no_feed", "changed"] as const;
-export type Why = (typeof WHYS)[number];
+/** The reason for the form. A code, so that a link cannot put text on the page. */
+const REASONS = ["expired", "refused", "no_feed", "changed"] as const;
+export type Reason = (typeof REASONS)[number];
 
-export function asWhy(text: string | null | undefined): Why | undefined {
-  return WHYS.find((why) => why === text);
+export function asReason(text: string | null | undefined): Reason | undefined {
+  return REASONS.find((reason) => reason === text);
 }
 
-/** The fragment that hands these to the page as it is loaded anew, where a browser forbids storage. */
+/** The fragment that passes these to the reloaded page if storage is forbidden. */
 export function fragmentOf({
   demo,
   token,
-  why,
+  reason,
 }: {
   demo: boolean;
   token?: string | undefined;
-  why?: Why | undefined;
+  reason?: Reason | undefined;
 }): string {
   const parts = [
     demo && "demo",
     token !== undefined && `token=${encodeURIComponent(token)}`,
-    why && `why=${why}`,
+    reason && `reason=${reason}`,
   ].filter((part) => part !== false && part !== undefined);
   return parts.length > 0 ? `#${parts.join("&")}` : "";
 }
@@ -46,17 +46,17 @@ export function readAddress(search: string, hash: string): Address {
     token,
     tokenUrl: samePath(new URLSearchParams(search).get("token-url")),
     demo,
-    why: asWhy(fragment.get("why")),
+    reason: asReason(fragment.get("reason")),
     fragment: fragmentOf({ demo }),
   };
 }
 
-/** Only a path on this host: `//host` and `/\host` are addresses elsewhere. */
+/** Returns a path on this host only: `//host` and `/\host` name other hosts. */
 export function samePath(path: string | null): string | undefined {
   return path !== null && /^\/(?![/\\])/.test(path) && !/[\t\r\n]/.test(path) ? path : undefined;
 }
 
-/** What a person pasted, if it may be a JWT. */
+/** The pasted text if it may be a JWT. */
 export function asToken(text: string): string | undefined {
   const token = text.trim().replace(/^Bearer\s+/i, "");
   return /^[\w-]+\.[\w-]+\.[\w-]*$/.test(token) ? token : undefined;
@@ -70,13 +70,13 @@ export interface Claims {
   feeds?: string[];
 }
 
-/** What a token says of itself; nothing is verified here. */
+/** The claims of a token, without verification. */
 export function claims(token: string): Claims {
   try {
-    const payload = (token.split(".")[1] ?? "").replaceAll("-", "+").replaceAll("_", "/");
-    const bytes = Uint8Array.from(atob(payload), (char) => char.charCodeAt(0));
-    const said = JSON.parse(new TextDecoder().decode(bytes)) as Record<string, unknown>;
-    const { sub, name, exp, feeds } = said;
+    const encoded = (token.split(".")[1] ?? "").replaceAll("-", "+").replaceAll("_", "/");
+    const bytes = Uint8Array.from(atob(encoded), (char) => char.charCodeAt(0));
+    const payload = JSON.parse(new TextDecoder().decode(bytes)) as Record<string, unknown>;
+    const { sub, name, exp, feeds } = payload;
     return {
       ...(typeof sub === "string" && { sub }),
       ...(typeof name === "string" && { name }),

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { Sayings } from "../src/announcer.js";
+import { Announcements } from "../src/announcer.js";
 import { ConnectionNews, type ConnectionState } from "../src/header.js";
 import { CHIME_INTERVAL_MS, mayChime } from "../src/sound.js";
 
@@ -27,13 +27,13 @@ test("a lost connection is told once, and once that it is back", () => {
 });
 
 test("a storm is not read out", () => {
-  const sayings = new Sayings();
-  for (let n = 1; n <= 50; n++) sayings.add(`and ${n} more`, "more");
-  for (let n = 1; n <= 3; n++) sayings.add(`New order ${n}`);
-  assert.equal(sayings.take(), "and 50 more. New order 1. New order 2. New order 3");
-  for (let n = 1; n <= 50; n++) sayings.add(`New order ${n}`);
-  assert.equal(sayings.take().split(". ").length, 4);
-  assert.equal(sayings.take(), "");
+  const announcements = new Announcements();
+  for (let n = 1; n <= 50; n++) announcements.add(`and ${n} more`, "more");
+  for (let n = 1; n <= 3; n++) announcements.add(`New order ${n}`);
+  assert.equal(announcements.take(), "and 50 more. New order 1. New order 2. New order 3");
+  for (let n = 1; n <= 50; n++) announcements.add(`New order ${n}`);
+  assert.equal(announcements.take().split(". ").length, 4);
+  assert.equal(announcements.take(), "");
 });
 
 test("what one tab has sounded no other sounds again", () => {

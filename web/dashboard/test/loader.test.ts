@@ -67,7 +67,7 @@ test("a refresh keeps the objects that rows and toasts hold, and loses no word t
   shop.onHistory = () => {
     assert.equal(model.waiting().length, 3, "what was known stays until history has told it anew");
     // Accepted after the server looked: history does not know it yet.
-    model.change({ feed: FEED, seqs: [199], handled_at: "h", handled_by: "Ada" });
+    model.mark({ feed: FEED, seqs: [199], handled_at: "h", handled_by: "Ada" });
     shop.onHistory = () => {};
   };
   await loader.refresh(FEED, false);
@@ -79,7 +79,7 @@ test("a refresh keeps the objects that rows and toasts hold, and loses no word t
     model.orders().find(({ seq }) => seq === 199),
     held,
   );
-  assert.equal(held?.facts.handled_by, "Ada");
+  assert.equal(held?.marks.handled_by, "Ada");
   assert.ok(old?.gone, "what is told of no more is no news");
 });
 
@@ -190,7 +190,7 @@ class Shop {
 
   order(feed: string, seq: number): Notification {
     const data = { order_id: `o${seq}`, total: "1.00", currency: "EUR", items: 1 };
-    const facts = this.waiting.has(seq) ? {} : { read_at: "r", handled_at: "h" };
+    const marks = this.waiting.has(seq) ? {} : { read_at: "r", handled_at: "h" };
     return {
       type: "notification",
       feed,
@@ -199,7 +199,7 @@ class Shop {
       source: "/t",
       event: "order.created",
       data,
-      ...facts,
+      ...marks,
     };
   }
 }

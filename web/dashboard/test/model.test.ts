@@ -1,13 +1,13 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import type { Notification } from "../../client/src/index.js";
-import { failures, FAILURES_MAX, Model, ORDERS_MAX, type Change, type Item } from "../src/model.js";
+import { failures, FAILURES_MAX, Model, ORDERS_MAX, type Mark, type Item } from "../src/model.js";
 import { plan, REPLAYED_MAX, type Arrival } from "../src/toast-plan.js";
 
 const FEED = "merchant-42";
 const NOW = Date.parse("2026-11-21T12:00:00Z");
 
-test("in whatever order things are heard, and however often, the same is known", () => {
+test("in whatever order things are seen, and however often, the same is known", () => {
   const told: ((model: Model) => void)[] = [];
   for (let seq = 1; seq <= 6; seq++) told.push((model) => model.add(order(seq), NOW));
   const accepted = order(2, { read_at: "r", handled_at: "h", handled_by: "Ada" });
@@ -24,12 +24,12 @@ test("in whatever order things are heard, and however often, the same is known",
   ]) {
     told.push((model) => model.add(one, NOW));
   }
-  const changes: Change[] = [
+  const changes: Mark[] = [
     { feed: FEED, seqs: [1, 3], handled_at: "h", handled_by: "Bo" },
     { feed: FEED, through: 4, read_at: "r" },
     { feed: FEED, seqs: [8], read_at: "r", handled_at: "h", handled_by: "Bo" },
   ];
-  for (const change of changes) told.push((model) => model.change(change));
+  for (const change of changes) told.push((model) => model.mark(change));
 
   const expected = known(told);
   assert.deepEqual(
@@ -48,9 +48,9 @@ test("in whatever order things are heard, and however often, the same is known",
 test("the first who accepted stays the one who did", () => {
   const model = new Model();
   model.add(order(1), NOW);
-  model.change({ feed: FEED, seqs: [1], handled_at: "1", handled_by: "Ada" });
-  model.change({ feed: FEED, seqs: [1], handled_at: "2", handled_by: "Bo" });
-  assert.equal(model.orders()[0]?.facts.handled_by, "Ada");
+  model.mark({ feed: FEED, seqs: [1], handled_at: "1", handled_by: "Ada" });
+  model.mark({ feed: FEED, seqs: [1], handled_at: "2", handled_by: "Bo" });
+  assert.equal(model.orders()[0]?.marks.handled_by, "Ada");
   assert.equal(model.waiting().length, 0);
 });
 
@@ -91,13 +91,13 @@ test("a number that is another's now has nothing of the one before", () => {
   const model = new Model();
   const before = model.add(order(1), NOW);
   model.add(order(2), NOW);
-  model.change({ feed: FEED, through: 2, read_at: "r" });
-  model.change({ feed: FEED, seqs: [1], handled_at: "h" });
+  model.mark({ feed: FEED, through: 2, read_at: "r" });
+  model.mark({ feed: FEED, seqs: [1], handled_at: "h" });
   const after = model.add(order(1, { id: "another" }), NOW);
   assert.ok(before?.gone && after !== before);
-  assert.deepEqual(after?.facts, {});
+  assert.deepEqual(after?.marks, {});
   assert.equal(model.waiting().length, 2);
-  assert.notEqual(model.add(order(2, { source: "/elsewhere" }), NOW)?.facts.read_at, "r");
+  assert.notEqual(model.add(order(2, { source: "/elsewhere" }), NOW)?.marks.read_at, "r");
 });
 
 test("a known type with unknown data is a plain row", () => {
@@ -141,7 +141,7 @@ function known(told: ((model: Model) => void)[]) {
   const model = new Model();
   model.addFeed(FEED, false);
   for (const tell of told) tell(model);
-  const plain = (items: Item[]) => items.map(({ seq, facts }) => ({ seq, ...facts }));
+  const plain = (items: Item[]) => items.map(({ seq, marks }) => ({ seq, ...marks }));
   const imports = model.imports().map((one) => {
     const { done, failed, total, status } = one;
     return { done, failed, total, status, failures: plain(failures(one)) };

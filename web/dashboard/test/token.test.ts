@@ -8,24 +8,24 @@ test("the token is taken from the fragment, and nothing of it stays there", () =
     token: "a.b.c",
     tokenUrl: undefined,
     demo: true,
-    why: undefined,
+    reason: undefined,
     fragment: "#demo",
   });
   assert.equal(readAddress("", "#token=a.b.c").fragment, "");
   assert.equal(readAddress("?token=a.b.c", "").token, undefined);
 });
 
-test("where storage is forbidden the fragment says why the page was loaded anew, in the page's words only", () => {
+test("where storage is forbidden the fragment says reason the page was loaded anew, in the page's words only", () => {
   for (const demo of [true, false]) {
-    const refused = readAddress("?token-url=/t", fragmentOf({ demo, why: "refused" }));
+    const refused = readAddress("?token-url=/t", fragmentOf({ demo, reason: "refused" }));
     assert.deepEqual(
-      [refused.why, refused.demo, refused.token, refused.fragment],
+      [refused.reason, refused.demo, refused.token, refused.fragment],
       ["refused", demo, undefined, demo ? "#demo" : ""],
     );
     const pasted = readAddress("", fragmentOf({ demo, token: "a-_.b.c" }));
-    assert.deepEqual([pasted.token, pasted.why], ["a-_.b.c", undefined]);
+    assert.deepEqual([pasted.token, pasted.reason], ["a-_.b.c", undefined]);
   }
-  assert.equal(readAddress("", "#why=Call+0900+for+a+token").why, undefined);
+  assert.equal(readAddress("", "#reason=Call+0900+for+a+token").reason, undefined);
 });
 
 test("a token's address is a path of this host", () => {

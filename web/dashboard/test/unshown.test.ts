@@ -2,12 +2,12 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import type { Notification } from "../../client/src/index.js";
 import { Model } from "../src/model.js";
-import { Untold } from "../src/untold.js";
+import { Unshown } from "../src/unshown.js";
 
 test("what was not told when the page was left is told by the next, once", () => {
   const storage = new Map<string, string>();
   const open = () =>
-    new Untold(() => ({
+    new Unshown(() => ({
       getItem: (key) => storage.get(key) ?? null,
       setItem: (key, value) => void storage.set(key, value),
       removeItem: (key) => void storage.delete(key),
@@ -19,16 +19,16 @@ test("what was not told when the page was left is told by the next, once", () =>
   open().keep(items);
 
   const model = new Model();
-  const untold = open();
+  const unshown = open();
   const find = (feed: string, seq: number) => model.item(feed, seq);
-  assert.deepEqual(untold.take(find, false), [], "history is not here yet");
+  assert.deepEqual(unshown.take(find, false), [], "history is not here yet");
   model.add(order(1), 0);
   model.add({ ...order(2), id: "another" }, 0);
   assert.deepEqual(
-    untold.take(find, false).map(({ seq }) => seq),
+    unshown.take(find, false).map(({ seq }) => seq),
     [1],
   );
-  assert.deepEqual(untold.take(find, false), []);
+  assert.deepEqual(unshown.take(find, false), []);
   model.add(order(3), 0);
   const next = open();
   assert.deepEqual(
@@ -47,12 +47,12 @@ test("what was not told when the page was left is told by the next, once", () =>
 });
 
 test("without storage nothing is remembered, and nothing breaks", () => {
-  const untold = new Untold(() => {
+  const unshown = new Unshown(() => {
     throw new Error("forbidden");
   });
-  untold.keep([]);
+  unshown.keep([]);
   assert.deepEqual(
-    untold.take(() => undefined, false),
+    unshown.take(() => undefined, false),
     [],
   );
 });
