@@ -126,12 +126,23 @@ fn every_alert_has_its_entry_in_the_runbook_and_every_entry_an_alert() {
     );
     for (name, rules) in &alerts {
         let entry = &entries[name];
-        for part in ["**Merchants.**", "**See**", "**Over**"] {
+        for part in [
+            "**Meaning.**",
+            "**Impact",
+            "**Check.**",
+            "**Fix",
+            "**Resolved**",
+        ] {
             assert!(
                 entry.contains(part),
-                "{RUNBOOK}: {name} does not say {part}"
+                "{RUNBOOK}: {name} has no part {part}"
             );
         }
+        let in_index = format!("\n| [{name}](#{}) | ", anchor(name));
+        assert!(
+            read(RUNBOOK).contains(&in_index),
+            "{RUNBOOK}: the index has no line for {name}"
+        );
         let first_line = entry.trim_start().lines().next().unwrap_or_default();
         for severity in ["page", "ticket"] {
             let is_so = rules
