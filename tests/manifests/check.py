@@ -96,7 +96,7 @@ def undocumented(rendered, documentation):
     policies.remove("shopbell-default-deny")
     components = {path.name for path in Path("k8s/components").iterdir()}
     for what, there, told in (
-        ("the NetworkPolicy", policies, rows(documentation, "## What may talk to what")),
+        ("the NetworkPolicy", policies, rows(documentation, "## Network policies")),
         ("the component", components, rows(documentation, "# Kubernetes")),
     ):
         names = {name for name, _ in told if not name.startswith("k8s/")}
