@@ -1,4 +1,5 @@
-"""What the linters of scripts/containers do not know of the image and of docker-compose.yml.
+"""Checks of the image and of docker-compose.yml that the linters of scripts/containers do not have.
+
 usage: check.py SHOPBELL    (from the top of the checkout, with the binary that was built there)"""
 
 import sys

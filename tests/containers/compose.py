@@ -1,4 +1,4 @@
-"""docker-compose.yml: what is started is pinned, closed to the network, watched, and given what it reads."""
+"""Checks of docker-compose.yml: images, network, health checks, mounts and settings of each service."""
 
 import os
 import re
@@ -9,9 +9,9 @@ from checkout import check, yaml
 from dockerfile import instructions, is_pinned
 
 OURS = "shopbell:dev"
-# Why it has none is said beside it.
+# docker-compose.yml has the reason.
 WITHOUT_HEALTHCHECK = {"otel-collector"}
-DELIVERIES_MAX = 256  # src/ingest.rs, PREFETCH: held at once of a partition.
+DELIVERIES_MAX = 256  # src/ingest.rs, PREFETCH: most deliveries that a partition holds.
 VARIABLE = re.compile(r"\$\{(\w+)(:-)?([^}]*)\}")
 
 
@@ -46,32 +46,32 @@ def hardened(service):
 
 def watched(service, services):
     if not service.is_task and service.name not in WITHOUT_HEALTHCHECK:
-        service.check(service.is_watched(), "it runs on and has no healthcheck")
-    service.check(isinstance(service.depends_on, dict), "depends_on must say the conditions")
+        service.check(service.is_watched(), "a service that keeps running needs a healthcheck")
+    service.check(isinstance(service.depends_on, dict), "depends_on must have conditions")
     for name, dependency in service.depends_on.items():
         other = services.get(name)
-        service.check(other, f"depends on {name}, which is not there")
+        service.check(other, f"depends on {name}, which does not exist")
         if other:
             wanted = "service_completed_successfully" if other.is_task else "service_healthy"
             service.check(dependency["condition"] == wanted, f"the condition of {name} must be {wanted}")
-            service.check(other.profiles <= service.profiles, f"depends on {name}, which other profiles may leave out")
+            service.check(other.profiles <= service.profiles, f"depends on {name}, which some of its profiles do not have")
 
 
 def mounted(service, volumes):
     for volume in service.given.get("volumes", []):
         source, _, rest = volume.partition(":")
         if source.startswith("."):
-            service.check(Path(source).exists(), f"mounts {source}, which is not there")
-            service.check(rest.endswith(":ro"), f"mounts {source} to write into the checkout: add :ro")
+            service.check(Path(source).exists(), f"mounts {source}, which does not exist")
+            service.check(rest.endswith(":ro"), f"mounts {source} writable, although it is in the checkout: add :ro")
         else:
             service.check(source in volumes, f"the volume {source} is not declared")
 
 
 def built(services):
-    """Our image is built by one service, and everybody else who runs it waits for that one."""
+    """Checks that one service builds our image, and that all others that run it wait for that one."""
     builders = [service for service in services.values() if "build" in service.given]
     names = [service.name for service in builders]
-    check(len(builders) == 1, f"docker-compose.yml: exactly one service must build {OURS}, and these do: {names}")
+    check(len(builders) == 1, f"docker-compose.yml: exactly one service must build {OURS}, but these do: {names}")
     for builder in builders:
         builder.check(builder.is_ours, f"builds another image than {OURS}")
         known = [rest.partition("=")[0] for name, rest in instructions() if name == "ARG"]
@@ -85,17 +85,17 @@ def built(services):
 
 
 def ours(service, services, shopbell):
-    """What our own image is told, the binary takes."""
+    """Checks that the binary accepts the ports, commands and settings of a service that runs our image."""
     exposed = {name: rest for name, rest in instructions()}["EXPOSE"].split()
     listened = exposed + [str(service.environment.get("SHOPBELL_LISTEN", "")).rpartition(":")[2]]
     for port in service.given.get("ports", []):
-        service.check(port.rpartition(":")[2] in listened, f"publishes {port}, where it does not listen")
+        service.check(port.rpartition(":")[2] in listened, f"publishes {port}, but does not listen there")
     for command in [service.given["command"], service.healthcheck.get("test", ["", "", "healthcheck"])[2:]]:
         asked = subprocess.run([shopbell, *command, "--help"], capture_output=True, text=True)
         service.check(asked.returncode == 0, f"`shopbell {' '.join(command)}`: {asked.stderr.strip()}")
-    # A task has not all that the whole service needs: the rest is the service's.
+    # A task lacks some settings that `shopbell config` needs, so it gets those of the service.
     environment = {**services["shopbell"].environment, **service.environment}
-    # The values of the observability file, whose variables are empty otherwise: what is empty is not told.
+    # With the values of the observability file, because `shopbell config` does not list empty variables.
     values = assignments("observability/compose.env")
     for name, value in environment.items():
         environment[name] = VARIABLE.sub(lambda found: values.get(found[1], found[3]), value)
@@ -104,11 +104,11 @@ def ours(service, services, shopbell):
         enough = in_bytes(service.given["mem_limit"]) > least
         service.check(enough, f"mem_limit must be above {least >> 20}m: {DELIVERIES_MAX} of RabbitMQ's largest messages")
     environment["PATH"] = os.environ["PATH"]
-    told = subprocess.run([shopbell, "config"], env=environment, capture_output=True, text=True)
-    service.check(told.returncode == 0, f"`shopbell config`: {told.stderr.strip()}")
-    known = [line.split()[0] for line in told.stdout.splitlines()]
+    config = subprocess.run([shopbell, "config"], env=environment, capture_output=True, text=True)
+    service.check(config.returncode == 0, f"`shopbell config`: {config.stderr.strip()}")
+    known = [line.split()[0] for line in config.stdout.splitlines()]
     for name in service.environment if known else []:
-        service.check(name in known, f"{name} is no variable that Shopbell reads")
+        service.check(name in known, f"Shopbell does not read the variable {name}")
 
 
 def message_bytes_max():
@@ -122,13 +122,13 @@ def in_bytes(quantity):
 
 
 def assignments(path):
-    """Of an environment file."""
+    """The variables of an environment file."""
     lines = [line for line in Path(path).read_text().splitlines() if line and not line.startswith("#")]
     return {name: value for name, _, value in (line.partition("=") for line in lines)}
 
 
 def variables(services):
-    """What may be set from outside: each has a default, and the environment files set nothing else."""
+    """Checks that each variable of docker-compose.yml has a default, and that the environment files set no others."""
     text = re.sub(r"(?m)^\s*#.*$", "", Path("docker-compose.yml").read_text())
     for name, default, _ in VARIABLE.findall(text):
         check(default, f"docker-compose.yml: ${{{name}}} needs a default, so that `docker compose up` needs no setting")
@@ -147,7 +147,7 @@ def checks(shopbell):
     services = {name: Service(name, given) for name, given in compose["services"].items()}
     used = {volume.partition(":")[0] for service in services.values() for volume in service.given.get("volumes", [])}
     for volume in compose["volumes"]:
-        check(volume in used, f"docker-compose.yml: nobody uses the volume {volume}")
+        check(volume in used, f"docker-compose.yml: no service uses the volume {volume}")
     for service in services.values():
         hardened(service)
         watched(service, services)

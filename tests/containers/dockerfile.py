@@ -1,4 +1,4 @@
-"""The Dockerfile: what it builds from, that its context is enough and no more, and as whom the image runs."""
+"""Checks of the Dockerfile: its base images, its build context, and the user and ports of the image."""
 
 import re
 import subprocess
@@ -18,7 +18,7 @@ def instructions():
 
 
 def is_pinned(image):
-    """By a tag, and by one that stays what it is."""
+    """Whether an image has a tag other than `latest`."""
     name, _, tag = image.rpartition("/")[2].partition(":")
     return bool(name and tag) and tag != "latest"
 
@@ -40,9 +40,9 @@ def images_and_versions(lines):
 def runtime(lines):
     last = lines[max(index for index, (name, _) in enumerate(lines) if name == "FROM"):]
     found = {name: rest for name, rest in last}
-    # Kubernetes verifies runAsNonRoot by number only.
-    check(re.fullmatch(r"[1-9]\d*:[1-9]\d*", found.get("USER", "")), "Dockerfile: USER must be two numbers, not root's")
-    # There is no shell in the image that could run a command that is no list.
+    # Kubernetes can verify runAsNonRoot only for a numeric user.
+    check(re.fullmatch(r"[1-9]\d*:[1-9]\d*", found.get("USER", "")), "Dockerfile: USER must be two numbers other than 0")
+    # The image has no shell, which a command that is not a list would need.
     for name in ("ENTRYPOINT", "CMD", "HEALTHCHECK"):
         check(re.search(r"(^|CMD )\[.*\]$", found.get(name, "")), f"Dockerfile: {name} must be a list")
     table = Path("README.md").read_text()
@@ -52,18 +52,18 @@ def runtime(lines):
 
 def context(lines, shopbell):
     sent = [path for path in tracked() if is_sent(path)]
-    # With the dependencies that lie in the checkout, and every file that is embedded.
+    # These include vendored dependencies and embedded files.
     depended_on = Path(f"{shopbell}.d").read_text().split(": ", 1)[1].split()
     root = Path.cwd()
     used = [Path(path).relative_to(root) for path in depended_on if Path(path).is_relative_to(root)]
     check(len(used) > 50, f"{shopbell}.d names {len(used)} files of this checkout: build it here first")
     for path in used:
-        check(path.is_dir() or str(path) in sent, f".dockerignore keeps out {path}, which the binary is built from")
+        check(path.is_dir() or str(path) in sent, f".dockerignore excludes {path}, which the build needs")
     for source in [source for name, rest in lines if name == "COPY" and "--from" not in rest for source in rest.split()[:-1]]:
         there = any(source == "." or path == source or path.startswith(f"{source}/") for path in sent)
-        check(there, f"Dockerfile: COPY {source}: not there, or kept out by .dockerignore")
+        check(there, f"Dockerfile: COPY {source}: missing, or excluded by .dockerignore")
     rules = [line for line in Path(".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
-    check(rules[0] == "*", ".dockerignore must begin with `*`: what is not named must stay out")
+    check(rules[0] == "*", ".dockerignore must begin with `*`, so that it excludes all files that it does not name")
     with tempfile.TemporaryDirectory() as folder:
         for path in sent:
             copy = Path(folder, path)

@@ -1,4 +1,4 @@
-"""observability/: its files are YAML, and whom they name is there."""
+"""Checks of observability/: its files are YAML, and every service and file that they name exists."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ def files():
 
 
 def addresses(services):
-    """`name:port` is one of the services of docker-compose.yml."""
+    """Checks that each `name:port` names a service of docker-compose.yml."""
     for path in files():
         text = re.sub(r"(?m)(^|\s)#.*$", "", path.read_text())
         for name in re.findall(r"(?<![\w.$/-])(?:http://)?([a-z][a-z-]*):\d{2,5}\b", text):
@@ -29,12 +29,12 @@ def collector(services):
     endpoint = f"OTEL_EXPORTER_OTLP_ENDPOINT=http://otel-collector:{port}\n"
     check(endpoint in Path("observability/compose.env").read_text(), f"observability/compose.env must have {endpoint.strip()}")
     for name in ("shopbell", "demo"):
-        told = services[name]["environment"]
-        check("OTEL_EXPORTER_OTLP_ENDPOINT" in told, f"docker-compose.yml: {name}: OTEL_EXPORTER_OTLP_ENDPOINT is missing")
+        environment = services[name]["environment"]
+        check("OTEL_EXPORTER_OTLP_ENDPOINT" in environment, f"docker-compose.yml: {name}: OTEL_EXPORTER_OTLP_ENDPOINT is missing")
 
 
 def mounts(services):
-    """What a file names inside a container is mounted there."""
+    """Checks that each file that the configuration names inside a container is mounted there."""
 
     def targets(service):
         return {volume.split(":")[1] for volume in services[service].get("volumes", [])}
@@ -46,7 +46,7 @@ def mounts(services):
         check(folder in targets("grafana"), f"observability/grafana/provisioning: {folder} is not mounted")
     home = services["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
     dashboard = Path("observability/grafana/dashboards", Path(home).name)
-    check(dashboard.exists(), f"docker-compose.yml: grafana: its first page {dashboard} is not there")
+    check(dashboard.exists(), f"docker-compose.yml: grafana: the home dashboard {dashboard} does not exist")
 
 
 def checks():

@@ -1,4 +1,4 @@
-"""What the manifests declare in RabbitMQ, against what the program declares: in a virtual host each of the private RabbitMQ."""
+"""Declares the topology of the manifests and of the program in two virtual hosts of the private RabbitMQ, to compare them."""
 
 import json
 import re
@@ -6,7 +6,7 @@ import subprocess
 from urllib.parse import urlsplit
 
 SERVICES = "scripts/services"
-# Of these RabbitMQ makes some itself in every virtual host.
+# Some exchanges and bindings exist in every virtual host.
 LISTS = {
     "queues": ["name", "durable", "auto_delete", "exclusive", "arguments"],
     "exchanges": ["name", "type", "durable", "auto_delete", "internal", "arguments"],
@@ -15,10 +15,10 @@ LISTS = {
 
 
 class Broker:
-    """The private RabbitMQ, whose users and virtual hosts are removed at the end."""
+    """The private RabbitMQ. Its test users and virtual hosts are deleted at the end."""
 
     def __init__(self, url, run):
-        # Side by side with other runs: nothing of ours is called as another's.
+        # Part of all names, so that parallel runs do not collide.
         self.run = run
         self.place = urlsplit(url).netloc.rpartition("@")[2]
         self.admin = urlsplit(url).username
@@ -41,7 +41,7 @@ class Broker:
         return result.stdout
 
     def vhost(self, name):
-        """A new virtual host for the user that may do all."""
+        """Creates a virtual host, with all permissions for the administrator. Returns its name."""
         vhost = f"{name}-{self.run}"
         self.control("add_vhost", vhost)
         self.vhosts.append(vhost)
@@ -49,7 +49,7 @@ class Broker:
         return vhost
 
     def user(self, name, password, vhost, permissions):
-        """A user with just these permissions; its URL."""
+        """Creates a user with exactly these permissions. Returns its URL."""
         user = f"{name}-{self.run}"
         self.control("add_user", user, password)
         self.users.append(user)
@@ -61,7 +61,7 @@ class Broker:
         return f"amqp://{user or self.admin}:{password or self.admin_password}@{self.place}/{vhost}"
 
     def apply(self, objects, vhost, file):
-        """Declares what the Topology Operator would, from the same fields."""
+        """Declares the resources as the Topology Operator does, from the same fields."""
         (declared,) = objects.of("Vhost")
         for item in objects.of("Exchange", "Queue", "Binding"):
             if item["spec"]["vhost"] != declared["spec"]["name"]:
@@ -75,11 +75,11 @@ class Broker:
         self.control("import_definitions", str(file.resolve()))
 
     def content(self, vhost):
-        """Everything in a virtual host, so that two can be compared."""
+        """The queues, exchanges and bindings of a virtual host, in a form that can be compared."""
         return {
-            (what, normal(line))
-            for what, columns in LISTS.items()
-            for line in self.control(f"list_{what}", "-p", vhost, "--no-table-headers", *columns).splitlines()
+            (kind, normal(line))
+            for kind, columns in LISTS.items()
+            for line in self.control(f"list_{kind}", "-p", vhost, "--no-table-headers", *columns).splitlines()
         }
 
 
@@ -117,6 +117,6 @@ def binding(spec, vhost):
 
 
 def normal(line):
-    """How many bits a number came with is nothing to RabbitMQ, nor is the order of arguments."""
+    """A line without differences that RabbitMQ ignores: integer types, and the order of arguments."""
     line = re.sub(r"\b(signedint|long|short|byte)\b", "number", line)
     return re.sub(r"\[(.*)\]", lambda list: str(sorted(re.findall(r"\{.*?\}", list[1]))), line)

@@ -1,5 +1,5 @@
-"""Renders every kustomization of k8s/ that is meant to work and checks it: schemas, what must hold among the objects, and the
-real binary with the settings, secrets, users and queues that the manifests give it. Ends with 1 and all complaints.
+"""Renders every supported kustomization of k8s/ and checks it: against schemas, the rules among its objects, and the real binary
+with the settings, secrets, users and queues of the manifests. On failure, prints all complaints and exits with 1.
 
 usage: check.py KUBECTL BINARY FOLDER      in the checkout, with DATABASE_URL and AMQP_URL of the private services
 """
@@ -22,7 +22,7 @@ import rendering
 import running
 
 OVERLAYS = {name: Path("k8s/overlays") / name for name in ("development", "production")}
-# Each component once more than where the overlays have it. KEDA's threshold is one for production's gateways.
+# The overlays alone, and each component that they do not have. KEDA is only in production, whose settings its threshold needs.
 COMBINATIONS = [
     ("development", []),
     ("development", ["gateway-api"]),
@@ -49,12 +49,12 @@ def main(kubectl, binary, folder):
         rendered = objects.Objects(rendering.render(kubectl, directory))
         whole[name] = rendered
         found = [(item, text) for item in rendered.items for text in schemas.complaints(item)]
-        # What is not of the right form would only trip the other checks.
+        # The other checks expect objects that match their schema.
         if not found:
             found = list(objects.check(rendered, documented, version))
             found += [(item, text) for item in rendered.of("Deployment") for text in settings(program, rendered, item, folder)]
         complaints += [f"{name}: {item['kind']} {item['metadata']['name']}: {text}" for item, text in found]
-        say(f"{name}: {len(rendered.items)} objects")
+        report(f"{name}: {len(rendered.items)} objects")
     complaints += [*every_component_is_rendered(), *undocumented(whole.values(), documentation), *undocumented_cluster()]
     for item in whole["docs/kubernetes.md"].of("PodMonitor", "PrometheusRule"):
         if "release" not in item["metadata"]["labels"]:
@@ -62,7 +62,7 @@ def main(kubectl, binary, folder):
     if not complaints:
         for name in ("production", "production+partitions+traces"):
             complaints += [f"{name}: {text}" for text in against_services(program, whole[name], folder / name)]
-            say(f"{name}: declared in RabbitMQ, and served with it")
+            report(f"{name}: declared in RabbitMQ, and served with it")
     if complaints:
         sys.exit("\n".join(f"manifests: {complaint}" for complaint in complaints))
 
@@ -74,7 +74,7 @@ def combinations(folder):
 
 
 def of_documentation(documentation, to):
-    """The overlay on top of production that docs/kubernetes.md shows, and the tag that it sets."""
+    """Writes the overlay that docs/kubernetes.md shows. Returns its folder and the tag that it sets."""
     (text,) = re.findall(r"^```yaml\n(.*?)^```$", documentation, re.MULTILINE | re.DOTALL)
     shown = yaml.safe_load(text)
     (image,) = shown["images"]
@@ -82,7 +82,7 @@ def of_documentation(documentation, to):
 
 
 def every_component_is_rendered():
-    """A component or an overlay that nobody tests would rot."""
+    """Complains about components and overlays that no combination renders."""
     known = {name for _, components in COMBINATIONS for name in components}
     known |= {name for overlay in OVERLAYS.values() for name in rendering.components_of(overlay)}
     found = {path.name for path in Path("k8s/components").iterdir()}
@@ -91,28 +91,30 @@ def every_component_is_rendered():
 
 
 def undocumented(rendered, documentation):
-    """The tables of docs/kubernetes.md name every component and every NetworkPolicy, and no other."""
+    """Complains if the tables of docs/kubernetes.md do not list exactly the components and NetworkPolicies of k8s/."""
     policies = {item["metadata"]["name"] for whole in rendered for item in whole.of("NetworkPolicy")}
     policies.remove("shopbell-default-deny")
     components = {path.name for path in Path("k8s/components").iterdir()}
-    for what, there, told in (
+    for kind, existing, documented in (
         ("the NetworkPolicy", policies, rows(documentation, "## Network policies")),
         ("the component", components, rows(documentation, "# Kubernetes")),
     ):
-        names = {name for name, _ in told if not name.startswith("k8s/")}
-        yield from (f"{what} {name} stands in k8s/ or in docs/kubernetes.md, not in both" for name in sorted(there ^ names))
+        names = {name for name, _ in documented if not name.startswith("k8s/")}
+        differing = sorted(existing ^ names)
+        yield from (f"{kind} {name} is only in k8s/ or only in docs/kubernetes.md" for name in differing)
 
 
 def undocumented_cluster():
-    """docs/backup.md says where to put another Cluster's name: in every file that has this one's."""
+    """Complains if the table of docs/backup.md does not list exactly the files that contain the name of the Cluster."""
     section = Path("docs/backup.md").read_text().partition("### On Kubernetes\n")[2].partition("\n## ")[0]
-    told = {Path("k8s/components", name) for name in re.findall(r"^\| `([\w/.-]+)` \|", section, re.MULTILINE)}
-    there = {path for path in Path("k8s").rglob("*.yaml") if "shopbell-postgres" in path.read_text()}
-    return [f"docs/backup.md: {path} has the Cluster's name, or does not, unlike the table" for path in sorted(told ^ there)]
+    documented = {Path("k8s/components", name) for name in re.findall(r"^\| `([\w/.-]+)` \|", section, re.MULTILINE)}
+    existing = {path for path in Path("k8s").rglob("*.yaml") if "shopbell-postgres" in path.read_text()}
+    differing = sorted(documented ^ existing)
+    return [f"docs/backup.md: the table and {path} disagree about the name of the Cluster" for path in differing]
 
 
 def rows(documentation, heading):
-    """Of the tables between a heading and the next: the name that begins each row, and the cell beside it."""
+    """The first two cells of each row in the tables of a section: a name and the cell beside it."""
     section = documentation.partition(f"{heading}\n")[2].partition("\n## ")[0]
     return re.findall(r"^\| `([\w/-]+)`[^|]*\| ([^|]*) \|", section, re.MULTILINE)
 
@@ -133,7 +135,7 @@ def settings(program, rendered, deployment, folder):
 
 
 def against_services(program, rendered, folder):
-    """Declares the manifests' topology, compares it with the program's, and serves with the users that they make."""
+    """Compares the topology of the manifests with that of the program, then serves with the users of the manifests."""
     folder.mkdir(parents=True, exist_ok=True)
     with broker.Broker(os.environ["AMQP_URL"], os.getpid()) as rabbitmq:
         theirs, ours = rabbitmq.vhost("manifests"), rabbitmq.vhost("program")
@@ -142,10 +144,10 @@ def against_services(program, rendered, folder):
         program.must("a new virtual host", "declare", AMQP_URL=rabbitmq.url(ours), **partitions)
         manifests, declared = rabbitmq.content(theirs), rabbitmq.content(ours)
         if manifests != declared:
-            yield from (f"only the program declares {what} {line}" for what, line in sorted(declared - manifests))
-            yield from (f"only the manifests declare {what} {line}" for what, line in sorted(manifests - declared))
+            yield from (f"only the program declares {kind} {line}" for kind, line in sorted(declared - manifests))
+            yield from (f"only the manifests declare {kind} {line}" for kind, line in sorted(manifests - declared))
             return
-        # And in RabbitMQ's own judgement, which refuses what differs from what is there.
+        # RabbitMQ itself refuses a declaration that differs from an existing exchange or queue.
         program.must("over the manifests' topology", "declare", AMQP_URL=rabbitmq.url(theirs), **partitions)
 
         urls = {
@@ -159,7 +161,7 @@ def against_services(program, rendered, folder):
 
 
 def serve(program, rendered, folder, database, amqp_url, publisher_url, partitions):
-    """An order and a dead letter through the pods as the manifests run them."""
+    """Sends an order and a dead letter through the pods, which run as the manifests configure them."""
     secret = running.new_secret()
     pods = {item["metadata"]["name"]: running.Pod(rendered, item, folder / "files") for item in rendered.workloads()}
     for pod in pods.values():
@@ -167,7 +169,7 @@ def serve(program, rendered, folder, database, amqp_url, publisher_url, partitio
     (migrate,) = [pod for name, pod in pods.items() if name.startswith("shopbell-migrate-")]
     program.must(migrate.name, *migrate.container["args"], **migrate.environment)
     gateway, ingest = pods["shopbell-gateway"], pods["shopbell-ingest"]
-    # Of 60 s here nothing would be learnt.
+    # A drain of 60 s would only slow the test.
     gateway.environment["SHOPBELL_DRAIN_SECONDS"] = "0"
     with (
         program.serving(ingest, folder / "ingest.log") as (_, ingest_operations),
@@ -175,9 +177,9 @@ def serve(program, rendered, folder, database, amqp_url, publisher_url, partitio
     ):
         for pod, operations in ((ingest, ingest_operations), (gateway, gateway_operations)):
             yield from running.probe_complaints(pod, operations)
-            # `degraded` is answered 200 too: without a permission it would stay so.
-            what = f"{pod.name} is ready with the permissions of the user shopbell (see {folder}/*.log)"
-            running.eventually(what, is_ready, operations)
+            # The status 200 alone is not enough, because a missing permission leads to `degraded`, also with 200.
+            state = f"{pod.name} is ready with the permissions of the user shopbell (see {folder}/*.log)"
+            running.eventually(state, is_ready, operations)
         order = ["publish", "--recipient", "merchant-42"]
         publisher = {"AMQP_URL": publisher_url, "SHOPBELL_AMQP_DECLARE": "false", **partitions}
         program.must("as the publisher", *order, **publisher)
@@ -185,13 +187,13 @@ def serve(program, rendered, folder, database, amqp_url, publisher_url, partitio
         tail = ["tail", "--url", f"ws://127.0.0.1:{public}/v1/ws", "--count", "1", "--output", "json"]
         received = program.must("as the merchant", *tail, SHOPBELL_TOKEN=token)
         if "order.created" not in received:
-            yield f"the merchant got no order, but: {received}"
+            yield f"the merchant received no order, but: {received}"
         bad = [*order, "--type", "order.created", "--data", "{}", "--unchecked"]
         program.must("as the publisher", *bad, **publisher)
         letters = {**publisher, "AMQP_URL": amqp_url, "DATABASE_URL": database}
-        running.eventually("the dead letter is there", has_dead_letter, program, letters)
+        running.eventually("the dead letter is listed", has_dead_letter, program, letters)
         if "ACCESS_REFUSED" not in program.run("dead-letters", "list", **letters | publisher).stderr:
-            yield "RabbitMQ lets the user shopbell-publisher read"
+            yield "the user shopbell-publisher may read from RabbitMQ"
 
 
 def is_ready(operations):
@@ -205,7 +207,7 @@ def has_dead_letter(program, environment):
 
 @contextmanager
 def new_database():
-    """A database of our own in the private Postgres; its URL."""
+    """Creates a database in the private Postgres, and yields its URL."""
     url, name = urlsplit(os.environ["DATABASE_URL"]), f"manifests_{os.getpid()}"
 
     def execute(statement):
@@ -218,7 +220,7 @@ def new_database():
         execute(f"drop database {name} with (force)")
 
 
-def say(text):
+def report(text):
     print(f"manifests: {text}", flush=True)
 
 

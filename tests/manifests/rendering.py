@@ -1,4 +1,4 @@
-"""Kustomizations become objects, and objects are held against schemas."""
+"""Renders kustomizations to objects, and validates objects against schemas."""
 
 import os
 import subprocess
@@ -9,12 +9,12 @@ import kubernetes_validate
 import yaml
 
 SCHEMAS = Path(__file__).parent / "schemas"
-# The name says it: the kubectl that renders is of the same version.
+# requirements.txt pins kubectl to the same version.
 KUBERNETES = kubernetes_validate.latest_version()
 
 
 def render(kubectl, directory):
-    """What `kubectl apply -k` would send."""
+    """The objects that `kubectl apply -k` would send."""
     result = subprocess.run([kubectl, "kustomize", str(directory)], capture_output=True, text=True)
     if result.returncode != 0 or "warning" in result.stderr.lower():
         raise SystemExit(f"manifests: {directory} cannot be rendered:\n{result.stderr}")
@@ -22,14 +22,14 @@ def render(kubectl, directory):
 
 
 def compose(overlay, components, to):
-    """An overlay with more components, as somebody would have written it into the overlay itself."""
+    """Writes an overlay with additional components into a folder. Returns the folder."""
     text = yaml.safe_load((overlay / "kustomization.yaml").read_text())
     more = [f"../../components/{name}" for name in components]
     return write({**text, "components": text.get("components", []) + more}, overlay, to)
 
 
 def write(kustomization, place, to):
-    """What would stand in one folder into another."""
+    """Writes a kustomization of the folder `place` into the folder `to`, with adapted paths."""
 
     def moved(path):
         return os.path.relpath((place / path).resolve(), to.resolve())
@@ -42,12 +42,12 @@ def write(kustomization, place, to):
 
 
 def components_of(overlay):
-    """The names of the components that an overlay has by itself."""
+    """The names of the components of an overlay."""
     return {Path(path).name for path in yaml.safe_load((overlay / "kustomization.yaml").read_text()).get("components", [])}
 
 
 class Schemas:
-    """Kubernetes' own kinds by its own schemas, custom resources by ours; both refuse what they do not know."""
+    """Kubernetes' schemas for its own kinds, and ours for custom resources. Both refuse unknown fields."""
 
     def __init__(self):
         definitions = yaml.safe_load((SCHEMAS / "definitions.yaml").read_text())
@@ -59,7 +59,7 @@ class Schemas:
                 self.custom[file.stem, kind] = jsonschema.Draft202012Validator(whole)
 
     def complaints(self, item):
-        """Everything that the API server would refuse, and a field that it would drop unseen."""
+        """Every problem that the API server would refuse, and every field that it would drop silently."""
         group = item["apiVersion"].rpartition("/")[0]
         if validator := self.custom.get((group, item["kind"])):
             unknown = item.keys() - {"apiVersion", "kind", "metadata", "spec"}
@@ -70,19 +70,19 @@ class Schemas:
         try:
             kubernetes_validate.validate(item, KUBERNETES, strict=True)
         except kubernetes_validate.SchemaNotFoundError:
-            yield f"is of a kind without a schema in {SCHEMAS}"
+            yield f"has a kind without a schema in {SCHEMAS}"
         except kubernetes_validate.ValidationError as error:
             yield f"{'.'.join(map(str, error.path))}: {error.message}"
 
 
 def strict(schema):
-    """An object that names its properties has no others."""
+    """The schema, where each object with `properties` accepts no others."""
     if isinstance(schema, list):
         return [strict(part) for part in schema]
     if not isinstance(schema, dict):
         return schema
     schema = {key: strict(value) for key, value in schema.items()}
-    # A property may be called `properties`, but then it is a schema and not a boolean or a type.
+    # No property of our schemas has the name `properties`, which this would mistake for the keyword.
     if isinstance(schema.get("properties"), dict):
         schema = {"type": "object", "additionalProperties": False, **schema}
     return schema

@@ -1,4 +1,4 @@
-"""The real binary, run with what the manifests give a pod: its arguments, its settings, its secrets as files."""
+"""Runs the real binary with the arguments, settings and secret files that the manifests give a pod."""
 
 import json
 import re
@@ -11,12 +11,12 @@ from urllib.error import HTTPError
 from urllib.request import urlopen
 
 PATIENCE_SECONDS = 60
-# `shopbell config` lists any OTEL_* that is set: these OpenTelemetry's library reads.
+# `shopbell config` lists every OTEL_* variable that is set. OpenTelemetry's library reads these.
 OF_OPENTELEMETRY = {"OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_RESOURCE_ATTRIBUTES"}
 
 
 class Pod:
-    """One workload's container, with its files below a folder of ours."""
+    """The container of a workload. Its files are below a folder of the test."""
 
     def __init__(self, objects, workload, folder):
         self.name = workload["metadata"]["name"]
@@ -28,7 +28,7 @@ class Pod:
             if "items" in volume["secret"]:
                 self.files |= {f"{mounts[volume['name']]}/{item['path']}" for item in volume["secret"]["items"]}
             else:
-                # Every key of the secret is a file, also one that is added later.
+                # Without `items`, every key of the secret is a file.
                 self.folders.append(f"{mounts[volume['name']]}/")
         self.folder = folder
         self.environment = dict(objects.settings()) if self.container.get("envFrom") else {}
@@ -39,7 +39,7 @@ class Pod:
                 raise SystemExit(f"manifests: {self.name}: {name} is {path}, where no secret is mounted")
 
     def give(self, **given):
-        """Puts secrets where the variables `NAME_FILE` look for them."""
+        """Writes secrets into the files that the variables `NAME_FILE` name."""
         for name, value in given.items():
             path = self.environment.get(f"{name}_FILE")
             if path is None:
@@ -50,7 +50,7 @@ class Pod:
             self.environment[f"{name}_FILE"] = str(file)
 
     def names(self):
-        """The variables meant for the program: not those that are only there to be put into others."""
+        """The variables for the program, without those that only other variables refer to."""
         inner = {name for variable in self.container.get("env", []) for name in references(variable)}
         return self.environment.keys() - inner
 
@@ -66,7 +66,7 @@ def expanded(variable, environment):
 
 
 class Program:
-    """The binary; nothing of our own environment reaches it."""
+    """The binary. It runs without the environment of the test."""
 
     def __init__(self, binary):
         self.binary = binary
@@ -74,15 +74,15 @@ class Program:
     def run(self, *arguments, **environment):
         return subprocess.run([self.binary, *arguments], env=environment, capture_output=True, text=True, timeout=120)
 
-    def must(self, what, *arguments, **environment):
+    def must(self, purpose, *arguments, **environment):
         result = self.run(*arguments, **environment)
         if result.returncode != 0:
-            raise SystemExit(f"manifests: {what}: shopbell {' '.join(arguments)} fails:\n{result.stdout}{result.stderr}")
+            raise SystemExit(f"manifests: {purpose}: shopbell {' '.join(arguments)} fails:\n{result.stdout}{result.stderr}")
         return result.stdout
 
     @contextmanager
     def serving(self, pod, log):
-        """The program as the pod runs it, but on free ports of this machine; gives both ports."""
+        """Runs the program like the pod, but on free ports of this machine. Yields both ports."""
         public, operations = free_port(), free_port()
         environment = {
             **pod.environment,
@@ -96,15 +96,15 @@ class Program:
         finally:
             process.terminate()
             if process.wait(timeout=PATIENCE_SECONDS) != 0:
-                raise SystemExit(f"manifests: {pod.name} did not end well, see {log}")
+                raise SystemExit(f"manifests: {pod.name} exited with an error, see {log}")
 
 
 def settings_complaints(program, pod, jwt_secret):
-    """Names that the program does not read, values that it does not take, ports that it does not listen on."""
+    """Complains about variables that the program does not read, values that it refuses, and ports that it does not open."""
     try:
-        # The roles share their settings, so a name is right if either half reads it; the ports are the role's own.
-        whole = told(program, [], {"SHOPBELL_JWT_HS256_SECRET": jwt_secret} | without(pod, "SHOPBELL_JWT_HS256_SECRET_FILE"))
-        of_role = told(program, pod.container["args"][1:], pod.environment)
+        # Both roles get the same settings, so one of them must read each name. The ports belong to the role.
+        whole = settings(program, [], {"SHOPBELL_JWT_HS256_SECRET": jwt_secret} | without(pod, "SHOPBELL_JWT_HS256_SECRET_FILE"))
+        of_role = settings(program, pod.container["args"][1:], pod.environment)
     except Refused as refusal:
         yield str(refusal)
         return
@@ -112,19 +112,19 @@ def settings_complaints(program, pod, jwt_secret):
         read = whole.get(name.removesuffix("_FILE"), {"origin": "default"})["origin"] != "default"
         if not read or (name.startswith("OTEL_") and name not in OF_OPENTELEMETRY):
             yield f"sets {name}, which the program does not read"
-    settings = [of_role[name] for name in ("SHOPBELL_LISTEN", "SHOPBELL_OPS_LISTEN") if name in of_role]
-    listens = sorted(int(setting["value"].rpartition(":")[2]) for setting in settings)
+    addresses = [of_role[name] for name in ("SHOPBELL_LISTEN", "SHOPBELL_OPS_LISTEN") if name in of_role]
+    listens = sorted(int(setting["value"].rpartition(":")[2]) for setting in addresses)
     ports = sorted(port["containerPort"] for port in pod.container["ports"])
     if listens != ports:
         yield f"has the ports {ports}, and the program listens on {listens}"
 
 
 class Refused(Exception):
-    """What the program said of its environment."""
+    """The program's complaint about its environment."""
 
 
-def told(program, arguments, environment):
-    """Each setting that the program would run on."""
+def settings(program, arguments, environment):
+    """The settings that the program would use, by variable."""
     result = program.run("config", *arguments, "--output", "json", **environment)
     if result.returncode != 0:
         raise Refused(result.stderr.strip())
@@ -136,15 +136,15 @@ def without(pod, name):
 
 
 def probe_complaints(pod, operations):
-    """Each probe as the kubelet sends it; at the port that the name means, which the caller moved."""
+    """Sends each probe like the kubelet, but to the port where the caller started the program."""
     ports = {port["name"]: port["containerPort"] for port in pod.container["ports"]}
     for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
         request = pod.container[probe]["httpGet"]
         if ports.get(request["port"]) != 9090:
             yield f"has a {probe} on {request['port']}, which is not the operations port"
-        status, body = eventually(f"{pod.name} answers {request['path']}", ask, operations, request["path"])
+        status, body = eventually(f"{pod.name} responds to {request['path']}", ask, operations, request["path"])
         if status != 200:
-            yield f"has a {probe} that asks for {request['path']} and is answered {status}: {body}"
+            yield f"has a {probe} for {request['path']}, which returns {status}: {body}"
 
 
 def ask(port, path):
@@ -157,14 +157,14 @@ def ask(port, path):
         return None
 
 
-def eventually(what, look, *at):
-    """What a look shows, as soon as it shows anything."""
+def eventually(condition, probe, *arguments):
+    """Calls `probe` until its result is true, and returns the result."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
-        if seen := look(*at):
-            return seen
+        if result := probe(*arguments):
+            return result
         time.sleep(0.1)
-    raise SystemExit(f"manifests: not within {PATIENCE_SECONDS} s: {what}")
+    raise SystemExit(f"manifests: not within {PATIENCE_SECONDS} s: {condition}")
 
 
 def free_port():
