@@ -14,7 +14,7 @@ const RUNBOOK: &str = "docs/runbook.md";
 /// Labels that Prometheus adds to each sample.
 const TARGET_LABELS: [&str; 2] = ["job", "instance"];
 /// The bucket that counts as in time.
-const IN_TIME: &str = r#"le="2.0""#;
+const IN_TIME: &str = r#"le="2""#;
 
 #[tokio::test]
 async fn every_metric_in_use_is_exposed_by_an_idle_replica() {
