@@ -133,10 +133,7 @@ fn every_alert_has_its_entry_in_the_runbook_and_every_entry_an_alert() {
             "**Fix",
             "**Resolved**",
         ] {
-            assert!(
-                entry.contains(part),
-                "{RUNBOOK}: {name} has no part {part}"
-            );
+            assert!(entry.contains(part), "{RUNBOOK}: {name} has no part {part}");
         }
         let in_index = format!("\n| [{name}](#{}) | ", anchor(name));
         assert!(
