@@ -1,6 +1,8 @@
-//! A token becomes a subscriber and the feeds it may read.
+//! Authentication: a token comes in; a [`Grant`] with the subscriber and its feeds goes out, or the
+//! error for the client. It never logs a token or a key.
 
 mod audience;
+mod claims;
 mod keys;
 mod token;
 
@@ -8,40 +10,43 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 pub use self::audience::Right;
+pub use self::claims::LEEWAY;
 pub use self::keys::Tokens;
-pub use self::token::LEEWAY;
 use self::token::Token;
 use crate::model::feed::{Feed, Subscriber};
 
-/// Most feeds in one token: each costs a session memory and a row at connect.
+/// Most feeds in one token. Each costs a session memory and one row at connect.
 const FEEDS_MAX: usize = 64;
-/// A session does not last longer on one token: ten years.
+/// Longest time that a token is valid for a session: ten years.
 const REMAINING_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
-/// A client whose token is signed with an unknown key comes back after this, and as much again at random: long enough for a
-/// replica to read its new key, and clients that came together do not come back together.
+/// Shortest wait of a client whose token is signed with an unknown key. A replica reads its new key
+/// in this time. A random part of the same length is added, so that clients do not return together.
 const KEY_WAIT: Duration = Duration::from_secs(2);
 /// Longest that a client is asked to wait.
 const WAIT_MAX: Duration = Duration::from_secs(60);
 
-/// Why a token was refused; the text is for its bearer.
+/// Why a token was refused. The text is for the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
-    /// No token at all.
+    /// The request has no token.
     #[error("no token: send `Authorization: Bearer JWT`, or the subprotocol `bearer.JWT`")]
     Missing,
-    /// Not a JWT of ours: form, algorithm, audience, issuer or subject.
+    /// Its form, algorithm, audience, issuer or subject is wrong.
     #[error("the token was refused: {0}")]
     Refused(&'static str),
-    /// It would be one of ours if we had its key, as in a rotation in which this replica or the issuer is behind.
-    #[error("this replica has no key that signed the token: get a new token and come back")]
+    /// Only its signature is wrong. During a rotation, this replica or the issuer may lack the new
+    /// key.
+    #[error(
+        "this replica does not have the key of the token's signature: get a new token and reconnect"
+    )]
     KeyUnknown,
-    /// It is one of ours, later.
+    /// It is valid later.
     #[error("the token is not valid yet: its nbf is {} s ahead", .wait.as_secs())]
     NotYetValid {
-        /// For how long, by our clock.
+        /// The time until then, by our clock.
         wait: Duration,
     },
-    /// It was one of ours.
+    /// It was valid.
     #[error("the token has expired")]
     Expired,
     /// It names no feed.
@@ -60,23 +65,24 @@ impl TokenError {
     }
 }
 
-/// What a good token says.
+/// The rights of a valid token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Grant {
-    /// Who reads.
+    /// The subject of the token.
     pub subscriber: Subscriber,
-    /// What may be read: the token's feeds and the broadcast feed, each once.
+    /// The feeds that it may read: those of the token and the broadcast feed, each once.
     pub feeds: Vec<Feed>,
-    /// The broadcast feed, unless the token has the right to answer for everyone: its bearer reads it and answers for nobody.
+    /// The broadcast feed, if the token may read it and not mark it: only [`Right::Broadcast`]
+    /// marks for everyone.
     pub shared: Option<Feed>,
-    /// It is the token of a canary.
+    /// Whether a canary uses the token.
     pub is_canary: bool,
-    /// When the token expires, since 1970.
+    /// The time of its expiry, since 1970.
     pub expires_at: Duration,
 }
 
 impl Grant {
-    /// Time until the token expires; bounded, so that it can be added to a clock whatever the issuer wrote.
+    /// Time until the token expires. It is bounded, so that the caller can add it to a clock.
     pub fn remaining(&self) -> Duration {
         self.expires_at
             .saturating_sub(since_1970())
@@ -84,7 +90,7 @@ impl Grant {
     }
 }
 
-/// What tokens are checked with.
+/// Checks tokens.
 #[derive(Debug, Clone)]
 pub struct Authenticator {
     tokens: Arc<Tokens>,
@@ -92,7 +98,7 @@ pub struct Authenticator {
 }
 
 impl Authenticator {
-    /// Checks HS256 tokens. The algorithm is ours, never the token's; `aud` and `iss` must be there where they are given.
+    /// Checks HS256 tokens with these keys. A token never chooses its algorithm.
     pub fn new(tokens: Arc<Tokens>, broadcast_feed: Feed) -> Self {
         Self {
             tokens,
@@ -105,7 +111,7 @@ impl Authenticator {
         let token = Token::parse(token)?;
         let claims = token.claims(self.tokens.expected(), since_1970());
         if !self.tokens.is_signed(&token) {
-            // Nothing of it is believed. It only decides whether the client may come back.
+            // The claims are not trusted. They only decide whether the client may reconnect.
             return Err(match claims {
                 Err(TokenError::Expired) => TokenError::Expired,
                 Ok(_) | Err(TokenError::NotYetValid { .. }) => TokenError::KeyUnknown,
@@ -177,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_for_the_feed_of_its_subject_and_the_broadcast() {
+    fn a_token_grants_the_feed_of_its_subject_and_the_broadcast_feed() {
         let (subscriber, ttl) = (Subscriber::parse("m-1").unwrap(), Duration::from_secs(60));
         let minted = tokens("").mint(&subscriber, &[], Right::None, ttl).unwrap();
         let grant = authenticator(None).check(&minted).unwrap();
@@ -189,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_ours_is_refused() {
+    fn a_token_with_wrong_or_missing_claims_is_refused() {
         let check = |claims: serde_json::Value| {
             authenticator(Some("shop"))
                 .check(&token(&claims))
@@ -241,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn both_keys_are_good_and_another_may_become_known() {
+    fn both_keys_are_accepted_and_an_unknown_key_is_temporary() {
         let (far, foreign) = (4_000_000_000_u64, "another secret of at least 32 bytes");
         let check = |secret, claims| authenticator(Some("shop")).check(&signed(secret, &claims));
         let good = || serde_json::json!({"sub": "m", "exp": far, "aud": "shop"});
@@ -271,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_signature_is_no_signature() {
+    fn a_damaged_signature_is_refused() {
         let token = token(&serde_json::json!({"sub": "m", "exp": 4_000_000_000_u64}));
         let (signed, signature) = token.rsplit_once('.').unwrap();
         for damaged in [
@@ -290,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_that_never_expires_is_as_good_as_one_for_years() {
+    fn a_far_expiry_is_bounded() {
         let grant = authenticator(None)
             .check(&token(&serde_json::json!({"sub": "m", "exp": u64::MAX})))
             .unwrap();
@@ -298,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn an_audience_is_ignored_where_none_is_configured() {
+    fn an_audience_is_ignored_if_none_is_configured() {
         let token =
             token(&serde_json::json!({"sub": "m", "exp": 4_000_000_000_u64, "aud": ["x", "y"]}));
         assert!(authenticator(None).check(&token).is_ok());

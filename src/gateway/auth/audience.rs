@@ -1,21 +1,25 @@
-//! Which feeds a token is for. The broadcast feed is for everyone, so a token that could be meant for a merchant of that name is
-//! refused, and no token answers for everyone unless it has that right.
+//! The feeds of a token: claims come in; the feeds that it may read go out, or an error.
+//!
+//! Everyone reads the broadcast feed. So a token that could be meant for a merchant of that name is
+//! refused, and a token marks for everyone only if it has that right.
 
 use super::{FEEDS_MAX, TokenError};
 use crate::model::feed::{CANARY_PREFIX, Feed};
 
-/// What a token permits beyond reading feeds. An issuer has to write it, so that no merchant's id is ever taken for it.
+/// A right beyond reading feeds. It is a claim of its own, so that no merchant's id can be taken
+/// for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Right {
-    /// Nothing.
+    /// No such right.
     None,
-    /// To answer for everyone in the broadcast feed: the claim `broadcast`.
+    /// To read and handle for everyone in the broadcast feed: the claim `broadcast`.
     Broadcast,
     /// To read the feed of a canary: the claim `shopbell_canary`.
     Canary,
 }
 
-/// The feeds that a token may read, each once, and of these the broadcast feed if its bearer answers for nobody there.
+/// The feeds that a token may read, each once; and the broadcast feed again if the token may not
+/// mark there.
 pub(super) fn feeds(
     subject: String,
     names: Option<Vec<String>>,
@@ -24,7 +28,7 @@ pub(super) fn feeds(
 ) -> Result<(Vec<Feed>, Option<Feed>), TokenError> {
     if subject == broadcast_feed.as_str() {
         return Err(TokenError::Refused(
-            "sub is the name of the broadcast feed (SHOPBELL_BROADCAST_FEED), which everyone reads: no merchant can have this id",
+            "sub is the name of the broadcast feed (SHOPBELL_BROADCAST_FEED), which everyone reads: use another id",
         ));
     }
     let names = names.unwrap_or_else(|| vec![subject]);
@@ -35,7 +39,9 @@ pub(super) fn feeds(
         .iter()
         .map(|name| Feed::parse(name))
         .collect::<Result<Vec<_>, _>>();
-    let mut feeds = parsed.map_err(|_| TokenError::Refused("a feed that no recipient can have"))?;
+    let mut feeds = parsed.map_err(|_| {
+        TokenError::Refused("a name in feeds is empty, too long or has control characters")
+    })?;
     if feeds.is_empty() {
         return Err(TokenError::NoFeed);
     }
@@ -45,13 +51,13 @@ pub(super) fn feeds(
             .any(|feed| feed.as_str().starts_with(CANARY_PREFIX))
     {
         return Err(TokenError::Refused(
-            "a feed that begins with shopbell-canary/, which is reserved for Shopbell",
+            "feeds that begin with shopbell-canary/ are reserved for Shopbell",
         ));
     }
     if right != Right::Broadcast && feeds.iter().all(|feed| feed == broadcast_feed) {
         return Err(TokenError::Refused(
-            "feeds names only the broadcast feed (SHOPBELL_BROADCAST_FEED), which every token reads: no merchant can have this \
-             id, and to answer for everyone takes the claim broadcast",
+            "feeds names only the broadcast feed (SHOPBELL_BROADCAST_FEED), which every token reads: name a merchant, \
+             or add the claim broadcast to mark for everyone",
         ));
     }
     let shared = (right != Right::Broadcast).then(|| broadcast_feed.clone());
@@ -80,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn everyone_reads_the_broadcast_feed_and_answers_for_nobody() {
+    fn everyone_reads_the_broadcast_feed_and_marks_it_with_a_right_only() {
         let both = || vec!["all".to_owned(), "m".to_owned()];
         for names in [
             None,
@@ -98,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn a_merchant_named_like_the_broadcast_feed_gets_no_token() {
+    fn a_token_for_a_merchant_named_like_the_broadcast_feed_is_refused() {
         for right in [Right::None, Right::Broadcast, Right::Canary] {
             assert!(matches!(
                 granted("all", None, right),
@@ -120,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn feeds_of_canaries_take_the_right_to_them() {
+    fn feeds_of_canaries_need_the_right_to_them() {
         let name = "shopbell-canary/x";
         assert!(matches!(
             granted(name, None, Right::None),

@@ -1,4 +1,7 @@
-//! The keys of now: what tokens are signed with and checked against. Keys from files are followed while the service runs.
+//! The keys that sign and check tokens.
+//!
+//! Keys come from the configuration, and from files that are read again while the service runs.
+//! Keys never leave this module.
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
@@ -7,11 +10,13 @@ use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header};
 use serde::Serialize;
 
 use super::Right;
-use super::token::{Expected, Token};
+use super::claims::Expected;
+use super::token::Token;
 use crate::config::{JwtConfig, KeyFiles, Keys};
 use crate::model::feed::{Feed, Subscriber};
 
-/// How often files are read again. In a rotation this is how long two replicas may have different keys.
+/// Interval between two reads of the files. During a rotation, two replicas may have different keys
+/// for this long.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Signs tokens with the current key, and checks them with the current and the previous one.
@@ -19,13 +24,13 @@ pub struct Tokens {
     files: KeyFiles,
     audience: Option<String>,
     issuer: Option<String>,
-    /// Held to copy the pointer or to replace it.
-    now: RwLock<Arc<Prepared>>,
+    /// Locked only to copy or to replace the pointer.
+    current: RwLock<Arc<Prepared>>,
 }
 
 struct Prepared {
     keys: Keys,
-    /// The current one first.
+    /// The current key, then the previous one.
     checking: Vec<DecodingKey>,
 }
 
@@ -47,7 +52,7 @@ struct Minted<'a> {
 }
 
 impl std::fmt::Debug for Tokens {
-    /// Without the keys.
+    /// Prints no key.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Tokens")
             .field("audience", &self.audience)
@@ -57,17 +62,17 @@ impl std::fmt::Debug for Tokens {
 }
 
 impl Tokens {
-    /// With the keys of the start.
+    /// Begins with the keys that the configuration read.
     pub fn new(config: &JwtConfig) -> Self {
         Self {
             files: config.files.clone(),
             audience: config.audience.clone(),
             issuer: config.issuer.clone(),
-            now: RwLock::new(Arc::new(Prepared::new(config.keys.clone()))),
+            current: RwLock::new(Arc::new(Prepared::new(config.keys.clone()))),
         }
     }
 
-    /// Reads the keys from their files now and then, for ever; a key from a variable stays.
+    /// Reads keys from their files again and again, for ever. A key from a variable stays.
     pub async fn follow(self: Arc<Self>) {
         if self.files.is_empty() {
             return std::future::pending().await;
@@ -76,14 +81,14 @@ impl Tokens {
         loop {
             tokio::time::sleep(POLL_INTERVAL).await;
             let tokens = self.clone();
-            // It fails if the runtime ends.
+            // It fails only while the runtime stops.
             let Ok(problems) = tokio::task::spawn_blocking(move || tokens.refresh()).await else {
                 continue;
             };
             for problem in problems.iter().filter(|problem| !known.contains(*problem)) {
                 tracing::error!(
                     problem,
-                    "a key for tokens cannot be read again; the last one stays in use"
+                    "a key for tokens cannot be read; the last one stays in use"
                 );
             }
             if problems.is_empty() && !known.is_empty() {
@@ -94,20 +99,20 @@ impl Tokens {
     }
 
     fn refresh(&self) -> Vec<String> {
-        let last = self.now();
+        let last = self.prepared();
         let (keys, problems) = self.files.read(&last.keys);
         if keys != last.keys {
             tracing::info!(
                 has_previous = keys.previous.is_some(),
                 "the keys for tokens changed"
             );
-            *self.now.write().unwrap_or_else(PoisonError::into_inner) =
+            *self.current.write().unwrap_or_else(PoisonError::into_inner) =
                 Arc::new(Prepared::new(keys));
         }
         problems
     }
 
-    /// A token signed with the current key.
+    /// Makes a token that is valid for `ttl`, signed with the current key.
     pub fn mint(
         &self,
         subscriber: &Subscriber,
@@ -128,11 +133,11 @@ impl Tokens {
             aud: self.audience.as_deref(),
             iss: self.issuer.as_deref(),
         };
-        let key = EncodingKey::from_secret(self.now().keys.current.reveal().as_bytes())?;
+        let key = EncodingKey::from_secret(self.prepared().keys.current.reveal().as_bytes())?;
         jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &key)
     }
 
-    /// Whether one of the keys signed it.
+    /// Whether one of the keys signed the token.
     pub(super) fn is_signed(&self, token: &Token<'_>) -> bool {
         let signed_by = |key: &DecodingKey| {
             jsonwebtoken::crypto::verify(
@@ -142,13 +147,13 @@ impl Tokens {
                 Algorithm::HS256,
             )
         };
-        self.now()
+        self.prepared()
             .checking
             .iter()
             .any(|key| signed_by(key).unwrap_or(false))
     }
 
-    /// What the claims must name.
+    /// The audience and the issuer that claims must have.
     pub(super) fn expected(&self) -> Expected<'_> {
         Expected {
             audience: self.audience.as_deref(),
@@ -156,8 +161,8 @@ impl Tokens {
         }
     }
 
-    fn now(&self) -> Arc<Prepared> {
-        self.now
+    fn prepared(&self) -> Arc<Prepared> {
+        self.current
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
@@ -167,7 +172,7 @@ impl Tokens {
 impl Prepared {
     fn new(keys: Keys) -> Self {
         let all = [Some(&keys.current), keys.previous.as_ref()];
-        // The configuration rejects an empty key, the only one that is an error here.
+        // Only an empty key is an error, and the configuration rejects it.
         let checking = all
             .into_iter()
             .flatten()
