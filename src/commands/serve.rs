@@ -363,7 +363,7 @@ impl Ground {
                 authenticator,
                 replay,
                 cursors: cursors.clone(),
-                answers,
+                marks: answers,
                 epochs: self.epochs.clone(),
                 metrics: self.metrics.clone(),
                 rules: Rules {

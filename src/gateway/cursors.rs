@@ -1,7 +1,8 @@
-//! Where subscribers stand: read at connect, moved by acks after.
+//! Cursors: a session reads them when it connects, and its acks move them.
 //!
-//! Acks are coalesced: whatever was acknowledged while the last write ran and rested is the next write, the highest number
-//! for each cursor. A crash before the write replays a few notifications; it never skips one.
+//! Acks come in and are merged: each write has the highest number of each cursor since the last
+//! write. If the replica crashes before a write, a few notifications are replayed, and none is
+//! skipped. This module never moves a cursor back.
 
 mod opening;
 mod pending;
@@ -25,35 +26,38 @@ use crate::telemetry::metrics::Metrics;
 
 /// Most cursors moved by one statement.
 const ACKS_PER_WRITE_MAX: usize = 2_000;
-/// After a write the writer rests so many times as long as the write took, so that acks never cost more than a small part of
-/// the database's time: the busier it is, the more acks become one …
+/// Rest after a write, in multiples of its duration, so that acks cost a small part of the
+/// database's time. If the database is busy, more acks are merged.
 const REST_TIMES: u32 = 20;
-/// … but at least so long, in which one busy client's acks become one, and at most so long, which is what is
-/// replayed after a crash, or to a client that lost its network and returns through another replica before this one knows.
+/// Shortest rest. The acks of a busy client are merged meanwhile.
 const REST_MIN: Duration = Duration::from_millis(100);
+/// Longest rest. After a crash, the notifications of this time are replayed. The same happens if a
+/// client loses its network and reconnects through another replica.
 const REST_MAX: Duration = Duration::from_secs(1);
-/// How long the last flush may take when the replica stops; what is not written by then is replayed.
+/// Longest time for the last write when the replica stops. Notifications whose acks are not written
+/// by then are replayed.
 const LAST_FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
-/// Most statements of one round that may fail while a batch is halved: eleven find one bad row among 2,000. After that the round
-/// waits and begins again without the acks that it found, so that a locked table costs little.
+/// Most statements of one round that may fail while a batch is halved. Eleven find one bad row
+/// among 2,000. If more fail, the round waits and begins again without the acks that it held, so
+/// that a locked table costs little.
 const FAILURES_PER_ROUND_MAX: usize = 32;
-/// Most held acks that may fail in one round: each may wait for a lock, and new acks wait behind it.
+/// Most held acks that may fail in one round. Each may wait for a lock while new acks wait.
 const HELD_FAILURES_PER_ROUND_MAX: usize = 4;
 
-/// Acks that are not written yet, and where sessions ask for their cursors.
+/// The cursors of all sessions of this replica.
 #[derive(Debug)]
 pub struct Cursors {
-    /// Held for an insert or a take, never across an await.
+    /// Acks that are not written. Locked for an insert or a take, never across an await.
     pending: Mutex<Pending>,
     acked: Notify,
-    hurried: Notify,
+    soon: Notify,
     openings: Openings,
     epochs: Arc<Epochs>,
     metrics: Arc<Metrics>,
 }
 
 impl Cursors {
-    /// Nothing runs yet: run the reader, and [`Cursors::write`].
+    /// Makes the cursors and their reader. The caller runs the reader and [`Cursors::write`].
     pub fn new(
         reads: Pool,
         epochs: Arc<Epochs>,
@@ -63,7 +67,7 @@ impl Cursors {
         let cursors = Arc::new(Self {
             pending: Mutex::default(),
             acked: Notify::new(),
-            hurried: Notify::new(),
+            soon: Notify::new(),
             openings,
             epochs,
             metrics,
@@ -72,8 +76,8 @@ impl Cursors {
         (cursors, reader)
     }
 
-    /// Notes an ack of a session of this epoch. It is written soon; a connect on this replica sees it at once. Drops it if that
-    /// is not the present epoch.
+    /// Adds an ack of a session of `epoch`. It is written later, but sessions that connect to this
+    /// replica read it at once. If `epoch` is not the present epoch, the ack is dropped.
     pub fn ack(&self, key: CursorKey, seq: Seq, epoch: &Epoch) {
         let mut pending = self.lock();
         let is_waiting = pending.is_of(epoch) && pending.add(key, seq);
@@ -83,26 +87,28 @@ impl Cursors {
         }
     }
 
-    /// Has what waits written without further rest: a session ended, and its subscriber may come back on another replica.
-    pub fn hurry(&self) {
+    /// Ends the rest of the writer if acks wait. A session calls it when it ends, because its
+    /// subscriber may reconnect to another replica.
+    pub fn write_soon(&self) {
         if self.lock().has_waiting() {
-            self.hurried.notify_one();
+            self.soon.notify_one();
         }
     }
 
-    /// Opens the cursors of a session: where each key stands, in the order given, and whether everyone reads its feed. Waits for
-    /// a database that is away, so the caller sets the limit.
+    /// Opens the cursors of a session and returns their standings, in the order of the keys. Each
+    /// key comes with whether everyone reads its feed. If the database is away, this waits for it:
+    /// the caller sets the timeout.
     pub async fn open(&self, keys: Vec<(CursorKey, bool)>) -> Result<Vec<Standing>, NotOpened> {
         self.openings.open(keys).await
     }
 
-    /// Notes that the devices of a session that ends were connected until now.
-    pub fn seen(&self, keys: Vec<CursorKey>) {
-        self.openings.seen(keys);
+    /// Stores later that these devices were connected until now.
+    pub fn note_seen(&self, keys: Vec<CursorKey>) {
+        self.openings.note_seen(keys);
     }
 
-    /// Writes acks until told to stop, then once more. A database that is away is waited for: acks only grow, and there is
-    /// one for each cursor, so what waits is bounded by the sessions.
+    /// Writes acks until `stop`, then once more. If the database is away, acks wait. There is one
+    /// for each cursor, so the sessions bound their number.
     pub async fn write(&self, pool: &Pool, stop: CancellationToken) {
         let mut backoff = Backoff::default();
         while !stop.is_cancelled() {
@@ -125,13 +131,13 @@ impl Cursors {
                     self.acked.notify_one();
                     let wait = backoff.next_wait();
                     self.metrics.retries.inc("acks");
-                    tracing::warn!(%error, wait_ms = wait.as_millis(), "acks could not be written; trying again");
+                    tracing::warn!(%error, wait_ms = wait.as_millis(), "acks could not be written; the write is repeated");
                     (wait, false)
                 }
             };
             tokio::select! {
                 () = tokio::time::sleep(rest) => {}
-                () = self.hurried.notified(), if may_hurry => {}
+                () = self.soon.notified(), if may_hurry => {}
                 () = stop.cancelled() => {}
             }
         }
@@ -144,17 +150,17 @@ impl Cursors {
         {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                tracing::warn!(%error, "the last acks could not be written; they are replayed")
+                tracing::warn!(%error, "the last acks could not be written; their notifications are replayed")
             }
             Err(_) => tracing::warn!(
                 timeout_ms = LAST_FLUSH_TIMEOUT.as_millis(),
-                "the last acks took too long; they are replayed"
+                "the last acks could not be written in time; their notifications are replayed"
             ),
         }
     }
 
-    /// Writes the acks that wait now, then the held ones that are due, or are due within `early`. Leaves the rest for the last
-    /// flush once the replica stops.
+    /// Writes the acks that wait, then the held acks that are due within `early`. If the replica
+    /// stops meanwhile, leaves the rest for the last write.
     async fn write_waiting(
         &self,
         pool: &Pool,
@@ -196,7 +202,8 @@ impl Cursors {
         Ok(())
     }
 
-    /// Writes a batch. One that fails because of a value or a row is halved, down to the acks that fail alone.
+    /// Writes a batch. If it fails because of a value or a row, halves it until the failing acks
+    /// are alone.
     async fn write_in_parts(
         &self,
         pool: &Pool,
@@ -234,10 +241,10 @@ impl Cursors {
         acks: &[(CursorKey, Seq)],
     ) -> Result<(), StoreError> {
         let (present, flushed) = advance(pool, epoch, acks).await?;
-        // If the epoch is another one, nothing was written, and nothing may be.
+        // If the epoch has changed, nothing was written, and these acks must not be.
         let mut pending = self.lock();
         if pending.is_of(epoch) {
-            pending.done(acks);
+            pending.remove_written(acks);
         }
         drop(pending);
         if self.epochs.learn(&present) {
@@ -246,8 +253,9 @@ impl Cursors {
         Ok(())
     }
 
-    /// A value that is refused is refused again: that ack is dropped, and its notifications are replayed. Any other ack that
-    /// fails alone is tried again later, apart from the others.
+    /// Drops an ack that Postgres refuses, because it refuses the value each time; its
+    /// notifications are replayed. Holds any other ack that failed alone, to write it again later
+    /// without others.
     fn hold_or_drop(&self, epoch: &Epoch, ack: (CursorKey, Seq), error: &StoreError) {
         let mut pending = self.lock();
         if !pending.is_of(epoch) {
@@ -255,27 +263,28 @@ impl Cursors {
         }
         let (feed, seq) = (ack.0.feed.clone(), ack.1.get());
         if matches!(error, StoreError::Refused(_)) {
-            pending.done(&[ack]);
+            pending.remove_written(&[ack]);
             drop(pending);
-            tracing::error!(%error, %feed, seq, "an ack was refused and dropped; its notifications are replayed");
+            tracing::error!(%error, %feed, seq, "Postgres refused an ack; it was dropped, and its notifications are replayed");
             return;
         }
         let is_first = pending.hold(ack, Instant::now());
         drop(pending);
         self.metrics.retries.inc("acks");
         if is_first {
-            tracing::warn!(%error, %feed, seq, "an ack could not be written; it is tried again apart from the others");
+            tracing::warn!(%error, %feed, seq, "an ack could not be written; it is written again without others");
         }
     }
 
-    /// As much as one statement takes, and whether that leaves some.
+    /// Returns the acks of the next statement, and whether more wait.
     fn next_write(&self) -> (Option<Epoch>, Vec<(CursorKey, Seq)>, bool) {
         let mut pending = self.lock();
         let acks = pending.next_write(ACKS_PER_WRITE_MAX);
         (pending.epoch().cloned(), acks, pending.has_waiting())
     }
 
-    /// The newest ack of a key that the database may not have yet, and the epoch of all of them.
+    /// Returns the newest ack of each key that the database may not have, and the epoch of these
+    /// acks.
     fn not_written(&self, keys: &[CursorKey]) -> (Option<Epoch>, Vec<Option<Seq>>) {
         let pending = self.lock();
         (
@@ -284,7 +293,7 @@ impl Cursors {
         )
     }
 
-    /// Locks the acks, and drops those of an epoch that is over.
+    /// Locks the acks. Drops them if the epoch has changed.
     fn lock(&self) -> MutexGuard<'_, Pending> {
         let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(epoch) = self.epochs.current()
@@ -296,7 +305,7 @@ impl Cursors {
     }
 }
 
-/// Never, if there is nothing to retry.
+/// Returns at this moment. Without one, it never returns.
 async fn at(moment: Option<Instant>) {
     match moment {
         Some(moment) => tokio::time::sleep_until(moment.into()).await,

@@ -1,9 +1,10 @@
 //! What people say of notifications, from the session that heard it to everyone who reads the feed.
 //!
-//! Requests wait in [`Queues`]. One write is under way at a time, of what waits meanwhile; beside it one of requests whose feed
-//! another transaction has locked, or that failed, so that these hold up no other. What became true is told to all sessions of
-//! its feed, the one that heard it included; what was true before, only to that one. Like notifications, what a session misses
-//! it reads.
+//! Requests wait in [`Queues`]. One write is under way at a time, of what waits meanwhile; beside
+//! it one of requests whose feed another transaction has locked, or that failed, so that these hold
+//! up no other. What became true is told to all sessions of its feed, the one that heard it
+//! included; what was true before, only to that one. Like notifications, what a session misses it
+//! reads.
 
 mod queues;
 
@@ -33,13 +34,15 @@ use crate::telemetry::metrics::Metrics;
 const MARKS_PER_WRITE_MAX: usize = 64;
 /// Most answers between the sessions and the queues, which take them at once.
 const MARKS_ARRIVING_MAX: usize = 1_024;
-/// How long until an answer that failed is tried again; the feeds of the others are written meanwhile.
+/// How long until an answer that failed is tried again; the feeds of the others are written
+/// meanwhile.
 const RETRY_AFTER: Duration = Duration::from_millis(200);
 /// How long an answer is tried before its client is told to say it again.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(10);
 /// Why a request is refused if too many wait.
 const BUSY: &str = "too many requests wait: send it again";
-/// Most writes whose changes wait to be told to other replicas; past that these find them by their sweep.
+/// Most writes whose changes wait to be told to other replicas; past that these find them by their
+/// sweep.
 const UNTOLD_MAX: usize = 64;
 /// Why something that a session said is not stored after the epoch has changed.
 const EPOCH_OVER: &str = "the database was restored: look at the notifications again";
@@ -149,8 +152,9 @@ impl Marks {
         )
     }
 
-    /// Takes what a session heard. Every answer gets one reply in its inbox, which may be empty: then the change says it all.
-    pub fn say(&self, answer: MarkRequest, epoch: Epoch, asked_by: Arc<Inbox>) {
+    /// Takes what a session heard. Every answer gets one reply in its inbox, which may be empty:
+    /// then the change says it all.
+    pub fn submit(&self, answer: MarkRequest, epoch: Epoch, asked_by: Arc<Inbox>) {
         if let Err(refused) = self
             .requests
             .try_send(Request::new(answer, epoch, asked_by))
@@ -161,7 +165,8 @@ impl Marks {
 }
 
 impl MarkWriter {
-    /// Writes answers until told to stop, then what was said before. Tells the other replicas over `others`.
+    /// Writes answers until told to stop, then what was said before. Tells the other replicas over
+    /// `others`.
     pub async fn run(mut self, others: HintPublisher, stop: CancellationToken) {
         let (told, untold) = mpsc::channel(UNTOLD_MAX);
         tokio::join!(self.write_all(told, stop), tell_others(untold, others));
@@ -230,7 +235,8 @@ impl MarkWriter {
         )
     }
 
-    /// Tells this replica's sessions, and gives back what to tell the others; returns to the queues what is to go on.
+    /// Tells this replica's sessions, and gives back what to tell the others; returns to the queues
+    /// what is to go on.
     fn settle(&self, written: Written, queues: &mut Queues) -> Hints {
         let mut hints = Hints {
             epoch: written.epoch,
@@ -404,7 +410,8 @@ async fn write_turn(
     written
 }
 
-/// Writing twice does no harm: where the first try was not answered, its change is found by the sweep.
+/// Writing twice does no harm: where the first try was not answered, its change is found by the
+/// sweep.
 async fn write_when_possible(
     pool: &Pool,
     metrics: &Metrics,

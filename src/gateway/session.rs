@@ -1,11 +1,12 @@
-//! One WebSocket connection of a subscriber: a reader of its feeds with a cursor.
+//! A session: one WebSocket connection of a subscriber, which reads its feeds with a cursor.
 //!
-//! [`state`] decides what to send next and is pure; [`task`] moves frames and hints in and out of it, [`socket`] moves bytes as
-//! [`framing`] has them, [`goodbye`] ends a connection, and [`late`] times a client that does not acknowledge.
+//! [`task`] is its loop. [`state`] decides, without I/O, which frames to send and which pages to
+//! read. [`socket`] reads and writes the frames that [`framing`] encodes. [`closing`] ends the
+//! connection. [`lateness`] times missing acks.
 
+pub mod closing;
 pub mod framing;
-pub mod goodbye;
-pub mod late;
+pub mod lateness;
 pub mod socket;
 pub mod state;
 pub mod task;

@@ -21,7 +21,7 @@ use super::origin;
 use crate::fanout::hub::Hub;
 use crate::gateway::auth::{Grant, TokenError};
 use crate::gateway::cursors::NotOpened;
-use crate::gateway::session::goodbye::say_goodbye;
+use crate::gateway::session::closing::send_close;
 use crate::gateway::session::socket::Socket;
 use crate::gateway::session::state::{KeptByClient, Start};
 use crate::gateway::session::task::{self, Opened, Shared};
@@ -38,8 +38,8 @@ use crate::telemetry::health::Health;
 const NOT_READY: &str = "not_ready";
 /// How long a handshake may wait for its cursors before it is refused as not ready.
 const CURSORS_TIMEOUT: Duration = Duration::from_secs(5);
-/// Most refused pages to which a close is sent at a time, each for up to two seconds: nothing else bounds them. Further ones get
-/// an HTTP status.
+/// Most refused pages to which a close is sent at a time, each for up to two seconds: nothing else
+/// bounds them. Further ones get an HTTP status.
 pub const REFUSALS_MAX: usize = 512;
 /// The wait that a refusal asks a page for, in milliseconds.
 const RETRY_AFTER_MS: u64 = 2_000;
@@ -74,7 +74,8 @@ pub fn refusals() -> Arc<Semaphore> {
     Arc::new(Semaphore::new(REFUSALS_MAX))
 }
 
-/// Why a client is not let in: how that is counted, and the answer, once for programs and once for pages.
+/// Why a client is not let in: how that is counted, and the answer, once for programs and once for
+/// pages.
 struct Refusal {
     why: &'static str,
     problem: Problem,
@@ -122,7 +123,8 @@ impl Gateway {
         self.open(wishes, grant).await
     }
 
-    /// Registers first, then reads where the subscriber stands: what is stored in between is in the inbox.
+    /// Registers first, then reads where the subscriber stands: what is stored in between is in the
+    /// inbox.
     async fn open(&self, wishes: Wishes, grant: Grant) -> Result<(Opened, Admitted), Refusal> {
         let named = wishes
             .after
@@ -250,7 +252,8 @@ impl Gateway {
             // A client that left before the upgrade was through needs no session.
             if let Some((stream, unread)) = upgraded(upgrade).await {
                 let socket = Socket::new(stream, unread, frame_bytes_max);
-                // Boxed, because a task is as large as its largest moment, and most of them only wait.
+                // Boxed, because a task is as large as its largest moment, and most of them only
+                // wait.
                 Box::pin(task::run(socket, opened, shared, drain)).await;
             }
             drop(admitted);
@@ -258,7 +261,8 @@ impl Gateway {
         switching_protocols(offer)
     }
 
-    /// A page's script sees no HTTP status, so that for a page the upgrade is completed and closed at once.
+    /// A page's script sees no HTTP status, so that for a page the upgrade is completed and closed
+    /// at once.
     fn refuse(&self, offer: &Offer, upgrade: OnUpgrade, refusal: Refusal) -> Response {
         let Refusal {
             why,
@@ -280,7 +284,7 @@ impl Gateway {
         self.sessions.spawn(async move {
             if let Some((stream, unread)) = upgraded(upgrade).await {
                 let reason = close.reason_with(problem.detail());
-                say_goodbye(
+                send_close(
                     Socket::new(stream, unread, frame_bytes_max),
                     close,
                     &reason,

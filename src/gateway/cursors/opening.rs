@@ -1,5 +1,8 @@
-//! Cursors of sessions that connect. Known ones are read together, without a lock or a write. Missing ones are made apart, so
-//! that a write which fails or waits concerns only the sessions that need it.
+//! The cursors of sessions that connect: keys come in, standings go out.
+//!
+//! Sessions share the statements. One statement reads the cursors that exist; it takes no lock and
+//! writes nothing. Another makes the missing ones, so that a write that fails or waits concerns
+//! only the sessions that need it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,46 +18,49 @@ use crate::store::pools::Pool;
 
 /// Most sessions whose cursors are opened by one statement.
 const SESSIONS_PER_CALL_MAX: usize = 100;
-/// Most sessions waiting to be opened; past that a handshake is refused as not ready.
+/// Most sessions that wait. If more connect, they are refused as not ready.
 const SESSIONS_WAITING_MAX: usize = 10_000;
-/// Most sessions whose devices wait to be noted as seen; past that a note is dropped, and the next connect makes up for it.
+/// Most sessions whose devices wait to be noted as seen. If more wait, the note is dropped; the
+/// next connect notes the device.
 const NOTES_WAITING_MAX: usize = 10_000;
-/// A session that lasted for less is noted as seen by its connect alone.
+/// Duration of a session after which its device is noted as seen when it ends. Before that, the
+/// note at its connect is enough.
 pub const SEEN_AFTER: Duration = Duration::from_secs(3_600);
-/// Pause after each statement that notes devices as seen: nobody waits for these.
+/// Pause after each statement that notes devices as seen. They are not urgent.
 const NOTES_PAUSE: Duration = Duration::from_millis(200);
 
-/// Why the cursors of a session were not opened.
+/// The reason why the cursors of a session were not opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NotOpened {
-    /// Too many sessions wait already, or the replica stops.
-    #[error("the database does not answer")]
+    /// Too many sessions wait, or the replica stops.
+    #[error("the database does not answer: try again")]
     NoAnswer,
-    /// A cursor is missing and Postgres does not take it: it may be read-only or full, or another transaction holds the row.
+    /// A cursor is missing and Postgres does not store it. It may be read-only or full, or another
+    /// transaction holds the row.
     #[error(
-        "the place of a new device cannot be stored at the moment; devices that were connected before are served"
+        "the cursor of this new device cannot be stored now: try again, or use a device that was connected before"
     )]
     NotStored,
     /// Postgres cannot read a row that this session needs.
-    #[error("the place of this device cannot be read at the moment")]
+    #[error("the cursor of this device cannot be read now: try again")]
     NotRead,
 }
 
-/// Where sessions ask for their cursors.
+/// The queues of sessions that connect or end.
 #[derive(Debug)]
 pub(super) struct Openings {
     openings: mpsc::Sender<Opening>,
     notes: mpsc::Sender<Vec<CursorKey>>,
 }
 
-/// The other ends.
+/// The receivers of [`Openings`].
 #[derive(Debug)]
 pub(super) struct Waiting {
     openings: mpsc::Receiver<Opening>,
     notes: mpsc::Receiver<Vec<CursorKey>>,
 }
 
-/// The request of one session. Each key comes with whether everyone reads its feed.
+/// The keys of one session. Each comes with whether everyone reads its feed.
 #[derive(Debug)]
 struct Opening {
     keys: Vec<(CursorKey, bool)>,
@@ -78,19 +84,19 @@ impl Openings {
         &self,
         keys: Vec<(CursorKey, bool)>,
     ) -> Result<Vec<Standing>, NotOpened> {
-        let (reply, answer) = oneshot::channel();
+        let (reply, standings) = oneshot::channel();
         self.openings
             .try_send(Opening { keys, reply })
             .map_err(|_| NotOpened::NoAnswer)?;
-        answer.await.unwrap_or(Err(NotOpened::NoAnswer))
+        standings.await.unwrap_or(Err(NotOpened::NoAnswer))
     }
 
-    pub(super) fn seen(&self, keys: Vec<CursorKey>) {
+    pub(super) fn note_seen(&self, keys: Vec<CursorKey>) {
         let _ = self.notes.try_send(keys);
     }
 }
 
-/// The part that opens cursors for sessions that connect, to be run.
+/// Opens the cursors of sessions that connect.
 #[derive(Debug)]
 pub struct CursorReader {
     cursors: Arc<Cursors>,
@@ -107,8 +113,8 @@ impl CursorReader {
         }
     }
 
-    /// Never ends, because it holds a sender itself; it is dropped with the runtime. Sessions that ask during a statement share
-    /// the next one.
+    /// Runs for ever, because it holds a sender itself. Sessions that connect during a statement
+    /// share the next one.
     pub async fn run(self) {
         let Self {
             cursors,
@@ -146,7 +152,7 @@ impl CursorReader {
             while notes.recv_many(&mut sessions, SESSIONS_PER_CALL_MAX).await > 0 {
                 let keys: Vec<_> = sessions.drain(..).flatten().collect();
                 if let Err(error) = note_seen(&opener.pool, &keys).await {
-                    tracing::debug!(%error, "devices could not be noted as seen; their next connect notes them");
+                    tracing::debug!(%error, "devices could not be noted as seen; their next connects note them");
                 }
                 tokio::time::sleep(NOTES_PAUSE).await;
             }
@@ -158,13 +164,14 @@ impl CursorReader {
 struct Opener {
     cursors: Arc<Cursors>,
     pool: Pool,
-    /// Sessions with a cursor that is missing.
+    /// Sessions with a missing cursor.
     new: mpsc::Sender<Opening>,
 }
 
 impl Opener {
-    /// Answers the sessions whose cursors exist, and hands the others on. Waits for a database that is away as long as one of
-    /// the sessions does. A batch that Postgres refuses is halved, down to the session whose row is damaged.
+    /// Reads the cursors of sessions. If the database is away, it repeats the read while a session
+    /// waits. If Postgres refuses a batch, it halves the batch until the session with the damaged
+    /// row is alone.
     async fn read_all(&self, waiting: &mut Vec<Opening>) {
         let mut backoff = Backoff::default();
         let mut parts = vec![std::mem::take(waiting)];
@@ -174,21 +181,21 @@ impl Opener {
                 continue;
             }
             let keys = keys(&part);
-            // Looked at before the database: an ack that is written in between is then in either.
+            // Acks first: an ack that is written meanwhile is then in this list or in the database.
             let (epoch, not_written) = self.cursors.not_written(&keys);
             match read(&self.pool, &keys).await {
-                Ok(found) => self.answer(part, found, epoch.as_ref(), &not_written),
+                Ok(found) => self.on_found(part, found, epoch.as_ref(), &not_written),
                 Err(error) if error.may_concern_one_value() => match halves(part) {
                     Halves::Two(first, second) => parts.extend([second, first]),
                     Halves::One(opening) => {
-                        tracing::error!(%error, "the cursors of a session cannot be read");
+                        tracing::error!(%error, "the cursors of a session cannot be read; it is refused");
                         let _ = opening.reply.send(Err(NotOpened::NotRead));
                     }
                 },
                 Err(error) => {
                     let wait = backoff.next_wait();
                     self.cursors.metrics.retries.inc("cursors");
-                    tracing::warn!(%error, sessions = part.len(), wait_ms = wait.as_millis(), "cursors could not be read; trying again");
+                    tracing::warn!(%error, sessions = part.len(), wait_ms = wait.as_millis(), "cursors could not be read; the read is repeated");
                     tokio::time::sleep(wait).await;
                     parts.push(part);
                 }
@@ -196,45 +203,30 @@ impl Opener {
         }
     }
 
-    fn answer(
+    /// Sends their standings to the sessions whose cursors all exist, and passes on the others.
+    fn on_found(
         &self,
         part: Vec<Opening>,
         found: Vec<Found>,
         epoch: Option<&Epoch>,
         not_written: &[Option<Seq>],
     ) {
-        let (mut found, mut not_written) = (found.into_iter(), not_written.iter());
-        let mut stale = Vec::new();
-        for opening in part {
-            let found: Vec<_> = found.by_ref().take(opening.keys.len()).collect();
-            let not_written = not_written.by_ref().take(opening.keys.len());
-            if found.iter().any(|found| found.acked.is_none()) {
-                // If there is no room, the session is refused as not ready.
-                let _ = self.new.try_send(opening);
-                continue;
-            }
-            stale.extend(
-                opening
-                    .keys
-                    .iter()
-                    .zip(&found)
-                    .filter(|(_, found)| found.is_stale)
-                    .map(|((key, _), _)| key.clone()),
-            );
-            let standings = found
-                .into_iter()
-                .zip(not_written)
-                .map(|(found, newest)| raised(found.standing, epoch, *newest));
-            // A handshake that was given up meanwhile does not want it any more.
-            let _ = opening.reply.send(Ok(standings.collect()));
+        let divided = divide(part, found, epoch, not_written);
+        for (opening, standings) in divided.complete {
+            // A handshake that timed out dropped its receiver.
+            let _ = opening.reply.send(Ok(standings));
         }
-        if !stale.is_empty() {
-            self.cursors.seen(stale);
+        for opening in divided.incomplete {
+            // If there is no room, the session is refused as not ready.
+            let _ = self.new.try_send(opening);
+        }
+        if !divided.stale.is_empty() {
+            self.cursors.note_seen(divided.stale);
         }
     }
 
-    /// Makes the cursors that are missing. A batch that Postgres refuses is halved, down to the session that cannot be stored:
-    /// that one is refused at once, because its client tries again.
+    /// Makes missing cursors. If Postgres refuses a batch, it halves the batch until the failing
+    /// session is alone. That session is refused at once, because its client tries again.
     async fn make_all(&self, waiting: Vec<Opening>) {
         let mut backoff = Backoff::default();
         let mut parts = vec![waiting];
@@ -248,14 +240,14 @@ impl Opener {
                 Err(error) if error.may_concern_one_value() => match halves(part) {
                     Halves::Two(first, second) => parts.extend([second, first]),
                     Halves::One(opening) => {
-                        tracing::warn!(%error, "the cursors of a new device could not be stored; its client tries again");
+                        tracing::warn!(%error, "the cursors of a new device could not be stored; its session is refused");
                         let _ = opening.reply.send(Err(NotOpened::NotStored));
                     }
                 },
                 Err(error) => {
                     let wait = backoff.next_wait();
                     self.cursors.metrics.retries.inc("cursors");
-                    tracing::warn!(%error, sessions = part.len(), wait_ms = wait.as_millis(), "cursors could not be made; trying again");
+                    tracing::warn!(%error, sessions = part.len(), wait_ms = wait.as_millis(), "cursors could not be made; the write is repeated");
                     tokio::time::sleep(wait).await;
                     parts.push(part);
                 }
@@ -273,13 +265,13 @@ impl Opener {
             self.cursors.metrics.devices_evicted.inc_by(evicted);
             tracing::info!(
                 evicted,
-                "devices were evicted because their subscriber has too many in a feed"
+                "devices were evicted, because their subscriber has too many in a feed"
             );
         }
         let keys = keys(part);
         let (epoch, not_written) = self.cursors.not_written(&keys);
         let found = read(&self.pool, &keys).await?;
-        // A cursor that was evicted meanwhile stands where it was made.
+        // If a cursor was evicted meanwhile, it counts as it was made.
         let standing = |((found, place), newest): ((Found, Seq), &Option<Seq>)| {
             raised(
                 Standing {
@@ -299,13 +291,57 @@ impl Opener {
     }
 }
 
+/// The sessions of a read, by its result.
+#[derive(Debug, Default)]
+struct Divided {
+    /// Sessions with all their cursors.
+    complete: Vec<(Opening, Vec<Standing>)>,
+    /// Sessions with a missing cursor.
+    incomplete: Vec<Opening>,
+    /// Devices to note as seen.
+    stale: Vec<CursorKey>,
+}
+
+/// Divides the sessions of a read. `found` and `not_written` have one value for each key of `part`,
+/// in its order.
+fn divide(
+    part: Vec<Opening>,
+    found: Vec<Found>,
+    epoch: Option<&Epoch>,
+    not_written: &[Option<Seq>],
+) -> Divided {
+    let (mut found, mut not_written) = (found.into_iter(), not_written.iter());
+    let mut divided = Divided::default();
+    for opening in part {
+        let found: Vec<_> = found.by_ref().take(opening.keys.len()).collect();
+        let not_written: Vec<_> = not_written.by_ref().take(opening.keys.len()).collect();
+        if found.iter().any(|found| found.acked.is_none()) {
+            divided.incomplete.push(opening);
+            continue;
+        }
+        let stale = opening
+            .keys
+            .iter()
+            .zip(&found)
+            .filter(|(_, found)| found.is_stale);
+        divided.stale.extend(stale.map(|((key, _), _)| key.clone()));
+        let standings = found
+            .into_iter()
+            .zip(not_written)
+            .map(|(found, newest)| raised(found.standing, epoch, *newest))
+            .collect();
+        divided.complete.push((opening, standings));
+    }
+    divided
+}
+
 fn keys(part: &[Opening]) -> Vec<CursorKey> {
     part.iter()
         .flat_map(|opening| opening.keys.iter().map(|(key, _)| key.clone()))
         .collect()
 }
 
-/// Raises what the database returned to what was acknowledged since, in the same epoch.
+/// Raises a standing to the newest ack that is not written, if both are of one epoch.
 fn raised(standing: Standing, epoch: Option<&Epoch>, newest: Option<Seq>) -> Standing {
     let newest = newest
         .filter(|_| epoch == Some(&standing.epoch))
@@ -316,22 +352,23 @@ fn raised(standing: Standing, epoch: Option<&Epoch>, newest: Option<Seq>) -> Sta
     }
 }
 
-/// Gives each session its part of the answer.
+/// Sends each session its standings.
 fn reply(part: Vec<Opening>, standings: Vec<Standing>) {
     let mut standings = standings.into_iter();
     for opening in part {
         let own = standings.by_ref().take(opening.keys.len()).collect();
-        // A handshake that was given up meanwhile does not want it any more.
+        // A handshake that timed out dropped its receiver.
         let _ = opening.reply.send(Ok(own));
     }
 }
 
+/// The halves of a part.
 pub(super) enum Halves<T> {
     Two(Vec<T>, Vec<T>),
     One(T),
 }
 
-/// Splits a part that is not empty.
+/// Halves a part that is not empty.
 pub(super) fn halves<T>(mut part: Vec<T>) -> Halves<T> {
     let second = part.split_off(part.len() / 2);
     match (part.is_empty(), second) {
@@ -340,5 +377,86 @@ pub(super) fn halves<T>(mut part: Vec<T>) -> Halves<T> {
             Some(only) => Halves::One(only),
             None => Halves::Two(part, second),
         },
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
+mod tests {
+    use super::*;
+    use crate::model::feed::{Device, Feed, Subscriber, Version};
+
+    fn key(feed: &str) -> (CursorKey, bool) {
+        let key = CursorKey {
+            feed: Feed::parse(feed).unwrap(),
+            subscriber: Subscriber::parse("s").unwrap(),
+            device: Device::default(),
+        };
+        (key, false)
+    }
+
+    fn opening(feeds: &[&str]) -> Opening {
+        Opening {
+            keys: feeds.iter().map(|feed| key(feed)).collect(),
+            reply: oneshot::channel().0,
+        }
+    }
+
+    fn epoch(name: &str) -> Epoch {
+        Epoch::parse(name).unwrap()
+    }
+
+    fn standing(acked: i64) -> Standing {
+        Standing {
+            acked: Seq::new(acked).unwrap(),
+            last: Seq::new(9).unwrap(),
+            unread: 0,
+            unhandled: 0,
+            version: Version::ZERO,
+            epoch: epoch("e1"),
+        }
+    }
+
+    fn found(acked: Option<i64>) -> Found {
+        Found {
+            acked: acked.and_then(Seq::new),
+            standing: standing(acked.unwrap_or_default()),
+            is_stale: acked == Some(3),
+        }
+    }
+
+    #[test]
+    fn each_session_gets_the_standings_of_its_own_keys() {
+        let part = vec![opening(&["a", "b"]), opening(&["c"]), opening(&["d", "e"])];
+        let read = [Some(1), Some(2), None, Some(3), Some(4)].map(found).into();
+        let not_written = [None, Seq::new(5), None, Seq::new(1), None];
+        let divided = divide(part, read, Some(&epoch("e1")), &not_written);
+        let acked: Vec<Vec<_>> = divided
+            .complete
+            .iter()
+            .map(|(_, standings)| standings.iter().map(|one| one.acked.get()).collect())
+            .collect();
+        assert_eq!(acked, [[1, 5], [3, 4]], "5 is not written yet");
+        assert_eq!(divided.incomplete.len(), 1);
+        assert_eq!(divided.incomplete[0].keys, [key("c")]);
+        assert_eq!(divided.stale, [key("d").0]);
+    }
+
+    #[test]
+    fn an_ack_of_another_epoch_raises_no_standing() {
+        let newest = Seq::new(7);
+        let raised = |epoch: Option<&Epoch>| raised(standing(3), epoch, newest).acked.get();
+        assert_eq!(raised(Some(&epoch("e1"))), 7);
+        assert_eq!(raised(Some(&epoch("e2"))), 3);
+        assert_eq!(raised(None), 3);
+    }
+
+    #[test]
+    fn a_part_is_halved_down_to_one() {
+        let Halves::Two(first, second) = halves(vec![1, 2, 3]) else {
+            panic!("three are two halves");
+        };
+        assert_eq!((first, second), (vec![1], vec![2, 3]));
+        assert!(matches!(halves(vec![7]), Halves::One(7)));
     }
 }

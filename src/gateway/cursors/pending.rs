@@ -1,4 +1,5 @@
-//! Acks that are not written yet.
+//! The acks that are not written: the highest number of each cursor. Acks come in, the acks of the
+//! next write go out. No I/O.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -7,16 +8,17 @@ use crate::model::feed::{Epoch, Seq};
 use crate::retry::Backoff;
 use crate::store::cursors::CursorKey;
 
-/// One ack for each cursor, the highest. All are of one epoch.
+/// The acks, all of one epoch.
 #[derive(Debug, Default)]
 pub(super) struct Pending {
-    /// Acks of an earlier epoch are dropped: their numbers may be those of other notifications now.
+    /// Acks of an earlier epoch are dropped, because their numbers may belong to other
+    /// notifications now.
     epoch: Option<Epoch>,
-    /// Ordered, so that a write locks rows in one order.
+    /// Acks for the next write. They are ordered, so that writes lock rows in one order.
     waiting: BTreeMap<CursorKey, Seq>,
-    /// Being written. A connect still needs them meanwhile.
+    /// Acks that are being written. A session that connects still needs them.
     writing: BTreeMap<CursorKey, Seq>,
-    /// Acks that could not be written alone. Other batches leave them out, so that these do not fail with them.
+    /// Acks that failed alone. Batches leave them out, so that no other ack fails with them.
     held: BTreeMap<CursorKey, Held>,
 }
 
@@ -43,7 +45,7 @@ impl Pending {
         self.epoch.as_ref()
     }
 
-    /// Notes an ack; returns whether it waits for the next write.
+    /// Adds an ack. Returns whether it waits for the next write.
     pub(super) fn add(&mut self, key: CursorKey, seq: Seq) -> bool {
         if let Some(held) = self.held.get_mut(&key) {
             held.seq = seq.max(held.seq);
@@ -57,7 +59,7 @@ impl Pending {
         !self.waiting.is_empty()
     }
 
-    /// The newest ack of a key that the database may not have yet.
+    /// The newest ack of a key that the database may not have.
     pub(super) fn newest(&self, key: &CursorKey) -> Option<Seq> {
         let held = self.held.get(key).map(|held| held.seq);
         self.waiting
@@ -67,7 +69,8 @@ impl Pending {
             .max(held)
     }
 
-    /// Takes as much as one statement may move, beginning with what was not written the last time.
+    /// Returns the acks of the next statement. Those that the last statement did not write come
+    /// first.
     pub(super) fn next_write(&mut self, acks_max: usize) -> Vec<(CursorKey, Seq)> {
         while self.writing.len() < acks_max
             && let Some((key, seq)) = self.waiting.pop_first()
@@ -80,7 +83,7 @@ impl Pending {
             .collect()
     }
 
-    /// The held acks that are due, the longest due first.
+    /// The held acks that are due, the earliest first.
     pub(super) fn due(&self, now: Instant) -> Vec<(CursorKey, Seq)> {
         let mut due: Vec<_> = self
             .held
@@ -98,8 +101,9 @@ impl Pending {
         self.held.values().map(|held| held.retry_at).min()
     }
 
-    /// These were written, or are dropped. A higher ack that came meanwhile waits for the next write.
-    pub(super) fn done(&mut self, acks: &[(CursorKey, Seq)]) {
+    /// Removes acks that were written or dropped. A higher ack that was held meanwhile waits for
+    /// the next write.
+    pub(super) fn remove_written(&mut self, acks: &[(CursorKey, Seq)]) {
         for (key, seq) in acks {
             self.writing.remove(key);
             if let Some(held) = self.held.remove(key)
@@ -110,7 +114,8 @@ impl Pending {
         }
     }
 
-    /// This one failed alone: holds it until its next try. Returns whether it failed for the first time.
+    /// Holds an ack that failed alone until its next try. Returns whether this was its first
+    /// failure.
     pub(super) fn hold(&mut self, (key, seq): (CursorKey, Seq), now: Instant) -> bool {
         let seq = seq.max(self.newest(&key).unwrap_or_default());
         self.writing.remove(&key);
@@ -166,16 +171,16 @@ mod tests {
     }
 
     #[test]
-    fn an_ack_that_failed_alone_is_left_out_of_batches_until_it_is_due() {
+    fn a_held_ack_is_left_out_of_batches_until_it_is_due() {
         let (now, mut pending) = (Instant::now(), pending(&[("a", 1), ("b", 2)]));
         assert_eq!(pending.next_write(10), [ack("a", 1), ack("b", 2)]);
         pending.add(key("a"), Seq::new(3).unwrap());
         assert!(pending.hold(ack("a", 1), now));
         assert_eq!(pending.next_write(10), [ack("b", 2)]);
-        pending.done(&[ack("b", 2)]);
+        pending.remove_written(&[ack("b", 2)]);
         assert!(
             !pending.add(key("a"), Seq::new(4).unwrap()),
-            "a held ack does not wake the writer"
+            "a held ack wakes the writer"
         );
         assert!(pending.next_write(10).is_empty());
         assert_eq!(pending.newest(&key("a")), Seq::new(4));
@@ -185,17 +190,62 @@ mod tests {
     }
 
     #[test]
-    fn a_higher_ack_than_the_written_one_waits_for_the_next_write() {
+    fn a_higher_ack_than_the_written_one_is_written_next() {
         let mut pending = pending(&[("a", 1)]);
         pending.hold(ack("a", 1), Instant::now());
         pending.add(key("a"), Seq::new(2).unwrap());
-        pending.done(&[ack("a", 1)]);
+        pending.remove_written(&[ack("a", 1)]);
         assert_eq!((pending.retry_at(), pending.has_waiting()), (None, true));
         assert_eq!(pending.next_write(10), [ack("a", 2)]);
     }
 
     #[test]
-    fn a_held_ack_waits_longer_each_time_up_to_a_bound() {
+    fn acks_of_a_cursor_merge_into_the_highest() {
+        let mut pending = pending(&[("a", 2), ("b", 5), ("a", 7), ("a", 3), ("b", 4)]);
+        assert_eq!(pending.newest(&key("a")), Seq::new(7));
+        assert_eq!(pending.next_write(10), [ack("a", 7), ack("b", 5)]);
+        assert!(!pending.has_waiting());
+    }
+
+    #[test]
+    fn one_write_has_a_bound_and_the_rest_waits() {
+        let mut pending = pending(&[("a", 1), ("b", 2), ("c", 3)]);
+        assert_eq!(pending.next_write(2), [ack("a", 1), ack("b", 2)]);
+        assert!(pending.has_waiting());
+        pending.remove_written(&[ack("a", 1), ack("b", 2)]);
+        assert_eq!(pending.next_write(2), [ack("c", 3)]);
+        pending.remove_written(&[ack("c", 3)]);
+        assert!(pending.next_write(2).is_empty());
+        assert_eq!(pending.newest(&key("a")), None, "the database has it");
+    }
+
+    #[test]
+    fn an_ack_during_a_write_is_written_next_and_a_failed_write_is_repeated() {
+        let mut pending = pending(&[("a", 1)]);
+        assert_eq!(pending.next_write(10), [ack("a", 1)]);
+        pending.add(key("a"), Seq::new(2).unwrap());
+        assert_eq!(pending.newest(&key("a")), Seq::new(2));
+        assert_eq!(
+            pending.next_write(10),
+            [ack("a", 2)],
+            "the first write failed"
+        );
+        pending.add(key("a"), Seq::new(3).unwrap());
+        pending.remove_written(&[ack("a", 2)]);
+        assert_eq!(pending.next_write(10), [ack("a", 3)]);
+    }
+
+    #[test]
+    fn acks_of_an_earlier_epoch_are_not_of_this_one() {
+        let (first, second) = (Epoch::parse("e1").unwrap(), Epoch::parse("e2").unwrap());
+        let mut pending = Pending::of(first.clone());
+        pending.add(key("a"), Seq::new(1).unwrap());
+        assert!(pending.is_of(&first) && !pending.is_of(&second));
+        assert!(!Pending::default().is_of(&first), "no epoch is known yet");
+    }
+
+    #[test]
+    fn a_held_ack_waits_longer_after_each_failure_up_to_a_bound() {
         let (now, mut pending) = (Instant::now(), pending(&[]));
         let waits: Vec<_> = (0..20)
             .map(|_| {

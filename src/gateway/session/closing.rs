@@ -1,4 +1,5 @@
-//! The end of a connection: the close goes out, and the client's frames that were under way are read until its own close.
+//! The end of a connection: the server sends its close, then reads the frames that the client sent
+//! before it saw the close.
 
 use std::time::Duration;
 
@@ -8,26 +9,29 @@ use super::framing::Incoming;
 use super::socket::Socket;
 use crate::model::protocol::Close;
 
-/// How long the client may take to answer a close (RFC 6455 §7.1.1) before the TCP connection is dropped.
+/// Longest wait for the client's close (RFC 6455 §7.1.1). After it, the TCP connection is dropped.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long the close may take to be written: frames of a client that does not read are still read afterwards.
+/// Longest time for writing the close. Frames of a client that does not read are still read
+/// afterwards.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Most bytes of late frames that are read.
 const LATE_BYTES_MAX: usize = 1024 * 1024;
 
-/// Whether frames that the client sent before it saw this close count: if the close is no answer to a fault of the client,
-/// and what the session sent is still true.
-pub fn takes_late_frames(close: Close) -> bool {
+/// Whether acks and marks count that the client sent before it saw this close. They do not if the
+/// client was at fault, or if its numbers are of an earlier epoch.
+pub fn accepts_late_frames(close: Close) -> bool {
     matches!(
         close,
         Close::GoingAway { .. } | Close::TokenExpired | Close::Silent | Close::TooOld
     )
 }
 
-/// Sends the close and waits, within bounds, for the client's: dropped at once, TCP would reset and the client might never
-/// see the code. `on_late` takes each message that comes meanwhile. Our side ends only after the client's close (RFC 6455
-/// §7.1.1): some proxies close both directions when one side closes, and would reset a client that is just writing.
-pub async fn say_goodbye<S>(
+/// Sends a close and waits for the client's close. `on_late` gets each text that arrives meanwhile.
+///
+/// If the server dropped the connection at once, TCP could reset it before the client reads the
+/// close. Our side of the connection ends only after the client's close (RFC 6455 §7.1.1). Some
+/// proxies close both directions when one side closes, and would reset a client that is writing.
+pub async fn send_close<S>(
     mut socket: Socket<S>,
     close: Close,
     reason: &str,
@@ -35,7 +39,7 @@ pub async fn say_goodbye<S>(
 ) where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let goodbye = async {
+    let closing = async {
         if close != Close::Answered {
             socket.put_close(Some(close.code()), reason);
         }
@@ -55,7 +59,7 @@ pub async fn say_goodbye<S>(
         }
         socket.end(LATE_BYTES_MAX as u64).await;
     };
-    let _ = tokio::time::timeout(CLOSE_TIMEOUT, goodbye).await;
+    let _ = tokio::time::timeout(CLOSE_TIMEOUT, closing).await;
 }
 
 #[cfg(test)]
@@ -76,12 +80,12 @@ mod tests {
             },
         );
         let (mut late, reason) = (Vec::new(), close.reason());
-        let mut goodbye = Box::pin(say_goodbye(socket, close, &reason, |text| {
+        let mut closing = Box::pin(send_close(socket, close, &reason, |text| {
             late.push(text.to_owned())
         }));
         assert!(
-            (&mut goodbye).now_or_never().is_none(),
-            "the client's close is waited for"
+            (&mut closing).now_or_never().is_none(),
+            "it did not wait for the client's close"
         );
 
         let mut bytes = Vec::new();
@@ -96,7 +100,7 @@ mod tests {
             "the connection ended with the close"
         );
 
-        // A pong and a text that were on their way, then the answer; all masked with zeros.
+        // A pong, a text and a close of the client, all masked with zeros.
         theirs
             .write_all(&[0x8a, 0x80, 0, 0, 0, 0, 0x81, 0x81, 0, 0, 0, 0, b'x'])
             .await
@@ -106,8 +110,8 @@ mod tests {
             .await
             .unwrap();
         assert!(
-            (&mut goodbye).now_or_never().is_none(),
-            "the client's end is waited for"
+            (&mut closing).now_or_never().is_none(),
+            "it did not wait for the client's end"
         );
         assert_eq!(
             theirs.read_buf(&mut bytes).await.unwrap(),
@@ -115,7 +119,7 @@ mod tests {
             "more than a close"
         );
         drop(theirs);
-        goodbye.await;
+        closing.await;
         assert_eq!(late, ["x"]);
     }
 }

@@ -1,10 +1,14 @@
-//! WebSocket frames of a server (RFC 6455): bytes of the client become frames, frames become headers. Pure.
+//! WebSocket frames of a server (RFC 6455): bytes of the client come in, frames go out. Pure.
 //!
-//! This is not tungstenite's codec, because that one keeps the largest buffer that it ever needed, for each session, and hides
-//! fragments. A [`Decoder`] that waits between two frames holds no memory, and it returns every fragment, so that it can be
-//! counted.
+//! tungstenite's codec is not used, because each session would keep the largest buffer that it ever
+//! needed, and because it hides fragments. A [`Decoder`] between two frames holds no memory. It
+//! returns every fragment, so that the session can count it.
+
+mod header;
 
 use std::mem;
+
+pub use self::header::{Header, Kind};
 
 /// Longest payload of a control frame (RFC 6455 §5.5).
 pub const CONTROL_BYTES_MAX: usize = 125;
@@ -21,100 +25,46 @@ const PONG: u8 = 0xa;
 /// The longest header: two bytes, eight of length, four of mask.
 const HEADER_BYTES_MAX: usize = 14;
 
-/// What a client sent.
+/// A frame of a client. "Message" is the term of RFC 6455: one or more frames with a text or binary
+/// payload.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Incoming {
     /// A text message, whole.
     Text(String),
-    /// A binary message, whole; its content is not kept.
+    /// A binary message. Its payload is not kept.
     Binary,
-    /// A part of a message that is not the last.
+    /// A fragment of a message, but not the last one.
     Fragment,
-    /// A ping, with the payload of its pong.
+    /// A ping, with the payload for the pong.
     Ping(Vec<u8>),
     /// A pong.
     Pong,
-    /// A close, with the code that answers it.
+    /// A close, with its code.
     Close(Option<u16>),
 }
 
-/// Why a client's bytes cannot be read any further.
+/// A fault in the bytes of a client, after which no frame can be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// They break the framing: 1002.
+    /// The framing is broken: close code 1002.
     Framing,
-    /// A text is not UTF-8: 1007.
+    /// A text is not UTF-8: close code 1007.
     NotUtf8,
-    /// A message is longer than the bound: 1009.
+    /// A message is longer than the bound: close code 1009.
     TooBig,
 }
 
-/// The kind of a frame that the server sends; always whole and unmasked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// A text message.
-    Text,
-    /// A ping.
-    Ping,
-    /// A pong.
-    Pong,
-    /// A close.
-    Close,
-}
-
-/// The header of a frame that the server sends.
-#[derive(Debug, Clone, Copy)]
-pub struct Header {
-    bytes: [u8; 10],
-    length: u8,
-}
-
-impl Header {
-    /// Of a frame with so many bytes of payload.
-    pub fn new(kind: Kind, payload_bytes: usize) -> Self {
-        let opcode = match kind {
-            Kind::Text => TEXT,
-            Kind::Ping => PING,
-            Kind::Pong => PONG,
-            Kind::Close => CLOSE,
-        };
-        let (mut bytes, length) = ([0; 10], payload_bytes as u64);
-        bytes[0] = FINAL | opcode;
-        let header_bytes = if payload_bytes < 126 {
-            bytes[1] = payload_bytes as u8;
-            2
-        } else if let Ok(short) = u16::try_from(payload_bytes) {
-            bytes[1] = 126;
-            bytes[2..4].copy_from_slice(&short.to_be_bytes());
-            4
-        } else {
-            bytes[1] = 127;
-            bytes[2..10].copy_from_slice(&length.to_be_bytes());
-            10
-        };
-        Self {
-            bytes,
-            length: header_bytes,
-        }
-    }
-
-    /// The header as it goes over the wire.
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.bytes[..usize::from(self.length)]
-    }
-}
-
-/// Reads a client's frames.
+/// Decodes the frames of a client.
 #[derive(Debug)]
 pub struct Decoder {
-    /// Most bytes of a message.
+    /// Longest message, in bytes.
     bytes_max: usize,
-    /// The header of the next frame, as far as it has come.
+    /// The header of the next frame, as far as it was read.
     header: [u8; HEADER_BYTES_MAX],
     header_bytes: u8,
-    /// The frame whose header is complete.
+    /// The frame with a complete header and an incomplete payload.
     frame: Option<Frame>,
-    /// The message whose last fragment has not come.
+    /// The message that is not complete.
     message: Option<Message>,
     /// The payload of a control frame, which may come between fragments.
     control: Vec<u8>,
@@ -124,7 +74,7 @@ pub struct Decoder {
 struct Frame {
     opcode: u8,
     is_final: bool,
-    /// Payload that has not come.
+    /// Bytes of the payload that are missing.
     left: usize,
     mask: [u8; 4],
 }
@@ -133,12 +83,12 @@ struct Frame {
 struct Message {
     is_text: bool,
     payload: Vec<u8>,
-    /// Bytes of a binary message, which are counted and not kept.
+    /// Bytes of a binary message, which are not kept.
     dropped: usize,
 }
 
 impl Decoder {
-    /// For messages of at most so many bytes.
+    /// Makes a decoder of messages with at most `bytes_max` bytes.
     pub fn new(bytes_max: usize) -> Self {
         Self {
             bytes_max,
@@ -150,7 +100,7 @@ impl Decoder {
         }
     }
 
-    /// Takes from `bytes` until a frame is complete; `None` if they end before.
+    /// Takes bytes until a frame is complete. Returns `None` if the bytes end before.
     pub fn take(&mut self, bytes: &mut &[u8]) -> Result<Option<Incoming>, Fault> {
         if self.frame.is_none() {
             self.frame = self.take_header(bytes)?;
@@ -182,7 +132,7 @@ impl Decoder {
         }
     }
 
-    /// Everything that RFC 6455 §5.2 asks of a header from a client.
+    /// Checks a header by the rules for clients (RFC 6455 §5.2).
     fn check_header(&mut self, header_bytes: usize) -> Result<Frame, Fault> {
         let [first, second, ..] = self.header;
         let (opcode, is_final) = (first & 0x0f, first & FINAL != 0);
@@ -222,7 +172,7 @@ impl Decoder {
             .message
             .as_ref()
             .map_or(0, |message| message.payload.len() + message.dropped);
-        // Compared before it is narrowed: the length is the client's.
+        // The client chooses the length, so it is compared as `u64`.
         if length > (self.bytes_max - come) as u64 {
             return Err(Fault::TooBig);
         }
@@ -252,7 +202,7 @@ impl Decoder {
             .zip(frame.mask.iter().cycle())
             .map(|(byte, mask)| byte ^ mask);
         payload.extend(unmasked);
-        // The next part of this payload goes on where the mask was left.
+        // The next part of the payload continues at this byte of the mask.
         frame.mask.rotate_left(come.len() % 4);
     }
 
@@ -263,7 +213,7 @@ impl Decoder {
                 self.control = Vec::new();
                 Ok(Incoming::Pong)
             }
-            CLOSE => closed(&mem::take(&mut self.control)),
+            CLOSE => close_of(&mem::take(&mut self.control)),
             _ if !frame.is_final => Ok(Incoming::Fragment),
             _ => match self.message.take() {
                 Some(message) if message.is_text => String::from_utf8(message.payload)
@@ -275,7 +225,7 @@ impl Decoder {
     }
 }
 
-/// How long a header is, by its second byte.
+/// The length of a header, from its second byte.
 fn header_bytes(second: u8) -> usize {
     let length_bytes = match second & !MASKED {
         126 => 2,
@@ -285,8 +235,8 @@ fn header_bytes(second: u8) -> usize {
     2 + length_bytes + 4
 }
 
-/// A close has no payload, or a code and a reason (RFC 6455 §5.5.1).
-fn closed(payload: &[u8]) -> Result<Incoming, Fault> {
+/// Parses the payload of a close: nothing, or a code and a reason (RFC 6455 §5.5.1).
+fn close_of(payload: &[u8]) -> Result<Incoming, Fault> {
     match payload {
         [] => Ok(Incoming::Close(None)),
         [high, low, reason @ ..] => {
@@ -307,9 +257,9 @@ fn closed(payload: &[u8]) -> Result<Incoming, Fault> {
 mod tests {
     use proptest::collection::vec;
     use proptest::prelude::*;
+    use tokio_tungstenite::tungstenite::protocol::frame::Frame as TheirFrame;
     use tokio_tungstenite::tungstenite::protocol::frame::FrameSocket;
-    use tokio_tungstenite::tungstenite::protocol::frame::coding::{Control, Data, OpCode};
-    use tokio_tungstenite::tungstenite::protocol::frame::{Frame as TheirFrame, FrameHeader};
+    use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 
     use super::*;
 
@@ -339,7 +289,7 @@ mod tests {
         bytes
     }
 
-    /// Everything that comes of these bytes, taken in pieces of `piece` bytes.
+    /// Decodes bytes in pieces of `piece` bytes.
     fn decoded(bytes: &[u8], piece: usize, bytes_max: usize) -> Result<Vec<Incoming>, Fault> {
         let (mut decoder, mut all) = (Decoder::new(bytes_max), Vec::new());
         for mut piece in bytes.chunks(piece) {
@@ -366,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_come_whole_and_fragments_are_counted() {
+    fn messages_are_joined_and_fragments_are_returned() {
         let text = Incoming::Text("Hellö".into());
         check(&[(0x81, "Hellö".as_bytes())], &Ok(vec![text.clone()]));
         check(
@@ -398,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fault_is_named() {
+    fn each_fault_has_its_name() {
         for first in [0xc1, 0xa1, 0x91, 0x83, 0x8b, 0x80, 0x00, 0x09, 0x08] {
             check(&[(first, b"x")], &Err(Fault::Framing));
         }
@@ -450,32 +400,6 @@ mod tests {
         while decoder.take(&mut rest).unwrap().is_some() {}
         assert!(rest.is_empty() && decoder.message.is_none());
         assert_eq!(decoder.control.capacity(), 0);
-    }
-
-    #[test]
-    fn headers_are_those_of_tungstenite() {
-        let kinds = [
-            (Kind::Text, OpCode::Data(Data::Text)),
-            (Kind::Ping, OpCode::Control(Control::Ping)),
-            (Kind::Pong, OpCode::Control(Control::Pong)),
-            (Kind::Close, OpCode::Control(Control::Close)),
-        ];
-        for (kind, opcode) in kinds {
-            for length in [0, 1, 125, 126, 127, 65_535, 65_536, 1_000_000] {
-                let mut theirs = Vec::new();
-                FrameHeader {
-                    opcode,
-                    ..FrameHeader::default()
-                }
-                .format(length, &mut theirs)
-                .unwrap();
-                assert_eq!(
-                    Header::new(kind, length as usize).as_bytes(),
-                    theirs,
-                    "{kind:?} of {length}"
-                );
-            }
-        }
     }
 
     proptest! {

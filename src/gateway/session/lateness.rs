@@ -1,24 +1,26 @@
-//! Whether a client leaves what it was sent unacknowledged for so long that its merchant may miss an order. Pure.
+//! Lateness: a client has acknowledged nothing for so long that its merchant may miss an order.
+//! Pure.
 
 use std::time::{Duration, Instant};
 
-/// A page that works acknowledges in milliseconds, and one in the background of a browser within a minute.
+/// Time without an ack after which a client is late. A page in the background of a browser
+/// acknowledges within it.
 const LATE_AFTER: Duration = Duration::from_secs(60);
 
-/// One session's waiting acks.
+/// The time since which one session waits for acks.
 #[derive(Debug, Default)]
 pub struct Lateness {
-    /// The last ack, or the first notification after there was nothing to acknowledge.
+    /// The last ack, or the first notification after all were acknowledged.
     since: Option<Instant>,
 }
 
 impl Lateness {
-    /// The client acknowledged something.
+    /// The client acknowledged a notification.
     pub fn on_ack(&mut self) {
         self.since = None;
     }
 
-    /// Whether the client has acknowledged nothing for too long, while so many notifications wait for it.
+    /// Whether the client is late, if so many notifications wait for its ack.
     pub fn is_late(&mut self, outstanding: usize, now: Instant) -> bool {
         if outstanding == 0 {
             self.since = None;
@@ -52,6 +54,6 @@ mod tests {
         assert!(!is_late(false, 1, 220));
         assert!(is_late(false, 1, 221));
         assert!(!is_late(true, 0, 222));
-        assert!(!is_late(false, 1, 900), "nothing waited meanwhile");
+        assert!(!is_late(false, 1, 900), "all was acknowledged meanwhile");
     }
 }

@@ -1,7 +1,8 @@
-//! A server's side of a WebSocket connection: frames in, frames out, on any stream of bytes.
+//! The server side of a WebSocket connection: bytes of the client become frames, frames become
+//! bytes, on any stream.
 //!
-//! It holds no buffer while nothing is under way: bytes are read into the stack, and the payloads that it sends are shared
-//! with all other sessions that send them.
+//! An idle socket holds no buffer: it reads bytes into the stack, and it shares the payloads that
+//! it sends with all other sessions that send them.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -15,30 +16,31 @@ use tokio_tungstenite::tungstenite::{Bytes, Utf8Bytes};
 
 use super::framing::{Decoder, Fault, Header, Incoming, Kind};
 
-/// Bytes of one read. Most frames of clients are acks, and an ack has fewer than a hundred.
+/// Bytes of one read. Most frames of clients are acks with fewer than a hundred bytes.
 const READ_BYTES: usize = 4 * 1024;
 /// Parts of one write: a header and a payload for each frame.
 const PARTS_MAX: usize = 64;
 
-/// Why nothing more is read.
+/// The reason why no more frames can be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ended {
+pub enum ReadError {
     /// The connection ended.
     Gone,
     /// The client broke the framing.
     Fault(Fault),
 }
 
-/// One connection.
+/// A connection.
 #[derive(Debug)]
 pub struct Socket<S> {
     stream: S,
     decoder: Decoder,
-    /// Bytes that came together with a frame, and how many of them were decoded since.
+    /// Bytes that were read together with a frame.
     unread: Vec<u8>,
+    /// Number of bytes of `unread` that were decoded.
     decoded: usize,
     unsent: VecDeque<Outgoing>,
-    /// How many bytes of the first of these were written.
+    /// Number of bytes of the first unsent frame that were written.
     written: usize,
     unsent_bytes: usize,
     /// Nothing may follow a close (RFC 6455 §5.5.1).
@@ -52,11 +54,11 @@ struct Outgoing {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
-    /// After the handshake, with what was read beyond it; takes messages of at most `message_bytes_max`.
-    pub fn new(stream: S, unread: Vec<u8>, message_bytes_max: usize) -> Self {
+    /// Begins after the handshake. `unread` are the bytes that were read after it.
+    pub fn new(stream: S, unread: Vec<u8>, text_bytes_max: usize) -> Self {
         Self {
             stream,
-            decoder: Decoder::new(message_bytes_max),
+            decoder: Decoder::new(text_bytes_max),
             unread,
             decoded: 0,
             unsent: VecDeque::new(),
@@ -66,12 +68,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         }
     }
 
-    /// The next frame. A ping and a close are answered with the next flush. Dropping this future loses nothing.
-    pub async fn next(&mut self) -> Result<Incoming, Ended> {
+    /// Reads the next frame. Pings and closes are answered by the next flush. Dropping this future
+    /// loses nothing.
+    pub async fn next(&mut self) -> Result<Incoming, ReadError> {
         poll_fn(|context| self.poll_next(context)).await
     }
 
-    /// Queues a text message.
+    /// Queues a text.
     pub fn put_text(&mut self, text: Utf8Bytes) {
         self.put(Kind::Text, text.into());
     }
@@ -94,17 +97,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         self.is_closing = true;
     }
 
-    /// Bytes that are queued and not written.
+    /// Number of bytes that are queued and not written.
     pub fn unsent_bytes(&self) -> usize {
         self.unsent_bytes
     }
 
-    /// Writes what is queued. After this future was dropped, the next one goes on where it stopped.
+    /// Writes the queued frames. If this future is dropped, the next one continues at the same
+    /// byte.
     pub async fn flush(&mut self) -> io::Result<()> {
         poll_fn(|context| self.poll_flush(context)).await
     }
 
-    /// Ends our side, and reads at most so many bytes until the client ends its own.
+    /// Ends our side, then reads until the client ends its side, at most `bytes_max` bytes.
     pub async fn end(mut self, bytes_max: u64) {
         let _ = self.stream.shutdown().await;
         let _ = tokio::io::copy(&mut self.stream.take(bytes_max), &mut tokio::io::sink()).await;
@@ -118,10 +122,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         }
     }
 
-    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Result<Incoming, Ended>> {
+    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Result<Incoming, ReadError>> {
         if !self.unread.is_empty() {
             let mut rest = &self.unread[self.decoded..];
-            let incoming = self.decoder.take(&mut rest).map_err(Ended::Fault)?;
+            let incoming = self.decoder.take(&mut rest).map_err(ReadError::Fault)?;
             self.decoded = self.unread.len() - rest.len();
             if rest.is_empty() {
                 (self.unread, self.decoded) = (Vec::new(), 0);
@@ -134,12 +138,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             let mut scratch = [const { MaybeUninit::uninit() }; READ_BYTES];
             let mut read = ReadBuf::uninit(&mut scratch);
             ready!(Pin::new(&mut self.stream).poll_read(context, &mut read))
-                .map_err(|_| Ended::Gone)?;
+                .map_err(|_| ReadError::Gone)?;
             let mut bytes = read.filled();
             if bytes.is_empty() {
-                return Poll::Ready(Err(Ended::Gone));
+                return Poll::Ready(Err(ReadError::Gone));
             }
-            if let Some(incoming) = self.decoder.take(&mut bytes).map_err(Ended::Fault)? {
+            if let Some(incoming) = self.decoder.take(&mut bytes).map_err(ReadError::Fault)? {
                 self.unread = bytes.to_vec();
                 return Poll::Ready(Ok(self.answered(incoming)));
             }
@@ -165,7 +169,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
                 written => self.consume(written),
             }
         }
-        // Nothing is kept of a queue that was long once.
+        // A queue that was long once must not keep its memory.
         self.unsent = VecDeque::new();
         Pin::new(&mut self.stream).poll_flush(context)
     }
@@ -184,7 +188,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     }
 }
 
-/// Fills `parts` with what is to be written next, in order; returns how many there are.
+/// Fills `parts` with the bytes to write next, in order. Returns the number of parts.
 fn parts_left<'a>(
     unsent: &'a VecDeque<Outgoing>,
     mut written: usize,
@@ -226,7 +230,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn messages_pass_both_ways_in_order_and_leave_no_memory() {
+    async fn texts_pass_both_ways_in_order_and_leave_no_memory() {
         let (mut socket, mut client) = pair(1_000_000).await;
         let texts: Vec<String> = (0..200)
             .map(|number| number.to_string().repeat(number))
@@ -252,7 +256,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_write_that_was_given_up_goes_on_where_it_stopped() {
+    async fn a_dropped_flush_continues_at_the_same_byte() {
         let (mut socket, mut client) = pair(64).await;
         let texts = [
             "a".repeat(50),
@@ -295,13 +299,13 @@ mod tests {
         );
         assert_eq!(client.next().await.unwrap().unwrap(), Message::Close(None));
         drop(client);
-        assert_eq!(socket.next().await, Err(Ended::Gone));
+        assert_eq!(socket.next().await, Err(ReadError::Gone));
     }
 
     #[tokio::test]
-    async fn bytes_that_came_with_the_handshake_are_read_first() {
+    async fn bytes_after_the_handshake_are_read_first() {
         let (ours, mut theirs) = tokio::io::duplex(100);
-        // Two pings without a payload, the second in two parts.
+        // Two pings without a payload; the second is not complete.
         let mut socket = Socket::new(ours, vec![0x89, 0x80, 0, 0, 0, 0, 0x89, 0x80, 0], 100);
         assert_eq!(socket.next().await, Ok(Incoming::Ping(vec![])));
         assert!(socket.next().now_or_never().is_none());

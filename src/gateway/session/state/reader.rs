@@ -1,4 +1,5 @@
-//! A session's place in one feed.
+//! The place of a session in one feed: the numbers that were sent, and the newest numbers that are
+//! known. Pure.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -8,15 +9,14 @@ use crate::model::feed::{Feed, Seq, Version};
 use crate::model::mark::StateFrame;
 use crate::model::notification::{Newest, Notification, Page};
 
-/// Most hints kept while a page is being read, so that a session which catches up under a live flow need not read again.
+/// Most hints kept while a page is being read. They save a read if events arrive all the time.
 const KEPT_MAX: usize = 32;
-/// Most bytes of their frames, beyond the newest.
+/// Most bytes of the frames of these hints, beyond the newest hint.
 const KEPT_BYTES_MAX: usize = 256 * 1024;
-
-/// The list of what was sent shrinks when less than one in so many of its places are used.
+/// The list of unacked notifications shrinks if less than this part of its capacity is used.
 const SHRUNK_BELOW: usize = 8;
 
-/// What was sent of a feed, and what is known of it.
+/// The reader of one feed.
 #[derive(Debug)]
 pub(super) struct Reader {
     pub(super) feed: Feed,
@@ -24,26 +24,27 @@ pub(super) struct Reader {
     pub(super) acked: Seq,
     /// The next number to send.
     pub(super) next: Seq,
-    /// The newest number known to be stored.
+    /// The newest number that is known.
     pub(super) last: Seq,
-    /// The same when the last page was asked for.
-    last_when_asked: Seq,
-    /// What was newest at connect, until `caught_up` was said.
+    /// The value of `last` when the last read began.
+    last_at_read: Seq,
+    /// The newest number at connect, until `caught_up` is sent.
     stored_at_connect: Option<Seq>,
-    /// What was sent and not acknowledged, at most a window of them.
+    /// The notifications that are sent and not acknowledged, at most a window.
     unacked: VecDeque<Sent>,
-    /// A gapless run of hints that cannot be sent yet.
+    /// Hints without a gap that cannot be sent yet.
     kept: VecDeque<Arc<Notification>>,
-    /// The newest change that was sent, and the newest known.
+    /// The newest version that was sent.
     version: Version,
+    /// The newest version that is known.
     newest_version: Version,
-    /// The same when the last page was asked for.
-    version_when_asked: Version,
-    newest_version_when_asked: Version,
-    /// Notifications up to this one may have been rendered before the change that was sent already: a page that is as new as
-    /// that change has them as they are now.
+    /// The values of both when the last read began.
+    version_at_read: Version,
+    newest_version_at_read: Version,
+    /// Notifications up to this number may have been rendered before the mark of this version,
+    /// which was sent. A page of this version or a later one has them as they are now.
     outdated: (Seq, Version),
-    /// Read by everyone: nobody's to answer for all.
+    /// Everyone reads the feed, so the client may not mark its notifications.
     pub(super) shared: bool,
 }
 
@@ -54,15 +55,15 @@ impl Reader {
             acked: start.acked,
             next: start.after.next(),
             last: start.last,
-            last_when_asked: start.last,
+            last_at_read: start.last,
             stored_at_connect: Some(start.last),
             unacked: VecDeque::new(),
             kept: VecDeque::new(),
             version: start.version,
             newest_version: start.newest_version,
-            version_when_asked: start.version,
-            newest_version_when_asked: start.newest_version,
-            // What was stored before may have been changed before, too: a hint of it may be late.
+            version_at_read: start.version,
+            newest_version_at_read: start.newest_version,
+            // A late hint may be older than a mark that was stored before the session began.
             outdated: if start.newest_version > Version::ZERO {
                 (start.last, start.newest_version)
             } else {
@@ -72,29 +73,29 @@ impl Reader {
         }
     }
 
-    /// Notes how far the feed is known to have grown.
-    pub(super) fn grown(&mut self, newest: Newest) {
+    /// Raises the newest numbers that are known.
+    pub(super) fn raise_newest(&mut self, newest: Newest) {
         self.last = self.last.max(newest.seq);
         self.newest_version = self.newest_version.max(newest.version);
     }
 
-    /// Whether a change is the next to be sent; notes it.
-    pub(super) fn take_change(&mut self, change: &StateFrame) -> bool {
-        self.newest_version = self.newest_version.max(change.version);
-        if change.version != self.version.next() {
+    /// Returns whether a mark is the next one to send, and records it.
+    pub(super) fn take_state(&mut self, state: &StateFrame) -> bool {
+        self.newest_version = self.newest_version.max(state.version);
+        if state.version != self.version.next() {
             return false;
         }
-        self.version = change.version;
-        if change.highest >= self.next {
-            self.forget_kept();
-            self.outdated = (self.outdated.0.max(change.highest), change.version);
+        self.version = state.version;
+        if state.highest >= self.next {
+            self.drop_kept();
+            self.outdated = (self.outdated.0.max(state.highest), state.version);
         }
         true
     }
 
-    /// Notes the changes of a page. Where it has none that is next, they are not kept any more: the client sees the gap, and
-    /// looks at the history again.
-    pub(super) fn take_changes(&mut self, page: &Page) -> Vec<Arc<StateFrame>> {
+    /// Returns the marks of a page that are to be sent. If the next version is missing, it was
+    /// deleted: the client sees the gap and fetches the history again.
+    pub(super) fn take_states(&mut self, page: &Page) -> Vec<Arc<StateFrame>> {
         if let Some(oldest) = page.changes.first()
             && oldest.version > self.version.next()
         {
@@ -103,43 +104,44 @@ impl Reader {
         let taken: Vec<_> = page
             .changes
             .iter()
-            .filter(|change| self.take_change(change))
+            .filter(|state| self.take_state(state))
             .cloned()
             .collect();
-        // Changes that are not stored are forgotten, as numbers are: those that are only announced, and those that are gone.
-        if self.newest_version == self.newest_version_when_asked {
+        // Versions that are not stored are not read again: hints may name them, or they were
+        // deleted.
+        if self.newest_version == self.newest_version_at_read {
             self.newest_version = self.version.max(page.version);
         }
-        if page.changes.is_empty() && self.version_when_asked < self.newest_version_when_asked {
+        if page.changes.is_empty() && self.version_at_read < self.newest_version_at_read {
             self.version = self.version.max(page.version);
         }
         taken
     }
 
-    /// Whether the client was told of changes that are not stored.
+    /// Whether the session sent marks that the database does not have.
     pub(super) fn is_ahead_of(&self, page: &Page) -> bool {
-        page.version < self.version_when_asked
+        page.version < self.version_at_read
     }
 
-    /// Notes that a page is asked for.
-    pub(super) fn asks(&mut self) {
-        self.last_when_asked = self.last;
-        self.version_when_asked = self.version;
-        self.newest_version_when_asked = self.newest_version;
+    /// Records that the read of a page begins.
+    pub(super) fn begin_read(&mut self) {
+        self.last_at_read = self.last;
+        self.version_at_read = self.version;
+        self.newest_version_at_read = self.newest_version;
     }
 
-    /// The version to read changes after, where some were missed.
-    pub(super) fn changes_wanted(&self) -> Option<Version> {
+    /// The version to read marks after, if some are missing.
+    pub(super) fn states_wanted(&self) -> Option<Version> {
         (self.version < self.newest_version).then_some(self.version)
     }
 
-    /// Whether a page has this notification as it was before a change that was sent.
+    /// Whether a page has this notification as it was before a mark that was sent.
     pub(super) fn is_outdated(&self, seq: Seq, page: &Page) -> bool {
         let (through, version) = self.outdated;
         seq <= through && page.version < version
     }
 
-    /// Notes a hint.
+    /// Keeps a hint, unless it was sent or may be outdated.
     pub(super) fn keep(&mut self, notification: Arc<Notification>) {
         let seq = notification.seq;
         self.last = self.last.max(seq);
@@ -165,7 +167,7 @@ impl Reader {
         self.kept.push_back(notification);
     }
 
-    /// The hint that is next, if it is there.
+    /// Takes the hint that is next, if it is kept.
     pub(super) fn take_kept(&mut self) -> Option<Arc<Notification>> {
         while self
             .kept
@@ -177,20 +179,21 @@ impl Reader {
         self.kept.pop_front_if(|oldest| oldest.seq == self.next)
     }
 
-    pub(super) fn forget_kept(&mut self) {
+    /// Drops the kept hints.
+    pub(super) fn drop_kept(&mut self) {
         self.kept = VecDeque::new();
     }
 
-    /// Notes a page that has nothing to send. Where it was asked for numbers that are not stored, they are forgotten, or the
-    /// same page would be read again and again.
-    pub(super) fn found_nothing(&mut self, last: Seq) {
-        if self.last == self.last_when_asked {
+    /// Lowers the newest number after an empty page. Otherwise the session would read the same page
+    /// again and again.
+    pub(super) fn lower_last(&mut self, last: Seq) {
+        if self.last == self.last_at_read {
             self.last = last;
         }
     }
 
-    /// Notes that the next number was sent.
-    pub(super) fn sent(&mut self, notification: &Notification) {
+    /// Records that the next notification is sent.
+    pub(super) fn push_sent(&mut self, notification: &Notification) {
         let Notification { seq, time, .. } = *notification;
         self.unacked.push_back(Sent {
             seq,
@@ -200,18 +203,18 @@ impl Reader {
         self.next = seq.next();
     }
 
-    /// Takes an ack up to `seq`, and gives what it was for: so much room it makes in the window.
-    pub(super) fn release(&mut self, seq: Seq) -> impl Iterator<Item = Sent> {
+    /// Takes the notifications up to `seq` out of the window.
+    pub(super) fn release(&mut self, seq: Seq) -> Vec<Sent> {
         let released = self.unacked.partition_point(|unacked| unacked.seq <= seq);
         let released: Vec<_> = self.unacked.drain(..released).collect();
-        // A window that was full once must not stay allocated with an idle session.
+        // An idle session must not keep the memory of a full window.
         if self.unacked.len() < self.unacked.capacity() / SHRUNK_BELOW {
             self.unacked.shrink_to(2 * self.unacked.len());
         }
-        released.into_iter()
+        released
     }
 
-    /// What was sent with this number, if it is not acknowledged yet.
+    /// The notification that was sent with this number, if it is not acknowledged.
     pub(super) fn unacked(&mut self, seq: Seq) -> Option<&mut Sent> {
         let place = self
             .unacked
@@ -220,14 +223,14 @@ impl Reader {
         self.unacked.get_mut(place)
     }
 
-    /// The number that `caught_up` is to name, once.
+    /// The number of `caught_up`, once, when it is due.
     pub(super) fn take_caught_up(&mut self) -> Option<Seq> {
         self.stored_at_connect
             .take_if(|stored| *stored < self.next)
             .map(|_| self.next.previous())
     }
 
-    /// How many notifications to read next: what is missing, as far as there is room for it.
+    /// Number of notifications to read next: those that are missing, and at most `room`.
     pub(super) fn wanted(&self, room: usize) -> usize {
         usize::try_from(self.last.get() - self.next.get() + 1)
             .unwrap_or(0)

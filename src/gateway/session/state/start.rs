@@ -1,48 +1,48 @@
-//! Where a session begins in a feed.
+//! The numbers after which a session begins in a feed. Pure.
 
 use crate::model::feed::{Epoch, Feed, Seq, Version};
 use crate::model::notification::Newest;
 
-/// Where a session begins in a feed.
+/// The begin of a session in a feed.
 #[derive(Debug, Clone)]
 pub struct Start {
     /// The feed.
     pub feed: Feed,
     /// The subscriber's cursor.
     pub acked: Seq,
-    /// Everything after this is sent.
+    /// The session sends the notifications after this number.
     pub after: Seq,
     /// The newest number stored.
     pub last: Seq,
-    /// Every change after this is sent.
+    /// The session sends the marks after this version.
     pub version: Version,
-    /// The newest change stored.
+    /// The newest version stored.
     pub newest_version: Version,
-    /// Read by everyone, so that what one says of it is not taken for all.
+    /// Everyone reads the feed, so the client may not mark its notifications.
     pub shared: bool,
 }
 
-/// Where a client says that it is in a feed.
+/// The numbers of a feed that a client kept.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct KeptByClient {
-    /// It has every notification up to here.
+    /// The client has all notifications up to this number.
     pub after: Option<Place<Seq>>,
-    /// It has every change up to here.
+    /// The client has all marks up to this version.
     pub version: Option<Place<Version>>,
 }
 
-/// A number that a client kept.
+/// A number with its epoch, as a client kept it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place<N> {
     /// The number.
     pub number: N,
-    /// The epoch that it was kept with; older clients keep none.
+    /// The epoch of the number. Older clients keep none.
     pub epoch: Option<Epoch>,
 }
 
 impl<N: Copy + Ord> Place<N> {
-    /// Where to begin. A place of another epoch is not used, nor one past the newest number, which cannot be of this epoch:
-    /// then `otherwise`. Without an epoch a place past the newest number is the newest.
+    /// The number to begin after. If the number is of another epoch, or above the newest number of
+    /// its epoch, it is `otherwise`. Without an epoch, it is the newest number at most.
     fn begin(self, epoch: &Epoch, newest: N, otherwise: N) -> N {
         match self.epoch {
             None => self.number.min(newest),
@@ -53,7 +53,8 @@ impl<N: Copy + Ord> Place<N> {
 }
 
 impl Start {
-    /// Begins after the cursor, and with what changes from now on; or after the places that the client keeps itself.
+    /// Begins after the places that the client kept. Without them, it begins after the cursor and
+    /// with marks from now on.
     pub fn new(
         feed: Feed,
         epoch: &Epoch,
@@ -62,7 +63,7 @@ impl Start {
         kept: KeptByClient,
         shared: bool,
     ) -> Self {
-        // A cursor above the newest number would hide the notifications that get the numbers up to there.
+        // A cursor above the newest number would hide the next notifications.
         let acked = acked.min(newest.seq);
         let version = |place: Place<Version>| place.begin(epoch, newest.version, newest.version);
         Self {

@@ -1,4 +1,4 @@
-//! The promise, as properties over any order of what can happen to a session.
+//! The promise of a session as properties, over any order of events.
 
 use std::collections::BTreeSet;
 
@@ -6,24 +6,25 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// What can happen to a session and its feed.
+/// An event in the life of a session and its feed.
 #[derive(Debug, Clone)]
 enum Happening {
-    /// So many are stored; each hint arrives or is lost.
+    /// Notifications are stored. Each hint arrives or is lost.
     Stored(Vec<bool>),
-    /// The page that was asked for comes.
+    /// The page that is being read arrives.
     Page,
-    /// The client acknowledges this part (in percent) of what it has.
+    /// The client acknowledges this part of its notifications, in percent.
     Ack(i64),
-    /// The sweep looks.
+    /// The sweep reads the newest numbers.
     Sweep,
-    /// An old hint comes again.
+    /// An old hint arrives again.
     Again(i64),
-    /// Somebody handles this part (in percent) of what is stored; the change arrives or is lost.
+    /// A person handles the notification at this part of the feed, in percent. The mark arrives or
+    /// is lost.
     Handled(i64, bool),
-    /// The database goes back by so many; what is stored from now on is of another epoch.
+    /// The database loses this many notifications. Notifications are of another epoch from now on.
     SetBack(i64),
-    /// The session learns the present epoch.
+    /// The session gets the present epoch.
     Epoch,
 }
 
@@ -39,7 +40,7 @@ fn happening() -> impl Strategy<Value = Happening> {
     ]
 }
 
-/// The same, and the database may go back.
+/// The same, and the database may lose notifications.
 fn happening_with_set_backs() -> impl Strategy<Value = Happening> {
     prop_oneof![
         8 => happening(),
@@ -48,22 +49,22 @@ fn happening_with_set_backs() -> impl Strategy<Value = Happening> {
     ]
 }
 
-/// A client and a database around a session, which check every output against the promise.
+/// A client and a database around a session. They check each output against the promise.
 struct World {
     session: Session,
     stored: i64,
-    /// After which number, and after which version.
+    /// The number and the version of the page that the session asked for.
     asked: Option<(i64, Option<i64>)>,
     received: i64,
     acked: i64,
     skipped: BTreeSet<i64>,
-    /// What was handled, by its version from 1.
+    /// The notifications that were handled, by version from 1.
     handled: Vec<i64>,
-    /// The version that the session was told of.
-    told: i64,
-    /// The page that was asked for, where it was read before it comes.
+    /// The newest version that the session sent.
+    sent_version: i64,
+    /// The page, if it was read and has not arrived.
     read: Option<Page>,
-    /// The database went back: the numbers above this one are others than before.
+    /// The last number that survived a loss in the database.
     set_back_to: Option<i64>,
     closed: bool,
 }
@@ -77,24 +78,24 @@ impl World {
             Happening::Stored(arrivals) => {
                 for arrives in arrivals {
                     self.stored += 1;
-                    // The hub lets no hint of another epoch through.
+                    // The hub drops hints of another epoch.
                     if arrives && self.set_back_to.is_none() {
                         self.session
                             .on_hints(vec![self.expiring_every_fifth(self.stored)], wall());
                     }
                 }
             }
-            Happening::Page => self.answer(),
+            Happening::Page => self.deliver_page(),
             Happening::Ack(percent) => {
                 let number = self.acked + (self.received - self.acked) * percent / 100;
                 ack(&mut self.session, number);
                 self.acked = number;
             }
-            // The hub lets nothing of another epoch through.
+            // The hub drops all of another epoch.
             Happening::Sweep | Happening::Again(_) | Happening::Handled(..)
                 if self.set_back_to.is_some() => {}
             Happening::SetBack(by) => {
-                // A page that was read before may come after.
+                // A page that was read before may arrive afterwards.
                 let number = (self.stored - by).max(0);
                 self.stored = number;
                 self.set_back_to =
@@ -106,13 +107,13 @@ impl World {
                 self.session.on_newest(&feed(), newest);
             }
             Happening::Handled(percent, arrives) if self.stored > 0 => {
-                // The page may have been read before, and come after.
+                // A page that was read before may arrive afterwards.
                 self.read_page();
                 let number = 1 + (self.stored - 1) * percent / 100;
                 self.handled.push(number);
                 if arrives {
                     self.session
-                        .on_changes(&[change(self.handled.len().try_into().unwrap(), number)]);
+                        .on_states(&[state_frame(self.handled.len().try_into().unwrap(), number)]);
                 }
             }
             Happening::Handled(..) => {}
@@ -125,16 +126,16 @@ impl World {
         self.check_outputs();
     }
 
-    fn answer(&mut self) {
+    fn deliver_page(&mut self) {
         self.read_page();
         if let Some(page) = self.read.take() {
             self.session.on_page(&page, wall());
         }
     }
 
-    /// As the database would answer now.
+    /// Reads the page from the present database.
     fn read_page(&mut self) {
-        let Some((after, changes_after)) = self.asked.take() else {
+        let Some((after, states_after)) = self.asked.take() else {
             return;
         };
         let mut page = Page::new(feed(), seq(after));
@@ -150,13 +151,13 @@ impl World {
         page.close();
         let changes = (1..)
             .zip(&self.handled)
-            .map(|(version, number)| change(version, *number));
+            .map(|(version, number)| state_frame(version, *number));
         let after = |after: i64| {
             changes
                 .filter(move |change| change.version.get() > after)
                 .take(3)
         };
-        page.changes = changes_after.map(after).into_iter().flatten().collect();
+        page.changes = states_after.map(after).into_iter().flatten().collect();
         self.read = Some(page);
     }
 
@@ -172,7 +173,7 @@ impl World {
         expiring(number, (number % 5 == 0).then(wall))
     }
 
-    /// With its key as the mark of one that was handled.
+    /// The notification as stored now. Its id is `handled` if it was handled.
     fn as_it_is(&self, number: i64) -> Arc<Notification> {
         let mut notification = (*notification(number)).clone();
         if self.handled.contains(&number) {
@@ -188,7 +189,7 @@ impl World {
         for word in words(&mut self.session) {
             assert!(!self.closed, "{word} after the close");
             if word == "close 4410" {
-                assert!(self.set_back_to.is_some(), "the database did not go back");
+                assert!(self.set_back_to.is_some(), "the database lost nothing");
                 self.closed = true;
                 continue;
             }
@@ -197,24 +198,20 @@ impl World {
                 None => (word, false),
             };
             if let Ok(number) = word.parse::<i64>() {
-                let told = &self.handled[..usize::try_from(self.told).unwrap()];
+                let sent = &self.handled[..usize::try_from(self.sent_version).unwrap()];
                 assert!(
-                    is_handled || !told.contains(&number),
+                    is_handled || !sent.contains(&number),
                     "{number} is sent as it was before it was handled"
                 );
-                assert_eq!(
-                    number,
-                    self.received + 1,
-                    "in order, without a gap, none twice"
-                );
-                assert_ne!(number % 5, 0, "what expired is not sent");
+                assert_eq!(number, self.received + 1, "in order, without a gap, once");
+                assert_ne!(number % 5, 0, "an expired notification is sent");
                 self.received = number;
-            } else if let Some(told) = word.strip_prefix("state ") {
-                self.told += 1;
+            } else if let Some(version) = word.strip_prefix("state ") {
+                self.sent_version += 1;
                 assert_eq!(
-                    told.parse(),
-                    Ok(self.told),
-                    "in order, without a gap, none twice"
+                    version.parse(),
+                    Ok(self.sent_version),
+                    "in order, without a gap, once"
                 );
             } else if let Some(asked) = word.strip_prefix("read ") {
                 assert!(
@@ -225,13 +222,16 @@ impl World {
                     .split(' ')
                     .filter_map(|word| word.parse().ok())
                     .skip(1);
-                let (after, changes_after) = (numbers.next().unwrap(), numbers.next());
-                assert_eq!(after, self.received, "reads on from what it sent");
-                assert!(
-                    changes_after.is_none_or(|after: i64| after == self.told),
-                    "and from what it told"
+                let (after, states_after) = (numbers.next().unwrap(), numbers.next());
+                assert_eq!(
+                    after, self.received,
+                    "it reads after the last number that it sent"
                 );
-                self.asked = Some((after, changes_after));
+                assert!(
+                    states_after.is_none_or(|after: i64| after == self.sent_version),
+                    "and after the last version that it sent"
+                );
+                self.asked = Some((after, states_after));
             } else if let Some(range) = word.strip_prefix("skip ") {
                 let (from, through) = range.split(' ').next().unwrap().split_once('-').unwrap();
                 let (from, through) = (
@@ -241,7 +241,7 @@ impl World {
                 assert_eq!(from, self.received + 1);
                 assert!(
                     (from..=through).all(|number| number % 5 == 0),
-                    "only what expired is skipped"
+                    "a notification is skipped that has not expired"
                 );
                 self.skipped.extend(from..=through);
                 self.received = through;
@@ -261,32 +261,32 @@ impl World {
 
 proptest! {
     #[test]
-    fn whatever_happens_everything_stored_is_sent_once_and_in_order(
+    fn everything_stored_is_sent_once_and_in_order(
         stored in 0..20_i64,
-        said_before in 0..3_i64,
+        marks_before in 0..3_i64,
         happenings in proptest::collection::vec(happening(), 0..60),
     ) {
         let mut world = World {
-            session: session_after(0, stored, said_before),
+            session: session_after(0, stored, marks_before),
             stored,
             asked: None,
             received: 0,
             acked: 0,
             skipped: BTreeSet::new(),
-            handled: vec![stored; said_before.try_into().unwrap()],
-            told: said_before,
+            handled: vec![stored; marks_before.try_into().unwrap()],
+            sent_version: marks_before,
             read: None,
             set_back_to: None,
             closed: false,
         };
         world.check_outputs();
         happenings.into_iter().for_each(|happening| world.happen(happening));
-        // Then the world is kind: pages come, acks come, the sweep looks. Nothing may be stuck.
+        // Then pages, acks and the sweep arrive. Nothing may be stuck.
         for _ in 0..=world.stored + i64::try_from(world.handled.len()).unwrap() {
             [Happening::Sweep, Happening::Page, Happening::Ack(100)].into_iter().for_each(|kind| world.happen(kind));
         }
-        prop_assert_eq!(world.received, world.stored, "all of it arrived");
-        prop_assert_eq!(world.told, i64::try_from(world.handled.len()).unwrap(), "and all that was said of it");
+        prop_assert_eq!(world.received, world.stored, "all notifications arrived");
+        prop_assert_eq!(world.sent_version, i64::try_from(world.handled.len()).unwrap(), "all marks arrived");
     }
 
     #[test]
@@ -302,7 +302,7 @@ proptest! {
             acked: 0,
             skipped: BTreeSet::new(),
             handled: Vec::new(),
-            told: 0,
+            sent_version: 0,
             read: None,
             set_back_to: None,
             closed: false,
@@ -313,7 +313,7 @@ proptest! {
             let is_page_of_before = world.read.is_some();
             world.happen(happening);
             if was_set_back && !is_page_of_before {
-                prop_assert_eq!(world.received, received, "only what was read or kept before is sent");
+                prop_assert_eq!(world.received, received, "only notifications that were read or kept before are sent");
             }
             (was_set_back, received) = (world.set_back_to.is_some(), world.received);
         }

@@ -1,0 +1,89 @@
+//! The outputs of a session, which its task performs in order.
+
+use std::sync::Arc;
+
+use time::OffsetDateTime;
+use tokio_tungstenite::tungstenite::Utf8Bytes;
+
+use crate::model::feed::{Feed, Seq, Version};
+use crate::model::mark::Mark;
+use crate::model::notification::Notification;
+use crate::model::protocol::Close;
+use crate::telemetry::traces::Origin;
+
+/// An output.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Output {
+    /// Send a frame.
+    Send(Frame),
+    /// Do something that needs no socket.
+    Perform(Effect),
+    /// Close the session. It is the last output.
+    Close(Close),
+}
+
+/// A frame to send.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Frame {
+    /// A notification.
+    Notification(Arc<Notification>),
+    /// Another text frame.
+    Text(Utf8Bytes),
+    /// A WebSocket ping.
+    Ping,
+}
+
+/// An output that needs no socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    /// Read a page and pass it to [`Session::on_page`]. The session reads one page at a time.
+    ///
+    /// [`Session::on_page`]: super::Session::on_page
+    Read {
+        /// The feed.
+        feed: Feed,
+        /// The last number sent or skipped.
+        after: Seq,
+        /// Number of notifications that the window has room for.
+        wanted: usize,
+        /// The last version sent, if later marks are missing.
+        states_after: Option<Version>,
+    },
+    /// Store that the subscriber has everything up to `seq`.
+    Ack {
+        /// The feed.
+        feed: Feed,
+        /// The highest number acknowledged.
+        seq: Seq,
+    },
+    /// Measure a notification that the client acknowledged.
+    Acknowledged(Sent),
+    /// Store a mark and pass the replies to [`Session::on_replies`].
+    ///
+    /// [`Session::on_replies`]: super::Session::on_replies
+    Mark {
+        /// The feed.
+        feed: Feed,
+        /// The mark.
+        mark: Mark,
+    },
+    /// Have the epoch renewed, because the database has less than it had in this epoch.
+    Doubt,
+    /// Check the token of an `auth` frame and pass the result to [`Session::on_verified`].
+    ///
+    /// [`Session::on_verified`]: super::Session::on_verified
+    Verify {
+        /// The JWT.
+        token: String,
+    },
+}
+
+/// A notification that was sent and is not acknowledged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sent {
+    pub(super) seq: Seq,
+    /// The time of the event.
+    pub time: Option<OffsetDateTime>,
+    /// The span of its delivery, if it is traced.
+    pub origin: Option<Origin>,
+}

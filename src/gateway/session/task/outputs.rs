@@ -1,0 +1,175 @@
+//! Performs the outputs of a session: frames go to its socket, effects to the other parts of the
+//! gateway.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use futures_util::FutureExt;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::{SessionEnd, Task};
+use crate::gateway::auth::LEEWAY;
+use crate::gateway::session::socket::Socket;
+use crate::gateway::session::state::{Effect, Frame, Output};
+use crate::model::notification::Notification;
+use crate::model::protocol::{Close, WelcomeFeed};
+use crate::store::marks::MarkRequest;
+use crate::telemetry::traces;
+
+/// Time in which a client must take the frames that are written. If it does not, its session is
+/// closed as silent. Large events have more time, by their size.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+const WRITE_BYTES_PER_SECOND_MIN: usize = 32 * 1024;
+/// Bytes of queued frames that are written at once.
+const WRITE_BYTES: usize = 64 * 1024;
+
+impl Task {
+    /// Performs the outputs until there are none, and writes all frames.
+    pub(super) async fn perform_outputs<S: AsyncRead + AsyncWrite + Unpin>(
+        &mut self,
+        socket: &mut Socket<S>,
+    ) -> Result<(), SessionEnd> {
+        let (mut sent, begun) = (Vec::new(), SystemTime::now());
+        loop {
+            let outputs = self.session.take_outputs();
+            if outputs.is_empty() {
+                break;
+            }
+            for output in outputs {
+                match output {
+                    Output::Send(frame) => {
+                        queue(frame, socket, &mut sent);
+                        if socket.unsent_bytes() >= WRITE_BYTES {
+                            flush(socket).await?;
+                        }
+                    }
+                    Output::Perform(effect) => self.perform(effect),
+                    Output::Close(close) => return Err(SessionEnd::Close(close)),
+                }
+            }
+        }
+        // The socket also queues pongs.
+        if socket.unsent_bytes() > 0 {
+            flush(socket).await?;
+        }
+        self.on_sent(&sent, begun);
+        Ok(())
+    }
+
+    /// Performs an output that needs no socket.
+    pub(super) fn perform(&mut self, effect: Effect) {
+        match effect {
+            Effect::Read {
+                feed,
+                after,
+                wanted,
+                states_after,
+            } => {
+                self.page = Some(self.shared.replay.read(feed, after, wanted, states_after));
+            }
+            Effect::Ack { feed, seq } => {
+                self.shared.metrics.acks.inc();
+                let key = self.cursor_key(feed);
+                self.shared.cursors.ack(key, seq, &self.opened.epoch);
+            }
+            Effect::Acknowledged(sent) => {
+                self.measures.on_acknowledged(&sent, &self.shared.metrics);
+                if let Some(origin) = sent.origin {
+                    traces::acknowledged(&origin);
+                }
+            }
+            Effect::Mark { feed, mark } => {
+                let request = MarkRequest {
+                    feed,
+                    subscriber: self.opened.subscriber.clone(),
+                    said: mark,
+                };
+                let epoch = self.opened.epoch.clone();
+                let inbox = self.opened.registration.inbox().clone();
+                self.shared.marks.submit(request, epoch, inbox);
+            }
+            Effect::Doubt => self.shared.epochs.doubt(
+                &self.opened.epoch,
+                "a page ended below a number that was sent",
+            ),
+            Effect::Verify { token } => {
+                let verdict = self.verify(&token);
+                self.session
+                    .on_verified(verdict.as_ref().copied().map_err(String::as_str));
+            }
+        }
+    }
+
+    /// Measures and traces notifications that were queued at `begun` or later and are written.
+    fn on_sent(&mut self, sent: &[Arc<Notification>], begun: SystemTime) {
+        if sent.is_empty() {
+            return;
+        }
+        self.measures.on_sent(sent, &self.shared.metrics);
+        for notification in sent {
+            let Some(origin) = &notification.origin else {
+                continue;
+            };
+            let (feed, seq) = (notification.feed.as_str(), notification.seq.get());
+            if let Some(origin) = traces::delivered(origin, feed, seq, begun) {
+                self.session.on_traced(notification, origin);
+            }
+        }
+    }
+
+    /// Checks a new token. It must be for the same subscriber and name every feed of the session.
+    fn verify(&self, token: &str) -> Result<Instant, String> {
+        let grant = self
+            .shared
+            .authenticator
+            .check(token)
+            .map_err(|error| error.to_string())?;
+        if grant.subscriber != self.opened.subscriber {
+            return Err("the token is for another subscriber: reconnect with it".into());
+        }
+        // Every grant has the broadcast feed. A session that may mark it must keep that right.
+        let is_kept = |open: &WelcomeFeed| {
+            grant.feeds.contains(&open.feed)
+                && (open.shared || grant.shared.as_ref() != Some(&open.feed))
+        };
+        if !self.opened.feeds.iter().all(is_kept) {
+            return Err(
+                "the token does not name every feed of this session: reconnect with it".into(),
+            );
+        }
+        Ok(Instant::now() + grant.remaining() + LEEWAY)
+    }
+}
+
+/// Queues a frame in the socket. Adds a notification to `sent`.
+fn queue<S: AsyncRead + AsyncWrite + Unpin>(
+    frame: Frame,
+    socket: &mut Socket<S>,
+    sent: &mut Vec<Arc<Notification>>,
+) {
+    match frame {
+        Frame::Notification(notification) => {
+            socket.put_text(notification.frame.clone());
+            sent.push(notification);
+        }
+        Frame::Text(text) => socket.put_text(text),
+        Frame::Ping => socket.put_ping(),
+    }
+}
+
+/// Writes the queued frames. A client that does not take them in time is closed.
+async fn flush<S: AsyncRead + AsyncWrite + Unpin>(
+    socket: &mut Socket<S>,
+) -> Result<(), SessionEnd> {
+    let by_size = Duration::from_secs((socket.unsent_bytes() / WRITE_BYTES_PER_SECOND_MIN) as u64);
+    // Most writes end at once and need no timer.
+    let written = match socket.flush().now_or_never() {
+        Some(written) => Ok(written),
+        None => tokio::time::timeout(WRITE_TIMEOUT + by_size, socket.flush()).await,
+    };
+    match written {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err(SessionEnd::Gone),
+        Err(_) => Err(SessionEnd::Close(Close::Silent)),
+    }
+}
