@@ -1,7 +1,9 @@
-//! The gateway: subscribers connect over WebSocket, receive the notifications of their feeds, and send acks and marks.
+//! The gateway: subscribers connect over WebSocket, receive the notifications of their feeds, and
+//! send acks and marks.
 //!
-//! A request comes in through [`websocket`], which checks [`admission`], [`origin`] and [`auth`], and becomes a [`session`]. The
-//! session reads pages through [`replay`], moves [`cursors`] and writes [`marks`]. [`history`] and [`dashboard`] serve plain HTTP.
+//! A request comes in through [`websocket`], which checks [`admission`], [`origin`] and [`auth`],
+//! and becomes a [`session`]. The session reads pages through [`replay`], moves [`cursors`] and
+//! writes [`marks`]. [`history`] and [`dashboard`] serve plain HTTP.
 
 pub mod admission;
 pub mod auth;
@@ -11,6 +13,7 @@ pub mod handshake;
 pub mod history;
 pub mod marks;
 pub mod origin;
+pub mod refusal;
 pub mod replay;
 pub mod session;
 pub mod websocket;

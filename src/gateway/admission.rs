@@ -1,4 +1,4 @@
-//! How many sessions there may be on this replica: in all, and of one subscriber.
+//! Admission: bounds the number of sessions of this replica, in all and of one subscriber. No I/O.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -6,35 +6,35 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::model::feed::Subscriber;
 use crate::telemetry::metrics::{Counted, Metrics};
 
-/// Counts sessions.
+/// The counts of sessions and their bounds.
 #[derive(Debug)]
 pub struct Admission {
     sessions_max: usize,
     per_subscriber_max: usize,
     metrics: Arc<Metrics>,
-    /// Held for a count up or down.
+    /// Locked for one count up or down.
     counts: Mutex<Counts>,
 }
 
 #[derive(Debug, Default)]
 struct Counts {
     all: usize,
-    of: HashMap<Subscriber, usize>,
+    by_subscriber: HashMap<Subscriber, usize>,
 }
 
-/// Why there is no room.
+/// The reason why no session is admitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Full {
-    /// For anyone.
-    #[error("this replica has as many sessions as it may; try again")]
+    /// The replica has too many sessions.
+    #[error("this replica has as many sessions as it may have: try again")]
     Replica,
-    /// For this subscriber.
-    #[error("this subscriber has as many sessions as it may; close one first")]
+    /// The subscriber has too many sessions.
+    #[error("this subscriber has as many sessions as it may have: close one first")]
     Subscriber,
 }
 
 impl Admission {
-    /// With these bounds.
+    /// Makes an admission with these bounds.
     pub fn new(sessions_max: usize, per_subscriber_max: usize, metrics: Arc<Metrics>) -> Arc<Self> {
         Arc::new(Self {
             sessions_max,
@@ -44,17 +44,17 @@ impl Admission {
         })
     }
 
-    /// Takes a place, until the answer is dropped.
+    /// Admits a session. Its place is free again when the returned value is dropped.
     pub fn admit(self: &Arc<Self>, subscriber: &Subscriber) -> Result<Admitted, Full> {
         let mut counts = self.lock();
         if counts.all >= self.sessions_max {
             return Err(Full::Replica);
         }
-        let of = counts.of.entry(subscriber.clone()).or_default();
-        if *of >= self.per_subscriber_max {
+        let own = counts.by_subscriber.entry(subscriber.clone()).or_default();
+        if *own >= self.per_subscriber_max {
             return Err(Full::Subscriber);
         }
-        *of += 1;
+        *own += 1;
         counts.all += 1;
         let counted = Counted::in_gauge(&self.metrics.sessions);
         Ok(Admitted {
@@ -69,7 +69,7 @@ impl Admission {
     }
 }
 
-/// A session's place.
+/// The place of an admitted session.
 #[derive(Debug)]
 pub struct Admitted {
     admission: Arc<Admission>,
@@ -81,10 +81,10 @@ impl Drop for Admitted {
     fn drop(&mut self) {
         let mut counts = self.admission.lock();
         counts.all -= 1;
-        if let Some(of) = counts.of.get_mut(&self.subscriber) {
-            *of -= 1;
-            if *of == 0 {
-                counts.of.remove(&self.subscriber);
+        if let Some(own) = counts.by_subscriber.get_mut(&self.subscriber) {
+            *own -= 1;
+            if *own == 0 {
+                counts.by_subscriber.remove(&self.subscriber);
             }
         }
     }
@@ -95,19 +95,46 @@ impl Drop for Admitted {
 mod tests {
     use super::*;
 
+    fn subscribers() -> (Subscriber, Subscriber) {
+        let subscriber = |name| Subscriber::parse(name).unwrap();
+        (subscriber("a"), subscriber("b"))
+    }
+
     #[test]
-    fn places_are_bounded_and_given_back() {
+    fn the_replica_and_each_subscriber_have_a_bound_of_sessions() {
         let admission = Admission::new(3, 2, Arc::default());
-        let (a, b) = (
-            Subscriber::parse("a").unwrap(),
-            Subscriber::parse("b").unwrap(),
-        );
+        let (a, b) = subscribers();
         let first = admission.admit(&a).unwrap();
         let _second = admission.admit(&a).unwrap();
         assert_eq!(admission.admit(&a).unwrap_err(), Full::Subscriber);
         let _third = admission.admit(&b).unwrap();
         assert_eq!(admission.admit(&b).unwrap_err(), Full::Replica);
         drop(first);
-        assert!(admission.admit(&a).is_ok());
+        assert!(admission.admit(&a).is_ok(), "a place is free again");
+    }
+
+    #[test]
+    fn a_refused_session_takes_no_place() {
+        let metrics = Arc::<Metrics>::default();
+        let admission = Admission::new(2, 1, metrics.clone());
+        let (a, b) = subscribers();
+        let first = admission.admit(&a).unwrap();
+        for _ in 0..5 {
+            assert_eq!(admission.admit(&a).unwrap_err(), Full::Subscriber);
+        }
+        let second = admission.admit(&b).unwrap();
+        assert_eq!(metrics.sessions.get(), 2);
+        drop((first, second));
+        assert_eq!(metrics.sessions.get(), 0);
+        assert!(admission.lock().by_subscriber.is_empty());
+    }
+
+    #[test]
+    fn a_full_replica_keeps_no_count_of_refused_subscribers() {
+        let admission = Admission::new(1, 1, Arc::default());
+        let (a, b) = subscribers();
+        let _first = admission.admit(&a).unwrap();
+        assert_eq!(admission.admit(&b).unwrap_err(), Full::Replica);
+        assert_eq!(admission.lock().by_subscriber.len(), 1);
     }
 }

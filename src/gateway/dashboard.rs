@@ -1,6 +1,8 @@
-//! `GET /` and `/assets/{file}`: the dashboard, as `web/dashboard` built it; embedded, so that the binary is all there is.
+//! The dashboard: `GET /` and `/assets/{file}` serve the files that `web/dashboard` builds and that
+//! the binary embeds.
 //!
-//! It is served to anyone: it holds nothing, and gets what it shows with its reader's token.
+//! Everyone may fetch them, because they have no data. The page fetches its data with the token of
+//! its user.
 
 use axum::Router;
 use axum::extract::Path;
@@ -14,11 +16,11 @@ use axum::routing::get;
 
 use crate::http::problem::Problem;
 
-/// What a build left.
+/// The files of a build.
 struct Embedded {
     page: &'static str,
     page_tag: &'static str,
-    /// Name, content, and the same gzipped. A name has its content's hash in it.
+    /// Name, content and gzipped content. The name contains a hash of the content.
     assets: &'static [(&'static str, &'static [u8], &'static [u8])],
 }
 
@@ -27,14 +29,15 @@ const EMBEDDED: Embedded = include!(concat!(
     "/web/dashboard/dist/embedded.rs"
 ));
 
-/// Allows no other origin, nothing inline, and no markup from text, so that a customer's name never becomes a script.
-/// `'self'` covers the page's WebSocket too (CSP3 §6.7.2.8).
+/// Nothing from other origins, nothing inline, and no markup from text, so that a customer's name
+/// never becomes a script. `'self'` also permits the WebSocket of the page (CSP3 §6.7.2.8).
+/// `lit-html` is the one policy that the components need, for templates of their own.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; \
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; \
-                      trusted-types 'none'";
+                      trusted-types lit-html";
 const PERMISSIONS: &str =
     "camera=(), display-capture=(), geolocation=(), microphone=(), payment=(), usb=()";
-/// The page names the assets of its build: it is asked for anew each time.
+/// The page names the assets of its build, so browsers must fetch it each time.
 const PAGE_CACHE: &str = "no-cache";
 const ASSET_CACHE: &str = "public, max-age=31536000, immutable";
 
@@ -46,7 +49,7 @@ pub fn router<S: Clone + Send + Sync + 'static>() -> Router<S> {
 }
 
 async fn page(headers: HeaderMap) -> Response {
-    answer(
+    respond(
         &headers,
         EMBEDDED.page_tag,
         "text/html; charset=utf-8",
@@ -60,7 +63,7 @@ async fn asset(Path(file): Path<String>, headers: HeaderMap) -> Response {
     else {
         return Problem::new(
             StatusCode::NOT_FOUND,
-            "this build of the dashboard has no such file",
+            "the dashboard has no such file: reload the page",
         )
         .into_response();
     };
@@ -68,10 +71,10 @@ async fn asset(Path(file): Path<String>, headers: HeaderMap) -> Response {
         Some("js") => "text/javascript; charset=utf-8",
         _ => "text/css; charset=utf-8",
     };
-    let gzip = takes_gzip(&headers);
-    // Its two encodings are two representations (RFC 9110 §8.8.3).
+    let gzip = accepts_gzip(&headers);
+    // Each encoding needs its own tag (RFC 9110 §8.8.3).
     let tag = format!("\"{name}{}\"", if gzip { ".gz" } else { "" });
-    let mut response = answer(
+    let mut response = respond(
         &headers,
         &tag,
         content_type,
@@ -89,7 +92,7 @@ async fn asset(Path(file): Path<String>, headers: HeaderMap) -> Response {
     response
 }
 
-fn answer(
+fn respond(
     headers: &HeaderMap,
     tag: &str,
     content_type: &'static str,
@@ -121,7 +124,7 @@ fn answer(
     (fixed, [(ETAG, tag)], body).into_response()
 }
 
-fn takes_gzip(headers: &HeaderMap) -> bool {
+fn accepts_gzip(headers: &HeaderMap) -> bool {
     let accepted = headers
         .get_all(ACCEPT_ENCODING)
         .iter()

@@ -1,39 +1,38 @@
-//! What a WebSocket handshake offers and asks for, read from its headers and query: no I/O.
+//! The WebSocket handshake: headers become an [`Offer`], the query becomes [`Wishes`]. No I/O.
 //!
-//! tungstenite's own handshake is not used, because the request has passed through HTTP already; so everything that
-//! RFC 6455 §4.2.1 asks a server to check is checked here.
+//! tungstenite's own handshake is not used, because the request has passed through HTTP already; so
+//! everything that RFC 6455 §4.2.1 asks a server to check is checked here.
 
 use axum::http::header::{
     AUTHORIZATION, CONNECTION, ORIGIN, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
     SEC_WEBSOCKET_VERSION, UPGRADE,
 };
-use axum::http::{HeaderMap, HeaderName, StatusCode, Version};
+use axum::http::{HeaderMap, HeaderName, Version};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use crate::gateway::auth::TokenError;
-use crate::gateway::session::state::Place;
-use crate::http::problem::Problem;
+use super::refusal::NotAHandshake;
+use super::session::state::Place;
 use crate::model::feed::{self, Device, Epoch, Feed, Seq};
 use crate::model::protocol::{BEARER_SUBPROTOCOL_PREFIX, SUBPROTOCOL};
 
-/// Most `after` parameters, and most `state`: as many as a token may name feeds.
+/// Most `after` parameters, and most `state` parameters: one for each feed that a token may grant.
 const PLACES_MAX: usize = 65;
 
-/// A handshake that is WebSocket and ours; who it is from is not known yet.
+/// A WebSocket handshake whose token is not checked yet.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Offer {
     /// `Sec-WebSocket-Key`.
     pub key: String,
-    /// The client offered [`SUBPROTOCOL`]; it is selected.
+    /// Whether the client offered [`SUBPROTOCOL`].
     pub subprotocol: bool,
     /// The token.
     pub token: Option<String>,
-    /// It is from a page, whose script sees close codes and no HTTP status: a refusal is a close.
+    /// Whether a page sent it. Its script can read close codes but no HTTP status.
     pub is_page: bool,
 }
 
-/// What the query of a handshake asks for.
+/// The parameters in the query of a handshake.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Wishes {
     /// `?device=`.
@@ -44,22 +43,27 @@ pub struct Wishes {
     pub state: Vec<(Feed, Place<feed::Version>)>,
 }
 
+impl Wishes {
+    /// The feeds that the parameters name.
+    pub fn feeds(&self) -> impl Iterator<Item = &Feed> {
+        let after = self.after.iter().map(|(feed, _)| feed);
+        after.chain(self.state.iter().map(|(feed, _)| feed))
+    }
+}
+
 /// Reads the headers of a handshake.
-pub fn offer(version: Version, headers: &HeaderMap) -> Result<Offer, Problem> {
+pub fn offer(version: Version, headers: &HeaderMap) -> Result<Offer, NotAHandshake> {
     if version < Version::HTTP_11 {
-        let detail = "a WebSocket handshake is HTTP/1.1: let your proxy speak it (nginx: proxy_http_version 1.1)";
-        return Err(Problem::new(StatusCode::HTTP_VERSION_NOT_SUPPORTED, detail));
+        return Err(NotAHandshake::HttpVersion);
     }
     let key = websocket_key(headers)?;
     let offered = list(headers, SEC_WEBSOCKET_PROTOCOL);
     let subprotocol = offered.contains(&SUBPROTOCOL);
     if !offered.is_empty() && !subprotocol {
-        return Err(Problem::new(
-            StatusCode::BAD_REQUEST,
-            format!("offer the subprotocol {SUBPROTOCOL}"),
-        ));
+        return Err(NotAHandshake::Subprotocol);
     }
-    // The subprotocol first: a browser adds credentials for the site, and proxies add their own, that are none of ours.
+    // The subprotocol first, because browsers and proxies add `Authorization` headers that are not
+    // for this service.
     let of_page = offered
         .iter()
         .find_map(|name| name.strip_prefix(BEARER_SUBPROTOCOL_PREFIX));
@@ -74,7 +78,7 @@ pub fn offer(version: Version, headers: &HeaderMap) -> Result<Offer, Problem> {
     })
 }
 
-/// Reads the query of a handshake. Parameters that are not ours are not looked at. An error is for the one who wrote it.
+/// Reads the query of a handshake. Unknown parameters are ignored. The error is for the client.
 pub fn wishes(query: &str) -> Result<Wishes, String> {
     let mut wishes = Wishes::default();
     for (name, value) in query.split('&').filter_map(|pair| pair.split_once('=')) {
@@ -96,8 +100,8 @@ pub fn wishes(query: &str) -> Result<Wishes, String> {
                     .state
                     .push(place.ok_or("state must be FEED:VERSION or FEED:VERSION:EPOCH")?);
             }
-            // A token in a URL ends in logs and histories.
-            "token" | "access_token" => return Err("a token does not belong in a URL".into()),
+            // URLs are written to logs and histories.
+            "token" | "access_token" => return Err("do not send a token in the URL: use the subprotocol bearer.TOKEN or an Authorization header".into()),
             _ => {}
         }
     }
@@ -106,31 +110,21 @@ pub fn wishes(query: &str) -> Result<Wishes, String> {
     Ok(wishes)
 }
 
-fn websocket_key(headers: &HeaderMap) -> Result<String, Problem> {
+fn websocket_key(headers: &HeaderMap) -> Result<String, NotAHandshake> {
     let has = |name, token: &str| {
         list(headers, name)
             .iter()
             .any(|value| value.eq_ignore_ascii_case(token))
     };
     if !has(CONNECTION, "upgrade") || !has(UPGRADE, "websocket") {
-        let detail = "this is a WebSocket endpoint: connect to it with a WebSocket client";
-        return Err(Problem::new(StatusCode::UPGRADE_REQUIRED, detail).with(UPGRADE, "websocket"));
+        return Err(NotAHandshake::NoUpgrade);
     }
     if text(headers, SEC_WEBSOCKET_VERSION) != Some("13") {
-        let problem = Problem::new(
-            StatusCode::UPGRADE_REQUIRED,
-            "the WebSocket version must be 13",
-        );
-        return Err(problem.with(SEC_WEBSOCKET_VERSION, "13"));
+        return Err(NotAHandshake::WebSocketVersion);
     }
     let key = text(headers, SEC_WEBSOCKET_KEY)
         .filter(|key| STANDARD.decode(key).is_ok_and(|bytes| bytes.len() == 16));
-    key.map(Into::into).ok_or_else(|| {
-        Problem::new(
-            StatusCode::BAD_REQUEST,
-            "Sec-WebSocket-Key must be 16 bytes in base64",
-        )
-    })
+    key.map(Into::into).ok_or(NotAHandshake::Key)
 }
 
 /// The token of `Authorization: Bearer` (RFC 6750 §2.1).
@@ -139,7 +133,7 @@ pub fn bearer(headers: &HeaderMap) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
-/// An epoch begins with a letter, which no number does.
+/// Parses `FEED:NUMBER` or `FEED:NUMBER:EPOCH`. An epoch begins with a letter, and no number does.
 fn place<T>(value: &str, number: impl Fn(i64) -> Option<T>) -> Option<(Feed, Place<T>)> {
     let (rest, last) = value.rsplit_once(':')?;
     let (feed, written, epoch) = match last.starts_with(|first: char| first.is_ascii_alphabetic()) {
@@ -169,7 +163,7 @@ fn one_each<T: Ord>(name: &str, places: &mut [(Feed, Place<T>)]) -> Result<(), S
     }
 }
 
-/// Decodes `%XX`, and `+` for a space, because `URLSearchParams` writes one so.
+/// Decodes `%XX`, and `+` as a space, because `URLSearchParams` writes a space as `+`.
 fn percent_decoded(value: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(value.len());
     let mut rest = value.as_bytes().iter().copied();
@@ -185,14 +179,14 @@ fn percent_decoded(value: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
-/// A header that is there once and is text.
+/// A header that occurs once and is text.
 pub(super) fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
     let mut values = headers.get_all(name).iter();
     let only = values.next().filter(|_| values.next().is_none())?;
     only.to_str().ok()
 }
 
-/// The members of a header that is a list.
+/// The members of a list header.
 fn list(headers: &HeaderMap, name: HeaderName) -> Vec<&str> {
     let values = headers
         .get_all(name)
@@ -203,11 +197,6 @@ fn list(headers: &HeaderMap, name: HeaderName) -> Vec<&str> {
         .map(str::trim)
         .filter(|value| !value.is_empty())
         .collect()
-}
-
-/// The 401 response to a request whose token is missing or rejected.
-pub(super) fn unauthorized(error: TokenError) -> Problem {
-    Problem::unauthorized(error.to_string(), error.retry_after())
 }
 
 #[cfg(test)]
@@ -230,7 +219,7 @@ mod tests {
             .collect()
     }
 
-    fn offered(more: &[(&'static str, &str)]) -> Result<Offer, Problem> {
+    fn offered(more: &[(&'static str, &str)]) -> Result<Offer, NotAHandshake> {
         offer(Version::HTTP_11, &headers(more))
     }
 
@@ -250,9 +239,9 @@ mod tests {
         assert_eq!(
             with(&[page, ("authorization", "Basic x")]),
             of_page,
-            "a site's own credentials"
+            "credentials of the site"
         );
-        assert_eq!(with(&[page, program]), of_page, "a proxy's own token");
+        assert_eq!(with(&[page, program]), of_page, "a token of a proxy");
         assert_eq!(with(&[program]), (Some("t".into()), false, false));
         let (ours, origin) = (
             ("sec-websocket-protocol", "shopbell.v1"),
@@ -261,7 +250,7 @@ mod tests {
         assert_eq!(
             with(&[ours, program, origin]),
             (Some("t".into()), true, false),
-            "a page can set no header"
+            "a page cannot set headers"
         );
         assert_eq!(with(&[ours, origin]), (None, true, true));
         assert_eq!(with(&[ours]), (None, true, false));
@@ -273,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_websocket_handshake_is_refused() {
+    fn a_request_without_a_websocket_handshake_is_refused() {
         for (name, value) in [
             ("connection", "close"),
             ("upgrade", "h2c"),
@@ -292,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn device_and_after_are_read_from_the_query() {
+    fn device_and_places_are_read_from_the_query() {
         let asked =
             wishes("device=till+2&after=m%2F1:7:e9&after=all:0&other=%E9&=&&device&state=all:3")
                 .unwrap();

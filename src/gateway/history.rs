@@ -1,4 +1,7 @@
-//! `GET /v1/feeds/{feed}/notifications` and `GET /v1/notifications?feed={feed}`: looking back, newest first, a page at a time.
+//! The history: `GET /v1/feeds/{feed}/notifications` and `GET /v1/notifications?feed={feed}`.
+//!
+//! A request with a token comes in; a page of one feed goes out as JSON, newest first. It never
+//! changes a cursor or a mark.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,9 +17,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tower_http::cors::CorsLayer;
 
-use super::handshake::{bearer, unauthorized};
+use super::auth::TokenError;
+use super::handshake::bearer;
+use super::refusal::Refusal;
 use super::websocket::Gateway;
-use crate::gateway::auth::TokenError;
 use crate::http::problem::Problem;
 use crate::model::feed::{Epoch, Feed, Seq, Version};
 use crate::store::StoreError;
@@ -24,13 +28,13 @@ use crate::store::history::{HistoryPage, Look, read};
 
 const LIMIT_DEFAULT: u8 = 50;
 const LIMIT_MAX: u8 = 200;
-/// How long a browser may remember which origins are let in.
+/// Time for which a browser may cache the allowed origins.
 const PREFLIGHT_MAX_AGE: Duration = Duration::from_secs(600);
 
-/// The query. What is not named here is ignored.
+/// The query. Other parameters are ignored.
 #[derive(Debug, Deserialize)]
 struct Parameters {
-    /// Only if the path does not name it.
+    /// Present only if the path has no feed.
     feed: Option<String>,
     before: Option<i64>,
     limit: Option<u8>,
@@ -41,9 +45,9 @@ struct Parameters {
     collapse: Option<bool>,
 }
 
-/// The answer.
+/// The body of the response.
 #[derive(Serialize)]
-struct Answer<'a> {
+struct Body<'a> {
     feed: &'a Feed,
     last: Seq,
     version: Version,
@@ -52,26 +56,28 @@ struct Answer<'a> {
     unhandled: i64,
     /// The `notification` frames of the WebSocket protocol.
     notifications: Vec<&'a RawValue>,
-    /// `before` of the next page; a page may be short or empty and still have one.
+    /// `before` of the next page. A short or empty page may have one too.
     next: Option<Seq>,
 }
 
-/// The feed `.` in a path: a URL parser removes that segment (RFC 3986 §5.2.4, WHATWG URL), so this is all that arrives …
+/// The rest of the path for the feed `.`, because URL parsers remove that segment (RFC 3986 §5.2.4,
+/// WHATWG URL).
 const REST_OF_DOT: &str = "notifications";
-/// … and it removes two for the feed `..`, which leaves `/v1/notifications`.
+/// The feed of `/v1/notifications` without a query: for the feed `..`, URL parsers remove two
+/// segments.
 const DOT_DOT: &str = "..";
 
-/// The routes; pages of these origins may ask.
+/// The routes. Pages of these origins may fetch them.
 pub fn router(allowed_origins: &[String]) -> Router<Arc<Gateway>> {
     Router::new()
-        // A feed may have slashes, and many proxies decode %2F.
-        .route("/v1/feeds/{*rest}", get(of_path))
-        // Some proxies merge slashes, and browsers remove segments of dots.
-        .route("/v1/notifications", get(of_query))
+        // A feed may have slashes, and many proxies decode `%2F`.
+        .route("/v1/feeds/{*rest}", get(list_by_path))
+        // For feeds in whose path proxies merge slashes or browsers remove dots.
+        .route("/v1/notifications", get(list_by_query))
         .layer(cors(allowed_origins))
 }
 
-async fn of_path(
+async fn list_by_path(
     State(gateway): State<Arc<Gateway>>,
     rest: Result<Path<String>, PathRejection>,
     parameters: Result<Query<Parameters>, QueryRejection>,
@@ -86,13 +92,13 @@ async fn of_path(
     let feed = feed.ok_or_else(|| {
         Problem::new(
             StatusCode::NOT_FOUND,
-            "there is /v1/feeds/{feed}/notifications",
+            "unknown path: use /v1/feeds/{feed}/notifications",
         )
     })?;
     list(&gateway, feed, parameters, &headers).await
 }
 
-async fn of_query(
+async fn list_by_query(
     State(gateway): State<Arc<Gateway>>,
     parameters: Result<Query<Parameters>, QueryRejection>,
     headers: HeaderMap,
@@ -110,18 +116,16 @@ async fn of_query(
     .await
 }
 
-/// Answers with a page of a feed that the token names.
+/// Responds with a page of a feed, if the token names the feed.
 async fn list(
     gateway: &Gateway,
     feed: &str,
     parameters: Result<Query<Parameters>, QueryRejection>,
     headers: &HeaderMap,
 ) -> Result<Response, Problem> {
-    let token = bearer(headers).ok_or_else(|| unauthorized(TokenError::Missing))?;
-    let grant = gateway
-        .shared
-        .authenticator
-        .check(token)
+    let grant = bearer(headers)
+        .ok_or(TokenError::Missing)
+        .and_then(|token| gateway.shared.authenticator.check(token))
         .map_err(unauthorized)?;
     let feed = Feed::parse(feed).map_err(|error| bad(error.to_string()))?;
     let Query(parameters) = parameters.map_err(|error| bad(error.body_text()))?;
@@ -129,41 +133,51 @@ async fn list(
         if feed.as_str() == DOT_DOT && parameters.feed.is_none() {
             return Err(bad("name the feed: /v1/notifications?feed=FEED".into()));
         }
-        return Err(Problem::new(
-            StatusCode::FORBIDDEN,
-            format!("the token does not name the feed {feed}"),
-        ));
+        return Err(Refusal::ForeignFeed(feed).problem());
     }
-    let look = look(feed, &parameters).map_err(|detail| bad(detail.into()))?;
-    let page = read(&gateway.history, &look).await.map_err(|error| match error {
-        StoreError::Away(_) | StoreError::Silent(_) => {
-            tracing::warn!(%error, "a page of history could not be read");
-            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the database does not answer").retry_later()
-        }
-        error => {
-            gateway.shared.metrics.damaged_reads.inc_by(u64::from(error.blames_rows()));
-            tracing::error!(%error, feed = look.feed.as_str(), "a page of history could not be read");
-            Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the history could not be read")
-        }
-    })?;
-    // Numbers and times of a person: not for a cache between us.
+    let request = request(feed, &parameters).map_err(|detail| bad(detail.into()))?;
+    let page = read(&gateway.history, &request)
+        .await
+        .map_err(|error| unreadable(gateway, &request.feed, &error))?;
+    // Counts and times change, and the page is for one subscriber.
     Ok((
         [
             (CONTENT_TYPE, "application/json"),
             (CACHE_CONTROL, "no-store"),
         ],
-        body(&look.feed, &page),
+        body(&request.feed, &page),
     )
         .into_response())
+}
+
+/// The response if Postgres cannot read a page.
+fn unreadable(gateway: &Gateway, feed: &Feed, error: &StoreError) -> Problem {
+    if let StoreError::Away(_) | StoreError::Silent(_) = error {
+        tracing::warn!(%error, "a page of history could not be read");
+        let detail = "the database does not answer: try again";
+        return Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail).retry_later();
+    }
+    let damaged = u64::from(error.blames_rows());
+    gateway.shared.metrics.damaged_reads.inc_by(damaged);
+    tracing::error!(%error, feed = feed.as_str(), "a page of history could not be read");
+    Problem::new(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "this page of history cannot be read",
+    )
+}
+
+/// A token without a feed is forbidden for a session and unauthorized here.
+fn unauthorized(error: TokenError) -> Problem {
+    Problem::unauthorized(error.to_string(), error.retry_after())
 }
 
 fn bad(detail: String) -> Problem {
     Problem::new(StatusCode::BAD_REQUEST, detail)
 }
 
-/// Lets the pages of these origins ask, as they may connect; without a list only the page's own.
+/// The origins that may fetch pages: those that may connect. Without a list, only the same origin.
 fn cors(allowed_origins: &[String]) -> CorsLayer {
-    // What the configuration took is printable; what were not could not be an origin.
+    // The configuration accepts only printable origins.
     let origins = allowed_origins
         .iter()
         .filter_map(|origin| HeaderValue::from_str(origin).ok());
@@ -174,12 +188,12 @@ fn cors(allowed_origins: &[String]) -> CorsLayer {
         .max_age(PREFLIGHT_MAX_AGE)
 }
 
-fn look(feed: Feed, parameters: &Parameters) -> Result<Look, &'static str> {
+fn request(feed: Feed, parameters: &Parameters) -> Result<Look, &'static str> {
     let before = match parameters.before {
         Some(before) => Some(
             Seq::new(before)
                 .filter(|seq| *seq > Seq::ZERO)
-                .ok_or("before must be a seq, from 1")?,
+                .ok_or("before must be a seq: a whole number from 1")?,
         ),
         None => None,
     };
@@ -188,7 +202,7 @@ fn look(feed: Feed, parameters: &Parameters) -> Result<Look, &'static str> {
         return Err("limit must be a whole number from 1 to 200");
     }
     let (unread, unhandled) = (parameters.unread, parameters.unhandled);
-    // Who asks for what is counted gets what is counted.
+    // Pages of `unread` or `unhandled` are not collapsed, so that their length matches the counts.
     let collapse = parameters.collapse.unwrap_or(!unread && !unhandled);
     Ok(Look {
         feed,
@@ -201,12 +215,12 @@ fn look(feed: Feed, parameters: &Parameters) -> Result<Look, &'static str> {
 }
 
 fn body(feed: &Feed, page: &HistoryPage) -> String {
-    // A frame is JSON: it was rendered as such.
+    // A frame is always JSON.
     let frames = page
         .notifications
         .iter()
         .filter_map(|notification| serde_json::from_str(&notification.frame).ok());
-    let answer = Answer {
+    let body = Body {
         feed,
         last: page.counts.last,
         version: page.version,
@@ -216,6 +230,6 @@ fn body(feed: &Feed, page: &HistoryPage) -> String {
         notifications: frames.collect(),
         next: page.next,
     };
-    // Serialising numbers, names and raw JSON to a string cannot fail.
-    serde_json::to_string(&answer).unwrap_or_default()
+    // Numbers, names and raw JSON always serialize.
+    serde_json::to_string(&body).unwrap_or_default()
 }

@@ -1,4 +1,4 @@
-//! From which pages a browser may connect (RFC 6454).
+//! The check of the `Origin` header (RFC 6454): only pages of allowed origins may connect. No I/O.
 
 use axum::http::HeaderMap;
 use axum::http::header::{HOST, ORIGIN};
@@ -6,8 +6,9 @@ use url::Url;
 
 use super::handshake::text;
 
-/// Whether a page of the request's origin may connect. A request without `Origin` is no browser's: its token decides. `allowed`
-/// are origins as browsers write them; if there is none, only the page's own host is let in.
+/// Whether a page of the request's origin may connect. A request without `Origin` is not from a
+/// browser, so only its token counts. `allowed` has origins as browsers write them. If it is empty,
+/// only pages of the request's own host may connect.
 pub fn is_allowed(headers: &HeaderMap, allowed: &[String]) -> bool {
     if !headers.contains_key(ORIGIN) {
         return true;
@@ -21,8 +22,8 @@ pub fn is_allowed(headers: &HeaderMap, allowed: &[String]) -> bool {
     }
 }
 
-/// Whether a page is of the host that the request names. Their schemes are not compared, because TLS may end before this server,
-/// so that a host without a port has the default port of the page's scheme.
+/// Whether an origin is of this host. The scheme of the request is not known, because TLS may end
+/// before this server. So a host without a port gets the default port of the origin's scheme.
 fn is_of_host(origin: &Url, host: &str) -> bool {
     let is_host = !host.is_empty() && !host.contains(['/', '\\', '@', '?', '#']);
     let ours = is_host
@@ -80,7 +81,10 @@ mod tests {
         ] {
             check(host, origin, &[], false);
         }
-        assert!(is_allowed(&HeaderMap::new(), &[]), "no browser");
+        assert!(
+            is_allowed(&HeaderMap::new(), &[]),
+            "a request that is not from a browser"
+        );
     }
 
     #[test]

@@ -1,4 +1,7 @@
-//! Reads pages for sessions that are behind: one query for many of them. And the slow sweep behind every hint.
+//! Replay: reads pages for sessions that are behind. Requests come in; one query reads the pages of
+//! many sessions.
+//!
+//! A request gets its page, or its sender is dropped. [`sweep`] finds hints that were lost.
 
 pub mod sweep;
 
@@ -18,52 +21,55 @@ use crate::store::pages::PageRequest;
 use crate::store::pools::Pool;
 use crate::telemetry::metrics::Metrics;
 
-/// Most sessions served by one query: with a page's bounds this also bounds the memory of one answer.
+/// Most requests in one query. With the bounds of a page, this bounds the memory of its result.
 const REQUESTS_PER_QUERY_MAX: usize = 64;
-/// Queries at once: another only where a whole query's worth waits, so that few sessions do not become many queries …
+/// Most queries at the same time. The second begins only if the requests fill a query, or if the
+/// first query is slow.
 const READERS: usize = 2;
-/// … or where the first takes so long that something may be wrong with it.
+/// Duration after which a query is slow.
 const SLOW_QUERY: Duration = Duration::from_millis(200);
-/// Where several sessions shared a query, as when all come back at once, the next is begun only after so many times as long
-/// as it took, or when it is full: so that more share it.
+/// Rest after a query of several sessions, in multiples of its duration, so that more sessions
+/// share the next one. A full query does not wait.
 const REST_TIMES: u32 = 2;
 const REST_MAX: Duration = Duration::from_millis(50);
-/// How long a query is tried before its sessions are given up: they reconnect, and others have had their turn.
+/// Time after which a query that fails again and again is given up. Its sessions are closed and
+/// reconnect.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(60);
-/// Of a damaged feed fewer rows are read at a time, so that its sessions get what lies before the damage.
+/// Rows per read of a damaged feed. Small reads return the notifications before the damage.
 const ROWS_BEFORE_DAMAGE: [i64; 2] = [16, 1];
 
-/// A page that a session asked for.
+/// The request of one session.
 #[derive(Debug)]
 struct Request {
     page: PageRequest,
     reply: oneshot::Sender<Arc<Page>>,
 }
 
-/// Where sessions ask for pages.
+/// Takes the requests of sessions.
 #[derive(Debug, Clone)]
 pub struct Replay {
     requests: mpsc::Sender<Request>,
 }
 
-/// The receiving end, to be run.
+/// Reads the pages that are requested.
 #[derive(Debug)]
 pub struct ReplayWorker {
     requests: mpsc::Receiver<Request>,
     reader: Reader,
 }
 
-/// What a query needs.
+/// Runs the queries.
 #[derive(Debug, Clone)]
 struct Reader {
     pool: Pool,
     metrics: Arc<Metrics>,
-    /// Feeds that share no query with others.
+    /// Damaged feeds, which share no query with others.
     damaged: Arc<Damaged>,
 }
 
 impl Replay {
-    /// A session asks for one page at a time, so `sessions_max` bounds what waits.
+    /// Makes the replay and its worker. Each session requests one page at a time, so `sessions_max`
+    /// bounds the requests.
     pub fn new(pool: Pool, metrics: Arc<Metrics>, sessions_max: usize) -> (Self, ReplayWorker) {
         let (sender, requests) = mpsc::channel(sessions_max.max(1));
         let reader = Reader {
@@ -74,29 +80,30 @@ impl Replay {
         (Self { requests: sender }, ReplayWorker { requests, reader })
     }
 
-    /// Asks for what follows `after`, `wanted` notifications if there are as many, and for the changes after a version where
-    /// they are wanted. The answer comes when the database gives it; it is dropped with the receiver.
+    /// Requests `wanted` notifications after `after`, and the marks after a version if one is
+    /// given. The page may have more or fewer notifications. To cancel the request, drop the
+    /// receiver.
     pub fn read(
         &self,
         feed: Feed,
         after: Seq,
         wanted: usize,
-        changes_after: Option<Version>,
+        states_after: Option<Version>,
     ) -> oneshot::Receiver<Arc<Page>> {
         let (reply, receiver) = oneshot::channel();
         let page = PageRequest {
             feed,
             after,
             rows: rows(wanted),
-            changes_after,
+            changes_after: states_after,
         };
-        // Full or closed only while stopping: the receiver then sees its sender gone.
+        // If the channel is closed, the sender is dropped, and the receiver returns an error.
         let _ = self.requests.try_send(Request { page, reply });
         receiver
     }
 }
 
-/// Pages come in few sizes: small ones for a session that makes room bit by bit, and the same for all who can share one.
+/// The number of rows to read. There are few sizes, so that sessions share pages.
 fn rows(wanted: usize) -> i64 {
     match wanted {
         0..=16 => 16,
@@ -106,8 +113,8 @@ fn rows(wanted: usize) -> i64 {
 }
 
 impl ReplayWorker {
-    /// Serves until every [`Replay`] is dropped. What waits when a query ends is the next one. Requests for damaged feeds have a
-    /// query of their own.
+    /// Serves until every [`Replay`] is dropped. The requests that wait when a query ends are the
+    /// next query. Requests for damaged feeds have a query of their own.
     pub async fn run(mut self) {
         let (mut waiting, mut queries) = (Vec::new(), JoinSet::new());
         let (mut waiting_apart, mut query_apart) = (Vec::new(), JoinSet::new());
@@ -151,8 +158,8 @@ impl ReplayWorker {
 }
 
 impl Reader {
-    /// Reads each wanted page once and gives it to all that want it; waits for a database that is away, but not for ever: it may
-    /// be this query that cannot succeed. A session whose page is not read sees its request dropped.
+    /// Reads each page once and sends it to all sessions that requested it. If the database is
+    /// away, repeats the read for a time. If a page cannot be read, its requests are dropped.
     async fn serve(&self, mut requests: Vec<Request>) {
         let (begun, mut backoff) = (Instant::now(), Backoff::default());
         let mut wanted: Vec<PageRequest> = requests
@@ -190,13 +197,14 @@ impl Reader {
                 }
                 let wait = backoff.next_wait();
                 self.metrics.retries.inc("pages");
-                tracing::warn!(%error, pages = part.len(), wait_ms = wait.as_millis(), "pages could not be read; trying again");
+                tracing::warn!(%error, pages = part.len(), wait_ms = wait.as_millis(), "pages could not be read; the read is repeated");
                 tokio::time::sleep(wait).await;
             }
         }
     }
 
-    /// Gives the sessions of a damaged feed what lies before the damage, if there is anything.
+    /// Sends the notifications before the damage to the sessions of a damaged feed, if there are
+    /// any.
     async fn serve_damaged(
         &self,
         requests: &mut Vec<Request>,
@@ -205,7 +213,7 @@ impl Reader {
     ) {
         let (feed, after) = (page.feed.as_str(), page.after.get());
         if self.damaged.keep_apart(&page.feed) {
-            tracing::error!(%error, feed, after, "stored rows of a feed cannot be read; it is read apart from others");
+            tracing::error!(%error, feed, after, "a feed has rows that Postgres cannot read; it is read apart from others");
         }
         for rows in ROWS_BEFORE_DAMAGE
             .into_iter()
@@ -220,7 +228,7 @@ impl Reader {
             }
         }
         self.metrics.damaged_reads.inc();
-        tracing::warn!(%error, feed, after, "the row after this one cannot be read; sessions of the feed are closed");
+        tracing::warn!(%error, feed, after, "the row after this one cannot be read; the sessions of the feed are closed");
         requests.retain(|request| request.page != *page);
     }
 
@@ -228,27 +236,27 @@ impl Reader {
         let read = store::pages::read(&self.pool, pages).await?;
         self.metrics.page_queries.inc();
         self.metrics.pages_read.inc_by(read.len() as u64);
-        read.iter()
-            .for_each(|page| report_lost(&self.metrics, page));
+        read.iter().for_each(|page| count_lost(&self.metrics, page));
         Ok(read)
     }
 }
 
-/// Gives each session the page that it wants, if it is among these, which are sorted.
+/// Sends pages to the sessions that requested them. `wanted` is sorted and has the request of each
+/// page.
 fn reply(requests: &mut Vec<Request>, wanted: &[PageRequest], pages: Vec<Page>) {
     let pages: Vec<Arc<Page>> = pages.into_iter().map(Arc::new).collect();
     let is_read = |request: &mut Request| wanted.binary_search(&request.page).is_ok();
     for request in requests.extract_if(.., is_read) {
         let place = wanted.binary_search(&request.page);
         if let Some(page) = place.ok().and_then(|index| pages.get(index)) {
-            // A session that left meanwhile does not want it any more.
+            // A session that ended meanwhile dropped its receiver.
             let _ = request.reply.send(page.clone());
         }
     }
 }
 
-/// A number that the database should have is counted each time that a page misses it.
-fn report_lost(metrics: &Metrics, page: &Page) {
+/// Counts and logs the numbers that a page should have and does not have.
+fn count_lost(metrics: &Metrics, page: &Page) {
     for (from, through) in page.lost() {
         metrics
             .notifications_lost
@@ -258,7 +266,7 @@ fn report_lost(metrics: &Metrics, page: &Page) {
             feed,
             from,
             through,
-            "notifications are missing in the database; clients are told that they are lost"
+            "notifications are missing in the database; clients get them as skipped with the reason lost"
         );
     }
 }

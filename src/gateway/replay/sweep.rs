@@ -1,5 +1,7 @@
-//! The slow sweep behind every hint: it asks the database every few seconds what the feeds of this replica's sessions hold, and
-//! whether the epoch is still the same.
+//! The sweep: every few seconds, it reads the newest numbers of the feeds that have a session here,
+//! and the epoch.
+//!
+//! So a session finds a gap even if its hint was lost. The sweep never reads a notification.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,23 +16,23 @@ use crate::store::epoch::known::Epochs;
 use crate::store::{self, pools::Pool};
 use crate::telemetry::metrics::Metrics;
 
-/// How long a lost hint can delay a notification, about.
+/// Interval of the sweep. A lost hint delays a notification by about this time.
 const INTERVAL: Duration = Duration::from_secs(2);
-/// Most feeds asked for in one statement.
+/// Most feeds in one statement.
 const FEEDS_PER_QUERY_MAX: usize = 5_000;
-/// How often that statement is split in one sweep: enough to find three damaged feeds, which the next sweep leaves out.
+/// Most splits of statements in one sweep. They find three damaged feeds, which the next sweep
+/// leaves out.
 const SPLITS_PER_SWEEP_MAX: usize = 40;
 
-/// Sweeps, and lowers cursors in each new epoch. Neither waits for the other.
+/// Sweeps for ever, and lowers cursors in each new epoch. Neither waits for the other.
 pub async fn run(pool: Pool, hub: Arc<Hub>, epochs: Arc<Epochs>, metrics: Arc<Metrics>) {
     tokio::join!(
         sweep(&pool, &hub, &epochs, &metrics),
-        lower(&pool, &epochs, &metrics)
+        lower_cursors(&pool, &epochs, &metrics)
     );
 }
 
-/// Tells sessions what their feeds hold, every few seconds: whatever hint was lost, they notice the gap and read it. Asks for the
-/// epoch then, and whenever a part of the replica wants it.
+/// Sweeps every few seconds. Reads the epoch then, and whenever a part of the replica asks for it.
 async fn sweep(pool: &Pool, hub: &Hub, epochs: &Epochs, metrics: &Metrics) {
     let mut interval = tokio::time::interval(INTERVAL);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -42,16 +44,17 @@ async fn sweep(pool: &Pool, hub: &Hub, epochs: &Epochs, metrics: &Metrics) {
         };
         if let Err(error) = store::epoch::check(pool, epochs).await {
             metrics.retries.inc("sweep");
-            tracing::warn!(%error, "the sweep could not read the epoch; it reads again");
+            tracing::warn!(%error, "the sweep could not read the epoch; the next sweep reads it");
         } else if is_due {
-            look(pool, hub, epochs, metrics, &damaged).await;
+            sweep_once(pool, hub, epochs, metrics, &damaged).await;
         }
     }
 }
 
-/// Moves back the cursors that stand above the last number of their feed, once in each epoch: a restore of some tables leaves
-/// them, and their subscribers would miss the orders that get these numbers.
-async fn lower(pool: &Pool, epochs: &Epochs, metrics: &Metrics) {
+/// Lowers the cursors that are above the last number of their feed, once in each epoch. A restore
+/// of single tables leaves such cursors, and their subscribers would miss the notifications that
+/// get these numbers.
+async fn lower_cursors(pool: &Pool, epochs: &Epochs, metrics: &Metrics) {
     let (mut changes, mut backoff) = (epochs.changes(), Backoff::default());
     loop {
         let lowered = match epochs.current() {
@@ -66,36 +69,36 @@ async fn lower(pool: &Pool, epochs: &Epochs, metrics: &Metrics) {
             Err(error) => {
                 let wait = backoff.next_wait();
                 metrics.retries.inc("sweep");
-                tracing::warn!(%error, wait_ms = wait.as_millis(), "cursors could not be lowered; trying again");
+                tracing::warn!(%error, wait_ms = wait.as_millis(), "cursors could not be lowered; the write is repeated");
                 tokio::time::sleep(wait).await;
             }
         }
     }
 }
 
-/// Compares what is stored with what sessions were told before the question, not with what they are told meanwhile.
-async fn look(pool: &Pool, hub: &Hub, epochs: &Epochs, metrics: &Metrics, damaged: &Damaged) {
-    let (Some(epoch), announced) = hub.published() else {
+/// Reads the newest numbers and publishes them. Compares them with the numbers that were published
+/// before the read, because higher ones may be published meanwhile.
+async fn sweep_once(pool: &Pool, hub: &Hub, epochs: &Epochs, metrics: &Metrics, damaged: &Damaged) {
+    let (Some(epoch), published) = hub.published() else {
         return;
     };
-    let feeds: Vec<Feed> = announced.keys().cloned().collect();
+    let feeds: Vec<Feed> = published.keys().cloned().collect();
     for feeds in feeds.chunks(FEEDS_PER_QUERY_MAX) {
         let mut parts = Parts::new(damaged.others(feeds), SPLITS_PER_SWEEP_MAX);
         while let Some(part) = parts.take().filter(|part| !part.is_empty()) {
             let failed = match store::pages::newest(pool, &part).await {
-                // Another replica renewed it just now.
+                // Another replica has just renewed the epoch.
                 Ok((stored_in, _)) if stored_in.as_ref() != Some(&epoch) => return epochs.ask(),
                 Ok((_, newest)) => {
                     if let Some((feed, _)) =
-                        newest.iter().find(|stored| is_set_back(&announced, stored))
+                        newest.iter().find(|stored| is_set_back(&published, stored))
                     {
                         let feed = feed.as_str();
                         tracing::error!(
                             feed,
-                            "the database has less than sessions were told of: it was set back"
+                            "a feed ends below a number that was sent; the database was restored"
                         );
-                        return epochs
-                            .doubt(&epoch, "a feed ended before what sessions were told of");
+                        return epochs.doubt(&epoch, "a feed ended below a number that was sent");
                     }
                     hub.publish_newest(&epoch, &newest);
                     continue;
@@ -106,20 +109,20 @@ async fn look(pool: &Pool, hub: &Hub, epochs: &Epochs, metrics: &Metrics, damage
                 Ok(feed) => _ = metrics.damaged_reads.inc_by(feed.iter().len() as u64),
                 Err(error) => {
                     metrics.retries.inc("sweep");
-                    tracing::warn!(%error, "the sweep could not read what feeds hold; it reads again");
+                    tracing::warn!(%error, "the sweep could not read the newest numbers; the next sweep reads them");
                 }
             }
         }
     }
 }
 
-/// A canary's feed is forgotten on purpose.
-fn is_set_back(announced: &HashMap<Feed, Newest>, (feed, stored): &(Feed, Newest)) -> bool {
-    let is_less = |told: &Newest| stored.seq < told.seq || stored.version < told.version;
-    announced.get(feed).is_some_and(is_less) && !feed.is_of_a_canary()
+/// Whether a feed has lost numbers that were published. The feed of a canary is deleted on purpose.
+fn is_set_back(published: &HashMap<Feed, Newest>, (feed, stored): &(Feed, Newest)) -> bool {
+    let is_less = |sent: &Newest| stored.seq < sent.seq || stored.version < sent.version;
+    published.get(feed).is_some_and(is_less) && !feed.is_of_a_canary()
 }
 
-/// Tells all sessions as soon as the epoch has changed.
+/// Follows the epoch for ever, so that all sessions of an earlier epoch end.
 pub async fn follow_epoch(hub: Arc<Hub>, epochs: Arc<Epochs>, metrics: Arc<Metrics>) {
     let (mut changes, mut known) = (epochs.changes(), epochs.current());
     loop {
