@@ -229,7 +229,7 @@ fn hints<'a>(
             hints.duplicates.push((event.recipient.clone(), *seq));
         } else {
             let mut notification = Notification::of_event(event, *seq, received_at, *progress);
-            notification.origin =
+            notification.trace =
                 trace
                     .zip(event.traceparent.as_deref())
                     .and_then(|(trace, traceparent)| {

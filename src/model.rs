@@ -3,6 +3,8 @@
 
 pub mod event;
 pub mod feed;
+pub mod frame_text;
 pub mod mark;
 pub mod notification;
 pub mod protocol;
+pub mod trace_context;

@@ -317,7 +317,7 @@ mod tests {
     #[test]
     fn hints_of_an_earlier_epoch_are_dropped() {
         let hub = hub();
-        let (before, all, replied): (_, _, tokio_tungstenite::tungstenite::Utf8Bytes) = (
+        let (before, all, replied): (_, _, crate::model::frame_text::FrameText) = (
             hub.register(vec![feed("all")]),
             feed("all"),
             "a reply".into(),
@@ -436,7 +436,7 @@ mod tests {
             seq,
             expires_at: None,
             time: None,
-            origin: None,
+            trace: None,
             frame: "{}".into(),
         })
     }

@@ -128,8 +128,8 @@ impl HintPublisher {
         if published.is_ok() {
             metrics.hints_published.inc_by(count as u64);
             let stored = batches.iter().flat_map(|hints| &hints.stored);
-            for origin in stored.filter_map(|stored| stored.origin.as_ref()) {
-                traces::published(origin, exchange, begun);
+            for trace in stored.filter_map(|stored| stored.trace.as_ref()) {
+                traces::published(trace, exchange, begun);
             }
         } else {
             metrics.hints_refused.inc_by(count as u64);

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use time::OffsetDateTime;
-use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use super::Hints;
 use crate::model::feed::{Epoch, Feed, Seq, Version};
+use crate::model::frame_text::FrameText;
 use crate::model::mark::StateFrame;
 use crate::model::notification::Notification;
-use crate::telemetry::traces::Origin;
+use crate::telemetry::traces;
 
 /// A larger frame is left out, and its sessions read it from Postgres. A batch takes no event beyond its first MiB, so the
 /// hints of a few batches stay below RabbitMQ's `max_message_size` (8 MiB).
@@ -105,7 +105,7 @@ impl<'a> Writer<'a> {
             seq,
             expires_at,
             time,
-            origin,
+            trace,
             frame,
         } = notification;
         self.begin(epoch, feed, *seq);
@@ -115,8 +115,8 @@ impl<'a> Writer<'a> {
                 let _ = write!(self.body, r#","{name}":{us}"#);
             }
         }
-        if let Some(origin) = origin {
-            let _ = write!(self.body, r#","traceparent":"{origin}""#);
+        if let Some(trace) = trace {
+            let _ = write!(self.body, r#","traceparent":"{trace}""#);
         }
         if frame.len() <= FRAME_BYTES_MAX {
             self.body.push_str(r#","frame":"#);
@@ -190,7 +190,7 @@ fn add(batch: &mut Hints, hint: &WireHint<'_>) -> Result<(), String> {
             feed,
             version: Version::new(version).ok_or("a negative version")?,
             highest: seq,
-            frame: Utf8Bytes::from(frame.get()),
+            frame: FrameText::from(frame.get()),
         }));
     } else if let Some(frame) = hint.frame {
         batch.stored.push(Arc::new(Notification {
@@ -198,9 +198,9 @@ fn add(batch: &mut Hints, hint: &WireHint<'_>) -> Result<(), String> {
             seq,
             expires_at: moment(hint.expires_at_us)?,
             time: moment(hint.time_us)?,
-            origin: hint.traceparent.and_then(Origin::received),
+            trace: hint.traceparent.and_then(traces::received),
             // Copied, so that a frame that waits for a slow client does not keep its whole batch in memory.
-            frame: Utf8Bytes::from(frame.get()),
+            frame: FrameText::from(frame.get()),
         }));
     } else {
         batch.duplicates.push((feed, seq));
@@ -230,7 +230,7 @@ mod tests {
                 seq: Seq::new(seq).unwrap(),
                 expires_at,
                 time: Some(at),
-                origin: None,
+                trace: None,
                 frame: frame.into(),
             })
         };

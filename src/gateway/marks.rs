@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio_tungstenite::tungstenite::Utf8Bytes;
 use tokio_util::sync::CancellationToken;
 
 use self::queues::Queues;
@@ -21,6 +20,7 @@ use crate::fanout::hub::Inbox;
 use crate::fanout::publisher::HintPublisher;
 use crate::fanout::{Fanout, Hints};
 use crate::model::feed::{Epoch, Feed};
+use crate::model::frame_text::FrameText;
 use crate::model::mark::{Mark, Targets, state};
 use crate::model::protocol::{ErrorCode, ServerFrame};
 use crate::retry::Backoff;
@@ -70,7 +70,7 @@ struct Request {
     /// The epoch of its numbers.
     epoch: Epoch,
     asked_by: Arc<Inbox>,
-    replies: Vec<Utf8Bytes>,
+    replies: Vec<FrameText>,
     /// A part of it is stored, and it goes on.
     goes_on: bool,
     /// It is written apart from others, and not before this.
@@ -464,7 +464,7 @@ async fn tell_others(mut untold: mpsc::Receiver<Hints>, mut others: HintPublishe
     others.close().await;
 }
 
-fn unknown(feed: &str, seqs: &[i64]) -> Utf8Bytes {
+fn unknown(feed: &str, seqs: &[i64]) -> FrameText {
     let numbers: Vec<String> = seqs.iter().map(i64::to_string).collect();
     let message = format!("the feed has no notification {}", numbers.join(", "));
     ServerFrame::Error {

@@ -7,14 +7,14 @@ use tokio::sync::mpsc;
 use crate::fanout::Hints;
 use crate::model::feed::{Feed, Seq};
 use crate::model::notification::Notification;
+use crate::model::trace_context::TraceContext;
 use crate::store;
 use crate::store::pools::Pool;
-use crate::telemetry::traces::Origin;
 
 /// Most batches that wait to be kept; what comes beyond is not kept.
 const BATCHES_WAITING_MAX: usize = 16;
 
-type Traced = Vec<(Feed, Seq, Origin)>;
+type Traced = Vec<(Feed, Seq, TraceContext)>;
 
 /// Where ingest leaves them.
 #[derive(Debug, Clone)]
@@ -37,7 +37,7 @@ impl TraceKeeper {
     /// Takes those that are traced.
     pub(super) fn keep(&self, hints: &Hints) {
         let traced = |stored: &Arc<Notification>| {
-            Some((stored.feed.clone(), stored.seq, stored.origin.clone()?))
+            Some((stored.feed.clone(), stored.seq, stored.trace.clone()?))
         };
         let traced: Traced = hints.stored.iter().filter_map(traced).collect();
         if !traced.is_empty() {

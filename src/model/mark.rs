@@ -5,9 +5,9 @@
 
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
-use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use crate::model::feed::{Feed, Seq, Version};
+use crate::model::frame_text::FrameText;
 use crate::model::protocol::ServerFrame;
 
 /// Something became true of notifications: rendered once, shared by every session that sends it.
@@ -20,7 +20,7 @@ pub struct StateFrame {
     /// The highest notification that it speaks of.
     pub highest: Seq,
     /// The `state` frame.
-    pub frame: Utf8Bytes,
+    pub frame: FrameText,
 }
 
 /// Which notifications.
@@ -100,7 +100,7 @@ pub fn state(
     which: &Targets,
     fact: &Marked,
     counts: Counts,
-) -> Utf8Bytes {
+) -> FrameText {
     let (seqs, through) = match which {
         Targets::Seqs(seqs) => (Some(&**seqs), None),
         Targets::Through(through) => (None, Some(*through)),

@@ -6,13 +6,13 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
-use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use crate::model::event::{Event, Import};
 use crate::model::feed::{Epoch, Feed, Seq, Version};
+use crate::model::frame_text::FrameText;
 use crate::model::mark::StateFrame;
 use crate::model::protocol::SkipReason;
-use crate::telemetry::traces::Origin;
+use crate::model::trace_context::TraceContext;
 
 /// One event, stored for one feed, ready to send: rendered once, shared by every session that sends it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,10 +25,10 @@ pub struct Notification {
     pub expires_at: Option<OffsetDateTime>,
     /// The event's time; `None` where a replica of an earlier version told of it.
     pub time: Option<OffsetDateTime>,
-    /// Where its trace goes on, for an event that is traced.
-    pub origin: Option<Origin>,
+    /// The position in its trace, if the event is traced.
+    pub trace: Option<TraceContext>,
     /// The `notification` frame.
-    pub frame: Utf8Bytes,
+    pub frame: FrameText,
 }
 
 impl Notification {
@@ -81,7 +81,7 @@ impl Notification {
             seq: fields.seq,
             expires_at: fields.expires_at,
             time: Some(fields.time),
-            origin: None,
+            trace: None,
             // Serialising strings, numbers and raw JSON to a string cannot fail.
             frame: serde_json::to_string(&frame).unwrap_or_default().into(),
         }
@@ -248,14 +248,14 @@ impl Page {
         self.entries.push(Entry::Notification(notification));
     }
 
-    /// Says where the trace of one of its notifications goes on.
-    pub fn trace(&mut self, seq: Seq, origin: Origin) {
+    /// Sets the position in the trace of one of its notifications.
+    pub fn set_trace(&mut self, seq: Seq, trace: TraceContext) {
         let notification = self.entries.iter_mut().find_map(|entry| match entry {
             Entry::Notification(notification) if notification.seq == seq => Some(notification),
             _ => None,
         });
         if let Some(notification) = notification {
-            Arc::make_mut(notification).origin = Some(origin);
+            Arc::make_mut(notification).trace = Some(trace);
         }
     }
 

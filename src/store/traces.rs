@@ -8,7 +8,8 @@ use super::StoreError;
 use super::pools::Pool;
 use crate::model::feed::{Feed, Seq};
 use crate::model::notification::{Entry, Page};
-use crate::telemetry::traces::Origin;
+use crate::model::trace_context::TraceContext;
+use crate::telemetry::traces;
 
 /// After this a link leads nowhere: what collects traces has forgotten them too.
 const KEPT: &str = "3 days";
@@ -18,7 +19,7 @@ const READ_TIMEOUT: Duration = Duration::from_millis(200);
 const FORGOTTEN_MAX: i64 = 1_000;
 
 /// Keeps where these go on.
-pub async fn keep(pool: &Pool, traced: &[(Feed, Seq, Origin)]) -> Result<(), StoreError> {
+pub async fn keep(pool: &Pool, traced: &[(Feed, Seq, TraceContext)]) -> Result<(), StoreError> {
     let query = sqlx::query(
         "insert into traces (feed, seq, traceparent)
          select * from unnest($1::text[], $2::bigint[], $3::text[])
@@ -39,7 +40,7 @@ pub async fn keep(pool: &Pool, traced: &[(Feed, Seq, Origin)]) -> Result<(), Sto
     .bind(
         traced
             .iter()
-            .map(|(.., origin)| origin.to_string())
+            .map(|(.., trace)| trace.to_string())
             .collect::<Vec<_>>(),
     );
     super::rows(pool, query).await.map(drop)
@@ -51,9 +52,9 @@ pub(super) async fn add(pool: &Pool, pages: &mut [Page]) {
     // Twice, for a connection and for the answer.
     let trouble = match tokio::time::timeout(READ_TIMEOUT * 2, read(pool, pages)).await {
         Ok(Ok(found)) => {
-            for (page, seq, origin) in found {
+            for (page, seq, trace) in found {
                 if let Some(page) = pages.get_mut(page) {
-                    page.trace(seq, origin);
+                    page.set_trace(seq, trace);
                 }
             }
             return;
@@ -67,8 +68,8 @@ pub(super) async fn add(pool: &Pool, pages: &mut [Page]) {
     );
 }
 
-/// Which of them are traced: page, number, origin.
-async fn read(pool: &Pool, pages: &[Page]) -> Result<Vec<(usize, Seq, Origin)>, StoreError> {
+/// Which of them are traced: page, number, position in the trace.
+async fn read(pool: &Pool, pages: &[Page]) -> Result<Vec<(usize, Seq, TraceContext)>, StoreError> {
     let sent =
         |entry: &Entry| matches!(entry, Entry::Notification(_)).then(|| entry.through().get());
     let places: Vec<(i64, &Feed, i64)> = (0..)
@@ -98,10 +99,10 @@ async fn read(pool: &Pool, pages: &[Page]) -> Result<Vec<(usize, Seq, Origin)>, 
     .bind(places.iter().map(|(.., seq)| *seq).collect::<Vec<_>>());
     let mut found = Vec::new();
     for row in super::rows_within(READ_TIMEOUT, pool, query).await? {
-        let origin = Origin::stored(row.try_get("traceparent")?);
+        let trace = traces::stored(row.try_get("traceparent")?);
         let page = usize::try_from(row.try_get::<i64, _>("page")?).ok();
-        if let Some((page, origin)) = page.zip(origin) {
-            found.push((page, super::seq(row.try_get("seq")?)?, origin));
+        if let Some((page, trace)) = page.zip(trace) {
+            found.push((page, super::seq(row.try_get("seq")?)?, trace));
         }
     }
     Ok(found)

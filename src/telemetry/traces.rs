@@ -5,20 +5,20 @@
 //! days. The spans are made when what they tell of is over, for all events of a batch at once, so no span is ever entered.
 
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
 
-use opentelemetry::propagation::{Extractor, TextMapPropagator};
 use opentelemetry::trace::{
-    Link, Span as _, SpanBuilder, SpanContext, SpanKind, TraceContextExt, Tracer, TracerProvider,
+    Link, Span as _, SpanBuilder, SpanContext, SpanId, SpanKind, TraceContextExt, TraceFlags,
+    TraceId, TraceState, Tracer, TracerProvider,
 };
 use opentelemetry::{Context, KeyValue};
 use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig};
 use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider, Span};
 
 use super::conventions::{self, BATCH, DELIVER, Operation, PROCESS, PUBLISH, SETTLE};
+use crate::model::trace_context::{Source, TraceContext};
 
 /// Most events that a batch's span is linked to: what OpenTelemetry keeps of a span by default.
 const LINKS_MAX: usize = 128;
@@ -77,82 +77,35 @@ pub fn are_on() -> bool {
     TRACER.get().is_some()
 }
 
-/// Where a trace goes on: a span that is over, of which what follows is a part, or to which it is linked.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Origin(Arc<Inner>);
-
-#[derive(Debug, PartialEq, Eq)]
-struct Inner {
-    span: SpanContext,
-    /// It lay in the database since.
-    stored: bool,
-    /// When it was over, where that was here.
-    ended_at: Option<SystemTime>,
+/// Parses the `traceparent` of a delivery or a hint. Returns `None` if its trace is not followed.
+pub fn received(traceparent: &str) -> Option<TraceContext> {
+    are_on().then(|| TraceContext::parse(traceparent, Source::Received))?
 }
 
-impl Origin {
-    /// Of a `traceparent` (W3C Trace Context) that came with a message. `None` for what is not to be traced.
-    pub fn received(traceparent: &str) -> Option<Self> {
-        are_on().then(|| Self::read(traceparent, false))?
-    }
-
-    /// Of one that lay in the database.
-    pub fn stored(traceparent: &str) -> Option<Self> {
-        are_on().then(|| Self::read(traceparent, true))?
-    }
-
-    fn read(traceparent: &str, stored: bool) -> Option<Self> {
-        let context = TraceContextPropagator::new().extract(&OneHeader(traceparent));
-        let span = context.span().span_context().clone();
-        span.is_sampled().then(|| {
-            Self(Arc::new(Inner {
-                span,
-                stored,
-                ended_at: None,
-            }))
-        })
-    }
-
-    fn of_ended(span: &SpanContext, ended_at: SystemTime) -> Self {
-        Self(Arc::new(Inner {
-            span: span.clone(),
-            stored: false,
-            ended_at: Some(ended_at),
-        }))
-    }
-
-    fn link(&self) -> Link {
-        Link::with_context(self.0.span.clone())
-    }
+/// Parses a `traceparent` from the database. Returns `None` if its trace is not followed.
+pub fn stored(traceparent: &str) -> Option<TraceContext> {
+    are_on().then(|| TraceContext::parse(traceparent, Source::Stored))?
 }
 
-/// As a `traceparent` of version 00 (W3C Trace Context §3.2.2).
-impl fmt::Display for Origin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        traceparent(&self.0.span, f)
-    }
+/// The position after a span of this process, unless a sampler rejected the span.
+fn of_ended(span: &SpanContext, ended_at: SystemTime) -> Option<TraceContext> {
+    let (trace_id, span_id) = (span.trace_id().to_bytes(), span.span_id().to_bytes());
+    span.is_sampled()
+        .then(|| TraceContext::new(trace_id, span_id, Source::Ended(ended_at)))
 }
 
-fn traceparent(span: &SpanContext, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    write!(
-        f,
-        "00-{}-{}-{:02x}",
-        span.trace_id(),
-        span.span_id(),
-        span.trace_flags().to_u8()
+fn span_context(trace: &TraceContext) -> SpanContext {
+    SpanContext::new(
+        TraceId::from_bytes(trace.trace_id()),
+        SpanId::from_bytes(trace.span_id()),
+        TraceFlags::SAMPLED,
+        !matches!(trace.source(), Source::Ended(_)),
+        TraceState::NONE,
     )
 }
 
-struct OneHeader<'a>(&'a str);
-
-impl Extractor for OneHeader<'_> {
-    fn get(&self, key: &str) -> Option<&str> {
-        (key == "traceparent").then_some(self.0)
-    }
-
-    fn keys(&self) -> Vec<&str> {
-        vec!["traceparent"]
-    }
+fn link(trace: &TraceContext) -> Link {
+    Link::with_context(span_context(trace))
 }
 
 /// A span of messages, to be made.
@@ -169,23 +122,23 @@ fn of_messages(
         .with_attributes(attributes)
 }
 
-/// Makes a span that is a part of `origin`'s trace, or linked to it; ends now.
-fn follow(origin: &Origin, begun: SystemTime, span: SpanBuilder) -> Option<Origin> {
+/// Records a span that follows `trace` and ends now: as its child, or linked to it if it was stored.
+/// Returns the position after the span, unless a sampler rejected it.
+fn follow(trace: &TraceContext, begun: SystemTime, span: SpanBuilder) -> Option<TraceContext> {
     let tracer = TRACER.get()?;
     let span = span.with_start_time(begun);
-    let mut span = match origin.0.stored {
-        true => tracer.build_with_context(span.with_links(vec![origin.link()]), &Context::new()),
-        false => tracer.build_with_context(
+    let mut span = match trace.source() {
+        Source::Stored => {
+            tracer.build_with_context(span.with_links(vec![link(trace)]), &Context::new())
+        }
+        Source::Received | Source::Ended(_) => tracer.build_with_context(
             span,
-            &Context::new().with_remote_span_context(origin.0.span.clone()),
+            &Context::new().with_remote_span_context(span_context(trace)),
         ),
     };
     let now = SystemTime::now();
     span.end_with_timestamp(now);
-    // The environment's sampler may have refused it.
-    span.span_context()
-        .is_sampled()
-        .then(|| Origin::of_ended(span.span_context(), now))
+    of_ended(span.span_context(), now)
 }
 
 /// A publish under way; ends when it is dropped.
@@ -209,7 +162,14 @@ impl Publishing {
 /// The `traceparent` that the event is to carry.
 impl fmt::Display for Publishing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        traceparent(self.0.span_context(), f)
+        let span = self.0.span_context();
+        write!(
+            f,
+            "00-{}-{}-{:02x}",
+            span.trace_id(),
+            span.span_id(),
+            span.trace_flags().to_u8()
+        )
     }
 }
 
@@ -230,8 +190,8 @@ impl Batch {
     ) -> Option<Self> {
         let tracer = TRACER.get()?;
         let links: Vec<Link> = traceparents
-            .filter_map(Origin::received)
-            .map(|origin| origin.link())
+            .filter_map(received)
+            .map(|trace| link(&trace))
             .take(LINKS_MAX)
             .collect();
         if links.is_empty() {
@@ -255,15 +215,19 @@ impl Batch {
         let span = SpanBuilder::from_name(conventions::COMMIT)
             .with_kind(SpanKind::Client)
             .with_attributes(conventions::commit_attributes());
-        follow(
-            &Origin::of_ended(self.span.span_context(), begun),
-            begun,
-            span,
-        );
+        if let Some(batch) = of_ended(self.span.span_context(), begun) {
+            follow(&batch, begun, span);
+        }
     }
 
     /// An event of it was stored: the part of ingest in the event's own trace.
-    pub fn stored(&self, traceparent: &str, id: &str, feed: &str, seq: i64) -> Option<Origin> {
+    pub fn stored(
+        &self,
+        traceparent: &str,
+        id: &str,
+        feed: &str,
+        seq: i64,
+    ) -> Option<TraceContext> {
         let more = vec![
             KeyValue::new(conventions::MESSAGE_ID, id.to_owned()),
             KeyValue::new(conventions::FEED, feed.to_owned()),
@@ -271,36 +235,44 @@ impl Batch {
         ];
         let span = of_messages(PROCESS, SpanKind::Consumer, &self.queue, more)
             .with_links(vec![Link::with_context(self.span.span_context().clone())]);
-        follow(&Origin::received(traceparent)?, self.begun, span)
+        follow(&received(traceparent)?, self.begun, span)
     }
 }
 
 /// Records that a hint of the event was published to the other replicas.
-pub fn published(origin: &Origin, exchange: &str, begun: SystemTime) {
+pub fn published(trace: &TraceContext, exchange: &str, begun: SystemTime) {
     follow(
-        origin,
+        trace,
         begun,
         of_messages(PUBLISH, SpanKind::Producer, exchange, Vec::new()),
     );
 }
 
 /// A session wrote it to its socket; gives where the trace goes on.
-pub fn delivered(origin: &Origin, feed: &str, seq: i64, begun: SystemTime) -> Option<Origin> {
+pub fn delivered(
+    trace: &TraceContext,
+    feed: &str,
+    seq: i64,
+    begun: SystemTime,
+) -> Option<TraceContext> {
     let more = vec![
         KeyValue::new(conventions::PROTOCOL_NAME, conventions::WEBSOCKET),
         KeyValue::new(conventions::FEED, feed.to_owned()),
         KeyValue::new(conventions::SEQ, seq),
     ];
     follow(
-        origin,
+        trace,
         begun,
         of_messages(DELIVER, SpanKind::Producer, CLIENTS, more),
     )
 }
 
 /// The client acknowledged it: the span is the wait for that.
-pub fn acknowledged(delivered: &Origin) {
-    let begun = delivered.0.ended_at.unwrap_or_else(SystemTime::now);
+pub fn acknowledged(delivered: &TraceContext) {
+    let begun = match delivered.source() {
+        Source::Ended(at) => at,
+        Source::Received | Source::Stored => SystemTime::now(),
+    };
     let more = vec![KeyValue::new(
         conventions::PROTOCOL_NAME,
         conventions::WEBSOCKET,
@@ -310,24 +282,4 @@ pub fn acknowledged(delivered: &Origin) {
         begun,
         of_messages(SETTLE, SpanKind::Client, CLIENTS, more),
     );
-}
-
-#[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test may panic")]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_what_is_sampled_is_followed() {
-        let sampled = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-        assert_eq!(Origin::read(sampled, false).unwrap().to_string(), sampled);
-        for other in [
-            &sampled.replace("-01", "-00"),
-            "00-0-0-01",
-            "",
-            "no traceparent at all",
-        ] {
-            assert_eq!(Origin::read(other, false), None, "{other}");
-        }
-    }
 }

@@ -4,10 +4,10 @@
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::Notify;
-use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use super::lock;
 use crate::model::feed::{Epoch, Feed};
+use crate::model::frame_text::FrameText;
 use crate::model::mark::StateFrame;
 use crate::model::notification::{Newest, Notification};
 
@@ -37,7 +37,7 @@ pub struct Waiting {
     /// Highest numbers of feeds whose frames are not here.
     pub newest: Vec<(Feed, Newest)>,
     /// Replies to this session alone, one list for each of its requests.
-    pub replies: Vec<Vec<Utf8Bytes>>,
+    pub replies: Vec<Vec<FrameText>>,
     /// The epoch that began while the session was registered. All that waits belongs to it.
     pub epoch: Option<Epoch>,
 }
@@ -133,7 +133,7 @@ impl Inbox {
     }
 
     /// Adds the reply to one request. A session has few requests under way, which bounds the replies.
-    pub fn put_reply(&self, frames: Vec<Utf8Bytes>) {
+    pub fn put_reply(&self, frames: Vec<FrameText>) {
         self.lock().replies.push(frames);
         self.wake.notify_one();
     }
@@ -226,7 +226,7 @@ mod tests {
             seq: Seq::new(seq).unwrap(),
             expires_at: None,
             time: None,
-            origin: None,
+            trace: None,
             frame: frame.into(),
         })
     }

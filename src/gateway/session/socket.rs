@@ -12,9 +12,9 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio_tungstenite::tungstenite::{Bytes, Utf8Bytes};
 
 use super::framing::{Decoder, Fault, Header, Incoming, Kind};
+use crate::model::frame_text::FrameText;
 
 /// Bytes of one read. Most frames of clients are acks with fewer than a hundred bytes.
 const READ_BYTES: usize = 4 * 1024;
@@ -50,7 +50,24 @@ pub struct Socket<S> {
 #[derive(Debug)]
 struct Outgoing {
     header: Header,
-    payload: Bytes,
+    payload: Payload,
+}
+
+#[derive(Debug)]
+enum Payload {
+    /// Shared with the other sessions that send it.
+    Text(FrameText),
+    /// At most 125 bytes (RFC 6455 §5.5).
+    Control(Vec<u8>),
+}
+
+impl Payload {
+    fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::Text(text) => text.as_bytes(),
+            Self::Control(bytes) => bytes,
+        }
+    }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
@@ -75,13 +92,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     }
 
     /// Queues a text.
-    pub fn put_text(&mut self, text: Utf8Bytes) {
-        self.put(Kind::Text, text.into());
+    pub fn put_text(&mut self, text: FrameText) {
+        self.put(Kind::Text, Payload::Text(text));
     }
 
     /// Queues a ping.
     pub fn put_ping(&mut self) {
-        self.put(Kind::Ping, Bytes::new());
+        self.put(Kind::Ping, Payload::Control(Vec::new()));
     }
 
     /// Queues a close, unless one was queued.
@@ -93,7 +110,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             .chain(reason.as_bytes())
             .copied()
             .collect();
-        self.put(Kind::Close, payload);
+        self.put(Kind::Close, Payload::Control(payload));
         self.is_closing = true;
     }
 
@@ -114,10 +131,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         let _ = tokio::io::copy(&mut self.stream.take(bytes_max), &mut tokio::io::sink()).await;
     }
 
-    fn put(&mut self, kind: Kind, payload: Bytes) {
+    fn put(&mut self, kind: Kind, payload: Payload) {
         if !self.is_closing {
-            let header = Header::new(kind, payload.len());
-            self.unsent_bytes += header.as_bytes().len() + payload.len();
+            let payload_bytes = payload.as_bytes().len();
+            let header = Header::new(kind, payload_bytes);
+            self.unsent_bytes += header.as_bytes().len() + payload_bytes;
             self.unsent.push_back(Outgoing { header, payload });
         }
     }
@@ -152,7 +170,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
 
     fn answered(&mut self, incoming: Incoming) -> Incoming {
         match &incoming {
-            Incoming::Ping(payload) => self.put(Kind::Pong, payload.clone().into()),
+            Incoming::Ping(payload) => self.put(Kind::Pong, Payload::Control(payload.clone())),
             Incoming::Close(code) => self.put_close(*code, ""),
             _ => {}
         }
@@ -178,7 +196,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         self.unsent_bytes -= bytes;
         self.written += bytes;
         while let Some(first) = self.unsent.front() {
-            let length = first.header.as_bytes().len() + first.payload.len();
+            let length = first.header.as_bytes().len() + first.payload.as_bytes().len();
             if self.written < length {
                 break;
             }
@@ -196,7 +214,7 @@ fn parts_left<'a>(
 ) -> usize {
     let bytes = unsent
         .iter()
-        .flat_map(|frame| [frame.header.as_bytes(), &frame.payload]);
+        .flat_map(|frame| [frame.header.as_bytes(), frame.payload.as_bytes()]);
     let left = bytes.filter_map(|bytes| {
         let skipped = written.min(bytes.len());
         written -= skipped;
@@ -216,8 +234,8 @@ mod tests {
     use futures_util::{FutureExt, SinkExt, StreamExt};
     use tokio::io::DuplexStream;
     use tokio_tungstenite::WebSocketStream;
-    use tokio_tungstenite::tungstenite::Message;
     use tokio_tungstenite::tungstenite::protocol::Role;
+    use tokio_tungstenite::tungstenite::{Bytes, Message};
 
     use super::*;
 
@@ -236,7 +254,7 @@ mod tests {
             .map(|number| number.to_string().repeat(number))
             .collect();
         for text in &texts {
-            socket.put_text(text.into());
+            socket.put_text(text.as_str().into());
             client.feed(Message::text(text)).await.unwrap();
         }
         client.flush().await.unwrap();
@@ -264,7 +282,9 @@ mod tests {
             String::new(),
             "c".repeat(70_000),
         ];
-        texts.iter().for_each(|text| socket.put_text(text.into()));
+        texts
+            .iter()
+            .for_each(|text| socket.put_text(text.as_str().into()));
         assert!(
             socket.flush().now_or_never().is_none(),
             "the client reads nothing yet"

@@ -18,17 +18,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use time::OffsetDateTime;
-use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use self::allowance::FrameAllowance;
 pub use self::output::{Effect, Frame, Output, Sent};
 use self::reader::Reader;
 pub use self::start::{KeptByClient, Place, Start};
 use crate::model::feed::{Epoch, Feed, Seq};
+use crate::model::frame_text::FrameText;
 use crate::model::mark::StateFrame;
 use crate::model::notification::{Entry, Newest, Notification, Page};
 use crate::model::protocol::{Close, ErrorCode, ServerFrame, SkipReason};
-use crate::telemetry::traces::Origin;
+use crate::model::trace_context::TraceContext;
 
 /// Heartbeats without a frame of the client, not even a pong, after which its session is closed.
 const SILENT_HEARTBEATS_MAX: u32 = 3;
@@ -152,7 +152,7 @@ impl Session {
     }
 
     /// Replies to marks of this client, one list for each mark.
-    pub fn on_replies(&mut self, replies: Vec<Vec<Utf8Bytes>>) {
+    pub fn on_replies(&mut self, replies: Vec<Vec<FrameText>>) {
         self.marks_waiting = self.marks_waiting.saturating_sub(replies.len());
         replies
             .into_iter()
@@ -197,11 +197,11 @@ impl Session {
         self.advance();
     }
 
-    /// A traced notification was sent; `origin` is the span of its delivery.
-    pub fn on_traced(&mut self, sent: &Notification, origin: Origin) {
+    /// A traced notification was sent; `trace` is the span of its delivery.
+    pub fn on_traced(&mut self, sent: &Notification, trace: TraceContext) {
         let reader = self.reader_of(&sent.feed);
         if let Some(sent) = reader.and_then(|reader| reader.unacked(sent.seq)) {
-            sent.origin = Some(origin);
+            sent.trace = Some(trace);
         }
     }
 
@@ -360,7 +360,7 @@ impl Session {
         self.send_text(frame.to_json().into());
     }
 
-    fn send_text(&mut self, text: Utf8Bytes) {
+    fn send_text(&mut self, text: FrameText) {
         self.outputs.push(Output::Send(Frame::Text(text)));
     }
 

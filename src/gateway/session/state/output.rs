@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use time::OffsetDateTime;
-use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use crate::model::feed::{Feed, Seq, Version};
+use crate::model::frame_text::FrameText;
 use crate::model::mark::Mark;
 use crate::model::notification::Notification;
 use crate::model::protocol::Close;
-use crate::telemetry::traces::Origin;
+use crate::model::trace_context::TraceContext;
 
 /// An output.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,7 +28,7 @@ pub enum Frame {
     /// A notification.
     Notification(Arc<Notification>),
     /// Another text frame.
-    Text(Utf8Bytes),
+    Text(FrameText),
     /// A WebSocket ping.
     Ping,
 }
@@ -85,5 +85,5 @@ pub struct Sent {
     /// The time of the event.
     pub time: Option<OffsetDateTime>,
     /// The span of its delivery, if it is traced.
-    pub origin: Option<Origin>,
+    pub trace: Option<TraceContext>,
 }

@@ -198,7 +198,7 @@ impl Reader {
         self.unacked.push_back(Sent {
             seq,
             time,
-            origin: None,
+            trace: None,
         });
         self.next = seq.next();
     }

@@ -74,8 +74,8 @@ impl Task {
             }
             Effect::Acknowledged(sent) => {
                 self.measures.on_acknowledged(&sent, &self.shared.metrics);
-                if let Some(origin) = sent.origin {
-                    traces::acknowledged(&origin);
+                if let Some(trace) = sent.trace {
+                    traces::acknowledged(&trace);
                 }
             }
             Effect::Mark { feed, mark } => {
@@ -107,12 +107,12 @@ impl Task {
         }
         self.measures.on_sent(sent, &self.shared.metrics);
         for notification in sent {
-            let Some(origin) = &notification.origin else {
+            let Some(trace) = &notification.trace else {
                 continue;
             };
             let (feed, seq) = (notification.feed.as_str(), notification.seq.get());
-            if let Some(origin) = traces::delivered(origin, feed, seq, begun) {
-                self.session.on_traced(notification, origin);
+            if let Some(trace) = traces::delivered(trace, feed, seq, begun) {
+                self.session.on_traced(notification, trace);
             }
         }
     }

@@ -49,7 +49,7 @@ fn each_notification_is_acknowledged_once_with_its_time() {
             .map(|number| Sent {
                 seq: seq(number),
                 time: Some(wall()),
-                origin: None,
+                trace: None,
             })
             .collect();
         assert_eq!(acknowledged(&mut session), expected);
