@@ -1,13 +1,13 @@
-//! `shopbell config`: tells each setting that `serve` would run on, and where it is from; secrets are never shown.
+//! `shopbell config`: prints each effective setting of `serve` and where it is from, without secrets.
 
 use super::terminal::{self, Format};
-use super::{SERVICE_LOG, broker_of};
-use crate::config::{Environment, Origin, Role, Setting};
+use super::{SERVICE_LOG, UsageError, broker_of};
+use crate::config::{self, EffectiveSetting, Environment, Origin, Role};
 
-/// Of whom.
+/// The settings to print.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// The half that would be run; both, where it is not said.
+    /// Print the settings of one role [default: both roles]
     #[arg(
         long,
         value_enum,
@@ -15,29 +15,33 @@ pub struct Arguments {
         hide_possible_values = true
     )]
     role: Option<Role>,
+    /// Print the table of all settings as Markdown, and read no environment
+    #[arg(long, conflicts_with = "role")]
+    markdown: bool,
 }
 
-/// Writes a line for each setting; where any is bad or unknown, names all of these instead.
+/// Prints one line for each setting. If a setting is bad or unknown, prints only an error that names
+/// all of these.
 pub fn run(arguments: &Arguments, format: Format) -> anyhow::Result<()> {
+    if arguments.markdown {
+        if format == Format::Json {
+            return Err(UsageError("--markdown has no JSON output".into()).into());
+        }
+        return terminal::write_lines(&config::markdown_table());
+    }
     let (config, mut settings) = Environment::of_process().explain(arguments.role)?;
     broker_of(&config.amqp)?;
-    if !settings
-        .iter()
-        .any(|setting| setting.variable == "RUST_LOG")
-    {
-        let value = Some(SERVICE_LOG.into());
-        settings.push(Setting {
+    let sets_the_log = |setting: &EffectiveSetting| setting.variable == "RUST_LOG";
+    if !settings.iter().any(sets_the_log) {
+        settings.push(EffectiveSetting {
             variable: "RUST_LOG".into(),
-            value,
+            value: Some(SERVICE_LOG.into()),
             origin: Origin::Default,
             file: None,
         });
     }
-    let width = settings
-        .iter()
-        .map(|setting| setting.variable.len())
-        .max()
-        .unwrap_or_default();
+    let widths = settings.iter().map(|setting| setting.variable.len());
+    let width = widths.max().unwrap_or_default();
     let lines = settings.iter().map(|setting| match format {
         Format::Text => Ok(terminal::text_line(&text(setting, width))),
         Format::Json => terminal::json_line(setting),
@@ -45,8 +49,8 @@ pub fn run(arguments: &Arguments, format: Format) -> anyhow::Result<()> {
     terminal::write_lines(&lines.collect::<anyhow::Result<String>>()?)
 }
 
-fn text(setting: &Setting, width: usize) -> String {
-    let Setting {
+fn text(setting: &EffectiveSetting, width: usize) -> String {
+    let EffectiveSetting {
         variable,
         value,
         origin,

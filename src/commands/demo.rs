@@ -58,7 +58,7 @@ struct Stage {
 
 /// Runs the service, and writes the dashboard's address with a token to stdout.
 pub async fn run(arguments: Arguments, mut config: ServeConfig) -> anyhow::Result<()> {
-    let Some(gateway) = &mut config.gateway else {
+    let Some(gateway) = config.roles.gateway_mut() else {
         return Err(UsageError("the demo needs the whole service".into()).into());
     };
     let public = gateway.listen;

@@ -124,8 +124,9 @@ pub async fn run(arguments: &Arguments, format: Format) -> anyhow::Result<()> {
             ));
             findings.extend(
                 config
-                    .gateway
-                    .iter()
+                    .roles
+                    .gateway()
+                    .into_iter()
                     .flat_map(|gateway| machine::look(gateway.session.sessions_max)),
             );
             (Some(config.database), Some(config.amqp))

@@ -89,11 +89,11 @@ pub async fn run_with(config: ServeConfig, more: Router) -> anyhow::Result<()> {
     let ground = Ground::new(&config)?;
     let mut parts = Parts::default();
     ground.operate(config.ops_listen, &mut parts).await?;
-    let gateway = match &config.gateway {
+    let gateway = match config.roles.gateway() {
         Some(config) => Some(ground.serve(config, more, &mut parts).await?),
         None => None,
     };
-    if let Some(config) = &config.ingest {
+    if let Some(config) = config.roles.ingest() {
         ground.ingest(config, &mut parts);
     }
     tracing::info!(operations = %config.ops_listen, "shopbell serves");
@@ -108,7 +108,8 @@ pub async fn run_with(config: ServeConfig, more: Router) -> anyhow::Result<()> {
         part = parts.first_ended() => bail!("a part of the service ended by itself: {part}"),
     }
     let drain = config
-        .gateway
+        .roles
+        .gateway()
         .map_or(Duration::ZERO, |gateway| gateway.session.drain);
     tracing::info!(
         drain_seconds = drain.as_secs(),
@@ -207,14 +208,14 @@ impl Ground {
         let broker = broker_of(&config.amqp)?;
         let epochs = Arc::<Epochs>::default();
         let pools = Pools::lazy(&config.database, broker.partitions, &epochs);
-        let ingests = if config.ingest.is_some() {
+        let ingests = if config.roles.ingest().is_some() {
             broker.partitions
         } else {
             0
         };
         let health = Arc::new(Health::new(
             usize::from(ingests),
-            usize::from(config.gateway.is_some()),
+            usize::from(config.roles.gateway().is_some()),
         ));
         let mut registry = Registry::default();
         registry.register_collector(Box::new(Process::starting()));

@@ -1,31 +1,50 @@
-//! `DATABASE_URL`: parsed as sqlx does it, less what sqlx misunderstands.
+//! `DATABASE_URL`: parsed by sqlx, except for the URLs that sqlx misunderstands.
 
 use std::net::Ipv6Addr;
 use std::str::FromStr;
 
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
-const EXPECTED: &str = "must be a URL like postgres://user:password@host:5432/database";
+use super::ConfigError;
+use super::environment::Environment;
+use super::settings::DATABASE_URL;
 
-/// Parses the URL, or returns what is wrong with it, without any part of it.
-pub(super) fn read(url: &str) -> Result<PgConnectOptions, &'static str> {
+impl Environment {
+    /// Reads the settings of Postgres only.
+    pub fn database(mut self) -> Result<PgConnectOptions, ConfigError> {
+        let database = self.read_database();
+        self.finish(database)
+    }
+
+    pub(super) fn read_database(&mut self) -> Option<PgConnectOptions> {
+        self.secret(
+            &DATABASE_URL,
+            |url| parse(url.reveal()),
+            |options| Some(shown(options)),
+        )
+    }
+}
+
+/// Parses the URL. A problem contains no part of the URL.
+fn parse(url: &str) -> Result<PgConnectOptions, String> {
+    let expected = || format!("must be {}", DATABASE_URL.kind.expected());
     let rest = ["postgres://", "postgresql://"]
         .iter()
         .find_map(|scheme| url.strip_prefix(scheme))
-        .ok_or(EXPECTED)?;
+        .ok_or_else(expected)?;
     let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
     if authority
         .rsplit('@')
         .next()
         .is_some_and(|hosts| hosts.contains(','))
     {
-        return Err("names several hosts: use one name that always leads to the primary");
+        return Err("names several hosts: use one name that always leads to the primary".into());
     }
-    without_brackets(PgConnectOptions::from_str(url).map_err(|_| EXPECTED)?)
+    without_brackets(PgConnectOptions::from_str(url).map_err(|_| expected())?)
 }
 
-/// A URL has an IPv6 address in brackets (RFC 3986 §3.2.2), which sqlx would look up as a name.
-fn without_brackets(options: PgConnectOptions) -> Result<PgConnectOptions, &'static str> {
+/// Removes the brackets around an IPv6 address (RFC 3986 §3.2.2). sqlx would resolve it as a name.
+fn without_brackets(options: PgConnectOptions) -> Result<PgConnectOptions, String> {
     let Some(address) = options.get_host().strip_prefix('[') else {
         return Ok(options);
     };
@@ -36,8 +55,8 @@ fn without_brackets(options: PgConnectOptions) -> Result<PgConnectOptions, &'sta
     Ok(options.host(&address.to_string()))
 }
 
-/// What of it is no secret, as it is used: a URL says less, for libpq's own variables fill in the rest.
-pub(super) fn shown(options: &PgConnectOptions) -> String {
+/// The effective options without the password. Variables of libpq may have filled in some.
+fn shown(options: &PgConnectOptions) -> String {
     let sslmode = match options.get_ssl_mode() {
         PgSslMode::Disable => "disable",
         PgSslMode::Allow => "allow",
@@ -63,11 +82,11 @@ mod tests {
 
     #[test]
     fn an_ipv6_address_loses_its_brackets() {
-        let host = |url: &str| read(url).unwrap().get_host().to_owned();
+        let host = |url: &str| parse(url).unwrap().get_host().to_owned();
         assert_eq!(host("postgres://u:hidden@[::1]:5433/d"), "::1");
         assert_eq!(host("postgres://u@[2001:db8::1]/d"), "2001:db8::1");
         assert_eq!(host("postgres:///d?host=::1"), "::1");
-        let shown = shown(&read("postgres://u:hidden@[::1]:5433/d").unwrap());
+        let shown = shown(&parse("postgres://u:hidden@[::1]:5433/d").unwrap());
         assert_eq!(shown, "postgres://u@[::1]:5433/d?sslmode=prefer");
     }
 
@@ -77,9 +96,9 @@ mod tests {
             "postgres://u:hidden@a,b/d",
             "postgres://u:hidden@a:5432,b:5432/d?target_session_attrs=read-write",
         ] {
-            let refused = read(url).unwrap_err();
+            let refused = parse(url).unwrap_err();
             assert!(refused.starts_with("names several hosts"), "{refused}");
         }
-        assert_eq!(read("postgres://u:hid,den@h/d").unwrap().get_host(), "h");
+        assert_eq!(parse("postgres://u:hid,den@h/d").unwrap().get_host(), "h");
     }
 }

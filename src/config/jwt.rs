@@ -1,24 +1,25 @@
-//! What tokens are signed with and checked against. The keys can be files, which are read again while the service runs.
+//! The keys that sign and check tokens. Keys from files are read again while the service runs.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::environment::{Environment, without_line_breaks};
+use super::environment::{Environment, file_variable};
+use super::secrets::without_line_breaks;
+use super::settings::{JWT_AUDIENCE, JWT_ISSUER, JWT_SECRET, JWT_SECRET_PREVIOUS, Setting};
 use super::{ConfigError, Secret};
 
 /// Shortest HS256 secret (RFC 7518 §3.2: as long as the hash).
 const SECRET_BYTES_MIN: usize = 32;
-/// How often the files are read for two that belong together: a mounted secret is replaced between two reads at most once.
+/// Most reads to get two keys that belong together. Between two reads, a mounted secret is replaced
+/// at most once.
 const READS_MAX: usize = 3;
-const CURRENT: &str = "SHOPBELL_JWT_HS256_SECRET";
-const PREVIOUS: &str = "SHOPBELL_JWT_HS256_SECRET_PREVIOUS";
 
-/// Tokens.
+/// The settings of tokens.
 #[derive(Debug, Clone)]
 pub struct JwtConfig {
-    /// The keys as they were at the start.
+    /// The keys at the start.
     pub keys: Keys,
-    /// Where they can be read again.
+    /// The files to read them again from.
     pub files: KeyFiles,
     /// `SHOPBELL_JWT_AUDIENCE`.
     pub audience: Option<String>,
@@ -29,13 +30,14 @@ pub struct JwtConfig {
 /// The keys at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Keys {
-    /// `SHOPBELL_JWT_HS256_SECRET`: signs and checks.
+    /// `SHOPBELL_JWT_HS256_SECRET`: signs and checks tokens.
     pub current: Secret,
-    /// `SHOPBELL_JWT_HS256_SECRET_PREVIOUS`: checks only. In a rotation it is the key before this one, or the next.
+    /// `SHOPBELL_JWT_HS256_SECRET_PREVIOUS`: only checks tokens. During a rotation it is the key before
+    /// or after the current one.
     pub previous: Option<Secret>,
 }
 
-/// The files that the keys are from; `None` for a key from a variable.
+/// The files of the keys; `None` for a key from a variable.
 #[derive(Debug, Clone, Default)]
 pub struct KeyFiles {
     current: Option<PathBuf>,
@@ -43,111 +45,117 @@ pub struct KeyFiles {
 }
 
 impl KeyFiles {
-    /// Whether no key is from a file.
+    /// Whether both keys are from variables.
     pub fn is_empty(&self) -> bool {
         self.current.is_none() && self.previous.is_none()
     }
 
-    /// Reads the files. A key whose file cannot be used stays what it was in `last`, and the problem is in the list.
+    /// Reads the files. If a file cannot be used, its key stays as in `last`, and the list has the
+    /// problem.
     pub fn read(&self, last: &Keys) -> (Keys, Vec<String>) {
         let mut current = self.current.as_deref().map(read_key);
         for _ in 1..READS_MAX {
             let previous = self.previous.as_deref().map(read_key);
             let again = self.current.as_deref().map(read_key);
             if again == current {
-                return settle(current, previous, last);
+                return merge(current, previous, last);
             }
             current = again;
         }
-        settle(current, self.previous.as_deref().map(read_key), last)
+        merge(current, self.previous.as_deref().map(read_key), last)
     }
 }
 
-/// What a file holds.
+/// The content of a file. A problem follows the name of its variable.
 #[derive(Debug, PartialEq, Eq)]
-enum Held {
+enum Content {
     Key(Secret),
-    /// The file is empty, or not there.
+    /// The file is empty, or does not exist.
     Nothing(String),
     Unusable(String),
 }
 
-fn settle(current: Option<Held>, previous: Option<Held>, last: &Keys) -> (Keys, Vec<String>) {
+fn merge(current: Option<Content>, previous: Option<Content>, last: &Keys) -> (Keys, Vec<String>) {
     let (mut keys, mut problems) = (last.clone(), Vec::new());
-    let mut complain = |name, problem: String| problems.push(format!("{name}_FILE {problem}"));
+    let mut complain = |setting: Setting, problem: String| {
+        problems.push(format!("{} {problem}", file_variable(setting.variable)));
+    };
     match current {
-        Some(Held::Key(key)) => keys.current = key,
-        Some(Held::Nothing(problem) | Held::Unusable(problem)) => complain(CURRENT, problem),
+        Some(Content::Key(key)) => keys.current = key,
+        Some(Content::Nothing(problem) | Content::Unusable(problem)) => {
+            complain(JWT_SECRET, problem)
+        }
         None => {}
     }
     match previous {
-        Some(Held::Key(key)) => keys.previous = Some(key),
-        // The end of a rotation: the old key is taken away.
-        Some(Held::Nothing(_)) => keys.previous = None,
-        Some(Held::Unusable(problem)) => complain(PREVIOUS, problem),
+        Some(Content::Key(key)) => keys.previous = Some(key),
+        // At the end of a rotation the old key is removed.
+        Some(Content::Nothing(_)) => keys.previous = None,
+        Some(Content::Unusable(problem)) => complain(JWT_SECRET_PREVIOUS, problem),
         None => {}
     }
     (keys, problems)
 }
 
-fn read_key(path: &Path) -> Held {
-    let unusable = |what: &str| Held::Unusable(format!("names {}, which {what}", path.display()));
+fn read_key(path: &Path) -> Content {
+    let unusable =
+        |what: &str| Content::Unusable(format!("names {}, which {what}", path.display()));
     let content = match fs::metadata(path) {
-        // A pipe would give its content once, and then block.
+        // A pipe returns its content once, and then blocks.
         Ok(metadata) if !metadata.is_file() => return unusable("is no regular file"),
         Ok(_) => fs::read_to_string(path),
         Err(error) => Err(error),
     };
     match content {
         Ok(content) if content.trim().is_empty() => {
-            Held::Nothing(format!("names {}, which is empty", path.display()))
+            Content::Nothing(format!("names {}, which is empty", path.display()))
         }
-        Ok(content) => match key(&Secret(without_line_breaks(&content).to_owned())) {
-            Ok(key) => Held::Key(key),
+        Ok(content) => match key(&Secret::new(without_line_breaks(&content).to_owned())) {
+            Ok(key) => Content::Key(key),
             Err(expected) => unusable(&format!("holds no key: it {expected}")),
         },
         Err(error) => {
             let problem = format!("names {}, which cannot be read: {error}", path.display());
             match error.kind() {
-                std::io::ErrorKind::NotFound => Held::Nothing(problem),
-                _ => Held::Unusable(problem),
+                std::io::ErrorKind::NotFound => Content::Nothing(problem),
+                _ => Content::Unusable(problem),
             }
         }
     }
 }
 
-fn key(secret: &Secret) -> Result<Secret, &'static str> {
+fn key(secret: &Secret) -> Result<Secret, String> {
     if secret.reveal().starts_with('\u{feff}') {
-        return Err("must not begin with a byte order mark");
+        return Err("must not begin with a byte order mark".into());
     }
-    let is_long_enough = secret.reveal().len() >= SECRET_BYTES_MIN;
-    is_long_enough
-        .then(|| secret.clone())
-        .ok_or("must have at least 32 bytes")
+    if secret.reveal().len() < SECRET_BYTES_MIN {
+        return Err(format!("must have at least {SECRET_BYTES_MIN} bytes"));
+    }
+    Ok(secret.clone())
 }
 
 impl Environment {
-    /// Tokens alone.
+    /// Reads the settings of tokens only.
     pub fn jwt(mut self) -> Result<JwtConfig, ConfigError> {
         let jwt = self.read_jwt();
         self.finish(jwt)
     }
 
     pub(super) fn read_jwt(&mut self) -> Option<JwtConfig> {
-        let file = |environment: &Self, name: &str| {
-            environment.peek(&format!("{name}_FILE")).map(PathBuf::from)
-        };
         // A pipe is read once, at the start.
-        let followed =
-            |path: &PathBuf| fs::metadata(path).map_or(true, |metadata| metadata.is_file());
-        let files = KeyFiles {
-            current: file(self, CURRENT).filter(followed),
-            previous: file(self, PREVIOUS).filter(followed),
+        let is_read_again = |path: &PathBuf| fs::metadata(path).map_or(true, |file| file.is_file());
+        let file = |setting: Setting| {
+            let path = self.peek(&file_variable(setting.variable))?;
+            Some(PathBuf::from(without_line_breaks(path))).filter(is_read_again)
         };
-        let current = self.secret(CURRENT, key, |_| None);
-        let previous = self.optional_secret(PREVIOUS, key);
-        let audience = self.optional_text("SHOPBELL_JWT_AUDIENCE");
-        let issuer = self.optional_text("SHOPBELL_JWT_ISSUER");
+        let files = KeyFiles {
+            current: file(JWT_SECRET),
+            previous: file(JWT_SECRET_PREVIOUS),
+        };
+        let current = self.secret(&JWT_SECRET, key, |_| None);
+        let previous = self.secret(&JWT_SECRET_PREVIOUS, key, |_| None);
+        let audience = self.text(&JWT_AUDIENCE);
+        let issuer = self.text(&JWT_ISSUER);
         Some(JwtConfig {
             keys: Keys {
                 current: current?,
@@ -198,8 +206,8 @@ mod tests {
 
     fn keys(current: &str, previous: Option<&str>) -> Keys {
         Keys {
-            current: Secret(current.into()),
-            previous: previous.map(|key| Secret(key.into())),
+            current: Secret::new(current.into()),
+            previous: previous.map(|key| Secret::new(key.into())),
         }
     }
 
@@ -215,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_current_key_that_cannot_be_used_stays_what_it_was() {
+    fn a_current_key_stays_if_its_file_cannot_be_used() {
         let folder = Folder::new();
         for (content, named) in [
             (None, "cannot be read"),
@@ -248,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn a_previous_key_is_taken_away_with_its_file_or_content() {
+    fn a_previous_key_is_removed_with_its_file_or_content() {
         let folder = Folder::new();
         folder.write("current", OLD.as_bytes());
         assert_eq!(
@@ -276,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_regular_file_is_not_read() {
+    fn only_a_regular_file_is_read() {
         let folder = Folder::new();
         fs::create_dir(folder.0.join("current")).unwrap();
         let (read, problems) = folder.files().read(&keys(OLD, None));

@@ -1,0 +1,56 @@
+//! The settings of RabbitMQ.
+
+use url::Url;
+
+use super::environment::Environment;
+use super::settings::{AMQP_DECLARE, AMQP_PREFIX, AMQP_URL, INGEST_PARTITIONS};
+use super::{ConfigError, Secret};
+
+/// RabbitMQ.
+#[derive(Debug, Clone)]
+pub struct AmqpConfig {
+    /// `AMQP_URL`.
+    pub url: Secret,
+    /// `SHOPBELL_AMQP_PREFIX`.
+    pub prefix: String,
+    /// `SHOPBELL_INGEST_PARTITIONS`.
+    pub partitions: u8,
+    /// `SHOPBELL_AMQP_DECLARE`.
+    pub declare: bool,
+}
+
+impl Environment {
+    /// Reads the settings of RabbitMQ only.
+    pub fn amqp(mut self) -> Result<AmqpConfig, ConfigError> {
+        let amqp = self.read_amqp();
+        self.finish(amqp)
+    }
+
+    pub(super) fn read_amqp(&mut self) -> Option<AmqpConfig> {
+        let parse = |url: &Secret| {
+            let parsed = Url::parse(url.reveal()).ok();
+            let parsed = parsed.filter(|url| ["amqp", "amqps"].contains(&url.scheme()));
+            let expected = || format!("must be {}", AMQP_URL.kind.expected());
+            Ok((url.clone(), parsed.ok_or_else(expected)?))
+        };
+        let url = self.secret(&AMQP_URL, parse, |(_, url)| Some(shown(url.clone())));
+        let prefix = self.prefix(&AMQP_PREFIX);
+        let declare = self.flag(&AMQP_DECLARE);
+        let partitions = self.number(&INGEST_PARTITIONS);
+        Some(AmqpConfig {
+            url: url?.0,
+            prefix: prefix?,
+            partitions: partitions?,
+            declare: declare?,
+        })
+    }
+}
+
+/// The URL without its password, query and fragment.
+fn shown(mut url: Url) -> String {
+    // It fails for a URL that cannot have a password.
+    let _ = url.set_password(None);
+    url.set_query(None);
+    url.set_fragment(None);
+    url.into()
+}

@@ -1,0 +1,397 @@
+//! The table of settings. It feeds the parser, `shopbell config` and `docs/configuration.md`.
+
+/// One setting of the service, as an environment variable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Setting {
+    /// The environment variable.
+    pub variable: &'static str,
+    /// The values that it may have.
+    pub kind: Kind,
+    /// The value if the variable is not set.
+    pub default: Default,
+    /// The roles that use it.
+    pub used_by: UsedBy,
+    /// One line for operators.
+    pub description: &'static str,
+    /// A page with more, relative to `docs/`.
+    pub page: Option<&'static str>,
+}
+
+/// The values that a setting may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A URL of Postgres. It is a secret, because it may contain a password.
+    PostgresUrl,
+    /// A URL of RabbitMQ. It is a secret, because it may contain a password.
+    AmqpUrl,
+    /// A secret that signs tokens.
+    Key,
+    /// A whole number of this unit within these bounds.
+    Number {
+        /// The least.
+        min: u64,
+        /// The greatest.
+        max: u64,
+        /// The unit, in the plural.
+        unit: &'static str,
+    },
+    /// `true` or `false`.
+    Flag,
+    /// An address and a port to listen on.
+    Address,
+    /// The prefix of names in RabbitMQ.
+    Prefix,
+    /// The name of a feed.
+    Feed,
+    /// Origins of web pages, separated by commas.
+    Origins,
+    /// Any text without control characters.
+    Text,
+}
+
+/// The value of a setting that is not set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Default {
+    /// There is none: the variable must be set.
+    Required,
+    /// The setting has no value. The text names the effect.
+    Unset(&'static str),
+    /// This value, as an operator would write it.
+    Value(&'static str),
+}
+
+/// A part of the service that can run alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Role {
+    /// Stores events: without a public port and without keys for tokens.
+    Ingest,
+    /// Serves clients: without the ingest queues.
+    Gateway,
+}
+
+/// The roles that use a setting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UsedBy {
+    /// Both roles.
+    Both,
+    /// One role.
+    Only(Role),
+}
+
+impl UsedBy {
+    /// Whether a service with this role uses the setting; `None` stands for both roles.
+    pub fn includes(self, role: Option<Role>) -> bool {
+        match (self, role) {
+            (Self::Both, _) | (_, None) => true,
+            (Self::Only(one), Some(role)) => one == role,
+        }
+    }
+}
+
+/// `SHOPBELL_MAX_EVENT_BYTES` if it is not set.
+pub const EVENT_BYTES_MAX_DEFAULT: usize = 262_144;
+
+/// A variable that commands read and `serve` ignores. It may be set in the same shell.
+pub(super) const TOKEN_VARIABLE: &str = "SHOPBELL_TOKEN";
+
+/// Every setting, in the order in which it is shown.
+pub const SETTINGS: [&Setting; 23] = [
+    &DATABASE_URL,
+    &AMQP_URL,
+    &AMQP_PREFIX,
+    &AMQP_DECLARE,
+    &INGEST_PARTITIONS,
+    &OPS_LISTEN,
+    &BROADCAST_FEED,
+    &MAX_EVENT_BYTES,
+    &LISTEN,
+    &JWT_SECRET,
+    &JWT_SECRET_PREVIOUS,
+    &JWT_AUDIENCE,
+    &JWT_ISSUER,
+    &DASHBOARD,
+    &ALLOWED_ORIGINS,
+    &WINDOW,
+    &HEARTBEAT_SECONDS,
+    &MAX_SESSIONS,
+    &MAX_SESSIONS_PER_SUBSCRIBER,
+    &MAX_SESSION_SECONDS,
+    &MAX_FRAME_BYTES,
+    &DRAIN_SECONDS,
+    &CANARY_SECONDS,
+];
+
+pub(super) const DATABASE_URL: Setting = Setting {
+    variable: "DATABASE_URL",
+    kind: Kind::PostgresUrl,
+    default: Default::Required,
+    used_by: UsedBy::Both,
+    description: "Postgres 15 or newer, with a database in UTF8",
+    page: Some("pooling.md"),
+};
+
+pub(super) const AMQP_URL: Setting = Setting {
+    variable: "AMQP_URL",
+    kind: Kind::AmqpUrl,
+    default: Default::Required,
+    used_by: UsedBy::Both,
+    description: "RabbitMQ 3.10 or newer; `amqps` for TLS",
+    page: None,
+};
+
+pub(super) const AMQP_PREFIX: Setting = Setting {
+    variable: "SHOPBELL_AMQP_PREFIX",
+    kind: Kind::Prefix,
+    default: Default::Value("shopbell"),
+    used_by: UsedBy::Both,
+    description: "Prefix of the names of exchanges and queues",
+    page: None,
+};
+
+pub(super) const AMQP_DECLARE: Setting = Setting {
+    variable: "SHOPBELL_AMQP_DECLARE",
+    kind: Kind::Flag,
+    default: Default::Value("true"),
+    used_by: UsedBy::Both,
+    description: "Whether the service declares exchanges and queues, or only verifies them",
+    page: None,
+};
+
+/// Each partition costs every ingesting replica two connections to RabbitMQ and one to Postgres.
+const PARTITIONS_MAX: u64 = 64;
+
+pub(super) const INGEST_PARTITIONS: Setting = Setting {
+    variable: "SHOPBELL_INGEST_PARTITIONS",
+    kind: number(1, PARTITIONS_MAX, "queues"),
+    default: Default::Value("1"),
+    used_by: UsedBy::Both,
+    description: "Number of ingest queues that events are spread over; read the page before you change it",
+    page: Some("scaling.md"),
+};
+
+pub(super) const OPS_LISTEN: Setting = Setting {
+    variable: "SHOPBELL_OPS_LISTEN",
+    kind: Kind::Address,
+    default: Default::Value("0.0.0.0:9090"),
+    used_by: UsedBy::Both,
+    description: "Address of the operations port",
+    page: Some("operations.md"),
+};
+
+pub(super) const BROADCAST_FEED: Setting = Setting {
+    variable: "SHOPBELL_BROADCAST_FEED",
+    kind: Kind::Feed,
+    default: Default::Value("all"),
+    used_by: UsedBy::Both,
+    description: "The feed that everyone reads; choose a name that no merchant has as its id, and set the same for both roles",
+    page: None,
+};
+
+pub(super) const MAX_EVENT_BYTES: Setting = Setting {
+    variable: "SHOPBELL_MAX_EVENT_BYTES",
+    kind: number(65_536, 16_777_216, "bytes"),
+    default: Default::Value("262144"),
+    used_by: UsedBy::Only(Role::Ingest),
+    description: "Largest body of an event; a larger event is dead-lettered",
+    page: None,
+};
+
+pub(super) const LISTEN: Setting = Setting {
+    variable: "SHOPBELL_LISTEN",
+    kind: Kind::Address,
+    default: Default::Value("0.0.0.0:8080"),
+    used_by: UsedBy::Only(Role::Gateway),
+    description: "Address of the public port",
+    page: None,
+};
+
+pub(super) const JWT_SECRET: Setting = Setting {
+    variable: "SHOPBELL_JWT_HS256_SECRET",
+    kind: Kind::Key,
+    default: Default::Required,
+    used_by: UsedBy::Only(Role::Gateway),
+    description: "Key that signs and checks tokens",
+    page: Some("keys.md"),
+};
+
+pub(super) const JWT_SECRET_PREVIOUS: Setting = Setting {
+    variable: "SHOPBELL_JWT_HS256_SECRET_PREVIOUS",
+    kind: Kind::Key,
+    default: Default::Unset("one key"),
+    used_by: UsedBy::Only(Role::Gateway),
+    description: "Second key that checks tokens, while the first one is replaced",
+    page: Some("keys.md"),
+};
+
+pub(super) const JWT_AUDIENCE: Setting = Setting {
+    variable: "SHOPBELL_JWT_AUDIENCE",
+    kind: Kind::Text,
+    default: Default::Unset("any"),
+    used_by: UsedBy::Only(Role::Gateway),
+    description: "If set, each token must have it as `aud`",
+    page: None,
+};
+
+pub(super) const JWT_ISSUER: Setting = Setting {
+    variable: "SHOPBELL_JWT_ISSUER",
+    kind: Kind::Text,
+    default: Default::Unset("any"),
+    used_by: UsedBy::Only(Role::Gateway),
+    description: "If set, each token must have it as `iss`",
+    page: None,
+};
+
+pub(super) const ALLOWED_ORIGINS: Setting = Setting {
+    variable: "SHOPBELL_ALLOWED_ORIGINS",
+    kind: Kind::Origins,
+    default: Default::Unset("same origin only"),
+    used_by: UsedBy::Only(Role::Gateway),
+    description: "Origins of the web pages that may connect; a default port may be left out",
+    page: None,
+};
+
+pub(super) const DASHBOARD: Setting = Setting {
+    variable: "SHOPBELL_DASHBOARD",
+    kind: Kind::Flag,
+    default: Default::Value("false"),
+    used_by: UsedBy::Only(Role::Gateway),
+    description: "Whether the dashboard is served at `/` of the public port",
+    page: Some("../web/dashboard/README.md"),
+};
+
+pub(super) const WINDOW: Setting = Setting {
+    variable: "SHOPBELL_WINDOW",
+    kind: number(1, 65_536, "notifications"),
+    default: Default::Value("256"),
+    used_by: UsedBy::Only(Role::Gateway),
+    description: "Most notifications that one session may have sent without an ack",
+    page: Some("protocol.md"),
+};
+
+pub(super) const HEARTBEAT_SECONDS: Setting = Setting {
+    variable: "SHOPBELL_HEARTBEAT_SECONDS",
+    kind: number(1, 3_600, "seconds"),
+    default: Default::Value("25"),
+    used_by: UsedBy::Only(Role::Gateway),
+    description: "Interval of heartbeats to each session",
+    page: Some("protocol.md"),
+};
+
+pub(super) const MAX_SESSIONS: Setting = Setting {
+    variable: "SHOPBELL_MAX_SESSIONS",
+    kind: number(1, 1_000_000, "sessions"),
+    default: Default::Value("50000"),
+    used_by: UsedBy::Only(Role::Gateway),
+    description: "Most sessions of one replica",
+    page: None,
+};
+
+pub(super) const MAX_SESSIONS_PER_SUBSCRIBER: Setting = Setting {
+    variable: "SHOPBELL_MAX_SESSIONS_PER_SUBSCRIBER",
+    kind: number(1, 1_000_000, "sessions"),
+    default: Default::Value("50"),
+    used_by: UsedBy::Only(Role::Gateway),
+    description: "Most sessions of one subscriber on one replica",
+    page: None,
+};
+
+pub(super) const MAX_SESSION_SECONDS: Setting = Setting {
+    variable: "SHOPBELL_MAX_SESSION_SECONDS",
+    kind: number(0, 31_536_000, "seconds"),
+    default: Default::Value("0"),
+    used_by: UsedBy::Only(Role::Gateway),
+    description: "Greatest age of a session, less up to a tenth; 0 sets no limit",
+    page: None,
+};
+
+pub(super) const MAX_FRAME_BYTES: Setting = Setting {
+    variable: "SHOPBELL_MAX_FRAME_BYTES",
+    kind: number(1_024, 1_048_576, "bytes"),
+    default: Default::Value("16384"),
+    used_by: UsedBy::Only(Role::Gateway),
+    description: "Largest frame that a client may send",
+    page: None,
+};
+
+pub(super) const DRAIN_SECONDS: Setting = Setting {
+    variable: "SHOPBELL_DRAIN_SECONDS",
+    kind: number(0, 3_600, "seconds"),
+    default: Default::Value("20"),
+    used_by: UsedBy::Only(Role::Gateway),
+    description: "Time over which a stopping replica closes its sessions",
+    page: None,
+};
+
+pub(super) const CANARY_SECONDS: Setting = Setting {
+    variable: "SHOPBELL_CANARY_SECONDS",
+    kind: number(0, 3_600, "seconds"),
+    default: Default::Value("30"),
+    used_by: UsedBy::Only(Role::Gateway),
+    description: "Interval of the end-to-end canary check; 0 disables it",
+    page: None,
+};
+
+const fn number(min: u64, max: u64, unit: &'static str) -> Kind {
+    Kind::Number { min, max, unit }
+}
+
+impl Kind {
+    /// Whether a value is a secret. A secret may also come from the file that `NAME_FILE` names.
+    pub fn is_secret(self) -> bool {
+        matches!(self, Self::PostgresUrl | Self::AmqpUrl | Self::Key)
+    }
+
+    /// The values, in words that follow "must be".
+    pub fn expected(self) -> String {
+        match self {
+            Self::PostgresUrl => "a URL like postgres://user:password@host:5432/database".into(),
+            Self::AmqpUrl => "a URL like amqp://user:password@host:5672/vhost".into(),
+            Self::Key => "a key of at least 32 bytes".into(),
+            Self::Number { min, max, .. } => format!("a whole number from {min} to {max}"),
+            Self::Flag => "true or false".into(),
+            Self::Address => "an address like 127.0.0.1:8080".into(),
+            Self::Prefix => "1 to 100 of A-Z a-z 0-9 . _ -".into(),
+            Self::Feed => "a name of 1 to 128 of A-Z a-z 0-9 . _ ~ / -".into(),
+            Self::Origins => {
+                "origins like https://shop.example, comma separated, without path or *".into()
+            }
+            Self::Text => "text without control characters".into(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn each_variable_stands_in_the_table_once() {
+        let variables: BTreeSet<_> = SETTINGS.iter().map(|setting| setting.variable).collect();
+        assert_eq!(variables.len(), SETTINGS.len());
+    }
+
+    #[test]
+    fn only_a_setting_with_a_default_that_is_no_secret_shows_it() {
+        for setting in SETTINGS {
+            let has_value = matches!(setting.default, Default::Value(_));
+            assert!(
+                !(setting.kind.is_secret() && has_value),
+                "{}",
+                setting.variable
+            );
+        }
+    }
+
+    #[test]
+    fn a_description_is_one_line_of_a_table() {
+        for setting in SETTINGS {
+            let text = setting.description;
+            assert!(
+                !text.contains(['|', '\n']) && !text.ends_with('.'),
+                "{text}"
+            );
+        }
+    }
+}
