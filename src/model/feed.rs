@@ -1,43 +1,45 @@
-//! The names everything else speaks in: [`Feed`], [`Seq`], [`Version`], [`Epoch`], [`Subscriber`], [`Device`].
+//! The names and numbers that all parts use: [`Feed`], [`Subscriber`], [`Device`], [`Epoch`], [`Seq`],
+//! [`Version`].
 //!
-//! They are made only by parsing, at the edge; inside, whoever holds one need not check it again. No I/O.
+//! A value exists only if it was parsed, so no other part checks it again.
 
 use std::fmt;
 use std::sync::Arc;
 
-/// Longest name of a feed, in bytes (the AMQP contract's `recipient`).
+/// Longest name of a feed, in bytes.
 pub const FEED_BYTES_MAX: usize = 128;
-/// Longest `sub` of a token, in bytes: room for any identity provider's subject, small enough for an index entry.
+/// Longest `sub` of a token, in bytes: room for the subject of any identity provider, and small enough
+/// for an index entry.
 pub const SUBSCRIBER_BYTES_MAX: usize = 255;
 /// Longest device name, in characters: at most 256 bytes, small enough for an index entry.
 pub const DEVICE_CHARS_MAX: usize = 64;
 /// Longest epoch, in bytes.
 const EPOCH_BYTES_MAX: usize = 64;
 
-/// How the feeds of canaries begin: these names are reserved.
+/// The reserved prefix of the feeds of canaries.
 pub const CANARY_PREFIX: &str = "shopbell-canary/";
 
-/// Why a name was refused, in words for the person who sent it.
+/// A name that breaks its rule. The message is for the person who sent the name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{what} must be {rule}")]
+#[error("{kind} must be {rule}")]
 pub struct NameError {
-    what: &'static str,
+    kind: &'static str,
     rule: &'static str,
 }
 
-/// A recipient's notifications in order; also the recipient's name: 1 to 128 of `A-Z a-z 0-9 . _ ~ / -`.
+/// The notifications of one recipient, by the name of the recipient: 1 to 128 of `A-Z a-z 0-9 . _ ~ / -`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Feed(Arc<str>);
 
 impl Feed {
-    /// Takes a name as an event, a token or a client wrote it.
+    /// Parses the name from an event, a token or a client.
     pub fn parse(name: &str) -> Result<Self, NameError> {
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._~/-".contains(&byte);
         if (1..=FEED_BYTES_MAX).contains(&name.len()) && name.bytes().all(allowed) {
             Ok(Self(name.into()))
         } else {
             Err(NameError {
-                what: "a feed",
+                kind: "a feed",
                 rule: "1 to 128 of A-Z a-z 0-9 . _ ~ / -",
             })
         }
@@ -48,29 +50,29 @@ impl Feed {
         &self.0
     }
 
-    /// `SHOPBELL_BROADCAST_FEED` if it is not set.
+    /// The default of `SHOPBELL_BROADCAST_FEED`.
     pub fn of_everyone() -> Self {
         Self("all".into())
     }
 
-    /// Whether no merchant can have this name, because canaries do.
+    /// Whether the name is reserved for canaries.
     pub fn is_of_a_canary(&self) -> bool {
         self.0.starts_with(CANARY_PREFIX)
     }
 }
 
-/// Who reads a feed: the `sub` of a token, 1 to 255 bytes without control characters.
+/// The reader of feeds: the `sub` of a token, 1 to 255 bytes without control characters.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Subscriber(Arc<str>);
 
 impl Subscriber {
-    /// Takes the `sub` of a verified token.
+    /// Parses the `sub` of a verified token.
     pub fn parse(name: &str) -> Result<Self, NameError> {
         if (1..=SUBSCRIBER_BYTES_MAX).contains(&name.len()) && !name.contains(char::is_control) {
             Ok(Self(name.into()))
         } else {
             Err(NameError {
-                what: "a subscriber",
+                kind: "a subscriber",
                 rule: "1 to 255 bytes without control characters",
             })
         }
@@ -82,21 +84,21 @@ impl Subscriber {
     }
 }
 
-/// With which device a subscriber reads; the empty name is the one that all unnamed devices share.
+/// The device of a subscriber. All devices without a name share the empty name.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Device(Arc<str>);
 
 impl Device {
-    /// Takes the `device` of a handshake as a person wrote it: up to 64 printable characters, without the spaces around them.
+    /// Parses the `device` of a handshake: up to 64 printable characters. Spaces around it are removed.
     pub fn parse(name: &str) -> Result<Self, NameError> {
         let name = name.trim();
-        // The two separators are line breaks to JavaScript.
+        // JavaScript treats the two separators as line breaks.
         let is_printable = |c: char| !c.is_control() && !"\u{2028}\u{2029}".contains(c);
         if name.chars().count() <= DEVICE_CHARS_MAX && name.chars().all(is_printable) {
             Ok(Self(name.into()))
         } else {
             Err(NameError {
-                what: "a device",
+                kind: "a device",
                 rule: "at most 64 printable characters",
             })
         }
@@ -108,13 +110,13 @@ impl Device {
     }
 }
 
-/// Identity of a numbering: a [`Seq`] or [`Version`] of another epoch may be the number of something else. It begins with a
-/// letter and has no `:`, so that it can follow a number.
+/// Identity of a numbering. A [`Seq`] or [`Version`] of another epoch may number something else. It
+/// begins with a letter and has no `:`, so that it can follow a number.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Epoch(Arc<str>);
 
 impl Epoch {
-    /// Takes an epoch from the database, a hint or a client.
+    /// Parses an epoch from the database, a hint or a client.
     pub fn parse(epoch: &str) -> Result<Self, NameError> {
         let begins_with_a_letter = epoch.starts_with(|first: char| first.is_ascii_alphabetic());
         let allowed = |byte: u8| byte.is_ascii_alphanumeric();
@@ -122,7 +124,7 @@ impl Epoch {
             Ok(Self(epoch.into()))
         } else {
             Err(NameError {
-                what: "an epoch",
+                kind: "an epoch",
                 rule: "a letter, then up to 63 of A-Z a-z 0-9",
             })
         }
@@ -150,7 +152,7 @@ macro_rules! display_as_str {
 }
 display_as_str!(Feed, Subscriber, Device, Epoch);
 
-/// A notification's number in its feed: 1, 2, 3 … without a gap. [`Seq::ZERO`] stands before the first.
+/// The number of a notification in its feed: 1, 2, 3 … without a gap. [`Seq::ZERO`] precedes the first.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
 #[serde(transparent)]
 pub struct Seq(i64);
@@ -159,12 +161,12 @@ impl Seq {
     /// Before the first notification of every feed.
     pub const ZERO: Self = Self(0);
 
-    /// Takes a number from a client or the database; `None` where it is negative or does not fit Postgres' `bigint`.
+    /// Checks a number from a client or the database. `None` if it is negative.
     pub fn new(number: i64) -> Option<Self> {
         (number >= 0).then_some(Self(number))
     }
 
-    /// The number, for SQL and arithmetic at the edge.
+    /// The number, for SQL and arithmetic.
     pub fn get(self) -> i64 {
         self.0
     }
@@ -174,7 +176,7 @@ impl Seq {
         Self(self.0.saturating_add(1))
     }
 
-    /// The number before this one; [`Seq::ZERO`] stays.
+    /// The number before this one. [`Seq::ZERO`] precedes itself.
     pub fn previous(self) -> Self {
         Self((self.0 - 1).max(0))
     }
@@ -186,21 +188,21 @@ impl fmt::Display for Seq {
     }
 }
 
-/// A change's number in its feed: what people said of its notifications, 1, 2, 3 … without a gap.
+/// The number of a mark in its feed: 1, 2, 3 … without a gap. [`Version::ZERO`] precedes the first.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
 #[serde(transparent)]
 pub struct Version(i64);
 
 impl Version {
-    /// Before the first change of every feed.
+    /// Before the first mark of every feed.
     pub const ZERO: Self = Self(0);
 
-    /// Takes a number from a client or the database; `None` where it is negative or does not fit Postgres' `bigint`.
+    /// Checks a number from a client or the database. `None` if it is negative.
     pub fn new(number: i64) -> Option<Self> {
         (number >= 0).then_some(Self(number))
     }
 
-    /// The number, for SQL and arithmetic at the edge.
+    /// The number, for SQL and arithmetic.
     pub fn get(self) -> i64 {
         self.0
     }
@@ -237,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_is_named_as_people_name_it() {
+    fn a_device_has_up_to_64_printable_characters() {
         for name in [
             "",
             "till-2",

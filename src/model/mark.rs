@@ -1,7 +1,7 @@
-//! What people said of a feed's notifications, read or handled, as the `state` frame that tells every session. No I/O.
+//! Marks: notifications that a person read or handled, and the `state` frame that reports them.
 //!
-//! Facts only grow: what is read stays read, and who handled first stays the one who did. So it does no harm to hear of a
-//! change twice; its number in the feed shows who missed one.
+//! Marks are only added: a read notification stays read, and the first person who handled a notification
+//! stays its handler. So a `state` frame may arrive twice. The version of the feed shows a missing one.
 
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -10,72 +10,72 @@ use crate::model::feed::{Feed, Seq, Version};
 use crate::model::frame_text::FrameText;
 use crate::model::protocol::ServerFrame;
 
-/// Something became true of notifications: rendered once, shared by every session that sends it.
+/// A stored mark as a `state` frame, rendered once and shared by all sessions that send it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StateFrame {
     /// The feed.
     pub feed: Feed,
-    /// Its number there.
+    /// The number of the mark in the feed.
     pub version: Version,
-    /// The highest notification that it speaks of.
+    /// The highest notification that is marked.
     pub highest: Seq,
     /// The `state` frame.
     pub frame: FrameText,
 }
 
-/// Which notifications.
+/// The notifications of a mark.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Targets {
-    /// These.
+    /// These numbers.
     Seqs(Vec<i64>),
-    /// All up to this one.
+    /// All numbers up to this one.
     Through(Seq),
 }
 
-/// What a person says of notifications.
+/// A mark as a client requests it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Mark {
-    /// "I saw these." None at all asks for the feed's counts only.
+    /// The person read these notifications. An empty list requests only the counts of the feed.
     Read(Targets),
-    /// "I take these."
+    /// The person handles these notifications.
     Handled(Vec<i64>),
 }
 
-/// What is true of them.
+/// A mark as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Marked {
-    /// Somebody read them; when, where that is known of all of them.
+    /// Read, at this time. `None` if the times differ.
     Read(Option<OffsetDateTime>),
-    /// Somebody handled them.
+    /// Handled.
     Handled {
-        /// When.
+        /// The time.
         at: OffsetDateTime,
-        /// Who; nobody, where it needed nobody.
+        /// The subscriber. `None` if the notification needs no person.
         by: Option<String>,
     },
 }
 
-/// A feed's counts, which hold for its notifications up to `last`.
+/// The counts of a feed, of its notifications up to `last`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Counts {
     /// Notifications that nobody has read.
     pub unread: i64,
     /// Notifications that nobody has handled.
     pub unhandled: i64,
-    /// The feed's newest number.
+    /// The newest number of the feed.
     pub last: Seq,
 }
 
 impl StateFrame {
-    /// What became true.
+    /// Renders the frame of a stored mark.
     pub fn new(
         feed: Feed,
         version: Version,
-        which: &Targets,
-        fact: &Marked,
+        targets: &Targets,
+        marked: &Marked,
         counts: Counts,
     ) -> Self {
-        let highest = match which {
+        let highest = match targets {
             Targets::Seqs(seqs) => seqs
                 .iter()
                 .max()
@@ -83,7 +83,7 @@ impl StateFrame {
                 .unwrap_or_default(),
             Targets::Through(through) => *through,
         };
-        let frame = state(&feed, Some(version), which, fact, counts);
+        let frame = state(&feed, Some(version), targets, marked, counts);
         Self {
             feed,
             version,
@@ -93,23 +93,23 @@ impl StateFrame {
     }
 }
 
-/// The `state` frame. Without a version it answers one client, whom it tells what was true before.
+/// Renders a `state` frame. Without a version it is a reply to one client.
 pub fn state(
     feed: &Feed,
     version: Option<Version>,
-    which: &Targets,
-    fact: &Marked,
+    targets: &Targets,
+    marked: &Marked,
     counts: Counts,
 ) -> FrameText {
-    let (seqs, through) = match which {
+    let (seqs, through) = match targets {
         Targets::Seqs(seqs) => (Some(&**seqs), None),
         Targets::Through(through) => (None, Some(*through)),
     };
-    let (read_at, handled_at, handled_by) = match fact {
+    let (read_at, handled_at, handled_by) = match marked {
         Marked::Read(at) => (*at, None, None),
         Marked::Handled { at, by } => (None, Some(*at), by.as_deref()),
     };
-    // These times come from Postgres, within the years of RFC 3339.
+    // These times are from Postgres, within the years of RFC 3339.
     let rfc3339 = |time: OffsetDateTime| time.format(&Rfc3339).unwrap_or_default();
     let Counts {
         unread,
@@ -137,7 +137,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_change_is_the_state_frame_of_the_contract() {
+    fn a_mark_is_rendered_as_the_state_frame_of_the_contract() {
         let (feed, seq) = (Feed::parse("m").unwrap(), |number| {
             Seq::new(number).unwrap()
         });
@@ -151,19 +151,19 @@ mod tests {
             at,
             by: Some("anna".into()),
         };
-        let change = StateFrame::new(
+        let stored = StateFrame::new(
             feed.clone(),
             Version::ZERO.next(),
             &Targets::Seqs(vec![4, 7]),
             &handled,
             counts,
         );
-        assert_eq!(change.highest, seq(7));
+        assert_eq!(stored.highest, seq(7));
         assert_eq!(
-            change.frame.as_str(),
+            stored.frame.as_str(),
             r#"{"type":"state","feed":"m","seqs":[4,7],"handled_at":"2023-11-14T22:13:20Z","handled_by":"anna","unread":2,"unhandled":3,"last":9,"version":1}"#
         );
-        let answer = state(
+        let reply = state(
             &feed,
             None,
             &Targets::Through(seq(8)),
@@ -171,7 +171,7 @@ mod tests {
             counts,
         );
         assert_eq!(
-            answer.as_str(),
+            reply.as_str(),
             r#"{"type":"state","feed":"m","through":8,"read_at":"2023-11-14T22:13:20Z","unread":2,"unhandled":3,"last":9}"#
         );
     }

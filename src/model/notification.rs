@@ -1,4 +1,4 @@
-//! A stored event with its feed and number, as the frame that goes over the wire; and a page of them. No I/O.
+//! A stored event as a `notification` frame, and a page of a feed.
 
 use std::sync::Arc;
 
@@ -14,16 +14,16 @@ use crate::model::mark::StateFrame;
 use crate::model::protocol::SkipReason;
 use crate::model::trace_context::TraceContext;
 
-/// One event, stored for one feed, ready to send: rendered once, shared by every session that sends it.
+/// An event that a feed stores, rendered once and shared by all sessions that send it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Notification {
-    /// The feed it is stored in.
+    /// The feed.
     pub feed: Feed,
-    /// Its number there.
+    /// Its number in the feed.
     pub seq: Seq,
-    /// After this it is skipped.
+    /// After this time it is skipped.
     pub expires_at: Option<OffsetDateTime>,
-    /// The event's time; `None` where a replica of an earlier version told of it.
+    /// The time of the event. `None` in hints of earlier versions of Shopbell.
     pub time: Option<OffsetDateTime>,
     /// The position in its trace, if the event is traced.
     pub trace: Option<TraceContext>,
@@ -32,7 +32,7 @@ pub struct Notification {
 }
 
 impl Notification {
-    /// Renders what was just stored for the first time.
+    /// Renders an event that was just stored.
     pub fn of_event(
         event: &Event,
         seq: Seq,
@@ -40,7 +40,7 @@ impl Notification {
         progress: Option<Progress>,
     ) -> Self {
         let is_progress = event.import.as_ref().is_some_and(Import::is_progress);
-        let answered_at = is_progress.then_some(received_at);
+        let marked_at = is_progress.then_some(received_at);
         Self::render(&NotificationFields {
             feed: &event.recipient,
             seq,
@@ -52,13 +52,13 @@ impl Notification {
             collapse_key: event.collapse_key.as_deref(),
             progress,
             expires_at: event.expires_at,
-            read_at: answered_at,
-            handled_at: answered_at,
+            read_at: marked_at,
+            handled_at: marked_at,
             handled_by: None,
         })
     }
 
-    /// Renders the frame of the contract from its fields.
+    /// Renders the frame from its fields.
     pub fn render(fields: &NotificationFields<'_>) -> Self {
         let frame = Frame {
             kind: "notification",
@@ -68,7 +68,7 @@ impl Notification {
             source: fields.source,
             event: fields.event,
             time: rfc3339(fields.time),
-            // Stored data was parsed as JSON before it was stored: it never falls back to null.
+            // Stored data is valid JSON, so this never fails.
             data: fields.data.and_then(|data| serde_json::from_str(data).ok()),
             collapse_key: fields.collapse_key,
             progress: fields.progress,
@@ -93,12 +93,9 @@ impl Notification {
     }
 }
 
-/// What a notification is rendered from.
+/// The fields of a `notification` frame.
 #[derive(Debug)]
-#[expect(
-    missing_docs,
-    reason = "the fields are the contract's, documented in the README's protocol table"
-)]
+#[expect(missing_docs, reason = "docs/protocol.md documents the fields")]
 pub struct NotificationFields<'a> {
     pub feed: &'a Feed,
     pub seq: Seq,
@@ -115,14 +112,14 @@ pub struct NotificationFields<'a> {
     pub handled_by: Option<&'a str>,
 }
 
-/// How far an import is.
+/// The progress of an import.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Progress {
     /// Items that were imported or failed.
     pub done: i64,
-    /// Of these, the failed ones.
+    /// The failed items of these.
     pub failed: i64,
-    /// As `import.started` said, where it came.
+    /// The number of items, if `import.started` was stored.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub total: Option<i64>,
 }
@@ -150,45 +147,45 @@ struct Frame<'a> {
     handled_by: Option<&'a str>,
 }
 
-/// Formats as RFC 3339; times here come from a parser of it or from Postgres, within its years.
+/// RFC 3339. All times are within its years, because they were parsed or are from Postgres.
 fn rfc3339(time: OffsetDateTime) -> String {
     time.format(&Rfc3339).unwrap_or_default()
 }
 
-/// One read of a feed: what follows `after`, without a hole: every number is an entry or inside a `Skipped`. And what people
-/// said meanwhile, where that was asked for.
+/// One read of a feed after a number. Every number is an entry or part of a `Skipped`. It may also have
+/// the marks since a version.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Page {
     /// The feed that was read.
     pub feed: Feed,
-    /// The number it was read from.
+    /// The number before the first entry.
     pub after: Seq,
-    /// The feed's newest number at that moment.
+    /// The newest number of the feed.
     pub last: Seq,
-    /// The epoch at that moment.
+    /// The epoch.
     pub epoch: Option<Epoch>,
-    /// Numbers up to here may have been removed by retention; above it, one without a row is lost.
+    /// Retention may have removed numbers up to this one. A missing number above it is lost.
     pub trimmed: Seq,
     /// In order of their numbers.
     pub entries: Vec<Entry>,
-    /// The feed's newest change at that moment: the entries are as they were after it.
+    /// The newest mark of the feed, which the entries include.
     pub version: Version,
-    /// The changes after the version that was asked for, in order; not all, where there are many.
+    /// The marks after the requested version, in order; the first of them if there are many.
     pub changes: Vec<Arc<StateFrame>>,
     through: Seq,
 }
 
-/// How far a feed is known to have grown.
+/// The highest known numbers of a feed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Newest {
     /// Its newest notification.
     pub seq: Seq,
-    /// Its newest change.
+    /// Its newest mark.
     pub version: Version,
 }
 
 impl Newest {
-    /// The further of both, in each.
+    /// The higher number of both, for each kind.
     pub fn max(self, other: Self) -> Self {
         Self {
             seq: self.seq.max(other.seq),
@@ -197,24 +194,24 @@ impl Newest {
     }
 }
 
-/// What a page holds.
+/// An entry of a page.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Entry {
-    /// To be sent.
+    /// A notification to send.
     Notification(Arc<Notification>),
-    /// Numbers that will not come.
+    /// Numbers that are not sent.
     Skipped {
-        /// The first.
+        /// The first number.
         from: Seq,
-        /// The last.
+        /// The last number.
         through: Seq,
-        /// Why.
+        /// The reason.
         reason: SkipReason,
     },
 }
 
 impl Entry {
-    /// The number after which the next entry begins.
+    /// The last number of the entry.
     pub fn through(&self) -> Seq {
         match self {
             Self::Notification(notification) => notification.seq,
@@ -224,7 +221,7 @@ impl Entry {
 }
 
 impl Page {
-    /// An empty page, to be filled in order.
+    /// An empty page. Entries are added in the order of their numbers.
     pub fn new(feed: Feed, after: Seq) -> Self {
         let (entries, changes) = (Vec::new(), Vec::new());
         let (epoch, trimmed, version) = (None, Seq::ZERO, Version::ZERO);
@@ -259,20 +256,20 @@ impl Page {
         }
     }
 
-    /// Adds a number that is stored but not to be sent.
+    /// Adds a stored number that is not sent.
     pub fn skip(&mut self, seq: Seq, reason: SkipReason) {
         self.skip_missing_before(seq);
         self.skip_through(seq, reason);
     }
 
-    /// Ends the page: if there were no rows after `after`, everything up to `last` is gone.
+    /// Completes the page. If it has no entry, all numbers up to `last` are missing.
     pub fn close(&mut self) {
         if self.entries.is_empty() {
             self.skip_missing_before(self.last.next());
         }
     }
 
-    /// The numbers that are missing, from and through.
+    /// The first and the last number of each lost range.
     pub fn lost(&self) -> impl Iterator<Item = (Seq, Seq)> {
         self.entries.iter().filter_map(|entry| match entry {
             Entry::Skipped {
@@ -284,7 +281,7 @@ impl Page {
         })
     }
 
-    /// A number without a row was removed by retention, or is lost.
+    /// A number without a row is trimmed or lost.
     fn skip_missing_before(&mut self, seq: Seq) {
         for (upper, reason) in [
             (seq.previous().min(self.trimmed), SkipReason::Trimmed),

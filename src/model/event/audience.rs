@@ -1,18 +1,22 @@
-//! Who may get an event: one merchant, everyone, or a canary of Shopbell. The broadcast feed and the feeds of canaries have names
-//! that a merchant could have, so an event that is meant for one merchant must never go there.
+//! The audience of an event: one merchant, everyone, or a canary of Shopbell.
+//!
+//! The broadcast feed and the feeds of canaries have names that a merchant could have. An event for one
+//! merchant must never be stored there.
 
-use super::{Event, Reason, Rejection};
+use super::cloud_event::Event;
+use super::rejection::{Reason, Rejection};
 use crate::model::feed::Feed;
 
-/// Types of events about one merchant's business begin like this: they never go to everyone unasked.
+/// Prefixes of the types of events about one merchant. Such an event goes to everyone only if its
+/// publisher sets `broadcast`.
 const OF_ONE_MERCHANT: [&str; 2] = ["order.", "import."];
-/// What a canary publishes.
+/// The type of the events of canaries.
 pub const CANARY_TYPE: &str = "shopbell.canary";
-/// Where a canary publishes from.
+/// The source of the events of canaries.
 pub const CANARY_SOURCE: &str = "/shopbell/canary";
 
 impl Event {
-    /// Rejects an event that would reach everyone and may be meant for one merchant, or the other way round.
+    /// Rejects an event for one merchant that would reach everyone, and the reverse.
     pub fn check_audience(&self, broadcast_feed: &Feed) -> Result<(), Rejection> {
         let is_for_all = self.recipient == *broadcast_feed;
         let is_of_one = OF_ONE_MERCHANT
@@ -21,11 +25,11 @@ impl Event {
         let is_canary = self.event_type == CANARY_TYPE && self.source == CANARY_SOURCE;
         let problem = match self.broadcast {
             Some(false) if is_for_all => {
-                "it is the broadcast feed (SHOPBELL_BROADCAST_FEED), and `broadcast` is false: no merchant can have this id"
+                "it is the broadcast feed (SHOPBELL_BROADCAST_FEED), and `broadcast` is false; no merchant can have this id"
             }
             None if is_for_all && is_of_one => {
-                "it is the broadcast feed (SHOPBELL_BROADCAST_FEED), which everyone reads, and an event of this type is for one \
-                 merchant: no merchant can have this id, and `broadcast` must be true to send it to everyone"
+                "everyone reads the broadcast feed (SHOPBELL_BROADCAST_FEED), and an event of this type is for one \
+                 merchant: set `broadcast` to true to send it to everyone"
             }
             Some(true) if !is_for_all => {
                 "it is not the broadcast feed (SHOPBELL_BROADCAST_FEED), and `broadcast` is true"
@@ -58,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn events_of_one_merchant_never_go_to_everyone_unasked() {
+    fn an_event_of_one_merchant_needs_broadcast_to_reach_everyone() {
         for event_type in ["order.created", "order.updated", "order."] {
             let rejection = check("all", event_type, "null").unwrap_err();
             assert_eq!(rejection.reason, Reason::InvalidRecipient);
@@ -75,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn the_mark_and_the_recipient_must_agree() {
+    fn broadcast_and_the_recipient_must_agree() {
         for broadcast in ["true", r#""true""#] {
             assert_eq!(check("all", "notice", broadcast), Ok(()));
             assert_eq!(
@@ -103,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn feeds_of_canaries_take_what_canaries_publish() {
+    fn only_canaries_publish_to_feeds_of_canaries() {
         for event_type in ["notice", "order.created", CANARY_TYPE] {
             let rejection = check("shopbell-canary/x", event_type, "null").unwrap_err();
             assert!(rejection.detail.contains("reserved"), "{rejection}");

@@ -1,19 +1,19 @@
-//! Binary mode: the attributes are headers, the body is the data (CloudEvents AMQP binding 1.0 §3.1; its RabbitMQ
-//! binding, which the SDKs have for AMQP 0-9-1, differs in the headers' prefix only).
+//! Binary mode: the attributes are headers, and the body is the data (CloudEvents AMQP binding 1.0
+//! §3.1). The RabbitMQ binding, which the SDKs use for AMQP 0-9-1, differs only in the prefix.
 
 use std::borrow::Cow;
 
-use super::envelope::{ATTRIBUTES, Attribute, AttributeValue, Data, Envelope};
-use super::json;
-use super::timestamp;
-use super::{HeaderValue, Rejection};
+use super::attribute::{ATTRIBUTES, Attribute, AttributeValue, name_in_header};
+use super::data::Data;
+use super::envelope::Envelope;
+use super::message::HeaderValue;
+use super::rejection::Rejection;
+use super::{json, timestamp};
 
-/// Before an attribute's name: the AMQP binding's two (§3.1.3.1; until 1.0.2 the second alone), and the RabbitMQ binding's.
-const PREFIXES: [&str; 3] = ["cloudEvents_", "cloudEvents:", "ce-"];
-/// The attributes that are a Timestamp: a number in their place is AMQP's own form of one (§3.1.3.2).
+/// The attributes of type Timestamp. AMQP may send a number instead (§3.1.3.2).
 const TIMESTAMPS: [&str; 2] = ["time", "expirytime"];
 
-/// Takes a message apart whose headers are the attributes. An empty body is no data.
+/// Parses a message in binary mode. An empty body is no data.
 pub(super) fn envelope<'a>(
     headers: &'a [(Cow<'a, str>, HeaderValue<'a>)],
     body: &'a str,
@@ -29,20 +29,11 @@ pub(super) fn envelope<'a>(
     Ok(Envelope::new(attributes, data))
 }
 
-/// The attribute that a header carries. Senders differ in the prefix's case, so that is not looked at; the name is lower
-/// case in CloudEvents, and compared as it is.
-pub(super) fn attribute_name(header: &str) -> Option<&str> {
-    PREFIXES.iter().find_map(|expected| {
-        let (prefix, name) = header.split_at_checked(expected.len())?;
-        (prefix.eq_ignore_ascii_case(expected) && !name.is_empty()).then_some(name)
-    })
-}
-
-/// An attribute may stand there in several spellings, as long as they say the same.
+/// A message may have an attribute with several prefixes, if their values are equal.
 fn value<'a>(headers: &'a [(Cow<'a, str>, HeaderValue<'a>)], name: &str) -> AttributeValue<'a> {
     let mut values = headers
         .iter()
-        .filter(|(header, _)| attribute_name(header) == Some(name))
+        .filter(|(header, _)| name_in_header(header) == Some(name))
         .map(|(_, value)| value);
     let Some(first) = values.next() else {
         return AttributeValue::Absent;
@@ -64,7 +55,8 @@ fn value<'a>(headers: &'a [(Cow<'a, str>, HeaderValue<'a>)], name: &str) -> Attr
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
-    use super::super::{Reason, sample};
+    use super::super::rejection::Reason;
+    use super::super::sample;
 
     #[test]
     fn a_binary_event_is_read_in_either_spelling() {
@@ -131,7 +123,7 @@ mod tests {
             assert_eq!(rejection.reason, Reason::InvalidEnvelope);
             assert_eq!(
                 rejection.detail,
-                format!("attribute `{name}` stands there more than once")
+                format!("attribute `{name}` appears more than once")
             );
         }
     }

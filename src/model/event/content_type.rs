@@ -1,14 +1,16 @@
-//! The content type decides how a message is read (CloudEvents AMQP binding 1.0 §3, HTTP binding 1.0 §3).
+//! The mode of a message, from its content type (CloudEvents AMQP binding 1.0 §3, HTTP binding 1.0
+//! §3).
 
-use super::binary;
-use super::{Message, Reason, Rejection};
+use super::attribute::name_in_header;
+use super::message::Message;
+use super::rejection::{Reason, Rejection};
 
-/// How an event is laid out in its message.
+/// The form of an event in its message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mode {
     /// The body is the whole event, in the CloudEvents JSON format.
     Structured,
-    /// The body is the data, the attributes are headers.
+    /// The body is the data, and the attributes are headers.
     Binary,
 }
 
@@ -18,17 +20,17 @@ pub(super) fn mode(message: &Message<'_>) -> Result<Mode, Rejection> {
         return match format {
             "" | "+json" => Ok(Mode::Structured),
             "-batch+json" => Err(unsupported(
-                "a batch is not taken: publish each event by itself as application/cloudevents+json",
+                "a batch is not accepted: publish each event by itself as application/cloudevents+json",
             )),
             _ => Err(unsupported(
-                "of the structured formats only application/cloudevents+json is taken",
+                "of the structured formats only application/cloudevents+json is accepted",
             )),
         };
     }
     if !message
         .headers
         .iter()
-        .any(|(name, _)| binary::attribute_name(name).is_some())
+        .any(|(name, _)| name_in_header(name).is_some())
     {
         return Err(unsupported(
             "neither structured (content type application/cloudevents+json) nor binary (headers cloudEvents_NAME)",
@@ -43,8 +45,8 @@ pub(super) fn mode(message: &Message<'_>) -> Result<Mode, Rejection> {
     }
 }
 
-/// Whether data of this content type is JSON (CloudEvents JSON format 1.0 §3.1.1, of whose `*/json`
-/// these two exist; RFC 6839 §3.1 for `+json`).
+/// Whether data of this content type is JSON (CloudEvents JSON format 1.0 §3.1.1; RFC 6839 §3.1 for
+/// `+json`). Two types match its `*/json`.
 pub(super) fn is_json(content_type: &str) -> bool {
     let media_type = media_type(content_type);
     matches!(media_type.as_str(), "application/json" | "text/json")
@@ -55,8 +57,8 @@ pub(super) fn unsupported(detail: &str) -> Rejection {
     Rejection::new(Reason::UnsupportedContentType, detail)
 }
 
-/// Without parameters and in lower case. A `charset` says nothing here: JSON is UTF-8 (RFC 8259 §8.1), and the body is
-/// checked for it.
+/// The media type without parameters, in lower case. A `charset` is ignored, because JSON is UTF-8 (RFC
+/// 8259 §8.1) and the body is checked for that.
 fn media_type(content_type: &str) -> String {
     let (media_type, _parameters) = content_type.split_once(';').unwrap_or((content_type, ""));
     media_type.trim().to_ascii_lowercase()
@@ -120,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn attribute_headers_make_it_binary_where_the_data_is_json() {
+    fn attribute_headers_and_json_make_a_message_binary() {
         for header in [
             "cloudEvents_id",
             "cloudEvents:id",
@@ -153,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn other_headers_do_not_make_it_binary() {
+    fn other_headers_do_not_make_a_message_binary() {
         for header in [
             "cloudEvents",
             "cloudEvents_",

@@ -1,9 +1,11 @@
-//! Bodies that a publisher's library encoded: named in the rejection, because such a body looks like good JSON to its sender.
+//! Bodies that the library of a publisher encoded. The rejection names the encoding, because the
+//! publisher sees correct JSON.
 
-use super::{HeaderValue, Message, Reason, Rejection};
+use super::message::Message;
+use super::rejection::{Reason, Rejection};
 
-/// Content encodings that compress (RFC 9110 §8.4.1, RFC 8878, and those of message libraries). Others, such as `utf-8`, are
-/// set by clients that do not mean compression.
+/// Content encodings that compress (RFC 9110 §8.4.1, RFC 8878, and those of message libraries). Some
+/// publishers set others, such as `utf-8`.
 const COMPRESSIONS: [&str; 10] = [
     "gzip",
     "x-gzip",
@@ -16,7 +18,7 @@ const COMPRESSIONS: [&str; 10] = [
     "lz4",
     "xz",
 ];
-/// First bytes of compressed formats. No JSON begins so.
+/// First bytes of compressed formats. No JSON begins with any of them.
 const SIGNATURES: [(&[u8], &str); 9] = [
     (b"\x1f\x8b", "gzip"),
     (b"\x28\xb5\x2f\xfd", "zstd"),
@@ -29,7 +31,7 @@ const SIGNATURES: [(&[u8], &str); 9] = [
     (b"PK\x03\x04", "zip"),
 ];
 
-/// Adds the encoding of the body to a rejection that the encoding may explain.
+/// Adds the encoding of the body to the rejection, if the encoding may be its cause.
 pub(super) fn explain(rejection: Rejection, message: &Message<'_>) -> Rejection {
     if !matches!(
         rejection.reason,
@@ -58,7 +60,7 @@ fn encoding(message: &Message<'_>) -> Option<String> {
     if let Some(what) = declared(message) {
         return Some(compressed(what));
     }
-    // In UTF-16 and UTF-32 every ASCII character has a zero byte beside it.
+    // UTF-16 and UTF-32 add zero bytes to each ASCII character.
     let (starts, has_zero) = (
         |mark: &[u8]| message.body.starts_with(mark),
         message.body.iter().take(2).any(|b| *b == 0),
@@ -73,10 +75,7 @@ fn declared(message: &Message<'_>) -> Option<&'static str> {
         .headers
         .iter()
         .filter(|(name, _)| name.eq_ignore_ascii_case("content-encoding"));
-    let headers = headers.filter_map(|(_, value)| match value {
-        HeaderValue::Text(text) => Some(text.as_ref()),
-        HeaderValue::Unreadable(_) => None,
-    });
+    let headers = headers.filter_map(|(_, value)| value.text());
     let mut names = message
         .content_encoding
         .into_iter()
@@ -92,8 +91,9 @@ fn declared(message: &Message<'_>) -> Option<&'static str> {
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
+    use super::super::message::HeaderValue;
+    use super::super::parse::{Limits, parse};
     use super::super::sample::{self, STRUCTURED};
-    use super::super::{Limits, parse};
     use super::*;
 
     fn detail(content_encoding: Option<&str>, headers: &[(&str, &str)], body: &[u8]) -> String {
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_content_encoding_costs_no_event_whose_body_can_be_read() {
+    fn a_readable_body_is_parsed_whatever_its_content_encoding() {
         let body = sample::structured_body("custom.thing", "1");
         let (content_encoding, headers) = (Some("gzip"), Vec::new());
         let message = Message {

@@ -1,7 +1,7 @@
-//! JSON text is checked and taken apart without being rewritten: values stay the publisher's bytes.
+//! Parses JSON text and keeps the bytes of the values.
 //!
-//! Not by derived `Deserialize`: that also takes an array for a struct, quotes values in its errors, and refuses a lone
-//! surrogate in the name of a member that nobody asked for.
+//! A derived `Deserialize` does not fit. It accepts an array for a struct and quotes values in its
+//! errors. It also rejects a lone surrogate in the name of an unused member.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -9,39 +9,40 @@ use std::fmt;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::{Reason, Rejection};
+use super::rejection::{Reason, Rejection};
 
-/// Deepest nesting. Parsers on the way to the dashboard take about as much (serde_json: 127), and in the frame `data` is a
-/// level deeper.
+/// Deepest nesting. serde_json stops at 127 levels, and `data` is one level deeper in the frame.
 pub(super) const LEVELS_MAX: usize = 126;
 const BYTE_ORDER_MARK: char = '\u{feff}';
 
-/// Checks that a text is one JSON value within the bound on nesting, and gives it without the white space around it.
+/// Checks that a text is one JSON value within the bound on nesting. Returns the value without the
+/// white space around it.
 ///
-/// The syntax is RFC 8259's and nothing is converted, so a number may have any size, and a string any escape.
+/// The syntax is that of RFC 8259. Nothing is converted, so a number may have any size and a string any
+/// escape.
 pub(super) fn parse(text: &str) -> Result<&RawValue, Rejection> {
     if levels(text) > LEVELS_MAX {
         let detail = format!("the JSON is nested more than {LEVELS_MAX} levels deep");
         return Err(Rejection::new(Reason::TooDeep, detail));
     }
     if text.starts_with(BYTE_ORDER_MARK) {
-        // RFC 8259 §8.1 lets a parser refuse it. Not every reader of the stored data would skip it.
+        // RFC 8259 §8.1 allows to reject it. Some readers of the stored data would not skip it.
         let detail = "there is a byte order mark (U+FEFF) before the JSON, publish it without";
         return Err(Rejection::new(Reason::MalformedJson, detail));
     }
     serde_json::from_str(text).map_err(|error| {
-        // The category and the place only: the words of serde_json may quote the text.
-        let what = if error.is_eof() {
+        // The messages of serde_json may quote the text, so they are not used.
+        let problem = if error.is_eof() {
             "the JSON ends too early"
         } else {
             "not JSON"
         };
-        let detail = format!("{what}: line {} column {}", error.line(), error.column());
+        let detail = format!("{problem}: line {} column {}", error.line(), error.column());
         Rejection::new(Reason::MalformedJson, detail)
     })
 }
 
-/// A member of an object, looked for by its name.
+/// A member of an object with a given name.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Member<'a> {
     pub(super) name: &'static str,
@@ -52,11 +53,11 @@ pub(super) struct Member<'a> {
 pub(super) enum MemberValue<'a> {
     Absent,
     Once(&'a RawValue),
-    /// The name stands there more than once: readers would differ on which one counts (RFC 8259 §4).
+    /// The object has the name more than once. Parsers differ in the one that they use (RFC 8259 §4).
     Repeated,
 }
 
-/// The members of these names, in the order of the names; all others are passed over. `None` where it is no object.
+/// The members with these names, in the order of the names. `None` if the value is no object.
 pub(super) fn members<'a, const N: usize>(
     value: &'a RawValue,
     names: [&'static str; N],
@@ -66,8 +67,8 @@ pub(super) fn members<'a, const N: usize>(
         .ok()
 }
 
-/// The text that a JSON string stands for; `None` where it is no string, or one with a lone surrogate, which no Rust
-/// or Postgres text can hold.
+/// The text of a JSON string. `None` if the value is no string, or has a lone surrogate, which neither
+/// Rust nor Postgres can hold.
 pub(super) fn text(value: &RawValue) -> Option<Cow<'_, str>> {
     let json = value.get();
     match json
@@ -79,8 +80,9 @@ pub(super) fn text(value: &RawValue) -> Option<Cow<'_, str>> {
     }
 }
 
-/// The integer that a JSON number is, whatever its form: in JSON Schema a number with a fraction of zero is one (2020-12,
-/// validation §6.1.1). Read digit by digit, so that a large one loses nothing. `None` beyond `i64`.
+/// The integer of a JSON number in any form. In JSON Schema a number with a fraction of zero is an
+/// integer (2020-12, validation §6.1.1). The digits are parsed without a float, so that large numbers
+/// stay exact. `None` if it does not fit into `i64`.
 pub(super) fn integer(value: &RawValue) -> Option<i64> {
     let json = value.get();
     let (sign, unsigned) = json
@@ -96,7 +98,7 @@ pub(super) fn integer(value: &RawValue) -> Option<i64> {
     if significant.is_empty() {
         return Some(0);
     }
-    // The number is `significant` with this many zeros behind it. An exponent that no `i64` holds is out of range anyway.
+    // The number is `significant` followed by this many zeros.
     let zeros = exponent
         .parse::<i64>()
         .ok()?
@@ -108,7 +110,7 @@ pub(super) fn integer(value: &RawValue) -> Option<i64> {
     significant.checked_mul(10_i64.checked_pow(zeros)?)
 }
 
-/// How deep arrays and objects nest. It is exact for JSON, and for anything else some number.
+/// The depth of nested arrays and objects. The result is exact only for valid JSON.
 fn levels(text: &str) -> usize {
     let mut deepest = 0;
     let mut level = 0_usize;
@@ -161,7 +163,8 @@ impl<'de, const N: usize> Visitor<'de> for Members<N> {
     }
 }
 
-/// Finds the member that a key names. The key is read as bytes, as it may hold what no text can.
+/// Finds the member with the name of a key. The key is read as bytes, because it may hold a lone
+/// surrogate.
 struct Name<'m, 'a>(&'m mut [Member<'a>]);
 
 impl<'de, 'm, 'a> DeserializeSeed<'de> for Name<'m, 'a> {
@@ -209,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_json_is_told_with_its_place_only() {
+    fn a_rejection_has_the_place_of_the_error_and_no_text() {
         for (text, detail) in [
             ("", "the JSON ends too early: line 1 column 0"),
             ("{\"s3cr3t\":\n", "the JSON ends too early: line 2 column 0"),
@@ -231,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn nesting_is_taken_up_to_the_bound() {
+    fn nesting_is_accepted_up_to_the_bound() {
         let nested = |levels| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
         assert!(parse(&nested(LEVELS_MAX)).is_ok());
         assert_eq!(
@@ -271,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn text_is_what_a_string_stands_for() {
+    fn text_is_the_unescaped_string() {
         for (json, expected) in [
             (r#""""#, Some("")),
             (r#""é""#, Some("é")),

@@ -1,13 +1,15 @@
-//! What holds for whatever a publisher may send.
+//! Properties that hold for every message.
 
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
 
-use super::envelope::ATTRIBUTES;
-use super::{Event, Reason, Rejection, sample};
+use super::attribute::ATTRIBUTES;
+use super::cloud_event::Event;
+use super::rejection::{Reason, Rejection};
+use super::sample;
 
-/// The attributes that are text.
+/// The attributes of type String.
 const TEXTS: [&str; 7] = [
     "specversion",
     "id",
@@ -17,7 +19,7 @@ const TEXTS: [&str; 7] = [
     "collapsekey",
     "datacontenttype",
 ];
-/// A rejection's detail has room in a header, a log line and an HTTP answer.
+/// The detail of a rejection fits into a header, a log line and an HTTP response.
 const DETAIL_BYTES_MAX: usize = 200;
 const SECRET: &str = "s3cr3t";
 
@@ -129,7 +131,7 @@ fn a_rejection_repeats_nothing_that_was_sent() {
     );
 }
 
-/// Events that hold this text in each place where a value can stand.
+/// Events that have this text in each place of a value.
 fn bodies_with(secret: &str) -> Vec<String> {
     let mut bodies = vec![secret.to_owned(), format!("[{secret}]")];
     for name in ATTRIBUTES.into_iter().chain(["data", "data_base64"]) {
@@ -165,8 +167,8 @@ fn data(outcome: Result<Event, Rejection>) -> Result<String, TestCaseError> {
         .unwrap_or_default())
 }
 
-/// Any JSON text, with what careless parsers change: white space, key order, repeated keys, large and long numbers,
-/// escapes that were not needed, lone surrogates.
+/// Any JSON text, with the parts that some parsers change: white space, the order of keys, repeated
+/// keys, long numbers, needless escapes, lone surrogates.
 fn json() -> impl Strategy<Value = String> {
     let number = r"-?(0|[1-9][0-9]{0,40})(\.[0-9]{1,40})?([eE][+-]?[0-9]{1,4})?";
     let leaf = prop_oneof![
@@ -194,7 +196,7 @@ fn json() -> impl Strategy<Value = String> {
     })
 }
 
-/// A value of the types that CloudEvents has for attributes, as JSON and as text in a header.
+/// A value of an attribute, as JSON and as text in a header.
 fn scalar() -> impl Strategy<Value = (String, String)> {
     prop_oneof![
         any::<i64>().prop_map(|number| (number.to_string(), number.to_string())),

@@ -1,16 +1,17 @@
-//! Why an event can never be stored: the dead letter's `x-shopbell-reason` and `x-shopbell-detail`.
+//! Reasons for which an event can never be stored.
 
 use std::fmt;
 
-/// Why an event can never be stored. Its detail goes into headers, logs and HTTP answers, so it is made of this
-/// program's own words, names of the contract and numbers: nothing that the publisher wrote stands in it, and it is
-/// short whatever they sent.
+/// The reason and the detail of a dead letter (`x-shopbell-reason`, `x-shopbell-detail`).
+///
+/// The detail appears in headers, logs and HTTP responses. So it is short, and consists of our own words,
+/// names of the contract and numbers. It never repeats text of the publisher.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}: {detail}")]
 pub struct Rejection {
-    /// The contract's word.
+    /// The reason of the contract.
     pub reason: Reason,
-    /// What exactly is wrong, for the publisher's developer.
+    /// The exact problem, for the developers of the publisher.
     pub detail: String,
 }
 
@@ -40,14 +41,14 @@ pub enum Reason {
     TooDeep,
     /// The body is not UTF-8.
     InvalidUtf8,
-    /// `specversion` is another than 1.0.
+    /// `specversion` is not 1.0.
     UnsupportedVersion,
     /// Neither a structured nor a binary CloudEvent in JSON.
     UnsupportedContentType,
 }
 
 impl Reason {
-    /// Every reason: a metric has one time series for each from the start.
+    /// Every reason. A metric has a time series for each.
     pub const ALL: [Self; 9] = [
         Self::MalformedJson,
         Self::InvalidEnvelope,

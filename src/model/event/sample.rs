@@ -1,6 +1,9 @@
-//! Messages for this module's tests: a valid event, in both modes, to be varied.
+//! Messages for the tests of `event`: a valid event in both modes, and variants of it.
 
-use super::{Event, Limits, Message, Rejection};
+use super::cloud_event::Event;
+use super::message::Message;
+use super::parse::{self, Limits};
+use super::rejection::Rejection;
 
 pub(super) const STRUCTURED: &str = "application/cloudevents+json; charset=utf-8";
 
@@ -27,7 +30,7 @@ pub(super) const SCHEMAS: [(&str, &str); 5] = [
     ("import.finished", FINISHED),
 ];
 
-/// Parses with roomy limits.
+/// Parses with generous limits.
 pub(super) fn parse(
     content_type: Option<&str>,
     headers: &[(&str, &str)],
@@ -42,7 +45,7 @@ pub(super) fn parse(
         headers: headers.collect(),
         body,
     };
-    super::parse(
+    parse::parse(
         &message,
         Limits {
             event_bytes_max: 1 << 20,

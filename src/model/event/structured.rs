@@ -1,13 +1,15 @@
 //! Structured mode: the body is the whole event (CloudEvents JSON format 1.0).
 
-use super::envelope::{ATTRIBUTES, Attribute, Data, Envelope, repeated};
+use super::attribute::{ATTRIBUTES, Attribute, repeated};
+use super::data::Data;
+use super::envelope::Envelope;
 use super::json::{self, Member, MemberValue};
-use super::{Reason, Rejection};
+use super::rejection::{Reason, Rejection};
 
-/// Takes an event in the JSON format apart. Extensions that Shopbell does not know are passed over.
+/// Parses an event in the JSON format. Unknown extensions are ignored.
 ///
-/// `data` is any JSON value, whatever `datacontenttype` says: data that is no JSON stands there as a string (§3.1.1),
-/// and goes through as that string. `"data": null` is data, distinct from none (§3.1.1).
+/// `data` is any JSON value, also if `datacontenttype` names another format: then it is a string
+/// (§3.1.1) and stays one. `"data": null` is data (§3.1.1).
 pub(super) fn envelope(body: &str) -> Result<Envelope<'_>, Rejection> {
     let object = json::parse(body)?;
     let not_an_object =
@@ -21,7 +23,7 @@ pub(super) fn envelope(body: &str) -> Result<Envelope<'_>, Rejection> {
     ))
 }
 
-/// `data` and `data_base64` exclude each other (§3.1.1). A null `data_base64` is taken for an unset one.
+/// `data` and `data_base64` exclude each other (§3.1.1). A null `data_base64` counts as absent.
 fn one_of<'a>(data: Member<'a>, data_base64: Member<'a>) -> Result<Data<'a>, Rejection> {
     match (data.value, data_base64.value) {
         (MemberValue::Repeated, _) => Err(repeated(data.name)),
@@ -46,6 +48,7 @@ mod tests {
     use base64::Engine;
     use base64::engine::general_purpose::STANDARD;
 
+    use super::super::cloud_event::Event;
     use super::super::sample;
     use super::*;
 
@@ -77,7 +80,7 @@ mod tests {
             assert_eq!(rejection.reason, Reason::InvalidEnvelope, "{rejection}");
             assert_eq!(
                 rejection.detail,
-                format!("attribute `{name}` stands there more than once")
+                format!("attribute `{name}` appears more than once")
             );
         }
     }
@@ -189,7 +192,7 @@ mod tests {
         }
     }
 
-    fn in_base64(bytes: &[u8], content_type: &str) -> Result<super::super::Event, Rejection> {
+    fn in_base64(bytes: &[u8], content_type: &str) -> Result<Event, Rejection> {
         let value = format!(
             r#""{}","datacontenttype":{content_type}"#,
             STANDARD.encode(bytes)

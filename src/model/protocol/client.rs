@@ -1,47 +1,49 @@
-//! The frames of clients. Only the fields that a frame needs are read; everything else may hold any JSON.
+//! The frames of clients. Only the fields that the type of a frame has are read. Other fields may hold
+//! any JSON.
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-/// What a client may send.
+/// A frame of a client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ClientFrame {
-    /// "I have everything in `feed` up to `seq`": cumulative.
+    /// The client has every notification of the feed up to `seq`.
     Ack {
         /// The feed.
         feed: String,
-        /// The highest number the client has.
+        /// The highest number that the client has.
         seq: i64,
     },
-    /// A person saw these: `seqs`, or all up to `through`.
+    /// A person read these notifications: `seqs`, or all up to `through`.
     Read {
         /// The feed.
         feed: String,
-        /// Which; none at all asks for the feed's counts only.
+        /// The numbers. With neither `seqs` nor `through` it requests only the counts of the feed.
         seqs: Option<Vec<i64>>,
-        /// Up to where.
+        /// The highest number.
         through: Option<i64>,
     },
-    /// A person took these: the bell stops on every device.
+    /// A person handles these notifications. The bell stops on every device.
     Handle {
         /// The feed.
         feed: String,
-        /// Which.
+        /// The numbers.
         seqs: Vec<i64>,
     },
-    /// A fresh token for the same subscriber.
+    /// A new token of the same subscriber.
     Auth {
         /// The JWT.
         token: String,
     },
-    /// Answered with `pong` after everything the client said before was taken in.
+    /// The server replies `pong` after it processed all earlier frames of the client.
     Ping,
-    /// Of a type this server does not know: answered with an `error`, for a newer client to fall back.
+    /// A frame of an unknown type. The server replies with an `error`, so that a newer client can fall
+    /// back.
     Unknown,
 }
 
-/// The fields that frames have, as they were written: a field is read only where the type has it. serde's tagged enums would
-/// read all of them, and fail for a number of an unknown field that fits no double.
+/// The fields of all frames, not parsed yet. A tagged enum of serde would parse every field, and fail
+/// for an unknown field with a number that no double can hold.
 #[derive(Deserialize)]
 struct Fields<'a> {
     #[serde(borrow, rename = "type")]
@@ -59,9 +61,9 @@ struct Fields<'a> {
 }
 
 impl ClientFrame {
-    /// Reads a text message; `None` if it is not the protocol.
+    /// Parses a text message. Returns `None` if it is no frame of the protocol.
     pub fn parse(text: &str) -> Option<Self> {
-        // serde would take an array for a struct.
+        // serde would accept an array for a struct.
         if !text.trim_start().starts_with('{') {
             return None;
         }
@@ -73,8 +75,8 @@ impl ClientFrame {
             },
             "read" => Self::Read {
                 feed: string(fields.feed?)?,
-                seqs: optional(fields.seqs, seqs)?,
-                through: optional(fields.through, |through| whole(through.get()))?,
+                seqs: optional(fields.seqs, seqs).ok()?,
+                through: optional(fields.through, |through| whole(through.get())).ok()?,
             },
             "handle" => Self::Handle {
                 feed: string(fields.feed?)?,
@@ -102,19 +104,19 @@ fn seqs(value: &RawValue) -> Option<Vec<i64>> {
         .collect()
 }
 
-/// A field that may be absent or null; the outer `None` is one that is neither and cannot be read.
+/// A field that `parse` rejects.
+struct BadField;
+
+/// A field that may be absent or null.
 fn optional<T>(
     value: Option<&RawValue>,
-    read: impl Fn(&RawValue) -> Option<T>,
-) -> Option<Option<T>> {
-    match value {
-        Some(value) => read(value).map(Some),
-        None => Some(None),
-    }
+    parse: impl Fn(&RawValue) -> Option<T>,
+) -> Result<Option<T>, BadField> {
+    value.map(|value| parse(value).ok_or(BadField)).transpose()
 }
 
-/// A whole number, however it is written (RFC 8259 §6): `1`, `1.0` and `1e0` are the same, because many languages have only
-/// doubles. A number beyond `i64` becomes the nearest, which is no notification's.
+/// A whole number in any form (RFC 8259 §6). `1`, `1.0` and `1e0` are equal, because many languages have
+/// only doubles. A number beyond `i64` becomes the nearest, which no notification has.
 fn whole(number: &str) -> Option<i64> {
     if let Ok(number) = number.parse() {
         return Some(number);
@@ -130,7 +132,7 @@ fn whole(number: &str) -> Option<i64> {
         return None;
     }
     let digits = digits.trim_start_matches('0');
-    // What is cut off is beyond any exponent that matters.
+    // An exponent that does not fit is beyond any number of digits.
     let exponent: i64 = exponent.parse().unwrap_or(if exponent.starts_with('-') {
         i64::MIN
     } else {
@@ -171,7 +173,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn client_frames_are_told_apart_by_type_and_unknown_fields_are_ignored() {
+    fn the_type_selects_the_frame_and_unknown_fields_are_ignored() {
         let parse = ClientFrame::parse;
         assert_eq!(
             parse(r#"{"type":"ack","feed":"m","seq":3,"new":1}"#).unwrap(),
@@ -212,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_field_that_the_type_does_not_have_may_hold_anything() {
+    fn a_field_of_another_type_may_hold_any_json() {
         for more in [
             "1e400",
             r#""\ud800""#,
