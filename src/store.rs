@@ -30,6 +30,7 @@ use self::pools::Pool;
 use crate::model::feed::{Seq, Version};
 use crate::model::notification::Progress;
 use sqlx::Row;
+use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgConnection, PgRow};
 use sqlx::query::Query;
 use sqlx::{Connection as _, Postgres};
@@ -37,8 +38,8 @@ use sqlx::{Connection as _, Postgres};
 /// The one encoding that holds every character of an event.
 const UTF8: &str = "UTF8";
 
-/// A newer schema is fine: its migrations are not ours to miss.
-static MIGRATIONS: LazyLock<sqlx::migrate::Migrator> = LazyLock::new(|| {
+/// The migrations of this binary. A newer schema is accepted, because migrations only add.
+pub static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
     let mut migrations = sqlx::migrate!();
     migrations.set_ignore_missing(true);
     migrations

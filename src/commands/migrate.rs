@@ -15,7 +15,7 @@ struct Migrated {
 /// Runs what is missing; does nothing where nothing is.
 pub async fn run(format: Format) -> anyhow::Result<()> {
     let database = Environment::of_process().database()?;
-    let migrations = store::migrate(&database).await.context(
+    let migrations = store::migrate(&database, &store::MIGRATIONS).await.context(
         "could not migrate the database at DATABASE_URL (is it running, does it exist, may the user create?)",
     )?;
     let line = match format {

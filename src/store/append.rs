@@ -264,7 +264,7 @@ async fn place(
     }
 }
 
-/// Stores them if none was stored before, which `notifications_source_event_id_feed_key` finds out; see `append_batch` in
+/// Stores them if none was stored before, which `notifications_source_event_id_feed_key` finds out; see `append_new_notifications` in
 /// `migrations/`.
 async fn append_new(
     pool: &Pool,
@@ -287,7 +287,7 @@ async fn append_new(
     };
     let before_last: Vec<i64> = events.iter().zip(&places).map(before_last).collect();
     let query = sqlx::query(
-        "select (select e.epoch from epochs e) as epoch, last_seqs, steps_done, steps_failed, steps_total from append_batch(
+        "select (select e.epoch from epochs e) as epoch, last_seqs, steps_done, steps_failed, steps_total from append_new_notifications(
              $1::text[], $2::bigint[], $3::bigint[], $4::text[], $5::bigint[], $6::text[], $7::text[], $8::text[],
              $9::timestamptz[], $10::text[], $11::text[], $12::timestamptz[], $13::timestamptz, $14::bigint[],
              $15::text[], $16::bigint[], $17::bigint[], $18::bigint[], $19::bigint[], $20::text[], false)",
@@ -306,7 +306,7 @@ async fn append_new(
     };
     if last_seqs.len() != added.len() {
         return Err(StoreError::Schema(format!(
-            "append_batch gave {} numbers for {} feeds",
+            "append_new_notifications gave {} numbers for {} feeds",
             last_seqs.len(),
             added.len()
         )));

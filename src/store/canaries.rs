@@ -12,8 +12,8 @@ pub async fn begin(pool: &Pool, feed: &Feed, broadcast_feed: &Feed) -> Result<()
     let query = sqlx::query(
         "with noted as (
              insert into canaries (feed, broadcast_feed) values ($1, $2)
-             on conflict (feed) do update set flown_at = now())
-         select forget_canary($1, $2)",
+             on conflict (feed) do update set started_at = now())
+         select delete_canary_feed($1, $2)",
     )
     .bind(feed.as_str())
     .bind(broadcast_feed.as_str());
@@ -24,7 +24,7 @@ pub async fn begin(pool: &Pool, feed: &Feed, broadcast_feed: &Feed) -> Result<()
 pub async fn end(pool: &Pool, feed: &Feed) -> Result<(), StoreError> {
     let query = sqlx::query(
         "with gone as (delete from canaries where feed = $1 returning *)
-         select forget_canary(feed, broadcast_feed) from gone",
+         select delete_canary_feed(feed, broadcast_feed) from gone",
     )
     .bind(feed.as_str());
     super::rows(pool, query).await.map(drop)
@@ -33,11 +33,11 @@ pub async fn end(pool: &Pool, feed: &Feed) -> Result<(), StoreError> {
 /// Forgets what replicas that died have left behind. What came after that, too: it stays noted until nothing comes any more.
 pub async fn end_left_behind(pool: &Pool) -> Result<(), StoreError> {
     let query = sqlx::query(
-        "with old as (select * from canaries where flown_at < now() - $1::interval),
+        "with old as (select * from canaries where started_at < now() - $1::interval),
          gone as (
              delete from canaries c using old
              where c.feed = old.feed and not exists (select from feeds f where f.feed = old.feed))
-         select forget_canary(feed, broadcast_feed) from old",
+         select delete_canary_feed(feed, broadcast_feed) from old",
     )
     .bind(LEFT_BEHIND);
     super::rows(pool, query).await.map(drop)

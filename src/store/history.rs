@@ -45,7 +45,7 @@ pub struct HistoryPage {
     pub next: Option<Seq>,
 }
 
-/// Reads a page; see `look_back` in `migrations/` for what it walks. If only unread or unhandled ones are wanted, it stops when
+/// Reads a page; see `find_history` in `migrations/` for what it walks. If only unread or unhandled ones are wanted, it stops when
 /// it has as many as the feed counts, and remembers the parts of the feed that have none. One snapshot.
 pub async fn read(pool: &Pool, look: &Look) -> Result<HistoryPage, StoreError> {
     let query = sqlx::query(
@@ -60,7 +60,7 @@ pub async fn read(pool: &Pool, look: &Look) -> Result<HistoryPage, StoreError> {
          ), looked as materialized (
              select p.*, b.*, cardinality(b.seqs) >= p.most as is_all
              from place p
-             cross join lateral look_back($1, p.upper, p.lowest, least($3, p.most), $4, $5, $6, $7) b
+             cross join lateral find_history($1, p.upper, p.lowest, least($3, p.most), $4, $5, $6, $7) b
          ), wanted as (
              select n.*, sum(coalesce(octet_length(n.data), 0)) over (order by n.seq desc)
                          - coalesce(octet_length(n.data), 0) as bytes_before

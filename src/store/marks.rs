@@ -83,8 +83,8 @@ pub async fn write(
         Mark::Read(Targets::Through(_)) => None,
     };
     let query = sqlx::query(
-        "select ordinal, outcome, version, seqs, through, changed_at, changed_by, unread, unhandled, last_seq
-         from answer_notifications($1::text[], $2::text[], $3::bigint[], $4::text[], $5::text[],
+        "select ordinal, result, version, seqs, through, marked_at, marked_by, unread, unhandled, last_seq
+         from mark_notifications($1::text[], $2::text[], $3::bigint[], $4::text[], $5::text[],
                                    case when require_epoch($9) then $6 end, $7, $8)",
     )
     .bind(answers.iter().map(|answer| answer.feed.as_str()).collect::<Vec<_>>())
@@ -111,8 +111,8 @@ pub async fn write(
 
 fn outcome(answer: &MarkRequest, row: &PgRow) -> Result<Outcome, sqlx::Error> {
     let is_read = matches!(answer.said, Mark::Read(_));
-    Ok(match row.try_get("outcome")? {
-        "changed" => {
+    Ok(match row.try_get("result")? {
+        "marked" => {
             let version = super::version(row.try_get("version")?)?;
             Outcome::Changed(StateFrame::new(
                 answer.feed.clone(),
@@ -122,7 +122,7 @@ fn outcome(answer: &MarkRequest, row: &PgRow) -> Result<Outcome, sqlx::Error> {
                 counts(row)?,
             ))
         }
-        "was" => Outcome::Was {
+        "already" => Outcome::Was {
             which: which(row)?,
             fact: fact(is_read, row)?,
             counts: counts(row)?,
@@ -133,17 +133,17 @@ fn outcome(answer: &MarkRequest, row: &PgRow) -> Result<Outcome, sqlx::Error> {
     })
 }
 
-/// The changes of each feed after its version, in order, no more than `limit` of each. Walks `changes_pkey`.
+/// The changes of each feed after its version, in order, no more than `limit` of each. Walks `marks_pkey`.
 pub async fn changes_after(
     pool: &Pool,
     places: &[(Feed, Version)],
     limit: i64,
 ) -> Result<Vec<(usize, StateFrame)>, StoreError> {
     let query = sqlx::query(
-        "select r.ordinal, c.version, c.kind, c.seqs, c.through, c.changed_at, c.changed_by, c.unread, c.unhandled, c.last_seq
+        "select r.ordinal, c.version, c.kind, c.seqs, c.through, c.marked_at, c.marked_by, c.unread, c.unhandled, c.last_seq
          from unnest($1::text[], $2::bigint[]) with ordinality as r (feed, after, ordinal)
          cross join lateral (
-             select * from changes c where c.feed = r.feed and c.version > r.after order by c.version limit $3) c
+             select * from marks c where c.feed = r.feed and c.version > r.after order by c.version limit $3) c
          order by r.ordinal, c.version",
     )
     .bind(places.iter().map(|(feed, _)| feed.as_str()).collect::<Vec<_>>())
@@ -179,11 +179,11 @@ fn which(row: &PgRow) -> Result<Targets, sqlx::Error> {
 }
 
 fn fact(is_read: bool, row: &PgRow) -> Result<Marked, sqlx::Error> {
-    let at: Option<OffsetDateTime> = row.try_get("changed_at")?;
+    let at: Option<OffsetDateTime> = row.try_get("marked_at")?;
     Ok(match (is_read, at) {
         (false, Some(at)) => Marked::Handled {
             at,
-            by: row.try_get("changed_by")?,
+            by: row.try_get("marked_by")?,
         },
         (_, at) => Marked::Read(at),
     })

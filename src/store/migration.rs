@@ -1,74 +1,75 @@
 //! Brings the schema up to date while replicas work on it.
 //!
-//! A migration waits for a lock only briefly, because everybody who needs the same table waits behind it. Then it gives way and is
-//! tried again, and the log names who holds the lock.
+//! A migration waits for a lock only briefly, because every other statement on that table waits
+//! behind it. Then it lets them pass and tries again, and the log names the sessions that hold the
+//! lock.
 
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use sqlx::migrate::{Migrate as _, MigrateError, Migration, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgConnection};
-use sqlx::{AssertSqlSafe, Executor as _, Row};
+use sqlx::{AssertSqlSafe, Executor as _};
 
-use super::{MIGRATIONS, StoreError, close, connect, expect_utf8, pooler};
+use super::{StoreError, close, connect, expect_utf8, pooler};
 use crate::retry::Backoff;
 
 /// How long one attempt waits for a lock.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
-/// Postgres makes an autovacuum give way only to somebody who waits for `deadlock_timeout`: then an attempt waits this much longer
-/// than that …
+/// Postgres cancels an autovacuum only for a session that has waited for `deadlock_timeout`. Behind
+/// an autovacuum, an attempt waits this much longer than `deadlock_timeout`.
 const AUTOVACUUM_MARGIN: Duration = Duration::from_millis(200);
-/// … unless the administrator has set it higher than this.
+/// If `deadlock_timeout` and the margin are longer than this, an attempt waits [`LOCK_TIMEOUT`].
 const AUTOVACUUM_LOCK_TIMEOUT_MAX: Duration = Duration::from_secs(3);
 /// How long all attempts together wait for locks.
 const PATIENCE: Duration = Duration::from_secs(5 * 60);
-/// How often a second connection looks after the session that migrates.
-const LOOK_INTERVAL: Duration = Duration::from_millis(200);
-/// How long that connection, or a session that has nothing to do, may be silent before the server counts as away. A statement of
-/// a migration itself may take hours.
+/// Interval at which a second connection observes the session that migrates.
+const OBSERVE_INTERVAL: Duration = Duration::from_millis(200);
+/// If that connection, or a session without a running statement, is silent for longer, the server
+/// counts as away. A statement of a migration may take hours.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 /// SQLSTATE: the lock was not available in time; a deadlock.
 const LOCK_NOT_AVAILABLE: [&str; 2] = ["55P03", "40P01"];
 
-/// How an attempt ended.
+/// The result of an attempt.
 enum Attempt {
     Done,
     /// Others hold a lock that it needs.
     Blocked(Vec<Blocker>),
 }
 
-/// Somebody who holds a lock.
+/// A session, or a prepared transaction, that holds a lock.
 struct Blocker {
     /// `pid 7 (user shop, psql, idle in transaction, …)`, without the text of a statement.
-    who: String,
+    session: String,
     is_autovacuum: bool,
 }
 
-/// Runs the migrations that are missing; returns how many there are. Safe to run from several places at once: sqlx takes an
-/// advisory lock, for which the same limits hold.
-pub async fn migrate(options: &PgConnectOptions) -> Result<usize, StoreError> {
+/// Runs the migrations that the database lacks; returns how many this binary has.
+///
+/// Several may run at once: sqlx takes an advisory lock, and the same time limits apply to it.
+pub async fn migrate(
+    options: &PgConnectOptions,
+    migrations: &Migrator,
+) -> Result<usize, StoreError> {
     let (begun, mut backoff) = (Instant::now(), Backoff::default());
     let mut lock_timeout = LOCK_TIMEOUT;
     loop {
         let mut observer = connect(options, "shopbell-migrate").await?;
-        let blockers = match attempt(options, &mut observer, lock_timeout).await? {
+        let blockers = match attempt(options, migrations, &mut observer, lock_timeout).await? {
             Attempt::Done => break,
             Attempt::Blocked(blockers) => blockers,
         };
-        let who = blockers
-            .iter()
-            .map(|blocker| blocker.who.as_str())
-            .collect::<Vec<_>>()
-            .join(", ");
-        let who = if who.is_empty() {
-            "a session that is gone"
+        let sessions: Vec<_> = blockers.iter().map(|blocker| &*blocker.session).collect();
+        let sessions = if sessions.is_empty() {
+            "a session that has ended".to_owned()
         } else {
-            &who
+            sessions.join(", ")
         };
         if begun.elapsed() >= PATIENCE {
             let waited_s = begun.elapsed().as_secs();
             return Err(StoreError::Migration(format!(
-                "for {waited_s} s a lock was held by {who}; end that transaction, then run the migration again"
+                "{sessions} held a lock for {waited_s} s; end that transaction, then run the migration again"
             )));
         }
         lock_timeout = match blockers.iter().any(|blocker| blocker.is_autovacuum) {
@@ -78,51 +79,32 @@ pub async fn migrate(options: &PgConnectOptions) -> Result<usize, StoreError> {
         close(observer).await;
         let wait = backoff.next_wait();
         tracing::warn!(
-            blockers = who,
+            blockers = sessions,
             wait_ms = wait.as_millis(),
-            "a migration waits for a lock; it lets others pass and tries again"
+            "the migration did not get a lock and tries again"
         );
         tokio::time::sleep(wait).await;
     }
-    Ok(MIGRATIONS.iter().count())
+    Ok(migrations.iter().count())
 }
 
-/// Runs what is missing in a session of its own, which releases every lock when it ends.
+/// Runs the missing migrations in a session of its own, which releases every lock when it ends.
 async fn attempt(
     options: &PgConnectOptions,
+    migrations: &Migrator,
     observer: &mut PgConnection,
     lock_timeout: Duration,
 ) -> Result<Attempt, StoreError> {
     let mut connection = connect(options, "shopbell-migrate").await?;
-    let preparing = async {
-        if pooler::share_a_server(observer, &mut connection).await? {
-            let reason = "DATABASE_URL leads to a pooler in transaction mode, and a migration needs a session of its own: \
-                          use the address of Postgres itself";
-            return Err(StoreError::Migration(reason.into()));
-        }
-        // A limit of the role or the database is meant for short statements.
-        let settings = format!(
-            "set statement_timeout = 0; set lock_timeout = {}",
-            lock_timeout.as_millis()
-        );
-        connection
-            .execute(sqlx::raw_sql(AssertSqlSafe(settings)))
-            .await?;
-        let query =
-            "select pg_backend_pid() as pid, current_setting('server_encoding') as encoding";
-        let row = sqlx::query(query).fetch_one(&mut connection).await?;
-        expect_utf8(row.try_get("encoding")?)?;
-        Ok(row.try_get::<i32, _>("pid")?)
-    };
-    let pid = within_silence(preparing).await?;
+    let pid = within_silence(prepare(observer, &mut connection, lock_timeout)).await?;
     let (mut blockers, mut active_at) = (Vec::new(), Instant::now());
     let outcome = {
-        let mut running = pin!(run(&mut connection));
+        let mut running = pin!(run(&mut connection, migrations));
         loop {
-            if let Ok(outcome) = tokio::time::timeout(LOOK_INTERVAL, &mut running).await {
+            if let Ok(outcome) = tokio::time::timeout(OBSERVE_INTERVAL, &mut running).await {
                 break outcome;
             }
-            let (is_active, seen) = within_silence(look_after(observer, pid)).await?;
+            let (is_active, seen) = within_silence(observe(observer, pid)).await?;
             if is_active {
                 active_at = Instant::now();
             } else if active_at.elapsed() > SILENCE_MAX {
@@ -141,9 +123,32 @@ async fn attempt(
     }
 }
 
-/// Runs what is missing. The migrations without a transaction, which build an index beside the service, come last.
-async fn run(connection: &mut PgConnection) -> Result<(), MigrateError> {
-    let (concurrent, others): (Vec<_>, Vec<_>) = MIGRATIONS
+/// Sets the limits of the session that migrates, and returns its pid.
+async fn prepare(
+    observer: &mut PgConnection,
+    connection: &mut PgConnection,
+    lock_timeout: Duration,
+) -> Result<i32, StoreError> {
+    if pooler::share_a_server(observer, connection).await? {
+        let reason = "DATABASE_URL leads to a pooler in transaction mode, but a migration needs a \
+                      session of its own: use the address of Postgres itself";
+        return Err(StoreError::Migration(reason.into()));
+    }
+    // A limit of the role or the database is meant for short statements.
+    let lock_timeout_ms = lock_timeout.as_millis();
+    let settings = format!("set statement_timeout = 0; set lock_timeout = {lock_timeout_ms}");
+    let settings = sqlx::raw_sql(AssertSqlSafe(settings));
+    connection.execute(settings).await?;
+    let query = "select pg_backend_pid(), current_setting('server_encoding')";
+    let (pid, encoding) = sqlx::query_as(query).fetch_one(connection).await?;
+    expect_utf8(encoding)?;
+    Ok(pid)
+}
+
+/// Runs the missing migrations. Those without a transaction, which build an index while the service
+/// runs, come last.
+async fn run(connection: &mut PgConnection, migrations: &Migrator) -> Result<(), MigrateError> {
+    let (concurrent, others): (Vec<_>, Vec<_>) = migrations
         .iter()
         .cloned()
         .partition(|migration| migration.no_tx);
@@ -151,7 +156,7 @@ async fn run(connection: &mut PgConnection) -> Result<(), MigrateError> {
     others.set_ignore_missing(true);
     others.run(&mut *connection).await?;
     let applied = connection
-        .list_applied_migrations(MIGRATIONS.table_name.as_ref())
+        .list_applied_migrations(migrations.table_name.as_ref())
         .await?;
     let is_missing = |migration: &&Migration| {
         applied
@@ -162,15 +167,16 @@ async fn run(connection: &mut PgConnection) -> Result<(), MigrateError> {
     if missing.is_empty() {
         return Ok(());
     }
-    // It waits for every transaction that is open, and blocks none of them.
+    // The build waits for every open transaction, and blocks none of them.
     connection.execute("set lock_timeout = 0").await?;
-    // Another migration may be building it.
+    // Another session may be building the index.
     connection.lock().await?;
     drop_failed_indexes(connection, &missing).await?;
-    MIGRATIONS.run(connection).await
+    migrations.run(connection).await
 }
 
-/// Drops what an earlier build left that failed: an invalid index, which slows down writes and serves no query.
+/// Drops the invalid index of a build that failed: it slows down writes and serves no query.
+/// `drop index concurrently` waits for open transactions.
 async fn drop_failed_indexes(
     connection: &mut PgConnection,
     migrations: &[&Migration],
@@ -189,7 +195,7 @@ async fn drop_failed_indexes(
     for name in names.iter().filter(is_ours) {
         tracing::warn!(
             index = name,
-            "the build of an index failed before; it is built again"
+            "an earlier build of this index failed; it is built again"
         );
         let statement = format!("drop index concurrently \"{name}\"");
         connection
@@ -207,42 +213,52 @@ fn is_locked_out(error: &MigrateError) -> bool {
     code.is_some_and(|code| LOCK_NOT_AVAILABLE.contains(&&*code))
 }
 
-/// Whether the session of this process works on a statement, and who holds the locks that it waits for.
-async fn look_after(
+/// One row of [`observe`], for each blocker, or one with nulls if there is none.
+#[derive(sqlx::FromRow)]
+struct Observed {
+    is_active: bool,
+    is_prepared: Option<bool>,
+    is_autovacuum: bool,
+    session: String,
+}
+
+/// Returns whether the session of this pid runs a statement, and which sessions block it. Reads the
+/// statistics views only. Without `pg_read_all_stats`, the user of another session is visible, but
+/// not its state.
+async fn observe(
     observer: &mut PgConnection,
     pid: i32,
 ) -> Result<(bool, Vec<Blocker>), StoreError> {
-    // A user who may not see others' sessions sees no more than their user. A prepared transaction has the pid 0.
-    let query = sqlx::query(
+    // pg_blocking_pids() returns 0 for a prepared transaction.
+    let rows: Vec<Observed> = sqlx::query_as(
         "select coalesce((select state = 'active' from pg_stat_activity where pid = $1), false) as is_active,
                 b.pid = 0 as is_prepared, coalesce(a.backend_type = 'autovacuum worker', false) as is_autovacuum,
                 format('pid %s (%s)', b.pid, concat_ws(', ',
                     'user ' || a.usename, nullif(a.application_name, ''), a.backend_type, a.state,
                     'statement began at ' || to_char(a.query_start at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'),
-                    'transaction open for ' || extract(epoch from clock_timestamp() - a.xact_start)::bigint || ' s')) as who
+                    'transaction open for ' || extract(epoch from clock_timestamp() - a.xact_start)::bigint || ' s')) as session
          from (values (1)) one (one)
          left join lateral unnest(pg_blocking_pids($1)) b (pid) on true
          left join pg_stat_activity a on a.pid = b.pid",
-    );
-    let rows = query.bind(pid).fetch_all(observer).await?;
-    let (mut is_active, mut blockers) = (false, Vec::new());
-    for row in &rows {
-        is_active = row.try_get("is_active")?;
-        if let Some(is_prepared) = row.try_get("is_prepared")? {
-            let who = if is_prepared {
-                "a prepared transaction (pg_prepared_xacts)".into()
-            } else {
-                row.try_get("who")?
-            };
-            blockers.push(Blocker {
-                who,
-                is_autovacuum: row.try_get("is_autovacuum")?,
-            });
-        }
-    }
-    Ok((is_active, blockers))
+    )
+    .bind(pid)
+    .fetch_all(observer)
+    .await?;
+    let is_active = rows.iter().any(|row| row.is_active);
+    let blocker = |row: Observed| {
+        let session = match row.is_prepared? {
+            true => "a prepared transaction (pg_prepared_xacts)".into(),
+            false => row.session,
+        };
+        Some(Blocker {
+            session,
+            is_autovacuum: row.is_autovacuum,
+        })
+    };
+    Ok((is_active, rows.into_iter().filter_map(blocker).collect()))
 }
 
+/// The lock timeout of an attempt that an autovacuum blocked before.
 async fn timeout_of_autovacuum(observer: &mut PgConnection) -> Result<Duration, StoreError> {
     let query = sqlx::query_scalar(
         "select setting::bigint from pg_settings where name = 'deadlock_timeout'",

@@ -47,7 +47,7 @@ async fn the_canary_of_each_gateway_is_timed_and_leaves_nothing_behind() {
     .await;
     assert!(ingest.terminate().await.success());
     world
-        .execute("update canaries set flown_at = now() - interval '3 hours'")
+        .execute("update canaries set started_at = now() - interval '3 hours'")
         .await;
     let _other = world.replica().role("ingest").start().await;
     eventually("no row of a canary is left", PATIENCE, async || {

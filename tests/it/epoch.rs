@@ -9,7 +9,8 @@ const OVERTAKE: &str = "select append_notifications(
     array_fill('merchant-42'::text, array[4]), array_fill('/elsewhere'::text, array[4]),
     array['n-8', 'n-9', 'n-10', 'n-11'], array_fill('order.created'::text, array[4]),
     array_fill(now(), array[4]), array_fill('{}'::text, array[4]), array_fill(null::text, array[4]),
-    array_fill(null::timestamptz, array[4]))";
+    array_fill(null::timestamptz, array[4]), now(), array[]::bigint[], array[]::text[], array[]::bigint[],
+    array[]::bigint[], array[]::bigint[], array[]::bigint[], array[]::text[], false)";
 /// Exactly the newest three are missing.
 const DELETE_THREE: &str = "
     delete from notifications where seq > 7;

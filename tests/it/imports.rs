@@ -290,33 +290,3 @@ async fn a_late_start_belongs_to_the_run_that_it_missed() {
     );
     world.finish().await;
 }
-
-/// The call of the last version, with the item only in its data.
-const LAST_VERSION_APPENDS: &str = r#"
-    select append_batch(array['merchant-42'], array[3::bigint], array[2::bigint], array_fill('merchant-42'::text, array[3]),
-        array[2, 1, 0], array_fill('/last'::text, array[3]), array['a', 'b', 'c'],
-        array['import.started', 'import.item', 'import.item'], array_fill(now(), array[3]),
-        array['{"import_id":"spring","total":2}', '{"import_id":"spring","index":1,"status":"failed"}',
-              '{"import_id":"spring","index":1,"status":"imported"}'],
-        array_fill(null::text, array[3]), array_fill(null::timestamptz, array[3]), now(), array[1, 2, 3],
-        array_fill('spring'::text, array[3]), array[0, 1, 1], array[0, 1, 0], array[2, null, null],
-        array[null, null, null]::text[]);
-    select append_notifications(array_fill('merchant-42'::text, array[2]), array_fill('/last'::text, array[2]), array['c', 'd'],
-        array_fill('import.item'::text, array[2]), array_fill(now(), array[2]),
-        array['{"import_id":"spring","index":1,"status":"imported"}',
-              '{"import_id":"spring","index":2,"status":"imported"}'],
-        array_fill(null::text, array[2]), array_fill(null::timestamptz, array[2]), now(), array[1, 2],
-        array_fill('spring'::text, array[2]), array[1, 1], array[0, 0], array[null, null]::bigint[],
-        array[null, null]::text[])"#;
-
-#[tokio::test]
-async fn the_last_version_counts_items_the_same_way() {
-    let world = World::new().await;
-    world.change_database(LAST_VERSION_APPENDS).await;
-    world.expect_stored(MERCHANT, 4).await;
-    assert_eq!(
-        world.import(MERCHANT, "spring").await,
-        Some((2, 0, Some(2), "running".into()))
-    );
-    world.finish().await;
-}

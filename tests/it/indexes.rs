@@ -1,59 +1,9 @@
-//! Indexes are built while the service runs, and the queries that need them use them.
+//! The queries that need an index use it.
 
+use sqlx::Connection as _;
 use sqlx::postgres::PgConnection;
-use sqlx::{Connection as _, Executor as _};
 
-use crate::support::{PATIENCE, World, eventually, holds};
-
-/// As before the newest migration.
-const WITHOUT_INDEX: &str = "drop index notifications_created_at; delete from _sqlx_migrations where description = 'notifications by time'";
-
-#[tokio::test]
-async fn an_index_whose_build_failed_is_built_again_by_the_next_migration() {
-    let world = World::new().await;
-    world.change_database(WITHOUT_INDEX).await;
-    let writer = world
-        .lock("lock table notifications in row exclusive mode")
-        .await;
-    let mut connection = PgConnection::connect(world.database_url())
-        .await
-        .expect("a session");
-    connection
-        .execute("set lock_timeout = 100")
-        .await
-        .expect("a setting");
-    let statement = "create index concurrently notifications_created_at on notifications using brin (created_at)";
-    connection
-        .execute(statement)
-        .await
-        .expect_err("a transaction writes");
-    assert_eq!(valid_indexes(&world).await, 0);
-
-    // The build waits for transactions, however long they take. A second migration that waits for
-    // it does not end it.
-    let settings = [("DATABASE_URL", world.database_url())];
-    let both = async {
-        tokio::join!(
-            world.shopbell_with(&settings, &["migrate"]),
-            world.shopbell(&["migrate"])
-        )
-    };
-    let ending = async {
-        let waiting = "select count(*) from pg_stat_activity
-                       where wait_event_type = 'Lock' and state = 'active' and datname = current_database()";
-        eventually("a build waits", PATIENCE, async || {
-            let waiting = world.number(waiting).await;
-            holds(waiting > 0, waiting)
-        })
-        .await;
-        drop(writer);
-    };
-    let ((first, second), ()) = tokio::join!(both, ending);
-    first.succeeded();
-    second.succeeded();
-    assert_eq!(valid_indexes(&world).await, 1);
-    world.finish().await;
-}
+use crate::support::World;
 
 #[tokio::test]
 async fn a_query_for_the_last_minutes_reads_few_pages_of_many() {
@@ -104,13 +54,4 @@ fn queries_for_minutes() -> Vec<String> {
         .collect();
     assert!(!queries.is_empty(), "the runbook has such queries");
     queries
-}
-
-async fn valid_indexes(world: &World) -> u64 {
-    world
-        .number(
-            "select count(*) from pg_index i join pg_class c on c.oid = i.indexrelid
-             where c.relname = 'notifications_created_at' and i.indisvalid",
-        )
-        .await
 }

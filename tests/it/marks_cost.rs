@@ -191,8 +191,8 @@ async fn a_mark_updates_its_row_in_place() {
         .await
         .expect("a session");
     let mut transaction = connection.begin().await.expect("a transaction");
-    let marks = "select answer_notifications(array['merchant-42'], array[kind], array[null::bigint], array[seqs::text],
-                                             array['anna'], 1000, 1000, null)
+    let marks = "select mark_notifications(array['merchant-42'], array[kind], array[null::bigint], array[seqs::text],
+                                           array['anna'], 1000, 1000, null)
                  from (select kind, array_agg(n) as seqs from generate_series(1, 100000, 97) n, (values ('read'), ('handled')) k (kind)
                        where n % 2 = case kind when 'read' then 0 else 1 end group by kind, n / 20000) m";
     transaction.execute(marks).await.expect("marks");

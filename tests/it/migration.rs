@@ -1,12 +1,18 @@
 //! `shopbell migrate` beside a running service, and on databases that it must refuse.
 
+use std::fmt::Debug;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use sqlx::postgres::PgConnection;
-use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
+use shopbell::store::{MIGRATIONS, migrate};
+use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, SqlSafeStr as _};
 use tokio::time::Instant;
+use tracing::field::{Field, Visit};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 
-use crate::support::{PATIENCE, World};
+use crate::support::{PATIENCE, World, eventually, holds};
 
 /// An append waits as long as the migration waits for its lock, with a margin for a loaded machine.
 const STALL_MAX: Duration = Duration::from_secs(3);
@@ -16,19 +22,20 @@ const STALLED: Duration = Duration::from_millis(300);
 #[tokio::test]
 async fn a_migration_behind_a_long_transaction_does_not_stall_appends() {
     let world = World::new().await;
-    let url = database_of_the_second_migration(&world).await;
-    let mut forgotten = PgConnection::connect(&format!("{url}?application_name=forgotten"))
-        .await
-        .expect("a session");
+    let options: PgConnectOptions = world.database_url().parse().expect("a URL");
+    let mut forgotten = session(&options.clone().application_name("forgotten")).await;
     forgotten
         .execute("begin; insert into feeds (feed) values ('held')")
         .await
         .expect("a lock on feeds");
 
-    let settings = [("DATABASE_URL", url.as_str())];
-    let migrating = world.shopbell_with(&settings, &["migrate"]);
+    let blockers = Blockers::default();
+    let _guard =
+        tracing::subscriber::set_default(tracing_subscriber::registry().with(blockers.clone()));
+    let next_release = with_next_release("alter table feeds add column next bigint", false);
+    let migrating = migrate(&options, &next_release);
     let appending = async {
-        let mut ingest = PgConnection::connect(&url).await.expect("a session");
+        let mut ingest = session(&options).await;
         let (begun, mut stalls) = (Instant::now(), Vec::new());
         while stalls.len() < 3 {
             assert!(
@@ -51,12 +58,69 @@ async fn a_migration_behind_a_long_transaction_does_not_stall_appends() {
             .expect("the long transaction ends");
     };
     let (migrated, ()) = tokio::join!(migrating, appending);
-    let migrated = migrated.succeeded();
+    migrated.expect("the migration ends");
+    let blockers = blockers.text();
     assert!(
-        migrated.stderr.contains("forgotten") && migrated.stderr.contains("idle in transaction"),
-        "{migrated:?}"
+        blockers.contains("forgotten") && blockers.contains("idle in transaction"),
+        "{blockers}"
     );
-    assert!(!migrated.stderr.contains("insert into"), "{migrated:?}");
+    assert!(!blockers.contains("insert into"), "{blockers}");
+    world.execute("delete from feeds").await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn an_index_whose_build_failed_is_built_again_by_the_next_migration() {
+    let world = World::new().await;
+    let options: PgConnectOptions = world.database_url().parse().expect("a URL");
+    let next_index = "create index concurrently next_index on notifications (time)";
+    let writer = world
+        .lock("lock table notifications in row exclusive mode")
+        .await;
+    let mut connection = session(&options).await;
+    connection
+        .execute("set lock_timeout = 100")
+        .await
+        .expect("a setting");
+    connection
+        .execute(next_index)
+        .await
+        .expect_err("a transaction writes");
+    assert_eq!(valid_indexes(&world).await, 0);
+
+    // The build waits for transactions, however long they take, and the migration that waits for it does not end it.
+    let next_release = with_next_release(next_index, true);
+    let both = async {
+        tokio::join!(
+            migrate(&options, &next_release),
+            migrate(&options, &next_release)
+        )
+    };
+    let ending = async {
+        let waiting = "select count(*) from pg_stat_activity
+                       where wait_event_type = 'Lock' and state = 'active' and datname = current_database()";
+        eventually("a build waits", PATIENCE, async || {
+            let waiting = world.number(waiting).await;
+            holds(waiting > 0, waiting)
+        })
+        .await;
+        drop(writer);
+    };
+    let ((first, second), ()) = tokio::join!(both, ending);
+    first.expect("one builds the index");
+    second.expect("the other finds it");
+    assert_eq!(valid_indexes(&world).await, 1);
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn a_database_with_an_edited_migration_is_refused() {
+    let world = World::new().await;
+    world
+        .execute("update _sqlx_migrations set checksum = '' where version = 1")
+        .await;
+    let refused = world.shopbell(&["migrate"]).await.failed_with(1);
+    assert!(refused.stderr.contains("migration 1 "), "{refused:?}");
     world.finish().await;
 }
 
@@ -98,41 +162,59 @@ async fn a_database_that_cannot_hold_every_text_is_refused() {
     world.finish().await;
 }
 
-/// A database of a version with only the first two migrations.
-async fn database_of_the_second_migration(world: &World) -> String {
-    let url = world.another_database();
-    create_database(world, &url, "").await;
-    let mut migrated = PgConnection::connect(world.database_url())
+/// The migrations of this binary, and one of the next release.
+fn with_next_release(sql: &'static str, no_tx: bool) -> Migrator {
+    let next = Migration::new(
+        9999,
+        "of the next release".into(),
+        MigrationType::Simple,
+        sql.into_sql_str(),
+        no_tx,
+    );
+    Migrator::with_migrations(MIGRATIONS.iter().cloned().chain([next]).collect())
+}
+
+async fn session(options: &PgConnectOptions) -> PgConnection {
+    PgConnection::connect_with(options)
         .await
-        .expect("the world's database");
-    let mut connection = PgConnection::connect(&url).await.expect("the new database");
-    let migrations = [
-        include_str!("../../migrations/0001_feeds_notifications_cursors.sql"),
-        include_str!("../../migrations/0002_lean_appends.sql"),
-        "create table _sqlx_migrations (version bigint primary key, description text not null,
-             installed_on timestamptz not null default now(), success boolean not null, checksum bytea not null,
-             execution_time bigint not null)",
-    ];
-    for statements in migrations {
-        connection
-            .execute(sqlx::raw_sql(statements))
-            .await
-            .expect("an old migration");
-    }
-    let query = "select version, description, checksum from _sqlx_migrations where version <= 2";
-    let rows: Vec<(i64, String, Vec<u8>)> = sqlx::query_as(query)
-        .fetch_all(&mut migrated)
+        .expect("a session")
+}
+
+async fn valid_indexes(world: &World) -> u64 {
+    world
+        .number(
+            "select count(*) from pg_index i join pg_class c on c.oid = i.indexrelid
+             where c.relname = 'next_index' and i.indisvalid",
+        )
         .await
-        .expect("migrations");
-    for (version, description, checksum) in rows {
-        let query = "insert into _sqlx_migrations values ($1, $2, now(), true, $3, 0)";
-        let query = sqlx::query(query)
-            .bind(version)
-            .bind(description)
-            .bind(checksum);
-        query.execute(&mut connection).await.expect("a row");
+}
+
+/// The field `blockers` of each log event.
+#[derive(Clone, Default)]
+struct Blockers(Arc<Mutex<String>>);
+
+impl Blockers {
+    fn text(&self) -> String {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
-    url
+}
+
+impl<S: tracing::Subscriber> Layer<S> for Blockers {
+    fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
+        event.record(&mut self.clone());
+    }
+}
+
+impl Visit for Blockers {
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        if field.name() == "blockers" {
+            let mut text = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            *text += &format!("{value:?}\n");
+        }
+    }
 }
 
 async fn create_database(world: &World, url: &str, how: &str) {

@@ -2,7 +2,7 @@
 
 use super::super::StoreError;
 
-/// `append_batch` and `append_notifications` raise it for a feed that is held.
+/// `append_new_notifications` and `append_notifications` raise it for a feed that is held.
 const HELD: &str = "SB002";
 /// Constraints of `notifications` that the numbering of a feed breaks, whatever the event is.
 const OF_THE_NUMBERING: [&str; 3] = [

@@ -16,7 +16,7 @@ impl World {
             where (f.last_seq, f.unread, f.unhandled) <>
                   (coalesce(n.last, 0), coalesce(n.unread, 0), coalesce(n.unhandled, 0))
                or n.oldest_unread <= f.read_seq
-               or f.version <> (select coalesce(max(c.version), 0) from changes c where c.feed = f.feed)";
+               or f.version <> (select coalesce(max(m.version), 0) from marks m where m.feed = f.feed)";
         assert_eq!(
             self.number(feeds).await,
             0,

@@ -1,0 +1,221 @@
+-- Cursors: the highest acked number of each subscriber, device and feed. A session replays what follows it.
+
+-- The row is made when a device first connects. From then on the device misses nothing, even if others
+-- acknowledge while it is away. No index contains updated_at or seen_at, so that updates stay in place (HOT).
+create table cursors (
+    feed       text        collate "C" not null,
+    subscriber text        collate "C" not null,
+    device     text        collate "C" not null default '', -- all devices of a subscriber without a name share ''
+    acked_seq  bigint      not null check (acked_seq >= 0),
+    updated_at timestamptz not null default now(), -- last ack
+    seen_at    timestamptz,                        -- last connect, written at most once an hour
+    primary key (feed, subscriber, device)
+) with (fillfactor = 20, autovacuum_vacuum_scale_factor = 0.02); -- see feeds
+
+-- The places of evicted devices: a device that returns continues there. Their number is limited for each
+-- subscriber and feed; the oldest go first.
+create table evicted_cursors (
+    feed       text        collate "C" not null,
+    subscriber text        collate "C" not null,
+    device     text        collate "C" not null,
+    acked_seq  bigint      not null check (acked_seq >= 0),
+    evicted_at timestamptz not null default now(),
+    primary key (feed, subscriber, device)
+) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.02);
+
+-- For operators: how many numbers each device has not acked. Expired and collapsed ones are included.
+create view undelivered_devices as
+    select c.feed, c.subscriber, c.device, c.acked_seq, f.last_seq, f.last_seq - c.acked_seq as undelivered,
+           oldest.created_at as oldest_created_at, greatest(c.updated_at, c.seen_at) as seen_at
+    from feeds f
+    join cursors c on c.feed = f.feed and c.acked_seq < f.last_seq
+    left join lateral (
+        select n.created_at from notifications n
+        where n.feed = c.feed and n.seq > c.acked_seq
+        order by n.seq
+        limit 1) oldest on true;
+
+-- Makes the missing cursors, and returns the place of each (feed, subscriber, device) in the order given.
+-- A device starts at the first of these places that exists:
+--   1. its own place, if it was evicted;
+--   2. the highest place of its subscriber's devices in this feed, because the subscriber has the rest;
+--   3. for a new subscriber of a feed that everyone reads (in_shared): before the oldest announcement that has
+--      not expired, of the newest in_announcements_max within the newest in_announcements_max * 10 numbers;
+--   4. the highest ack of any subscriber of the feed.
+-- It never starts above the last number of the feed, because after a restore of some tables a place may be
+-- above it. A subscriber keeps in_devices_max cursors in a feed; then the device that was seen least recently
+-- is evicted.
+-- Inserts keys in C order and skips locked rows when it evicts, so that two calls cannot deadlock. The lock
+-- timeout is short, because the caller splits a batch that fails.
+create function make_cursors(
+    in_feeds text[], in_subscribers text[], in_devices text[], in_shared boolean[],
+    in_devices_max integer, in_evicted_max integer, in_announcements_max integer)
+returns table (ordinal bigint, acked_seq bigint, evicted bigint)
+language plpgsql volatile
+set lock_timeout = '250ms' as $$
+#variable_conflict use_column
+declare
+    evicted_now bigint;
+begin
+    with wanted as (
+        select distinct w.feed, w.subscriber, w.device, w.shared
+        from unnest(in_feeds, in_subscribers, in_devices, in_shared) as w (feed, subscriber, device, shared)
+        where not exists (select from cursors c
+                          where c.feed = w.feed and c.subscriber = w.subscriber and c.device = w.device)
+    ), standing as (
+        select w.feed, w.subscriber, max(c.acked_seq) as acked_seq
+        from (select distinct feed, subscriber from wanted) w
+        join cursors c on c.feed = w.feed and c.subscriber = w.subscriber
+        group by w.feed, w.subscriber
+    ), announced as (
+        select f.feed, least(f.acked_seq, coalesce(min(n.seq) - 1, f.acked_seq)) as acked_seq
+        from (select distinct feed from wanted where shared) w
+        join feeds f on f.feed = w.feed
+        left join lateral (
+            select a.seq from notifications a
+            where a.feed = f.feed and a.seq > f.last_seq - in_announcements_max * 10
+              and (a.expires_at is null or a.expires_at > now())
+            order by a.seq desc
+            limit in_announcements_max) n on true
+        group by f.feed, f.acked_seq
+    )
+    insert into cursors (feed, subscriber, device, acked_seq)
+        select w.feed, w.subscriber, w.device,
+               least(coalesce(e.acked_seq, s.acked_seq, case when w.shared then a.acked_seq end, f.acked_seq, 0),
+                     coalesce(f.last_seq, 0))
+        from wanted w
+        left join evicted_cursors e on e.feed = w.feed and e.subscriber = w.subscriber and e.device = w.device
+        left join standing s on s.feed = w.feed and s.subscriber = w.subscriber
+        left join announced a on a.feed = w.feed
+        left join feeds f on f.feed = w.feed
+        order by w.feed collate "C", w.subscriber collate "C", w.device collate "C"
+        on conflict do nothing;
+
+    with aged as (
+        select a.feed, a.subscriber, a.device,
+               row_number() over (partition by a.feed, a.subscriber
+                                  order by greatest(a.updated_at, a.seen_at) desc, a.device) as place
+        from (select distinct w.feed, w.subscriber from unnest(in_feeds, in_subscribers) as w (feed, subscriber)) w
+        join cursors a on a.feed = w.feed and a.subscriber = w.subscriber
+    ), free as (
+        select c.feed, c.subscriber, c.device
+        from aged o
+        join cursors c on c.feed = o.feed and c.subscriber = o.subscriber and c.device = o.device
+        where o.place > in_devices_max
+        for update of c skip locked
+    ), removed as (
+        delete from cursors c
+        using free o
+        where c.feed = o.feed and c.subscriber = o.subscriber and c.device = o.device
+        returning c.feed, c.subscriber, c.device, c.acked_seq
+    ), remembered as (
+        insert into evicted_cursors as e (feed, subscriber, device, acked_seq)
+            select r.feed, r.subscriber, r.device, r.acked_seq
+            from removed r
+            order by r.feed collate "C", r.subscriber collate "C", r.device collate "C"
+            on conflict (feed, subscriber, device) do update
+                set acked_seq = excluded.acked_seq, evicted_at = excluded.evicted_at
+            returning e.feed
+    )
+    select count(*) into evicted_now from remembered;
+
+    if evicted_now > 0 then
+        with aged as (
+            select e.feed, e.subscriber, e.device,
+                   row_number() over (partition by e.feed, e.subscriber order by e.evicted_at desc, e.device) as place
+            from (select distinct w.feed, w.subscriber from unnest(in_feeds, in_subscribers) as w (feed, subscriber)) w
+            join evicted_cursors e on e.feed = w.feed and e.subscriber = w.subscriber
+        ), free as (
+            select e.feed, e.subscriber, e.device
+            from aged o
+            join evicted_cursors e on e.feed = o.feed and e.subscriber = o.subscriber and e.device = o.device
+            where o.place > in_evicted_max
+            for update of e skip locked
+        )
+        delete from evicted_cursors e
+        using free o
+        where e.feed = o.feed and e.subscriber = o.subscriber and e.device = o.device;
+    end if;
+
+    -- A device that this call both made and evicted is returned too.
+    return query
+    select w.ordinal, coalesce(c.acked_seq, e.acked_seq), evicted_now
+    from unnest(in_feeds, in_subscribers, in_devices) with ordinality as w (feed, subscriber, device, ordinal)
+    left join cursors c on c.feed = w.feed and c.subscriber = w.subscriber and c.device = w.device
+    left join evicted_cursors e on e.feed = w.feed and e.subscriber = w.subscriber and e.device = w.device
+    where coalesce(c.acked_seq, e.acked_seq) is not null
+    order by w.ordinal;
+end
+$$;
+
+-- Stores a batch of acks that clients sent in in_epoch, each key at most once. Does nothing if in_epoch is not
+-- the present epoch. A cursor never moves back, and never moves above the last number of its feed.
+-- Returns the present epoch, and the flushed position of the log, which is beyond all that was acknowledged.
+-- Begins a new epoch if an ack is above the last number of its feed, because then the database has lost that
+-- notification. Canary feeds are excluded, because they are deleted on purpose.
+-- Locks cursors, then feeds, each in C order. An upsert locks its rows in the order given, so the update of
+-- feeds is an upsert that never inserts.
+create function advance_cursors(
+    in_epoch text, in_feeds text[], in_subscribers text[], in_devices text[], in_seqs bigint[], out epoch text, out flushed bigint)
+language plpgsql volatile as $$
+#variable_conflict use_column
+declare
+    beyond boolean;
+begin
+    select e.epoch, e.flushed into epoch, flushed from current_epoch() e;
+    if epoch <> in_epoch then
+        return;
+    end if;
+
+    with acks as materialized (
+        select a.feed, a.subscriber, a.device, a.seq, f.last_seq
+        from unnest(in_feeds, in_subscribers, in_devices, in_seqs) as a (feed, subscriber, device, seq)
+        join feeds f on f.feed = a.feed
+        order by a.feed collate "C", a.subscriber collate "C", a.device collate "C"
+    ), moved as (
+        insert into cursors as c (feed, subscriber, device, acked_seq)
+        select a.feed, a.subscriber, a.device, least(a.seq, a.last_seq) from acks a
+        on conflict (feed, subscriber, device) do update
+            set acked_seq = excluded.acked_seq, updated_at = now()
+            where c.acked_seq < excluded.acked_seq
+    )
+    select bool_or(a.seq > a.last_seq and a.feed not like 'shopbell-canary/%') into beyond from acks a;
+
+    insert into feeds as f (feed, acked_seq)
+        select k.feed, least(a.seq, k.last_seq)
+        from (select u.feed, max(u.seq) as seq from unnest(in_feeds, in_seqs) as u (feed, seq) group by u.feed) a
+        join feeds k on k.feed = a.feed and k.acked_seq < least(a.seq, k.last_seq)
+        order by k.feed collate "C"
+        on conflict (feed) do update
+            set acked_seq = excluded.acked_seq
+            where f.acked_seq < excluded.acked_seq;
+
+    if beyond then
+        epoch := renew_epoch(in_epoch, 'an ack was above the last number of its feed');
+    end if;
+end
+$$;
+
+-- Lowers the places that are above the last number of their feed, as after a restore of some tables. Otherwise
+-- the subscriber would not get the notifications that receive these numbers. Processes in_feeds_max feeds after
+-- in_after; returns the last of them, or null at the end.
+create function lower_cursors(in_after text, in_feeds_max integer) returns text language plpgsql volatile as $$
+declare
+    through text;
+begin
+    select max(w.feed) into through
+        from (select f.feed from feeds f where f.feed > in_after order by f.feed limit in_feeds_max) w;
+    update cursors c
+        set acked_seq = f.last_seq
+        from feeds f
+        where f.feed > in_after and f.feed <= through and c.feed = f.feed and c.acked_seq > f.last_seq;
+    update evicted_cursors c
+        set acked_seq = f.last_seq
+        from feeds f
+        where f.feed > in_after and f.feed <= through and c.feed = f.feed and c.acked_seq > f.last_seq;
+    update feeds f
+        set acked_seq = f.last_seq
+        where f.feed > in_after and f.feed <= through and f.acked_seq > f.last_seq;
+    return through;
+end
+$$;
