@@ -64,8 +64,8 @@ end
 $$;
 
 -- Returns the present epoch and the flushed position of the log. Begins a new epoch first if the fingerprint
--- has changed, or if the log ends before in_flushed, which the caller read in epoch in_known: then the
--- database is a copy of an older state. Fails on a standby, because it may lag and be promoted later.
+-- has changed, or if the log ends before in_flushed, because then the database is a copy of an older state.
+-- The caller read in_flushed in epoch in_known. Fails on a standby, because it may lag and be promoted later.
 -- Writes and locks nothing if nothing has changed.
 create function current_epoch(in_known text default null, in_flushed bigint default null, out epoch text, out flushed bigint)
 language plpgsql volatile as $$

@@ -1,4 +1,4 @@
--- Cursors: the highest acked number of each subscriber, device and feed. A session replays what follows it.
+-- Cursors: the highest acked number of each subscriber, device and feed. A replay begins after it.
 
 -- The row is made when a device first connects. From then on the device misses nothing, even if others
 -- acknowledge while it is away. No index contains updated_at or seen_at, so that updates stay in place (HOT).

@@ -19,16 +19,16 @@ create table marks (
 
 -- Stores marks in one transaction, in the order given. in_kinds is 'read' or 'handled'. A mark has either
 -- in_throughs (all up to this number) or in_seqs (these numbers, as '{1,2}'). Returns one or more rows for each
--- mark, by its ordinal, with the counts of the feed after the marks so far:
---   'marked'   these are marked now; the row is also in marks;
---   'already'  these were marked before; one row for each time and person;
---   'unknown'  these numbers are not stored;
---   'more'     the mark continues after through: a call reads at most in_rows_max numbers up to a through,
---              because it holds locks meanwhile;
---   'locked'   nothing is stored, because another transaction has locked the feed.
+-- mark, by its ordinal, with the counts of the feed after the marks so far. The results are:
+--   'marked'   These are marked now. The row is also in marks.
+--   'already'  These were marked before. There is one row for each time and person.
+--   'unknown'  These numbers are not stored.
+--   'more'     The mark continues after through. A call reads in_rows_max numbers at most, because it holds
+--              locks meanwhile.
+--   'locked'   Nothing is stored, because another transaction has locked the feed.
 -- A mark without numbers ('{}') asks for counts and locks nothing.
--- in_lock_wait: if null, leaves out feeds that are locked ('locked'). Otherwise waits so many milliseconds for
--- each lock, then fails (55P03). Locks feeds in C order, then notifications. Keeps in_marks_max rows of a feed in
+-- If in_lock_wait is null, the call leaves out locked feeds ('locked'). Otherwise it waits so many milliseconds
+-- for each lock, then fails (55P03). Locks feeds in C order, then notifications. Keeps in_marks_max rows of a feed in
 -- marks.
 create function mark_notifications(
     in_feeds text[], in_kinds text[], in_throughs bigint[], in_seqs text[], in_subscribers text[], in_rows_max bigint,

@@ -12,9 +12,9 @@ create table settled_blocks (
     primary key (feed, kind, block)
 );
 
--- Finds a page: the newest in_limit numbers below in_upper and not below in_lowest. in_unread and in_unhandled
--- restrict it to such notifications, and settled blocks are skipped. in_collapse leaves out expired
--- notifications, and all but the newest of a collapse key, as in a replay.
+-- Finds a page: the newest in_limit numbers below in_upper and not below in_lowest. With in_unread or
+-- in_unhandled, it finds only such notifications, and skips settled blocks. With in_collapse, it leaves out
+-- expired notifications, and all but the newest of a collapse key, as in a replay.
 -- Reads in_numbers_max numbers at most, in blocks of a thousand, and skips two thousand blocks at most.
 -- Returns the numbers, newest first; the lowest number that it has read; and blocks that are settled now.
 -- Stable: it reads the snapshot of the calling statement. Uses notifications_pkey, notifications_collapse and

@@ -26,10 +26,10 @@ create table import_items (
 ) with (fillfactor = 50);
 
 -- Counts import events, given in their order, and returns the progress of the import after each. An item counts
--- once, with its last status. in_items is null for an event that is no item.
--- import.started begins a new run if the last run has ended and had its start. A start that arrives late belongs
--- to the run that lacks it. The returned total is never less than done, even if more items arrive than announced.
--- The caller locks the feeds in an earlier statement, so that this one reads what others committed.
+-- once, with its last status. For an event that is no item, in_items is null.
+-- An import.started begins a new run if the last run has ended and had its start. A start that arrives late
+-- belongs to the run that lacks it. The returned total is never less than done, even if more items arrive than announced.
+-- The caller locks the feeds in an earlier statement, so that this one reads the rows that others committed.
 create function count_import_steps(
     in_feeds text[], in_import_ids text[], in_items bigint[], in_done bigint[], in_failed bigint[], in_totals bigint[],
     in_statuses text[],

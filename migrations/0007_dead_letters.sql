@@ -13,7 +13,7 @@ create table dead_letters (
     content_type text,
     properties   bytea       not null,         -- AMQP encoding, with the x-shopbell-* headers
     body         bytea       not null,
-    bytes        bigint      not null,         -- of the original body, which may be longer than what is stored
+    bytes        bigint      not null,         -- size of the original body, which may be longer
     feed         text        collate "C",      -- set while the event waits for a held feed; then it is not dead
     received_at  timestamptz not null,
     leased_until timestamptz,                  -- until then one replica publishes it
@@ -47,7 +47,7 @@ begin
 end;
 $$;
 
--- Sets the counters of a feed to what its rows contain; returns whether they were too low, or missing. Numbers
+-- Computes the counters of a feed from its rows; returns whether they were too low, or missing. Numbers
 -- only grow: a stored notification keeps its number, and the next one gets a higher number than all of them.
 create function repair_feed(in_feed text) returns boolean language plpgsql volatile as $$
 declare

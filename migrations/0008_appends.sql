@@ -1,20 +1,20 @@
 -- Appends: each batch is stored in one round trip and one transaction.
 --
--- Both functions take arrays with one element for each event, and in_step_* with one element for each import
--- event, in the same order: the place of the event in the batch (from 1), its import, item, what it adds to done
--- and failed, and the total and status that it sets. An imported item is progress and no news, so it is stored
--- as read and handled. Both fail with SB002 if a feed is held, unless in_held.
--- PL/pgSQL, because each statement of a volatile function sees what others committed while it waited for a lock.
--- The parts of one plain statement would share a snapshot, and could number a duplicate twice.
+-- Both functions take arrays with one element for each event. The arrays in_step_* have one element for each
+-- import event, in the same order. These are its place in the batch (from 1), its import and item, its part of
+-- done and failed (0 or 1), and the total and status that it sets. An imported item is progress and no news, so it is stored as
+-- read and handled. Both functions fail with SB002 if a feed is held, unless in_held.
+-- They are PL/pgSQL, because each statement of a volatile function reads the rows that others committed before
+-- it. The parts of one plain statement would share a snapshot, and could number a duplicate twice.
 
--- Stores a batch if none of its events was stored before, as is nearly always so: it locks, updates and reads
--- each feed in one pass, and searches for no duplicate. Returns the last number of each feed in in_feeds, and the
--- progress after each import event. If the unique index finds a duplicate, it stores nothing and returns null;
--- then append_notifications() finds out which.
--- in_feeds has each feed once, in_added the number of its events, in_news how many of these are news.
--- in_before_last has, for each event, how many events of its feed follow in the batch.
--- Locks feeds in C order, because an upsert locks its rows in the order given. append_notifications() locks new
--- feeds first, so the two may deadlock: then Postgres ends one, and its caller tries again.
+-- Stores a batch if none of its events was stored before, which is nearly always true. Then it locks, updates and
+-- reads each feed in one pass, and searches for no duplicate. Returns the last number of each feed in in_feeds,
+-- and the progress after each import event. If the unique index finds a duplicate, it stores nothing and returns
+-- null, and the caller uses append_notifications().
+-- The array in_feeds has each feed once, in_added the number of its events, and in_news the number of its news.
+-- For each event, in_before_last is the number of events of its feed that follow in the batch.
+-- Locks feeds in C order, because an upsert locks its rows in the order given. In append_notifications() new
+-- feeds come first, so the two may deadlock. Then Postgres ends one, and its caller tries again.
 create function append_new_notifications(
     in_feeds text[], in_added bigint[], in_news bigint[],
     in_event_feeds text[], in_before_last bigint[], in_sources text[], in_event_ids text[], in_event_types text[],

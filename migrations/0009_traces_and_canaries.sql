@@ -21,7 +21,7 @@ create table canaries (
 );
 
 -- Deletes the feed of a canary with all its rows, and the cursors of its subscriber. Several statements, so that
--- each sees what others committed before it. Locks in the order of acks and appends: cursors, then the feed.
+-- each reads the rows that others committed before it. Locks in the order of acks and appends: cursors, then the feed.
 create function delete_canary_feed(in_feed text, in_broadcast_feed text) returns void language plpgsql volatile as $$
 begin
     delete from cursors where feed in (in_feed, in_broadcast_feed) and subscriber = in_feed;

@@ -1,7 +1,11 @@
-//! Postgres, the only truth: every SQL statement of the service is in this folder, as plain functions.
+//! Every SQL statement of the service, as plain functions. Postgres is the only source of truth.
 //!
-//! In come events to store, feeds to read, acks and what people say; out go numbers, pages and cursors. Knows neither AMQP nor sockets.
-//! Every write is a single statement, so a caller that is dropped halfway leaves no open transaction behind.
+//! Events, acks, marks and requests for pages come in; numbers, pages and cursors go out. Nothing
+//! here uses AMQP or sockets. Every write is a single statement, so a caller that is dropped halfway
+//! leaves no open transaction.
+//!
+//! The doc comment of each statement lists its locks and indexes. Rows are derived (`FromRow`). The
+//! functions that statements call are in `migrations/`; `migrations/README.md` lists them.
 
 pub mod append;
 pub mod canaries;
@@ -29,13 +33,12 @@ pub use self::migration::migrate;
 use self::pools::Pool;
 use crate::model::feed::{Seq, Version};
 use crate::model::notification::Progress;
-use sqlx::Row;
 use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgConnection, PgRow};
 use sqlx::query::Query;
-use sqlx::{Connection as _, Postgres};
+use sqlx::{Connection as _, FromRow, Postgres};
 
-/// The one encoding that holds every character of an event.
+/// The only encoding that has every character of an event.
 const UTF8: &str = "UTF8";
 
 /// The migrations of this binary. A newer schema is accepted, because migrations only add.
@@ -45,105 +48,110 @@ pub static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
     migrations
 });
 
-/// An answer that takes longer never comes: the connection is half open. A little above the statement timeout of the pools.
+/// After this a connection counts as half open. Slightly longer than the statement timeout of the
+/// pools.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(12);
-/// How long a command waits until it is connected, and for the end of its connection.
+/// Longest wait of a command for a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest wait of a command for the end of its connection.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
-/// The same for the check that probes ask for, which reads a few rows.
+/// Longest time of [`check`], which reads a few rows.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// `require_epoch` in `migrations/` raises it.
+/// SQLSTATE of `require_epoch` in `migrations/`.
 const EPOCH_OVER: &str = "SB001";
 
-/// What went wrong with the database, told apart by what callers do about it.
+/// An error of the database: one variant for each reaction of the callers.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The database is away or busy: the same call may succeed later.
+    /// The database is away or busy. The same call may succeed later.
     #[error("the database did not answer: {0}")]
     Away(#[source] sqlx::Error),
-    /// The database took the statement and said nothing: whether it ran is not known.
+    /// No answer arrived, so it is unknown whether the statement ran.
     #[error("the database did not answer within {0:?}")]
     Silent(Duration),
-    /// Postgres refuses a value of this very call: it will refuse it again.
+    /// Postgres refuses a value of this call, and will refuse it again.
     #[error("the database refused a value: {0}")]
     Refused(#[source] sqlx::Error),
-    /// Postgres cannot read a row, or we cannot: it fails again until somebody repairs that row.
+    /// Postgres cannot read a row, or we cannot decode it. It fails again until the row is repaired.
     #[error("stored rows are damaged: {0}")]
     Damaged(#[source] sqlx::Error),
-    /// The database answers, and takes no writes.
+    /// The database answers, but takes no writes.
     #[error("the database takes no writes: {0}; DATABASE_URL must lead to the primary")]
     ReadOnly(&'static str),
-    /// The database cannot hold every text.
+    /// The encoding of the database lacks characters.
     #[error(
         "the encoding of the database is {0}, not UTF8; create one with `create database ... encoding 'UTF8' template template0`"
     )]
     Encoding(String),
-    /// The epoch of the call is over: what it names may be something else now.
+    /// The epoch of the call is over, so its numbers may be those of other notifications.
     #[error("the epoch is over: {0}")]
     EpochOver(#[source] sqlx::Error),
-    /// A migration could not be run.
+    /// A migration failed.
     #[error("the database could not be migrated: {0}")]
     Migration(String),
-    /// The schema is not the one this binary was built for.
+    /// The schema is not the one that this binary needs.
     #[error("the database schema is not ready: {0}; run `shopbell migrate`")]
     Schema(String),
 }
 
 impl StoreError {
-    /// Whether another transaction held a lock for longer than the statement waits.
+    /// Returns whether another transaction held a lock for longer than the statement waits.
     pub fn is_lock_timeout(&self) -> bool {
-        let Self::Away(sqlx::Error::Database(error)) = self else {
-            return false;
-        };
-        error.code().as_deref() == Some("55P03")
+        self.away_code().is_some_and(|code| code == "55P03")
     }
 
-    /// Whether a write may have failed because of one value or row alone: refused, damaged, locked by another transaction (55P03,
-    /// 40P01, 40001), or too slow (57014). Other errors, such as a full disk, concern every row.
+    /// Returns whether a write may have failed because of one value or one row.
+    ///
+    /// Then the value is refused, the row is damaged or locked by another transaction (55P03, 40P01,
+    /// 40001), or the statement took too long (57014). Other errors, such as a full disk, concern
+    /// every row.
     pub fn may_concern_one_row(&self) -> bool {
         match self {
             Self::Refused(_) | Self::Damaged(_) => true,
-            Self::Away(sqlx::Error::Database(error)) => error
-                .code()
+            _ => self
+                .away_code()
                 .is_some_and(|code| matches!(&*code, "55P03" | "40P01" | "40001" | "57014")),
-            _ => false,
         }
     }
 
-    /// Whether Postgres itself refused the statement, so that a part of its values may succeed. A connection that was lost or
-    /// ended (SQLSTATE classes 08 and 57P), or that there is none of (53300), concerns all of them.
+    /// Returns whether Postgres itself refused the statement, so that some of its values may succeed.
+    ///
+    /// A connection that was lost or ended (SQLSTATE classes 08 and 57P), or that is missing (53300),
+    /// concerns all values.
     pub fn may_concern_one_value(&self) -> bool {
         match self {
             Self::Refused(_) => true,
-            Self::Away(sqlx::Error::Database(error)) => error.code().is_some_and(|code| {
+            _ => self.away_code().is_some_and(|code| {
                 !code.starts_with("08") && !code.starts_with("57P") && code != "53300"
             }),
-            _ => false,
         }
     }
-}
 
-impl StoreError {
-    /// A read fails because of what is stored in one of its rows.
+    /// Returns whether a read failed because of the content of one of its rows.
     pub fn blames_rows(&self) -> bool {
         matches!(self, Self::Damaged(_) | Self::Refused(_))
     }
 
-    /// The same, or it took too long for one statement: reading less at a time may help.
+    /// Returns whether a read may succeed with fewer rows: one of its rows is to blame, or it took
+    /// too long (57014).
     pub fn may_pass_in_parts(&self) -> bool {
-        match self {
-            Self::Away(sqlx::Error::Database(error)) => {
-                error.code().is_some_and(|code| code == "57014")
-            }
-            error => error.blames_rows(),
-        }
+        self.blames_rows() || self.away_code().is_some_and(|code| code == "57014")
+    }
+
+    /// The SQLSTATE of [`Away`](Self::Away), if Postgres sent one.
+    fn away_code(&self) -> Option<std::borrow::Cow<'_, str>> {
+        let Self::Away(sqlx::Error::Database(error)) = self else {
+            return None;
+        };
+        error.code()
     }
 }
 
 impl From<sqlx::Error> for StoreError {
-    /// SQLSTATE classes 22 (data exception), 23 (constraint) and 54 (limit exceeded) blame a value; XX (internal error, corrupted
-    /// data or index) and 58 (a file cannot be read) what is stored, like a value that we cannot decode. All else passes.
+    /// Sorts by SQLSTATE class. 22 (data exception), 23 (constraint) and 54 (limit exceeded) blame a
+    /// value. XX (corrupted data or index) and 58 (unreadable file) blame stored rows, like a value
+    /// that we cannot decode. All other errors are temporary.
     fn from(error: sqlx::Error) -> Self {
         let code = match &error {
             sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => {
@@ -161,8 +169,8 @@ impl From<sqlx::Error> for StoreError {
     }
 }
 
-/// A connection of its own for a command, which has [`set_up`](pools::set_up) no more than the caller wants. Not from a pool, which would
-/// hide why the database cannot be reached behind its own timeout.
+/// Opens a connection for a command, without the settings of [`set_up`](pools::set_up). A pool would
+/// report its own timeout instead of the reason why the database is unreachable.
 async fn connect(options: &PgConnectOptions, name: &str) -> Result<PgConnection, StoreError> {
     let options = pools::session_options(options).application_name(name);
     match tokio::time::timeout(CONNECT_TIMEOUT, PgConnection::connect_with(&options)).await {
@@ -171,13 +179,16 @@ async fn connect(options: &PgConnectOptions, name: &str) -> Result<PgConnection,
     }
 }
 
-/// Closes it; nobody waits for a server that is silent.
+/// Closes a connection, and waits [`CLOSE_TIMEOUT`] at most for a silent server.
 async fn close(connection: PgConnection) {
     let _ = tokio::time::timeout(CLOSE_TIMEOUT, connection.close()).await;
 }
 
-/// Checks that the database answers, takes writes, holds every text and has every migration this binary knows (a newer schema
-/// is fine: migrations only add, so an old replica works on while a new one rolls out).
+/// Checks that the database answers, takes writes, has the encoding UTF8 and every migration of this
+/// binary.
+///
+/// A newer schema is accepted: migrations only add, so an old replica continues while a new one
+/// starts. Locks nothing; reads `_sqlx_migrations`.
 pub async fn check(pool: &Pool) -> Result<(), StoreError> {
     let mut lease = match pool.acquire().await {
         Err(sqlx::Error::PoolTimedOut) if pool.leads_to_a_standby() => {
@@ -203,16 +214,16 @@ pub async fn check(pool: &Pool) -> Result<(), StoreError> {
 }
 
 async fn check_on(connection: &mut PgConnection) -> Result<(), StoreError> {
-    let query = sqlx::query(
-        "select pg_is_in_recovery() as in_recovery, current_setting('transaction_read_only')::boolean as read_only,
-                current_setting('server_encoding') as encoding",
+    let query = sqlx::query_as(
+        "select pg_is_in_recovery(), current_setting('transaction_read_only')::boolean,
+                current_setting('server_encoding')",
     );
-    let row = query.fetch_one(&mut *connection).await?;
-    expect_utf8(row.try_get("encoding")?)?;
-    if row.try_get("in_recovery")? {
+    let (in_recovery, read_only, encoding) = query.fetch_one(&mut *connection).await?;
+    expect_utf8(encoding)?;
+    if in_recovery {
         return Err(StoreError::ReadOnly("the server is a standby"));
     }
-    if row.try_get("read_only")? {
+    if read_only {
         return Err(StoreError::ReadOnly("transactions are read-only"));
     }
     let applied = applied(connection).await?;
@@ -228,7 +239,7 @@ async fn check_on(connection: &mut PgConnection) -> Result<(), StoreError> {
     }
 }
 
-/// Refuses a database that cannot hold every text.
+/// Rejects an encoding that lacks characters.
 fn expect_utf8(encoding: String) -> Result<(), StoreError> {
     match encoding.as_str() {
         UTF8 => Ok(()),
@@ -236,7 +247,7 @@ fn expect_utf8(encoding: String) -> Result<(), StoreError> {
     }
 }
 
-/// The migrations that the database has.
+/// The versions of the migrations that the database has.
 const APPLIED: &str = "select version from _sqlx_migrations order by version";
 
 async fn applied(connection: &mut PgConnection) -> Result<Vec<i64>, StoreError> {
@@ -249,8 +260,35 @@ async fn applied(connection: &mut PgConnection) -> Result<Vec<i64>, StoreError> 
     })
 }
 
-/// Runs a statement and gives its rows. If no answer comes in time, the connections are replaced: sqlx itself would wait for as
-/// long as the kernel does.
+/// Runs a statement without rows.
+async fn execute(pool: &Pool, query: Query<'_, Postgres, PgArguments>) -> Result<(), StoreError> {
+    rows(pool, query).await.map(drop)
+}
+
+/// Runs a statement and returns its rows as `T`.
+async fn fetch<T>(
+    pool: &Pool,
+    query: Query<'_, Postgres, PgArguments>,
+) -> Result<Vec<T>, StoreError>
+where
+    T: for<'r> FromRow<'r, PgRow>,
+{
+    let rows = rows(pool, query).await?;
+    let decoded: Result<_, sqlx::Error> = rows.iter().map(T::from_row).collect();
+    Ok(decoded?)
+}
+
+/// Runs a statement that returns one row.
+async fn fetch_one<T>(pool: &Pool, query: Query<'_, Postgres, PgArguments>) -> Result<T, StoreError>
+where
+    T: for<'r> FromRow<'r, PgRow>,
+{
+    let row = fetch(pool, query).await?.pop();
+    Ok(row.ok_or(sqlx::Error::RowNotFound)?)
+}
+
+/// Runs a statement and returns its rows, for callers that borrow from them. If no answer arrives
+/// in time, the connections are replaced: sqlx itself would wait as long as the kernel does.
 async fn rows(
     pool: &Pool,
     query: Query<'_, Postgres, PgArguments>,
@@ -258,7 +296,7 @@ async fn rows(
     rows_within(ANSWER_TIMEOUT, pool, query).await
 }
 
-/// The same for what is not worth a longer wait.
+/// Does the same within another limit.
 async fn rows_within(
     limit: Duration,
     pool: &Pool,
@@ -272,7 +310,7 @@ async fn rows_within(
             Err(error.into())
         }
         Err(_) => {
-            // Postgres itself would have ended the statement by ANSWER_TIMEOUT: nobody is there.
+            // Postgres ends a statement before ANSWER_TIMEOUT, so the server is gone.
             if limit >= ANSWER_TIMEOUT {
                 lease.distrust();
             } else {
@@ -283,26 +321,36 @@ async fn rows_within(
     }
 }
 
-/// How far its import was when a notification was stored; `None` for one that tells of none.
-fn progress(row: &PgRow) -> Result<Option<Progress>, sqlx::Error> {
-    let (done, failed) = (
-        row.try_get::<Option<i64>, _>("import_done")?,
-        row.try_get::<Option<i64>, _>("import_failed")?,
-    );
-    let total = row.try_get("import_total")?;
-    Ok(done.zip(failed).map(|(done, failed)| Progress {
-        done,
-        failed,
-        total,
-    }))
+/// The progress of an import when a notification was stored; null for one of no import.
+#[derive(FromRow)]
+struct ProgressColumns {
+    import_done: Option<i64>,
+    import_failed: Option<i64>,
+    import_total: Option<i64>,
 }
 
-/// A number from the database; the schema's checks keep it from being negative.
+impl ProgressColumns {
+    fn progress(self) -> Option<Progress> {
+        Some(Progress {
+            done: self.import_done?,
+            failed: self.import_failed?,
+            total: self.import_total,
+        })
+    }
+}
+
+/// Checks a version from the database, which a constraint keeps from being negative.
 fn version(number: i64) -> Result<Version, sqlx::Error> {
     Version::new(number).ok_or_else(|| sqlx::Error::Decode("a negative version".into()))
 }
 
-/// The same.
+/// Checks a number from the database, which a constraint keeps from being negative.
 fn seq(number: i64) -> Result<Seq, sqlx::Error> {
     Seq::new(number).ok_or_else(|| sqlx::Error::Decode("a negative seq".into()))
+}
+
+/// Returns the item of an ordinal from the database, which counts from 1.
+fn at<T>(items: &[T], ordinal: i64) -> Option<(usize, &T)> {
+    let index = usize::try_from(ordinal - 1).ok()?;
+    Some((index, items.get(index)?))
 }

@@ -151,7 +151,7 @@ pub async fn run(arguments: &Arguments, format: Format) -> anyhow::Result<()> {
             &Pools::lazy(&options, partitions, &Default::default()),
             arguments.role,
         );
-        match within(POSTGRES_TIMEOUT, "asking Postgres", checkup::look(&options)).await {
+        match within(POSTGRES_TIMEOUT, "asking Postgres", checkup::read(&options)).await {
             Ok(checkup) => findings.extend(postgres::findings(&checkup, connections)),
             Err(error) => findings.push(postgres::away(&error)),
         }
@@ -184,7 +184,7 @@ pub async fn run(arguments: &Arguments, format: Format) -> anyhow::Result<()> {
 fn connections_max(pools: &Pools, role: Option<Role>) -> u32 {
     let unused = match role {
         None => &[][..],
-        Some(Role::Ingest) => &[&pools.acks, &pools.answers, &pools.history],
+        Some(Role::Ingest) => &[&pools.acks, &pools.marks, &pools.history],
         Some(Role::Gateway) => &[&pools.ingest],
     };
     pools.connections_max()

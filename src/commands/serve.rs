@@ -354,7 +354,7 @@ impl Ground {
             .sessions_max
             .set(i64::try_from(session.sessions_max).unwrap_or(i64::MAX));
         let (pool, fanout, epochs) = (
-            self.pools.answers.clone(),
+            self.pools.marks.clone(),
             self.fanout.clone(),
             self.epochs.clone(),
         );

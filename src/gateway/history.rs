@@ -24,7 +24,7 @@ use super::websocket::Gateway;
 use crate::http::problem::Problem;
 use crate::model::feed::{Epoch, Feed, Seq, Version};
 use crate::store::StoreError;
-use crate::store::history::{HistoryPage, Look, read};
+use crate::store::history::{HistoryPage, HistoryRequest, read};
 
 const LIMIT_DEFAULT: u8 = 50;
 const LIMIT_MAX: u8 = 200;
@@ -188,7 +188,7 @@ fn cors(allowed_origins: &[String]) -> CorsLayer {
         .max_age(PREFLIGHT_MAX_AGE)
 }
 
-fn request(feed: Feed, parameters: &Parameters) -> Result<Look, &'static str> {
+fn request(feed: Feed, parameters: &Parameters) -> Result<HistoryRequest, &'static str> {
     let before = match parameters.before {
         Some(before) => Some(
             Seq::new(before)
@@ -204,7 +204,7 @@ fn request(feed: Feed, parameters: &Parameters) -> Result<Look, &'static str> {
     let (unread, unhandled) = (parameters.unread, parameters.unhandled);
     // Pages of `unread` or `unhandled` are not collapsed, so that their length matches the counts.
     let collapse = parameters.collapse.unwrap_or(!unread && !unhandled);
-    Ok(Look {
+    Ok(HistoryRequest {
         feed,
         before,
         limit,

@@ -26,7 +26,7 @@ use crate::model::protocol::{ErrorCode, ServerFrame};
 use crate::retry::Backoff;
 use crate::store::StoreError;
 use crate::store::epoch::known::Epochs;
-use crate::store::marks::{Locks, MarkRequest, Outcome, write};
+use crate::store::marks::{Locks, MarkRequest, MarkResult, write};
 use crate::store::pools::Pool;
 use crate::telemetry::metrics::Metrics;
 
@@ -95,7 +95,7 @@ impl Request {
     }
 
     fn is_through(&self) -> bool {
-        matches!(self.answer.said, Mark::Read(Targets::Through(_)))
+        matches!(self.answer.mark, Mark::Read(Targets::Through(_)))
     }
 
     fn is_overdue(&self) -> bool {
@@ -105,7 +105,7 @@ impl Request {
 
     /// How many notifications it names.
     fn numbers(&self) -> usize {
-        match &self.answer.said {
+        match &self.answer.mark {
             Mark::Read(Targets::Seqs(seqs)) | Mark::Handled(seqs) => seqs.len(),
             Mark::Read(Targets::Through(_)) => 0,
         }
@@ -270,17 +270,19 @@ impl MarkWriter {
             let (feed, mut goes_on, mut is_locked) = (&request.answer.feed, false, false);
             for outcome in outcomes {
                 match outcome {
-                    Outcome::Changed(change) => hints.states.push(Arc::new(change)),
-                    Outcome::Was {
-                        which,
-                        fact,
+                    MarkResult::Marked(change) => hints.states.push(Arc::new(change)),
+                    MarkResult::Already {
+                        targets,
+                        marked,
                         counts,
                     } => request
                         .replies
-                        .push(state(feed, None, &which, &fact, counts)),
-                    Outcome::Unknown(seqs) => request.replies.push(unknown(feed.as_str(), &seqs)),
-                    Outcome::More => goes_on = true,
-                    Outcome::Locked => is_locked = true,
+                        .push(state(feed, None, &targets, &marked, counts)),
+                    MarkResult::Unknown(seqs) => {
+                        request.replies.push(unknown(feed.as_str(), &seqs))
+                    }
+                    MarkResult::More => goes_on = true,
+                    MarkResult::Locked => is_locked = true,
                 }
             }
             if is_locked {
@@ -314,7 +316,7 @@ struct Written {
     epoch: Option<Epoch>,
     feeds: Vec<Feed>,
     /// In the order in which they were taken.
-    requests: Vec<(Request, Result<Vec<Outcome>, Failure>)>,
+    requests: Vec<(Request, Result<Vec<MarkResult>, Failure>)>,
 }
 
 /// Why a request is not stored.
@@ -363,7 +365,8 @@ async fn write_turn(
         let answers: Vec<MarkRequest> = part.iter().map(|request| request.answer.clone()).collect();
         match write_when_possible(&pool, &metrics, &epoch, &answers, locks).await {
             Ok(outcomes) => {
-                let mut outcomes_of: Vec<Vec<Outcome>> = part.iter().map(|_| Vec::new()).collect();
+                let mut outcomes_of: Vec<Vec<MarkResult>> =
+                    part.iter().map(|_| Vec::new()).collect();
                 for (place, outcome) in outcomes {
                     outcomes_of
                         .get_mut(place)
@@ -418,7 +421,7 @@ async fn write_when_possible(
     epoch: &Epoch,
     answers: &[MarkRequest],
     locks: Locks,
-) -> Result<Vec<(usize, Outcome)>, StoreError> {
+) -> Result<Vec<(usize, MarkResult)>, StoreError> {
     let (begun, mut backoff) = (Instant::now(), Backoff::default());
     loop {
         match write(pool, epoch, answers, locks).await {

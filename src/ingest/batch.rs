@@ -96,7 +96,7 @@ impl Batch {
             let fate = match read(&delivery.message(), limits, broadcast_feed) {
                 Ok(event) => Fate::Notify(event),
                 Err(rejection) => {
-                    Fate::Bury(Box::new(dead_letters::rejected(&delivery, &rejection)))
+                    Fate::DeadLetter(Box::new(dead_letters::rejected(&delivery, &rejection)))
                 }
             };
             Pending {

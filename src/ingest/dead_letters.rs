@@ -117,7 +117,7 @@ impl DeadLetterPublisher {
         match published {
             Ok(()) => {
                 *most = LETTERS_MAX;
-                dead_letters::published(&self.pool, &ids).await?;
+                dead_letters::set_published(&self.pool, &ids).await?;
                 Ok(true)
             }
             Err(error) => {

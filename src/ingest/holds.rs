@@ -186,6 +186,6 @@ impl HeldFeeds {
             detail: dead_letter.detail,
             ..letter
         };
-        Ok(holds::bury(&self.pool, &letter).await?)
+        Ok(holds::dead_letter(&self.pool, &letter).await?)
     }
 }

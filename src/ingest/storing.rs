@@ -173,11 +173,11 @@ impl Ingest {
                         };
                         dead_letters::rejected(&origin, &rejection)
                     }
-                    Fate::Bury(letter) => letter.least(),
+                    Fate::DeadLetter(letter) => letter.least(),
                 };
                 vec![vec![Pending {
                     origin,
-                    fate: Fate::Bury(Box::new(letter)),
+                    fate: Fate::DeadLetter(Box::new(letter)),
                 }]]
             }
             last => {
@@ -211,7 +211,7 @@ impl Ingest {
                     _ = self.metrics.events_duplicate.inc()
                 }
                 Outcome::Notified(_) => _ = self.metrics.events_stored.inc(),
-                Outcome::Buried(letter) => {
+                Outcome::DeadLettered(letter) => {
                     let (dead_letter, reason, detail) =
                         (&letter.id, &letter.reason, &letter.detail);
                     tracing::warn!(
@@ -239,7 +239,8 @@ impl Ingest {
 fn set_aside(part: Part, feeds: &BTreeSet<Feed>, detail: &str) -> Part {
     let aside = |pending: Pending<Delivery>| match pending.feed() {
         Some(feed) if feeds.contains(feed) => {
-            let fate = Fate::Bury(Box::new(dead_letters::held(&pending.origin, feed, detail)));
+            let fate =
+                Fate::DeadLetter(Box::new(dead_letters::held(&pending.origin, feed, detail)));
             Pending {
                 origin: pending.origin,
                 fate,

@@ -51,7 +51,7 @@ impl TraceWriter {
     /// Writes until every keeper is gone.
     pub async fn run(mut self) {
         while let Some(traced) = self.waiting.recv().await {
-            if let Err(error) = store::traces::keep(&self.pool, &traced).await {
+            if let Err(error) = store::traces::store(&self.pool, &traced).await {
                 tracing::warn!(%error, traces = traced.len(), "where traces go on could not be kept; they end for who reads later");
             }
         }

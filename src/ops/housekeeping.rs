@@ -20,8 +20,8 @@ pub async fn run(pool: Pool) {
 }
 
 async fn once(pool: &Pool) -> Result<(), StoreError> {
-    while traces::forget(pool).await? > 0 {}
-    while imports::forget_items(pool).await? > 0 {}
+    while traces::delete_expired(pool).await? > 0 {}
+    while imports::delete_expired_items(pool).await? > 0 {}
     let trimmed = dead_letters::trim(pool).await?;
     if trimmed > 0 {
         tracing::warn!(
@@ -29,5 +29,5 @@ async fn once(pool: &Pool) -> Result<(), StoreError> {
             "the oldest published dead letters were removed from Postgres, which keeps a gigabyte; RabbitMQ's queue has them"
         );
     }
-    canaries::end_left_behind(pool).await
+    canaries::end_abandoned(pool).await
 }

@@ -72,7 +72,7 @@ async fn look(
     for feeds in hub.feeds().chunks(FEEDS_PER_QUERY_MAX) {
         let mut parts = Parts::new(damaged.others(feeds), SPLITS_MAX);
         while let Some(part) = parts.take() {
-            match store::undelivered::look(pool, &part).await {
+            match store::undelivered::read(pool, &part).await {
                 Ok(undelivered) => all = all.and(undelivered),
                 // The sweep reads the same row, and counts it.
                 Err(error) => _ = parts.failed(part, error, damaged)?,

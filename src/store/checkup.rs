@@ -1,28 +1,29 @@
-//! What an operator asks Postgres: is it the server, and is it set, as the promise needs it. Changes nothing.
+//! Reads for `shopbell doctor` if Postgres, its settings and its schema are fit for Shopbell. Writes
+//! nothing.
 
 use std::time::SystemTime;
 
-use sqlx::postgres::{PgConnectOptions, PgConnection, PgRow};
-use sqlx::{AssertSqlSafe, Connection as _, Executor as _, Row};
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, FromRow, Row as _};
 
 use super::pools::{SESSION_SETTINGS, set_up};
 use super::{APPLIED, MIGRATIONS, StoreError, close, connect, pooler};
 
-/// Most transactions and slots that are told.
-const TOLD_MAX: i64 = 10;
+/// Most transactions and most slots that a checkup lists.
+const LISTED_MAX: i64 = 10;
 
-/// What Postgres answered.
+/// The state of a Postgres server.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Checkup {
     /// `server_version`, for people.
     pub version: String,
-    /// The first number of it.
+    /// The first number of `version`.
     pub major: i32,
     /// Our user.
     pub user: String,
     /// `server_encoding`.
     pub encoding: String,
-    /// How our sessions reach their server processes.
+    /// How sessions are assigned to server processes.
     pub sessions: Sessions,
     /// The settings that the sessions of the pools rely on.
     pub guards: Vec<Guard>,
@@ -34,36 +35,37 @@ pub struct Checkup {
     pub fsync: String,
     /// `full_page_writes`.
     pub full_page_writes: String,
-    /// `synchronous_commit`, as our sessions get it.
+    /// `synchronous_commit` of our sessions.
     pub synchronous_commit: String,
     /// `synchronous_standby_names`.
     pub synchronous_standbys: String,
-    /// Who receives the log.
+    /// The receivers of the write-ahead log.
     pub receivers: Receivers,
-    /// `idle_in_transaction_session_timeout`, as other sessions of this user get it.
+    /// `idle_in_transaction_session_timeout` of other sessions of this user.
     pub idle_in_transaction_timeout: String,
-    /// How far the server's clock is ahead of ours, in seconds.
+    /// Seconds by which the clock of the server is ahead of ours.
     pub clock_ahead_seconds: f64,
-    /// What bounds connections of our user to this database: at least the server.
+    /// The limits on connections of our user to this database; at least that of the server.
     pub connection_limits: Vec<ConnectionLimit>,
-    /// Transactions that have been open for longer than five minutes, as far as our user may see them, oldest first.
+    /// Transactions that have been open for more than five minutes, if our user may see them, oldest
+    /// first.
     pub old_transactions: Vec<OldTransaction>,
-    /// Replication slots that nobody reads, those that keep most first.
+    /// Replication slots without a reader, largest first.
     pub idle_slots: Vec<IdleSlot>,
-    /// Migrations that this binary needs and the database has not.
+    /// Migrations of this binary that the database lacks.
     pub missing_migrations: Vec<i64>,
-    /// Migrations that the database has and this binary does not know.
+    /// Migrations of the database that this binary does not have.
     pub newer_migrations: Vec<i64>,
 }
 
-/// How our sessions reach their server processes.
+/// How sessions are assigned to server processes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sessions {
-    /// Each has one of its own.
+    /// Each session has a server process of its own.
     Own,
-    /// A pooler gives each transaction another one, and keeps prepared statements or not.
+    /// A pooler assigns one to each transaction.
     Shared {
-        /// Whether it does.
+        /// The pooler keeps prepared statements.
         prepared_statements: bool,
     },
 }
@@ -73,140 +75,105 @@ pub enum Sessions {
 pub struct Guard {
     /// Its name in Postgres.
     pub setting: &'static str,
-    /// What the pools set.
+    /// The value that the pools set.
     pub wanted: &'static str,
-    /// What a session of a pool has: where sessions are shared, what each has without our doing.
+    /// The value in a session of a pool. If sessions are shared: the default of each session.
     pub found: String,
 }
 
 /// A transaction that holds back vacuum.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, FromRow)]
 pub struct OldTransaction {
-    /// Whose: `pid 7 (psql, idle in transaction)`.
+    /// Its session: `pid 7 (psql, idle in transaction)`.
     pub whose: String,
-    /// How long it has been open.
+    /// Seconds since it began.
     pub seconds: i64,
 }
 
-/// Who is connected to receive the log.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+/// Connections that receive the write-ahead log.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromRow)]
 pub struct Receivers {
-    /// Standbys that follow; logical subscribers and tools that take backups are none.
+    /// Standbys that stream; neither logical subscribers nor backup tools.
     pub standbys: i64,
-    /// Of whatever kind, that commits wait for, or would if another were gone.
+    /// Receivers of any kind that commits wait for, or would wait for if another one ended.
     pub synchronous: i64,
-    /// Those of which our user may not see what they are.
+    /// Receivers whose state our user may not see.
     pub unseen: i64,
 }
 
-/// How many connections there may be, and are.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A limit on connections.
+#[derive(Debug, Clone, PartialEq, Eq, FromRow)]
 pub struct ConnectionLimit {
-    /// What sets it, for people: `max_connections`.
+    /// The setting, for people: `max_connections`.
     pub setting: String,
-    /// The most.
+    /// Maximum.
     pub max: i64,
-    /// How many there are that count against it, ours among them.
+    /// Connections that count against it, ours included.
     pub taken: i64,
 }
 
-/// A replication slot that nobody reads.
+/// A replication slot without a reader.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IdleSlot {
     /// Its name.
     pub name: String,
-    /// What it keeps of the log.
+    /// The part of the log that it keeps.
     pub keeps: Kept,
 }
 
-/// What a slot keeps of the log.
+/// The part of the write-ahead log that a slot keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kept {
-    /// This many bytes, and more each minute.
+    /// So many bytes, and more each minute.
     Bytes(i64),
-    /// Nothing, for nobody has ever read it.
+    /// Nothing, because the slot never had a reader.
     Nothing,
-    /// Nothing any more: its reader has lost what it had still to read.
+    /// Nothing any more: its reader has lost a part of the log.
     Lost,
 }
 
-/// Asks everything, on connections of its own. In one transaction, and without prepared statements, so that it works behind every
-/// pooler.
-pub async fn look(options: &PgConnectOptions) -> Result<Checkup, StoreError> {
+/// Reads the state of the server, on connections of its own.
+///
+/// Uses one transaction and no prepared statements, so that it works behind every pooler. Locks
+/// nothing.
+pub async fn read(options: &PgConnectOptions) -> Result<Checkup, StoreError> {
     let mut connection = connect(options, "shopbell doctor").await?;
     let mut pooled = connect(options, "shopbell doctor").await?;
     let sessions = sessions(&mut connection, &mut pooled).await?;
     set_up(&mut pooled).await?;
     let guards = guards(&mut pooled, sessions).await?;
     close(pooled).await;
-    let mut connection = connection.begin().await?;
-    let clock_ahead_seconds = clock_ahead(&mut connection).await?;
-    let known = |version: &i64| {
-        MIGRATIONS
-            .iter()
-            .any(|migration| migration.version == *version)
+    let mut transaction = connection.begin().await?;
+    let server = server(&mut transaction).await?;
+    let applied = applied_migrations(&mut transaction).await?;
+    let known: Vec<i64> = MIGRATIONS.iter().map(|known| known.version).collect();
+    let without = |all: &[i64], some: &[i64]| -> Vec<i64> {
+        let missing = all.iter().filter(|version| !some.contains(version));
+        missing.copied().collect()
     };
-    let is_migrated = "select to_regclass('_sqlx_migrations') is not null";
-    let applied = match sqlx::query_scalar(is_migrated)
-        .persistent(false)
-        .fetch_one(&mut *connection)
-        .await?
-    {
-        true => {
-            sqlx::query_scalar(APPLIED)
-                .persistent(false)
-                .fetch_all(&mut *connection)
-                .await?
-        }
-        false => Vec::new(),
-    };
-    let missing = MIGRATIONS
-        .iter()
-        .map(|migration| migration.version)
-        .filter(|version| !applied.contains(version));
-    let row = sqlx::query(
-        "select current_setting('server_version') as version,
-                current_setting('server_version_num')::integer / 10000 as major,
-                current_user::text as user_name,
-                current_setting('server_encoding') as encoding,
-                pg_is_in_recovery() as in_recovery,
-                current_setting('transaction_read_only')::boolean as read_only,
-                current_setting('fsync') as fsync,
-                current_setting('full_page_writes') as full_page_writes,
-                current_setting('synchronous_commit') as synchronous_commit,
-                current_setting('synchronous_standby_names') as synchronous_standbys,
-                current_setting('idle_in_transaction_session_timeout') as idle_in_transaction_timeout",
-    )
-    .persistent(false)
-    .fetch_one(&mut *connection)
-    .await?;
     let checkup = Checkup {
-        version: row.try_get("version")?,
-        major: row.try_get("major")?,
-        user: row.try_get("user_name")?,
-        encoding: row.try_get("encoding")?,
+        version: server.version,
+        major: server.major,
+        user: server.user_name,
+        encoding: server.encoding,
         sessions,
         guards,
-        in_recovery: row.try_get("in_recovery")?,
-        read_only: row.try_get("read_only")?,
-        fsync: row.try_get("fsync")?,
-        full_page_writes: row.try_get("full_page_writes")?,
-        synchronous_commit: row.try_get("synchronous_commit")?,
-        synchronous_standbys: row.try_get("synchronous_standbys")?,
-        receivers: receivers(&mut connection).await?,
-        idle_in_transaction_timeout: row.try_get("idle_in_transaction_timeout")?,
-        clock_ahead_seconds,
-        connection_limits: connection_limits(&mut connection).await?,
-        old_transactions: old_transactions(&mut connection).await?,
-        idle_slots: idle_slots(&mut connection).await?,
-        missing_migrations: missing.collect(),
-        newer_migrations: applied
-            .iter()
-            .copied()
-            .filter(|version| !known(version))
-            .collect(),
+        in_recovery: server.in_recovery,
+        read_only: server.read_only,
+        fsync: server.fsync,
+        full_page_writes: server.full_page_writes,
+        synchronous_commit: server.synchronous_commit,
+        synchronous_standbys: server.synchronous_standbys,
+        idle_in_transaction_timeout: server.idle_in_transaction_timeout,
+        receivers: receivers(&mut transaction).await?,
+        clock_ahead_seconds: clock_ahead(&mut transaction).await?,
+        connection_limits: connection_limits(&mut transaction).await?,
+        old_transactions: old_transactions(&mut transaction).await?,
+        idle_slots: idle_slots(&mut transaction).await?,
+        missing_migrations: without(&known, &applied),
+        newer_migrations: without(&applied, &known),
     };
-    connection.rollback().await?;
+    transaction.rollback().await?;
     Ok(checkup)
 }
 
@@ -223,32 +190,76 @@ async fn sessions(
     })
 }
 
-/// Reads what a session of a pool really has: a pooler may have dropped what we set.
+/// Reads the settings that a session of a pool has, because a pooler may drop those that we set.
 async fn guards(pooled: &mut PgConnection, sessions: Sessions) -> Result<Vec<Guard>, sqlx::Error> {
-    // Behind a shared session only the defaults of the role and the database are always there.
+    // Only the defaults of the role and the database are reliable in a shared session.
     let value = match sessions {
         Sessions::Own => "setting",
         Sessions::Shared { .. } => "reset_val",
     };
     let mut guards = Vec::new();
     for (setting, wanted) in SESSION_SETTINGS {
-        // Not prepared, for the same reason. Both are our own constants.
+        // The simple protocol prepares nothing; both values are our own constants.
         let query = format!(
             "select {value} || coalesce(unit, '') as found from pg_settings where name = '{setting}'"
         );
-        let row = pooled
-            .fetch_one(sqlx::raw_sql(AssertSqlSafe(query)))
-            .await?;
+        let query = sqlx::raw_sql(AssertSqlSafe(query));
+        let found = pooled.fetch_one(query).await?.try_get(0)?;
         guards.push(Guard {
             setting,
             wanted,
-            found: row.try_get("found")?,
+            found,
         });
     }
     Ok(guards)
 }
 
-/// Compared with the middle of the question, whose half a way is the error.
+/// The columns of [`server`].
+#[derive(FromRow)]
+struct Server {
+    version: String,
+    major: i32,
+    user_name: String,
+    encoding: String,
+    in_recovery: bool,
+    read_only: bool,
+    fsync: String,
+    full_page_writes: String,
+    synchronous_commit: String,
+    synchronous_standbys: String,
+    idle_in_transaction_timeout: String,
+}
+
+/// Reads settings of the server and the session.
+async fn server(connection: &mut PgConnection) -> Result<Server, sqlx::Error> {
+    let query = sqlx::query_as(
+        "select current_setting('server_version') as version,
+                current_setting('server_version_num')::integer / 10000 as major,
+                current_user::text as user_name,
+                current_setting('server_encoding') as encoding,
+                pg_is_in_recovery() as in_recovery,
+                current_setting('transaction_read_only')::boolean as read_only,
+                current_setting('fsync') as fsync,
+                current_setting('full_page_writes') as full_page_writes,
+                current_setting('synchronous_commit') as synchronous_commit,
+                current_setting('synchronous_standby_names') as synchronous_standbys,
+                current_setting('idle_in_transaction_session_timeout') as idle_in_transaction_timeout",
+    );
+    query.persistent(false).fetch_one(connection).await
+}
+
+/// Reads the versions of the migrations that were applied; none if the database was never migrated.
+async fn applied_migrations(connection: &mut PgConnection) -> Result<Vec<i64>, sqlx::Error> {
+    let is_migrated = sqlx::query_scalar("select to_regclass('_sqlx_migrations') is not null");
+    let is_migrated = is_migrated.persistent(false);
+    if !is_migrated.fetch_one(&mut *connection).await? {
+        return Ok(Vec::new());
+    }
+    let applied = sqlx::query_scalar(APPLIED).persistent(false);
+    applied.fetch_all(connection).await
+}
+
+/// Compares the clocks at the middle of a round trip; half of the round trip is the error.
 async fn clock_ahead(connection: &mut PgConnection) -> Result<f64, sqlx::Error> {
     let ours = || {
         SystemTime::now()
@@ -257,18 +268,16 @@ async fn clock_ahead(connection: &mut PgConnection) -> Result<f64, sqlx::Error> 
             .as_secs_f64()
     };
     let query = "select extract(epoch from clock_timestamp())::double precision";
+    let query = sqlx::query_scalar(query).persistent(false);
     let before = ours();
-    let theirs: f64 = sqlx::query_scalar(query)
-        .persistent(false)
-        .fetch_one(connection)
-        .await?;
+    let theirs: f64 = query.fetch_one(connection).await?;
     Ok(theirs - f64::midpoint(before, ours()))
 }
 
+/// Counts the receivers of the log. Without `pg_read_all_stats`, their state is null.
 async fn receivers(connection: &mut PgConnection) -> Result<Receivers, sqlx::Error> {
-    // Who may not read statistics sees that there is somebody, and nothing of them. A tool that takes the log waits for no
-    // promotion, however it streams; where commits wait for one, it is synchronous all the same.
-    let query = sqlx::query(
+    // A backup tool is never promoted. If commits wait for one, it is synchronous all the same.
+    let query = sqlx::query_as(
         "select count(*) filter (where state = 'streaming'
                                  and application_name not in ('pg_basebackup', 'pg_receivewal')
                                  and not exists (select from pg_replication_slots s
@@ -277,20 +286,16 @@ async fn receivers(connection: &mut PgConnection) -> Result<Receivers, sqlx::Err
                 count(*) filter (where state is null) as unseen
          from pg_stat_replication r",
     );
-    let row = query.persistent(false).fetch_one(connection).await?;
-    Ok(Receivers {
-        standbys: row.try_get("standbys")?,
-        synchronous: row.try_get("synchronous")?,
-        unseen: row.try_get("unseen")?,
-    })
+    query.persistent(false).fetch_one(connection).await
 }
 
+/// Reads the limits of the server, the role and the database. The limits of roles and databases do
+/// not apply to superusers.
 async fn connection_limits(
     connection: &mut PgConnection,
 ) -> Result<Vec<ConnectionLimit>, sqlx::Error> {
-    // Of others' connections our user may see no more than their user and database. No limit of a role or a database holds
-    // for superusers.
-    let query = sqlx::query(
+    // Without `pg_read_all_stats`, a connection of another user has no backend_type.
+    let query = sqlx::query_as(
         "with clients as (
              select usesysid, datid from pg_stat_activity
              where coalesce(backend_type, 'client backend') = 'client backend'
@@ -312,26 +317,14 @@ async fn connection_limits(
          where datname = current_database() and datconnlimit >= 0
            and not (select rolsuper from pg_roles where rolname = current_user)",
     );
-    let limit = |row: PgRow| {
-        Ok(ConnectionLimit {
-            setting: row.try_get("setting")?,
-            max: row.try_get("max")?,
-            taken: row.try_get("taken")?,
-        })
-    };
-    query
-        .persistent(false)
-        .fetch_all(connection)
-        .await?
-        .into_iter()
-        .map(limit)
-        .collect()
+    query.persistent(false).fetch_all(connection).await
 }
 
+/// Reads open and prepared transactions of this database.
 async fn old_transactions(
     connection: &mut PgConnection,
 ) -> Result<Vec<OldTransaction>, sqlx::Error> {
-    let query = sqlx::query(
+    let query = sqlx::query_as(
         "select whose, extract(epoch from now() - since)::bigint as seconds
          from (select format('pid %s (%s, %s)', pid, coalesce(nullif(application_name, ''), usename), state) as whose,
                       xact_start as since
@@ -344,24 +337,13 @@ async fn old_transactions(
          order by since
          limit $1",
     );
-    let old = |row: PgRow| {
-        Ok(OldTransaction {
-            whose: row.try_get("whose")?,
-            seconds: row.try_get("seconds")?,
-        })
-    };
-    query
-        .bind(TOLD_MAX)
-        .persistent(false)
-        .fetch_all(connection)
-        .await?
-        .into_iter()
-        .map(old)
-        .collect()
+    let query = query.bind(LISTED_MAX).persistent(false);
+    query.fetch_all(connection).await
 }
 
+/// Reads the inactive replication slots of the server.
 async fn idle_slots(connection: &mut PgConnection) -> Result<Vec<IdleSlot>, sqlx::Error> {
-    let query = sqlx::query(
+    let query = sqlx::query_as(
         "select slot_name::text as name,
                 wal_status is not distinct from 'lost' as is_lost,
                 pg_wal_lsn_diff(case when pg_is_in_recovery() then pg_last_wal_replay_lsn()
@@ -371,23 +353,15 @@ async fn idle_slots(connection: &mut PgConnection) -> Result<Vec<IdleSlot>, sqlx
          order by is_lost, bytes desc nulls last
          limit $1",
     );
-    let slot = |row: PgRow| {
-        let keeps = match (row.try_get("is_lost")?, row.try_get("bytes")?) {
+    let query = query.bind(LISTED_MAX).persistent(false);
+    let slot = |(name, is_lost, bytes): (String, bool, Option<i64>)| {
+        let keeps = match (is_lost, bytes) {
             (true, _) => Kept::Lost,
             (false, Some(bytes)) => Kept::Bytes(bytes),
             (false, None) => Kept::Nothing,
         };
-        Ok(IdleSlot {
-            name: row.try_get("name")?,
-            keeps,
-        })
+        IdleSlot { name, keeps }
     };
-    query
-        .bind(TOLD_MAX)
-        .persistent(false)
-        .fetch_all(connection)
-        .await?
-        .into_iter()
-        .map(slot)
-        .collect()
+    let slots = query.fetch_all(connection).await?;
+    Ok(slots.into_iter().map(slot).collect())
 }

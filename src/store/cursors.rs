@@ -1,72 +1,106 @@
-//! Where subscribers stand.
+//! Cursors: the highest acked number of each subscriber and device in a feed.
 
-use sqlx::postgres::{PgArguments, PgRow};
+use sqlx::postgres::PgArguments;
 use sqlx::query::Query;
-use sqlx::{Postgres, Row};
+use sqlx::{FromRow, Postgres};
 
 use super::pools::Pool;
 use super::{StoreError, epoch};
 use crate::model::feed::{Device, Epoch, Feed, Seq, Subscriber, Version};
 
-/// How many devices of one subscriber may have a cursor in one feed: far above what a person owns, and a bound on what
-/// a client can make us store by inventing names.
+/// Most cursors of one subscriber in one feed: more than a person has devices, and a bound on the
+/// rows that a client can create with invented names.
 const DEVICES_PER_SUBSCRIBER_MAX: i32 = 64;
-/// How many evicted devices of one subscriber and feed have their place remembered: a subscriber that reconnects all of its
-/// devices at once has no more than this on all replicas together, and a place is a small row.
+/// Most evicted devices of one subscriber and feed whose place is kept. Fewer of them reconnect at
+/// once on all replicas together, and such a row is small.
 const EVICTED_PER_SUBSCRIBER_MAX: i32 = 256;
-/// Most announcements of the broadcast feed that a subscriber's first session is sent: as many as a person may look through.
+/// Most announcements of the broadcast feed that the first session of a subscriber receives: as many
+/// as a person reads.
 const ANNOUNCEMENTS_MAX: i32 = 100;
-/// How often a device that connects again and again is noted as seen: each note is a write, and eviction looks back further.
+/// Shortest interval between two writes of `seen_at` of a device: eviction needs no better precision.
 const SEEN_EVERY: &str = "1 hour";
 
-/// Whose place in what.
+/// The key of a cursor.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CursorKey {
     /// The feed that is read.
     pub feed: Feed,
-    /// Who reads it.
+    /// Its reader.
     pub subscriber: Subscriber,
-    /// With which device.
+    /// The device of the reader.
     pub device: Device,
 }
 
-/// Where a subscriber stands in a feed, and what the feed holds.
+/// The place of a subscriber in a feed, and the counters of the feed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Standing {
-    /// The highest number acknowledged with this device.
+    /// Highest number that this device has acked.
     pub acked: Seq,
-    /// The newest number of the feed.
+    /// Number of the newest notification of the feed.
     pub last: Seq,
-    /// Notifications that nobody has read.
+    /// Notifications without a read mark.
     pub unread: i64,
-    /// Notifications that nobody has handled.
+    /// Notifications without a handle mark.
     pub unhandled: i64,
-    /// The feed's newest change, or an older one where they came meanwhile.
+    /// Number of the newest mark of the feed, or an older one.
     pub version: Version,
-    /// The epoch of all of it, or an older one if it changed meanwhile.
+    /// The epoch of these numbers, or an older one if it changed meanwhile.
     pub epoch: Epoch,
 }
 
 impl Standing {
-    /// Whether the database has lost notifications of this feed. A canary's feed is forgotten on purpose.
+    /// Returns whether the database has lost notifications of this feed. The feed of a canary is
+    /// deleted on purpose.
     pub fn is_set_back(&self, feed: &Feed) -> bool {
         self.acked > self.last && !feed.is_of_a_canary()
     }
 }
 
-/// A cursor that exists, as [`read`] found it.
+/// A cursor as [`read`] found it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
-    /// Where it stands; `None` if there is no cursor of that key. Its other numbers are those of the feed.
+    /// Highest acked number; `None` if this key has no cursor.
     pub acked: Option<Seq>,
-    /// What the feed holds, and a place that the caller replaces.
+    /// The counters of the feed. Without a cursor, `acked` is 0 and the caller replaces it.
     pub standing: Standing,
-    /// It is worth a call of [`note_seen`].
+    /// The caller calls [`note_seen`].
     pub is_stale: bool,
 }
 
-/// Reads where each key stands, in the order given. One statement for many sessions, which takes no lock and writes nothing.
-/// Walks the primary keys of `cursors` and `feeds`.
+/// The columns of [`read`].
+#[derive(FromRow)]
+struct FoundRow {
+    acked_seq: Option<i64>,
+    last_seq: i64,
+    unread: i64,
+    unhandled: i64,
+    version: i64,
+    epoch: String,
+    is_stale: bool,
+}
+
+impl FoundRow {
+    fn found(self) -> Result<Found, sqlx::Error> {
+        let acked = self.acked_seq.map(super::seq).transpose()?;
+        let standing = Standing {
+            acked: acked.unwrap_or_default(),
+            last: super::seq(self.last_seq)?,
+            unread: self.unread,
+            unhandled: self.unhandled,
+            version: super::version(self.version)?,
+            epoch: epoch::parse(&self.epoch)?,
+        };
+        Ok(Found {
+            acked,
+            standing,
+            is_stale: self.is_stale,
+        })
+    }
+}
+
+/// Reads the place of each key, in the order given: one statement for many sessions.
+///
+/// Locks nothing; uses `cursors_pkey` and `feeds_pkey`.
 pub async fn read(pool: &Pool, keys: &[CursorKey]) -> Result<Vec<Found>, StoreError> {
     let query = sqlx::query(
         "select c.acked_seq, coalesce(f.last_seq, 0) as last_seq, coalesce(f.unread, 0) as unread,
@@ -78,139 +112,103 @@ pub async fn read(pool: &Pool, keys: &[CursorKey]) -> Result<Vec<Found>, StoreEr
          left join feeds f on f.feed = w.feed
          order by w.ordinal",
     );
-    let rows = super::rows(pool, bind_keys(query, keys).bind(SEEN_EVERY)).await?;
-    let found = |row: &PgRow| {
-        let acked = row
-            .try_get::<Option<i64>, _>("acked_seq")?
-            .map(super::seq)
-            .transpose()?;
-        let standing = Standing {
-            acked: acked.unwrap_or_default(),
-            last: super::seq(row.try_get("last_seq")?)?,
-            unread: row.try_get("unread")?,
-            unhandled: row.try_get("unhandled")?,
-            version: super::version(row.try_get("version")?)?,
-            epoch: epoch::parse(row.try_get("epoch")?)?,
-        };
-        Ok(Found {
-            acked,
-            standing,
-            is_stale: row.try_get("is_stale")?,
-        })
-    };
-    rows.iter()
-        .map(found)
-        .collect::<Result<_, sqlx::Error>>()
-        .map_err(StoreError::from)
+    let rows: Vec<FoundRow> = super::fetch(pool, bind_keys(query, keys).bind(SEEN_EVERY)).await?;
+    let found: Result<_, sqlx::Error> = rows.into_iter().map(FoundRow::found).collect();
+    Ok(found?)
 }
 
 /// Cursors that [`make`] made.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Made {
-    /// Where each key stands, in the order given.
+    /// The place of each key, in the order given.
     pub places: Vec<Seq>,
-    /// How many other devices were evicted for them.
+    /// Number of other devices that were evicted for them.
     pub evicted: u64,
 }
 
-/// Makes the cursors that are missing; see `make_cursors` in `migrations/` for the place where each starts. Waits a quarter of a
-/// second at most for a row that another transaction holds.
+/// Makes the missing cursors of these keys. The flag of a key is set if everyone reads its feed.
+/// `make_cursors` in `migrations/` documents where a cursor starts.
+///
+/// Locks the new and the evicted cursors, and waits 250 ms at most for each; uses `cursors_pkey`,
+/// `evicted_cursors_pkey` and `feeds_pkey`.
 pub async fn make(pool: &Pool, keys: &[(CursorKey, bool)]) -> Result<Made, StoreError> {
+    let (named, shared): (Vec<_>, Vec<_>) = keys.iter().map(|(key, shared)| (key, *shared)).unzip();
     let query = sqlx::query(
         "select acked_seq, evicted from make_cursors($1::text[], $2::text[], $3::text[], $4::boolean[], $5, $6, $7)
          order by ordinal",
-    )
-    .bind(keys.iter().map(|(key, _)| key.feed.as_str()).collect::<Vec<_>>())
-    .bind(keys.iter().map(|(key, _)| key.subscriber.as_str()).collect::<Vec<_>>())
-    .bind(keys.iter().map(|(key, _)| key.device.as_str()).collect::<Vec<_>>())
-    .bind(keys.iter().map(|(_, shared)| *shared).collect::<Vec<_>>())
-    .bind(DEVICES_PER_SUBSCRIBER_MAX)
-    .bind(EVICTED_PER_SUBSCRIBER_MAX)
-    .bind(ANNOUNCEMENTS_MAX);
-    let rows = super::rows(pool, query).await?;
-    let place = |row: &PgRow| super::seq(row.try_get("acked_seq")?);
-    let places = rows
-        .iter()
-        .map(place)
-        .collect::<Result<Vec<_>, sqlx::Error>>()?;
-    if places.len() != keys.len() {
-        // More new devices of one subscriber than are remembered: the next try makes them again.
+    );
+    let query = bind_keys(query, named)
+        .bind(shared)
+        .bind(DEVICES_PER_SUBSCRIBER_MAX)
+        .bind(EVICTED_PER_SUBSCRIBER_MAX)
+        .bind(ANNOUNCEMENTS_MAX);
+    let rows: Vec<(i64, i64)> = super::fetch(pool, query).await?;
+    if rows.len() != keys.len() {
+        // One subscriber has more new devices than places are kept: the next try makes them again.
         return Err(StoreError::Away(sqlx::Error::RowNotFound));
     }
-    let evicted = rows
-        .first()
-        .map(|row| row.try_get::<i64, _>("evicted"))
-        .transpose()?
-        .unwrap_or_default();
+    let evicted = rows.first().map_or(0, |(_, evicted)| *evicted);
+    let places: Result<_, sqlx::Error> = rows.iter().map(|(acked, _)| super::seq(*acked)).collect();
     Ok(Made {
-        places,
+        places: places?,
         evicted: evicted.unsigned_abs(),
     })
 }
 
-/// Notes that these devices are connected, at most once in [`SEEN_EVERY`] each. Skips rows that are locked: an ack that moves
-/// such a row notes the same.
+/// Records that these devices are connected, at most once in [`SEEN_EVERY`] for each.
+///
+/// Locks the rows that it updates, and skips locked ones, because an ack updates the same; uses
+/// `cursors_pkey`.
 pub async fn note_seen(pool: &Pool, keys: &[CursorKey]) -> Result<(), StoreError> {
     let query = sqlx::query(
-        "with unnoted as (
+        "with stale as (
              select c.feed, c.subscriber, c.device
              from unnest($1::text[], $2::text[], $3::text[]) as w (feed, subscriber, device)
              join cursors c on c.feed = w.feed and c.subscriber = w.subscriber and c.device = w.device
              where greatest(c.updated_at, c.seen_at) < now() - $4::interval
              for update of c skip locked)
          update cursors c set seen_at = now()
-         from unnoted u
-         where c.feed = u.feed and c.subscriber = u.subscriber and c.device = u.device",
+         from stale s
+         where c.feed = s.feed and c.subscriber = s.subscriber and c.device = s.device",
     );
-    super::rows(pool, bind_keys(query, keys).bind(SEEN_EVERY))
-        .await
-        .map(drop)
+    super::execute(pool, bind_keys(query, keys).bind(SEEN_EVERY)).await
 }
 
-fn bind_keys<'q>(
-    query: Query<'q, Postgres, PgArguments>,
-    keys: &'q [CursorKey],
-) -> Query<'q, Postgres, PgArguments> {
-    query
-        .bind(keys.iter().map(|key| key.feed.as_str()).collect::<Vec<_>>())
-        .bind(
-            keys.iter()
-                .map(|key| key.subscriber.as_str())
-                .collect::<Vec<_>>(),
-        )
-        .bind(
-            keys.iter()
-                .map(|key| key.device.as_str())
-                .collect::<Vec<_>>(),
-        )
-}
-
-/// Moves cursors forward, never back, if `given_in` is the present epoch. Each key at most once. Locks the feeds' rows in name
-/// order, and waits a quarter of a second at most for each. Returns the present epoch, and how far its log is flushed. The commit
-/// does not wait for the disk, because a lost ack only means a replay. Both settings hold for this transaction only, also behind
-/// a pooler.
+/// Stores acks that clients sent in epoch `given_in`, each key at most once. A cursor never moves
+/// back. Returns the present epoch and the flushed position of its log.
+///
+/// Locks cursors, then feeds, in C order, and waits 250 ms at most for each; uses `cursors_pkey` and
+/// `feeds_pkey`. The commit does not wait for the disk, because a lost ack only causes a replay. Both
+/// settings hold for this transaction only, also behind a pooler.
 pub async fn advance(
     pool: &Pool,
     given_in: &Epoch,
     acks: &[(CursorKey, Seq)],
 ) -> Result<(Epoch, Option<i64>), StoreError> {
+    let (keys, seqs): (Vec<_>, Vec<_>) = acks.iter().map(|(key, seq)| (key, seq.get())).unzip();
     let query = sqlx::query(
-        // The function takes a value of the settings, so that Postgres sets them first.
+        // The function takes a value of the settings, so that Postgres applies them first.
         "select a.epoch, a.flushed
          from (select set_config('synchronous_commit', 'off', true) as commits, set_config('lock_timeout', '250ms', true) as waits) s,
-              lateral advance_cursors(case when s.waits is not null then $1::text end, $2::text[], $3::text[], $4::text[], $5::bigint[]) a",
-    )
-    .bind(given_in.as_str())
-    .bind(acks.iter().map(|(key, _)| key.feed.as_str()).collect::<Vec<_>>())
-    .bind(acks.iter().map(|(key, _)| key.subscriber.as_str()).collect::<Vec<_>>())
-    .bind(acks.iter().map(|(key, _)| key.device.as_str()).collect::<Vec<_>>())
-    .bind(acks.iter().map(|(_, seq)| seq.get()).collect::<Vec<_>>());
-    let rows = super::rows(pool, query).await?;
-    let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;
-    Ok((
-        epoch::parse(row.try_get("epoch")?)?,
-        row.try_get("flushed")?,
-    ))
+              lateral advance_cursors(case when s.waits is not null then $5::text end, $1::text[], $2::text[], $3::text[], $4::bigint[]) a",
+    );
+    let query = bind_keys(query, keys).bind(seqs).bind(given_in.as_str());
+    let (epoch, flushed): (String, Option<i64>) = super::fetch_one(pool, query).await?;
+    Ok((epoch::parse(&epoch)?, flushed))
+}
+
+/// Binds the keys as `$1` to `$3`.
+fn bind_keys<'q>(
+    query: Query<'q, Postgres, PgArguments>,
+    keys: impl IntoIterator<Item = &'q CursorKey>,
+) -> Query<'q, Postgres, PgArguments> {
+    let (mut feeds, mut subscribers, mut devices) = (Vec::new(), Vec::new(), Vec::new());
+    for key in keys {
+        feeds.push(key.feed.as_str());
+        subscribers.push(key.subscriber.as_str());
+        devices.push(key.device.as_str());
+    }
+    query.bind(feeds).bind(subscribers).bind(devices)
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
-//! Feeds whose rows are damaged on disk. Many feeds are read by one statement, which fails as a whole when Postgres cannot read one
-//! row; so that statement is split until the damaged feed stands alone, and the feed is then kept apart for a while.
+//! Feeds whose rows are damaged on disk.
+//!
+//! A statement that reads many feeds fails if Postgres cannot read one row. So the statement is split
+//! until the damaged feed is alone in it, and that feed is then left out for some minutes.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -8,12 +10,12 @@ use std::time::{Duration, Instant};
 use super::StoreError;
 use crate::model::feed::Feed;
 
-/// How long a feed is kept apart after damage was found.
+/// How long a damaged feed is left out of statements for many feeds.
 const APART: Duration = Duration::from_secs(5 * 60);
-/// Most feeds that are kept apart. Beyond that the whole table is damaged, and splitting is all that is left.
+/// Most feeds that are left out. Beyond that the whole table is damaged, and only splitting helps.
 const FEEDS_MAX: usize = 10_000;
 
-/// Things that are read together, in ever smaller parts where that fails.
+/// Items that are read together, in smaller parts after a failure.
 #[derive(Debug)]
 pub struct Parts<T> {
     waiting: VecDeque<Vec<T>>,
@@ -29,12 +31,12 @@ impl<T> Parts<T> {
         }
     }
 
-    /// What to read next.
+    /// Returns the next part to read.
     pub fn take(&mut self) -> Option<Vec<T>> {
         self.waiting.pop_front()
     }
 
-    /// Halves a part that could not be read. Gives it back if nothing is left to split.
+    /// Halves a part that could not be read. Returns it if it cannot be split.
     pub fn split(&mut self, mut part: Vec<T>) -> Result<(), Vec<T>> {
         if part.len() <= 1 || self.splits_left == 0 {
             return Err(part);
@@ -48,8 +50,8 @@ impl<T> Parts<T> {
 }
 
 impl Parts<Feed> {
-    /// Takes back a part whose read failed: it is halved, or its only feed is kept apart from now on, which is returned. An error
-    /// is one that blames no feed.
+    /// Takes a part whose read failed. Halves it, or returns its only feed as damaged. Returns the
+    /// error if it is not caused by stored rows.
     pub fn failed(
         &mut self,
         part: Vec<Feed>,
@@ -68,21 +70,21 @@ impl Parts<Feed> {
         let feed = whole.pop();
         if let Some(feed) = &feed {
             damaged.keep_apart(feed);
-            tracing::error!(%error, feed = feed.as_str(), "what is stored of a feed cannot be read; it is left out for a while");
+            tracing::error!(%error, feed = feed.as_str(), "a feed has rows that Postgres cannot read; it is left out for some minutes");
         }
         Ok(feed)
     }
 }
 
-/// The feeds that are kept apart.
+/// Damaged feeds.
 #[derive(Debug, Default)]
 pub struct Damaged {
-    /// Until when. Held for a look or a change.
+    /// When each is tried again. The lock is held for a few instructions.
     feeds: Mutex<BTreeMap<Feed, Instant>>,
 }
 
 impl Damaged {
-    /// Keeps a feed apart from now on; returns whether it was not before.
+    /// Leaves a feed out from now on; returns whether it was not left out before.
     pub fn keep_apart(&self, feed: &Feed) -> bool {
         let (now, mut feeds) = (Instant::now(), self.lock());
         feeds.retain(|_, until| *until > now);
@@ -93,7 +95,7 @@ impl Damaged {
         is_new
     }
 
-    /// These feeds without those that are kept apart.
+    /// Returns these feeds without the damaged ones.
     pub fn others(&self, feeds: &[Feed]) -> Vec<Feed> {
         let (now, damaged) = (Instant::now(), self.lock());
         feeds
@@ -103,7 +105,7 @@ impl Damaged {
             .collect()
     }
 
-    /// Whether a feed is kept apart.
+    /// Returns whether a feed is damaged.
     pub fn contains(&self, feed: &Feed) -> bool {
         self.lock()
             .get(feed)
@@ -119,7 +121,7 @@ impl Damaged {
 mod tests {
     use super::*;
 
-    /// Which can be read, and which stand alone and cannot; and how many reads that took.
+    /// Returns the readable items, the unreadable parts, and the number of reads.
     fn read(
         all: Vec<u32>,
         is_bad: impl Fn(u32) -> bool,
@@ -139,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn the_damaged_stand_alone_and_all_others_are_read() {
+    fn damaged_items_are_isolated_and_all_others_are_read() {
         let (good, bad, reads) = read((0..64).collect(), |one| one == 17, 64);
         assert_eq!((good.len(), bad), (63, vec![vec![17]]));
         assert_eq!(reads, 1 + 2 * 6, "two more for each halving");
@@ -148,13 +150,13 @@ mod tests {
     }
 
     #[test]
-    fn splitting_has_a_bound() {
+    fn the_number_of_splits_is_bounded() {
         let (good, bad, reads) = read((0..5_000).collect(), |_| true, 40);
         assert_eq!((good.len(), bad.concat().len(), reads), (0, 5_000, 81));
     }
 
     #[test]
-    fn a_feed_is_new_to_the_damaged_once() {
+    fn a_feed_becomes_damaged_once() {
         let damaged = Damaged::default();
         let feed = Feed::parse("merchant-42");
         let Ok(feed) = feed else {

@@ -1,34 +1,34 @@
-//! Dead letters, from the commit of their batch until an operator has replayed or dropped them.
+//! Dead letters, from the commit of their batch until an operator replays or deletes them.
 
-use sqlx::postgres::{PgArguments, PgRow};
+use sqlx::postgres::PgArguments;
 use sqlx::query::Query;
-use sqlx::{Postgres, Row};
+use sqlx::{FromRow, Postgres};
 
 use super::StoreError;
 use super::pools::Pool;
 use crate::model::feed::Feed;
 
-/// Most bytes of a body that are stored: RabbitMQ takes no larger message unless it is told to. No event is that large.
+/// Most bytes of a body that are stored: the default maximum of RabbitMQ. No event is that large.
 const BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// The same where Postgres refused the letter with all of it.
+/// The same for a letter that Postgres has refused before.
 const BODY_BYTES_LEAST: usize = 64 * 1024;
-/// A replica that dies while it publishes holds its letters up for so long.
+/// If a replica dies while it publishes, its letters wait so long for another replica.
 const LEASE: &str = "1 minute";
-/// Bodies that are published together have so many bytes at most, or are one.
+/// Most bytes of the bodies that are leased together, unless the first body alone is larger.
 const LEASED_BYTES_MAX: i64 = 4 * 1024 * 1024;
-/// Published letters are kept up to so many bytes; the oldest beyond are in RabbitMQ's queue only.
+/// Most bytes of published letters that are kept; RabbitMQ's queue has the older ones.
 const PUBLISHED_BYTES_MAX: i64 = 1024 * 1024 * 1024;
 /// Most letters that are counted for a gauge.
 const COUNTED_MAX: i64 = 100_000;
 
-/// An event that is no notification, and the reason.
-#[derive(Debug, Clone)]
+/// An event that is not a notification, and the reason.
+#[derive(Debug, Clone, FromRow)]
 pub struct Letter {
-    /// What the commands name it by.
+    /// Its name in commands.
     pub id: String,
     /// A word of the contract.
     pub reason: String,
-    /// What exactly is wrong, for people.
+    /// The exact error, for people.
     pub detail: String,
     /// The exchange it was published to.
     pub exchange: String,
@@ -36,14 +36,26 @@ pub struct Letter {
     pub routing_key: String,
     /// The content type it came with.
     pub content_type: Option<String>,
-    /// What else came with it, encoded.
+    /// Its AMQP properties, encoded.
     pub properties: Vec<u8>,
-    /// The body, or its first bytes where it is too large to be stored.
+    /// The body, or its first bytes if it is too large.
     pub body: Vec<u8>,
-    /// How many bytes the body had.
+    /// Size of the original body in bytes.
     pub bytes: i64,
-    /// The damaged feed that it waits for: then it is not dead.
+    /// The held feed that it waits for; then it is not dead.
+    #[sqlx(try_from = "HeldFeed")]
     pub feed: Option<Feed>,
+}
+
+/// The column `feed` of `dead_letters`.
+#[derive(sqlx::Type)]
+#[sqlx(transparent)]
+struct HeldFeed(Option<String>);
+
+impl From<HeldFeed> for Option<Feed> {
+    fn from(HeldFeed(feed): HeldFeed) -> Self {
+        Feed::parse(&feed?).ok()
+    }
 }
 
 impl Letter {
@@ -52,7 +64,7 @@ impl Letter {
         body.get(..BODY_BYTES_MAX).unwrap_or(body).to_vec()
     }
 
-    /// Without what Postgres may have refused, so that it is stored whatever it holds.
+    /// Removes all that Postgres may have refused.
     pub fn least(mut self) -> Self {
         for text in [&mut self.detail, &mut self.exchange, &mut self.routing_key] {
             text.clear();
@@ -62,7 +74,7 @@ impl Letter {
         self
     }
 
-    /// Whether nothing more can be left out of it.
+    /// Whether [`least`](Self::least) would change nothing.
     pub fn is_least(&self) -> bool {
         let texts = [&self.detail, &self.exchange, &self.routing_key];
         texts.iter().all(|text| text.is_empty())
@@ -70,98 +82,58 @@ impl Letter {
             && self.body.len() <= BODY_BYTES_LEAST
     }
 
+    /// Binds one array for each column, in the order of the fields.
     pub(super) fn bind<'a>(
         letters: &[&'a Self],
         query: Query<'a, Postgres, PgArguments>,
     ) -> Query<'a, Postgres, PgArguments> {
-        let text = |of: fn(&Self) -> &str| {
-            letters
-                .iter()
-                .map(|letter| printable(of(letter)))
-                .collect::<Vec<_>>()
-        };
+        fn column<'a, T>(letters: &[&'a Letter], of: impl Fn(&'a Letter) -> T) -> Vec<T> {
+            letters.iter().map(|letter| of(letter)).collect()
+        }
+        let content_type = |letter: &'a Self| letter.content_type.as_deref().map(printable);
         query
-            .bind(text(|letter| &letter.id))
-            .bind(text(|letter| &letter.reason))
-            .bind(text(|letter| &letter.detail))
-            .bind(text(|letter| &letter.exchange))
-            .bind(text(|letter| &letter.routing_key))
-            .bind(
-                letters
-                    .iter()
-                    .map(|letter| letter.content_type.as_deref().map(printable))
-                    .collect::<Vec<_>>(),
-            )
-            .bind(
-                letters
-                    .iter()
-                    .map(|letter| letter.properties.as_slice())
-                    .collect::<Vec<_>>(),
-            )
-            .bind(
-                letters
-                    .iter()
-                    .map(|letter| letter.body.as_slice())
-                    .collect::<Vec<_>>(),
-            )
-            .bind(
-                letters
-                    .iter()
-                    .map(|letter| letter.bytes)
-                    .collect::<Vec<_>>(),
-            )
-            .bind(
-                letters
-                    .iter()
-                    .map(|letter| letter.feed.as_ref().map(Feed::as_str))
-                    .collect::<Vec<_>>(),
-            )
-    }
-
-    pub(super) fn read(row: &PgRow) -> Result<Self, StoreError> {
-        let feed: Option<String> = row.try_get("feed")?;
-        Ok(Self {
-            id: row.try_get("id")?,
-            reason: row.try_get("reason")?,
-            detail: row.try_get("detail")?,
-            exchange: row.try_get("exchange")?,
-            routing_key: row.try_get("routing_key")?,
-            content_type: row.try_get("content_type")?,
-            properties: row.try_get("properties")?,
-            body: row.try_get("body")?,
-            bytes: row.try_get("bytes")?,
-            feed: feed.and_then(|feed| Feed::parse(&feed).ok()),
-        })
+            .bind(column(letters, |letter| printable(&letter.id)))
+            .bind(column(letters, |letter| printable(&letter.reason)))
+            .bind(column(letters, |letter| printable(&letter.detail)))
+            .bind(column(letters, |letter| printable(&letter.exchange)))
+            .bind(column(letters, |letter| printable(&letter.routing_key)))
+            .bind(column(letters, content_type))
+            .bind(column(letters, |letter| letter.properties.as_slice()))
+            .bind(column(letters, |letter| letter.body.as_slice()))
+            .bind(column(letters, |letter| letter.bytes))
+            .bind(column(letters, |letter| {
+                letter.feed.as_ref().map(Feed::as_str)
+            }))
     }
 }
 
-/// Postgres' text holds no NUL, and people read no control characters.
+/// Replaces control characters: Postgres stores no NUL in a text, and the text is for people.
 fn printable(text: &str) -> String {
     text.chars()
-        .map(|c| {
-            if c.is_control() {
-                char::REPLACEMENT_CHARACTER
-            } else {
-                c
-            }
+        .map(|c| match c.is_control() {
+            true => char::REPLACEMENT_CHARACTER,
+            false => c,
         })
         .collect()
 }
 
-/// How many there are, up to a bound.
-#[derive(Debug, Clone, Copy, Default)]
+/// Numbers of dead letters, each up to [`COUNTED_MAX`].
+#[derive(Debug, Clone, Copy, Default, FromRow)]
 pub struct Counts {
-    /// Dead letters that nobody has replayed or dropped.
+    /// Stored dead letters.
     pub stored: i64,
     /// Of these, not yet in RabbitMQ's queue.
     pub unpublished: i64,
-    /// Events that wait for a damaged feed.
+    /// Events that wait for a held feed.
     pub held: i64,
-    /// Feeds that are held.
+    /// Held feeds.
     pub feeds_held: i64,
 }
 
-/// Counts them. Walks `dead_letters_unpublished`, `dead_letters_held` and the table, which is small.
+/// Counts dead letters and held feeds.
+///
+/// Locks nothing. Reads `dead_letters_unpublished`, `dead_letters_held` and the table, which is
+/// small.
 pub async fn count(pool: &Pool) -> Result<Counts, StoreError> {
     let query = sqlx::query(
         "select (select count(*) from (select from dead_letters where feed is null limit $1) s) as stored,
@@ -171,21 +143,14 @@ pub async fn count(pool: &Pool) -> Result<Counts, StoreError> {
                 (select count(*) from held_feeds) as feeds_held",
     )
     .bind(COUNTED_MAX);
-    let rows = super::rows(pool, query).await?;
-    let Some(row) = rows.first() else {
-        return Ok(Counts::default());
-    };
-    Ok(Counts {
-        stored: row.try_get("stored")?,
-        unpublished: row.try_get("unpublished")?,
-        held: row.try_get("held")?,
-        feeds_held: row.try_get("feeds_held")?,
-    })
+    super::fetch_one(pool, query).await
 }
 
-/// Takes up to `most` unpublished letters, oldest first, for this replica alone to publish: until they are
-/// [`published`], [`postpone`]d, or the lease ends. Walks `dead_letters_unpublished`.
-pub async fn lease(pool: &Pool, most: i64) -> Result<Vec<Letter>, StoreError> {
+/// Leases unpublished letters to this replica, oldest first and `letters_max` at most.
+///
+/// A lease ends with [`set_published`], with [`postpone`], or after [`LEASE`]. Locks the rows, and
+/// skips locked ones; uses `dead_letters_unpublished`.
+pub async fn lease(pool: &Pool, letters_max: i64) -> Result<Vec<Letter>, StoreError> {
     let query = sqlx::query(
         "with next as materialized (
              select position, sum(octet_length(body)) over (order by position) - octet_length(body) as bytes_before
@@ -200,103 +165,74 @@ pub async fn lease(pool: &Pool, most: i64) -> Result<Vec<Letter>, StoreError> {
              returning d.*)
          select * from leased order by position",
     )
-    .bind(most)
+    .bind(letters_max)
     .bind(LEASE)
     .bind(LEASED_BYTES_MAX);
-    super::rows(pool, query)
-        .await?
-        .iter()
-        .map(Letter::read)
-        .collect()
+    super::fetch(pool, query).await
 }
 
-/// Notes that RabbitMQ has confirmed these.
-pub async fn published(pool: &Pool, ids: &[String]) -> Result<(), StoreError> {
+/// Records that RabbitMQ has confirmed these. Locks the rows; uses `dead_letters_id_key`.
+pub async fn set_published(pool: &Pool, ids: &[String]) -> Result<(), StoreError> {
     let query = sqlx::query(
         "update dead_letters set published_at = now(), leased_until = null where id = any ($1)",
     );
-    super::rows(pool, query.bind(ids)).await.map(drop)
+    super::execute(pool, query.bind(ids)).await
 }
 
-/// Gives these back, to be leased again after `seconds`.
+/// Ends the leases of these after `seconds`. Locks the rows; uses `dead_letters_id_key`.
 pub async fn postpone(pool: &Pool, ids: &[String], seconds: i64) -> Result<(), StoreError> {
     let query = sqlx::query(
         "update dead_letters set leased_until = now() + make_interval(secs => $2) where id = any ($1)",
     );
-    super::rows(pool, query.bind(ids).bind(seconds as f64))
-        .await
-        .map(drop)
+    super::execute(pool, query.bind(ids).bind(seconds as f64)).await
 }
 
-/// A stored letter in its place in the order.
-#[derive(Debug)]
+/// A stored letter and its position.
+#[derive(Debug, FromRow)]
 pub struct Stored {
     /// Grows from letter to letter.
     pub position: i64,
     /// The letter.
+    #[sqlx(flatten)]
     pub letter: Letter,
 }
 
-/// The next letter after a position, oldest first, up to a position where one is given. Walks `dead_letters_pkey`.
+/// Reads the first letter after position `after`, up to `through`. Locks nothing; uses
+/// `dead_letters_pkey`.
 pub async fn next(pool: &Pool, after: i64, through: i64) -> Result<Option<Stored>, StoreError> {
     let query = sqlx::query(
         "select * from dead_letters where position > $1 and position <= $2 order by position limit 1",
     );
-    let rows = super::rows(pool, query.bind(after).bind(through)).await?;
-    let stored = |row: &PgRow| {
-        Ok(Stored {
-            position: row.try_get("position")?,
-            letter: Letter::read(row)?,
-        })
-    };
-    rows.first().map(stored).transpose()
+    let letters = super::fetch(pool, query.bind(after).bind(through)).await;
+    Ok(letters?.pop())
 }
 
-/// The letter of this id. Walks `dead_letters_id_key`.
+/// Reads the letter with this id. Locks nothing; uses `dead_letters_id_key`.
 pub async fn find(pool: &Pool, id: &str) -> Result<Option<Stored>, StoreError> {
-    let rows = super::rows(
-        pool,
-        sqlx::query("select * from dead_letters where id = $1").bind(id),
-    )
-    .await?;
-    let stored = |row: &PgRow| {
-        Ok(Stored {
-            position: row.try_get("position")?,
-            letter: Letter::read(row)?,
-        })
-    };
-    rows.first().map(stored).transpose()
+    let query = sqlx::query("select * from dead_letters where id = $1").bind(id);
+    Ok(super::fetch(pool, query).await?.pop())
 }
 
-/// Whether there is a letter of this id. Walks `dead_letters_id_key`.
+/// Returns whether a letter has this id. Locks nothing; uses `dead_letters_id_key`.
 pub async fn exists(pool: &Pool, id: &str) -> Result<bool, StoreError> {
-    Ok(!super::rows(
-        pool,
-        sqlx::query("select from dead_letters where id = $1").bind(id),
-    )
-    .await?
-    .is_empty())
+    let query = sqlx::query("select from dead_letters where id = $1").bind(id);
+    Ok(!super::rows(pool, query).await?.is_empty())
 }
 
-/// How many there are, and the position of the newest.
+/// Returns the number of letters, and the position of the newest. Locks nothing; reads the table.
 pub async fn extent(pool: &Pool) -> Result<(i64, i64), StoreError> {
-    let query = sqlx::query(
-        "select count(*) as letters, coalesce(max(position), 0) as newest from dead_letters",
-    );
-    let rows = super::rows(pool, query).await?;
-    let Some(row) = rows.first() else {
-        return Ok((0, 0));
-    };
-    Ok((row.try_get("letters")?, row.try_get("newest")?))
+    let query = sqlx::query("select count(*), coalesce(max(position), 0) from dead_letters");
+    super::fetch_one(pool, query).await
 }
 
-/// Removes a letter for good; returns whether it was there.
+/// Deletes a letter; returns whether it existed. Locks its row; uses `dead_letters_id_key`.
 pub async fn remove(pool: &Pool, id: &str) -> Result<bool, StoreError> {
     let query = sqlx::query("delete from dead_letters where id = $1 returning id").bind(id);
     Ok(!super::rows(pool, query).await?.is_empty())
 }
 
-/// Removes the oldest published letters beyond the bytes that are kept; they stay in RabbitMQ's queue. Returns how many.
+/// Deletes the oldest published letters beyond [`PUBLISHED_BYTES_MAX`]; returns how many. Locks the
+/// deleted rows; reads the table.
 pub async fn trim(pool: &Pool) -> Result<usize, StoreError> {
     let query = sqlx::query(
         "delete from dead_letters d using (
@@ -305,9 +241,8 @@ pub async fn trim(pool: &Pool) -> Result<usize, StoreError> {
          where d.position = p.position and p.bytes > $1
          returning d.position",
     );
-    Ok(super::rows(pool, query.bind(PUBLISHED_BYTES_MAX))
-        .await?
-        .len())
+    let deleted = super::rows(pool, query.bind(PUBLISHED_BYTES_MAX)).await?;
+    Ok(deleted.len())
 }
 
 #[cfg(test)]
@@ -315,7 +250,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_that_postgres_refuses_becomes_printable() {
+    fn control_characters_are_replaced() {
         assert_eq!(printable("a\0b\u{1b}[31m ü"), "a\u{fffd}b\u{fffd}[31m ü");
     }
 }

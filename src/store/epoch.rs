@@ -1,24 +1,34 @@
-//! The epoch in the database: read before anything else on each new connection, renewed where the database went back.
+//! The epoch in the database: read first on each new connection, and renewed if the database went
+//! back in time.
 
 pub mod known;
 
-use sqlx::Row;
+use sqlx::FromRow;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 
+use self::known::{Doubt, Epochs};
 use super::StoreError;
 use super::pools::Pool;
 use crate::model::feed::Epoch;
-use crate::store::epoch::known::{Doubt, Epochs};
 
-/// Most feeds whose cursors are looked at in one statement.
+/// Most feeds whose cursors one statement lowers.
 const FEEDS_PER_STATEMENT_MAX: i32 = 5_000;
-/// A schema without the function: the check of the schema tells about it.
+/// SQLSTATE: the schema has no such function. The check of the schema reports it.
 const UNDEFINED_FUNCTION: &str = "42883";
-/// An epoch that was replaced is the present one of a new connection.
+/// Why an epoch is renewed if a database has one that was replaced before.
 const BACK_AGAIN: &str = "an epoch came back that had been replaced";
 
-/// Reads the epoch on a new connection, before anything else is done on it: a restore or a fail-over ends all connections, so
-/// no statement of this replica runs on a database that went back before that is known here. Fails on a standby.
+/// Locks nothing; reads the row of `epochs`, which it replaces if the database went back.
+const CURRENT: &str = "select epoch, flushed from current_epoch($1, $2)";
+/// Locks the row of `epochs`; see `renew_epoch` in `migrations/`.
+const RENEW: &str = "select renew_epoch($1, $2)";
+/// Locks the rows that it changes; uses `feeds_pkey` and `cursors_pkey`.
+const LOWER_CURSORS: &str = "select lower_cursors($1, $2)";
+
+/// Reads the epoch on a new connection, before its first use. Fails on a standby.
+///
+/// A restore or a fail-over ends all connections. So this replica runs no statement on a database
+/// that went back in time before it has the new epoch.
 pub(super) async fn begin(
     connection: &mut PgConnection,
     epochs: &Epochs,
@@ -35,35 +45,29 @@ pub(super) async fn begin(
 
 async fn read(connection: &mut PgConnection, epochs: &Epochs) -> Result<(), sqlx::Error> {
     let (known, flushed) = epochs.known();
-    let query = sqlx::query("select epoch, flushed from current_epoch($1, $2)");
-    let row = query
-        .bind(known.as_ref().map(Epoch::as_str))
-        .bind(flushed)
-        .fetch_one(&mut *connection)
-        .await?;
-    let epoch = parse(row.try_get("epoch")?)?;
-    if !epochs.learn(&epoch) {
-        let query = sqlx::query("select renew_epoch($1, $2)")
-            .bind(epoch.as_str())
-            .bind(BACK_AGAIN);
-        let row = query.fetch_one(&mut *connection).await?;
-        epochs.learn(&parse(row.try_get(0)?)?);
-        return Ok(());
+    let query = sqlx::query_as(CURRENT);
+    let query = query.bind(known.as_ref().map(Epoch::as_str)).bind(flushed);
+    let (epoch, flushed): (String, Option<i64>) = query.fetch_one(&mut *connection).await?;
+    let epoch = parse(&epoch)?;
+    if epochs.learn(&epoch) {
+        epochs.note_flushed(&epoch, flushed);
+    } else {
+        let query = sqlx::query_scalar(RENEW);
+        let query = query.bind(epoch.as_str()).bind(BACK_AGAIN);
+        let epoch: String = query.fetch_one(&mut *connection).await?;
+        epochs.learn(&parse(&epoch)?);
     }
-    epochs.note_flushed(&epoch, row.try_get("flushed")?);
     Ok(())
 }
 
-/// Reads the epoch on any connection: a pooler may have put another server behind it. Renews the one that is doubted.
+/// Reads the epoch on any connection, because a pooler may have changed the server behind it.
+/// Renews an epoch that is in doubt.
 pub async fn check(pool: &Pool, epochs: &Epochs) -> Result<(), StoreError> {
     let (known, flushed) = epochs.known();
-    let query = sqlx::query("select epoch, flushed from current_epoch($1, $2)");
-    let query = query
-        .bind(known.as_ref().map(|epoch| epoch.as_str().to_owned()))
-        .bind(flushed);
-    let rows = super::rows(pool, query).await?;
-    let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;
-    let epoch = parse(row.try_get("epoch")?)?;
+    let known = known.map(|epoch| epoch.as_str().to_owned());
+    let query = sqlx::query(CURRENT).bind(known).bind(flushed);
+    let (epoch, flushed): (String, Option<i64>) = super::fetch_one(pool, query).await?;
+    let epoch = parse(&epoch)?;
     let doubt = match epochs.learn(&epoch) {
         true => epochs.doubted(),
         false => Some(Doubt {
@@ -73,20 +77,20 @@ pub async fn check(pool: &Pool, epochs: &Epochs) -> Result<(), StoreError> {
     };
     match doubt {
         Some(Doubt { epoch, reason }) => {
-            let query = sqlx::query("select renew_epoch($1, $2)")
-                .bind(epoch.as_str().to_owned())
-                .bind(reason);
-            let rows = super::rows(pool, query).await?;
-            let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;
-            epochs.learn(&parse(row.try_get(0)?)?);
+            let query = sqlx::query(RENEW);
+            let query = query.bind(epoch.as_str().to_owned()).bind(reason);
+            let (epoch,): (String,) = super::fetch_one(pool, query).await?;
+            epochs.learn(&parse(&epoch)?);
         }
-        None => epochs.note_flushed(&epoch, row.try_get("flushed")?),
+        None => epochs.note_flushed(&epoch, flushed),
     }
     Ok(())
 }
 
-/// Moves back the cursors that stand above the last number of their feed, unless this was done in this epoch. Walks `feeds_pkey`
-/// and `cursors_pkey` in steps.
+/// Lowers the cursors above the last number of their feed, once in each epoch.
+///
+/// Locks the rows that it changes, in steps of [`FEEDS_PER_STATEMENT_MAX`] feeds; uses `feeds_pkey`
+/// and `cursors_pkey`.
 pub async fn lower_cursors(pool: &Pool, epoch: &Epoch) -> Result<(), StoreError> {
     let query =
         sqlx::query("select from epochs where epoch = $1 and not lowered").bind(epoch.as_str());
@@ -95,30 +99,29 @@ pub async fn lower_cursors(pool: &Pool, epoch: &Epoch) -> Result<(), StoreError>
     }
     let mut after = Some(String::new());
     while let Some(feed) = after {
-        let query = sqlx::query("select lower_cursors($1, $2)")
+        let query = sqlx::query(LOWER_CURSORS)
             .bind(feed)
             .bind(FEEDS_PER_STATEMENT_MAX);
-        let rows = super::rows(pool, query).await?;
-        after = rows.first().ok_or(sqlx::Error::RowNotFound)?.try_get(0)?;
+        (after,) = super::fetch_one(pool, query).await?;
     }
     let query =
         sqlx::query("update epochs set lowered = true where epoch = $1").bind(epoch.as_str());
-    super::rows(pool, query).await.map(drop)
+    super::execute(pool, query).await
 }
 
-/// The epoch, when it began and why, as an operator sees it.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+/// The epoch as an operator sees it.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, FromRow)]
 pub struct EpochState {
     /// The present epoch.
     pub epoch: String,
     /// When it began.
     #[serde(with = "time::serde::rfc3339")]
     pub since: time::OffsetDateTime,
-    /// Why it was renewed.
+    /// Why the last one was replaced.
     pub reason: String,
 }
 
-/// Reads the epoch for an operator, and renews it first where `reason` is given.
+/// Reads the epoch for an operator. If `reason` is given, renews it first.
 pub async fn by_hand(
     options: &PgConnectOptions,
     reason: Option<&str>,
@@ -128,31 +131,23 @@ pub async fn by_hand(
         .execute(&mut connection)
         .await?;
     if let Some(reason) = reason {
-        sqlx::query("select renew_epoch(null, $1)")
-            .bind(reason)
-            .execute(&mut connection)
-            .await?;
-        // Replicas do the same, if any run.
+        let query = sqlx::query(RENEW).bind(None::<&str>).bind(reason);
+        query.execute(&mut connection).await?;
+        // Running replicas do the same, but none may run.
         let mut after = Some(String::new());
         while let Some(feed) = after {
-            let query = sqlx::query_scalar("select lower_cursors($1, $2)")
-                .bind(feed)
-                .bind(FEEDS_PER_STATEMENT_MAX);
+            let query = sqlx::query_scalar(LOWER_CURSORS);
+            let query = query.bind(feed).bind(FEEDS_PER_STATEMENT_MAX);
             after = query.fetch_one(&mut connection).await?;
         }
     }
-    let row = sqlx::query("select epoch, since, reason from epochs")
-        .fetch_one(&mut connection)
-        .await?;
+    let query = sqlx::query_as("select epoch, since, reason from epochs");
+    let state = query.fetch_one(&mut connection).await?;
     super::close(connection).await;
-    Ok(EpochState {
-        epoch: row.try_get("epoch")?,
-        since: row.try_get("since")?,
-        reason: row.try_get("reason")?,
-    })
+    Ok(state)
 }
 
-/// An epoch from the database; the schema's check has its form.
+/// Parses an epoch from the database, whose form a constraint checks.
 pub(super) fn parse(epoch: &str) -> Result<Epoch, sqlx::Error> {
     Epoch::parse(epoch).map_err(|error| sqlx::Error::Decode(error.to_string().into()))
 }

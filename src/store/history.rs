@@ -1,53 +1,116 @@
-//! Looking back over a feed, newest first.
+//! Pages of history: a feed from the newest notification backwards.
 
-use sqlx::Row;
+use sqlx::FromRow;
+use sqlx::postgres::PgRow;
 
-use super::pages::{PAGE_BYTES_MAX, notification};
+use super::pages::{NotificationColumns, PAGE_BYTES_MAX};
 use super::pools::Pool;
 use super::{StoreError, epoch};
 use crate::model::feed::{Epoch, Feed, Seq, Version};
 use crate::model::mark::Counts;
 use crate::model::notification::Notification;
 
-/// Most numbers looked at for one page: where few of many are wanted, a page is short and says where to go on, rather than take
-/// long.
-const NUMBERS_LOOKED_AT_MAX: i64 = 5_000;
+/// Most numbers that are read for one page. If few of them are wanted, the page is short, and the
+/// next page continues.
+const NUMBERS_READ_MAX: i64 = 5_000;
 
-/// What to look for.
+/// The content of a page.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Look {
+pub struct HistoryRequest {
     /// The feed.
     pub feed: Feed,
-    /// Only what is older than this.
+    /// The page ends before this number.
     pub before: Option<Seq>,
-    /// Most notifications in a page.
+    /// Most notifications in the page.
     pub limit: u8,
-    /// Only what nobody has read.
+    /// Only notifications without a read mark.
     pub unread: bool,
-    /// Only what nobody has handled.
+    /// Only notifications without a handle mark.
     pub unhandled: bool,
-    /// As in a replay: of each collapse key only the newest, and nothing that expired.
+    /// As in a replay: only the newest of each collapse key, and none that has expired.
     pub collapse: bool,
 }
 
-/// A page of history.
+/// A page of history. All its parts are from one snapshot.
 #[derive(Debug, PartialEq, Eq)]
 pub struct HistoryPage {
-    /// The feed's counts at that moment.
+    /// The counts of the feed.
     pub counts: Counts,
-    /// The feed's newest change at that moment: the notifications are as they were after it.
+    /// Number of the newest mark; the notifications include it.
     pub version: Version,
     /// The epoch of all numbers.
     pub epoch: Epoch,
     /// Newest first.
     pub notifications: Vec<Notification>,
-    /// Where the next page begins: before this. `None` at the end.
+    /// The next page ends before this number. `None` at the end of the feed.
     pub next: Option<Seq>,
 }
 
-/// Reads a page; see `find_history` in `migrations/` for what it walks. If only unread or unhandled ones are wanted, it stops when
-/// it has as many as the feed counts, and remembers the parts of the feed that have none. One snapshot.
-pub async fn read(pool: &Pool, look: &Look) -> Result<HistoryPage, StoreError> {
+/// The columns of [`read`] that all rows share.
+#[derive(FromRow)]
+struct PageColumns {
+    epoch: String,
+    last_seq: i64,
+    version: i64,
+    unread: i64,
+    unhandled: i64,
+    /// The lowest number that was read.
+    lower: i64,
+    /// No wanted notification has a lower number.
+    lowest: i64,
+    /// The page has as many notifications as the feed counts.
+    is_all: bool,
+    settled: Vec<i64>,
+    /// Number of wanted notifications, before the limit on bytes.
+    found: i32,
+}
+
+impl PageColumns {
+    /// The `next` of a page whose last notification is `oldest`, of `len`.
+    fn next(&self, oldest: Option<Seq>, len: usize) -> Result<Option<Seq>, sqlx::Error> {
+        let next = match oldest {
+            Some(oldest) if usize::try_from(self.found) != Ok(len) => oldest.get(),
+            _ if self.is_all => self.lowest,
+            _ => self.lower,
+        };
+        (next > self.lowest).then(|| super::seq(next)).transpose()
+    }
+}
+
+/// Reads a page. If only unread or unhandled notifications are wanted, it stops when it has as many
+/// as the feed counts, and stores which blocks of the feed have none.
+///
+/// Locks nothing; uses `feeds_pkey`, `notifications_pkey`, and the indexes of `find_history` in
+/// `migrations/`.
+pub async fn read(pool: &Pool, request: &HistoryRequest) -> Result<HistoryPage, StoreError> {
+    let rows = rows(pool, request).await?;
+    // A page without notifications has one row, for the feed.
+    let page = PageColumns::from_row(rows.first().ok_or(sqlx::Error::RowNotFound)?)?;
+    let mut notifications = Vec::with_capacity(rows.len());
+    for row in &rows {
+        // The first column is `seq`.
+        let (seq,) = FromRow::from_row(row)?;
+        if let Some(seq) = seq {
+            let columns = NotificationColumns::from_row(row)?;
+            notifications.push(columns.render(&request.feed, super::seq(seq)?));
+        }
+    }
+    store_settled(pool, request, &page).await;
+    let oldest = notifications.last().map(|notification| notification.seq);
+    Ok(HistoryPage {
+        counts: Counts {
+            unread: page.unread,
+            unhandled: page.unhandled,
+            last: super::seq(page.last_seq)?,
+        },
+        version: super::version(page.version)?,
+        epoch: epoch::parse(&page.epoch)?,
+        next: page.next(oldest, notifications.len())?,
+        notifications,
+    })
+}
+
+async fn rows(pool: &Pool, request: &HistoryRequest) -> Result<Vec<PgRow>, StoreError> {
     let query = sqlx::query(
         "with place as (
              select f.*, case when $4 then f.read_seq + 1 else 1 end as lowest,
@@ -57,87 +120,94 @@ pub async fn read(pool: &Pool, look: &Look) -> Result<HistoryPage, StoreError> {
                           coalesce(max(unread), 0) as unread, coalesce(max(unhandled), 0) as unhandled,
                           coalesce(max(read_seq), 0) as read_seq, least($2, coalesce(max(last_seq), 0) + 1) as upper
                    from feeds where feed = $1) f
-         ), looked as materialized (
-             select p.*, b.*, cardinality(b.seqs) >= p.most as is_all
+         ), found as materialized (
+             select p.*, h.*, cardinality(h.seqs) >= p.most as is_all
              from place p
-             cross join lateral find_history($1, p.upper, p.lowest, least($3, p.most), $4, $5, $6, $7) b
+             cross join lateral find_history($1, p.upper, p.lowest, least($3, p.most), $4, $5, $6, $7) h
          ), wanted as (
              select n.*, sum(coalesce(octet_length(n.data), 0)) over (order by n.seq desc)
                          - coalesce(octet_length(n.data), 0) as bytes_before
-             from looked l
-             cross join lateral unnest(l.seqs) as s (seq)
+             from found f
+             cross join lateral unnest(f.seqs) as s (seq)
              join notifications n on n.feed = $1 and n.seq = s.seq
          )
-         select (select e.epoch from epochs e) as epoch, l.last_seq, l.version, l.unread, l.unhandled, l.lower, l.lowest, l.is_all, l.settled,
-                cardinality(l.seqs) as found, n.seq, n.source, n.event_id, n.event_type, n.time, n.data, n.collapse_key,
-                n.import_done, n.import_failed, n.import_total, n.expires_at, n.read_at, n.handled_at, n.handled_by
-         from looked l
+         select n.seq, (select e.epoch from epochs e) as epoch, f.last_seq, f.version, f.unread, f.unhandled, f.lower,
+                f.lowest, f.is_all, f.settled, cardinality(f.seqs) as found,
+                n.source, n.event_id, n.event_type, n.time, n.data, n.collapse_key, n.import_done, n.import_failed,
+                n.import_total, n.expires_at, n.read_at, n.handled_at, n.handled_by
+         from found f
          left join wanted n on n.bytes_before < $8
          order by n.seq desc",
     )
-    .bind(look.feed.as_str())
-    .bind(look.before.map_or(i64::MAX, Seq::get))
-    .bind(i64::from(look.limit))
-    .bind(look.unread)
-    .bind(look.unhandled)
-    .bind(look.collapse)
-    .bind(NUMBERS_LOOKED_AT_MAX)
+    .bind(request.feed.as_str())
+    .bind(request.before.map_or(i64::MAX, Seq::get))
+    .bind(i64::from(request.limit))
+    .bind(request.unread)
+    .bind(request.unhandled)
+    .bind(request.collapse)
+    .bind(NUMBERS_READ_MAX)
     .bind(PAGE_BYTES_MAX);
-    let rows = super::rows(pool, query).await?;
-    // There is a row even where there is no notification: the feed's.
-    let feed_row = rows.first().ok_or(sqlx::Error::RowNotFound)?;
-    let last = super::seq(feed_row.try_get("last_seq")?)?;
-    let mut notifications = Vec::with_capacity(rows.len());
-    for row in &rows {
-        if let Some(seq) = row.try_get::<Option<i64>, _>("seq")? {
-            notifications.push(notification(&look.feed, super::seq(seq)?, row)?);
-        }
-    }
-    let (lower, lowest): (i64, i64) = (feed_row.try_get("lower")?, feed_row.try_get("lowest")?);
-    let is_cut_short =
-        usize::try_from(feed_row.try_get::<i32, _>("found")?) != Ok(notifications.len());
-    let next = match notifications.last() {
-        // The bytes of a page are limited too.
-        Some(oldest) if is_cut_short => oldest.seq.get(),
-        _ if feed_row.try_get("is_all")? => lowest,
-        _ => lower,
-    };
-    let epoch: String = feed_row.try_get("epoch")?;
-    remember_settled(
-        pool,
-        look,
-        &epoch,
-        &feed_row.try_get::<Vec<i64>, _>("settled")?,
-    )
-    .await;
-    Ok(HistoryPage {
-        counts: Counts {
-            unread: feed_row.try_get("unread")?,
-            unhandled: feed_row.try_get("unhandled")?,
-            last,
-        },
-        version: super::version(feed_row.try_get("version")?)?,
-        epoch: epoch::parse(&epoch)?,
-        notifications,
-        // Nothing that is wanted stands before the lowest.
-        next: (next > lowest).then(|| super::seq(next)).transpose()?,
-    })
+    super::rows(pool, query).await
 }
 
-/// What is settled stays settled in its epoch: the next page of the feed skips it.
-async fn remember_settled(pool: &Pool, look: &Look, epoch: &str, blocks: &[i64]) {
-    if blocks.is_empty() {
+/// Stores the blocks that are settled, so that the next page skips them. They stay settled in their
+/// epoch.
+///
+/// Locks the new rows; uses `settled_blocks_pkey`.
+async fn store_settled(pool: &Pool, request: &HistoryRequest, page: &PageColumns) {
+    if page.settled.is_empty() {
         return;
     }
-    let kind = if look.unread { "read" } else { "handled" };
+    let kind = if request.unread { "read" } else { "handled" };
     let query = "insert into settled_blocks (feed, kind, block) select $1, $2, b from unnest($3::bigint[]) b
                  where (select e.epoch from epochs e) = $4 on conflict do nothing";
     let query = sqlx::query(query)
-        .bind(look.feed.as_str())
+        .bind(request.feed.as_str())
         .bind(kind)
-        .bind(blocks)
-        .bind(epoch);
-    if let Err(error) = super::rows(pool, query).await {
-        tracing::debug!(%error, feed = %look.feed, "settled parts of a feed were not stored; the next page looks at them again");
+        .bind(&page.settled)
+        .bind(&page.epoch);
+    if let Err(error) = super::execute(pool, query).await {
+        tracing::debug!(%error, feed = %request.feed, "settled blocks were not stored; the next page reads them again");
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
+mod tests {
+    use super::*;
+
+    fn page(lower: i64, is_all: bool) -> PageColumns {
+        PageColumns {
+            epoch: "e1".into(),
+            last_seq: 100,
+            version: 0,
+            unread: 0,
+            unhandled: 0,
+            lower,
+            lowest: 11,
+            is_all,
+            settled: Vec::new(),
+            found: 2,
+        }
+    }
+
+    fn next(page: &PageColumns, oldest: i64, len: usize) -> Option<i64> {
+        page.next(Seq::new(oldest), len).unwrap().map(Seq::get)
+    }
+
+    #[test]
+    fn a_page_cut_by_bytes_continues_at_its_oldest() {
+        assert_eq!(next(&page(40, false), 60, 1), Some(60));
+    }
+
+    #[test]
+    fn a_short_page_continues_below_the_numbers_that_were_read() {
+        assert_eq!(next(&page(40, false), 60, 2), Some(40));
+    }
+
+    #[test]
+    fn a_page_with_all_or_at_the_lowest_number_is_the_last() {
+        assert_eq!(next(&page(40, true), 60, 2), None);
+        assert_eq!(next(&page(11, false), 60, 2), None);
     }
 }

@@ -1,15 +1,17 @@
-//! Which items of an import were counted: of use while they may come again.
+//! Counted items of imports. They are needed while an item may arrive again.
 
 use super::StoreError;
 use super::pools::Pool;
 
-/// An item that comes again so long after the last step of its import counts again.
+/// An item that arrives again so long after the last event of its import counts again.
 const KEPT: &str = "30 days";
-/// Most rows that are removed in one statement.
-const FORGOTTEN_MAX: i64 = 1_000;
+/// Most rows that one statement deletes.
+const DELETED_MAX: i64 = 1_000;
 
-/// Removes the items of imports that have not moved for long; returns how many rows.
-pub async fn forget_items(pool: &Pool) -> Result<usize, StoreError> {
+/// Deletes the counted items of imports without recent events; returns how many rows.
+///
+/// Locks the deleted rows. Reads `imports` whole, and `import_items_pkey` for each old import.
+pub async fn delete_expired_items(pool: &Pool) -> Result<usize, StoreError> {
     let query = sqlx::query(
         "delete from import_items k using (
              select i.feed, i.import_id, i.run, i.chunk
@@ -21,6 +23,6 @@ pub async fn forget_items(pool: &Pool) -> Result<usize, StoreError> {
          returning k.chunk",
     )
     .bind(KEPT)
-    .bind(FORGOTTEN_MAX);
+    .bind(DELETED_MAX);
     Ok(super::rows(pool, query).await?.len())
 }

@@ -1,41 +1,42 @@
-//! One feed's state, for whoever is asked where an order is. Reads no `data` but of the one notification that is named.
+//! The state of one feed, for `shopbell inspect`. Reads `data` only of the one notification that is
+//! asked for.
 
 use serde::Serialize;
-use sqlx::postgres::{PgConnectOptions, PgConnection, PgRow};
-use sqlx::{Connection as _, Row};
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::{Connection as _, FromRow};
 use time::OffsetDateTime;
 use time::serde::rfc3339;
 
 use super::{StoreError, close, connect};
 use crate::model::feed::{Feed, Seq};
 
-/// Most cursors that are shown, the devices that were seen last first.
+/// Most cursors in a state; the devices that were seen last come first.
 const CURSORS_MAX: i64 = 100;
-/// Most running imports that are told, the newest first.
+/// Most running imports in a state; the newest come first.
 const IMPORTS_MAX: i64 = 20;
-/// How many of the newest notifications are told.
+/// Most notifications in a state.
 const NEWEST_MAX: i64 = 10;
 
-/// What is known of a feed.
+/// The state of a feed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct FeedState {
     /// The feed.
     pub feed: Feed,
     /// The epoch of its numbers.
     pub epoch: String,
-    /// The newest notification's number; 0 where there is none.
+    /// Number of the newest notification; 0 if there is none.
     pub last: i64,
-    /// Notifications that nobody has read.
+    /// Notifications without a read mark.
     pub unread: i64,
-    /// Notifications that nobody has handled.
+    /// Notifications without a handle mark.
     pub unhandled: i64,
-    /// The highest ack of anyone.
+    /// The highest ack of any subscriber.
     pub acked: i64,
-    /// Notifications that nobody has acknowledged.
+    /// Notifications without an ack.
     pub undelivered: i64,
-    /// The oldest of them.
+    /// The oldest undelivered notification.
     pub oldest_undelivered: Option<Envelope>,
-    /// Where subscribers stand.
+    /// The cursors of subscribers.
     pub cursors: Vec<Cursor>,
     /// Imports that are running.
     pub imports: Vec<Import>,
@@ -43,81 +44,94 @@ pub struct FeedState {
     pub newest: Vec<Envelope>,
 }
 
-/// Where a subscriber stands with a device.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+/// The cursor of a subscriber and a device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, FromRow)]
 pub struct Cursor {
-    /// Who reads.
+    /// The subscriber.
     pub subscriber: String,
-    /// With which device; empty for all that have no name.
+    /// The device; empty for all devices without a name.
     pub device: String,
-    /// Everything up to here is acknowledged.
+    /// Highest acked number.
+    #[sqlx(rename = "acked_seq")]
     pub acked: i64,
-    /// Notifications that this device has not acknowledged.
+    /// Notifications that this device has not acked.
     pub undelivered: i64,
-    /// When the oldest of them was stored.
+    /// Storage time of the oldest of them.
     #[serde(with = "rfc3339::option")]
     pub oldest_undelivered_at: Option<OffsetDateTime>,
-    /// When it moved last.
+    /// Time of the last ack.
     #[serde(with = "rfc3339")]
     pub updated_at: OffsetDateTime,
-    /// When the device was last connected or acknowledged something, to within an hour.
+    /// Time of the last ack or connect, to within an hour.
     #[serde(with = "rfc3339")]
     pub seen_at: OffsetDateTime,
 }
 
-/// An import that is running.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+/// A running import.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, FromRow)]
 pub struct Import {
     /// Its name.
     pub import_id: String,
     /// Items that were imported or failed.
     pub done: i64,
-    /// Of these, the failed ones.
+    /// Of these, the failed items.
     pub failed: i64,
-    /// As `import.started` said.
+    /// Announced by `import.started`.
     pub total: Option<i64>,
-    /// When its first event was stored.
+    /// Storage time of its first event.
     #[serde(with = "rfc3339")]
     pub started_at: OffsetDateTime,
-    /// When its last event was stored.
+    /// Storage time of its last event.
     #[serde(with = "rfc3339")]
     pub updated_at: OffsetDateTime,
 }
 
-/// All of a notification but its data.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+/// A notification without its data.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, FromRow)]
 pub struct Envelope {
     /// Its number.
     pub seq: i64,
     /// The event's id.
+    #[sqlx(rename = "event_id")]
     pub id: String,
     /// The event's source.
     pub source: String,
     /// The event's type.
+    #[sqlx(rename = "event_type")]
     pub event: String,
-    /// When it happened.
+    /// Time of the event.
     #[serde(with = "rfc3339")]
     pub time: OffsetDateTime,
-    /// When it was stored.
+    /// Storage time.
+    #[sqlx(rename = "created_at")]
     #[serde(with = "rfc3339")]
     pub stored_at: OffsetDateTime,
-    /// After this it is skipped.
+    /// After this time it is skipped.
     #[serde(with = "rfc3339::option")]
     pub expires_at: Option<OffsetDateTime>,
-    /// Somebody has acknowledged it.
+    /// A subscriber has acked it.
     pub delivered: bool,
-    /// When somebody read it.
+    /// Time of the read mark.
     #[serde(with = "rfc3339::option")]
     pub read_at: Option<OffsetDateTime>,
-    /// When somebody handled it.
+    /// Time of the handle mark.
     #[serde(with = "rfc3339::option")]
     pub handled_at: Option<OffsetDateTime>,
-    /// Who did.
+    /// The subscriber that handled it.
     pub handled_by: Option<String>,
 }
 
-/// Reads a feed's state in one snapshot; `None` where nothing was ever stored for it and nobody reads it. Walks primary keys,
-/// and at most IMPORTS_MAX of the feed's imports beyond those that have ended.
+/// The columns of `feeds` that a state contains.
+#[derive(Default, FromRow)]
+struct Counters {
+    last_seq: i64,
+    acked_seq: i64,
+    unread: i64,
+    unhandled: i64,
+}
+
+/// Reads the state of a feed in one snapshot; `None` if the feed has neither notifications nor
+/// cursors.
 pub async fn feed(
     options: &PgConnectOptions,
     feed: &Feed,
@@ -126,34 +140,30 @@ pub async fn feed(
     let mut snapshot = connection
         .begin_with("begin isolation level repeatable read, read only")
         .await?;
-    let query = "select last_seq, acked_seq, unread, unhandled from feeds where feed = $1";
-    let row = sqlx::query(query)
-        .bind(feed.as_str())
-        .fetch_optional(&mut *snapshot)
-        .await?;
+    let counters = counters(&mut snapshot, feed).await?;
     let cursors = cursors(&mut snapshot, feed).await?;
-    if row.is_none() && cursors.is_empty() {
+    if counters.is_none() && cursors.is_empty() {
         return Ok(None);
     }
-    let number = |name| {
-        row.as_ref()
-            .map_or(Ok(0), |row| row.try_get::<i64, _>(name))
-    };
-    let (last, acked) = (number("last_seq")?, number("acked_seq")?);
-    let epoch = sqlx::query_scalar("select epoch from epochs")
+    let Counters {
+        last_seq: last,
+        acked_seq: acked,
+        unread,
+        unhandled,
+    } = counters.unwrap_or_default();
+    let epoch: Option<String> = sqlx::query_scalar("select epoch from epochs")
         .fetch_optional(&mut *snapshot)
         .await?;
+    let mut undelivered = envelopes(&mut snapshot, feed, acked + 1, acked + 1).await?;
     let state = FeedState {
         feed: feed.clone(),
         epoch: epoch.unwrap_or_default(),
         last,
-        unread: number("unread")?,
-        unhandled: number("unhandled")?,
+        unread,
+        unhandled,
         acked,
         undelivered: last - acked,
-        oldest_undelivered: envelopes(&mut snapshot, feed, acked + 1, acked + 1)
-            .await?
-            .pop(),
+        oldest_undelivered: undelivered.pop(),
         cursors,
         imports: imports(&mut snapshot, feed).await?,
         newest: envelopes(&mut snapshot, feed, last - NEWEST_MAX + 1, last).await?,
@@ -163,66 +173,55 @@ pub async fn feed(
     Ok(Some(state))
 }
 
-/// Reads one notification, with its data as it was published.
+/// Reads one notification and its data as published. Locks nothing; uses `notifications_pkey`.
 pub async fn notification(
     options: &PgConnectOptions,
     feed: &Feed,
     seq: Seq,
 ) -> Result<Option<(Envelope, Option<String>)>, StoreError> {
     let mut connection = connect(options, "shopbell inspect").await?;
-    let envelope = envelopes(&mut connection, feed, seq.get(), seq.get())
-        .await?
-        .pop();
+    let mut envelopes = envelopes(&mut connection, feed, seq.get(), seq.get()).await?;
     let query = sqlx::query_scalar("select data from notifications where feed = $1 and seq = $2");
-    let data: Option<Option<String>> = query
-        .bind(feed.as_str())
-        .bind(seq.get())
-        .fetch_optional(&mut connection)
-        .await?;
+    let query = query.bind(feed.as_str()).bind(seq.get());
+    let data: Option<Option<String>> = query.fetch_optional(&mut connection).await?;
     close(connection).await;
-    Ok(envelope.map(|envelope| (envelope, data.flatten())))
+    Ok(envelopes.pop().map(|envelope| (envelope, data.flatten())))
 }
 
-/// Newest first.
+/// Reads the row of a feed. Locks nothing; uses `feeds_pkey`.
+async fn counters(
+    connection: &mut PgConnection,
+    feed: &Feed,
+) -> Result<Option<Counters>, sqlx::Error> {
+    let query = "select last_seq, acked_seq, unread, unhandled from feeds where feed = $1";
+    let query = sqlx::query_as(query).bind(feed.as_str());
+    query.fetch_optional(connection).await
+}
+
+/// Reads notifications without their data, newest first. Locks nothing; uses `notifications_pkey`
+/// and `feeds_pkey`.
 async fn envelopes(
     connection: &mut PgConnection,
     feed: &Feed,
     from: i64,
     through: i64,
 ) -> Result<Vec<Envelope>, sqlx::Error> {
-    let query = sqlx::query(
+    let query = sqlx::query_as(
         "select n.seq, n.event_id, n.source, n.event_type, n.time, n.created_at, n.expires_at,
                 n.seq <= f.acked_seq as delivered, n.read_at, n.handled_at, n.handled_by
          from notifications n join feeds f on f.feed = n.feed
          where n.feed = $1 and n.seq between $2 and $3
          order by n.seq desc",
     );
-    let envelope = |row: PgRow| {
-        Ok(Envelope {
-            seq: row.try_get("seq")?,
-            id: row.try_get("event_id")?,
-            source: row.try_get("source")?,
-            event: row.try_get("event_type")?,
-            time: row.try_get("time")?,
-            stored_at: row.try_get("created_at")?,
-            expires_at: row.try_get("expires_at")?,
-            delivered: row.try_get("delivered")?,
-            read_at: row.try_get("read_at")?,
-            handled_at: row.try_get("handled_at")?,
-            handled_by: row.try_get("handled_by")?,
-        })
-    };
     let query = query.bind(feed.as_str()).bind(from).bind(through);
-    query
-        .fetch_all(connection)
-        .await?
-        .into_iter()
-        .map(envelope)
-        .collect()
+    query.fetch_all(connection).await
 }
 
+/// Reads the cursors of a feed. Locks nothing; uses `cursors_pkey`, and `notifications_pkey` for
+/// each.
 async fn cursors(connection: &mut PgConnection, feed: &Feed) -> Result<Vec<Cursor>, sqlx::Error> {
-    let query = sqlx::query(
+    // greatest() ignores the null of a feed without a row.
+    let query = sqlx::query_as(
         "select c.subscriber, c.device, c.acked_seq, greatest(f.last_seq - c.acked_seq, 0) as undelivered,
                 oldest.created_at as oldest_undelivered_at, c.updated_at, greatest(c.updated_at, c.seen_at) as seen_at
          from (select * from cursors where feed = $1
@@ -236,50 +235,19 @@ async fn cursors(connection: &mut PgConnection, feed: &Feed) -> Result<Vec<Curso
              limit 1) oldest on true
          order by seen_at desc, c.subscriber, c.device",
     );
-    let cursor = |row: PgRow| {
-        Ok(Cursor {
-            subscriber: row.try_get("subscriber")?,
-            device: row.try_get("device")?,
-            acked: row.try_get("acked_seq")?,
-            undelivered: row
-                .try_get::<Option<i64>, _>("undelivered")?
-                .unwrap_or_default(),
-            oldest_undelivered_at: row.try_get("oldest_undelivered_at")?,
-            updated_at: row.try_get("updated_at")?,
-            seen_at: row.try_get("seen_at")?,
-        })
-    };
     let query = query.bind(feed.as_str()).bind(CURSORS_MAX);
-    query
-        .fetch_all(connection)
-        .await?
-        .into_iter()
-        .map(cursor)
-        .collect()
+    query.fetch_all(connection).await
 }
 
+/// Reads the running imports of a feed. Locks nothing; uses `imports_pkey` for all imports of the
+/// feed.
 async fn imports(connection: &mut PgConnection, feed: &Feed) -> Result<Vec<Import>, sqlx::Error> {
-    let query = sqlx::query(
+    let query = sqlx::query_as(
         "select import_id, done, failed, total, started_at, updated_at from imports
          where feed = $1 and status = 'running'
          order by updated_at desc, import_id
          limit $2",
     );
-    let import = |row: PgRow| {
-        Ok(Import {
-            import_id: row.try_get("import_id")?,
-            done: row.try_get("done")?,
-            failed: row.try_get("failed")?,
-            total: row.try_get("total")?,
-            started_at: row.try_get("started_at")?,
-            updated_at: row.try_get("updated_at")?,
-        })
-    };
     let query = query.bind(feed.as_str()).bind(IMPORTS_MAX);
-    query
-        .fetch_all(connection)
-        .await?
-        .into_iter()
-        .map(import)
-        .collect()
+    query.fetch_all(connection).await
 }

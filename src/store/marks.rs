@@ -1,9 +1,8 @@
-//! What people say of notifications: read, handled.
+//! Marks: a person's read or handle of notifications.
 
 use std::time::Duration;
 
-use sqlx::Row;
-use sqlx::postgres::PgRow;
+use sqlx::FromRow;
 use time::OffsetDateTime;
 
 use super::StoreError;
@@ -11,194 +10,235 @@ use super::pools::Pool;
 use crate::model::feed::{Epoch, Feed, Subscriber, Version};
 use crate::model::mark::{Counts, Mark, Marked, StateFrame, Targets};
 
-/// Most numbers that the "read all up to here" of one call look at together while their feeds are locked; where there are more
-/// they go on afterwards, so that ingest never waits long.
+/// Most numbers that one write reads up to a `through`. Ingest waits for the feeds meanwhile, so the
+/// rest of the mark is written later.
 const ROWS_PER_WRITE_MAX: i64 = 1_000;
-/// How long a write waits for the lock of a feed. An append holds it for some milliseconds.
+/// Longest wait of a write for the lock of a feed. An append holds it for milliseconds.
 const LOCK_WAIT: Duration = Duration::from_millis(250);
-/// Most changes kept of a feed: who was away for longer fetches history again.
-pub const CHANGES_KEPT_MAX: i64 = 1_000;
+/// Most marks of a feed that are kept. A device that missed more fetches the history again.
+pub const MARKS_KEPT_MAX: i64 = 1_000;
 
-/// What someone said.
+/// A mark to store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MarkRequest {
-    /// Of which feed.
+    /// The feed of the notifications.
     pub feed: Feed,
-    /// Who.
+    /// The subscriber that marks them.
     pub subscriber: Subscriber,
-    /// What is to be true.
-    pub said: Mark,
+    /// The mark.
+    pub mark: Mark,
 }
 
-/// What came of it; what one person said may have several.
+/// A result of a request, which may have several.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
-    /// It became true now, for everyone.
-    Changed(StateFrame),
-    /// It was true before.
-    Was {
-        /// Of these.
-        which: Targets,
-        /// Since when, and by whom.
-        fact: Marked,
-        /// The feed's counts.
+pub enum MarkResult {
+    /// Marked now; the frame is for all sessions of the feed.
+    Marked(StateFrame),
+    /// Marked before.
+    Already {
+        /// The notifications.
+        targets: Targets,
+        /// Time and person.
+        marked: Marked,
+        /// The counts of the feed.
         counts: Counts,
     },
     /// The feed does not have these numbers.
     Unknown(Vec<i64>),
-    /// It is true as far as was looked; the rest is to be said again.
+    /// Only the first part is stored: the request is to be repeated.
     More,
-    /// Nothing of it is stored: another transaction has locked the feed.
+    /// Nothing is stored, because another transaction has locked the feed.
     Locked,
 }
 
-/// What a write does about a feed that another transaction has locked.
+/// How a write treats a feed that another transaction has locked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Locks {
-    /// It leaves that feed out.
+    /// It leaves out that feed.
     Skip,
     /// It waits for [`LOCK_WAIT`], then fails.
     Wait,
 }
 
-/// Makes it so in one transaction, in the order given; gives each outcome with the place of what was said. Saying it again does
-/// no harm. Locks the feeds' rows in name order; walks `notifications_pkey`. Fails with [`StoreError::EpochOver`] if `said_in`
-/// is not the present epoch, because then the numbers may be those of other notifications.
+/// The columns of a mark.
+#[derive(FromRow)]
+struct MarkColumns {
+    seqs: Option<Vec<i64>>,
+    through: Option<i64>,
+    marked_at: Option<OffsetDateTime>,
+    marked_by: Option<String>,
+    unread: i64,
+    unhandled: i64,
+    last_seq: i64,
+}
+
+impl MarkColumns {
+    fn targets(&mut self) -> Result<Targets, sqlx::Error> {
+        Ok(match self.through {
+            Some(through) => Targets::Through(super::seq(through)?),
+            None => Targets::Seqs(self.seqs.take().unwrap_or_default()),
+        })
+    }
+
+    fn marked(&mut self, is_read: bool) -> Marked {
+        match (is_read, self.marked_at) {
+            (false, Some(at)) => Marked::Handled {
+                at,
+                by: self.marked_by.take(),
+            },
+            (_, at) => Marked::Read(at),
+        }
+    }
+
+    fn counts(&self) -> Result<Counts, sqlx::Error> {
+        Ok(Counts {
+            unread: self.unread,
+            unhandled: self.unhandled,
+            last: super::seq(self.last_seq)?,
+        })
+    }
+
+    fn state(mut self, feed: Feed, version: i64, is_read: bool) -> Result<StateFrame, sqlx::Error> {
+        let version = super::version(version)?;
+        let (targets, marked) = (self.targets()?, self.marked(is_read));
+        Ok(StateFrame::new(
+            feed,
+            version,
+            &targets,
+            &marked,
+            self.counts()?,
+        ))
+    }
+}
+
+/// A row of `mark_notifications`.
+#[derive(FromRow)]
+struct ResultRow {
+    ordinal: i64,
+    result: String,
+    version: Option<i64>,
+    #[sqlx(flatten)]
+    columns: MarkColumns,
+}
+
+impl ResultRow {
+    fn stored(mut self, request: &MarkRequest) -> Result<MarkResult, sqlx::Error> {
+        let is_read = matches!(request.mark, Mark::Read(_));
+        Ok(match self.result.as_str() {
+            "marked" => {
+                let version = self.version.unwrap_or_default();
+                let feed = request.feed.clone();
+                MarkResult::Marked(self.columns.state(feed, version, is_read)?)
+            }
+            "already" => MarkResult::Already {
+                targets: self.columns.targets()?,
+                marked: self.columns.marked(is_read),
+                counts: self.columns.counts()?,
+            },
+            "unknown" => MarkResult::Unknown(self.columns.seqs.unwrap_or_default()),
+            "locked" => MarkResult::Locked,
+            _ => MarkResult::More,
+        })
+    }
+}
+
+/// Stores marks in one transaction, in the order given; returns each result with the index of its
+/// request. A repeated mark has no effect.
+///
+/// Locks the feeds in C order, then the notifications; uses `feeds_pkey`, `notifications_pkey` and
+/// `marks_pkey`. Fails with [`StoreError::EpochOver`] if `given_in` is not the present epoch, because
+/// then the numbers may be those of other notifications.
 pub async fn write(
     pool: &Pool,
-    said_in: &Epoch,
-    answers: &[MarkRequest],
+    given_in: &Epoch,
+    requests: &[MarkRequest],
     locks: Locks,
-) -> Result<Vec<(usize, Outcome)>, StoreError> {
-    let kind = |answer: &MarkRequest| match answer.said {
+) -> Result<Vec<(usize, MarkResult)>, StoreError> {
+    let kind = |request: &MarkRequest| match request.mark {
         Mark::Read(_) => "read",
         Mark::Handled(_) => "handled",
     };
-    let through = |answer: &MarkRequest| match &answer.said {
+    let through = |request: &MarkRequest| match &request.mark {
         Mark::Read(Targets::Through(through)) => Some(through.get()),
         _ => None,
     };
-    let seqs = |answer: &MarkRequest| match &answer.said {
+    let seqs = |request: &MarkRequest| match &request.mark {
         Mark::Read(Targets::Seqs(seqs)) | Mark::Handled(seqs) => Some(array_literal(seqs)),
         Mark::Read(Targets::Through(_)) => None,
+    };
+    let lock_wait = match locks {
+        Locks::Skip => None,
+        Locks::Wait => i32::try_from(LOCK_WAIT.as_millis()).ok(),
     };
     let query = sqlx::query(
         "select ordinal, result, version, seqs, through, marked_at, marked_by, unread, unhandled, last_seq
          from mark_notifications($1::text[], $2::text[], $3::bigint[], $4::text[], $5::text[],
-                                   case when require_epoch($9) then $6 end, $7, $8)",
+                                 case when require_epoch($9) then $6 end, $7, $8)",
     )
-    .bind(answers.iter().map(|answer| answer.feed.as_str()).collect::<Vec<_>>())
-    .bind(answers.iter().map(kind).collect::<Vec<_>>())
-    .bind(answers.iter().map(through).collect::<Vec<_>>())
-    .bind(answers.iter().map(seqs).collect::<Vec<_>>())
-    .bind(answers.iter().map(|answer| answer.subscriber.as_str()).collect::<Vec<_>>())
+    .bind(column(requests, |request| request.feed.as_str()))
+    .bind(column(requests, kind))
+    .bind(column(requests, through))
+    .bind(column(requests, seqs))
+    .bind(column(requests, |request| request.subscriber.as_str()))
     .bind(ROWS_PER_WRITE_MAX)
-    .bind(CHANGES_KEPT_MAX)
-    .bind(match locks {
-        Locks::Skip => None,
-        Locks::Wait => i32::try_from(LOCK_WAIT.as_millis()).ok(),
-    })
-    .bind(said_in.as_str());
-    let mut outcomes = Vec::with_capacity(answers.len());
-    for row in &super::rows(pool, query).await? {
-        let place = usize::try_from(row.try_get::<i64, _>("ordinal")? - 1).unwrap_or(usize::MAX);
-        if let Some(answer) = answers.get(place) {
-            outcomes.push((place, outcome(answer, row)?));
+    .bind(MARKS_KEPT_MAX)
+    .bind(lock_wait)
+    .bind(given_in.as_str());
+    let mut results = Vec::with_capacity(requests.len());
+    for row in super::fetch::<ResultRow>(pool, query).await? {
+        if let Some((index, request)) = super::at(requests, row.ordinal) {
+            results.push((index, row.stored(request)?));
         }
     }
-    Ok(outcomes)
+    Ok(results)
 }
 
-fn outcome(answer: &MarkRequest, row: &PgRow) -> Result<Outcome, sqlx::Error> {
-    let is_read = matches!(answer.said, Mark::Read(_));
-    Ok(match row.try_get("result")? {
-        "marked" => {
-            let version = super::version(row.try_get("version")?)?;
-            Outcome::Changed(StateFrame::new(
-                answer.feed.clone(),
-                version,
-                &which(row)?,
-                &fact(is_read, row)?,
-                counts(row)?,
-            ))
-        }
-        "already" => Outcome::Was {
-            which: which(row)?,
-            fact: fact(is_read, row)?,
-            counts: counts(row)?,
-        },
-        "unknown" => Outcome::Unknown(row.try_get("seqs")?),
-        "locked" => Outcome::Locked,
-        _ => Outcome::More,
-    })
+/// A row of [`read_after`].
+#[derive(FromRow)]
+struct StoredRow {
+    ordinal: i64,
+    version: i64,
+    kind: String,
+    #[sqlx(flatten)]
+    columns: MarkColumns,
 }
 
-/// The changes of each feed after its version, in order, no more than `limit` of each. Walks `marks_pkey`.
-pub async fn changes_after(
+/// Reads the marks of each feed after its version, in order, `limit` of each feed at most; returns
+/// each with the index of its feed.
+///
+/// Locks nothing; uses `marks_pkey`.
+pub async fn read_after(
     pool: &Pool,
     places: &[(Feed, Version)],
     limit: i64,
 ) -> Result<Vec<(usize, StateFrame)>, StoreError> {
     let query = sqlx::query(
-        "select r.ordinal, c.version, c.kind, c.seqs, c.through, c.marked_at, c.marked_by, c.unread, c.unhandled, c.last_seq
+        "select r.ordinal, m.version, m.kind, m.seqs, m.through, m.marked_at, m.marked_by, m.unread, m.unhandled, m.last_seq
          from unnest($1::text[], $2::bigint[]) with ordinality as r (feed, after, ordinal)
          cross join lateral (
-             select * from marks c where c.feed = r.feed and c.version > r.after order by c.version limit $3) c
-         order by r.ordinal, c.version",
+             select * from marks m where m.feed = r.feed and m.version > r.after order by m.version limit $3) m
+         order by r.ordinal, m.version",
     )
-    .bind(places.iter().map(|(feed, _)| feed.as_str()).collect::<Vec<_>>())
-    .bind(places.iter().map(|(_, after)| after.get()).collect::<Vec<_>>())
+    .bind(column(places, |(feed, _)| feed.as_str()))
+    .bind(column(places, |(_, after)| after.get()))
     .bind(limit);
-    let mut changes = Vec::new();
-    for row in &super::rows(pool, query).await? {
-        let place = usize::try_from(row.try_get::<i64, _>("ordinal")? - 1).unwrap_or(usize::MAX);
-        if let Some((feed, _)) = places.get(place) {
-            let version = super::version(row.try_get("version")?)?;
-            let is_read = row.try_get::<&str, _>("kind")? == "read";
-            let change = StateFrame::new(
-                feed.clone(),
-                version,
-                &which(row)?,
-                &fact(is_read, row)?,
-                counts(row)?,
-            );
-            changes.push((place, change));
+    let mut states = Vec::new();
+    for row in super::fetch::<StoredRow>(pool, query).await? {
+        if let Some((index, (feed, _))) = super::at(places, row.ordinal) {
+            let is_read = row.kind == "read";
+            let state = row.columns.state(feed.clone(), row.version, is_read)?;
+            states.push((index, state));
         }
     }
-    Ok(changes)
+    Ok(states)
 }
 
-fn which(row: &PgRow) -> Result<Targets, sqlx::Error> {
-    Ok(match row.try_get::<Option<i64>, _>("through")? {
-        Some(through) => Targets::Through(super::seq(through)?),
-        None => Targets::Seqs(
-            row.try_get::<Option<Vec<i64>>, _>("seqs")?
-                .unwrap_or_default(),
-        ),
-    })
+fn column<'a, T, U>(items: &'a [T], of: impl Fn(&'a T) -> U) -> Vec<U> {
+    items.iter().map(of).collect()
 }
 
-fn fact(is_read: bool, row: &PgRow) -> Result<Marked, sqlx::Error> {
-    let at: Option<OffsetDateTime> = row.try_get("marked_at")?;
-    Ok(match (is_read, at) {
-        (false, Some(at)) => Marked::Handled {
-            at,
-            by: row.try_get("marked_by")?,
-        },
-        (_, at) => Marked::Read(at),
-    })
-}
-
-fn counts(row: &PgRow) -> Result<Counts, sqlx::Error> {
-    let (unread, unhandled) = (row.try_get("unread")?, row.try_get("unhandled")?);
-    Ok(Counts {
-        unread,
-        unhandled,
-        last: super::seq(row.try_get::<i64, _>("last_seq")?)?,
-    })
-}
-
-/// As Postgres writes an array; its binary form has no arrays of arrays of different lengths.
+/// An array in the text form of Postgres, because its binary form has no arrays of different
+/// lengths in an array.
 fn array_literal(numbers: &[i64]) -> String {
     let numbers: Vec<String> = numbers.iter().map(i64::to_string).collect();
     format!("{{{}}}", numbers.join(","))

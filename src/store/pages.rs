@@ -1,41 +1,106 @@
-//! Reading feeds: one query for many sessions.
+//! Pages of feeds: one statement for many sessions.
 
 use std::sync::Arc;
 
-use sqlx::Row;
+use sqlx::FromRow;
 use sqlx::postgres::PgRow;
+use time::OffsetDateTime;
 
 use super::pools::Pool;
-use super::{StoreError, epoch, marks, traces};
+use super::{ProgressColumns, StoreError, epoch, marks, traces};
 use crate::model::feed::{Epoch, Feed, Seq, Version};
 use crate::model::notification::{Newest, Notification, NotificationFields, Page};
 use crate::model::protocol::SkipReason;
 use crate::telemetry;
 
-/// A page ends before the row that begins beyond this, so that large events make short pages, not large memory.
+/// A page ends before the row that would begin beyond this. So large events make short pages, and
+/// not a need for much memory.
 pub(super) const PAGE_BYTES_MAX: i64 = 256 * 1024;
-/// Most changes in a page.
-const CHANGES_PER_PAGE_MAX: i64 = 256;
+/// Most marks in a page.
+const MARKS_PER_PAGE_MAX: i64 = 256;
 
-/// What a page is to hold. Ordered, so that equal requests are found together.
+/// The content of a page. Ordered, so that equal requests are found together.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PageRequest {
     /// The feed.
     pub feed: Feed,
-    /// The notifications after this one …
+    /// The page begins after this number.
     pub after: Seq,
-    /// … at most so many.
+    /// Most notifications.
     pub rows: i64,
-    /// The changes after this one too.
+    /// If set, the page includes the marks after this version.
     pub changes_after: Option<Version>,
 }
 
-/// Reads what each request asks for, in the order given: one query for the notifications of all of them, and one for the
-/// changes, where any are wanted.
+/// The columns of [`read`] that all rows of a page share.
+#[derive(FromRow)]
+struct FeedColumns<'r> {
+    epoch: Option<&'r str>,
+    last_seq: i64,
+    version: i64,
+    trimmed_seq: i64,
+}
+
+/// The columns of [`read`] that place a row. A feed without rows has one row without `seq`.
+#[derive(FromRow)]
+struct PlaceColumns {
+    ordinal: i64,
+    seq: Option<i64>,
+    collapsed: Option<bool>,
+    expired: Option<bool>,
+}
+
+/// The columns of a notification. They borrow from the row, because this is the hot path of a
+/// replay and the text is copied only once, into the frame.
+#[derive(FromRow)]
+pub(super) struct NotificationColumns<'r> {
+    source: &'r str,
+    event_id: &'r str,
+    event_type: &'r str,
+    time: OffsetDateTime,
+    data: Option<&'r str>,
+    collapse_key: Option<&'r str>,
+    #[sqlx(flatten)]
+    progress: ProgressColumns,
+    expires_at: Option<OffsetDateTime>,
+    read_at: Option<OffsetDateTime>,
+    handled_at: Option<OffsetDateTime>,
+    handled_by: Option<&'r str>,
+}
+
+impl NotificationColumns<'_> {
+    pub(super) fn render(self, feed: &Feed, seq: Seq) -> Notification {
+        Notification::render(&NotificationFields {
+            feed,
+            seq,
+            id: self.event_id,
+            source: self.source,
+            event: self.event_type,
+            time: self.time,
+            data: self.data,
+            collapse_key: self.collapse_key,
+            progress: self.progress.progress(),
+            expires_at: self.expires_at,
+            read_at: self.read_at,
+            handled_at: self.handled_at,
+            handled_by: self.handled_by,
+        })
+    }
+}
+
+/// Reads a page for each request, in the order given: one statement for all notifications, and one
+/// for all marks if a request includes marks.
 ///
-/// Walks `notifications_pkey` from `after`, and `notifications_collapse` for each row that has a collapse key. The feed's
-/// newest number, its version and its rows come from one snapshot, its changes from a later one.
+/// Locks nothing; uses `feeds_pkey`, `notifications_pkey`, and `notifications_collapse` for each row
+/// with a collapse key. The counters of a feed and its rows are from one snapshot, its marks from a
+/// later one.
 pub async fn read(pool: &Pool, requests: &[PageRequest]) -> Result<Vec<Page>, StoreError> {
+    let feeds: Vec<_> = requests
+        .iter()
+        .map(|request| request.feed.as_str())
+        .collect();
+    let after: Vec<_> = requests.iter().map(|request| request.after.get()).collect();
+    let rows: Vec<_> = requests.iter().map(|request| request.rows).collect();
     let query = sqlx::query(
         "select r.ordinal, (select e.epoch from epochs e) as epoch, coalesce(f.last_seq, 0) as last_seq,
                 coalesce(f.version, 0) as version, coalesce(f.trimmed_seq, 0) as trimmed_seq,
@@ -59,9 +124,9 @@ pub async fn read(pool: &Pool, requests: &[PageRequest]) -> Result<Vec<Page>, St
                      limit r.rows) judged) sized) n on n.bytes_before < $4
          order by r.ordinal, n.seq",
     )
-    .bind(requests.iter().map(|request| request.feed.as_str()).collect::<Vec<_>>())
-    .bind(requests.iter().map(|request| request.after.get()).collect::<Vec<_>>())
-    .bind(requests.iter().map(|request| request.rows).collect::<Vec<_>>())
+    .bind(feeds)
+    .bind(after)
+    .bind(rows)
     .bind(PAGE_BYTES_MAX);
     let rows = super::rows(pool, query).await?;
 
@@ -70,129 +135,102 @@ pub async fn read(pool: &Pool, requests: &[PageRequest]) -> Result<Vec<Page>, St
         .map(|request| Page::new(request.feed.clone(), request.after))
         .collect();
     for row in &rows {
-        let page = usize::try_from(row.try_get::<i64, _>("ordinal")? - 1)
-            .ok()
-            .and_then(|index| pages.get_mut(index));
-        if let Some(page) = page {
-            add(page, row)?;
-        }
+        add(&mut pages, row)?;
     }
     for page in &mut pages {
         page.close();
     }
-    add_changes(pool, requests, &mut pages).await?;
+    add_marks(pool, requests, &mut pages).await?;
     if telemetry::traces::are_on() {
         traces::add(pool, &mut pages).await;
     }
     Ok(pages)
 }
 
-/// Most pages want none: their sessions missed nothing.
-async fn add_changes(
-    pool: &Pool,
-    requests: &[PageRequest],
-    pages: &mut [Page],
-) -> Result<(), StoreError> {
-    let wanted = |(place, request): (usize, &PageRequest)| {
-        Some((place, request.feed.clone(), request.changes_after?))
-    };
-    let wanted: Vec<_> = requests.iter().enumerate().filter_map(wanted).collect();
-    if wanted.is_empty() {
+/// Adds a row to its page.
+fn add(pages: &mut [Page], row: &PgRow) -> Result<(), sqlx::Error> {
+    let place = PlaceColumns::from_row(row)?;
+    let index = usize::try_from(place.ordinal - 1).ok();
+    let Some(page) = index.and_then(|index| pages.get_mut(index)) else {
         return Ok(());
+    };
+    if page.epoch.is_none() {
+        let feed = FeedColumns::from_row(row)?;
+        page.epoch = feed.epoch.map(epoch::parse).transpose()?;
+        page.last = super::seq(feed.last_seq)?;
+        page.version = super::version(feed.version)?;
+        page.trimmed = super::seq(feed.trimmed_seq)?;
     }
-    let places: Vec<_> = wanted
-        .iter()
-        .map(|(_, feed, after)| (feed.clone(), *after))
-        .collect();
-    for (index, change) in marks::changes_after(pool, &places, CHANGES_PER_PAGE_MAX).await? {
-        if let Some(page) = wanted
-            .get(index)
-            .and_then(|(place, ..)| pages.get_mut(*place))
-        {
-            page.changes.push(Arc::new(change));
+    let Some(seq) = place.seq.map(super::seq).transpose()? else {
+        return Ok(());
+    };
+    match place {
+        PlaceColumns {
+            expired: Some(true),
+            ..
+        } => page.skip(seq, SkipReason::Expired),
+        PlaceColumns {
+            collapsed: Some(true),
+            ..
+        } => page.skip(seq, SkipReason::Collapsed),
+        _ => {
+            let notification = NotificationColumns::from_row(row)?.render(&page.feed, seq);
+            page.push(Arc::new(notification));
         }
     }
     Ok(())
 }
 
-fn add(page: &mut Page, row: &PgRow) -> Result<(), sqlx::Error> {
-    if page.epoch.is_none() {
-        page.epoch = row
-            .try_get::<Option<&str>, _>("epoch")?
-            .map(epoch::parse)
-            .transpose()?;
-        page.trimmed = super::seq(row.try_get("trimmed_seq")?)?;
+/// Adds marks to the pages whose requests include them. Most do not, because their sessions have
+/// missed none.
+async fn add_marks(
+    pool: &Pool,
+    requests: &[PageRequest],
+    pages: &mut [Page],
+) -> Result<(), StoreError> {
+    let mut wanted = Vec::new();
+    let mut places = Vec::new();
+    for (page, request) in pages.iter_mut().zip(requests) {
+        if let Some(after) = request.changes_after {
+            places.push((request.feed.clone(), after));
+            wanted.push(page);
+        }
     }
-    page.last = super::seq(row.try_get("last_seq")?)?;
-    page.version = super::version(row.try_get("version")?)?;
-    let Some(seq) = row.try_get::<Option<i64>, _>("seq")? else {
+    if wanted.is_empty() {
         return Ok(());
-    };
-    let seq = super::seq(seq)?;
-    if row.try_get("expired")? {
-        page.skip(seq, SkipReason::Expired);
-    } else if row.try_get("collapsed")? {
-        page.skip(seq, SkipReason::Collapsed);
-    } else {
-        let notification = notification(&page.feed, seq, row)?;
-        page.push(Arc::new(notification));
+    }
+    for (index, state) in marks::read_after(pool, &places, MARKS_PER_PAGE_MAX).await? {
+        if let Some(page) = wanted.get_mut(index) {
+            page.changes.push(Arc::new(state));
+        }
     }
     Ok(())
 }
 
-/// Renders a stored row.
-pub(super) fn notification(
-    feed: &Feed,
-    seq: Seq,
-    row: &PgRow,
-) -> Result<Notification, sqlx::Error> {
-    Ok(Notification::render(&NotificationFields {
-        feed,
-        seq,
-        id: row.try_get("event_id")?,
-        source: row.try_get("source")?,
-        event: row.try_get("event_type")?,
-        time: row.try_get("time")?,
-        data: row.try_get("data")?,
-        collapse_key: row.try_get("collapse_key")?,
-        progress: super::progress(row)?,
-        expires_at: row.try_get("expires_at")?,
-        read_at: row.try_get("read_at")?,
-        handled_at: row.try_get("handled_at")?,
-        handled_by: row.try_get("handled_by")?,
-    }))
-}
-
-/// The newest number and change of each feed, zero for one that is not stored: what the sweep compares with what sessions were
-/// told. And the epoch at that moment. Walks `feeds_pkey`.
+/// Reads the epoch, and the newest number and version of each feed; zero for a feed that is not
+/// stored. The sweep compares them with those that sessions have.
+///
+/// Locks nothing; uses `feeds_pkey`.
 pub async fn newest(
     pool: &Pool,
     feeds: &[Feed],
 ) -> Result<(Option<Epoch>, Vec<(Feed, Newest)>), StoreError> {
     let query = sqlx::query(
-        "select w.ordinal, coalesce(f.last_seq, 0) as last_seq, coalesce(f.version, 0) as version,
-                (select e.epoch from epochs e) as epoch
+        "select w.ordinal, coalesce(f.last_seq, 0), coalesce(f.version, 0), (select e.epoch from epochs e)
          from unnest($1::text[]) with ordinality as w (feed, ordinal)
          left join feeds f on f.feed = w.feed",
     )
     .bind(feeds.iter().map(Feed::as_str).collect::<Vec<_>>());
     let rows = super::rows(pool, query).await?;
-    let epoch = rows
-        .first()
-        .map(|row| row.try_get::<Option<&str>, _>("epoch"))
-        .transpose()?
-        .flatten();
-    let epoch = epoch.map(epoch::parse).transpose()?;
+    let mut epoch = None;
     let mut newest = Vec::with_capacity(rows.len());
     for row in &rows {
-        let feed = usize::try_from(row.try_get::<i64, _>("ordinal")? - 1)
-            .ok()
-            .and_then(|index| feeds.get(index));
-        if let Some(feed) = feed {
-            let (seq, version) = (
-                super::seq(row.try_get("last_seq")?)?,
-                super::version(row.try_get("version")?)?,
-            );
+        let (ordinal, last_seq, version, present) = <(i64, i64, i64, Option<&str>)>::from_row(row)?;
+        if epoch.is_none() {
+            epoch = present.map(epoch::parse).transpose()?;
+        }
+        if let Some((_, feed)) = super::at(feeds, ordinal) {
+            let (seq, version) = (super::seq(last_seq)?, super::version(version)?);
             newest.push((feed.clone(), Newest { seq, version }));
         }
     }

@@ -1,13 +1,15 @@
-//! What a pooler between us and Postgres does to our sessions.
+//! Detects a pooler between us and Postgres.
 
 use sqlx::postgres::PgConnection;
-use sqlx::{Executor as _, Row};
+use sqlx::{Executor as _, Row as _};
 
-/// How often two connections are compared: a pooler may serve them from several server processes in turn.
+/// Comparisons of two connections: a pooler may assign several server processes in turn.
 const COMPARISONS: usize = 4;
 
-/// Whether two connections that are open at the same time use the same server process: only a pooler in transaction or statement
-/// mode does that. Uses the simple protocol, because prepared statements may not work there.
+/// Returns whether two open connections use the same server process.
+///
+/// Only a pooler in transaction or statement mode does that. Uses the simple protocol, because
+/// prepared statements may fail there.
 pub(super) async fn share_a_server(
     one: &mut PgConnection,
     other: &mut PgConnection,
@@ -22,13 +24,14 @@ pub(super) async fn share_a_server(
 
 async fn backend_pid(connection: &mut PgConnection) -> Result<i32, sqlx::Error> {
     let row = connection
-        .fetch_one(sqlx::raw_sql("select pg_backend_pid() as pid"))
+        .fetch_one(sqlx::raw_sql("select pg_backend_pid()"))
         .await?;
-    row.try_get("pid")
+    row.try_get(0)
 }
 
-/// Whether a prepared statement survives when a transaction of another connection takes its server process: it does with PgBouncer
-/// from 1.21 on, where `max_prepared_statements` is not 0.
+/// Returns whether a prepared statement survives when another connection takes its server process.
+///
+/// It does with PgBouncer 1.21 or newer if `max_prepared_statements` is not 0.
 pub(super) async fn keeps_prepared_statements(
     one: &mut PgConnection,
     other: &mut PgConnection,
@@ -47,7 +50,7 @@ pub(super) async fn keeps_prepared_statements(
     Ok(true)
 }
 
-/// SQLSTATE: the name of a prepared statement is not known, or was taken by somebody else.
+/// SQLSTATE: the name of a prepared statement is unknown, or another session has taken it.
 fn is_lost_statement(error: &sqlx::Error) -> bool {
     let code = error.as_database_error().and_then(|error| error.code());
     code.is_some_and(|code| ["26000", "42P05"].contains(&&*code))

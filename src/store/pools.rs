@@ -16,36 +16,39 @@ use sqlx::{Executor as _, Postgres};
 use super::epoch;
 use crate::store::epoch::known::Epochs;
 
-/// How long a caller waits for a free connection, or a new one, before the database counts as away.
+/// Longest wait of a caller for a free or a new connection; then the database counts as away.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a connection may take to answer a ping when its caller is done with it or was dropped. After that the pool forgets
-/// it: a silent server must not keep a place in the pool.
+/// Longest wait for the answer to a ping when a caller returns a connection or is dropped. After that
+/// the pool gives up the connection, so that a silent server occupies no place in the pool.
 const RETURN_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long closing all pools may take, beyond which connections are dropped.
+/// Longest time to close all pools; then connections are dropped.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
-/// A server that takes no writes.
+/// SQLSTATE: the server takes no writes.
 const READ_ONLY: &str = "25006";
-/// The settings of each session, as SQL: PgBouncer and some providers refuse or drop the same settings in the start-up message.
+/// The settings of each session. They are set by SQL, because PgBouncer and some providers refuse or
+/// drop them in the start-up message.
 ///
-/// - A statement that takes longer than its timeout is ended by Postgres: something is wrong, and its caller tries again.
-/// - No statement of ours opens a transaction. One that is left open must not hold a feed's lock.
-/// - Each statement reads few rows by index. If the planner overestimates them, compiling costs a hundred times the execution.
+/// - If a statement takes longer than its timeout, Postgres ends it and its caller tries again.
+/// - No statement of ours leaves a transaction open. If one did, it would hold the lock of a feed.
+/// - Each statement reads few rows by index. If the planner overestimates them, compilation costs a
+///   hundred times the execution.
 pub(super) const SESSION_SETTINGS: [(&str, &str); 3] = [
     ("statement_timeout", "10s"),
     ("idle_in_transaction_session_timeout", "10s"),
     ("jit", "off"),
 ];
-/// Each partition stores one batch at a time; beyond these, one serves a retry while another is being closed.
+/// Each partition stores one batch at a time. One more connection serves a retry while another is
+/// closed.
 const INGEST_CONNECTIONS_SPARE: u32 = 1;
-/// Acks are written by one task.
+/// One task writes acks.
 const ACK_CONNECTIONS_MAX: u32 = 1;
-/// Marks are written by two tasks; one of them may wait for locks.
-const ANSWER_CONNECTIONS_MAX: u32 = 2;
-/// Page and cursor reads: enough to keep Postgres busy, few enough that a replay cannot starve ingest.
+/// Two tasks write marks; one of them may wait for locks.
+const MARK_CONNECTIONS_MAX: u32 = 2;
+/// Reads of pages and cursors: enough to use Postgres fully, and too few to starve ingest.
 const READ_CONNECTIONS_MAX: u32 = 6;
-/// A look and a canary wait for each other.
+/// Probes, housekeeping and the canary wait for each other.
 const UPKEEP_CONNECTIONS_MAX: u32 = 1;
-/// Who asks for history while this many ask waits for ACQUIRE_TIMEOUT at most.
+/// Further history requests wait up to [`ACQUIRE_TIMEOUT`].
 const HISTORY_CONNECTIONS_MAX: u32 = 3;
 
 /// Connections for one kind of work.
@@ -55,12 +58,12 @@ pub struct Pool {
     connections: PgPool,
     /// Shared by all pools of the replica, because they connect to the same server.
     trust: Arc<Trust>,
-    /// How often nobody gave one back in time.
+    /// Waits that exceeded [`ACQUIRE_TIMEOUT`].
     timeouts: Counter,
 }
 
 impl Pool {
-    /// A free connection, or a new one.
+    /// Returns a free or a new connection.
     pub(super) async fn acquire(&self) -> Result<Lease, sqlx::Error> {
         match self.connections.acquire().await {
             Ok(connection) => {
@@ -81,23 +84,23 @@ impl Pool {
         }
     }
 
-    /// Whether the last new connection led to a standby, and was closed for that.
+    /// Returns whether the last new connection led to a standby and was closed.
     pub(super) fn leads_to_a_standby(&self) -> bool {
         self.trust.is_standby.load(Ordering::Relaxed)
     }
 
-    /// How many connections there are.
+    /// Number of connections.
     pub fn size(&self) -> u32 {
         self.connections.size()
     }
 
-    /// How many there may be.
+    /// Maximum of connections.
     pub fn connections_max(&self) -> u32 {
         self.connections.options().get_max_connections()
     }
 
     fn counts(&self) -> [(&'static str, i64); 2] {
-        // Read one after the other, so that a moment may seem to have more idle than there are.
+        // The two values are read one after the other, so idle may exceed the total.
         let idle = i64::try_from(self.connections.num_idle()).unwrap_or(i64::MAX);
         [
             ("idle", idle),
@@ -106,11 +109,12 @@ impl Pool {
     }
 }
 
-/// Which connections may still be used: those that were opened after the last sign that the server has changed or is gone.
+/// Decides which connections are usable: those opened after the last evidence that the server has
+/// changed or is gone.
 #[derive(Debug)]
 struct Trust {
     start: Instant,
-    /// Microseconds after `start`. Connections that were opened before are closed instead of used.
+    /// Microseconds after `start`. Connections that were opened earlier are closed before use.
     since_us: AtomicU64,
     /// The last new connection led to a standby.
     is_standby: AtomicBool,
@@ -145,8 +149,10 @@ impl Trust {
     }
 }
 
-/// A connection that one caller uses. When it is dropped, also in the middle of a statement, it goes back to the pool only after
-/// every answer has been read, and within [`RETURN_TIMEOUT`]; otherwise the pool opens another one in its place.
+/// A connection that one caller uses.
+///
+/// A caller may drop it in the middle of a statement. It returns to the pool after every answer has
+/// been read, within [`RETURN_TIMEOUT`]; otherwise the pool opens another one in its place.
 pub(super) struct Lease {
     connection: PoolConnection<Postgres>,
     acquired_at: Instant,
@@ -155,20 +161,21 @@ pub(super) struct Lease {
 }
 
 impl Lease {
-    /// Where to run a statement.
+    /// The connection, to run a statement on.
     pub(super) fn connection(&mut self) -> &mut PgConnection {
         &mut self.connection
     }
 
-    /// Closes the connection if its error shows that the server is leaving, read-only or gone; and every other connection that
-    /// was opened before this statement began, because they lead to the same server.
+    /// Closes the connection if its error shows that the server stops, is read-only or is gone. Then
+    /// the connections that were opened before this statement are closed too, because they lead to
+    /// the same server.
     pub(super) fn failed(&mut self, error: &sqlx::Error) {
         if ends_connection(error) {
             self.distrust();
         }
     }
 
-    /// The same, after the caller's own verdict.
+    /// Does the same without a check of an error.
     pub(super) fn distrust(&mut self) {
         self.trust.distrust_older_than(self.acquired_at);
         self.close();
@@ -183,7 +190,7 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        // A runtime that ends drops its connections anyway.
+        // A runtime that ends drops its connections.
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
             return;
         };
@@ -200,15 +207,15 @@ fn is_read_only(error: &sqlx::Error) -> bool {
     matches!(error, sqlx::Error::Database(database) if database.code().as_deref() == Some(READ_ONLY))
 }
 
-/// Whether an error means that the connection is of no use any more, and the others to this server may be neither.
+/// Returns whether an error makes the connection useless, and possibly all others to this server.
 fn ends_connection(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Io(_)
         | sqlx::Error::Tls(_)
         | sqlx::Error::Protocol(_)
         | sqlx::Error::WorkerCrashed => true,
-        // Read-only; shut down, crashed or starting; ended by a timeout; connection lost. And prepared statements that a migration
-        // or a pooler made useless: sqlx would use them again.
+        // Read-only; shut down, crashed or starting; ended by a timeout; connection lost. Also prepared
+        // statements that a migration or a pooler made stale, because sqlx would use them again.
         sqlx::Error::Database(database) => database.code().is_some_and(|code| {
             let is_gone = matches!(
                 &*code,
@@ -227,19 +234,20 @@ pub struct Pools {
     pub ingest: Pool,
     /// For [`cursors::advance`](super::cursors::advance).
     pub acks: Pool,
-    /// For [`marks::write`](super::answers::write).
-    pub answers: Pool,
-    /// For [`pages`](super::pages) and [`cursors::open`](super::cursors::open).
+    /// For [`marks::write`](super::marks::write).
+    pub marks: Pool,
+    /// For [`pages::read`](super::pages::read), [`cursors::read`](super::cursors::read) and
+    /// [`cursors::make`](super::cursors::make).
     pub reads: Pool,
-    /// For what nobody waits for: looking around, and forgetting.
+    /// For probes, housekeeping and the canary.
     pub upkeep: Pool,
-    /// For [`history`](super::history), apart, so that people who look back never hold up a replay.
+    /// For [`history::read`](super::history::read), so that history cannot delay a replay.
     pub history: Pool,
 }
 
 impl Pools {
-    /// Makes the pools; connects only when the first statement needs it, so that the database may come up later. Each new
-    /// connection reads the epoch before it is used.
+    /// Makes the pools. Connects only when a statement needs it, so that the database may start later.
+    /// Each new connection reads the epoch before its first use.
     pub fn lazy(options: &PgConnectOptions, partitions: u8, epochs: &Arc<Epochs>) -> Self {
         let trust = Trust::new();
         let options = session_options(options).application_name("shopbell");
@@ -274,23 +282,25 @@ impl Pools {
         Self {
             ingest: pool("ingest", u32::from(partitions) + INGEST_CONNECTIONS_SPARE),
             acks: pool("acks", ACK_CONNECTIONS_MAX),
-            answers: pool("answers", ANSWER_CONNECTIONS_MAX),
+            // The label in metrics keeps its first name.
+            marks: pool("answers", MARK_CONNECTIONS_MAX),
             reads: pool("reads", READ_CONNECTIONS_MAX),
             upkeep: pool("upkeep", UPKEEP_CONNECTIONS_MAX),
             history: pool("history", HISTORY_CONNECTIONS_MAX),
         }
     }
 
-    /// How many connections a replica takes at most.
+    /// Maximum of connections of a replica.
     pub fn connections_max(&self) -> u32 {
         self.all().map(Pool::connections_max).iter().sum()
     }
 
-    /// Closes all of them, and waits for statements under way, within a bound; returns whether all were closed by then.
+    /// Closes all pools after their running statements; returns whether that took less than
+    /// [`CLOSE_TIMEOUT`].
     pub async fn close(&self) -> bool {
-        let [ingest, acks, answers, reads, upkeep, history] =
+        let [ingest, acks, marks, reads, upkeep, history] =
             self.all().map(|pool| pool.connections.close());
-        let closing = async { tokio::join!(ingest, acks, answers, reads, upkeep, history) };
+        let closing = async { tokio::join!(ingest, acks, marks, reads, upkeep, history) };
         tokio::time::timeout(CLOSE_TIMEOUT, closing).await.is_ok()
     }
 
@@ -298,22 +308,22 @@ impl Pools {
         let Self {
             ingest,
             acks,
-            answers,
+            marks,
             reads,
             upkeep,
             history,
         } = self;
-        [ingest, acks, answers, reads, upkeep, history]
+        [ingest, acks, marks, reads, upkeep, history]
     }
 }
 
-/// The options of every session of the service, whichever way it connects. PgBouncer refuses `extra_float_digits` in the start-up
-/// message by default, and numbers are read in binary, where it has no effect.
+/// The options of every session of the service, through a pool or not. PgBouncer by default refuses
+/// `extra_float_digits` in the start-up message; it has no effect on numbers in binary.
 pub(super) fn session_options(options: &PgConnectOptions) -> PgConnectOptions {
     options.clone().extra_float_digits(None)
 }
 
-/// Prepares a new session. The caller sets the limit.
+/// Applies [`SESSION_SETTINGS`] to a new session. The caller limits the time.
 pub(super) async fn set_up(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
     let settings: String = SESSION_SETTINGS
         .iter()
@@ -325,7 +335,7 @@ pub(super) async fn set_up(connection: &mut PgConnection) -> Result<(), sqlx::Er
     Ok(())
 }
 
-/// Looks at the pools when it is asked.
+/// Reads the pools when metrics are scraped.
 impl Collector for Pools {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let connections = Family::<[(&str, &str); 2], Gauge>::default();

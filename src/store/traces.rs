@@ -1,8 +1,8 @@
-//! Where the traces of stored events go on. Best effort: a trace that is lost costs nobody an order.
+//! Traces of stored notifications. Best effort: a lost trace loses no notification.
 
 use std::time::Duration;
 
-use sqlx::Row;
+use sqlx::FromRow as _;
 
 use super::StoreError;
 use super::pools::Pool;
@@ -11,46 +11,31 @@ use crate::model::notification::{Entry, Page};
 use crate::model::trace_context::TraceContext;
 use crate::telemetry::traces;
 
-/// After this a link leads nowhere: what collects traces has forgotten them too.
+/// Trace backends have deleted a trace after this time, so a link to it is useless.
 const KEPT: &str = "3 days";
-/// How long a replay may wait for them.
+/// Longest wait of a replay for traces.
 const READ_TIMEOUT: Duration = Duration::from_millis(200);
-/// Most that are forgotten in one statement.
-const FORGOTTEN_MAX: i64 = 1_000;
+/// Most rows that one statement deletes.
+const DELETED_MAX: i64 = 1_000;
 
-/// Keeps where these go on.
-pub async fn keep(pool: &Pool, traced: &[(Feed, Seq, TraceContext)]) -> Result<(), StoreError> {
+/// Stores the traces of notifications. Locks the new rows; uses `traces_pkey`.
+pub async fn store(pool: &Pool, traced: &[(Feed, Seq, TraceContext)]) -> Result<(), StoreError> {
+    let feeds: Vec<_> = traced.iter().map(|(feed, ..)| feed.as_str()).collect();
+    let seqs: Vec<_> = traced.iter().map(|(_, seq, _)| seq.get()).collect();
+    let positions: Vec<_> = traced.iter().map(|(.., trace)| trace.to_string()).collect();
     let query = sqlx::query(
         "insert into traces (feed, seq, traceparent)
          select * from unnest($1::text[], $2::bigint[], $3::text[])
          on conflict (feed, seq) do nothing",
-    )
-    .bind(
-        traced
-            .iter()
-            .map(|(feed, ..)| feed.as_str())
-            .collect::<Vec<_>>(),
-    )
-    .bind(
-        traced
-            .iter()
-            .map(|(_, seq, _)| seq.get())
-            .collect::<Vec<_>>(),
-    )
-    .bind(
-        traced
-            .iter()
-            .map(|(.., trace)| trace.to_string())
-            .collect::<Vec<_>>(),
     );
-    super::rows(pool, query).await.map(drop)
+    super::execute(pool, query.bind(feeds).bind(seqs).bind(positions)).await
 }
 
-/// Gives the notifications of these pages their traces, or none where that takes long: merchants wait for the pages. Walks
-/// `traces_pkey`, where few have a row.
+/// Adds traces to the notifications of these pages. Adds none if that takes long, because merchants
+/// wait for the pages.
 pub(super) async fn add(pool: &Pool, pages: &mut [Page]) {
-    // Twice, for a connection and for the answer.
-    let trouble = match tokio::time::timeout(READ_TIMEOUT * 2, read(pool, pages)).await {
+    // Twice: for a connection and for the rows.
+    let error = match tokio::time::timeout(READ_TIMEOUT * 2, read(pool, pages)).await {
         Ok(Ok(found)) => {
             for (page, seq, trace) in found {
                 if let Some(page) = pages.get_mut(page) {
@@ -62,13 +47,12 @@ pub(super) async fn add(pool: &Pool, pages: &mut [Page]) {
         Ok(Err(error)) => error.to_string(),
         Err(_) => "no connection is free".to_owned(),
     };
-    tracing::warn!(
-        error = trouble,
-        "where traces go on could not be read; they end here"
-    );
+    tracing::warn!(error, "stored traces could not be read, so they end here");
 }
 
-/// Which of them are traced: page, number, position in the trace.
+/// Reads the traces of these pages: index of the page, number, position in the
+/// trace. Locks nothing; uses
+/// `traces_pkey`.
 async fn read(pool: &Pool, pages: &[Page]) -> Result<Vec<(usize, Seq, TraceContext)>, StoreError> {
     let sent =
         |entry: &Entry| matches!(entry, Entry::Notification(_)).then(|| entry.through().get());
@@ -99,17 +83,18 @@ async fn read(pool: &Pool, pages: &[Page]) -> Result<Vec<(usize, Seq, TraceConte
     .bind(places.iter().map(|(.., seq)| *seq).collect::<Vec<_>>());
     let mut found = Vec::new();
     for row in super::rows_within(READ_TIMEOUT, pool, query).await? {
-        let trace = traces::stored(row.try_get("traceparent")?);
-        let page = usize::try_from(row.try_get::<i64, _>("page")?).ok();
-        if let Some((page, trace)) = page.zip(trace) {
-            found.push((page, super::seq(row.try_get("seq")?)?, trace));
+        let (page, seq, traceparent) = <(i64, i64, &str)>::from_row(&row)?;
+        let trace = traces::stored(traceparent);
+        if let Some((page, trace)) = usize::try_from(page).ok().zip(trace) {
+            found.push((page, super::seq(seq)?, trace));
         }
     }
     Ok(found)
 }
 
-/// Forgets those that are too old; returns how many.
-pub async fn forget(pool: &Pool) -> Result<usize, StoreError> {
+/// Deletes expired traces; returns how many. Locks the deleted rows; uses `traces_stored_at` and
+/// `traces_pkey`.
+pub async fn delete_expired(pool: &Pool) -> Result<usize, StoreError> {
     let query = sqlx::query(
         "delete from traces t using (
              select feed, seq from traces where stored_at < now() - $1::interval order by stored_at limit $2) old
@@ -117,6 +102,6 @@ pub async fn forget(pool: &Pool) -> Result<usize, StoreError> {
          returning t.seq",
     )
     .bind(KEPT)
-    .bind(FORGOTTEN_MAX);
+    .bind(DELETED_MAX);
     Ok(super::rows(pool, query).await?.len())
 }

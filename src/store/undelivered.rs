@@ -1,27 +1,29 @@
-//! What has not reached anybody yet.
+//! Notifications that no subscriber has acked.
 
-use sqlx::Row;
+use sqlx::FromRow;
 
 use super::StoreError;
 use super::pools::Pool;
 use crate::model::feed::Feed;
 
-/// Of some feeds together.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+/// Undelivered notifications of some feeds together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, FromRow)]
 pub struct Undelivered {
-    /// Notifications that nobody has acknowledged.
+    /// Notifications without an ack.
     pub count: i64,
-    /// How long ago the oldest of them was stored, in seconds, by the database's clock; of those that have not expired.
+    /// Age of the oldest of them that has not expired, in seconds by the clock of the database.
     pub oldest_seconds: f64,
-    /// Feeds of which one was stored longer ago than [`LATE`].
+    /// Feeds with one that is older than [`LATE`].
     pub late_feeds: i64,
 }
 
-/// A merchant who is there and has not got an order after so long will ask.
+/// A merchant who is connected expects an order earlier.
 const LATE: &str = "1 minute";
+/// Most numbers of a feed that are read to find one that has not expired.
+const NUMBERS_READ_MAX: i64 = 1_000;
 
 impl Undelivered {
-    /// Of these feeds and those.
+    /// Adds the figures of other feeds.
     pub fn and(self, other: Self) -> Self {
         Self {
             count: self.count + other.count,
@@ -31,14 +33,14 @@ impl Undelivered {
     }
 }
 
-/// Most numbers of a feed that are looked at for one that has not expired.
-const LOOKED_AT_MAX: i64 = 1_000;
-
-/// Looks at these feeds. Walks `feeds_pkey`, and `notifications_pkey` for each of them that is not acknowledged to its end.
-pub async fn look(pool: &Pool, feeds: &[Feed]) -> Result<Undelivered, StoreError> {
+/// Reads the undelivered notifications of these feeds.
+///
+/// Locks nothing. Uses `feeds_pkey`, and `notifications_pkey` for each feed that has some.
+pub async fn read(pool: &Pool, feeds: &[Feed]) -> Result<Undelivered, StoreError> {
+    // The age is not negative, even if the clock of the database was set back.
     let query = sqlx::query(
         "select coalesce(sum(f.last_seq - f.acked_seq), 0)::bigint as count,
-                coalesce(extract(epoch from now() - min(n.created_at)), 0)::double precision as oldest_seconds,
+                greatest(coalesce(extract(epoch from now() - min(n.created_at)), 0), 0)::double precision as oldest_seconds,
                 count(*) filter (where n.created_at < now() - $2::interval) as late_feeds
          from unnest($1::text[]) as w (feed)
          join feeds f on f.feed = w.feed and f.acked_seq < f.last_seq
@@ -51,16 +53,6 @@ pub async fn look(pool: &Pool, feeds: &[Feed]) -> Result<Undelivered, StoreError
     )
     .bind(feeds.iter().map(Feed::as_str).collect::<Vec<_>>())
     .bind(LATE)
-    .bind(LOOKED_AT_MAX);
-    let rows = super::rows(pool, query).await?;
-    let Some(row) = rows.first() else {
-        return Ok(Undelivered::default());
-    };
-    // A clock that was set back makes nothing younger than new.
-    let oldest_seconds = row.try_get::<f64, _>("oldest_seconds")?.max(0.0);
-    Ok(Undelivered {
-        count: row.try_get("count")?,
-        oldest_seconds,
-        late_feeds: row.try_get("late_feeds")?,
-    })
+    .bind(NUMBERS_READ_MAX);
+    super::fetch_one(pool, query).await
 }

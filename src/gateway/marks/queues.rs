@@ -360,7 +360,7 @@ mod tests {
         )
     }
 
-    fn request(subscriber: &str, session: &Arc<Inbox>, feed: &str, said: Mark) -> Request {
+    fn request(subscriber: &str, session: &Arc<Inbox>, feed: &str, mark: Mark) -> Request {
         let (feed, subscriber) = (
             Feed::parse(feed).unwrap(),
             Subscriber::parse(subscriber).unwrap(),
@@ -369,7 +369,7 @@ mod tests {
             MarkRequest {
                 feed,
                 subscriber,
-                said,
+                mark,
             },
             Epoch::parse("e1").unwrap(),
             session.clone(),
@@ -378,7 +378,7 @@ mod tests {
 
     /// The first number of each.
     fn seqs(requests: &[Request]) -> Vec<i64> {
-        let seq = |request: &Request| match &request.answer.said {
+        let seq = |request: &Request| match &request.answer.mark {
             Mark::Read(Targets::Seqs(seqs)) | Mark::Handled(seqs) => seqs[0],
             Mark::Read(Targets::Through(through)) => through.get(),
         };

@@ -1,33 +1,33 @@
-//! What a failed append is to be blamed on: the one event, its feed, or neither.
+//! The cause of a failed append: its one event, its feed, or neither.
 
-use super::super::StoreError;
+use crate::store::StoreError;
 
-/// `append_new_notifications` and `append_notifications` raise it for a feed that is held.
+/// SQLSTATE of the append functions for a held feed.
 const HELD: &str = "SB002";
-/// Constraints of `notifications` that the numbering of a feed breaks, whatever the event is.
+/// Constraints of `notifications` that a wrong numbering of the feed breaks, and no event.
 const OF_THE_NUMBERING: [&str; 3] = [
     "notifications_pkey",
     "notifications_seq_check",
     "notifications_source_event_id_feed_key",
 ];
-/// Tables of which a constraint judges the row that was given.
+/// Tables whose other constraints depend on the values of the call.
 const OF_THE_VALUES: [&str; 2] = ["notifications", "dead_letters"];
 
-/// What to do about an append that failed.
+/// The cause of a failed append.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Blame {
-    /// Postgres never takes this value.
+    /// A value that Postgres never takes.
     Value,
-    /// What is stored of a feed contradicts itself, so that no event of it can be stored.
+    /// The stored rows of a feed contradict each other, so that none of its events can be stored.
     Feed,
-    /// A feed of it is held.
+    /// A feed of the batch is held.
     Held,
-    /// Nothing that was given: the same append may succeed later.
+    /// None of these: the same append may succeed later.
     Nothing,
 }
 
 impl Blame {
-    /// Of an append that failed with this error.
+    /// The cause of this error.
     pub fn of(error: &StoreError) -> Self {
         match error {
             StoreError::Refused(sqlx::Error::Database(error))
@@ -41,10 +41,10 @@ impl Blame {
         }
     }
 
-    /// An event is blamed only by a constraint that judges it, or for a value that Postgres cannot hold: all else would make dead
-    /// letters of a feed's good events.
+    /// Blames an event only for a constraint on its values, or for a value that Postgres cannot store.
+    /// Otherwise good events of a feed would become dead letters.
     fn of_code(code: &str, table: Option<&str>, constraint: Option<&str>) -> Self {
-        let judges_a_value = || {
+        let is_on_values = || {
             table.is_some_and(|table| OF_THE_VALUES.contains(&table))
                 && !constraint.is_some_and(|constraint| OF_THE_NUMBERING.contains(&constraint))
         };
@@ -54,7 +54,7 @@ impl Blame {
             "22003" => Self::Feed,
             _ => match code.get(..2) {
                 Some("22" | "54") => Self::Value,
-                Some("23") if judges_a_value() => Self::Value,
+                Some("23") if is_on_values() => Self::Value,
                 Some("23") => Self::Feed,
                 _ => Self::Nothing,
             },
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_constraint_that_judges_the_event_blames_it() {
+    fn only_a_constraint_on_its_values_blames_an_event() {
         let notifications = Some("notifications");
         for (code, table, constraint, expected) in [
             ("22021", None, None, Blame::Value),

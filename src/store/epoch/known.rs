@@ -1,5 +1,7 @@
-//! The epoch that this replica knows: what the database answered last. Epochs come in from connections and answers; sessions,
-//! cursors and hints ask whether theirs is still the present one. No I/O.
+//! The epoch that this replica knows, from the last row that the database returned.
+//!
+//! New connections and statements bring epochs in. Sessions, cursors and hints check if theirs is
+//! still the present one. No I/O.
 
 use std::collections::VecDeque;
 
@@ -7,32 +9,33 @@ use tokio::sync::{Notify, watch};
 
 use crate::model::feed::Epoch;
 
-/// Most earlier epochs that are remembered, to tell a late answer from a new epoch. Each took a restore or a fail-over.
+/// Most earlier epochs that are kept, so that a late row is not mistaken for a new epoch. Each was
+/// ended by a restore or a fail-over.
 const RETIRED_MAX: usize = 64;
 
-/// Shared by all parts of a replica.
+/// The known epochs, shared by all parts of a replica.
 #[derive(Debug)]
 pub struct Epochs {
     known: watch::Sender<Known>,
-    /// The sweep is to ask the database now.
+    /// The sweep checks the epoch now.
     asked: Notify,
 }
 
 #[derive(Debug, Default)]
 struct Known {
     current: Option<Epoch>,
-    /// How far the log of `current` was flushed: a database whose log ends earlier was set back.
+    /// Flushed position of the log in `current`; a database whose log ends earlier went back.
     flushed: Option<i64>,
     retired: VecDeque<Epoch>,
     doubt: Option<Doubt>,
 }
 
-/// The database has less than it had in this epoch.
+/// Evidence that the database has lost notifications of this epoch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Doubt {
     /// The epoch to replace.
     pub epoch: Epoch,
-    /// What was seen.
+    /// The evidence.
     pub reason: &'static str,
 }
 
@@ -46,24 +49,26 @@ impl Default for Epochs {
 }
 
 impl Epochs {
-    /// The present epoch; `None` before the database answered for the first time.
+    /// Returns the present epoch; `None` before the first connection.
     pub fn current(&self) -> Option<Epoch> {
         self.known.borrow().current.clone()
     }
 
-    /// Whether this is the present epoch.
+    /// Returns whether this is the present epoch.
     pub fn is_current(&self, epoch: &Epoch) -> bool {
         self.known.borrow().current.as_ref() == Some(epoch)
     }
 
-    /// The present epoch, and how far its log was flushed.
+    /// Returns the present epoch and the flushed position of its log.
     pub fn known(&self) -> (Option<Epoch>, Option<i64>) {
         let known = self.known.borrow();
         (known.current.clone(), known.flushed)
     }
 
-    /// Takes the epoch of an answer. Returns whether it is the present one now: an epoch that was replaced before comes from a
-    /// late answer, or from a database that went back once more. Then the sweep asks the database.
+    /// Takes an epoch that the database returned. Returns whether it is the present one now.
+    ///
+    /// An epoch that was replaced before comes from a late row, or from a database that went back
+    /// once more. Then the sweep checks the epoch.
     pub fn learn(&self, epoch: &Epoch) -> bool {
         if self.is_current(epoch) {
             return true;
@@ -84,7 +89,7 @@ impl Epochs {
             known.retired.extend(replaced.clone());
             known.flushed = None;
             if let Some(replaced) = &replaced {
-                tracing::warn!(%epoch, %replaced, "the epoch changed: the database was restored or failed over; sessions begin again");
+                tracing::warn!(%epoch, %replaced, "the epoch changed because the database went back in time; sessions are closed");
             }
             true
         });
@@ -94,7 +99,7 @@ impl Epochs {
         is_current
     }
 
-    /// Notes how far the log is flushed in this epoch.
+    /// Records the flushed position of the log in this epoch.
     pub fn note_flushed(&self, epoch: &Epoch, flushed: Option<i64>) {
         self.known.send_if_modified(|known| {
             if known.current.as_ref() == Some(epoch) {
@@ -104,7 +109,7 @@ impl Epochs {
         });
     }
 
-    /// The database has less than it had in this epoch: the sweep has it renewed.
+    /// Records that the database has lost notifications of this epoch, so that the sweep renews it.
     pub fn doubt(&self, epoch: &Epoch, reason: &'static str) {
         self.known.send_if_modified(|known| {
             known.doubt = Some(Doubt {
@@ -116,7 +121,7 @@ impl Epochs {
         self.ask();
     }
 
-    /// What is doubted of the present epoch, until there is another one.
+    /// Returns the doubt about the present epoch.
     pub fn doubted(&self) -> Option<Doubt> {
         let known = self.known.borrow();
         known
@@ -125,23 +130,23 @@ impl Epochs {
             .filter(|doubt| known.current.as_ref() == Some(&doubt.epoch))
     }
 
-    /// Has the sweep ask the database now.
+    /// Makes the sweep check the epoch now.
     pub fn ask(&self) {
         self.asked.notify_one();
     }
 
-    /// Returns when the sweep is to ask.
+    /// Returns when a check was requested.
     pub async fn asked(&self) {
         self.asked.notified().await;
     }
 
-    /// Returns when another epoch is known than at the last call with the same receiver.
+    /// Returns a receiver of the changes from now on.
     pub fn changes(&self) -> Changes {
         Changes(self.known.subscribe())
     }
 }
 
-/// Sees every change of the epoch, or the last of several.
+/// Receives changes of the epoch; of several, only the last.
 #[derive(Debug)]
 pub struct Changes(watch::Receiver<Known>);
 
@@ -165,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_late_answer_does_not_bring_an_old_epoch_back() {
+    fn a_late_row_does_not_bring_an_old_epoch_back() {
         let epochs = Epochs::default();
         assert_eq!(epochs.current(), None);
         assert!(epochs.learn(&epoch("a")) && epochs.learn(&epoch("b")));
@@ -174,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn how_far_the_log_is_flushed_belongs_to_an_epoch() {
+    fn the_flushed_position_belongs_to_an_epoch() {
         let epochs = Epochs::default();
         epochs.learn(&epoch("a"));
         for flushed in [Some(7), Some(5), None] {
@@ -187,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_present_epoch_is_doubted() {
+    fn only_the_present_epoch_is_in_doubt() {
         let epochs = Epochs::default();
         epochs.learn(&epoch("a"));
         epochs.doubt(&epoch("a"), "less");

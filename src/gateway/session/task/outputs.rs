@@ -82,7 +82,7 @@ impl Task {
                 let request = MarkRequest {
                     feed,
                     subscriber: self.opened.subscriber.clone(),
-                    said: mark,
+                    mark,
                 };
                 let epoch = self.opened.epoch.clone();
                 let inbox = self.opened.registration.inbox().clone();

@@ -1,0 +1,102 @@
+//! Events as the arrays of the append functions, one array for each column. Pure.
+
+use sqlx::Postgres;
+use sqlx::postgres::PgArguments;
+use sqlx::query::Query;
+use time::OffsetDateTime;
+
+use crate::model::event::{Event, Import, Step};
+
+/// The feeds of events.
+pub(super) fn feeds<'a>(events: &[&'a Event]) -> Vec<&'a str> {
+    events.iter().map(|event| feed(event)).collect()
+}
+
+/// The feed of an event.
+pub(super) fn feed(event: &Event) -> &str {
+    event.recipient.as_str()
+}
+
+/// Binds the stored columns of each event except its feed, then the columns of the import events.
+pub(super) fn bind<'a>(
+    query: Query<'a, Postgres, PgArguments>,
+    events: &[&'a Event],
+    received_at: OffsetDateTime,
+) -> Query<'a, Postgres, PgArguments> {
+    let data = |event: &'a Event| event.data.as_ref().map(|data| data.get());
+    let query = query
+        .bind(column(events, |event| event.source.as_str()))
+        .bind(column(events, |event| event.id.as_str()))
+        .bind(column(events, |event| event.event_type.as_str()))
+        .bind(column(events, |event| event.time.unwrap_or(received_at)))
+        .bind(column(events, data))
+        .bind(column(events, |event| event.collapse_key.as_deref()))
+        .bind(column(events, |event| event.expires_at))
+        .bind(received_at);
+    bind_steps(query, events)
+}
+
+/// Binds `in_step_events` to `in_step_statuses`: one element for each import event.
+fn bind_steps<'a>(
+    query: Query<'a, Postgres, PgArguments>,
+    events: &[&'a Event],
+) -> Query<'a, Postgres, PgArguments> {
+    let (places, imports): (Vec<i64>, Vec<&'a Import>) = steps(events).unzip();
+    let is_done = |step| matches!(step, Step::Imported | Step::Failed);
+    query
+        .bind(places)
+        .bind(column(&imports, |import| import.id.as_str()))
+        .bind(column(&imports, |import| import.item))
+        .bind(column(&imports, |import| i64::from(is_done(import.step))))
+        .bind(column(&imports, |import| {
+            i64::from(import.step == Step::Failed)
+        }))
+        .bind(column(&imports, |import| total(import.step)))
+        .bind(column(&imports, |import| status(import.step)))
+}
+
+/// The import events, with their places in the batch; Postgres counts from 1.
+fn steps<'a>(events: &[&'a Event]) -> impl Iterator<Item = (i64, &'a Import)> {
+    (1..)
+        .zip(events)
+        .filter_map(|(place, event)| Some((place, event.import.as_ref()?)))
+}
+
+fn column<'a, T, U>(items: &[&'a T], of: impl Fn(&'a T) -> U) -> Vec<U> {
+    items.iter().map(|item| of(item)).collect()
+}
+
+/// The total that a step sets.
+fn total(step: Step) -> Option<i64> {
+    match step {
+        Step::Started { total } => Some(total),
+        _ => None,
+    }
+}
+
+/// The status that a step sets, as `imports.status`.
+fn status(step: Step) -> Option<&'static str> {
+    match step {
+        Step::Finished => Some("finished"),
+        Step::Aborted => Some("aborted"),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_start_sets_a_total_and_only_an_end_sets_a_status() {
+        for (step, expected) in [
+            (Step::Started { total: 3 }, (Some(3), None)),
+            (Step::Imported, (None, None)),
+            (Step::Failed, (None, None)),
+            (Step::Finished, (None, Some("finished"))),
+            (Step::Aborted, (None, Some("aborted"))),
+        ] {
+            assert_eq!((total(step), status(step)), expected, "{step:?}");
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! The statements that append. Their functions are in `migrations/0008_appends.sql`.
+
+use sqlx::FromRow;
+use time::OffsetDateTime;
+
+use super::Place;
+use super::columns::{bind, feed, feeds};
+use super::numbering::{Numbering, assign};
+use crate::model::event::{Event, Import};
+use crate::model::notification::Progress;
+use crate::store::dead_letters::Letter;
+use crate::store::pools::Pool;
+use crate::store::{ProgressColumns, StoreError, epoch, fetch, fetch_one, seq};
+
+/// `append_notifications`, after the given common table expressions.
+macro_rules! append_any {
+    ($with:literal) => {
+        concat!(
+            $with,
+            " select (select e.epoch from epochs e) as epoch, seq, duplicate, import_done, import_failed, import_total
+              from append_notifications(
+                  $1::text[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::text[], $7::text[],
+                  $8::timestamptz[], $9::timestamptz, $10::bigint[], $11::text[], $12::bigint[], $13::bigint[],
+                  $14::bigint[], $15::bigint[], $16::text[], $17::boolean)"
+        )
+    };
+}
+
+/// The row of `append_new_notifications`.
+#[derive(FromRow)]
+struct NewRow {
+    epoch: String,
+    last_seqs: Option<Vec<i64>>,
+    steps_done: Option<Vec<i64>>,
+    steps_failed: Option<Vec<i64>>,
+    steps_total: Option<Vec<Option<i64>>>,
+}
+
+impl NewRow {
+    /// The progress of each import event, in their order.
+    fn progress(&mut self) -> Vec<Progress> {
+        let done = self.steps_done.take().unwrap_or_default();
+        let failed = self.steps_failed.take().unwrap_or_default();
+        let total = self.steps_total.take().unwrap_or_default();
+        let progress = |((done, failed), total)| Progress {
+            done,
+            failed,
+            total,
+        };
+        done.into_iter()
+            .zip(failed)
+            .zip(total)
+            .map(progress)
+            .collect()
+    }
+}
+
+/// A row of `append_notifications`.
+#[derive(FromRow)]
+struct AnyRow {
+    epoch: String,
+    seq: i64,
+    duplicate: bool,
+    #[sqlx(flatten)]
+    progress: ProgressColumns,
+}
+
+impl AnyRow {
+    fn place(self) -> Result<Place, sqlx::Error> {
+        Ok(Place {
+            seq: seq(self.seq)?,
+            duplicate: self.duplicate,
+            progress: self.progress.progress(),
+            epoch: epoch::parse(&self.epoch)?,
+        })
+    }
+}
+
+/// Appends a batch if none of its events was stored before; returns `None` and stores nothing
+/// otherwise.
+///
+/// Locks the feeds in C order; uses `feeds_pkey`. `notifications_source_event_id_feed_key` rejects a
+/// duplicate.
+pub(super) async fn append_new(
+    pool: &Pool,
+    events: &[&Event],
+    received_at: OffsetDateTime,
+) -> Result<Option<Vec<Place>>, StoreError> {
+    let is_news = |event: &Event| !event.import.as_ref().is_some_and(Import::is_progress);
+    let numbering = Numbering::new(events.iter().map(|event| (feed(event), is_news(event))));
+    let query = sqlx::query(
+        "select (select e.epoch from epochs e) as epoch, last_seqs, steps_done, steps_failed, steps_total
+         from append_new_notifications(
+             $1::text[], $2::bigint[], $3::bigint[], $4::text[], $5::bigint[], $6::text[], $7::text[], $8::text[],
+             $9::timestamptz[], $10::text[], $11::text[], $12::timestamptz[], $13::timestamptz, $14::bigint[],
+             $15::text[], $16::bigint[], $17::bigint[], $18::bigint[], $19::bigint[], $20::text[], false)",
+    )
+    .bind(numbering.feeds())
+    .bind(numbering.added())
+    .bind(numbering.news())
+    .bind(feeds(events))
+    .bind(numbering.before_last());
+    let mut row: NewRow = fetch_one(pool, bind(query, events, received_at)).await?;
+    let Some(last_seqs) = row.last_seqs.take() else {
+        return Ok(None);
+    };
+    let seqs = numbering.seqs(events.iter().map(|event| feed(event)), &last_seqs);
+    let seqs = seqs.map_err(|feeds| {
+        let numbers = last_seqs.len();
+        StoreError::Schema(format!(
+            "append_new_notifications returned {numbers} numbers for {feeds} feeds"
+        ))
+    })?;
+    let is_import = events.iter().map(|event| event.import.is_some());
+    let progress = assign(is_import, row.progress());
+    let epoch = epoch::parse(&row.epoch)?;
+    let place = |(number, progress)| {
+        Ok(Place {
+            seq: seq(number)?,
+            duplicate: false,
+            progress,
+            epoch: epoch.clone(),
+        })
+    };
+    let places: Result<_, StoreError> = seqs.into_iter().zip(progress).map(place).collect();
+    places.map(Some)
+}
+
+/// Appends a batch of which some events may be stored already.
+///
+/// Locks the feeds in C order; uses `feeds_pkey` and `notifications_source_event_id_feed_key`.
+pub(super) async fn append_any(
+    pool: &Pool,
+    events: &[&Event],
+    received_at: OffsetDateTime,
+) -> Result<Vec<Place>, StoreError> {
+    let query = sqlx::query(append_any!("")).bind(feeds(events));
+    let query = bind(query, events, received_at).bind(false);
+    places(fetch(pool, query).await?, events)
+}
+
+/// Appends the waiting events of a held feed, and deletes their letters.
+///
+/// Locks the feed and the letters; uses `feeds_pkey`, `notifications_source_event_id_feed_key` and
+/// `dead_letters_id_key`.
+pub(super) async fn release(
+    pool: &Pool,
+    events: &[&Event],
+    letters: &[String],
+    received_at: OffsetDateTime,
+) -> Result<Vec<Place>, StoreError> {
+    let query = sqlx::query(append_any!(
+        "with released as (delete from dead_letters where id = any ($18::text[]))"
+    ));
+    let query = query.bind(feeds(events));
+    let query = bind(query, events, received_at).bind(true).bind(letters);
+    places(fetch(pool, query).await?, events)
+}
+
+/// Appends a batch of which some events may be stored already, and stores letters. Letters with a
+/// feed hold that feed.
+///
+/// Locks the feeds in C order, and the new rows of `held_feeds` and `dead_letters`; uses
+/// `feeds_pkey` and `notifications_source_event_id_feed_key`.
+pub(super) async fn append_with_letters(
+    pool: &Pool,
+    events: &[&Event],
+    letters: &[&Letter],
+    received_at: OffsetDateTime,
+) -> Result<Vec<Place>, StoreError> {
+    let query = sqlx::query(append_any!(
+        "with letters as (
+             select * from unnest($18::text[], $19::text[], $20::text[], $21::text[], $22::text[], $23::text[], $24::bytea[],
+                                  $25::bytea[], $26::bigint[], $27::text[])
+                 with ordinality
+                 as l (id, reason, detail, exchange, routing_key, content_type, properties, body, bytes, feed, ordinal)
+         ), held as (
+             insert into held_feeds (feed, detail)
+             select l.feed, min(l.detail) from letters l where l.feed is not null group by l.feed order by l.feed
+             on conflict (feed) do update set detail = excluded.detail
+         ), stored as (
+             insert into dead_letters (id, reason, detail, exchange, routing_key, content_type, properties, body, bytes, feed,
+                                       received_at)
+             select l.id, l.reason, l.detail, l.exchange, l.routing_key, l.content_type, l.properties, l.body, l.bytes, l.feed,
+                    $9::timestamptz
+             from letters l order by l.ordinal
+             on conflict (id) do nothing)"
+    ));
+    let query = query.bind(feeds(events));
+    let query = bind(query, events, received_at).bind(false);
+    places(fetch(pool, Letter::bind(letters, query)).await?, events)
+}
+
+fn places(rows: Vec<AnyRow>, events: &[&Event]) -> Result<Vec<Place>, StoreError> {
+    if rows.len() != events.len() {
+        let (rows, events) = (rows.len(), events.len());
+        return Err(StoreError::Schema(format!(
+            "append_notifications returned {rows} rows for {events} events"
+        )));
+    }
+    let places: Result<_, sqlx::Error> = rows.into_iter().map(AnyRow::place).collect();
+    Ok(places?)
+}
