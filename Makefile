@@ -1,37 +1,37 @@
 # Chores, each one command. `make help` lists them.
 
-# Where rustup puts cargo, for a shell that has not read its profile since.
+# rustup installs cargo there. A shell that started before does not have it in its PATH.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test bench check services stop clean toolchain
 
 help: ## list these chores
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name what; do \
-		printf '  make %-10s %s\n' "$$name" "$$what"; done
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
+		printf '  make %-10s %s\n' "$$name" "$$text"; done
 
-demo: toolchain ## open a merchant's dashboard with buttons to play with
+demo: toolchain ## serve a merchant's dashboard with buttons that place orders and cut the connection
 	@scripts/demo
 
-test: toolchain ## run every check and test, against a private RabbitMQ and Postgres
+test: toolchain ## run every check and test with a private RabbitMQ and Postgres (one: scripts/test STEP)
 	@scripts/test
 
-bench: toolchain ## measure throughput, latency, replay, idle sessions and scale (15 minutes; BENCH="--help" for less)
+bench: toolchain ## measure throughput, latency, replay, idle sessions and scale (15 minutes; BENCH="--help" lists options)
 	@cargo bench --locked --bench load -- $(BENCH)
 
-check: toolchain ## format and lints only, without services
-	cargo fmt --all --check
-	cargo clippy --locked --all-targets -- -D warnings
+check: toolchain ## check format and lints, without services
+	@scripts/test format
+	@scripts/test lint
 
-services: ## start the private RabbitMQ and Postgres (installed if missing), print their URLs
+services: ## start the private RabbitMQ and Postgres, install them if necessary, print their URLs
 	@scripts/services up
 
-stop: ## stop them; their data stays until make clean
+stop: ## stop both and keep their data
 	@scripts/services down
 
-clean: ## stop them, and delete their data and everything that was built
+clean: ## stop both, delete their data and everything that was built
 	@scripts/services down --purge
 	rm -rf .demo target
 
 toolchain:
-	@scripts/toolchain
+	@scripts/install toolchain

@@ -1,5 +1,5 @@
 // One test's world: a database of its own, the shipped binary behind a proxy that can fail, and merchants to publish for.
-// The services are the real ones that DATABASE_URL and AMQP_URL name; `scripts/browser` provides them, and the browser.
+// The services are the real ones that DATABASE_URL and AMQP_URL name; `scripts/test browser` provides them, and the browser.
 
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
@@ -232,6 +232,6 @@ async function freePort() {
 function required(name) {
   const value = process.env[name];
   if (!value)
-    throw new Error(`${name} is not set: these tests are run by scripts/browser, or make test`);
+    throw new Error(`${name} is not set: run these tests with scripts/test browser`);
   return value;
 }

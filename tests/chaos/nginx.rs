@@ -206,7 +206,7 @@ async fn install() {
         return;
     }
     let mut install = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/install"));
-    install.arg("nginx-light").stdin(Stdio::null());
+    install.arg("nginx").stdin(Stdio::null());
     let output = spawn_blocking(move || install.output().expect("scripts/install runs")).await;
     let output = output.expect("waiting for a script does not panic");
     assert!(

@@ -1,4 +1,4 @@
-"""Checks of the image and of docker-compose.yml that the linters of scripts/containers do not have.
+"""Checks of the image and of docker-compose.yml that the linters of `scripts/test containers` do not have.
 
 usage: check.py SHOPBELL    (from the top of the checkout, with the binary that was built there)"""
 

@@ -41,8 +41,8 @@ impl Collector {
     /// Installs it if it is missing, starts it and waits until it listens.
     pub async fn start() -> Self {
         let mut install =
-            Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/collector"));
-        install.stdin(Stdio::null());
+            Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/install"));
+        install.arg("collector").stdin(Stdio::null());
         let installed = run_any(install, INSTALL_BOUND).await.succeeded();
         let [http, grpc] = [free_address(), free_address()];
         let mut child = Command::new(installed.stdout.trim_end())

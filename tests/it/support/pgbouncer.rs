@@ -82,8 +82,8 @@ impl Drop for PgBouncer {
 }
 
 async fn install() {
-    let mut install = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/pgbouncer"));
-    install.stdin(Stdio::null());
+    let mut install = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/install"));
+    install.arg("pgbouncer").stdin(Stdio::null());
     run_any(install, INSTALL_BOUND).await.succeeded();
 }
 

@@ -15,8 +15,8 @@ const INSTALL_BOUND: Duration = Duration::from_secs(900);
 
 /// Runs `promtool` with `arguments` and this stdin.
 pub async fn promtool(arguments: &[&str], input: Option<&str>) -> Done {
-    let mut install = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/promtool"));
-    install.stdin(Stdio::null());
+    let mut install = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/install"));
+    install.arg("promtool").stdin(Stdio::null());
     run_any(install, INSTALL_BOUND).await.succeeded();
     let mut promtool = Command::new("promtool");
     let input = input.map(|file| File::open(file).expect("the file can be read"));

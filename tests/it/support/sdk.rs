@@ -41,14 +41,14 @@ impl Sdk {
     /// JSON unchanged, `json` is the data.
     pub async fn publish(self, world: &World, recipient: &str, json: &str) -> Vec<Published> {
         let checkout = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let mut install = Command::new(checkout.join("scripts/sdks"));
-        install.stdin(Stdio::null());
+        let mut install = Command::new(checkout.join("scripts/install"));
+        install.arg("sdks").stdin(Stdio::null());
         let installed = run_any(install, INSTALL_BOUND).await;
         let status = installed.status;
         assert_eq!(
             status,
             Some(0),
-            "no SDKs to publish with; output of scripts/sdks:\n{}",
+            "the CloudEvents SDKs could not be installed:\n{}",
             installed.stderr
         );
         let directory = Path::new(installed.stdout.trim_end());
