@@ -9,6 +9,8 @@ from shutil import copyfile
 
 from checkout import check, is_sent, tracked
 
+RUST = f"rust:{tomllib.loads(Path('rust-toolchain.toml').read_text())['toolchain']['channel']}-"
+
 
 def instructions():
     """Every instruction as (name, rest), with continued lines joined."""
@@ -28,10 +30,7 @@ def images_and_versions(lines):
     for image, stage in [(rest.split()[0], rest.split()[-1]) for name, rest in lines if name == "FROM"]:
         check(image in stages or is_pinned(image), f"Dockerfile: FROM {image} is not pinned by a tag")
         stages.add(stage)
-        if rust := re.match(r"rust:(\d+)\.(\d+)", image):
-            wanted = tomllib.loads(Path("Cargo.toml").read_text())["package"]["rust-version"]
-            is_new_enough = [int(part) for part in rust.groups()] >= [int(part) for part in wanted.split(".")]
-            check(is_new_enough, f"Dockerfile: {image} is older than Cargo.toml's rust-version {wanted}")
+        check(not image.startswith("rust:") or image.startswith(RUST), f"Dockerfile: {image} is not {RUST}, as in rust-toolchain.toml")
     for rest in [rest for name, rest in lines if name == "RUN"]:
         for command in re.findall(r"cargo (?:install|chef cook|build)[^&;]*", rest):
             check("--locked" in command, f"Dockerfile: `{command.strip()}` is without --locked")
@@ -74,8 +73,15 @@ def context(lines, shopbell):
         check(resolved.returncode == 0, f"the build's context does not resolve: {resolved.stderr.strip()}")
 
 
+def workflow():
+    path = Path(".github/workflows/ci.yml")
+    for image in re.findall(r"image: (\S+)", path.read_text()):
+        check(image.startswith(RUST), f"{path}: {image} is not {RUST}, as in rust-toolchain.toml")
+
+
 def checks(shopbell):
     lines = instructions()
     images_and_versions(lines)
+    workflow()
     runtime(lines)
     context(lines, shopbell)
