@@ -1,20 +1,21 @@
-# Shopbell's image: the one binary, in an image without a shell. docker-compose.yml and k8s/ run it.
+# Builds Shopbell's image: one binary in an image without a shell. docker-compose.yml and k8s/ run it.
+#
 #   docker build --build-arg VERSION=0.1.0 --build-arg REVISION="$(git rev-parse HEAD)" --tag shopbell .
 
-# The Rust that the tests run with, on the Debian that the runtime image has: they share a libc.
+# The Rust of rust-toolchain.toml, on the Debian of the runtime image, because the binary needs the same libc.
 FROM rust:1.95.0-trixie AS chef
 WORKDIR /shopbell
-# What is downloaded is in a cache for all that build; what is built from it is not: a layer keeps that.
+# All builds share a cache of downloads. Layers keep the compiled dependencies.
 RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
     cargo install --locked --version 0.1.78 cargo-chef
 
-# What the dependencies are, and nothing else: it stays the same when only our sources change.
+# The recipe lists the dependencies only, so it does not change if only our sources change.
 FROM chef AS planner
 COPY . .
 RUN cargo chef prepare
 
 FROM chef AS builder
-# The dependencies, before our sources come in. The one that is patched is in the checkout and not in the recipe.
+# Compiles the dependencies before our sources are copied. The recipe lacks the patched crate.
 COPY vendor vendor
 COPY --from=planner /shopbell/recipe.json recipe.json
 RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
@@ -23,7 +24,7 @@ COPY . .
 RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
     cargo build --release --locked --bin shopbell
 
-# With libc, libgcc and the certificates of the public authorities; without a shell, so every command is a list.
+# This image has libc, libgcc and public CA certificates. It has no shell, so every command is a list.
 FROM gcr.io/distroless/cc-debian13:nonroot
 ARG VERSION=unknown
 ARG REVISION=unknown
@@ -36,10 +37,10 @@ LABEL org.opencontainers.image.title="Shopbell" \
       org.opencontainers.image.revision="$REVISION"
 COPY LICENSE-APACHE LICENSE-MIT /usr/share/doc/shopbell/
 COPY --from=builder /shopbell/target/release/shopbell /usr/local/bin/shopbell
-# distroless's `nonroot`, by number: Kubernetes cannot see that a name is not root.
+# The user `nonroot` of distroless, by number, because Kubernetes cannot check a name for runAsNonRoot.
 USER 65532:65532
 EXPOSE 8080 9090
-# Asks /readyz on the operations port.
+# Requests /readyz on the operations port.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --start-interval=1s \
     CMD ["/usr/local/bin/shopbell", "healthcheck"]
 ENTRYPOINT ["/usr/local/bin/shopbell"]

@@ -1,4 +1,4 @@
-//! Rebuilds the binary when a migration changes: they are embedded at compile time.
+//! Rebuilds the binary if a migration changes, because the binary embeds the migrations.
 
 fn main() {
     println!("cargo:rerun-if-changed=migrations");

@@ -51,11 +51,11 @@ npm_ci() { npm ci --prefix "$1" --loglevel error --ignore-scripts --no-audit --n
 
 # Waits until a command succeeds. Calls the script's `fail` if `server` ends, or after `patience_seconds`.
 wait_for() {
-    local what=$1 deadline=$((SECONDS + patience_seconds))
+    local awaited=$1 deadline=$((SECONDS + patience_seconds))
     shift
     until "$@" >/dev/null 2>&1; do
-        is_running "$server" || fail "shopbell ended before $what"
-        ((SECONDS < deadline)) || fail "no sign of $what after $patience_seconds s"
+        is_running "$server" || fail "shopbell ended before $awaited"
+        ((SECONDS < deadline)) || fail "waited $patience_seconds s for $awaited without success"
         sleep 0.1
     done
 }
