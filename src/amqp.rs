@@ -1,8 +1,12 @@
-//! RabbitMQ: connections, topology, publishing with confirms, consuming. Nobody else names lapin.
+//! RabbitMQ: connections, the topology, publishing with confirms, and consuming.
 //!
-//! A connection, its channels and its delivery tags are one *incarnation*: whatever fails, the whole is dropped and a new
-//! one opened by its owner. lapin's own recovery is off, because it reopens a channel whose delivery tags begin anew, where
-//! a late acknowledgement would acknowledge deliveries that nobody stored.
+//! The other rooms pass [`Outgoing`](publisher::Outgoing) in and receive
+//! [`Delivery`](delivery::Delivery). No other room uses lapin.
+//!
+//! A connection, its channels and its delivery tags are one *incarnation*. If any of them fails,
+//! its owner drops all of them and opens a new incarnation. The recovery of lapin is off: it
+//! reopens a channel, and the delivery tags of that channel begin anew. A late acknowledgement
+//! would then acknowledge deliveries that are not stored.
 
 pub mod checkup;
 mod connection;
@@ -22,63 +26,61 @@ use lapin::uri::AMQPUri;
 use self::connection::{Connection, Frames};
 use self::topology::Topology;
 
-/// How long connecting may take, from the name of the host to the end of the AMQP handshake; and opening a channel.
+/// Longest time to connect, from the lookup of the host name to the end of the AMQP handshake.
+/// Also the longest time to open a channel.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long declaring everything may take: RabbitMQ makes a quorum queue on several nodes.
+/// Longest time to declare the topology. RabbitMQ creates a quorum queue on several nodes.
 const DECLARE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Seconds between heartbeats where the URL names none: a broker that is silent for two of them is gone.
+/// Seconds between heartbeats if the URL does not set them. A broker that misses two is gone.
 const HEARTBEAT_SECONDS: u16 = 10;
-/// How long a clean close may take before the socket is ended without it.
+/// Longest time for a clean close. After it, the socket is shut down.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What went wrong with the broker. Its remedy is always a new incarnation; the text is for the log.
+/// A failure of RabbitMQ or of a connection to it. The owner of the incarnation opens a new one.
 #[derive(Debug, thiserror::Error)]
 pub enum BrokerError {
-    /// The library or the broker says so.
+    /// RabbitMQ or lapin reports an error.
     #[error("RabbitMQ: {0}")]
     Broker(#[from] lapin::Error),
-    /// No answer in time.
+    /// RabbitMQ did not answer in time.
     #[error("RabbitMQ did not answer within {0:?} while {1}")]
     Timeout(Duration, &'static str),
-    /// The consumer ended: its queue was deleted, or the connection was lost.
+    /// The consumer of this queue ended: the queue was deleted, or the connection was lost.
     #[error("RabbitMQ ended the consumer of {0}")]
     ConsumerEnded(String),
-    /// The broker said no to a publish, or lost it.
-    #[error("RabbitMQ did not confirm a publish to {0}")]
+    /// RabbitMQ rejected a publish to this exchange, or lost it.
+    #[error("RabbitMQ did not confirm a publish to the exchange {0}")]
     NotConfirmed(String),
-    /// The broker has raised an alarm, for memory or disk.
-    #[error("RabbitMQ has raised an alarm and takes no publishes")]
+    /// RabbitMQ blocks publishers because of an alarm for memory or disk.
+    #[error("RabbitMQ blocks publishers because of an alarm; free memory or disk on its node")]
     Blocked,
-    /// It failed just before, and is not tried again so soon.
-    #[error("RabbitMQ failed less than {0:?} ago and is not tried yet")]
+    /// The last attempt failed a short time ago, so no new one is made.
+    #[error("RabbitMQ failed less than {0:?} ago; the next attempt comes later")]
     FailedBefore(Duration),
-    /// An exchange or routing key is longer than AMQP has room for.
-    #[error("RabbitMQ takes names of up to 255 bytes, not of {0}")]
+    /// The name of an exchange or a routing key has too many bytes for AMQP.
+    #[error("the name of an exchange or a routing key has {0} bytes; AMQP allows 255")]
     NameTooLong(usize),
-    /// A dead letter that was stored cannot be read back.
-    #[error("the properties of a stored dead letter are not encoded as AMQP does it")]
-    Undecodable,
-    /// A publish reached no queue.
-    #[error("RabbitMQ could route a publish to {0} to no queue")]
+    /// A publish to this exchange reached no queue.
+    #[error("RabbitMQ routed a publish to the exchange {0} to no queue; check its bindings")]
     Unroutable(String),
 }
 
-/// Where the broker is, and how our names there begin.
+/// The address of RabbitMQ, and the names that Shopbell uses there.
 #[derive(Clone)]
 pub struct Broker {
     /// The parsed `AMQP_URL`.
     uri: AMQPUri,
-    /// Names of exchanges and queues.
+    /// The names of exchanges and queues.
     pub names: topology::Names,
-    /// How many queues the events are spread over.
+    /// The number of ingest queues.
     pub partitions: u8,
-    /// Declare the topology, or only verify that it exists.
+    /// Whether to declare the topology, or only to verify that it exists.
     pub declare: bool,
     publishing: publisher::Shared,
 }
 
 impl std::fmt::Debug for Broker {
-    /// Without the URL, which holds a password.
+    /// Omits the URL, because it holds a password.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Broker")
             .field("names", &self.names)
@@ -89,7 +91,10 @@ impl std::fmt::Debug for Broker {
 }
 
 impl Broker {
-    /// Takes an `amqp` or `amqps` URL. The error does not repeat the URL, which holds a password.
+    /// Uses the RabbitMQ of an `amqp` or `amqps` URL.
+    ///
+    /// # Errors
+    /// The URL is not valid. The text does not repeat the URL, because it holds a password.
     pub fn new(url: &str, prefix: &str, partitions: u8, declare: bool) -> Result<Self, String> {
         let mut uri = uri::parse(url)?;
         uri.query.heartbeat.get_or_insert(HEARTBEAT_SECONDS);
@@ -102,14 +107,17 @@ impl Broker {
         })
     }
 
-    /// Declares the topology, or verifies it, and does nothing more.
+    /// Declares or verifies the topology over a connection of its own.
+    ///
+    /// # Errors
+    /// RabbitMQ does not answer, or rejects a part of the topology.
     pub async fn ensure(&self) -> Result<Topology, BrokerError> {
         let (connection, channel, topology) = self.open("declare", Frames::Small).await?;
         connection.close(&channel).await;
         Ok(topology)
     }
 
-    /// Opens a connection and a channel on it, with the topology declared or verified.
+    /// Opens a connection with one channel, and declares or verifies the topology.
     async fn open(
         &self,
         purpose: &str,
@@ -121,7 +129,7 @@ impl Broker {
         Ok((connection, channel, topology))
     }
 
-    /// Declares the topology, or verifies it, on this channel.
+    /// Declares or verifies the topology on this channel.
     async fn ensure_on(
         &self,
         connection: &Connection,
@@ -132,7 +140,7 @@ impl Broker {
     }
 }
 
-/// Gives an answer of the broker a limit: heartbeats go on while one does not come.
+/// Bounds the wait for an answer. Heartbeats do not: a broker may send them and never answer.
 async fn within<T>(
     limit: Duration,
     what: &'static str,

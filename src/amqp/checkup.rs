@@ -1,4 +1,5 @@
-//! What an operator asks RabbitMQ: is everything of the contract there, is it as it must be, what waits. Changes nothing.
+//! Compares RabbitMQ with the contract for `shopbell doctor`: version, exchanges, queues and their
+//! depths. Changes nothing in RabbitMQ.
 
 use std::time::Duration;
 
@@ -13,71 +14,74 @@ use lapin::types::{AMQPValue, FieldTable};
 use super::connection::{Connection, Frames};
 use super::{Broker, BrokerError, topology, within};
 
-/// How long all the questions may take together.
+/// Longest time to inspect all exchanges and queues.
 const CHECKUP_TIMEOUT: Duration = Duration::from_secs(15);
-/// How long RabbitMQ may take to greet.
+/// Longest wait for the greeting of RabbitMQ.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest greeting that is looked at.
+/// Longest greeting that is read.
 const GREETING_BYTES_MAX: u32 = 64 * 1024;
-/// How a client of AMQP 0-9-1 begins.
+/// The first bytes of a client (AMQP 0-9-1 §4.2.2).
 const PROTOCOL_HEADER: &[u8] = b"AMQP\0\0\x09\x01";
 
-/// What RabbitMQ answered.
+/// The state of RabbitMQ.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checkup {
-    /// The server's version, where it tells one.
+    /// The version of the server, if it sends one.
     pub version: Option<String>,
     /// The durable exchanges of the contract.
     pub exchanges: Vec<Exchange>,
     /// The durable queues of the contract.
     pub queues: Vec<Queue>,
-    /// There are partitions beyond those that this process knows of.
+    /// Whether RabbitMQ has more partitions than this process consumes.
     pub more_partitions: bool,
-    /// How many gateways are running.
+    /// The number of running gateways.
     pub gateways: u32,
 }
 
 /// One exchange.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exchange {
-    /// Its name.
+    /// The name.
     pub name: String,
-    /// What was found under it.
+    /// The result of the comparison.
     pub found: Found,
 }
 
 /// One queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Queue {
-    /// Its name.
+    /// The name.
     pub name: String,
-    /// What was found under it.
+    /// The result of the comparison.
     pub found: Found,
-    /// How many lie in it, ready to be delivered.
+    /// Messages that are ready for delivery.
     pub messages: u32,
-    /// How many consume it.
+    /// The number of consumers.
     pub consumers: u32,
 }
 
-/// What is there under a name.
+/// An exchange or queue, compared with the contract.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Found {
-    /// What the contract wants.
-    Right,
-    /// Nothing.
+    /// It matches the contract.
+    AsDeclared,
+    /// It does not exist.
     Missing,
-    /// Something else: how RabbitMQ puts it.
+    /// It differs from the contract, with RabbitMQ's text.
     Different(String),
-    /// Something; RabbitMQ does not tell this user more.
-    Unsure(String),
+    /// It exists, but this user may not compare it. With RabbitMQ's text.
+    NotComparable(String),
 }
 
-/// Asks everything.
-pub async fn look(broker: &Broker) -> Result<Checkup, BrokerError> {
+/// Reads the state of RabbitMQ.
+///
+/// # Errors
+/// RabbitMQ does not answer.
+pub async fn inspect(broker: &Broker) -> Result<Checkup, BrokerError> {
     let version = version(broker).await;
     let connection = Connection::open(&broker.uri, "doctor", Frames::Small).await?;
     let channel = connection.channel().await?;
-    let looking = async {
+    let inspecting = async {
         channel
             .confirm_select(ConfirmSelectOptions::default())
             .await?;
@@ -90,7 +94,7 @@ pub async fn look(broker: &Broker) -> Result<Checkup, BrokerError> {
             queues.push(queue(&connection, name, arguments).await?);
         }
         let more = broker.names.partition(broker.partitions + 1);
-        let more_partitions = topology::is_there(&connection, more).await?;
+        let more_partitions = topology::queue_exists(&connection, more).await?;
         let gateways = queues
             .iter()
             .find(|queue| queue.name == broker.names.gateways());
@@ -103,13 +107,19 @@ pub async fn look(broker: &Broker) -> Result<Checkup, BrokerError> {
             gateways,
         })
     };
-    let checkup = within(CHECKUP_TIMEOUT, "looking at exchanges and queues", looking).await;
+    let checkup = within(
+        CHECKUP_TIMEOUT,
+        "inspecting exchanges and queues",
+        inspecting,
+    )
+    .await;
     connection.close(&channel).await;
     checkup
 }
 
-/// Only what exists is declared once more as it must be, which changes nothing: RabbitMQ takes what is equivalent and
-/// refuses the rest with the difference. Each on a channel of its own, which a refusal closes.
+/// If the exchange exists, declares it again, which changes nothing: RabbitMQ accepts an equal
+/// declaration and rejects another with the difference. Uses a channel of its own, because RabbitMQ
+/// closes it with a rejection.
 async fn exchange(
     connection: &Connection,
     name: &str,
@@ -170,20 +180,20 @@ fn missing(error: lapin::Error) -> Result<Found, BrokerError> {
 
 fn found(declared: Result<(), lapin::Error>) -> Result<Found, BrokerError> {
     let Err(error) = declared else {
-        return Ok(Found::Right);
+        return Ok(Found::AsDeclared);
     };
     let ErrorKind::ProtocolError(protocol) = error.kind() else {
         return Err(error.into());
     };
-    let told = protocol.get_message().to_string();
+    let text = protocol.get_message().to_string();
     match protocol.kind() {
-        AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED) => Ok(Found::Different(told)),
-        AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) => Ok(Found::Unsure(told)),
+        AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED) => Ok(Found::Different(text)),
+        AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) => Ok(Found::NotComparable(text)),
         _ => Err(error.into()),
     }
 }
 
-/// What the server says of itself before anybody logs in: lapin keeps it to itself, so it is asked once more.
+/// Reads the version from the greeting over a connection of its own, because lapin does not expose it.
 async fn version(broker: &Broker) -> Option<String> {
     tokio::time::timeout(GREETING_TIMEOUT, greeting(broker))
         .await
@@ -196,7 +206,7 @@ async fn greeting(broker: &Broker) -> Option<String> {
     let mut stream = broker.uri.connect_async(&runtime).await.ok()?;
     stream.write_all(PROTOCOL_HEADER).await.ok()?;
     stream.flush().await.ok()?;
-    // The head of a frame: type, channel, length.
+    // Type, channel and length of the frame (AMQP 0-9-1 §4.2.3).
     let mut head = [0; 7];
     stream.read_exact(&mut head).await.ok()?;
     let [.., a, b, c, d] = head;

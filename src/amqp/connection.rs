@@ -1,7 +1,8 @@
-//! One TCP connection to RabbitMQ that can be ended at any moment, whatever RabbitMQ does.
+//! One TCP connection to RabbitMQ that can be ended at any moment.
 //!
-//! lapin runs a thread for each connection. That thread ends only when its socket does: neither dropping lapin's connection
-//! nor a timeout ends it while the broker is silent in the handshake, or blocks the connection in an alarm.
+//! lapin runs a thread for each connection, and this thread ends only with the socket. If RabbitMQ
+//! is silent in the handshake, or blocks the connection in an alarm, neither a timeout nor dropping
+//! lapin's connection ends the thread. So this module keeps the socket and shuts it down.
 
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -20,19 +21,21 @@ const NOTHING_WRONG: u16 = 200;
 /// The smallest frame that every supported RabbitMQ accepts. lapin allocates 64 frames for each connection.
 const SMALL_FRAME_BYTES: u32 = 8 * 1024;
 
-/// The size of the largest frame, which decides how much memory a connection takes.
+/// The size of the largest frame. It decides how much memory a connection takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Frames {
-    /// As large as RabbitMQ allows, for connections that carry the headers of others. Headers are never split over frames, so
-    /// a smaller limit would let one event with large headers end every connection that receives it.
+    /// As large as RabbitMQ allows, for connections that carry headers of publishers. AMQP does not
+    /// split headers over frames. With a smaller limit, one event with large headers would end
+    /// every connection that receives it.
     Large,
-    /// For connections that only declare and ask.
+    /// Small, for connections that only declare and inspect.
     Small,
 }
 
-/// A connection. Dropping it ends its socket and its thread at once; [`Connection::close`] takes leave first.
+/// A connection. Dropping it ends its socket and its thread at once. [`Connection::close`] closes it
+/// cleanly.
 pub(super) struct Connection {
-    // First, so that it drops first: lapin cancels a consumer that is dropped, and RabbitMQ must not receive that.
+    // Drops first: lapin cancels a dropped consumer, and RabbitMQ must not receive the cancel.
     socket: Socket,
     inner: lapin::Connection,
 }
@@ -58,44 +61,45 @@ impl Connection {
         within(CONNECT_TIMEOUT, "opening a channel", opening).await
     }
 
-    /// Whether the connection works, as far as lapin knows.
+    /// Whether lapin has noticed no failure of the connection.
     pub(super) fn is_connected(&self) -> bool {
         self.inner.status().connected()
     }
 
-    /// Whether RabbitMQ accepts no publishes on it. lapin keeps the flag of a connection that ended while it was blocked.
+    /// Whether RabbitMQ accepts no publishes on it. If a connection ends while it is blocked, lapin
+    /// keeps its flag, so this checks both.
     pub(super) fn is_blocked(&self) -> bool {
         let status = self.inner.status();
         status.connected() && status.blocked()
     }
 
-    /// Ends the socket at once, also for everybody else who uses this connection.
+    /// Ends the socket at once, for all users of this connection.
     pub(super) fn cut(&self) {
         self.socket.cut();
     }
 
-    /// Closes the connection as AMQP wants it, if RabbitMQ answers in time.
+    /// Closes the connection cleanly, if RabbitMQ answers in time.
     ///
-    /// `channel` is one that is still open: lapin closes a channel that is dropped, and fails to close a connection while it
-    /// does that.
+    /// The caller passes an open `channel` to keep it open: lapin closes a channel when it drops, and
+    /// meanwhile it fails to close the connection.
     pub(super) async fn close(self, channel: &Channel) {
         let closing = self.inner.close(NOTHING_WRONG, "goodbye".into());
-        note(tokio::time::timeout(CLOSE_TIMEOUT, closing).await, channel);
+        log_failed_close(tokio::time::timeout(CLOSE_TIMEOUT, closing).await, channel);
     }
 }
 
-/// Closes one channel of several, if RabbitMQ answers in time.
+/// Closes one channel of a shared connection, if RabbitMQ answers in time.
 pub(super) async fn close_channel(channel: &Channel) {
     let closing = channel.close(NOTHING_WRONG, "goodbye".into());
-    note(tokio::time::timeout(CLOSE_TIMEOUT, closing).await, channel);
+    log_failed_close(tokio::time::timeout(CLOSE_TIMEOUT, closing).await, channel);
 }
 
-fn note(closed: Result<lapin::Result<()>, Elapsed>, channel: &Channel) {
+fn log_failed_close(closed: Result<lapin::Result<()>, Elapsed>, channel: &Channel) {
     if !matches!(closed, Ok(Ok(()))) {
         tracing::debug!(
             channel = channel.id(),
             ?closed,
-            "the connection to RabbitMQ did not close cleanly"
+            "a connection to RabbitMQ did not close cleanly"
         );
     }
 }
@@ -111,7 +115,7 @@ async fn connect(
             Some(wanted.map_or(SMALL_FRAME_BYTES, |wanted| wanted.min(SMALL_FRAME_BYTES)));
     }
     let runtime = lapin::runtime::default_runtime()?;
-    // Here and not on lapin's thread, so that no thread waits for a host that does not answer.
+    // lapin would block its thread while a host does not answer.
     let host = (uri.authority.host.as_str(), uri.authority.port);
     let addresses: Vec<SocketAddr> = tokio::net::lookup_host(host)
         .await
@@ -135,7 +139,7 @@ async fn connect(
             secured.map_err(lapin::Error::from)?
         }
     };
-    // Once: lapin asks again where the first stream ended early, and gets an error.
+    // If the first stream ends early, lapin connects again. It then gets an error.
     let stream = Mutex::new(Some(stream));
     let take = async move |_, _| {
         let taken = stream.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -147,7 +151,7 @@ async fn connect(
     Ok(Connection { socket, inner })
 }
 
-/// A second hold on a connection's socket, which ends it. It is dropped with the connection, also while that is being opened.
+/// A second handle of a connection's socket. Its drop ends the socket, also if opening fails halfway.
 struct Socket(TcpStream);
 
 impl Socket {
@@ -156,7 +160,7 @@ impl Socket {
     }
 
     fn cut(&self) {
-        // Fails only where the socket has ended already.
+        // Fails only if the socket has ended already.
         let _ = self.0.shutdown(Shutdown::Both);
     }
 }

@@ -1,4 +1,7 @@
-//! Consuming a queue: one connection, one channel, one consumer.
+//! Consumes a queue: one connection, one channel, one consumer.
+//!
+//! Deliveries come out in the order of RabbitMQ, and [`Acknowledger`] acknowledges them on the
+//! incarnation that delivered them. A consumer never sends a nack or a cancel: see [`Consumer::close`].
 
 use std::time::Duration;
 
@@ -11,20 +14,21 @@ use super::connection::{Connection, Frames};
 use super::delivery::Delivery;
 use super::{Broker, BrokerError, DECLARE_TIMEOUT, topology, within};
 
-/// Of the queue that nobody publishes to: what somebody puts there by mistake is not taken without bound.
-const PREFETCH_OF_NOTHING: u16 = 1;
+/// Prefetch of the queue that counts gateways. It stays empty, unless someone publishes to it by
+/// mistake.
+const GATEWAYS_PREFETCH: u16 = 1;
 
-/// How long an acknowledgement may wait for room in the socket.
+/// Longest wait of an acknowledgement for room in the socket.
 const ACKNOWLEDGE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// One incarnation of a consumer. Deliveries are acknowledged on the incarnation that delivered them, and on no other.
+/// One incarnation of a consumer.
 pub struct Consumer {
-    // First, so that it drops first, for the reason that `close` gives.
+    // Drops first, for the reason in `close`.
     connection: Connection,
     channel: Channel,
     stream: lapin::Consumer,
     queue: String,
-    /// What makes this gateway count; nothing comes from it but its end.
+    /// The consumer by which RabbitMQ counts this gateway. It receives no deliveries.
     counted: Option<lapin::Consumer>,
 }
 
@@ -37,23 +41,23 @@ impl std::fmt::Debug for Consumer {
 }
 
 impl Consumer {
-    /// Consumes one partition. `prefetch` bounds what lies unacknowledged, in the broker's books and our memory.
+    /// Consumes a partition of the ingest queue. `prefetch` bounds the unacknowledged deliveries.
+    ///
+    /// # Errors
+    /// RabbitMQ does not answer, or rejects a part of the topology or the consumer.
     pub async fn ingest(
         broker: &Broker,
         partition: u8,
         prefetch: u16,
     ) -> Result<Self, BrokerError> {
         let (connection, channel, topology) = broker.open("ingest", Frames::Large).await?;
-        // Told by one of the partitions, and no reason to stop: the old replicas drain while partitions are being raised.
+        // Not fatal: replicas with the old setting drain while the number of partitions is raised.
         if partition == 1 && topology.more_partitions {
-            let (known, unknown) = (
-                broker.partitions,
-                broker.names.partition(broker.partitions + 1),
-            );
             tracing::error!(
-                known,
-                unknown,
-                "there are more partitions than this replica consumes: set SHOPBELL_INGEST_PARTITIONS to their number"
+                partitions = broker.partitions,
+                not_consumed = broker.names.partition(broker.partitions + 1),
+                "RabbitMQ has more partitions than this replica consumes; \
+                 set SHOPBELL_INGEST_PARTITIONS to their number"
             );
         }
         Self::consume(
@@ -65,7 +69,10 @@ impl Consumer {
         .await
     }
 
-    /// Consumes a fan-out queue of its own, and from then on counts as a gateway.
+    /// Consumes a new fan-out queue. RabbitMQ counts this process as a gateway while it does.
+    ///
+    /// # Errors
+    /// RabbitMQ does not answer, or rejects a part of the topology or the consumer.
     pub async fn fanout(broker: &Broker, prefetch: u16) -> Result<Self, BrokerError> {
         let (connection, channel, _) = broker.open("fanout", Frames::Large).await?;
         let declaring = topology::ensure_fanout_queue(&channel, &broker.names);
@@ -75,7 +82,7 @@ impl Consumer {
             consume(
                 &consumer.channel,
                 broker.names.gateways(),
-                PREFETCH_OF_NOTHING,
+                GATEWAYS_PREFETCH,
             )
             .await?,
         );
@@ -98,12 +105,15 @@ impl Consumer {
         })
     }
 
-    /// The next delivery. Losing this future in a `select!` loses no delivery.
+    /// Waits for the next delivery. If this future is dropped in a `select!`, no delivery is lost.
+    ///
+    /// # Errors
+    /// The consumer or its connection ended.
     pub async fn next(&mut self) -> Result<Delivery, BrokerError> {
         let delivery = tokio::select! {
             biased;
             delivery = self.stream.next() => delivery,
-            () = end(&mut self.counted) => None,
+            () = ended(&mut self.counted) => None,
         };
         match delivery {
             Some(delivery) => Ok(Delivery { inner: delivery? }),
@@ -111,33 +121,35 @@ impl Consumer {
         }
     }
 
-    /// The next delivery if it has arrived already.
+    /// Returns the next delivery if it has arrived already.
     pub fn next_ready(&mut self) -> Option<Result<Delivery, BrokerError>> {
         self.next().now_or_never()
     }
 
-    /// What acknowledges this incarnation's deliveries, and no other's.
+    /// Returns the part that acknowledges the deliveries of this incarnation.
     pub fn acknowledger(&self) -> Acknowledger {
         Acknowledger {
             channel: self.channel.clone(),
         }
     }
 
-    /// Whether the connection is there, as far as lapin knows.
+    /// Whether lapin has noticed no failure of the connection or the channel.
     pub fn is_connected(&self) -> bool {
         self.connection.is_connected() && self.channel.status().connected()
     }
 
-    /// Closes cleanly; what is unacknowledged goes back to its place in the queue. Without `basic.cancel` before, which lapin
-    /// sends for a consumer that is dropped: RabbitMQ (seen with 3.10.8) then turns to the standby at once and gives back what
-    /// the cancelled one held only after, so that later events would overtake it.
+    /// Closes cleanly. RabbitMQ puts unacknowledged deliveries back to their places in the queue.
+    ///
+    /// This sends no `basic.cancel`, which lapin sends when a consumer drops. After a cancel,
+    /// RabbitMQ 3.10.8 serves the standby consumer before it puts the deliveries back, so later
+    /// events would overtake them.
     pub async fn close(self) {
         self.connection.close(&self.channel).await;
     }
 }
 
-/// Returns when a consumer has ended; never, where there is none.
-async fn end(consumer: &mut Option<lapin::Consumer>) {
+/// Waits for the end of a consumer. If there is none, this never returns.
+async fn ended(consumer: &mut Option<lapin::Consumer>) {
     match consumer {
         Some(consumer) => while let Some(Ok(_)) = consumer.next().await {},
         None => std::future::pending().await,
@@ -161,7 +173,7 @@ async fn consume(
     within(DECLARE_TIMEOUT, "beginning to consume", consuming).await
 }
 
-/// Acknowledges the deliveries of one incarnation of a consumer.
+/// Acknowledges the deliveries of one incarnation.
 pub struct Acknowledger {
     channel: Channel,
 }
@@ -173,7 +185,10 @@ impl std::fmt::Debug for Acknowledger {
 }
 
 impl Acknowledger {
-    /// Acknowledges this delivery and every one before it.
+    /// Acknowledges this delivery and all before it.
+    ///
+    /// # Errors
+    /// The connection is lost, or its socket takes nothing within [`ACKNOWLEDGE_TIMEOUT`].
     pub async fn acknowledge_through(&self, tag: u64) -> Result<(), BrokerError> {
         let acknowledging = async {
             Ok(self

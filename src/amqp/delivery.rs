@@ -1,4 +1,4 @@
-//! What RabbitMQ hands to a consumer.
+//! A delivery of RabbitMQ, and its headers as CloudEvents attributes. No I/O.
 
 use std::borrow::Cow;
 
@@ -11,29 +11,29 @@ use crate::model::event::{HeaderValue, Message};
 
 const NANOSECONDS_PER_MILLISECOND: i128 = 1_000_000;
 
-/// One delivery: an event as it came, and the tag that it is acknowledged by on the incarnation that delivered it.
+/// A delivery: an event as its publisher sent it, and the tag that acknowledges it.
 #[derive(Debug)]
 pub struct Delivery {
     pub(super) inner: lapin::message::Delivery,
 }
 
 impl Delivery {
-    /// What it is acknowledged by.
+    /// The delivery tag. It is valid only on the incarnation that delivered it.
     pub fn tag(&self) -> u64 {
         self.inner.delivery_tag
     }
 
-    /// What the event parser reads of it.
+    /// The part that the event parser reads.
     pub fn message(&self) -> Message<'_> {
         message(self.properties(), &self.inner.data)
     }
 
-    /// The exchange it was published to.
+    /// The exchange of the publish.
     pub fn exchange(&self) -> &str {
         self.inner.exchange.as_str()
     }
 
-    /// The routing key it was published with.
+    /// The routing key of the publish.
     pub fn routing_key(&self) -> &str {
         self.inner.routing_key.as_str()
     }
@@ -43,7 +43,7 @@ impl Delivery {
         &self.inner.data
     }
 
-    /// The `app_id` property: for a hint, the replica that sent it.
+    /// The `app_id` property. The publish of a hint names its replica here.
     pub fn app_id(&self) -> Option<&str> {
         self.properties()
             .app_id()
@@ -56,7 +56,7 @@ impl Delivery {
     }
 }
 
-/// The part of a message that the event parser reads.
+/// Returns the part of a delivery that the event parser reads.
 pub(super) fn message<'a>(properties: &'a BasicProperties, body: &'a [u8]) -> Message<'a> {
     Message {
         content_type: properties.content_type().as_ref().map(|name| name.as_str()),
@@ -69,7 +69,7 @@ pub(super) fn message<'a>(properties: &'a BasicProperties, body: &'a [u8]) -> Me
     }
 }
 
-/// A header that is text.
+/// Returns a header if it is text.
 pub(super) fn header<'a>(properties: &'a BasicProperties, name: &str) -> Option<Cow<'a, str>> {
     match properties
         .headers()
@@ -83,7 +83,7 @@ pub(super) fn header<'a>(properties: &'a BasicProperties, name: &str) -> Option<
     }
 }
 
-/// Application headers as CloudEvents attributes (CloudEvents AMQP binding §3.1.3.2).
+/// Returns the headers as CloudEvents attributes (CloudEvents AMQP binding §3.1.3.2).
 fn headers(properties: &BasicProperties) -> Vec<(Cow<'_, str>, HeaderValue<'_>)> {
     let pairs = properties.headers().iter().flat_map(|table| table.inner());
     pairs
@@ -91,8 +91,9 @@ fn headers(properties: &BasicProperties) -> Vec<(Cow<'_, str>, HeaderValue<'_>)>
         .collect()
 }
 
-/// `None` for no value, which is the same as an absent attribute. Text that is not UTF-8 is unreadable, so that no two
-/// different ids become one.
+/// Converts the value of a header. `None` is an absent attribute.
+///
+/// Text that is not UTF-8 is unreadable. With replacement characters, two ids could become equal.
 fn value(held: &AMQPValue) -> Option<HeaderValue<'_>> {
     Some(match held {
         AMQPValue::LongString(text) => utf_8(text.as_bytes()),
@@ -130,8 +131,8 @@ fn rendered(value: &impl ToString) -> HeaderValue<'static> {
     HeaderValue::Text(value.to_string().into())
 }
 
-/// AMQP 0-9-1 counts seconds (§4.2.5.4). Clients that pass on `Date.now()` write milliseconds; as seconds these are after the
-/// year 9999.
+/// AMQP 0-9-1 counts seconds (§4.2.5.4), but clients that use `Date.now()` send milliseconds. As
+/// seconds, these would be after the year 9999.
 fn moment(timestamp: u64) -> Option<String> {
     let seconds = i64::try_from(timestamp).ok()?;
     let milliseconds = i128::from(seconds) * NANOSECONDS_PER_MILLISECOND;
@@ -145,7 +146,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_timestamp_is_seconds_or_else_milliseconds() {
+    fn a_timestamp_is_in_seconds_or_in_milliseconds() {
         for (timestamp, rfc_3339) in [
             (0, Some("1970-01-01T00:00:00Z")),
             (1_767_323_045, Some("2026-01-02T03:04:05Z")),
@@ -161,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn no_value_is_an_absent_header() {
+    fn a_header_without_a_value_is_absent() {
         assert_eq!(value(&AMQPValue::Void), None);
     }
 }

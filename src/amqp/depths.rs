@@ -1,4 +1,4 @@
-//! How much waits in the queues, and who consumes them.
+//! Measures the queues of the contract: ready messages and consumers.
 
 use std::time::Duration;
 
@@ -9,19 +9,19 @@ use lapin::types::FieldTable;
 use super::connection::{Connection, Frames};
 use super::{Broker, BrokerError, topology, within};
 
-/// A broker that needs longer to say what lies in a queue is as good as away.
-const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest time to measure all queues. After it, RabbitMQ counts as down.
+const MEASURE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What RabbitMQ says of a queue, or of several together.
+/// The depth of a queue, or of several queues together.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Depth {
-    /// Messages that are ready, and with no consumer yet; of all of them.
+    /// Messages that are ready and not delivered to a consumer. The sum of all queues.
     pub messages: u32,
-    /// Consumers, those that stand by among them; the fewest that one of them has.
+    /// Consumers, with those that stand by. The lowest number of all queues.
     pub consumers: u32,
 }
 
-/// Looks at the queues of the contract over a connection of its own, which is opened again where it was lost.
+/// Measures the queues over a connection of its own. After a failure it opens a new one.
 pub struct DepthProbe {
     broker: Broker,
     incarnation: Option<(Connection, Channel)>,
@@ -36,7 +36,7 @@ impl std::fmt::Debug for DepthProbe {
 }
 
 impl DepthProbe {
-    /// Connects when it is to look.
+    /// Makes a probe that connects with its first measurement.
     pub fn new(broker: &Broker) -> Self {
         Self {
             broker: broker.clone(),
@@ -44,18 +44,20 @@ impl DepthProbe {
         }
     }
 
-    /// Each queue by its name in the contract, all partitions of ingest together; `None` where it is not there.
-    pub async fn look(&mut self) -> Result<Vec<(&'static str, Option<Depth>)>, BrokerError> {
-        // Taken out, so that an error on the way drops it.
-        let incarnation = match self.incarnation.take() {
+    /// Returns the depth of each queue by its name in the contract. The partitions of ingest count
+    /// as one queue. A queue that does not exist has no depth.
+    ///
+    /// # Errors
+    /// RabbitMQ does not answer.
+    pub async fn measure(&mut self) -> Result<Vec<(&'static str, Option<Depth>)>, BrokerError> {
+        // Taken out, so that an error drops it.
+        let (connection, mut channel) = match self.incarnation.take() {
             Some(incarnation) => incarnation,
             None => self.open().await?,
         };
-        let (connection, channel) = incarnation;
-        let mut channel = channel;
         let depths = within(
-            LOOK_TIMEOUT,
-            "looking at the queues",
+            MEASURE_TIMEOUT,
+            "measuring the queues",
             self.depths(&connection, &mut channel),
         )
         .await?;
@@ -92,30 +94,27 @@ impl DepthProbe {
         ];
         let mut depths = Vec::with_capacity(queues.len());
         for (name, queues) in queues {
-            let mut together: Option<Depth> = None;
+            let mut total: Option<Depth> = None;
             for queue in queues {
                 match depth(channel, queue).await {
-                    Ok(depth) => {
-                        together = Some(together.map_or(depth, |others| others.and(depth)))
-                    }
-                    // RabbitMQ has closed the channel over that.
+                    Ok(depth) => total = Some(total.map_or(depth, |others| others.plus(depth))),
+                    // RabbitMQ closes the channel with this error.
                     Err(error) if topology::is_not_found(&error) => {
                         *channel = connection.channel().await?
                     }
                     Err(error) => return Err(error.into()),
                 }
             }
-            depths.push((name, together));
+            depths.push((name, total));
         }
         Ok(depths)
     }
 }
 
 impl Depth {
-    fn and(self, other: Self) -> Self {
-        let messages = self.messages.saturating_add(other.messages);
+    fn plus(self, other: Self) -> Self {
         Self {
-            messages,
+            messages: self.messages.saturating_add(other.messages),
             consumers: self.consumers.min(other.consumers),
         }
     }
@@ -133,4 +132,19 @@ async fn depth(channel: &Channel, queue: String) -> Result<Depth, lapin::Error> 
         messages: queue.message_count(),
         consumers: queue.consumer_count(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn partitions_add_their_messages_and_keep_the_fewest_consumers() {
+        let depth = |messages, consumers| Depth {
+            messages,
+            consumers,
+        };
+        assert_eq!(depth(2, 3).plus(depth(5, 1)), depth(7, 1));
+        assert_eq!(depth(u32::MAX, 1).plus(depth(1, 2)), depth(u32::MAX, 1));
+    }
 }

@@ -1,4 +1,5 @@
-//! Publishing with confirms.
+//! Publishes with confirms. A publish that must arrive waits for RabbitMQ; a publish that may be lost
+//! fails at once while RabbitMQ takes none.
 
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -12,16 +13,16 @@ use tokio::sync::Mutex;
 use super::connection::{self, Connection, Frames};
 use super::{Broker, BrokerError, DECLARE_TIMEOUT, topology, within};
 
-/// A publish that RabbitMQ does not confirm in this time has failed: RabbitMQ is gone, or its alarm lasts.
+/// Longest wait for a confirm. After it, RabbitMQ is gone, or its alarm lasts.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long after a failure nothing that may be lost is tried.
+/// Pause after a failure, before a publish that may be lost is attempted again.
 const REOPEN_PAUSE: Duration = Duration::from_secs(5);
-/// Most publishes under way on the channel.
+/// Most unconfirmed publishes on the channel.
 const IN_FLIGHT_MAX: usize = 256;
-/// Written to disk before it is confirmed.
+/// RabbitMQ writes a persistent message to disk before it confirms it.
 const PERSISTENT: u8 = 2;
 
-/// Something to publish.
+/// A publish: exchange, routing key, properties and body.
 #[derive(Debug, Clone)]
 pub struct Outgoing {
     pub(super) exchange: String,
@@ -32,7 +33,8 @@ pub struct Outgoing {
 }
 
 impl Outgoing {
-    /// A CloudEvent in structured mode. Its recipient stands in a header too, as the partitions need it.
+    /// A CloudEvent in structured mode. A header repeats its recipient, because RabbitMQ chooses the
+    /// partition by the header.
     pub fn event(exchange: String, event_type: &str, recipient: &str, body: Vec<u8>) -> Self {
         let recipient = topology::table([(topology::RECIPIENT_HEADER, topology::text(recipient))]);
         Self {
@@ -47,7 +49,7 @@ impl Outgoing {
         }
     }
 
-    /// A hint for every replica. Not persistent: a lost one is made good by the sweep.
+    /// Hints for the other replicas. They are not persistent, because the sweep covers lost hints.
     pub fn hint(exchange: String, replica: &str, body: Vec<u8>) -> Self {
         Self {
             exchange,
@@ -63,11 +65,11 @@ impl Outgoing {
     }
 }
 
-/// The connection that all publishers of this process share, each with a channel of its own. Nobody consumes on it: RabbitMQ
-/// blocks it in an alarm, and then it carries no acknowledgement either.
+/// The connection of all publishers of this process. Each publisher has a channel of its own.
 ///
-/// It is closed with the last of its publishers. A publisher that fails gives up its channel, and the connection only where
-/// that is why it failed.
+/// No consumer uses it: in an alarm RabbitMQ blocks it, and then it carries no acknowledgements. It
+/// closes with its last publisher. If a publisher fails, it drops its channel and keeps the
+/// connection, unless the connection is the cause.
 #[derive(Clone, Default)]
 pub(super) struct Shared(Arc<Mutex<Weak<Connection>>>);
 
@@ -82,7 +84,7 @@ impl Shared {
                 return Err(BrokerError::Blocked);
             }
             let channel = connection.channel().await;
-            // RabbitMQ does not answer on this connection, so it serves nobody any more.
+            // Without an answer, the connection is of no use to any publisher.
             let channel = channel.inspect_err(|_| connection.cut())?;
             return Ok((connection, channel));
         }
@@ -93,12 +95,13 @@ impl Shared {
     }
 }
 
-/// Publishes on a channel of its own, which is opened when it is needed and dropped after any failure.
+/// Publishes on a channel of its own. It opens the channel with the first publish, and drops it after a
+/// failure.
 #[derive(Debug)]
 pub struct Publisher {
     broker: Broker,
     incarnation: Option<Incarnation>,
-    /// Not before this is a new incarnation opened for what may be lost.
+    /// The earliest time of the next incarnation for a publish that may be lost.
     reopen_at: Option<Instant>,
 }
 
@@ -114,7 +117,10 @@ impl std::fmt::Debug for Incarnation {
 }
 
 impl Publisher {
-    /// Connects, with the topology declared or verified.
+    /// Makes a publisher that is connected, and declares or verifies the topology.
+    ///
+    /// # Errors
+    /// RabbitMQ does not answer, or rejects a part of the topology.
     pub async fn open(broker: &Broker) -> Result<Self, BrokerError> {
         Ok(Self {
             incarnation: Some(Incarnation::open(broker).await?),
@@ -122,7 +128,7 @@ impl Publisher {
         })
     }
 
-    /// Connects when there is something to publish.
+    /// Makes a publisher that connects with its first publish.
     pub fn lazy(broker: &Broker) -> Self {
         Self {
             broker: broker.clone(),
@@ -131,12 +137,15 @@ impl Publisher {
         }
     }
 
-    /// Publishes in order and returns when RabbitMQ has confirmed all. Fails with [`BrokerError::Blocked`] if an alarm of RabbitMQ
-    /// lasts too long. After an error it is unknown which arrived: the caller publishes all again.
+    /// Publishes in order, and returns when RabbitMQ has confirmed all.
     ///
-    /// `&mut self`, because lapin may swap the confirms of two tasks that publish on one channel at once.
-    pub async fn publish(&mut self, messages: &[Outgoing]) -> Result<(), BrokerError> {
-        // Taken out, so that an error on the way drops it.
+    /// Takes `&mut self`, because lapin may swap the confirms of two tasks that publish on one channel.
+    ///
+    /// # Errors
+    /// RabbitMQ does not answer, or rejects a publish. [`BrokerError::Blocked`] if an alarm lasts too
+    /// long. Some publishes may have arrived; the caller repeats all.
+    pub async fn publish(&mut self, publishes: &[Outgoing]) -> Result<(), BrokerError> {
+        // Taken out, so that an error drops it.
         let incarnation = match self.incarnation.take() {
             Some(incarnation) => incarnation,
             None => Incarnation::open(&self.broker).await?,
@@ -144,12 +153,12 @@ impl Publisher {
         let published = within(
             CONFIRM_TIMEOUT,
             "confirming publishes",
-            incarnation.publish(messages),
+            incarnation.publish(publishes),
         )
         .await;
         let timed_out = matches!(published, Err(BrokerError::Timeout(..)));
         if timed_out && incarnation.is_blocked() {
-            // Or lapin would keep these messages until the alarm ends, and those of each further try with them.
+            // Otherwise lapin keeps these publishes and all repeats until the alarm ends.
             incarnation.connection.cut();
             return Err(BrokerError::Blocked);
         }
@@ -160,13 +169,16 @@ impl Publisher {
         published
     }
 
-    /// The same for what may be lost: gives up after `limit`, and at once where the broker is known to take nothing.
+    /// Publishes once, for a publish that may be lost.
     ///
-    /// A blocked connection is kept: it cannot even be closed, so a new one for each try would pile up.
+    /// # Errors
+    /// RabbitMQ does not confirm it within `limit`. Fails at once if RabbitMQ blocks the connection,
+    /// or if the last attempt failed a short time ago. A blocked connection is kept: it cannot be
+    /// closed, and new ones would accumulate.
     pub async fn try_publish(
         &mut self,
         limit: Duration,
-        message: Outgoing,
+        publish: Outgoing,
     ) -> Result<(), BrokerError> {
         if self
             .incarnation
@@ -179,11 +191,11 @@ impl Publisher {
             Some(incarnation) => incarnation,
             None => self.reopen(limit).await?,
         };
-        let published = tokio::time::timeout(limit, incarnation.publish(&[message])).await;
+        let published = tokio::time::timeout(limit, incarnation.publish(&[publish])).await;
         let blocked = incarnation.is_blocked();
         match blocked || matches!(published, Ok(Ok(()))) {
             true => self.incarnation = Some(incarnation),
-            // Nobody waits for it, and it does not take long.
+            // The caller does not wait for the close, which has a timeout of its own.
             false => drop(tokio::spawn(incarnation.close())),
         }
         match published {
@@ -193,8 +205,11 @@ impl Publisher {
         }
     }
 
-    /// How many gateways there are, this replica's own among them; an error where that cannot be told within `limit`.
-    pub async fn gateways(&mut self, limit: Duration) -> Result<u32, BrokerError> {
+    /// Counts the gateways, including that of this replica.
+    ///
+    /// # Errors
+    /// RabbitMQ does not answer within `limit`, or blocks the connection.
+    pub async fn count_gateways(&mut self, limit: Duration) -> Result<u32, BrokerError> {
         if self
             .incarnation
             .as_ref()
@@ -202,7 +217,7 @@ impl Publisher {
         {
             return Err(BrokerError::Blocked);
         }
-        // Taken out, so that an error on the way drops it.
+        // Taken out, so that an error drops it.
         let incarnation = match self.incarnation.take() {
             Some(incarnation) => incarnation,
             None => self.reopen(limit).await?,
@@ -213,7 +228,7 @@ impl Publisher {
         Ok(gateways)
     }
 
-    /// A new incarnation for what may be lost, not too often.
+    /// Opens an incarnation for a publish that may be lost, at most once in [`REOPEN_PAUSE`].
     async fn reopen(&mut self, limit: Duration) -> Result<Incarnation, BrokerError> {
         let now = Instant::now();
         if self.reopen_at.is_some_and(|at| now < at) {
@@ -255,50 +270,51 @@ impl Incarnation {
         }
     }
 
-    /// The broker said that it takes no publishes.
+    /// Whether RabbitMQ blocks the connection.
     fn is_blocked(&self) -> bool {
         self.connection.is_blocked()
     }
 
-    async fn publish(&self, messages: &[Outgoing]) -> Result<(), BrokerError> {
+    async fn publish(&self, publishes: &[Outgoing]) -> Result<(), BrokerError> {
         let mut confirms = FuturesUnordered::new();
-        for message in messages {
+        for publish in publishes {
             let options = BasicPublishOptions {
-                mandatory: message.mandatory,
+                mandatory: publish.mandatory,
                 ..Default::default()
             };
             let name = |name: &String| {
                 ShortString::try_new(name).map_err(|_| BrokerError::NameTooLong(name.len()))
             };
-            let (exchange, key) = (name(&message.exchange)?, name(&message.routing_key)?);
-            let properties = message.properties.clone();
+            let (exchange, key) = (name(&publish.exchange)?, name(&publish.routing_key)?);
+            let properties = publish.properties.clone();
             confirms.push(
                 self.channel
-                    .basic_publish(exchange, key, options, &message.body, properties)
+                    .basic_publish(exchange, key, options, &publish.body, properties)
                     .await?,
             );
             if confirms.len() >= IN_FLIGHT_MAX
                 && let Some(confirmation) = confirms.try_next().await?
             {
-                check(&confirmation, message)?;
+                check(&confirmation, publish)?;
             }
         }
         while let Some(confirmation) = confirms.try_next().await? {
-            if let Some(message) = messages.last() {
-                check(&confirmation, message)?;
+            if let Some(publish) = publishes.last() {
+                check(&confirmation, publish)?;
             }
         }
         Ok(())
     }
 }
 
-/// lapin may hang a returned message on the confirm of another, so a return fails the whole call, whosever it is.
-fn check(confirmation: &Confirmation, message: &Outgoing) -> Result<(), BrokerError> {
+/// lapin may attach a returned message to the confirm of another publish. So each return fails the
+/// whole call.
+fn check(confirmation: &Confirmation, publish: &Outgoing) -> Result<(), BrokerError> {
     match confirmation {
         Confirmation::Ack(None) => Ok(()),
-        Confirmation::Ack(Some(_)) => Err(BrokerError::Unroutable(message.exchange.clone())),
+        Confirmation::Ack(Some(_)) => Err(BrokerError::Unroutable(publish.exchange.clone())),
         Confirmation::Nack(_) | Confirmation::NotRequested => {
-            Err(BrokerError::NotConfirmed(message.exchange.clone()))
+            Err(BrokerError::NotConfirmed(publish.exchange.clone()))
         }
     }
 }

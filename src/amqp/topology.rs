@@ -1,6 +1,8 @@
-//! The exchanges and queues of the AMQP contract: their names, and how they are declared or verified.
+//! The exchanges and queues of the AMQP contract: declares them, or verifies that they exist.
+//!
+//! Existing exchanges and queues are never deleted, and their messages are never read.
 
-use std::fmt;
+mod names;
 
 use lapin::options::{
     ExchangeBindOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
@@ -9,101 +11,45 @@ use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, ErrorKind, ExchangeKind};
 
+pub use self::names::Names;
 use super::connection::Connection;
 use super::{Broker, BrokerError};
 
-/// How often an event may be delivered before RabbitMQ itself dead-letters it: few enough that one which ends every
-/// incarnation is out of the way within hours, many enough for a database that takes no writes for days. Every crash, and
-/// every wait in vain, counts for all that is prefetched; RabbitMQ 4's default of 20 would be used up in an afternoon.
+/// Deliveries of an event before RabbitMQ dead-letters it.
+///
+/// An event that ends each incarnation is gone within hours, and a database may be down for days.
+/// Each crash and each abandoned batch counts for all prefetched events, so the default of RabbitMQ
+/// 4, which is 20, would last for an afternoon.
 const DELIVERY_LIMIT: i32 = 1_000;
-/// Listing dead letters counts as a delivery of each: none may ever be dropped for having been looked at.
-const LOOKS_AT_DEAD_LETTERS_MAX: i32 = 1_000_000_000;
-/// Most hints waiting for a replica that does not keep up: past that the oldest go, and the sweep makes them good.
+/// Deliveries of a dead letter. Each listing counts as one, and must never drop a dead letter.
+const DEAD_LETTER_DELIVERY_LIMIT: i32 = 1_000_000_000;
+/// Most hints that wait for a slow replica. RabbitMQ drops the oldest, and the sweep covers them.
 const HINTS_WAITING_MAX: i32 = 10_000;
-/// … and most bytes of them.
+/// Most bytes of the hints that wait for a slow replica.
 const HINT_BYTES_WAITING_MAX: i32 = 64 * 1024 * 1024;
 
-/// The header that partitions are chosen by: the CloudEvents attribute as the AMQP binding writes it.
+/// The header by which RabbitMQ chooses a partition: the attribute `recipient` in the CloudEvents AMQP
+/// binding.
 pub(super) const RECIPIENT_HEADER: &str = "cloudEvents_recipient";
-/// The binding key of a topic exchange that takes all; fan-out exchanges ignore it.
+/// The binding key for all events of a topic exchange. Fan-out exchanges ignore it.
 const EVERYTHING: &str = "#";
-/// The binding key of the hash exchange is a weight: no partition is larger than another.
+/// The binding key of the hash exchange. It is a weight, and all partitions have the same.
 const ONE_SHARE: &str = "1";
 /// AMQP's reply code for a close without an error.
 const NOTHING_WRONG: u16 = 200;
 
-/// Names of the contract under one prefix.
-#[derive(Debug, Clone)]
-pub struct Names {
-    prefix: String,
-}
-
-macro_rules! names {
-    ($($(#[$doc:meta])* $name:ident = $suffix:literal),* $(,)?) => {
-        impl Names {
-            $($(#[$doc])* pub fn $name(&self) -> String { format!(concat!("{}.", $suffix), self.prefix) })*
-        }
-    };
-}
-names! {
-    /// The topic exchange that publishers publish to.
-    events = "events",
-    /// The quorum queue of everything published; the first partition where there are several.
-    ingest = "ingest",
-    /// The exchange that spreads events over the partitions by their recipient.
-    partitions = "partitions",
-    /// The exchange and quorum queue of what can never be stored.
-    dead_letter = "dead-letter",
-    /// The exchange and queue of what no queue took.
-    unroutable = "unroutable",
-    /// The exchange to every replica.
-    fanout = "fanout",
-    /// The queue that gateways are counted by.
-    gateways = "gateways",
-    /// The topic exchange that Shopbell publishes receipts to.
-    receipts = "receipts",
-}
-
-impl Names {
-    /// Names that begin with `prefix`.
-    pub fn new(prefix: &str) -> Self {
-        Self {
-            prefix: prefix.into(),
-        }
-    }
-
-    /// The queue of one partition, counted from 1.
-    pub fn partition(&self, number: u8) -> String {
-        match number {
-            1 => self.ingest(),
-            _ => format!("{}.{number}", self.ingest()),
-        }
-    }
-
-    /// The fan-out queue of one incarnation: always a new name, because the broker may still hold the last one.
-    pub fn new_fanout_queue(&self) -> String {
-        format!("{}.{}", self.fanout(), uuid::Uuid::new_v4().simple())
-    }
-}
-
-impl fmt::Display for Names {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.*", self.prefix)
-    }
-}
-
-/// What of the contract is durable, as it was declared or found.
+/// The durable exchanges and queues that were declared or verified.
 #[derive(Debug, Default)]
 pub struct Topology {
-    /// Its exchanges.
+    /// The names of the exchanges.
     pub exchanges: Vec<String>,
-    /// Its queues.
+    /// The names of the queues.
     pub queues: Vec<String>,
-    /// Somebody declared more partitions than this process knows of: nobody here consumes those.
+    /// Whether RabbitMQ has more partitions than this process consumes.
     pub more_partitions: bool,
 }
 
-/// Declares everything durable of the contract; with `declare` off, only verifies that it is there.
+/// Declares the durable exchanges and queues. If `broker.declare` is off, verifies that they exist.
 pub(super) async fn ensure(
     connection: &Connection,
     channel: &Channel,
@@ -134,7 +80,8 @@ pub(super) async fn ensure(
         topology.queues.push(queue);
     }
 
-    topology.more_partitions = is_there(connection, names.partition(broker.partitions + 1)).await?;
+    topology.more_partitions =
+        queue_exists(connection, names.partition(broker.partitions + 1)).await?;
     if broker.declare {
         bind(
             channel,
@@ -145,7 +92,7 @@ pub(super) async fn ensure(
         .await?;
         bind(channel, names.unroutable(), names.unroutable(), EVERYTHING).await?;
         match broker.partitions {
-            // The way past partitions that somebody else declared would let new events overtake those that wait there.
+            // A binding past the existing partitions would let new events overtake those that wait there.
             1 if topology.more_partitions => {}
             1 => bind(channel, names.ingest(), names.events(), EVERYTHING).await?,
             partitions => route_by_recipient(channel, names, partitions).await?,
@@ -154,7 +101,7 @@ pub(super) async fn ensure(
     Ok(topology)
 }
 
-/// The durable exchanges, each after those that it names.
+/// The durable exchanges. Each stands after the exchanges in its arguments.
 pub(super) fn exchanges(broker: &Broker) -> Vec<(String, ExchangeKind, FieldTable)> {
     let names = &broker.names;
     let mut exchanges = vec![
@@ -193,10 +140,10 @@ pub(super) fn queues(broker: &Broker) -> Vec<(String, FieldTable)> {
     let kept = || {
         table([
             ("x-queue-type", text("quorum")),
-            ("x-delivery-limit", number(LOOKS_AT_DEAD_LETTERS_MAX)),
+            ("x-delivery-limit", number(DEAD_LETTER_DELIVERY_LIMIT)),
         ])
     };
-    // At-least-once dead-lettering needs reject-publish, and loses nothing where the broker itself dead-letters.
+    // With at-least-once, RabbitMQ loses no event that it dead-letters. It needs reject-publish.
     let ingest = table([
         ("x-queue-type", text("quorum")),
         ("x-single-active-consumer", AMQPValue::Boolean(true)),
@@ -216,7 +163,7 @@ pub(super) fn queues(broker: &Broker) -> Vec<(String, FieldTable)> {
 }
 
 impl Broker {
-    /// The bindings that events take: source, destination and key of each.
+    /// The bindings on the way of events: source, destination and key of each.
     pub fn bindings(&self) -> Vec<[String; 3]> {
         let names = &self.names;
         let mut bindings = vec![
@@ -239,8 +186,11 @@ impl Broker {
     }
 }
 
-/// Events go to the partitions when all of these are bound, and only then no longer straight to the first: what comes
-/// twice meanwhile is stored once, and no recipient's events pass through a partition that is not its own in the end.
+/// Routes events to all partitions.
+///
+/// Binds all partitions before the exchange of events, so that each recipient has one partition from
+/// the start. Removes the direct binding of the first partition last: events that arrive twice
+/// meanwhile are stored once.
 async fn route_by_recipient(
     channel: &Channel,
     names: &Names,
@@ -288,8 +238,11 @@ async fn bind(
         .await?)
 }
 
-/// Asks on a channel of its own, which RabbitMQ closes where the answer is no.
-pub(super) async fn is_there(connection: &Connection, queue: String) -> Result<bool, BrokerError> {
+/// Returns whether a queue exists. Uses a channel of its own, because RabbitMQ closes it if not.
+pub(super) async fn queue_exists(
+    connection: &Connection,
+    queue: String,
+) -> Result<bool, BrokerError> {
     let channel = connection.channel().await?;
     let options = QueueDeclareOptions {
         passive: true,
@@ -313,7 +266,8 @@ pub(super) fn is_not_found(error: &lapin::Error) -> bool {
     matches!(error.kind(), ErrorKind::ProtocolError(error) if *error.kind() == not_found)
 }
 
-/// Declares and binds the fan-out queue of one incarnation of this replica: gone with its connection, and bounded.
+/// Declares and binds the fan-out queue of one incarnation. It is bounded, and RabbitMQ deletes it with
+/// the connection.
 pub(super) async fn ensure_fanout_queue(
     channel: &Channel,
     names: &Names,
@@ -346,7 +300,7 @@ pub(super) async fn ensure_fanout_queue(
     Ok(queue)
 }
 
-/// How many gateways there are: RabbitMQ knows by the queue that each of them consumes and nobody publishes to.
+/// Counts the gateways: each consumes the queue `gateways`, which receives no publishes.
 pub(super) async fn count_gateways(channel: &Channel, names: &Names) -> Result<u32, BrokerError> {
     let options = QueueDeclareOptions {
         passive: true,

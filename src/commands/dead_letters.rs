@@ -16,7 +16,8 @@ use serde::Serialize;
 
 use super::terminal::{self, Format};
 use super::{BROKER_TIMEOUT, broker, within};
-use crate::amqp::dead_letter::{DeadLetter, DeadLetters, Queued};
+use crate::amqp::dead_letter::DeadLetter;
+use crate::amqp::dead_letter::queue::{DeadLetterQueue, Queued};
 use crate::amqp::publisher::Publisher;
 use crate::amqp::topology::Names;
 use crate::amqp::{Broker, BrokerError};
@@ -144,9 +145,9 @@ impl Letters {
         while listed < limit
             && let Some(queued) = queue.next().await?
         {
-            if !self.stores(&queued.letter.id).await? {
+            if !self.stores(&queued.dead_letter.id).await? {
                 listed += 1;
-                tell(&Facts::of(&queued.letter), format)?;
+                tell(&Facts::of(&queued.dead_letter), format)?;
             }
         }
         queue.letters.close().await;
@@ -162,7 +163,11 @@ impl Letters {
         }
         let mut queue = Queue::open(&self.broker).await?;
         let queued = queue.find(id).await?;
-        show(Facts::of(&queued.letter), &queued.letter.body, format)?;
+        show(
+            Facts::of(&queued.dead_letter),
+            &queued.dead_letter.body,
+            format,
+        )?;
         queue.letters.close().await;
         Ok(())
     }
@@ -216,7 +221,7 @@ impl Taking<'_> {
                 let removing = async {
                     let mut queue = Queue::open(&self.letters.broker).await?;
                     while let Some(queued) = queue.next().await? {
-                        if queued.letter.id == id {
+                        if queued.dead_letter.id == id {
                             queue.remove(&queued).await?;
                             break;
                         }
@@ -246,8 +251,8 @@ impl Taking<'_> {
         let mut queue = Queue::open(&self.letters.broker).await?;
         let mut copies = HashMap::new();
         while let Some(queued) = queue.next().await? {
-            if self.letters.stores(&queued.letter.id).await? {
-                copies.insert(queued.letter.id.clone(), queued.without_body());
+            if self.letters.stores(&queued.dead_letter.id).await? {
+                copies.insert(queued.dead_letter.id.clone(), queued.without_body());
             } else {
                 self.queued(&queue, &queued).await?;
             }
@@ -299,10 +304,10 @@ impl Taking<'_> {
     }
 
     async fn queued(&mut self, queue: &Queue, queued: &Queued) -> anyhow::Result<()> {
-        let id = &queued.letter.id;
+        let id = &queued.dead_letter.id;
         if let Some(replay) = self.replay {
             replay
-                .publish(&queued.letter)
+                .publish(&queued.dead_letter)
                 .await
                 .with_context(|| format!("{} were replayed", self.taken))?;
         }
@@ -352,14 +357,14 @@ async fn asked<T>(
 
 /// What lay in RabbitMQ's queue when it was opened.
 struct Queue {
-    letters: DeadLetters,
+    letters: DeadLetterQueue,
     /// How many of these were not looked at; unknown before the first look.
     left: Option<u32>,
 }
 
 impl Queue {
     async fn open(broker: &Broker) -> anyhow::Result<Self> {
-        let letters = within(BROKER_TIMEOUT, "opening the dead-letter queue", DeadLetters::open(broker))
+        let letters = within(BROKER_TIMEOUT, "opening the dead-letter queue", DeadLetterQueue::open(broker))
             .await
             .context("could not reach RabbitMQ at AMQP_URL (is it running, are user, password and vhost right?)")?;
         Ok(Self {
@@ -388,7 +393,7 @@ impl Queue {
 
     async fn find(&mut self, id: &str) -> anyhow::Result<Queued> {
         while let Some(queued) = self.next().await? {
-            if queued.letter.id == id {
+            if queued.dead_letter.id == id {
                 return Ok(queued);
             }
         }
@@ -417,12 +422,12 @@ struct Replay {
 impl Replay {
     async fn publish(&mut self, letter: &DeadLetter) -> anyhow::Result<()> {
         let id = &letter.id;
-        if let (Some(bytes), None) = (letter.cut_bytes(), &self.mended) {
+        if let (Some(bytes), None) = (letter.original_body_bytes(), &self.mended) {
             anyhow::bail!(
                 "only the first bytes of {id} are kept, of {bytes}: replay it with --body, or drop it"
             );
         }
-        let outgoing = letter.replay(&self.names, self.mended.as_deref());
+        let outgoing = letter.to_replay(&self.names, self.mended.as_deref());
         let published: Result<(), BrokerError> = self.publisher.publish(&[outgoing]).await;
         published.with_context(|| format!("could not replay {id}: it stays a dead letter"))
     }

@@ -200,7 +200,7 @@ async fn ask_rabbitmq(
     definitions: Option<&Definitions>,
 ) -> anyhow::Result<Vec<Finding>> {
     let broker = broker_of(config)?;
-    let checkup = amqp::checkup::look(&broker)
+    let checkup = amqp::checkup::inspect(&broker)
         .await
         .context("asking RabbitMQ")?;
     Ok(rabbitmq::findings(&checkup, &broker, definitions))

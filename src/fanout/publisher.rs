@@ -148,7 +148,7 @@ impl HintPublisher {
             return alone;
         }
         let own = u32::from(self.fanout.receives.load(Ordering::Relaxed));
-        let counted = self.publisher.gateways(PUBLISH_TIMEOUT).await;
+        let counted = self.publisher.count_gateways(PUBLISH_TIMEOUT).await;
         let alone = counted.is_ok_and(|gateways| gateways <= own);
         self.alone = Some((alone, Instant::now()));
         alone

@@ -8,7 +8,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::amqp::dead_letter::DeadLetter;
+use crate::amqp::dead_letter::{DeadLetter, Undecodable};
 use crate::amqp::delivery::Delivery;
 use crate::amqp::publisher::{Outgoing, Publisher};
 use crate::amqp::{Broker, BrokerError};
@@ -40,10 +40,10 @@ pub(super) fn held(delivery: &Delivery, feed: &Feed, detail: &str) -> Letter {
 
 fn of(delivery: &Delivery, reason: &str, detail: &str, feed: Option<Feed>) -> Letter {
     let id = Uuid::now_v7().simple().to_string();
-    let mut letter = DeadLetter::of(id, delivery, reason, detail);
+    let mut letter = DeadLetter::new(id, delivery, reason, detail);
     let body = Letter::body_of(delivery.body());
     if body.len() < delivery.body().len() {
-        letter.cut_from(delivery.body().len());
+        letter.set_original_body_bytes(delivery.body().len());
     }
     Letter {
         properties: letter.encode(),
@@ -57,6 +57,15 @@ fn of(delivery: &Delivery, reason: &str, detail: &str, feed: Option<Feed>) -> Le
         bytes: i64::try_from(delivery.body().len()).unwrap_or(i64::MAX),
         feed,
     }
+}
+
+/// Dead letters that stay unpublished in Postgres.
+#[derive(Debug, thiserror::Error)]
+enum NotPublished {
+    #[error(transparent)]
+    Undecodable(#[from] Undecodable),
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
 }
 
 /// Publishes what is stored.
@@ -102,17 +111,19 @@ impl DeadLetterPublisher {
         if ids.is_empty() {
             return Ok(false);
         }
-        let outgoing: Result<Vec<Outgoing>, BrokerError> =
-            letters
-                .into_iter()
-                .map(|letter| {
-                    Ok(DeadLetter::decode(&letter.properties, letter.body)?
-                        .publish(&self.broker.names))
-                })
-                .collect();
+        let outgoing: Result<Vec<Outgoing>, Undecodable> = letters
+            .into_iter()
+            .map(|letter| {
+                Ok(DeadLetter::decode(&letter.properties, letter.body)?
+                    .to_outgoing(&self.broker.names))
+            })
+            .collect();
         let published = match outgoing {
-            Ok(outgoing) => publisher.publish(&outgoing).await,
-            Err(error) => Err(error),
+            Ok(outgoing) => publisher
+                .publish(&outgoing)
+                .await
+                .map_err(NotPublished::from),
+            Err(error) => Err(NotPublished::from(error)),
         };
         match published {
             Ok(()) => {
@@ -124,7 +135,8 @@ impl DeadLetterPublisher {
                 self.metrics.retries.inc("dead_letters");
                 tracing::warn!(%error, letters = ids.len(), "RabbitMQ took no dead letters; they stay in Postgres until it does");
                 // RabbitMQ may refuse one of them: each is tried alone, and one that is refused lets the others go first.
-                let alone = ids.len() == 1 && !matches!(error, BrokerError::Blocked);
+                let alone =
+                    ids.len() == 1 && !matches!(error, NotPublished::Broker(BrokerError::Blocked));
                 *most = 1;
                 dead_letters::postpone(&self.pool, &ids, if alone { POSTPONED_SECONDS } else { 0 })
                     .await?;

@@ -9,8 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::batch::read;
 use super::dead_letters::FEED_DAMAGED;
 use super::{hints, microseconds};
-use crate::amqp::BrokerError;
-use crate::amqp::dead_letter::DeadLetter;
+use crate::amqp::dead_letter::{DeadLetter, Undecodable};
 use crate::fanout::Fanout;
 use crate::model::event::{Event, Limits, Reason, Rejection};
 use crate::model::feed::Feed;
@@ -43,11 +42,11 @@ pub struct HeldFeeds {
 
 /// Why a feed is still held.
 #[derive(Debug, thiserror::Error)]
-enum Trouble {
+enum ReleaseError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
-    Letter(#[from] BrokerError),
+    Undecodable(#[from] Undecodable),
 }
 
 impl HeldFeeds {
@@ -78,7 +77,7 @@ impl HeldFeeds {
     }
 
     /// Stores what waits for a feed, and then ends its hold.
-    async fn try_release(&self, feed: &Feed) -> Result<(), Trouble> {
+    async fn try_release(&self, feed: &Feed) -> Result<(), ReleaseError> {
         let mut most = EVENTS_MAX;
         loop {
             let waiting = holds::waiting(&self.pool, feed, most).await?;
@@ -127,7 +126,7 @@ impl HeldFeeds {
     async fn read(
         &self,
         waiting: Vec<Waiting>,
-    ) -> Result<Option<(Vec<Event>, Vec<String>)>, Trouble> {
+    ) -> Result<Option<(Vec<Event>, Vec<String>)>, ReleaseError> {
         let (mut events, mut ids) = (
             Vec::with_capacity(waiting.len()),
             Vec::with_capacity(waiting.len()),
@@ -178,7 +177,7 @@ impl HeldFeeds {
     }
 
     /// Makes an ordinary dead letter of one that waited.
-    async fn bury(&self, letter: Letter, rejection: &Rejection) -> Result<(), Trouble> {
+    async fn bury(&self, letter: Letter, rejection: &Rejection) -> Result<(), ReleaseError> {
         let dead_letter = DeadLetter::decode(&letter.properties, Vec::new())?.rejected(rejection);
         let letter = Letter {
             properties: dead_letter.encode(),

@@ -87,7 +87,7 @@ pub async fn broker(mut watcher: DepthProbe, metrics: Arc<Metrics>, stop: Cancel
     let mut interval = interval();
     while stop.run_until_cancelled(interval.tick()).await.is_some() {
         let looked = tokio::select! {
-            looked = watcher.look() => looked,
+            looked = watcher.measure() => looked,
             // A look that RabbitMQ does not answer must not delay the stop.
             () = patience(&stop) => return,
         };

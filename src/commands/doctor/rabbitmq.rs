@@ -88,7 +88,7 @@ fn version(version: Option<&str>) -> Finding {
 fn declared(kind: &str, name: &str, found: &Found, declares: bool) -> Finding {
     let check = format!("rabbitmq.{kind}");
     match found {
-        Found::Right => Finding::ok(check, format!("{name} is as it must be")),
+        Found::AsDeclared => Finding::ok(check, format!("{name} is as it must be")),
         Found::Missing if declares => Finding::warning(
             check,
             format!("{name} is not there"),
@@ -106,7 +106,7 @@ fn declared(kind: &str, name: &str, found: &Found, declares: bool) -> Finding {
                 "Once it is empty and nobody uses it: delete the {kind}, then `shopbell declare`"
             ),
         ),
-        Found::Unsure(told) => Finding::ok(
+        Found::NotComparable(told) => Finding::ok(
             check,
             format!("{name} is there; this user may not ask how it was declared: {told}"),
         ),
@@ -183,7 +183,7 @@ mod tests {
     fn healthy() -> Checkup {
         let queue = |name: &str| Queue {
             name: name.into(),
-            found: Found::Right,
+            found: Found::AsDeclared,
             messages: 0,
             consumers: 1,
         };
@@ -191,7 +191,7 @@ mod tests {
             version: Some("3.10.8".into()),
             exchanges: vec![Exchange {
                 name: "shop.events".into(),
-                found: Found::Right,
+                found: Found::AsDeclared,
             }],
             queues: [
                 "shop.dead-letter",
@@ -249,7 +249,7 @@ mod tests {
             &[("rabbitmq.queue", Error)],
         );
         check(
-            |checkup| checkup.queues[0].found = Found::Unsure("refused".into()),
+            |checkup| checkup.queues[0].found = Found::NotComparable("refused".into()),
             true,
             &[],
         );
