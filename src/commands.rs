@@ -1,4 +1,5 @@
-//! The command line: one file a subcommand. Data goes to stdout, talk to stderr; `anyhow` is used here and nowhere else.
+//! The command line, with one file for each subcommand. Data goes to stdout, messages to stderr. Only
+//! this room uses `anyhow`.
 
 pub mod completions;
 pub mod config;
@@ -25,17 +26,17 @@ use self::terminal::Format;
 use crate::amqp::Broker;
 use crate::config::{AmqpConfig, Environment};
 
-/// How long RabbitMQ may take to answer anything but a publish, which has a limit of its own.
+/// Bound on the wait for RabbitMQ. A publish has its own bound.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// What `serve` logs where `RUST_LOG` says nothing.
+/// The default of `RUST_LOG` for `serve`.
 const SERVICE_LOG: &str = "info";
 
 /// Order events from RabbitMQ to the merchant's dashboard over WebSocket: stored, acknowledged, replayed.
 #[derive(Debug, Parser)]
 #[command(name = "shopbell", version, arg_required_else_help = true)]
 pub struct Cli {
-    /// How data is written to stdout.
+    /// Format of the data on stdout
     #[arg(long, global = true, value_enum, default_value_t = Format::Text, value_name = "text|json", hide_possible_values = true)]
     output: Format,
     #[command(subcommand)]
@@ -44,45 +45,45 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the service.
+    /// Run the service
     Serve(serve::Arguments),
-    /// Bring the database schema up to date.
+    /// Run the missing migrations of the database schema
     Migrate,
-    /// Declare the exchanges and queues in RabbitMQ, or verify them, and consume nothing.
+    /// Declare or verify the exchanges and queues in RabbitMQ
     Declare,
-    /// Publish test events, each confirmed by RabbitMQ.
+    /// Publish test events
     Publish(publish::Arguments),
-    /// Be a client in the terminal: print notifications, acknowledge them, reconnect.
+    /// Run a client in the terminal: print notifications, send acks, reconnect
     Tail(tail::Arguments),
-    /// Run the service on this machine with a dashboard to play with: place orders, run an import, cut the connection.
+    /// Run the service with a demo dashboard: place orders, run an import, cut the connection
     Demo(demo::Arguments),
-    /// Mint a development token.
+    /// Sign a token for development
     Token(token::Arguments),
-    /// Look at events that could not be stored, bring them back, or drop them.
+    /// List, replay or drop events that could not be stored
     #[command(subcommand)]
     DeadLetters(dead_letters::Action),
-    /// Ask the service on this machine whether it can work now.
+    /// Check whether the service on this machine is ready
     Healthcheck,
-    /// Tell each setting that `serve` would run on, without secrets, or all that is wrong with them.
+    /// Print each effective setting of `serve` without secrets, or all bad settings
     Config(config::Arguments),
-    /// Tell what is known of a feed: what it holds, who has acknowledged how much, what is undelivered.
+    /// Print the notifications, cursors and undelivered numbers of a feed
     Inspect(inspect::Arguments),
-    /// Show the epoch of the numbering, or begin a new one after the restore of a volume snapshot.
+    /// Show the epoch of the numbering, or begin a new one after the restore of a volume snapshot
     Epoch(epoch::Arguments),
-    /// Look for what would keep the service from its promise: here, in Postgres, in RabbitMQ. Changes nothing.
+    /// Check this machine, Postgres and RabbitMQ for problems, without changes
     Doctor(doctor::Arguments),
-    /// Write a script with which a shell completes these commands.
+    /// Print a completion script for a shell
     Completions(completions::Arguments),
 }
 
-/// The command was asked for something that cannot be; the text says what.
+/// The arguments cannot be used. The text names the problem.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct UsageError(pub String);
 
 impl Cli {
-    /// What is logged where `RUST_LOG` says nothing: a service tells what it does, a tool only what is wrong. lapin's
-    /// errors come back to the tool, which tells them itself.
+    /// The default of `RUST_LOG`. The service logs its work, the other commands log only problems. They
+    /// print the errors of lapin themselves.
     pub fn log_default(&self) -> &'static str {
         match self.command {
             Command::Serve(_) | Command::Demo(_) => SERVICE_LOG,
@@ -116,7 +117,7 @@ impl Cli {
     }
 }
 
-/// RabbitMQ, as the environment names it.
+/// RabbitMQ, as the environment configures it.
 fn broker() -> anyhow::Result<Broker> {
     broker_of(&Environment::of_process().amqp()?)
 }
@@ -131,15 +132,15 @@ fn broker_of(config: &AmqpConfig) -> anyhow::Result<Broker> {
     broker.map_err(|complaint| UsageError(format!("AMQP_URL {complaint}")).into())
 }
 
-/// Gives something a limit and says what it was where it fails.
+/// Bounds the time of an operation, and names the operation in its error.
 async fn within<T, E: Into<anyhow::Error>>(
     limit: Duration,
-    what: &'static str,
+    operation: &'static str,
     future: impl Future<Output = Result<T, E>>,
 ) -> anyhow::Result<T> {
     match tokio::time::timeout(limit, future).await {
-        Ok(result) => result.map_err(Into::into).context(what),
-        Err(_) => anyhow::bail!("{what}: no answer within {} s", limit.as_secs()),
+        Ok(result) => result.map_err(Into::into).context(operation),
+        Err(_) => anyhow::bail!("{operation}: no answer within {} s", limit.as_secs()),
     }
 }
 

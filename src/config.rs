@@ -5,7 +5,9 @@
 
 mod amqp;
 mod database;
+mod effective;
 mod environment;
+mod error;
 mod jwt;
 mod libraries;
 mod markdown;
@@ -15,29 +17,12 @@ mod serve;
 mod settings;
 mod values;
 
-use std::fmt;
-
 pub use self::amqp::AmqpConfig;
-pub use self::environment::{EffectiveSetting, Environment, Origin};
+pub use self::effective::{EffectiveSetting, Origin};
+pub use self::environment::Environment;
+pub use self::error::ConfigError;
 pub use self::jwt::{JwtConfig, KeyFiles, Keys};
 pub use self::markdown::table as markdown_table;
 pub use self::secret::Secret;
 pub use self::serve::{GatewayConfig, IngestConfig, RoleConfig, ServeConfig, SessionConfig};
 pub use self::settings::{EVENT_BYTES_MAX_DEFAULT, Role, SETTINGS, Setting};
-
-/// All problems of the configuration.
-#[derive(Debug, PartialEq, Eq)]
-pub struct ConfigError {
-    complaints: Vec<String>,
-}
-
-impl std::error::Error for ConfigError {}
-
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the configuration cannot be used:")?;
-        self.complaints
-            .iter()
-            .try_for_each(|complaint| write!(f, "\n  {complaint}"))
-    }
-}

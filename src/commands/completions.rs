@@ -1,19 +1,19 @@
-//! `shopbell completions`: a script with which a shell completes the command line.
+//! `shopbell completions`: prints a script that completes the command line in a shell.
 
 use clap::CommandFactory;
 use clap_complete::Shell;
 
 use super::{Cli, terminal};
 
-/// Of which shell.
+/// The shell.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// The shell that is to read it.
+    /// The shell that will run the script
     #[arg(value_enum)]
     shell: Shell,
 }
 
-/// Writes the script.
+/// Prints the script.
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let mut script = Vec::new();
     clap_complete::generate(

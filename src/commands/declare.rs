@@ -1,4 +1,4 @@
-//! `shopbell declare`: declares the exchanges and queues in RabbitMQ, or verifies them, and consumes nothing.
+//! `shopbell declare`: declares or verifies the exchanges and queues in RabbitMQ, and consumes nothing.
 
 use serde::Serialize;
 
@@ -9,11 +9,11 @@ use super::{BROKER_TIMEOUT, broker, within};
 struct Declared<'a> {
     kind: &'static str,
     name: &'a str,
-    /// It was there, and nothing more was looked at.
+    /// Whether only its existence was checked.
     only_verified: bool,
 }
 
-/// Declares what the environment asks for, and writes a line for each exchange and queue.
+/// Declares or verifies the topology, and prints a line for each exchange and queue.
 pub async fn run(format: Format) -> anyhow::Result<()> {
     let broker = broker()?;
     let what = if broker.declare {
@@ -35,12 +35,12 @@ pub async fn run(format: Format) -> anyhow::Result<()> {
     terminal::write_lines(&lines)?;
     if !broker.declare {
         terminal::talk(
-            "SHOPBELL_AMQP_DECLARE is false: they are there, and nothing was declared or bound",
+            "SHOPBELL_AMQP_DECLARE is false: all of them exist, and nothing was declared or bound",
         );
     }
     anyhow::ensure!(
         !topology.more_partitions,
-        "SHOPBELL_INGEST_PARTITIONS is {}, but there are more partitions: set it to their number",
+        "SHOPBELL_INGEST_PARTITIONS is {}, but RabbitMQ has more partitions: set it to their number",
         broker.partitions
     );
     Ok(())

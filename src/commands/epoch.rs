@@ -1,4 +1,5 @@
-//! `shopbell epoch`: the identity of the numbering, and its renewal after a restore that nothing can recognise by itself.
+//! `shopbell epoch`: shows the epoch of the numbering, or begins a new one after a restore that the
+//! service cannot detect.
 
 use std::time::Duration;
 
@@ -10,26 +11,26 @@ use super::within;
 use crate::config::Environment;
 use crate::store::epoch::{EpochState, by_hand};
 
-/// How long Postgres may take: a renewal looks at every cursor.
+/// Bound on the wait for Postgres. A renewal reads every cursor.
 const TIMEOUT: Duration = Duration::from_secs(60);
-/// Why, as the next `shopbell epoch` reports it.
+/// The reason that the next `shopbell epoch` shows.
 const REASON: &str = "an operator renewed it";
 
-/// What to do with it.
+/// The action.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// Begin a new epoch: every session reconnects, and no place that a client kept is used any more.
+    /// Begin a new epoch: every session reconnects, and positions that clients kept become invalid
     #[arg(long)]
     renew: bool,
 }
 
-/// Writes the epoch, since when it is so, and why.
+/// Prints the epoch, its begin and its reason.
 pub async fn run(arguments: &Arguments, format: Format) -> anyhow::Result<()> {
     let options = Environment::of_process().database()?;
     let reason = arguments.renew.then_some(REASON);
     let read = within(TIMEOUT, "reading the epoch", by_hand(&options, reason)).await;
     let state = read.context(
-        "could not ask the database at DATABASE_URL (is it the primary, is it migrated?)",
+        "could not read the epoch from the database at DATABASE_URL (is it the primary, is it migrated?)",
     )?;
     let EpochState {
         epoch,

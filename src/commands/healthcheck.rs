@@ -1,4 +1,5 @@
-//! `shopbell healthcheck`: asks the service on this machine for `/readyz`, for container runtimes without curl.
+//! `shopbell healthcheck`: requests `/readyz` of the service on this machine, for containers without
+//! curl.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,43 +12,45 @@ use super::{terminal, within};
 use crate::config::Environment;
 use crate::http::listener::reachable;
 
-/// A service that needs longer to say that it is ready is not.
+/// A service that needs longer is not ready.
 const TIMEOUT: Duration = Duration::from_secs(3);
-/// Most of an answer that is looked at.
-const ANSWER_BYTES_MAX: u64 = 64 * 1024;
+/// Most bytes of a response that are read.
+const RESPONSE_BYTES_MAX: u64 = 64 * 1024;
 
-/// Writes what `/readyz` says; fails where that is not 200.
+/// Prints the body of `/readyz`. Fails if the status is not 200.
 pub async fn run() -> anyhow::Result<()> {
     let address = reachable(Environment::of_process().ops_listen()?);
-    let answer = within(TIMEOUT, "asking /readyz", ask(address))
+    let response = within(TIMEOUT, "requesting /readyz", request(address))
         .await
         .with_context(|| {
-            format!("no answer from {address} (SHOPBELL_OPS_LISTEN): is `shopbell serve` running?")
+            format!(
+                "no response from {address} (SHOPBELL_OPS_LISTEN): is `shopbell serve` running?"
+            )
         })?;
     let (status, body) =
-        parse(&answer).with_context(|| format!("what listens on {address} does not speak HTTP"))?;
+        parse(&response).with_context(|| format!("the server on {address} does not use HTTP"))?;
     anyhow::ensure!(
         status == "200",
-        "not ready: /readyz on {address} says {status}: {body}"
+        "not ready: /readyz on {address} returned {status}: {body}"
     );
     terminal::write_lines(&terminal::text_line(body))
 }
 
-async fn ask(address: SocketAddr) -> std::io::Result<String> {
+async fn request(address: SocketAddr) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(address).await?;
     let request = format!("GET /readyz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
-    let mut answer = Vec::new();
+    let mut response = Vec::new();
     stream
-        .take(ANSWER_BYTES_MAX)
-        .read_to_end(&mut answer)
+        .take(RESPONSE_BYTES_MAX)
+        .read_to_end(&mut response)
         .await?;
-    Ok(String::from_utf8_lossy(&answer).into_owned())
+    Ok(String::from_utf8_lossy(&response).into_owned())
 }
 
-/// Status and body.
-fn parse(answer: &str) -> Option<(&str, &str)> {
-    let (head, body) = answer.split_once("\r\n\r\n")?;
+/// The status and the body of a response.
+fn parse(response: &str) -> Option<(&str, &str)> {
+    let (head, body) = response.split_once("\r\n\r\n")?;
     let status = head.strip_prefix("HTTP/1.1 ")?.get(..3)?;
     Some((status, body.trim()))
 }
@@ -57,9 +60,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_is_status_and_body() {
-        let answer = "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 2\r\n\r\n{}";
-        assert_eq!(parse(answer), Some(("503", "{}")));
+    fn a_response_is_split_into_status_and_body() {
+        let response = "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 2\r\n\r\n{}";
+        assert_eq!(parse(response), Some(("503", "{}")));
         for no_http in ["", "SSH-2.0\r\n\r\n", "HTTP/1.1 20"] {
             assert_eq!(parse(no_http), None);
         }

@@ -1,4 +1,4 @@
-//! `shopbell migrate`: brings the database schema up to date.
+//! `shopbell migrate`: runs the missing migrations of the database schema.
 
 use anyhow::Context;
 use serde::Serialize;
@@ -12,11 +12,11 @@ struct Migrated {
     migrations: usize,
 }
 
-/// Runs what is missing; does nothing where nothing is.
+/// Runs the missing migrations, and prints the number of all.
 pub async fn run(format: Format) -> anyhow::Result<()> {
     let database = Environment::of_process().database()?;
     let migrations = store::migrate(&database, &store::MIGRATIONS).await.context(
-        "could not migrate the database at DATABASE_URL (is it running, does it exist, may the user create?)",
+        "could not migrate the database at DATABASE_URL (is it running, does it exist, may the user create tables?)",
     )?;
     let line = match format {
         Format::Text => terminal::text_line(&format!("migrations in place: {migrations}")),

@@ -1,4 +1,4 @@
-//! `shopbell publish`: a test event, many, or an import; each confirmed by RabbitMQ before it is told.
+//! `shopbell publish`: publishes test events or an import, and prints each event that RabbitMQ confirmed.
 
 mod sample;
 
@@ -21,67 +21,67 @@ use crate::model::event::{self, Limits, Message};
 use crate::model::feed::Feed;
 use crate::telemetry::traces::Publishing;
 
-/// Events published at once where no rate is asked for: what lies unconfirmed when something fails.
+/// Events that are published together if no rate is set. After a failure their state is unknown.
 const CHUNK: usize = 256;
-/// Held against the default of `SHOPBELL_MAX_EVENT_BYTES`: what the service is set to is not known here.
+/// The default of `SHOPBELL_MAX_EVENT_BYTES`, because the setting of the service is not known here.
 const EVENT_BYTES_MAX: usize = EVENT_BYTES_MAX_DEFAULT;
 const CONTENT_TYPE: &str = "application/cloudevents+json";
-/// The type that has a sample.
+/// The type with sample data.
 const ORDER: &str = "order.created";
-/// A hundred years: no clock overflows.
+/// A hundred years, so that no clock overflows.
 const EXPIRY_SECONDS_MAX: u64 = 3_155_760_000;
 const NANOSECONDS_PER_SECOND: f64 = 1e9;
 
-/// What to publish.
+/// The events to publish.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// Whom the events are addressed to: the feed.
+    /// The feed that stores the events
     #[arg(long, value_name = "FEED")]
     recipient: String,
-    /// The events are meant for everyone: the recipient is the broadcast feed.
+    /// Send the events to everyone; the recipient must be the broadcast feed
     #[arg(long)]
     broadcast: bool,
-    /// How many.
+    /// Number of events
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: u64,
-    /// How many a second, one by one; without it as fast as RabbitMQ confirms.
+    /// Events per second [default: as many as RabbitMQ confirms]
     #[arg(long, value_name = "PER_SECOND", value_parser = rate)]
     rate: Option<f64>,
-    /// The events' type.
+    /// Type of the events
     #[arg(long = "type", default_value = ORDER, value_name = "TYPE")]
     event_type: String,
-    /// The data, byte for byte, or `-` for stdin; without it a sample order, or none for another type.
+    /// The data, byte for byte, or `-` for stdin [default: a sample order, or no data for another type]
     #[arg(long, value_name = "JSON", allow_hyphen_values = true)]
     data: Option<String>,
-    /// The id of every one of them, to see that a repeated event is stored once; without it a new one each.
+    /// One id for all events, of which only the first is stored [default: a new id for each event]
     #[arg(long)]
     id: Option<String>,
-    /// Where they come from.
+    /// Source of the events
     #[arg(long, default_value = "/shopbell/publish")]
     source: String,
-    /// A subscriber who is behind gets only the newest with this key.
+    /// A replay sends only the newest notification with this key
     #[arg(long, value_name = "KEY")]
     collapse_key: Option<String>,
-    /// After so long they are not worth showing.
+    /// After this time the notifications are skipped
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(..=EXPIRY_SECONDS_MAX))]
     expires_in_seconds: Option<u64>,
-    /// Publish an import of so many items instead: its start, each item, its end.
+    /// Publish an import of this many items instead: its start, each item, its end
     #[arg(long, value_name = "ITEMS", conflicts_with_all = ["count", "event_type", "data", "id", "collapse_key"],
         value_parser = clap::value_parser!(u64).range(..=sample::ITEMS_MAX))]
     import: Option<u64>,
-    /// So many of the import's items fail.
+    /// Number of items of the import that fail
     #[arg(long, default_value_t = 0, value_name = "ITEMS", requires = "import")]
     failed: u64,
-    /// Publish also what would be dead-lettered, to see that happen.
+    /// Publish events that will be dead-lettered too
     #[arg(long)]
     unchecked: bool,
 }
 
-/// Publishes, and writes a line for each event that RabbitMQ confirmed.
+/// Publishes the events, and prints a line for each event that RabbitMQ confirmed.
 pub async fn run(arguments: Arguments, format: Format) -> anyhow::Result<()> {
     let plan = Plan::new(arguments, Environment::of_process().broadcast_feed()?)?;
     let total = plan.total();
-    // A mistake shows in the first event, and needs no broker to be named.
+    // A mistake in the arguments shows in the first event, without a broker.
     plan.event(0, None)?;
     let broker = broker()?;
     let exchange = broker.names.events();
@@ -92,7 +92,7 @@ pub async fn run(arguments: Arguments, format: Format) -> anyhow::Result<()> {
     )
     .await
     .context(
-        "could not reach RabbitMQ at AMQP_URL (is it running, are user, password and vhost right?)",
+        "could not connect to RabbitMQ at AMQP_URL (is it running, are user, password and vhost correct?)",
     )?;
 
     let (mut ticks, chunk) = match plan.arguments.rate {
@@ -121,7 +121,7 @@ pub async fn run(arguments: Arguments, format: Format) -> anyhow::Result<()> {
             .collect();
         publisher.publish(&outgoing).await.with_context(|| {
             format!(
-                "{first} of {total} events were confirmed; of the next {} nobody knows",
+                "{first} of {total} events were confirmed; the state of the next {} is unknown",
                 outgoing.len()
             )
         })?;
@@ -151,16 +151,16 @@ fn rate(text: &str) -> Result<f64, String> {
     rate.ok_or_else(|| "must be a number from 0.001 to 1000000".into())
 }
 
-/// One event, ready to be published.
+/// An event that is ready to publish.
 struct Planned {
     id: String,
-    /// Ends when it is confirmed.
+    /// It ends when RabbitMQ confirms the event.
     trace: Option<Publishing>,
     event_type: String,
     body: Vec<u8>,
 }
 
-/// What is to be published, each event made when its turn comes.
+/// The events to publish. Each is made just before it is published.
 struct Plan {
     arguments: Arguments,
     data: Option<Vec<u8>>,
@@ -176,14 +176,14 @@ impl Plan {
         if let Some(items) = arguments.import.filter(|items| arguments.failed > *items) {
             let failed = arguments.failed;
             return Err(UsageError(format!(
-                "--failed {failed} is more than the import's {items} items"
+                "--failed {failed} is more than the {items} items of the import"
             ))
             .into());
         }
         let data = match arguments.data.as_deref() {
             Some("-") => {
                 let mut data = Vec::new();
-                // One byte past what is taken, for the check below to see.
+                // One byte more than the bound, so that the check below fails.
                 let limit = EVENT_BYTES_MAX as u64 + 1;
                 let limit = if arguments.unchecked { u64::MAX } else { limit };
                 std::io::stdin()
@@ -217,7 +217,7 @@ impl Plan {
             .map_or(self.arguments.count, Import::total)
     }
 
-    /// Traced, where it goes to an exchange.
+    /// Makes an event. It is traced if an exchange is given.
     fn event(&self, index: u64, exchange: Option<&str>) -> anyhow::Result<Planned> {
         let (event_type, data) = match &self.import {
             Some(import) => {
@@ -263,7 +263,8 @@ impl Plan {
         })
     }
 
-    /// The event in CloudEvents' JSON format. The data is put in by hand, for its bytes to stay what they are.
+    /// The event in the JSON format of CloudEvents. The data is appended as bytes, so that they stay the
+    /// same.
     fn body(
         &self,
         id: &str,
@@ -353,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_published_would_be_stored() {
+    fn published_events_meet_the_contract() {
         let lines: [&[&str]; 4] = [
             &["--count", "50"],
             &[
@@ -386,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mistake_is_named_and_unchecked_publishes_it() {
+    fn a_bad_event_is_rejected_unless_unchecked() {
         let cases: [(&[&str], &str); 7] = [
             (&["--data", "{"], "not JSON"),
             (&["--data", r#"1,"id":"x""#], "not JSON"),
@@ -415,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_tells_what_was_confirmed() {
+    fn a_line_names_the_confirmed_event() {
         let plan = plan(&["--type", "a\x1b", "--unchecked", "--id", "e-1"]).unwrap();
         let event = plan.event(0, None).unwrap();
         assert_eq!(plan.line(&event, Format::Text).unwrap(), "a\\u{1b} e-1 m\n");

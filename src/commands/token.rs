@@ -1,4 +1,4 @@
-//! `shopbell token`: mints a token for development, with the secret that `serve` checks tokens with.
+//! `shopbell token`: signs a token for development, with the key of `serve`.
 
 use std::time::Duration;
 
@@ -11,22 +11,22 @@ use crate::config::Environment;
 use crate::gateway::auth::{Right, Tokens};
 use crate::model::feed::{Feed, Subscriber};
 
-/// Ten years: enough for any development, and no overflow of a clock.
+/// Ten years, so that no clock overflows.
 const TTL_SECONDS_MAX: u64 = 315_360_000;
 
-/// What the token says.
+/// The claims of the token.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// Who reads: the token's `sub`.
+    /// The subscriber: `sub` of the token
     #[arg(long, value_parser = Subscriber::parse)]
     subscriber: Subscriber,
-    /// A feed it may read, repeatable; without any, the one named like the subscriber.
+    /// A feed that the token may read; repeatable [default: the feed with the name of the subscriber]
     #[arg(long = "feed", value_name = "FEED", value_parser = Feed::parse)]
     feeds: Vec<Feed>,
-    /// With the right to answer for everyone in the broadcast feed.
+    /// Allow to mark notifications of the broadcast feed as read or handled
     #[arg(long)]
     broadcast: bool,
-    /// How long it is good for.
+    /// Lifetime of the token
     #[arg(long, default_value_t = 3_600, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=TTL_SECONDS_MAX))]
     ttl_seconds: u64,
 }
@@ -36,7 +36,7 @@ struct Minted {
     token: String,
 }
 
-/// Writes the token, alone.
+/// Prints the token only.
 pub fn run(arguments: &Arguments, format: Format) -> anyhow::Result<()> {
     check_audience(arguments, &Environment::of_process().broadcast_feed()?)?;
     let tokens = Tokens::new(&Environment::of_process().jwt()?);
@@ -56,13 +56,13 @@ pub fn run(arguments: &Arguments, format: Format) -> anyhow::Result<()> {
     terminal::write_lines(&line)
 }
 
-/// Refuses to make a token that `serve` would refuse, or that would be for less than it looks.
+/// Rejects arguments of a token that `serve` would reject, or that would allow less than it seems.
 fn check_audience(arguments: &Arguments, broadcast_feed: &Feed) -> anyhow::Result<()> {
     let problem = if arguments.subscriber.as_str() == broadcast_feed.as_str() {
-        "--subscriber is the broadcast feed (SHOPBELL_BROADCAST_FEED), which everyone reads: no merchant can have this id"
+        "--subscriber is the name of the broadcast feed (SHOPBELL_BROADCAST_FEED): no merchant can have this id"
     } else if !arguments.broadcast && arguments.feeds.contains(broadcast_feed) {
         "--feed names the broadcast feed (SHOPBELL_BROADCAST_FEED), which every token reads: use --broadcast for a token that \
-         answers for everyone"
+         marks its notifications"
     } else if arguments.feeds.iter().any(Feed::is_of_a_canary) {
         "--feed begins with shopbell-canary/, which is reserved for Shopbell"
     } else {

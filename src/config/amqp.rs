@@ -3,8 +3,9 @@
 use url::Url;
 
 use super::environment::Environment;
+use super::error::ConfigError;
+use super::secret::Secret;
 use super::settings::{AMQP_DECLARE, AMQP_PREFIX, AMQP_URL, INGEST_PARTITIONS};
-use super::{ConfigError, Secret};
 
 /// RabbitMQ.
 #[derive(Debug, Clone)]

@@ -5,8 +5,8 @@ use std::str::FromStr;
 
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
-use super::ConfigError;
 use super::environment::Environment;
+use super::error::ConfigError;
 use super::settings::DATABASE_URL;
 
 impl Environment {

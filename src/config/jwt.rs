@@ -4,9 +4,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::environment::{Environment, file_variable};
+use super::error::ConfigError;
+use super::secret::Secret;
 use super::secrets::without_line_breaks;
 use super::settings::{JWT_AUDIENCE, JWT_ISSUER, JWT_SECRET, JWT_SECRET_PREVIOUS, Setting};
-use super::{ConfigError, Secret};
 
 /// Shortest HS256 secret (RFC 7518 §3.2: as long as the hash).
 const SECRET_BYTES_MIN: usize = 32;

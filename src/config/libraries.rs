@@ -3,7 +3,7 @@
 
 use url::Url;
 
-use super::environment::{EffectiveSetting, Origin};
+use super::effective::{EffectiveSetting, Origin};
 
 /// Replaces a value that may be a secret.
 const HIDDEN: &str = "(set)";

@@ -2,8 +2,9 @@
 
 use std::io::ErrorKind;
 
-use super::Secret;
-use super::environment::{Environment, Origin, file_variable};
+use super::effective::Origin;
+use super::environment::{Environment, file_variable};
+use super::secret::Secret;
 use super::settings::{Default, Setting};
 
 /// Replaces a secret where settings are shown.

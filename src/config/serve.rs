@@ -5,14 +5,17 @@ use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
 
-use super::environment::{EffectiveSetting, Environment};
+use super::amqp::AmqpConfig;
+use super::effective::EffectiveSetting;
+use super::environment::Environment;
+use super::error::ConfigError;
+use super::jwt::JwtConfig;
 use super::settings::{
     ALLOWED_ORIGINS, BROADCAST_FEED, CANARY_SECONDS, DASHBOARD, DRAIN_SECONDS, HEARTBEAT_SECONDS,
     JWT_AUDIENCE, JWT_ISSUER, JWT_SECRET, JWT_SECRET_PREVIOUS, LISTEN, MAX_EVENT_BYTES,
     MAX_FRAME_BYTES, MAX_SESSION_SECONDS, MAX_SESSIONS, MAX_SESSIONS_PER_SUBSCRIBER, OPS_LISTEN,
     Role, WINDOW,
 };
-use super::{AmqpConfig, ConfigError, JwtConfig};
 use crate::model::feed::Feed;
 
 /// The configuration of one replica.

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use url::Url;
 
-use super::environment::{Environment, Origin};
+use super::effective::Origin;
+use super::environment::Environment;
 use super::settings::{Default, Kind, Setting};
 use crate::model::feed::Feed;
 

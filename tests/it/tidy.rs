@@ -1,6 +1,6 @@
 //! ARCHITECTURE.md and the README match the sources. These tests read files, and need no services.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// Names that only these parts may use. (Directly after a `\"`, it is the name of a log target.)
@@ -74,6 +74,47 @@ fn imports_follow_the_table_in_the_architecture() {
 }
 
 /// Our modules that a line of code names, such as `model/feed/Seq`.
+/// Rooms without a circle of imports among their modules.
+const WITHOUT_CIRCLES: [&str; 2] = ["config", "model"];
+
+#[test]
+fn modules_of_pure_rooms_import_each_other_in_one_order() {
+    let code = code();
+    let modules: BTreeSet<&str> = code.iter().map(|(part, ..)| part.as_str()).collect();
+    let module_of = |import: &str| {
+        let names = |module: &&&str| within(import.trim_end_matches('/'), module);
+        modules.iter().filter(names).max_by_key(|name| name.len())
+    };
+    // A module also depends on its submodules, because it declares them.
+    let mut imported: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for (part, _, text) in &code {
+        let imports = imports(part, text);
+        let others = imports.iter().filter_map(|import| module_of(import));
+        let entry = imported.entry(part).or_default();
+        entry.extend(others.filter(|other| *other != part));
+        if let Some((parent, _)) = part.rsplit_once('/') {
+            imported.entry(parent).or_default().insert(part);
+        }
+    }
+    let mut wrong = Vec::new();
+    for room in WITHOUT_CIRCLES {
+        for module in modules.iter().filter(|module| within(module, room)) {
+            let (mut reached, mut next) = (BTreeSet::new(), vec![*module]);
+            while let Some(one) = next.pop() {
+                let found = imported.get(one).into_iter().flatten();
+                next.extend(found.filter(|found| reached.insert(**found)));
+            }
+            if reached.contains(module) {
+                wrong.push(format!("{module} imports itself through others"));
+            }
+        }
+    }
+    none(
+        wrong,
+        "Move the shared type or function into a module of its own.",
+    );
+}
+
 fn imports(module: &str, line: &str) -> Vec<String> {
     let end = |text: &str| {
         text.find(|c: char| !c.is_alphanumeric() && !"_:".contains(c))

@@ -1,10 +1,10 @@
-//! Sample data: orders as a shop might have them, and an import with some items that fail.
+//! Sample data: orders of a shop, and an import in which some items fail.
 
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-/// Most items of one import: as many as a test can want, and no count overflows.
+/// Most items of one import, so that no count overflows.
 pub(super) const ITEMS_MAX: u64 = 1_000_000_000;
 
 const CUSTOMERS: [&str; 8] = [
@@ -17,7 +17,7 @@ const CUSTOMERS: [&str; 8] = [
     "Giorgos Pappas",
     "Hannah Weiß",
 ];
-/// Most orders are in the first.
+/// The first is the most frequent.
 const CURRENCIES: [&str; 5] = ["EUR", "EUR", "EUR", "CHF", "GBP"];
 const ITEM_ERRORS: [&str; 4] = [
     "no price",
@@ -25,7 +25,7 @@ const ITEM_ERRORS: [&str; 4] = [
     "the image is larger than 10 MB",
     "unknown tax class",
 ];
-/// An item costs so much, in cents.
+/// The price of an item, in cents.
 const ITEM_CENTS: std::ops::RangeInclusive<u64> = 399..=8_999;
 
 /// The data of an `order.created`.
@@ -56,7 +56,7 @@ pub(super) struct Import {
 }
 
 impl Import {
-    /// A new import of so many items, so many of which fail.
+    /// A new import of `items` items, of which `failed` fail.
     pub(super) fn new(items: u64, failed: u64) -> Self {
         let id = uuid::Uuid::new_v4().simple().to_string();
         Self {
@@ -66,12 +66,12 @@ impl Import {
         }
     }
 
-    /// How many events it has.
+    /// The number of events.
     pub(super) fn total(&self) -> u64 {
         self.items + 2
     }
 
-    /// Type and data of one of its events.
+    /// The type and the data of one event.
     pub(super) fn event(&self, index: u64) -> (&'static str, String) {
         let id = &self.id;
         let (event_type, data) = match index {
@@ -98,7 +98,7 @@ impl Import {
         }
     }
 
-    /// Spreads the failed ones evenly.
+    /// Whether the item fails. Failed items are spread evenly.
     fn fails(&self, index: u64) -> bool {
         let failed_through =
             |index: u64| u128::from(index) * u128::from(self.failed) / u128::from(self.items);
@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn so_many_items_fail_as_were_asked_for() {
+    fn the_requested_number_of_items_fails() {
         for (items, failed) in [(1, 0), (1, 1), (20, 3), (7, 7), (ITEMS_MAX, 0)] {
             let import = Import::new(items, failed);
             let tried = items.min(100);

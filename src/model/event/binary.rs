@@ -6,9 +6,10 @@ use std::borrow::Cow;
 use super::attribute::{ATTRIBUTES, Attribute, AttributeValue, name_in_header};
 use super::data::Data;
 use super::envelope::Envelope;
+use super::json;
 use super::message::HeaderValue;
 use super::rejection::Rejection;
-use super::{json, timestamp};
+use super::timestamp;
 
 /// The attributes of type Timestamp. AMQP may send a number instead (§3.1.3.2).
 const TIMESTAMPS: [&str; 2] = ["time", "expirytime"];

@@ -2,12 +2,14 @@
 
 use std::borrow::Cow;
 
+use super::binary;
 use super::cloud_event::Event;
 use super::content_type::{self, Mode};
+use super::encoding;
 use super::envelope::{self, Envelope};
 use super::message::{HeaderValue, Message};
 use super::rejection::{Reason, Rejection};
-use super::{binary, encoding, structured};
+use super::structured;
 
 /// Bound on the names and values of all headers together. RabbitMQ bounds an AMQP frame to 128 KiB,
 /// and a dead letter carries these headers and those of Shopbell in one frame. So the publisher gets
