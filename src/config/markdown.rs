@@ -55,22 +55,20 @@ fn role(used_by: UsedBy) -> &'static str {
     }
 }
 
-/// A `*` and a `_` would begin emphasis, and a `~` would strike the text out. A bare URL would
-/// become a link.
+/// Marks URLs, stars and lists of characters as code, because Markdown would interpret them.
 fn escaped(text: &str) -> String {
-    text.split(' ')
-        .map(|word| {
-            if word.contains("://") {
-                let end = word.trim_end_matches(',');
-                format!("`{end}`{}", &word[end.len()..])
-            } else if matches!(word, "*" | "_" | "~") {
-                format!("`{word}`")
-            } else {
-                word.to_owned()
-            }
-        })
-        .collect::<Vec<_>>()
-        .join(" ")
+    if let Some(at) = text.find("A-Z") {
+        return format!("{}`{}`", &text[..at], &text[at..]);
+    }
+    let words = text.split(' ').map(|word| {
+        let bare = word.trim_end_matches(',');
+        if bare.contains("://") || bare == "*" {
+            format!("`{bare}`{}", &word[bare.len()..])
+        } else {
+            word.to_owned()
+        }
+    });
+    words.collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]
@@ -83,6 +81,7 @@ mod tests {
         for row in [
             "| `AMQP_URL` | secret: a URL like `amqp://user:password@host:5672/vhost` | required | both | RabbitMQ 3.10 or newer; `amqps` for TLS |\n",
             "| `SHOPBELL_WINDOW` | a whole number from 1 to 65536 | `256` notifications | gateway | Most notifications that one session may have sent without an ack. See [protocol.md](protocol.md) |\n",
+            "| `SHOPBELL_AMQP_PREFIX` | 1 to 100 of `A-Z a-z 0-9 . _ -` | `shopbell` | both |",
             "| `SHOPBELL_ALLOWED_ORIGINS` | origins like `https://shop.example`, comma separated, without path or `*` | unset: same origin only |",
         ] {
             assert!(table.contains(row), "{row} is not in\n{table}");
