@@ -35,6 +35,7 @@ use crate::store;
 use crate::store::append::{Fate, Placed};
 use crate::store::pools::Pool;
 use crate::telemetry::health::Health;
+use crate::telemetry::labels::Retried;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::traces::Batch as BatchTrace;
 
@@ -92,7 +93,7 @@ impl Ingest {
                 Ok(()) => return,
                 Err(error) => {
                     let wait = backoff.next_wait();
-                    self.metrics.retries.inc("ingest");
+                    self.metrics.retries.inc(Retried::Ingest);
                     tracing::warn!(%error, wait_ms = wait.as_millis(), "ingest ended; it is opened again");
                     tokio::select! {
                         () = tokio::time::sleep(wait) => {}
@@ -157,7 +158,7 @@ impl Ingest {
         let mut backoff = Backoff::default();
         while let Err(error) = store::check(&self.pool).await {
             let wait = backoff.next_wait();
-            self.metrics.retries.inc("ingest");
+            self.metrics.retries.inc(Retried::Ingest);
             tracing::warn!(%error, wait_ms = wait.as_millis(), "ingest waits for the database");
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}

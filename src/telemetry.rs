@@ -3,6 +3,8 @@
 mod conventions;
 pub mod exposition;
 pub mod health;
+pub mod instruments;
+pub mod labels;
 pub mod metrics;
 pub mod process;
 pub mod traces;

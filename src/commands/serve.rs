@@ -19,7 +19,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::parts::{Parts, STOP_STEP_TIMEOUT};
+use self::parts::{Part, Parts, STOP_STEP_TIMEOUT};
 use super::broker_of;
 use crate::amqp::Broker;
 use crate::amqp::depths::DepthProbe;
@@ -163,8 +163,8 @@ async fn stop_in_order(
     drain: Duration,
 ) {
     stops.ingest.cancel();
-    parts.ended("ingest").await;
-    parts.ended("canary").await;
+    parts.ended(Part::Ingest).await;
+    parts.ended(Part::Canary).await;
     if let Some(gateway) = gateway {
         gateway.drain.cancel();
         gateway.sessions.close();
@@ -179,15 +179,15 @@ async fn stop_in_order(
         }
     }
     stops.listeners.cancel();
-    parts.ended("public port").await;
+    parts.ended(Part::PublicPort).await;
     stops.cursors.cancel();
-    parts.ended("cursor writer").await;
-    parts.ended("answers").await;
-    parts.ended("dead letters").await;
+    parts.ended(Part::CursorWriter).await;
+    parts.ended(Part::Marks).await;
+    parts.ended(Part::DeadLetters).await;
     stops.last.cancel();
-    parts.ended("operations port").await;
-    parts.ended("fan-out").await;
-    parts.ended("watch broker").await;
+    parts.ended(Part::OperationsPort).await;
+    parts.ended(Part::Fanout).await;
+    parts.ended(Part::BrokerProbe).await;
 }
 
 /// What both halves of a replica stand on.
@@ -257,11 +257,11 @@ impl Ground {
         );
         let registry = self.registry.clone();
         parts.spawn(
-            "watch",
+            Part::DatabaseProbe,
             probes::database(self.pools.upkeep.clone(), self.hub.clone(), metrics.clone()),
         );
         parts.spawn(
-            "watch broker",
+            Part::BrokerProbe,
             probes::broker(
                 DepthProbe::new(&self.broker),
                 metrics.clone(),
@@ -278,7 +278,7 @@ impl Ground {
         let connections =
             Connections::new(OPERATIONS_CONNECTIONS_MAX, ConnectionMetrics::default());
         parts.spawn(
-            "operations port",
+            Part::OperationsPort,
             listener::serve(listener, routes, connections, stop),
         );
         Ok(())
@@ -287,7 +287,7 @@ impl Ground {
     /// The ingesting half: a task for each partition.
     fn ingest(&self, config: &IngestConfig, parts: &mut Parts) {
         let (traces, trace_writer) = TraceKeeper::new(self.pools.upkeep.clone());
-        parts.spawn("traces", trace_writer.run());
+        parts.spawn(Part::Traces, trace_writer.run());
         // RabbitMQ gives a partition to whoever comes first: in another order each, replicas that start together share.
         let mut partitions: Vec<u8> = (1..=self.broker.partitions).collect();
         fastrand::shuffle(&mut partitions);
@@ -311,7 +311,7 @@ impl Ground {
                 health: self.health.clone(),
             };
             let stop = self.stops.ingest.clone();
-            parts.spawn("ingest", async move { ingest.run(stop).await });
+            parts.spawn(Part::Ingest, async move { ingest.run(stop).await });
         }
         let publisher = DeadLetterPublisher {
             broker: self.broker.clone(),
@@ -319,7 +319,7 @@ impl Ground {
             stored: letters,
             metrics: self.metrics.clone(),
         };
-        parts.spawn("dead letters", publisher.run(self.stops.cursors.clone()));
+        parts.spawn(Part::DeadLetters, publisher.run(self.stops.cursors.clone()));
         let held = HeldFeeds {
             pool: self.pools.upkeep.clone(),
             fanout: self.fanout.clone(),
@@ -327,8 +327,11 @@ impl Ground {
             broadcast_feed: config.broadcast_feed.clone(),
             metrics: self.metrics.clone(),
         };
-        parts.spawn("held feeds", held.run(self.stops.ingest.clone()));
-        parts.spawn("housekeeping", housekeeping::run(self.pools.upkeep.clone()));
+        parts.spawn(Part::HeldFeeds, held.run(self.stops.ingest.clone()));
+        parts.spawn(
+            Part::Housekeeping,
+            housekeeping::run(self.pools.upkeep.clone()),
+        );
     }
 
     /// The half that serves clients.
@@ -341,7 +344,7 @@ impl Ground {
         let listener = bind("SHOPBELL_LISTEN", config.listen)?;
         let broadcast_feed = config.session.broadcast_feed.clone();
         let tokens = Arc::new(Tokens::new(&config.jwt));
-        parts.spawn("keys", tokens.clone().follow());
+        parts.spawn(Part::Keys, tokens.clone().follow());
         let authenticator = Authenticator::new(tokens.clone(), broadcast_feed.clone());
         let session = &config.session;
         let reads = &self.pools.reads;
@@ -406,28 +409,27 @@ impl Ground {
         };
         let connections = Connections::new(CONNECTIONS_MAX, self.metrics.connections.clone());
         parts.spawn(
-            "public port",
+            Part::PublicPort,
             listener::serve(listener, routes, connections, self.stops.listeners.clone()),
         );
-        parts.spawn("replay", pager_worker.run());
-        parts.spawn("cursor reader", cursor_reader.run());
+        parts.spawn(Part::Replay, pager_worker.run());
+        parts.spawn(Part::CursorReader, cursor_reader.run());
         let (hub, epochs) = (self.hub.clone(), self.epochs.clone());
         parts.spawn(
-            "sweep",
+            Part::Sweep,
             sweep::run(reads.clone(), hub, epochs, self.metrics.clone()),
         );
         parts.spawn(
-            "epoch",
+            Part::Epoch,
             sweep::follow_epoch(self.hub.clone(), self.epochs.clone(), self.metrics.clone()),
         );
         let (acks, stop) = (self.pools.acks.clone(), self.stops.cursors.clone());
-        parts.spawn(
-            "cursor writer",
-            async move { cursors.write(&acks, stop).await },
-        );
+        parts.spawn(Part::CursorWriter, async move {
+            cursors.write(&acks, stop).await
+        });
         let others = HintPublisher::new(self.fanout.clone(), Publisher::lazy(&self.broker));
         parts.spawn(
-            "answers",
+            Part::Marks,
             answer_writer.run(others, self.stops.cursors.clone()),
         );
         let (fanout, broker, stop) = (
@@ -436,7 +438,7 @@ impl Ground {
             self.stops.last.clone(),
         );
         parts.spawn(
-            "fan-out",
+            Part::Fanout,
             async move { fanout.receive(&broker, stop).await },
         );
         if let Some(every) = config.canary {
@@ -449,7 +451,7 @@ impl Ground {
                 metrics: self.metrics.clone(),
             };
             // Before clients are told to leave: it would be refused as they are.
-            parts.spawn("canary", canary.run(every, self.stops.ingest.clone()));
+            parts.spawn(Part::Canary, canary.run(every, self.stops.ingest.clone()));
         }
         tracing::info!(listen = %config.listen, "clients are served");
         Ok(gateway)

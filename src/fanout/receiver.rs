@@ -8,6 +8,7 @@ use super::{Fanout, wire};
 use crate::amqp::consumer::Consumer;
 use crate::amqp::{Broker, BrokerError};
 use crate::retry::Backoff;
+use crate::telemetry::labels::Retried;
 
 /// Most batches that RabbitMQ sends ahead. Each takes microseconds, so a few are enough.
 const PREFETCH: u16 = 64;
@@ -23,7 +24,7 @@ impl Fanout {
             self.receives.store(false, Ordering::Relaxed);
             let Err(error) = ended else { return };
             let wait = backoff.next_wait();
-            self.metrics.retries.inc("fanout");
+            self.metrics.retries.inc(Retried::Fanout);
             tracing::warn!(%error, wait_ms = wait.as_millis(), "the fan-out consumer failed; it reconnects");
             stop.run_until_cancelled(tokio::time::sleep(wait)).await;
         }

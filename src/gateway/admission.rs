@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::model::feed::Subscriber;
-use crate::telemetry::metrics::{Counted, Metrics};
+use crate::telemetry::instruments::Counted;
+use crate::telemetry::metrics::Metrics;
 
 /// The counts of sessions and their bounds.
 #[derive(Debug)]

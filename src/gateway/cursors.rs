@@ -22,6 +22,7 @@ use crate::store::StoreError;
 use crate::store::cursors::{CursorKey, Standing, advance};
 use crate::store::epoch::known::Epochs;
 use crate::store::pools::Pool;
+use crate::telemetry::labels::Retried;
 use crate::telemetry::metrics::Metrics;
 
 /// Most cursors moved by one statement.
@@ -130,7 +131,7 @@ impl Cursors {
                 Err(error) => {
                     self.acked.notify_one();
                     let wait = backoff.next_wait();
-                    self.metrics.retries.inc("acks");
+                    self.metrics.retries.inc(Retried::Acks);
                     tracing::warn!(%error, wait_ms = wait.as_millis(), "acks could not be written; the write is repeated");
                     (wait, false)
                 }
@@ -270,7 +271,7 @@ impl Cursors {
         }
         let is_first = pending.hold(ack, Instant::now());
         drop(pending);
-        self.metrics.retries.inc("acks");
+        self.metrics.retries.inc(Retried::Acks);
         if is_first {
             tracing::warn!(%error, %feed, seq, "an ack could not be written; it is written again without others");
         }

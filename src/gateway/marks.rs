@@ -28,6 +28,7 @@ use crate::store::StoreError;
 use crate::store::epoch::known::Epochs;
 use crate::store::marks::{Locks, MarkRequest, MarkResult, write};
 use crate::store::pools::Pool;
+use crate::telemetry::labels::Retried;
 use crate::telemetry::metrics::Metrics;
 
 /// Most answers written by one statement.
@@ -401,7 +402,7 @@ async fn write_turn(
                 if failure == Failure::Final || part.iter().any(Request::is_overdue) {
                     tracing::error!(%error, answers, "what people said could not be stored; they are told");
                 } else {
-                    metrics.retries.inc("answers");
+                    metrics.retries.inc(Retried::Marks);
                     tracing::warn!(%error, answers, "what people said could not be stored; trying again");
                 }
                 written
@@ -432,7 +433,7 @@ async fn write_when_possible(
             }
             Err(error) => {
                 let wait = backoff.next_wait();
-                metrics.retries.inc("answers");
+                metrics.retries.inc(Retried::Marks);
                 tracing::warn!(%error, answers = answers.len(), wait_ms = wait.as_millis(), "what people said could not be stored; trying again");
                 tokio::time::sleep(wait).await;
             }

@@ -13,6 +13,7 @@ use super::cursors::NotOpened;
 use crate::http::problem::Problem;
 use crate::model::feed::Feed;
 use crate::model::protocol::{Close, SUBPROTOCOL};
+use crate::telemetry::labels::HandshakeRefused;
 
 /// Wait that a client is asked for if the refusal is temporary, in milliseconds.
 const RETRY_AFTER_MS: u64 = 2_000;
@@ -57,14 +58,14 @@ pub enum NotAHandshake {
 
 impl Refusal {
     /// The value of the label `reason` in the metrics.
-    pub fn label(&self) -> &'static str {
+    pub fn label(&self) -> HandshakeRefused {
         match self {
-            Self::NotAHandshake(_) | Self::Parameter(_) => "bad_request",
-            Self::Origin => "origin",
-            Self::Token(TokenError::NoFeed) | Self::ForeignFeed(_) => "feed",
-            Self::Token(_) => "token",
-            Self::TooManySessions(_) => "too_many",
-            Self::Draining | Self::NotOpened(_) | Self::Restored => "not_ready",
+            Self::NotAHandshake(_) | Self::Parameter(_) => HandshakeRefused::BadRequest,
+            Self::Origin => HandshakeRefused::Origin,
+            Self::Token(TokenError::NoFeed) | Self::ForeignFeed(_) => HandshakeRefused::Feed,
+            Self::Token(_) => HandshakeRefused::Token,
+            Self::TooManySessions(_) => HandshakeRefused::TooMany,
+            Self::Draining | Self::NotOpened(_) | Self::Restored => HandshakeRefused::NotReady,
         }
     }
 
@@ -170,7 +171,7 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(refusal: Refusal, expected: (&str, u16, Option<u16>)) {
+    fn check(refusal: Refusal, expected: (HandshakeRefused, u16, Option<u16>)) {
         let status = refusal.problem().into_response().status().as_u16();
         let close = refusal.close().map(Close::code);
         assert_eq!((refusal.label(), status, close), expected, "{refusal:?}");
@@ -179,37 +180,67 @@ mod tests {
     #[test]
     fn each_refusal_has_its_label_status_and_close() {
         let foreign = Feed::parse("m").unwrap();
-        check(NotAHandshake::NoUpgrade.into(), ("bad_request", 426, None));
+        check(
+            NotAHandshake::NoUpgrade.into(),
+            (HandshakeRefused::BadRequest, 426, None),
+        );
         check(
             NotAHandshake::HttpVersion.into(),
-            ("bad_request", 505, None),
+            (HandshakeRefused::BadRequest, 505, None),
         );
-        check(NotAHandshake::Key.into(), ("bad_request", 400, None));
-        check(Refusal::Origin, ("origin", 403, None));
+        check(
+            NotAHandshake::Key.into(),
+            (HandshakeRefused::BadRequest, 400, None),
+        );
+        check(Refusal::Origin, (HandshakeRefused::Origin, 403, None));
         let parameter = Refusal::Parameter("device is too long".into());
-        check(parameter, ("bad_request", 400, Some(4500)));
-        check(Refusal::Draining, ("not_ready", 503, Some(1012)));
-        check(Refusal::ForeignFeed(foreign), ("feed", 403, Some(4503)));
+        check(parameter, (HandshakeRefused::BadRequest, 400, Some(4500)));
+        check(
+            Refusal::Draining,
+            (HandshakeRefused::NotReady, 503, Some(1012)),
+        );
+        check(
+            Refusal::ForeignFeed(foreign),
+            (HandshakeRefused::Feed, 403, Some(4503)),
+        );
         let full = Refusal::TooManySessions(Full::Replica);
-        check(full, ("too_many", 429, Some(4429)));
+        check(full, (HandshakeRefused::TooMany, 429, Some(4429)));
         let not_opened = Refusal::NotOpened(NotOpened::NoAnswer);
-        check(not_opened, ("not_ready", 503, Some(1013)));
-        check(Refusal::Restored, ("not_ready", 503, Some(1013)));
+        check(not_opened, (HandshakeRefused::NotReady, 503, Some(1013)));
+        check(
+            Refusal::Restored,
+            (HandshakeRefused::NotReady, 503, Some(1013)),
+        );
     }
 
     #[test]
     fn each_token_error_has_its_status_and_close() {
         let wait = std::time::Duration::from_secs(7);
         for (error, expected) in [
-            (TokenError::Missing, ("token", 401, Some(4501))),
+            (
+                TokenError::Missing,
+                (HandshakeRefused::Token, 401, Some(4501)),
+            ),
             (
                 TokenError::Refused("wrong audience"),
-                ("token", 401, Some(4501)),
+                (HandshakeRefused::Token, 401, Some(4501)),
             ),
-            (TokenError::KeyUnknown, ("token", 401, Some(4402))),
-            (TokenError::NotYetValid { wait }, ("token", 401, Some(4402))),
-            (TokenError::Expired, ("token", 401, Some(4401))),
-            (TokenError::NoFeed, ("feed", 403, Some(4503))),
+            (
+                TokenError::KeyUnknown,
+                (HandshakeRefused::Token, 401, Some(4402)),
+            ),
+            (
+                TokenError::NotYetValid { wait },
+                (HandshakeRefused::Token, 401, Some(4402)),
+            ),
+            (
+                TokenError::Expired,
+                (HandshakeRefused::Token, 401, Some(4401)),
+            ),
+            (
+                TokenError::NoFeed,
+                (HandshakeRefused::Feed, 403, Some(4503)),
+            ),
         ] {
             check(Refusal::Token(error), expected);
         }

@@ -19,6 +19,7 @@ use crate::store::StoreError;
 use crate::store::damage::{Damaged, Parts};
 use crate::store::pages::PageRequest;
 use crate::store::pools::Pool;
+use crate::telemetry::labels::Retried;
 use crate::telemetry::metrics::Metrics;
 
 /// Most requests in one query. With the bounds of a page, this bounds the memory of its result.
@@ -196,7 +197,7 @@ impl Reader {
                     break;
                 }
                 let wait = backoff.next_wait();
-                self.metrics.retries.inc("pages");
+                self.metrics.retries.inc(Retried::Pages);
                 tracing::warn!(%error, pages = part.len(), wait_ms = wait.as_millis(), "pages could not be read; the read is repeated");
                 tokio::time::sleep(wait).await;
             }

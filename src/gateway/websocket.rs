@@ -149,7 +149,7 @@ impl Gateway {
     fn count(&self, refusal: &Refusal) {
         let reason = refusal.label();
         tracing::debug!(
-            reason,
+            reason = reason.as_str(),
             detail = refusal.problem().detail(),
             "a handshake was refused"
         );

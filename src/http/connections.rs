@@ -19,7 +19,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
-use crate::telemetry::metrics::{ConnectionMetrics, Counted};
+use crate::telemetry::instruments::Counted;
+use crate::telemetry::labels::ConnectionDropped;
+use crate::telemetry::metrics::ConnectionMetrics;
 
 /// How long the head of a request may take from its first byte, and the first byte of a connection.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
@@ -108,7 +110,7 @@ pub struct Place {
 
 impl Place {
     /// Counts a connection that is ended before its client ended it.
-    pub fn count_dropped(&self, reason: &'static str) {
+    pub fn count_dropped(&self, reason: ConnectionDropped) {
         self.connections.metrics.dropped.inc(reason);
     }
 }
@@ -174,18 +176,18 @@ impl Watch {
     }
 
     /// When the connection is to be ended if nothing changes, and why.
-    pub fn due(&self) -> Option<(Instant, &'static str)> {
+    pub fn due(&self) -> Option<(Instant, ConnectionDropped)> {
         let state = lock(&self.state);
         let phase = match state.phase {
-            Phase::New => Some((self.opened + HEAD_TIMEOUT, "head")),
-            Phase::Head(since) => Some((since + HEAD_TIMEOUT, "head")),
+            Phase::New => Some((self.opened + HEAD_TIMEOUT, ConnectionDropped::Head)),
+            Phase::Head(since) => Some((since + HEAD_TIMEOUT, ConnectionDropped::Head)),
             Phase::Busy => None,
-            Phase::Idle(since) => Some((since + IDLE_TIMEOUT, "idle")),
+            Phase::Idle(since) => Some((since + IDLE_TIMEOUT, ConnectionDropped::Idle)),
         };
         let stalled = state
             .stalled
-            .map(|since| (since + WRITE_TIMEOUT, "stalled"));
-        phase.into_iter().chain(stalled).min()
+            .map(|since| (since + WRITE_TIMEOUT, ConnectionDropped::Stalled));
+        phase.into_iter().chain(stalled).min_by_key(|(at, _)| *at)
     }
 
     /// Returns when the connection is to make room for another.
@@ -258,7 +260,7 @@ impl Watch {
 pub async fn within_deadlines<T>(
     watch: &Watch,
     connection: impl Future<Output = T>,
-) -> Result<T, &'static str> {
+) -> Result<T, ConnectionDropped> {
     let mut connection = pin!(connection);
     let mut timer = pin!(tokio::time::sleep(HEAD_TIMEOUT));
     poll_fn(|context| {
@@ -408,24 +410,24 @@ mod tests {
         let begin = Instant::now();
         let at = |seconds| begin + Duration::from_secs(seconds);
         let watch = Watch::new(begin);
-        assert_eq!(watch.due(), Some((at(5), "head")));
+        assert_eq!(watch.due(), Some((at(5), ConnectionDropped::Head)));
         watch.heard(at(3));
         watch.heard(at(4));
         assert_eq!(
             watch.due(),
-            Some((at(8), "head")),
+            Some((at(8), ConnectionDropped::Head)),
             "more bytes of a head give it no more time"
         );
         watch.begin();
         watch.heard(at(9));
         assert_eq!(watch.due(), None);
         watch.answered(at(10));
-        assert_eq!(watch.due(), Some((at(630), "idle")));
+        assert_eq!(watch.due(), Some((at(630), ConnectionDropped::Idle)));
         watch.wrote(false);
-        assert_eq!(watch.due().unwrap().1, "stalled");
+        assert_eq!(watch.due().unwrap().1, ConnectionDropped::Stalled);
         watch.wrote(true);
         watch.heard(at(100));
-        assert_eq!(watch.due(), Some((at(105), "head")));
+        assert_eq!(watch.due(), Some((at(105), ConnectionDropped::Head)));
     }
 
     #[test]

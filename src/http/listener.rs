@@ -22,6 +22,7 @@ use tokio_util::task::TaskTracker;
 
 use super::connections::{Answer, Connections, Go, Place, Watch, Watched, within_deadlines};
 use super::problem::Problem;
+use crate::telemetry::labels::ConnectionDropped;
 
 /// How long the request under way may take when the replica stops, or when its connection makes room.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
@@ -82,7 +83,7 @@ async fn serve_connection(
         // What has arrived first: a connection makes room only if it waits for its client and not for this replica.
         biased;
         first = within_deadlines(watch, stream.readable()) => first.map(|_| ()),
-        () = watch.asked_to_go() => Err("crowded"),
+        () = watch.asked_to_go() => Err(ConnectionDropped::Crowded),
         () = stop.cancelled() => return,
     };
     if let Err(reason) = first {
@@ -104,15 +105,15 @@ async fn serve_connection(
             ended = within_deadlines(watch, connection.as_mut()) => break ended,
             () = watch.asked_to_go() => match watch.go(Instant::now()) {
                 Go::Stay => continue,
-                Go::Now => return place.count_dropped("crowded"),
-                Go::AfterAnswer => place.count_dropped("crowded"),
+                Go::Now => return place.count_dropped(ConnectionDropped::Crowded),
+                Go::AfterAnswer => place.count_dropped(ConnectionDropped::Crowded),
             },
             () = stop.cancelled() => {}
         }
         connection.as_mut().graceful_shutdown();
         break tokio::time::timeout(END_TIMEOUT, connection)
             .await
-            .map_err(|_| "stalled");
+            .map_err(|_| ConnectionDropped::Stalled);
     };
     match ended {
         Ok(Ok(())) => {}

@@ -17,6 +17,7 @@ use crate::model::feed::Feed;
 use crate::store::StoreError;
 use crate::store::dead_letters::{self, Letter};
 use crate::store::pools::Pool;
+use crate::telemetry::labels::Retried;
 use crate::telemetry::metrics::Metrics;
 
 /// The reason of an event that waits for a damaged feed.
@@ -91,7 +92,7 @@ impl DeadLetterPublisher {
                 Ok(true) => continue,
                 Ok(false) => {}
                 Err(error) => {
-                    self.metrics.retries.inc("dead_letters");
+                    self.metrics.retries.inc(Retried::DeadLetters);
                     tracing::warn!(%error, "stored dead letters could not be read; they are published later");
                 }
             }
@@ -132,7 +133,7 @@ impl DeadLetterPublisher {
                 Ok(true)
             }
             Err(error) => {
-                self.metrics.retries.inc("dead_letters");
+                self.metrics.retries.inc(Retried::DeadLetters);
                 tracing::warn!(%error, letters = ids.len(), "RabbitMQ took no dead letters; they stay in Postgres until it does");
                 // RabbitMQ may refuse one of them: each is tried alone, and one that is refused lets the others go first.
                 let alone =

@@ -18,6 +18,7 @@ use crate::store::append::{Blame, release};
 use crate::store::dead_letters::Letter;
 use crate::store::holds::{self, Waiting};
 use crate::store::pools::Pool;
+use crate::telemetry::labels::Retried;
 use crate::telemetry::metrics::Metrics;
 
 /// How often a held feed is tried.
@@ -70,7 +71,7 @@ impl HeldFeeds {
                 Ok::<_, StoreError>(())
             };
             if let Err(error) = tried.await {
-                self.metrics.retries.inc("held_feeds");
+                self.metrics.retries.inc(Retried::HeldFeeds);
                 tracing::warn!(%error, "held feeds could not be read; they are tried again");
             }
         }

@@ -16,6 +16,7 @@ use crate::retry::Backoff;
 use crate::store::StoreError;
 use crate::store::append::{Blame, Committed, Fate, NotAppended, Outcome, Pending, append};
 use crate::store::holds;
+use crate::telemetry::labels::Retried;
 use crate::telemetry::metrics::Metrics;
 
 /// How long deliveries are held for a database that is away. RabbitMQ ends a consumer that holds longer than its
@@ -114,7 +115,7 @@ impl Ingest {
             let NotAppended { pending, error } = not_appended;
             part = pending;
             let wait = backoff.next_wait();
-            self.metrics.retries.inc("append");
+            self.metrics.retries.inc(Retried::Append);
             tracing::warn!(%error, events = part.len(), wait_ms = wait.as_millis(), "a batch could not be stored; trying again");
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}

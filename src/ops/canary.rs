@@ -27,6 +27,7 @@ use crate::model::feed::{CANARY_PREFIX, Feed, Subscriber};
 use crate::model::protocol::SUBPROTOCOL;
 use crate::store::canaries;
 use crate::store::pools::Pool;
+use crate::telemetry::labels::CanaryStep;
 use crate::telemetry::metrics::Metrics;
 
 /// How long a client waits to be let in.
@@ -63,7 +64,7 @@ type Trouble = Box<dyn std::error::Error + Send + Sync>;
 /// A flight that ended before its end: where, and why.
 #[derive(Debug)]
 struct Lost {
-    step: &'static str,
+    step: CanaryStep,
     why: String,
 }
 
@@ -95,7 +96,7 @@ impl Canary {
                 Err(Lost { step, why }) => {
                     self.metrics.canary_failures.inc(step);
                     tracing::error!(
-                        step,
+                        step = step.as_str(),
                         why,
                         "the canary was lost: merchants may not get their orders through this replica"
                     );
@@ -113,7 +114,12 @@ impl Canary {
         subscriber: &Subscriber,
         publisher: &mut Publisher,
     ) -> Result<Duration, Lost> {
-        let mut client = step("connect", CONNECT_TIMEOUT, self.connect(feed, subscriber)).await?;
+        let mut client = step(
+            CanaryStep::Connect,
+            CONNECT_TIMEOUT,
+            self.connect(feed, subscriber),
+        )
+        .await?;
         let (id, begun) = (uuid::Uuid::now_v7().to_string(), Instant::now());
         let publishing = async {
             let event = event(feed, &id)?;
@@ -135,11 +141,16 @@ impl Canary {
         };
         // Limited by itself, and never dropped halfway: a connection that an alarm has blocked cannot even be closed.
         publishing.await.map_err(|trouble: Trouble| Lost {
-            step: "publish",
+            step: CanaryStep::Publish,
             why: trouble.to_string(),
         })?;
-        let seq = step("deliver", DELIVERY_TIMEOUT, client.notified_of(&id)).await?;
-        step("ack", ACK_TIMEOUT, client.acknowledge(feed, seq)).await?;
+        let seq = step(
+            CanaryStep::Deliver,
+            DELIVERY_TIMEOUT,
+            client.notified_of(&id),
+        )
+        .await?;
+        step(CanaryStep::Ack, ACK_TIMEOUT, client.acknowledge(feed, seq)).await?;
         let took = begun.elapsed();
         client.leave().await;
         Ok(took)
@@ -173,7 +184,7 @@ impl Canary {
 
 /// Gives a step a limit.
 async fn step<T>(
-    step: &'static str,
+    step: CanaryStep,
     limit: Duration,
     doing: impl Future<Output = Result<T, Trouble>>,
 ) -> Result<T, Lost> {
@@ -241,7 +252,7 @@ impl Client {
     async fn acknowledge(&mut self, feed: &Feed, seq: i64) -> Result<(), Trouble> {
         self.0
             .feed(Message::text(format!(
-                r#"{{"type":"ack","feed":"{feed}","seq":{seq}}}"#
+                r#"{{"type":CanaryStep::Ack,"feed":"{feed}","seq":{seq}}}"#
             )))
             .await?;
         self.0.send(Message::text(r#"{"type":"ping"}"#)).await?;

@@ -15,6 +15,7 @@ use crate::store::damage::{Damaged, Parts};
 use crate::store::dead_letters::Counts;
 use crate::store::pools::Pool;
 use crate::store::undelivered::Undelivered;
+use crate::telemetry::labels::{DeadLetterState, Retried};
 use crate::telemetry::metrics::Metrics;
 
 /// Often enough for an alert that waits a minute, seldom enough to cost nothing.
@@ -42,9 +43,9 @@ pub async fn database(pool: Pool, hub: Arc<Hub>, metrics: Arc<Metrics>) {
         match looked {
             Ok((undelivered, letters)) => {
                 for (state, count) in [
-                    ("stored", letters.stored),
-                    ("unpublished", letters.unpublished),
-                    ("held", letters.held),
+                    (DeadLetterState::Stored, letters.stored),
+                    (DeadLetterState::Unpublished, letters.unpublished),
+                    (DeadLetterState::Held, letters.held),
                 ] {
                     metrics.dead_letters.set(state, count);
                 }
@@ -55,7 +56,7 @@ pub async fn database(pool: Pool, hub: Arc<Hub>, metrics: Arc<Metrics>) {
             }
             // What was undelivered still is, as far as anybody knows.
             Err(error) => {
-                metrics.retries.inc("watch");
+                metrics.retries.inc(Retried::Probes);
                 tracing::warn!(%error, "the database could not be looked at");
             }
         }
@@ -97,17 +98,17 @@ pub async fn broker(mut watcher: DepthProbe, metrics: Arc<Metrics>, stop: Cancel
                 for (queue, depth) in depths {
                     metrics
                         .queue_messages
-                        .tell(queue, depth.map(|depth| depth.messages.into()));
+                        .set_or_remove(queue, depth.map(|depth| depth.messages.into()));
                     metrics
                         .queue_consumers
-                        .tell(queue, depth.map(|depth| depth.consumers.into()));
+                        .set_or_remove(queue, depth.map(|depth| depth.consumers.into()));
                 }
             }
             Err(error) => {
                 // A number that is no longer known is none, rather than an old one.
                 metrics.queue_messages.clear();
                 metrics.queue_consumers.clear();
-                metrics.retries.inc("watch");
+                metrics.retries.inc(Retried::Probes);
                 tracing::warn!(%error, "RabbitMQ could not be looked at");
             }
         }

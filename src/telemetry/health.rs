@@ -1,23 +1,25 @@
-//! What works right now, told by the parts that know, for `/readyz`.
+//! The health of one replica, for `/readyz`. Each part reports its own state.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-/// The state of one replica.
+use crate::telemetry::labels::HealthPart;
+
+/// The health of one replica.
 #[derive(Debug)]
 pub struct Health {
-    /// Every partition is consumed, or stood by for.
+    /// Up if every partition is consumed or has a standby consumer here.
     pub ingest: Part,
-    /// Hints are received.
+    /// Up if hints are received.
     pub fanout: Part,
-    /// How many partitions RabbitMQ took no hints of the last time, as in an alarm.
+    /// Partitions whose last hints RabbitMQ did not confirm, as in an alarm.
     hints_refused: AtomicUsize,
-    /// The replica is leaving.
+    /// The replica drains.
     pub draining: AtomicBool,
 }
 
 impl Health {
-    /// Of a replica that has this many tasks of each part.
+    /// All parts are down. `ingest` and `fanout` are their numbers of tasks; 0 if the role does not have the part.
     pub fn new(ingest: usize, fanout: usize) -> Self {
         let (hints_refused, draining) = (AtomicUsize::new(0), AtomicBool::new(false));
         Self {
@@ -28,16 +30,19 @@ impl Health {
         }
     }
 
-    /// Whether each part that this replica has works.
-    pub fn parts(&self) -> impl Iterator<Item = (&'static str, bool)> {
-        let parts = [("ingest", &self.ingest), ("fanout", &self.fanout)];
+    /// Each part that the role has, and whether it is up.
+    pub fn parts(&self) -> impl Iterator<Item = (HealthPart, bool)> {
+        let parts = [
+            (HealthPart::Ingest, &self.ingest),
+            (HealthPart::Fanout, &self.fanout),
+        ];
         parts
             .into_iter()
             .filter(|(_, part)| part.tasks > 0)
             .map(|(name, part)| (name, part.is_up()))
     }
 
-    /// Whether RabbitMQ is there for every part that this replica has.
+    /// Whether RabbitMQ works for every part.
     pub fn has_broker(&self) -> bool {
         self.ingest.is_up()
             && self.fanout.is_up()
@@ -45,7 +50,7 @@ impl Health {
     }
 }
 
-/// Whether one part works, all its tasks together.
+/// One part. It is up if all its tasks are.
 #[derive(Debug)]
 pub struct Part {
     tasks: usize,
@@ -60,7 +65,7 @@ impl Part {
         }
     }
 
-    /// One of its tasks works until the answer is dropped, by whatever way the task ends.
+    /// One task is up until the returned value is dropped.
     pub fn up(&self) -> Up<'_> {
         self.down.fetch_sub(1, Ordering::Relaxed);
         Up(self)
@@ -71,7 +76,7 @@ impl Part {
     }
 }
 
-/// A task that works.
+/// A task that is up.
 #[derive(Debug)]
 pub struct Up<'a>(&'a Part);
 
@@ -81,12 +86,12 @@ impl Drop for Up<'_> {
     }
 }
 
-/// A partition whose hints RabbitMQ did not take, until it is dropped, by whatever way the partition's incarnation ends.
+/// A partition whose hints RabbitMQ did not confirm, until it is dropped.
 #[derive(Debug)]
 pub struct HintsRefused(Arc<Health>);
 
 impl HintsRefused {
-    /// From now on.
+    /// Starts counting.
     pub fn begin(health: Arc<Health>) -> Self {
         health.hints_refused.fetch_add(1, Ordering::Relaxed);
         Self(health)
@@ -104,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_broker_is_there_when_the_last_partition_is_no_longer_refused() {
+    fn the_broker_works_when_no_partition_is_refused() {
         let health = Arc::new(Health::new(0, 0));
         let [one, other] = [(); 2].map(|()| HintsRefused::begin(health.clone()));
         assert!(!health.has_broker());

@@ -1,13 +1,6 @@
-//! The metrics of one replica, for Prometheus: every name, its help and its buckets. No feed, subscriber or event type is ever
-//! in a label, so that their number is bounded.
+//! The metrics of one replica, for Prometheus: every name with its help and buckets. No label contains a feed, a subscriber or
+//! an event type, so that the number of series is bounded.
 
-use std::collections::HashMap;
-use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
-
-use prometheus_client::encoding::{EncodeMetric, MetricEncoder};
-use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -15,113 +8,64 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric, Registry};
 
-/// From a hint that is sent at once to a merchant who waits for minutes, in seconds.
+use crate::telemetry::instruments::{CounterBy, GaugeBy, Holding, Seconds};
+use crate::telemetry::labels::{
+    CanaryStep, ConnectionDropped, DeadLetterState, HandshakeRefused, HealthPart, LabelValue,
+    Retried,
+};
+
+/// Seconds, from a hint that is sent at once to a wait of a minute.
 const LATENCY_BUCKETS: [f64; 14] = [
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 15.0, 60.0,
 ];
-/// From a commit on a fast disk to the timeout of a statement, in seconds.
+/// Seconds, from a commit on a fast disk to the timeout of a statement.
 const APPEND_BUCKETS: [f64; 12] = [
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 10.0,
 ];
-/// From one event to as many as a batch takes.
+/// Deliveries, from one to the most in a batch.
 const BATCH_BUCKETS: [f64; 8] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0];
-
-/// A gauge of seconds.
-pub type Seconds = Gauge<f64, AtomicU64>;
-/// A label and its value, both constants of the program.
-type Label = [(&'static str, &'static str); 1];
-
-/// Counters that differ in one label, whose values are constants too.
-#[derive(Debug, Clone)]
-pub struct CounterBy {
-    label: &'static str,
-    family: Family<Label, Counter>,
-}
-
-impl CounterBy {
-    /// Begins these at zero: an alert on an increase needs the zero before it.
-    pub fn begin(&self, values: &[&'static str]) {
-        for value in values {
-            drop(self.family.get_or_create(&[(self.label, value)]));
-        }
-    }
-
-    /// Counts one more.
-    pub fn inc(&self, value: &'static str) {
-        self.family.get_or_create(&[(self.label, value)]).inc();
-    }
-}
-
-/// Work that Postgres or RabbitMQ did not do and that is tried again.
-const RETRIED: [&str; 11] = [
-    "append",
-    "cursors",
-    "acks",
-    "pages",
-    "sweep",
-    "answers",
-    "ingest",
-    "fanout",
-    "watch",
-    "dead_letters",
-    "held_feeds",
-];
-/// Why a handshake was refused.
-const HANDSHAKES_REFUSED: [&str; 6] = [
-    "bad_request",
-    "origin",
-    "token",
-    "feed",
-    "too_many",
-    "not_ready",
-];
-/// Why a connection that was no session was ended: its head did not come, it was idle, its answer was not read, or it made room.
-const CONNECTIONS_DROPPED: [&str; 4] = ["head", "idle", "stalled", "crowded"];
-/// What a canary has to do.
-const CANARY_STEPS: [&str; 4] = ["connect", "publish", "deliver", "ack"];
 
 /// The counters of one replica. They balance: received = stored + duplicate + dead-lettered + abandoned.
 #[derive(Debug)]
 pub struct Metrics {
-    /// Deliveries that arrived at ingest.
+    /// Deliveries received by ingest.
     pub events_received: Counter,
-    /// Of these, stored as a new notification.
+    /// Received events stored as new notifications.
     pub events_stored: Counter,
-    /// Of these, stored before.
+    /// Received events that were already stored.
     pub events_duplicate: Counter,
-    /// Of these, dead-lettered, by reason.
-    pub events_dead_lettered: CounterBy,
-    /// Of these, given back to RabbitMQ, which delivers them again.
+    /// Received events stored as dead letters, by reason.
+    pub events_dead_lettered: CounterBy<&'static str>,
+    /// Received deliveries that RabbitMQ delivers again.
     pub events_abandoned: Counter,
-    /// Stored dead letters that wait for an operator (`stored`), of these not yet published (`unpublished`), and events that wait
-    /// for a damaged feed (`held`).
-    pub dead_letters: GaugeBy,
-    /// Feeds that take no events because they are damaged.
+    /// Dead letters and held events in Postgres, by state.
+    pub dead_letters: GaugeBy<DeadLetterState>,
+    /// Feeds that store no events because they are damaged.
     pub feeds_held: Gauge,
-    /// Feeds whose counters were behind their rows and were repaired.
+    /// Feeds whose counters did not match their rows.
     pub feeds_repaired: Counter,
     /// Deliveries in a batch.
     pub batch_events: Histogram,
-    /// One append, whether it succeeded or not.
+    /// Time of one append, successful or not.
     pub append: Histogram,
-    /// How long ingest has held what it has not stored.
+    /// Deliveries that ingest has not stored.
     pub holding: Holding,
-    /// Work to be tried again, by part.
-    pub retries: CounterBy,
+    /// Failed work that is tried again, by part.
+    pub retries: CounterBy<Retried>,
     /// Open sessions.
     pub sessions: Gauge,
-    /// Most sessions that are let in.
+    /// Limit of open sessions.
     pub sessions_max: Gauge,
     /// Sessions whose window is full.
     pub sessions_behind: Gauge,
-    /// Sessions whose client has acknowledged nothing for a minute while notifications wait for it.
+    /// Sessions that wait for an ack for more than a minute.
     pub sessions_late: Gauge,
-    /// Sessions that were opened.
+    /// Sessions opened.
     pub sessions_opened: Counter,
-    /// Sessions that ended, by the reason of the close.
-    pub sessions_closed: CounterBy,
-    /// Handshakes that were refused, by reason.
-    pub handshakes_refused: CounterBy,
+    /// Sessions closed, by the word of the close code.
+    pub sessions_closed: CounterBy<&'static str>,
+    /// Handshakes refused, by reason.
+    pub handshakes_refused: CounterBy<HandshakeRefused>,
     /// Devices whose cursor was removed because their subscriber has too many.
     pub devices_evicted: Counter,
     /// Connections to the public port that are not sessions.
@@ -130,67 +74,67 @@ pub struct Metrics {
     pub notifications_sent: Counter,
     /// Acks that moved a cursor.
     pub acks: Counter,
-    /// Reads and handles that changed something.
+    /// Marks that changed a notification.
     pub changes: Counter,
-    /// From publish to the socket, of who was connected by then.
+    /// Time from publish to the socket, for sessions that were open then.
     pub publish_to_delivery: Histogram,
-    /// From publish to the client's ack, of who was connected by then.
+    /// Time from publish to the ack, for sessions that were open then.
     pub publish_to_ack: Histogram,
-    /// Hints published for other replicas.
+    /// Hints published to other replicas.
     pub hints_published: Counter,
     /// Hints received from other replicas.
     pub hints_received: Counter,
-    /// Hints that the broker did not take in time.
+    /// Hints that RabbitMQ did not confirm in time.
     pub hints_refused: Counter,
-    /// Pages read for sessions that were behind.
+    /// Pages read for sessions with a gap.
     pub pages_read: Counter,
-    /// Queries that read them.
+    /// Queries that read pages; one query may read several.
     pub page_queries: Counter,
-    /// Reads of a feed that failed because what is stored of it cannot be read.
+    /// Reads of a feed that failed because its rows are damaged.
     pub damaged_reads: Counter,
-    /// Numbers without a row that retention did not remove.
+    /// Missing rows that retention did not remove.
     pub notifications_lost: Counter,
-    /// How often the epoch changed.
+    /// Changes of the epoch.
     pub epoch_changes: Counter,
-    /// Whether the database answers, takes writes and has its schema.
+    /// 1 if the database answers, accepts writes and has the expected schema.
     pub database_up: Gauge,
-    /// Notifications of the feeds that have a session here which nobody has acknowledged.
+    /// Notifications without an ack, of feeds with a session here.
     pub undelivered: Gauge,
-    /// How long ago the oldest of them was stored.
+    /// Age of the oldest of them in seconds.
     pub oldest_undelivered: Seconds,
-    /// Feeds with a session here whose oldest undelivered notification was stored more than a minute ago.
+    /// Feeds with a session here and a notification without an ack for more than a minute.
     pub late_feeds: Gauge,
-    /// Whether RabbitMQ answers.
+    /// 1 if RabbitMQ answers.
     pub broker_up: Gauge,
-    /// Messages ready in RabbitMQ, and consumers of them, by queue; empty where it does not answer.
-    pub queue_messages: GaugeBy,
-    /// See [`Metrics::queue_messages`].
-    pub queue_consumers: GaugeBy,
-    /// Whether each part of this replica works.
-    pub part_up: GaugeBy,
-    /// Whether this replica is leaving.
+    /// Ready messages by queue; no series if RabbitMQ does not answer.
+    pub queue_messages: GaugeBy<&'static str>,
+    /// Consumers by queue; no series if RabbitMQ does not answer.
+    pub queue_consumers: GaugeBy<&'static str>,
+    /// 1 for each part that works.
+    pub part_up: GaugeBy<HealthPart>,
+    /// 1 while this replica drains.
     pub draining: Gauge,
-    /// Canaries sent.
+    /// Canary events published.
     pub canary_runs: Counter,
-    /// Canaries that did not come back, by what did not succeed.
-    pub canary_failures: CounterBy,
-    /// From a canary's publish to its ack.
+    /// Canary events that failed, by step.
+    pub canary_failures: CounterBy<CanaryStep>,
+    /// Time from a canary's publish to its ack.
     pub canary: Histogram,
 }
 
-/// The connections of one port that are not sessions.
+/// The connections to one port that are not sessions.
 #[derive(Debug, Clone)]
 pub struct ConnectionMetrics {
-    /// Open now.
+    /// Open connections.
     pub open: Gauge,
-    /// The most that may be open.
+    /// Limit of open connections.
     pub max: Gauge,
-    /// Ended before the client ended them, by reason.
-    pub dropped: CounterBy,
+    /// Connections that the server ended, by reason.
+    pub dropped: CounterBy<ConnectionDropped>,
 }
 
 impl Default for ConnectionMetrics {
-    /// Of a port that nobody watches.
+    /// Metrics that nothing reads.
     fn default() -> Self {
         let dropped = CounterBy {
             label: "reason",
@@ -204,165 +148,136 @@ impl Default for ConnectionMetrics {
     }
 }
 
-/// Gauges that differ in one label, all of one moment.
-#[derive(Debug, Clone)]
-pub struct GaugeBy {
-    label: &'static str,
-    family: Family<Label, Gauge>,
-}
-
-impl GaugeBy {
-    /// What is so now.
-    pub fn set(&self, value: &'static str, number: i64) {
-        self.family
-            .get_or_create(&[(self.label, value)])
-            .set(number);
-    }
-
-    /// What is so now, or that it is not known.
-    pub fn tell(&self, value: &'static str, number: Option<i64>) {
-        match number {
-            Some(number) => self.set(value, number),
-            None => _ = self.family.remove(&[(self.label, value)]),
-        }
-    }
-
-    /// Nothing is known.
-    pub fn clear(&self) {
-        self.family.clear();
-    }
-}
-
 impl Default for Metrics {
-    /// Of a registry that nobody reads.
+    /// Metrics that nothing reads.
     fn default() -> Self {
         Self::new(&mut Registry::default())
     }
 }
 
 impl Metrics {
-    /// Registers all of them.
+    /// Registers every metric.
     pub fn new(registry: &mut Registry) -> Self {
         let mut named = Named(registry.sub_registry_with_prefix("shopbell"));
         let holding = Holding::default();
         let version = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
-        named.0.register("build", "The version that runs", version);
+        named.0.register("build", "Version of the binary", version);
         named.metric(
             "oldest_delivery_held_seconds",
-            "How long ingest has held the oldest delivery that it has not stored",
+            "Age of the oldest delivery that ingest has not stored yet, in seconds",
             holding.clone(),
         );
         Self {
-            events_received: named.counter("events_received", "Deliveries that arrived at ingest"),
-            events_stored: named.counter("events_stored", "Events stored as a new notification"),
-            events_duplicate: named.counter("events_duplicate", "Events that were stored before"),
+            events_received: named.counter("events_received", "Deliveries received by ingest"),
+            events_stored: named.counter("events_stored", "Events stored as new notifications"),
+            events_duplicate: named.counter("events_duplicate", "Events that were already stored"),
             events_dead_lettered: named.counters(
                 "events_dead_lettered",
-                "Events stored as a dead letter, by reason",
+                "Events stored as dead letters, by reason",
                 ("reason", &[]),
             ),
             events_abandoned: named
-                .counter("events_abandoned", "Deliveries given back to RabbitMQ, which delivers them again"),
+                .counter("events_abandoned", "Deliveries that ingest returned to RabbitMQ, which delivers them again"),
             dead_letters: named.gauges(
                 "dead_letters",
-                "Dead letters in Postgres: stored; of these unpublished; events held for a damaged feed",
+                "Dead letters in Postgres (stored), those of them not yet published to RabbitMQ (unpublished), and events of damaged feeds (held)",
                 "state",
             ),
-            feeds_held: named.gauge("feeds_held", "Feeds that take no events because their rows contradict each other"),
+            feeds_held: named.gauge("feeds_held", "Feeds that store no events because their rows contradict each other"),
             feeds_repaired: named
-                .counter("feeds_repaired", "Feeds whose counters were behind their rows and were repaired"),
-            batch_events: named.histogram("batch_events", "Deliveries taken in together", &BATCH_BUCKETS),
-            append: named.histogram("append_seconds", "Storing a batch in one transaction", &APPEND_BUCKETS),
+                .counter("feeds_repaired", "Feeds whose counters did not match their rows and were repaired"),
+            batch_events: named.histogram("batch_events", "Deliveries in a batch", &BATCH_BUCKETS),
+            append: named.histogram("append_seconds", "Time to store a batch in one transaction, in seconds", &APPEND_BUCKETS),
             holding,
             retries: named.counters(
                 "retries",
-                "Work that Postgres or RabbitMQ did not do and that is tried again",
-                ("part", &RETRIED),
+                "Failed work of Postgres or RabbitMQ that is tried again, by part",
+                ("part", Retried::ALL),
             ),
             sessions: named.gauge("sessions", "Open sessions"),
-            sessions_max: named.gauge("sessions_max", "Most sessions that are let in"),
-            sessions_behind: named.gauge("sessions_behind", "Sessions whose client acknowledges nothing: window full"),
+            sessions_max: named.gauge("sessions_max", "Limit of open sessions"),
+            sessions_behind: named.gauge("sessions_behind", "Sessions whose window is full"),
             sessions_late: named.gauge(
                 "sessions_late",
-                "Sessions whose client acknowledges nothing for a minute while notifications wait for it",
+                "Sessions that wait for an ack for more than a minute",
             ),
-            sessions_opened: named.counter("sessions_opened", "Sessions that were opened"),
-            sessions_closed: named.counters("sessions_closed", "Sessions that ended, by reason", ("reason", &[])),
+            sessions_opened: named.counter("sessions_opened", "Sessions opened"),
+            sessions_closed: named.counters("sessions_closed", "Sessions closed, by reason", ("reason", &[])),
             handshakes_refused: named.counters(
                 "handshakes_refused",
-                "Handshakes that were refused, by reason",
-                ("reason", &HANDSHAKES_REFUSED),
+                "Handshakes refused, by reason",
+                ("reason", HandshakeRefused::ALL),
             ),
             devices_evicted: named.counter(
                 "devices_evicted",
-                "Devices that were evicted from a feed because their subscriber has more than 64 in it",
+                "Devices removed because their subscriber had more than 64 in a feed",
             ),
             connections: ConnectionMetrics {
                 open: named.gauge("connections", "Open connections to the public port that are not sessions"),
-                max: named.gauge("connections_max", "Most connections to the public port that are not sessions"),
+                max: named.gauge("connections_max", "Limit of connections to the public port that are not sessions"),
                 dropped: named.counters(
                     "connections_dropped",
-                    "Connections to the public port that were not sessions and were ended, by reason",
-                    ("reason", &CONNECTIONS_DROPPED),
+                    "Connections to the public port that the server ended before they became sessions, by reason",
+                    ("reason", ConnectionDropped::ALL),
                 ),
             },
             notifications_sent: named.counter("notifications_sent", "Notifications sent to sessions"),
             acks: named.counter("acks", "Acks that moved a cursor"),
-            changes: named.counter("changes", "Reads and handles that changed something"),
+            changes: named.counter("changes", "Marks that changed a notification"),
             publish_to_delivery: named.histogram(
                 "publish_to_delivery_seconds",
-                "From the event's time to the socket of a merchant who was connected by then",
+                "Time from the event's time to the write to a session that was open then, in seconds",
                 &LATENCY_BUCKETS,
             ),
             publish_to_ack: named.histogram(
                 "publish_to_ack_seconds",
-                "From the event's time to the ack of a merchant who was connected by then",
+                "Time from the event's time to the ack of a session that was open then, in seconds",
                 &LATENCY_BUCKETS,
             ),
-            hints_published: named.counter("hints_published", "Fan-out hints published for other replicas"),
-            hints_received: named.counter("hints_received", "Fan-out hints received from other replicas"),
-            hints_refused: named.counter("hints_refused", "Fan-out hints that RabbitMQ did not take in time"),
-            pages_read: named.counter("pages_read", "Pages read for sessions that were behind"),
+            hints_published: named.counter("hints_published", "Hints published to other replicas"),
+            hints_received: named.counter("hints_received", "Hints received from other replicas"),
+            hints_refused: named.counter("hints_refused", "Hints that RabbitMQ did not confirm in time"),
+            pages_read: named.counter("pages_read", "Pages read for sessions with a gap"),
             page_queries: named.counter("page_queries", "Queries that read pages"),
             damaged_reads: named.counter("damaged_reads", "Reads of a feed that failed because its rows are damaged"),
             notifications_lost: named.counter(
                 "notifications_lost",
-                "Notifications that are missing in the database, counted each time that a page misses them",
+                "Notifications missing in Postgres, counted for each page that misses them",
             ),
             epoch_changes: named
-                .counter("epoch_changes", "How often the epoch changed: the database was restored or failed over"),
-            database_up: named.gauge("database_up", "Whether the database answers, takes writes and has its schema"),
+                .counter("epoch_changes", "Changes of the epoch, after a restore or a fail-over of the database"),
+            database_up: named.gauge("database_up", "1 if the database answers, accepts writes and has the expected schema, else 0"),
             undelivered: named.gauge(
                 "undelivered_notifications",
-                "Notifications of feeds with a session here that nobody has acknowledged",
+                "Notifications without an ack, of feeds with a session on this replica",
             ),
             oldest_undelivered: named.metric(
                 "oldest_undelivered_age_seconds",
-                "How long ago the oldest undelivered notification of a feed with a session here was stored",
+                "Age of the oldest notification without an ack, of feeds with a session on this replica, in seconds",
                 Seconds::default(),
             ),
             late_feeds: named.gauge(
                 "late_feeds",
-                "Feeds with a session here of which a notification is undelivered for more than a minute",
+                "Feeds with a session on this replica and a notification without an ack for more than a minute",
             ),
-            broker_up: named.gauge("broker_up", "Whether RabbitMQ answers"),
-            queue_messages: named.gauges("queue_messages", "Messages ready in RabbitMQ, by queue", "queue"),
+            broker_up: named.gauge("broker_up", "1 if RabbitMQ answers, else 0"),
+            queue_messages: named.gauges("queue_messages", "Ready messages in RabbitMQ, by queue", "queue"),
             queue_consumers: named.gauges(
                 "queue_consumers",
-                "Consumers in RabbitMQ, by queue; of its partitions the fewest",
+                "Consumers in RabbitMQ, by queue; for partitions the lowest number",
                 "queue",
             ),
-            part_up: named.gauges("part_up", "Whether a part of this replica works", "part"),
-            draining: named.gauge("draining", "Whether this replica is leaving"),
-            canary_runs: named.counter("canary_runs", "Canaries sent through everything"),
+            part_up: named.gauges("part_up", "1 if a part of this replica works, else 0", "part"),
+            draining: named.gauge("draining", "1 while this replica drains, else 0"),
+            canary_runs: named.counter("canary_runs", "Canary events published"),
             canary_failures: named.counters(
                 "canary_failures",
-                "Canaries that did not come back, by what did not succeed",
-                ("step", &CANARY_STEPS),
+                "Canary events that failed, by step",
+                ("step", CanaryStep::ALL),
             ),
             canary: named.histogram(
                 "canary_publish_to_ack_seconds",
-                "From a canary's publish until its ack was taken",
+                "Time from the publish of a canary event to its ack, in seconds",
                 &LATENCY_BUCKETS,
             ),
         }
@@ -390,12 +305,12 @@ impl Named<'_> {
         self.metric(name, help, Histogram::new(buckets.iter().copied()))
     }
 
-    fn counters(
+    fn counters<V: LabelValue>(
         &mut self,
         name: &str,
         help: &str,
-        label: (&'static str, &[&'static str]),
-    ) -> CounterBy {
+        label: (&'static str, &[V]),
+    ) -> CounterBy<V> {
         let counters = CounterBy {
             label: label.0,
             family: self.metric(name, help, Family::default()),
@@ -404,101 +319,10 @@ impl Named<'_> {
         counters
     }
 
-    fn gauges(&mut self, name: &str, help: &str, label: &'static str) -> GaugeBy {
+    fn gauges<V: LabelValue>(&mut self, name: &str, help: &str, label: &'static str) -> GaugeBy<V> {
         GaugeBy {
             label,
             family: self.metric(name, help, Family::default()),
         }
-    }
-}
-
-/// What ingest holds and has not stored: since when, by partition. Looked at when it is asked for, so that it grows while
-/// nothing moves.
-#[derive(Debug, Clone, Default)]
-pub struct Holding(Arc<Mutex<HashMap<u8, Instant>>>);
-
-impl Holding {
-    /// A partition holds something from now on, until the answer is dropped.
-    pub fn begin(&self, partition: u8) -> Held<'_> {
-        self.lock().insert(partition, Instant::now());
-        Held {
-            holding: self,
-            partition,
-        }
-    }
-
-    /// How long the oldest of it has been held, in seconds.
-    pub fn oldest(&self) -> f64 {
-        self.lock()
-            .values()
-            .map(|since| since.elapsed().as_secs_f64())
-            .fold(0.0, f64::max)
-    }
-
-    /// Held for one look or change.
-    fn lock(&self) -> MutexGuard<'_, HashMap<u8, Instant>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl EncodeMetric for Holding {
-    fn encode(&self, mut encoder: MetricEncoder<'_>) -> Result<(), std::fmt::Error> {
-        encoder.encode_gauge(&self.oldest())
-    }
-
-    fn metric_type(&self) -> MetricType {
-        MetricType::Gauge
-    }
-}
-
-/// Something that is held.
-#[derive(Debug)]
-pub struct Held<'a> {
-    holding: &'a Holding,
-    partition: u8,
-}
-
-impl Drop for Held<'_> {
-    fn drop(&mut self) {
-        self.holding.lock().remove(&self.partition);
-    }
-}
-
-/// Counts one more in a gauge for as long as it is asked to.
-#[derive(Debug)]
-pub struct Counted(Gauge);
-
-impl Counted {
-    /// From now until it is dropped.
-    pub fn in_gauge(gauge: &Gauge) -> Self {
-        gauge.inc();
-        Self(gauge.clone())
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.dec();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_held_is_as_old_as_the_oldest_of_it() {
-        let holding = Holding::default();
-        assert_eq!(holding.oldest(), 0.0);
-        let first = holding.begin(1);
-        let after_first = Instant::now();
-        let second = holding.begin(2);
-        drop(first);
-        assert!(
-            holding.oldest() <= after_first.elapsed().as_secs_f64(),
-            "the first is no longer held"
-        );
-        drop(second);
-        assert_eq!(holding.oldest(), 0.0);
     }
 }

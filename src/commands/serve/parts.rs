@@ -1,56 +1,102 @@
-//! The parts of the service that run, each by its name.
+//! The running parts of the service.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::time::Duration;
 
 use tokio::task::{Id, JoinSet};
 
-/// Beyond the drain time, for what a step of the stop needs at most: ending the batch, closing sessions, writing acks.
+/// Most time for one step of the stop, such as ending a batch or writing acks. The drain time comes on top.
 pub(super) const STOP_STEP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Parts that run until they are told to stop. A name may stand for several tasks, or for none.
+/// A part of the service. It may have several tasks, or none in this role.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Part {
+    Canary,
+    CursorReader,
+    CursorWriter,
+    DatabaseProbe,
+    BrokerProbe,
+    DeadLetters,
+    Epoch,
+    Fanout,
+    HeldFeeds,
+    Housekeeping,
+    Ingest,
+    Keys,
+    Marks,
+    OperationsPort,
+    PublicPort,
+    Replay,
+    Sweep,
+    Traces,
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Canary => "canary",
+            Self::CursorReader => "cursor reader",
+            Self::CursorWriter => "cursor writer",
+            Self::DatabaseProbe => "database probe",
+            Self::BrokerProbe => "broker probe",
+            Self::DeadLetters => "dead letters",
+            Self::Epoch => "epoch",
+            Self::Fanout => "fan-out",
+            Self::HeldFeeds => "held feeds",
+            Self::Housekeeping => "housekeeping",
+            Self::Ingest => "ingest",
+            Self::Keys => "keys",
+            Self::Marks => "marks",
+            Self::OperationsPort => "operations port",
+            Self::PublicPort => "public port",
+            Self::Replay => "replay",
+            Self::Sweep => "sweep",
+            Self::Traces => "traces",
+        })
+    }
+}
+
+/// The tasks of all parts, which run until their part is stopped.
 #[derive(Debug, Default)]
 pub(super) struct Parts {
     tasks: JoinSet<()>,
-    names: HashMap<Id, &'static str>,
+    parts: HashMap<Id, Part>,
 }
 
 impl Parts {
-    /// Runs one more.
-    pub(super) fn spawn(
-        &mut self,
-        name: &'static str,
-        part: impl Future<Output = ()> + Send + 'static,
-    ) {
-        let task = self.tasks.spawn(part);
-        self.names.insert(task.id(), name);
+    /// Starts one task of a part.
+    pub(super) fn spawn(&mut self, part: Part, task: impl Future<Output = ()> + Send + 'static) {
+        let task = self.tasks.spawn(task);
+        self.parts.insert(task.id(), part);
     }
 
-    /// Waits for the first to end, which none should by itself; gives its name, or how it panicked.
+    /// Waits until a task ends, and returns its part and the panic, if it panicked. No task should end by itself.
     pub(super) async fn first_ended(&mut self) -> String {
-        let name = |id| self.names.get(&id).copied().unwrap_or_default();
+        let name = |id| self.parts.get(&id).map(Part::to_string).unwrap_or_default();
         match self.tasks.join_next_with_id().await {
-            Some(Ok((id, ()))) => name(id).into(),
+            Some(Ok((id, ()))) => name(id),
             Some(Err(error)) => format!("{}: {error}", name(error.id())),
-            None => "all of them".into(),
+            None => "no part runs".into(),
         }
     }
 
-    /// Waits for every task of this name, also where one of them panicked. Others that end meanwhile were told to, before.
-    pub(super) async fn ended(&mut self, part: &'static str) {
+    /// Waits until all tasks of a stopped part have ended, also if one of them panicked. Other tasks that end meanwhile were
+    /// stopped before.
+    pub(super) async fn ended(&mut self, part: Part) {
         let ending = async {
-            while self.names.values().any(|name| *name == part)
+            while self.parts.values().any(|running| *running == part)
                 && let Some(ended) = self.tasks.join_next_with_id().await
             {
                 let id = ended.map_or_else(|panicked| panicked.id(), |(id, ())| id);
-                self.names.remove(&id);
+                self.parts.remove(&id);
             }
         };
         if tokio::time::timeout(STOP_STEP_TIMEOUT, ending)
             .await
             .is_err()
         {
-            tracing::warn!(part, "this part did not end in time and is dropped");
+            tracing::warn!(%part, "a part did not end in time and is dropped");
         }
     }
 }
@@ -63,35 +109,35 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_part_has_ended_when_all_its_tasks_have_and_at_once_where_it_has_none() {
+    async fn a_part_has_ended_when_all_its_tasks_have_ended() {
         let (mut parts, ended) = (Parts::default(), Arc::<AtomicUsize>::default());
         for yields in [0, 100] {
             let ended = ended.clone();
-            parts.spawn("ingest", async move {
+            parts.spawn(Part::Ingest, async move {
                 for _ in 0..yields {
                     tokio::task::yield_now().await;
                 }
                 ended.fetch_add(1, Ordering::Relaxed);
             });
         }
-        parts.ended("public port").await;
-        parts.ended("ingest").await;
+        parts.ended(Part::PublicPort).await;
+        parts.ended(Part::Ingest).await;
         assert_eq!(ended.load(Ordering::Relaxed), 2);
     }
 
     #[tokio::test]
-    async fn a_part_of_which_one_task_panicked_has_ended_when_the_others_have() {
+    async fn a_part_with_a_panic_has_ended_when_its_other_tasks_have() {
         let (mut parts, ended) = (Parts::default(), Arc::<AtomicUsize>::default());
-        parts.spawn("ingest", async { panic!("as it should in this test") });
+        parts.spawn(Part::Ingest, async { panic!("expected in this test") });
         let other = ended.clone();
-        parts.spawn("ingest", async move {
+        parts.spawn(Part::Ingest, async move {
             for _ in 0..100 {
                 tokio::task::yield_now().await;
             }
             other.fetch_add(1, Ordering::Relaxed);
         });
-        parts.spawn("operations port", std::future::pending());
-        parts.ended("ingest").await;
+        parts.spawn(Part::OperationsPort, std::future::pending());
+        parts.ended(Part::Ingest).await;
         assert_eq!(ended.load(Ordering::Relaxed), 1);
     }
 }

@@ -15,6 +15,7 @@ use crate::retry::Backoff;
 use crate::store::StoreError;
 use crate::store::cursors::{CursorKey, Found, Made, Standing, make, note_seen, read};
 use crate::store::pools::Pool;
+use crate::telemetry::labels::Retried;
 
 /// Most sessions whose cursors are opened by one statement.
 const SESSIONS_PER_CALL_MAX: usize = 100;
@@ -194,7 +195,7 @@ impl Opener {
                 },
                 Err(error) => {
                     let wait = backoff.next_wait();
-                    self.cursors.metrics.retries.inc("cursors");
+                    self.cursors.metrics.retries.inc(Retried::Cursors);
                     tracing::warn!(%error, sessions = part.len(), wait_ms = wait.as_millis(), "cursors could not be read; the read is repeated");
                     tokio::time::sleep(wait).await;
                     parts.push(part);
@@ -246,7 +247,7 @@ impl Opener {
                 },
                 Err(error) => {
                     let wait = backoff.next_wait();
-                    self.cursors.metrics.retries.inc("cursors");
+                    self.cursors.metrics.retries.inc(Retried::Cursors);
                     tracing::warn!(%error, sessions = part.len(), wait_ms = wait.as_millis(), "cursors could not be made; the write is repeated");
                     tokio::time::sleep(wait).await;
                     parts.push(part);

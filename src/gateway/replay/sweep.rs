@@ -14,6 +14,7 @@ use crate::retry::Backoff;
 use crate::store::damage::{Damaged, Parts};
 use crate::store::epoch::known::Epochs;
 use crate::store::{self, pools::Pool};
+use crate::telemetry::labels::Retried;
 use crate::telemetry::metrics::Metrics;
 
 /// Interval of the sweep. A lost hint delays a notification by about this time.
@@ -43,7 +44,7 @@ async fn sweep(pool: &Pool, hub: &Hub, epochs: &Epochs, metrics: &Metrics) {
             () = epochs.asked() => false,
         };
         if let Err(error) = store::epoch::check(pool, epochs).await {
-            metrics.retries.inc("sweep");
+            metrics.retries.inc(Retried::Sweep);
             tracing::warn!(%error, "the sweep could not read the epoch; the next sweep reads it");
         } else if is_due {
             sweep_once(pool, hub, epochs, metrics, &damaged).await;
@@ -68,7 +69,7 @@ async fn lower_cursors(pool: &Pool, epochs: &Epochs, metrics: &Metrics) {
             }
             Err(error) => {
                 let wait = backoff.next_wait();
-                metrics.retries.inc("sweep");
+                metrics.retries.inc(Retried::Sweep);
                 tracing::warn!(%error, wait_ms = wait.as_millis(), "cursors could not be lowered; the write is repeated");
                 tokio::time::sleep(wait).await;
             }
@@ -108,7 +109,7 @@ async fn sweep_once(pool: &Pool, hub: &Hub, epochs: &Epochs, metrics: &Metrics, 
             match failed {
                 Ok(feed) => _ = metrics.damaged_reads.inc_by(feed.iter().len() as u64),
                 Err(error) => {
-                    metrics.retries.inc("sweep");
+                    metrics.retries.inc(Retried::Sweep);
                     tracing::warn!(%error, "the sweep could not read the newest numbers; the next sweep reads them");
                 }
             }

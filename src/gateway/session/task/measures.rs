@@ -9,7 +9,8 @@ use time::OffsetDateTime;
 use crate::gateway::session::lateness::Lateness;
 use crate::gateway::session::state::{Sent, Session};
 use crate::model::notification::Notification;
-use crate::telemetry::metrics::{Counted, Metrics};
+use crate::telemetry::instruments::Counted;
+use crate::telemetry::metrics::Metrics;
 
 /// The measurements of one session.
 #[derive(Debug)]

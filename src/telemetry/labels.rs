@@ -1,0 +1,145 @@
+//! The label values of metrics, as enums, so that a misspelled value does not compile and each series exists from the start.
+
+use std::fmt;
+use std::hash::Hash;
+
+use prometheus_client::encoding::{EncodeLabelValue, LabelValueEncoder};
+
+/// A value of a label. The number of its values is bounded by the program.
+pub trait LabelValue:
+    EncodeLabelValue + Copy + Eq + Hash + fmt::Debug + Send + Sync + 'static
+{
+}
+
+impl<T: EncodeLabelValue + Copy + Eq + Hash + fmt::Debug + Send + Sync + 'static> LabelValue for T {}
+
+/// Defines an enum with the text of each value, [`EncodeLabelValue`] and a list of all values.
+macro_rules! label_values {
+    ($(#[$docs:meta])* $name:ident { $($(#[$value_docs:meta])* $value:ident = $text:literal,)+ }) => {
+        $(#[$docs])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum $name {
+            $($(#[$value_docs])* $value,)+
+        }
+
+        impl $name {
+            /// Every value.
+            pub const ALL: &[Self] = &[$(Self::$value,)+];
+
+            /// The text of the label.
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$value => $text,)+
+                }
+            }
+        }
+
+        impl EncodeLabelValue for $name {
+            fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+                EncodeLabelValue::encode(&self.as_str(), encoder)
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+    };
+}
+
+label_values! {
+    /// Work that failed in Postgres or RabbitMQ and is tried again.
+    Retried {
+        /// The write of a batch.
+        Append = "append",
+        /// The read of cursors when a session opens.
+        Cursors = "cursors",
+        /// The write of acks.
+        Acks = "acks",
+        /// The read of pages.
+        Pages = "pages",
+        /// The sweep.
+        Sweep = "sweep",
+        /// The write of marks.
+        Marks = "answers",
+        /// The connection of ingest.
+        Ingest = "ingest",
+        /// The connection of the fan-out.
+        Fanout = "fanout",
+        /// A probe.
+        Probes = "watch",
+        /// The publishing of dead letters.
+        DeadLetters = "dead_letters",
+        /// The release of held feeds.
+        HeldFeeds = "held_feeds",
+    }
+}
+
+label_values! {
+    /// The reason of a rejected handshake.
+    HandshakeRefused {
+        /// The request breaks RFC 6455 or the protocol.
+        BadRequest = "bad_request",
+        /// The page's origin is not allowed.
+        Origin = "origin",
+        /// The token is missing, invalid or expired.
+        Token = "token",
+        /// The token has no feed.
+        Feed = "feed",
+        /// A bound on sessions is reached.
+        TooMany = "too_many",
+        /// The replica drains, or Postgres does not answer.
+        NotReady = "not_ready",
+    }
+}
+
+label_values! {
+    /// The reason for which the server ended a connection that is not a session.
+    ConnectionDropped {
+        /// The head of the request did not arrive in time.
+        Head = "head",
+        /// The connection was idle for too long.
+        Idle = "idle",
+        /// The client did not read the response.
+        Stalled = "stalled",
+        /// A new connection needed the place.
+        Crowded = "crowded",
+    }
+}
+
+label_values! {
+    /// A step of the canary.
+    CanaryStep {
+        /// It connects like a client.
+        Connect = "connect",
+        /// It publishes an event.
+        Publish = "publish",
+        /// It receives the notification.
+        Deliver = "deliver",
+        /// Its ack is stored.
+        Ack = "ack",
+    }
+}
+
+label_values! {
+    /// The state of a dead letter or a held event.
+    DeadLetterState {
+        /// Dead letters in Postgres.
+        Stored = "stored",
+        /// Dead letters that are not published to RabbitMQ yet.
+        Unpublished = "unpublished",
+        /// Events that wait for a damaged feed.
+        Held = "held",
+    }
+}
+
+label_values! {
+    /// A part of a replica whose state `/readyz` and the metrics report.
+    HealthPart {
+        /// Ingest of all partitions.
+        Ingest = "ingest",
+        /// The receiver of hints.
+        Fanout = "fanout",
+    }
+}
