@@ -1,4 +1,4 @@
-// An order becomes a toast, and nothing is lost or told twice while nobody looks.
+// An order becomes a toast, and no order is lost or shown twice while no page is open.
 
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
@@ -9,7 +9,7 @@ let chromium;
 before(async () => (chromium = await browser()));
 after(() => chromium.close());
 
-test("an order published over AMQP is a toast in an open page; five more for a closed one are there, once", async (t) => {
+test("an order becomes a toast, and orders for a closed page appear once", async (t) => {
   const world = await World.create(t);
   const profile = await world.profile(chromium);
   await watchToasts(profile);
@@ -26,7 +26,7 @@ test("an order published over AMQP is a toast in an open page; five more for a c
   page = await world.open(profile);
   await until("all six are listed", async () => (await orders(page).count()) === 6);
   assert.deepEqual(await seqs(page), [6, 5, 4, 3, 2, 1]);
-  await until("a toast tells of them", async () => (await shown(page)).length > 0);
+  await until("one toast shows all of them", async () => (await shown(page)).length > 0);
   const summary = await shown(page);
   assert.equal(summary.length, 1, `a storm is one toast: ${JSON.stringify(summary)}`);
   assert.equal(summary[0].kind, "summary");
@@ -37,9 +37,9 @@ test("an order published over AMQP is a toast in an open page; five more for a c
   await live(page);
   await until("all six are listed again", async () => (await orders(page).count()) === 6);
   assert.match(await badge(page).innerText(), /\b6\b/);
-  // What is told after the reload begins with what came after it.
+  // The toasts after the reload begin with the order after it.
   await world.publish();
-  await until("the next is told", async () => (await shown(page)).length > 0);
+  await until("the next has a toast", async () => (await shown(page)).length > 0);
   const told = await shown(page);
   assert.ok(
     told.length === 1 && told[0].isOrder,
@@ -47,12 +47,12 @@ test("an order published over AMQP is a toast in an open page; five more for a c
   );
 });
 
-test("a storm of orders does not flood the page, and each is listed", async (t) => {
+test("a storm of orders does not flood the page, and all are listed", async (t) => {
   const world = await World.create(t);
   const profile = await world.profile(chromium);
   const page = await world.open(profile);
   await world.publish("--count", "40");
-  await until("the badge says forty", async () => /\b40\b/.test(await badge(page).innerText()));
+  await until("the badge shows forty", async () => /\b40\b/.test(await badge(page).innerText()));
   assert.ok((await toasts(page).count()) <= 5, "a few at once");
   await until("the newest is listed", async () => (await seqs(page))[0] === 40);
   const listed = await seqs(page);

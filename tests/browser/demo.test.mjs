@@ -1,4 +1,4 @@
-// The demo: its buttons place orders, run an import, and cut the connection so that one can watch the replay.
+// The buttons of the demo place orders, run an import, and cut the connection so that one can watch the replay.
 
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
@@ -9,7 +9,7 @@ let chromium;
 before(async () => (chromium = await browser()));
 after(() => chromium.close());
 
-test("its address opens the dashboard, and every button does what it says", async (t) => {
+test("the demo opens the dashboard, and every button works", async (t) => {
   const world = await World.create(t, { demo: true });
   const page = await world.open(await chromium.newContext(), world.demoUrl);
   assert.ok(!page.url().includes("token"), "the token is not left in the address bar");
@@ -34,7 +34,7 @@ test("its address opens the dashboard, and every button does what it says", asyn
   const listed = await seqs(page);
   assert.equal(new Set(listed).size, 6, listed.join());
   await until(
-    "and the import is told to its end",
+    "and the import is shown to its end",
     async () => (await card.getAttribute("data-status")) === "finished",
   );
   const told = await card.evaluate(({ dataset: { done, failed, total } }) =>
@@ -48,6 +48,6 @@ test("its address opens the dashboard, and every button does what it says", asyn
       headers: { ...headers, "Content-Type": "application/json" },
       body: '{"count":1}',
     });
-    assert.equal(refused.status, 401, "only who has the merchant's token presses buttons");
+    assert.equal(refused.status, 401, "only the holder of the merchant's token can press buttons");
   }
 });

@@ -1,4 +1,4 @@
-// Whatever stands in an event is text; and everybody can use the page.
+// Texts in an event stay text, and the page is accessible.
 
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
@@ -63,7 +63,7 @@ test("markup, right-to-left overrides and names of ten kilobytes are harmless te
     document.documentElement.scrollWidth,
   ]);
   assert.ok(scroll <= width, `the page is ${scroll} px wide in ${width}`);
-  // What follows an override on its line keeps its direction: every text of an event is isolated.
+  // Text after an override on its line keeps its direction, because every text of an event is isolated.
   const isolated = await page.evaluate(() => {
     const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
     const wrong = [];
@@ -80,9 +80,9 @@ test("markup, right-to-left overrides and names of ten kilobytes are harmless te
 });
 
 for (const colorScheme of ["light", "dark"]) {
-  test(`axe finds nothing to complain of, in ${colorScheme}`, async (t) => {
+  test(`axe finds no fault in the ${colorScheme} scheme`, async (t) => {
     const world = await World.create(t);
-    // The page's own policy lets nobody else's script in, axe's neither.
+    // The page's own policy blocks foreign scripts, also that of axe.
     const profile = await world.profile(chromium, {
       colorScheme,
       bypassCSP: true,
@@ -126,7 +126,7 @@ for (const colorScheme of ["light", "dark"]) {
   });
 }
 
-test("the whole way goes by keyboard: to an order, to accept it, to close a toast", async (t) => {
+test("orders and toasts are usable by keyboard alone", async (t) => {
   const world = await World.create(t);
   const page = await world.open(await world.profile(chromium));
   await world.publish();

@@ -1,4 +1,4 @@
-// An import of ten thousand items: an exact bar, every failure, and a page that answers meanwhile.
+// An import of ten thousand items: an exact bar, every failure, and a page that reacts meanwhile.
 
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
@@ -7,7 +7,8 @@ import { World, browser, live, until } from "./world.mjs";
 
 const ITEMS = 10_000;
 const FAILED = 37;
-/** What the page may block its thread for, in milliseconds: a person notices 100; a loaded machine of two cores shares them. */
+/** Milliseconds for which the page may block its thread. A person notices 100, and a loaded machine of two cores
+ * shares them. */
 const LONGEST_TASK_MS = 200;
 const ORDER_DELAY_MS = 1_000;
 
@@ -15,7 +16,7 @@ let chromium;
 before(async () => (chromium = await browser()));
 after(() => chromium.close());
 
-test("ten thousand items: exact, responsive, and an order in the middle is not held up", async (t) => {
+test("an import of ten thousand items is exact and delays no order", async (t) => {
   const world = await World.create(t);
   const profile = await world.profile(chromium);
   await watchToasts(profile);
@@ -28,7 +29,7 @@ test("ten thousand items: exact, responsive, and an order in the middle is not h
   const page = await world.open(profile);
   await page.evaluate(() => (window.longTasks.length = 0));
 
-  // As fast as a shop's importer is, so that the order comes in its middle.
+  // As fast as a shop's importer, so that the order arrives in its middle.
   const importing = world.publishing(
     "--import",
     String(ITEMS),
@@ -45,7 +46,7 @@ test("ten thousand items: exact, responsive, and an order in the middle is not h
   await world.publish();
   const confirmed = Date.now();
   await until(
-    "the order is told",
+    "the order has a toast",
     async () => (await shown(page)).filter(({ isOrder }) => isOrder).length > toldBefore,
   );
   const told = (await shown(page)).filter(({ isOrder }) => isOrder).at(-1).at;
@@ -53,7 +54,10 @@ test("ten thousand items: exact, responsive, and an order in the middle is not h
     Number(await imports(page).first().getAttribute("data-done")) < ITEMS,
     "the import was still going on",
   );
-  assert.ok(told - confirmed < ORDER_DELAY_MS, `the order was told after ${told - confirmed} ms`);
+  assert.ok(
+    told - confirmed < ORDER_DELAY_MS,
+    `the toast of the order came after ${told - confirmed} ms`,
+  );
 
   await importing;
   await finished(page);
@@ -80,7 +84,7 @@ test("ten thousand items: exact, responsive, and an order in the middle is not h
   await finished(page);
   assert.equal(await failures(page), FAILED, "and after a reload");
 
-  // A browser that was never here is sent the final state and the failures only.
+  // A new browser receives only the final state and the failures.
   const late = await world.profile(chromium);
   const frames = [];
   late.on("page", (opened) => {
@@ -111,7 +115,7 @@ async function finished(page) {
   });
 }
 
-/** How many failures are listed, when everything that is folded is opened. */
+/** The number of listed failures, if every group is opened. */
 async function failures(page) {
   const card = imports(page).first();
   if (!(await card.getByTestId("failure").first().isVisible()))

@@ -1,4 +1,4 @@
-// What the tests look at in the dashboard, by the hooks that web/dashboard/README.md names.
+// The parts of the dashboard that tests use, by the hooks that web/dashboard/README.md names.
 
 export const toasts = (page) => page.getByTestId("toast");
 export const orders = (page) => page.getByTestId("order");
@@ -8,12 +8,12 @@ export const bell = (page) => page.getByTestId("bell");
 export const badge = (page) => page.getByTestId("badge");
 export const imports = (page) => page.getByTestId("import");
 
-/** The numbers of the orders listed, newest first. */
+/** The numbers of the listed orders, newest first. */
 export async function seqs(page) {
   return orders(page).evaluateAll((rows) => rows.map((row) => Number(row.dataset.seq)));
 }
 
-/** Keeps every toast that was ever shown, also those that are gone: `await shown(page)` gives their texts. */
+/** Records every toast, also those that are gone: `await shown(page)` returns their texts. */
 export async function watchToasts(profile) {
   await profile.addInitScript(() => {
     window.shownToasts = [];

@@ -1,4 +1,4 @@
-// A TCP proxy that fails as networks do: cut, and nobody answers; or silent, and nobody says so.
+// A TCP proxy that fails like a network: it cuts connections, or it is silent without a close.
 
 import { once } from "node:events";
 import { connect, createServer } from "node:net";
@@ -26,7 +26,7 @@ export class Proxy {
     this.#end();
   }
 
-  /** Nothing comes through any more, and nobody is told: a cable that was pulled. New ones are refused until mended. */
+  /** Moves nothing more without a close, like a pulled cable. It refuses new connections until mended. */
   stall() {
     this.#down = true;
     for (const { client, service } of this.#pairs) {
@@ -37,7 +37,7 @@ export class Proxy {
     }
   }
 
-  /** The network is back; what was connected before is not. */
+  /** The network works again, but earlier connections do not. */
   mend() {
     this.#down = false;
   }

@@ -1,18 +1,18 @@
-// The page recovers alone, whatever was away, and what came meanwhile is there exactly once.
+// After any fault the page recovers by itself, and every order from meanwhile appears exactly once.
 
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import { seqs, shown, watchToasts } from "./page.mjs";
 import { World, browser, live, until } from "./world.mjs";
 
-/** As long as the mission says that a network is away. */
+/** The mission's length of a network fault. */
 const CUT_MS = 30_000;
 
 let chromium;
 before(async () => (chromium = await browser()));
 after(() => chromium.close());
 
-/** A page that has had two orders, and tells each toast that it shows. */
+/** A page that has received two orders, and records its toasts. */
 async function stage(t, options) {
   const world = await World.create(t);
   const profile = await world.profile(chromium, options);
@@ -31,7 +31,8 @@ async function listed(page, count) {
   });
 }
 
-/** No order was told twice: toasts of single orders name different ones, and with those of summaries they are no more than came. */
+/** No order appeared twice: toasts of single orders have different names, and with those of summaries they are at
+ * most as many as the orders. */
 async function toldOnce(page) {
   const [came, told] = [(await seqs(page)).length, await shown(page)];
   const single = told.filter(({ isOrder }) => isOrder).map(({ text }) => text);
@@ -59,7 +60,7 @@ async function away(page) {
     .waitFor({ state: "attached" });
 }
 
-test("the service is restarted, and crashes", async (t) => {
+test("a page recovers from a restart and a crash of the service", async (t) => {
   const { world, page } = await stage(t);
   await world.stop();
   await away(page);
@@ -74,7 +75,7 @@ test("the service is restarted, and crashes", async (t) => {
   await toldOnce(page);
 });
 
-test("the network is cut for thirty seconds", async (t) => {
+test("a page recovers from a network cut of thirty seconds", async (t) => {
   const { world, page } = await stage(t);
   world.proxy.cut();
   await away(page);
@@ -89,7 +90,7 @@ test("the network is cut for thirty seconds", async (t) => {
   await toldOnce(page);
 });
 
-test("the network goes silent: a dead connection is noticed, and left", async (t) => {
+test("a page leaves a connection that is dead", async (t) => {
   const { world, page } = await stage(t);
   world.proxy.stall();
   await away(page);
@@ -99,12 +100,12 @@ test("the network goes silent: a dead connection is noticed, and left", async (t
   await toldOnce(page);
 });
 
-test("the browser says that it is online again: the page does not wait for its next try", async (t) => {
+test("a page reconnects at once if the browser is online again", async (t) => {
   const { world, page } = await stage(t);
   world.proxy.cut();
   await away(page);
   await world.publish("--count", "4");
-  // Tries in vain until its waits are long.
+  // Fails to connect until its waits are long.
   const waitsLong = () =>
     page.evaluate(() =>
       Number(/\d+/.exec(document.querySelector('[data-testid="connection"]').innerText)?.[0] ?? 0),
@@ -118,12 +119,12 @@ test("the browser says that it is online again: the page does not wait for its n
   await toldOnce(page);
 });
 
-test("the laptop sleeps, the connection dies meanwhile, and the token expires", async (t) => {
+test("a page recovers from a sleep with a dead connection and an old token", async (t) => {
   const lifetime = 15;
   const { world, page } = await stage(t, { tokenSeconds: () => lifetime });
   const given = Date.now();
   const sockets = page.sockets;
-  // Its process stands still, as all do on a laptop that sleeps: no timer, no event, no goodbye.
+  // Its process is stopped, like all processes of a sleeping laptop: no timer, no event, no close.
   const sleepers = await renderers();
   const send = (signal) => sleepers.forEach((sleeper) => process.kill(sleeper, signal));
   t.after(() => send("SIGCONT"));
@@ -134,7 +135,7 @@ test("the laptop sleeps, the connection dies meanwhile, and the token expires", 
     async () => (await world.metric("shopbell_sessions")) === 0,
   );
   await world.publish("--count", "3");
-  // Past its end, and the leeway of clocks.
+  // Past its expiry and the allowed difference of clocks.
   await until("the token has expired", () => Date.now() - given > (lifetime + 6) * 1_000);
   world.proxy.mend();
   send("SIGCONT");

@@ -1,5 +1,5 @@
-// One test's world: a database of its own, the shipped binary behind a proxy that can fail, and merchants to publish for.
-// The services are the real ones that DATABASE_URL and AMQP_URL name; `scripts/test browser` provides them, and the browser.
+// One test's world: its own database, the shipped binary behind a proxy that can fail, and merchants. DATABASE_URL
+// and AMQP_URL name real services. `scripts/test browser` provides them and the browser.
 
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
@@ -10,7 +10,7 @@ import { basename } from "node:path";
 import { chromium } from "playwright-core";
 import { Proxy } from "./proxy.mjs";
 
-/** How long what must come may take on a loaded machine, in milliseconds: only what never comes runs into it. */
+/** Bound for each wait on a loaded machine, in milliseconds. */
 export const PATIENCE_MS = 30_000;
 /** Short, so that a dead connection is noticed soon. */
 const HEARTBEAT_SECONDS = 2;
@@ -28,14 +28,14 @@ export class World {
   #helpers = new Set();
   #pages = [];
   #demo;
-  /** What `shopbell demo` says. */
+  /** The output of `shopbell demo`. */
   demoUrl;
-  /** In front of the service; pages know no other address. */
+  /** In front of the service. Pages know no other address. */
   proxy;
   /** A merchant that no other test has. */
   merchant;
 
-  /** Ends with the test that it is for. */
+  /** Ends with its test. */
   static async create(test, { demo = false } = {}) {
     const world = new World();
     world.#demo = demo;
@@ -55,8 +55,8 @@ export class World {
       PATH: process.env.PATH,
       DATABASE_URL: url.href,
       AMQP_URL: required("AMQP_URL"),
-      // The same for every world of a file, which come one after the other: nothing piles up in RabbitMQ, and what a file that
-      // was cut off left running takes no other's events.
+      // All worlds of a file use the same prefix, one after the other, so nothing collects in RabbitMQ. If a run
+      // was interrupted, its rest takes no events of other files.
       SHOPBELL_AMQP_PREFIX: `shopbell-browser-${basename(process.argv[1], ".test.mjs")}`,
       SHOPBELL_JWT_HS256_SECRET: randomBytes(32).toString("hex"),
       SHOPBELL_LISTEN: `127.0.0.1:${listen}`,
@@ -82,7 +82,7 @@ export class World {
     await until("the service is ready", async () => (await this.#operations("/readyz")).ok);
   }
 
-  /** Ends the service: with SIGTERM as an update does, with SIGKILL as a crash does. */
+  /** Ends the service: with SIGTERM like an update, with SIGKILL like a crash. */
   async stop(signal = "SIGTERM") {
     const server = this.#server;
     this.#server = undefined;
@@ -92,12 +92,12 @@ export class World {
     await exit;
   }
 
-  /** Runs a command of the binary to its end; gives what it wrote. */
+  /** Runs a command of the binary to its end, and returns its output. */
   async shopbell(...args) {
     return run(SHOPBELL, args, this.#environment);
   }
 
-  /** Publishes events over AMQP, each confirmed: sample orders, where nothing else is said. */
+  /** Publishes events over AMQP, each confirmed. The default is sample orders. */
   async publish(...args) {
     await this.shopbell("publish", "--recipient", this.merchant, ...args);
   }
@@ -109,7 +109,7 @@ export class World {
     return publishing;
   }
 
-  /** A fresh token of the merchant. */
+  /** A new token of the merchant. */
   async token(seconds = 3600) {
     return (
       await this.shopbell("token", "--subscriber", this.merchant, "--ttl-seconds", String(seconds))
@@ -132,7 +132,7 @@ export class World {
     ).trim();
   }
 
-  /** Another person's computer, or another browser: cookies, storage and tabs of its own, with fresh tokens for its pages. */
+  /** Another person's computer or browser: its own cookies, storage and tabs, with new tokens for its pages. */
   async profile(browser, { tokenSeconds = () => 3600, ...options } = {}) {
     const context = await browser.newContext(options);
     context.setDefaultTimeout(PATIENCE_MS);
@@ -146,7 +146,8 @@ export class World {
     return context;
   }
 
-  /** The dashboard in a tab of that profile, when it has caught up. What it logs as an error fails the test at the end. */
+  /** The dashboard in a tab of that profile, after it has caught up. If it logs an error, the test fails at its
+   * end. */
   async open(profile, url = `${this.proxy.url}/?token-url=/test/token`) {
     const page = await profile.newPage();
     page.faults = [];
@@ -154,7 +155,7 @@ export class World {
     page.on("websocket", () => (page.sockets += 1));
     page.on("pageerror", (error) => page.faults.push(String(error)));
     page.on("console", (message) => {
-      // A network that is cut is no fault of the page, which the browser tells as an error.
+      // The browser logs a network cut as an error, but it is no fault of the page.
       const isNetwork = /Failed to load resource|WebSocket connection|net::ERR/.test(
         message.text(),
       );
@@ -167,7 +168,7 @@ export class World {
     return page;
   }
 
-  /** Ends everything; nothing stays but what the services keep. */
+  /** Ends everything. Only the data of the services stays. */
   async #finish() {
     // Every page of every test, at its end.
     const faults = this.#pages.flatMap((page) => page.faults);
@@ -179,7 +180,7 @@ export class World {
       [required("DATABASE_URL"), "-qc", `drop database ${this.#database} with (force)`],
       process.env,
     );
-    assert.deepEqual(faults, [], "what the pages complained of");
+    assert.deepEqual(faults, [], "errors of the pages");
   }
 
   async #operations(path) {
@@ -187,14 +188,14 @@ export class World {
   }
 }
 
-/** Waits until the page says that it is live. */
+/** Waits until the page shows that it is live. */
 export async function live(page) {
   await page
     .locator('[data-testid="connection"][data-state="live"]')
     .waitFor({ state: "attached" });
 }
 
-/** Waits for a condition: looks until it holds, and tells what it saw last where it never does. */
+/** Waits for a condition. If it never holds, the error has the last value. */
 export async function until(what, holds, patienceMs = PATIENCE_MS) {
   const deadline = Date.now() + patienceMs;
   let seen;

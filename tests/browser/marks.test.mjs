@@ -1,4 +1,4 @@
-// The bell rings until someone answers, and then it stops everywhere.
+// If one person handles an order, the bell stops on every device.
 
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
@@ -15,7 +15,7 @@ const rings = (page, ringing) =>
     return seen === String(ringing) || seen;
   });
 
-test("accepted on one device, the bell of the other stops within a second; one that was away learns it", async (t) => {
+test("an order accepted on one device stops the bells of the others", async (t) => {
   const world = await World.create(t);
   const [laptop, phone] = [await world.profile(chromium), await world.profile(chromium)];
   const [here, there] = [await world.open(laptop), await world.open(phone)];
@@ -74,7 +74,7 @@ test("accepted on one device, the bell of the other stops within a second; one t
   await rings(again, false);
 });
 
-test("the badge is what nobody has read, on every device and in the database", async (t) => {
+test("the badge counts the unread orders, on every device and in the database", async (t) => {
   const world = await World.create(t);
   const [here, there] = [
     await world.open(await world.profile(chromium)),
