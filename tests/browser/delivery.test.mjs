@@ -40,10 +40,10 @@ test("an order becomes a toast, and orders for a closed page appear once", async
   // The toasts after the reload begin with the order after it.
   await world.publish();
   await until("the next has a toast", async () => (await shown(page)).length > 0);
-  const told = await shown(page);
+  const again = await shown(page);
   assert.ok(
-    told.length === 1 && told[0].isOrder,
-    `and none of the others again: ${JSON.stringify(told)}`,
+    again.length === 1 && again[0].isOrder,
+    `and none of the others again: ${JSON.stringify(again)}`,
   );
 });
 

@@ -37,10 +37,10 @@ test("the demo opens the dashboard, and every button works", async (t) => {
     "and the import is shown to its end",
     async () => (await card.getAttribute("data-status")) === "finished",
   );
-  const told = await card.evaluate(({ dataset: { done, failed, total } }) =>
+  const progress = await card.evaluate(({ dataset: { done, failed, total } }) =>
     [done, failed, total].join(),
   );
-  assert.equal(told, "500,7,500");
+  assert.equal(progress, "500,7,500");
 
   for (const headers of [{}, { Authorization: "Bearer x" }]) {
     const refused = await fetch(new URL("/demo/orders", world.demoUrl), {

@@ -92,11 +92,11 @@ for (const colorScheme of ["light", "dark"]) {
     const check = async (what) => {
       await page.evaluate(axe);
       const { violations } = await page.evaluate(() => globalThis.axe.run());
-      const told = violations.map(
+      const found = violations.map(
         ({ id, nodes }) =>
           `${id}: ${nodes.map(({ target, any }) => `${target} ${any[0]?.message ?? ""}`).join("; ")}`,
       );
-      assert.deepEqual(told, [], what);
+      assert.deepEqual(found, [], what);
     };
     await check("an empty page");
     await world.publish("--count", "3");

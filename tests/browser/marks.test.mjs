@@ -30,7 +30,7 @@ test("an order accepted on one device stops the bells of the others", async (t) 
   assert.equal(await accept(there, 1).count(), 0);
   await rings(there, true);
 
-  const told = there.evaluate(
+  const silent = there.evaluate(
     () =>
       new Promise((resolve) => {
         const bell = document.querySelector('[data-testid="bell"]');
@@ -41,7 +41,7 @@ test("an order accepted on one device stops the bells of the others", async (t) 
   );
   const clicked = Date.now();
   await accept(here, 2).click();
-  const took = (await told) - clicked;
+  const took = (await silent) - clicked;
   assert.ok(took < 1_000, `${took} ms`);
   await rings(here, false);
   assert.equal(await unhandled(world), "0");
@@ -81,13 +81,13 @@ test("the badge counts the unread orders, on every device and in the database", 
     await world.open(await world.profile(chromium)),
   ];
   await world.publish("--count", "7");
-  const says = (page, count) =>
-    until(`the badge says ${count}`, async () =>
+  const expectBadge = (page, count) =>
+    until(`the badge shows ${count}`, async () =>
       new RegExp(`(^|\\D)${count}(\\D|$)`).test(await badge(page).innerText()),
     );
-  for (const page of [here, there]) await says(page, 7);
+  for (const page of [here, there]) await expectBadge(page, 7);
   await order(here, 5).getByTestId("order-open").click();
-  for (const page of [here, there]) await says(page, 6);
+  for (const page of [here, there]) await expectBadge(page, 6);
   assert.equal(await world.sql(`select count(*) from notifications where read_at is null`), "6");
   await there.getByTestId("read-all").click();
   await until("all are read", async () => (await world.sql("select unread from feeds")) === "0");

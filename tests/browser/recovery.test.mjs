@@ -34,15 +34,15 @@ async function listed(page, count) {
 /** No order appeared twice: toasts of single orders have different names, and with those of summaries they are at
  * most as many as the orders. */
 async function toldOnce(page) {
-  const [came, told] = [(await seqs(page)).length, await shown(page)];
-  const single = told.filter(({ isOrder }) => isOrder).map(({ text }) => text);
-  const summed = told
+  const [came, toasts] = [(await seqs(page)).length, await shown(page)];
+  const single = toasts.filter(({ isOrder }) => isOrder).map(({ text }) => text);
+  const summed = toasts
     .filter(({ kind }) => kind === "summary")
     .map(({ text }) => Number(/\d+/.exec(text)));
   assert.ok(single.length > 0 && new Set(single).size === single.length, single.join("\n"));
   assert.ok(
     single.length + summed.reduce((sum, count) => sum + count, 0) <= came,
-    JSON.stringify(told),
+    JSON.stringify(toasts),
   );
 }
 
