@@ -230,7 +230,7 @@ fn each_rule_finds_its_habit_and_spares_plain_sentences() {
         "The error names what to do.",
         "The merchant who connects first gets the page.",
         "If a frame is too long, the session closes with 1009.",
-        "`what is said` is code, and <what> is markup.",
+        "`what is said` is code, <what> is markup, and $what is a variable.",
         "The row looks like a duplicate.",
         "The counters must balance.",
         &"word ".repeat(30),

@@ -343,6 +343,11 @@ impl Paragraphs {
             self.end_paragraph();
             self.is_fenced = !self.is_fenced;
         } else if self.is_fenced {
+        } else if ["usage:", "shellcheck "]
+            .iter()
+            .any(|start| body.starts_with(start))
+        {
+            self.end_paragraph();
         } else if body.starts_with('|') {
             self.end_paragraph();
             for cell in body

@@ -213,6 +213,11 @@ fn replace(rest: &str) -> Option<(String, usize)> {
         let address = rest[..end.unwrap_or(rest.len())].trim_end_matches(['.', ',', ';', ':']);
         return Some(("URL".into(), address.len()));
     }
+    if let Some(name) = rest.strip_prefix('$') {
+        let end = name.find(|c: char| !c.is_alphanumeric() && c != '_');
+        let length = end.unwrap_or(name.len());
+        return (length > 0).then(|| ("X".into(), length + 1));
+    }
     if let Some(inner) = rest.strip_prefix('{') {
         let end = inner.find(['{', '}'])?;
         return inner[end..].starts_with('}').then(|| ("X".into(), end + 2));
