@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout_at};
 
 /// Short, so that no story waits for the clock.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Polls `poll` until it returns a value. After `bound`, it panics with the last error.
 pub async fn eventually<T>(
@@ -21,7 +21,7 @@ pub async fn eventually<T>(
             Ok(Ok(found)) => return found,
             Ok(Err(instead)) if Instant::now() < deadline => {
                 seen = instead;
-                sleep(LOOK_EVERY).await;
+                sleep(POLL_INTERVAL).await;
             }
             Ok(Err(instead)) => panic!("{what}: not within {bound:?}; seen last: {instead}"),
             Err(_) => panic!("{what}: not within {bound:?}; seen last: {seen}"),
