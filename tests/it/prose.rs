@@ -52,11 +52,11 @@ const MODELS: [(Kind, Rates); 3] = [
 
 /// The findings that are still in each part of the tree. A number may only go down.
 const REMAINING: [(&str, usize); 5] = [
-    ("src", 531),
+    ("src", 406),
     ("tests", 0),
     ("benches", 0),
     ("web", 109),
-    ("elsewhere", 247),
+    ("elsewhere", 95),
 ];
 
 /// Per 1,000 words.
