@@ -25,7 +25,6 @@ use crate::store::pools::Pool;
 use crate::telemetry::labels::Retried;
 use crate::telemetry::metrics::Metrics;
 
-/// Most cursors moved by one statement.
 const ACKS_PER_WRITE_MAX: usize = 2_000;
 /// Rest after a write, in multiples of its duration, so that acks cost a small part of the
 /// database's time. If the database is busy, more acks are merged.

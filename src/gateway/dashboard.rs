@@ -16,7 +16,6 @@ use axum::routing::get;
 
 use crate::http::problem::Problem;
 
-/// The files of a build.
 struct Embedded {
     page: &'static str,
     page_tag: &'static str,

@@ -179,14 +179,12 @@ fn percent_decoded(value: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
-/// A header that occurs once and is text.
 pub(super) fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
     let mut values = headers.get_all(name).iter();
     let only = values.next().filter(|_| values.next().is_none())?;
     only.to_str().ok()
 }
 
-/// The members of a list header.
 fn list(headers: &HeaderMap, name: HeaderName) -> Vec<&str> {
     let values = headers
         .get_all(name)

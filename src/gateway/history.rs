@@ -28,7 +28,6 @@ use crate::store::history::{HistoryPage, HistoryRequest, read};
 
 const LIMIT_DEFAULT: u8 = 50;
 const LIMIT_MAX: u8 = 200;
-/// Time for which a browser may cache the allowed origins.
 const PREFLIGHT_MAX_AGE: Duration = Duration::from_secs(600);
 
 /// The query. Other parameters are ignored.
@@ -45,7 +44,6 @@ struct Parameters {
     collapse: Option<bool>,
 }
 
-/// The body of the response.
 #[derive(Serialize)]
 struct Body<'a> {
     feed: &'a Feed,
@@ -150,7 +148,6 @@ async fn list(
         .into_response())
 }
 
-/// The response if Postgres cannot read a page.
 fn unreadable(gateway: &Gateway, feed: &Feed, error: &StoreError) -> Problem {
     if let StoreError::Away(_) | StoreError::Silent(_) = error {
         tracing::warn!(%error, "a page of history could not be read");

@@ -39,7 +39,6 @@ const GIVE_UP_AFTER: Duration = Duration::from_secs(60);
 /// Rows per read of a damaged feed. Small reads return the notifications before the damage.
 const ROWS_BEFORE_DAMAGE: [i64; 2] = [16, 1];
 
-/// The request of one session.
 #[derive(Debug)]
 struct Request {
     page: PageRequest,
@@ -59,7 +58,6 @@ pub struct ReplayWorker {
     reader: Reader,
 }
 
-/// Runs the queries.
 #[derive(Debug, Clone)]
 struct Reader {
     pool: Pool,

@@ -98,7 +98,6 @@ impl Gateway {
         self.open(wishes, grant).await
     }
 
-    /// Completes the upgrade and runs the session.
     fn accept(
         &self,
         offer: &Offer,
@@ -120,7 +119,6 @@ impl Gateway {
         switching_protocols(offer)
     }
 
-    /// Refuses with an HTTP status.
     fn refuse(&self, refusal: &Refusal) -> Response {
         self.count(refusal);
         refusal.problem().into_response()

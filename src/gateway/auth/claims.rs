@@ -18,20 +18,17 @@ pub const LEEWAY: Duration = Duration::from_secs(5);
 /// much. A difference up to this is accepted.
 const SKEW_MAX: Duration = Duration::from_secs(60);
 
-/// The values that `aud` and `iss` must have.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Expected<'a> {
     pub(super) audience: Option<&'a str>,
     pub(super) issuer: Option<&'a str>,
 }
 
-/// The claims of a token that is valid now.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Claims {
     pub(super) sub: String,
     pub(super) feeds: Option<Vec<String>>,
     pub(super) right: Right,
-    /// Since 1970.
     pub(super) exp: Duration,
 }
 
@@ -226,7 +223,6 @@ mod tests {
         Token::parse(&token(payload)).unwrap().claims(expected, NOW)
     }
 
-    /// The result for these claims and a good `sub` and `exp`.
     fn beside(more: &str) -> Result<Claims, TokenError> {
         claims_for(&format!(r#"{{"sub":"m","exp":1800000600,{more}}}"#), ANY)
     }

@@ -52,7 +52,6 @@ struct Minted<'a> {
 }
 
 impl std::fmt::Debug for Tokens {
-    /// Prints no key.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Tokens")
             .field("audience", &self.audience)
@@ -137,7 +136,6 @@ impl Tokens {
         jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &key)
     }
 
-    /// Whether one of the keys signed the token.
     pub(super) fn is_signed(&self, token: &Token<'_>) -> bool {
         let signed_by = |key: &DecodingKey| {
             jsonwebtoken::crypto::verify(
@@ -153,7 +151,6 @@ impl Tokens {
             .any(|key| signed_by(key).unwrap_or(false))
     }
 
-    /// The audience and the issuer that claims must have.
     pub(super) fn expected(&self) -> Expected<'_> {
         Expected {
             audience: self.audience.as_deref(),

@@ -12,7 +12,6 @@ use serde::de::{Deserializer, IgnoredAny};
 use super::TokenError;
 use super::claims::{Claims, Expected};
 
-/// Longest token that is parsed.
 const TOKEN_BYTES_MAX: usize = 8 * 1024;
 
 /// A token in the form of HS256. Its signature is not checked yet.

@@ -17,7 +17,6 @@ use crate::store::cursors::{CursorKey, Found, Made, Standing, make, note_seen, r
 use crate::store::pools::Pool;
 use crate::telemetry::labels::Retried;
 
-/// Most sessions whose cursors are opened by one statement.
 const SESSIONS_PER_CALL_MAX: usize = 100;
 /// Most sessions that wait. If more connect, they are refused as not ready.
 const SESSIONS_WAITING_MAX: usize = 10_000;
@@ -54,7 +53,6 @@ pub(super) struct Openings {
     notes: mpsc::Sender<Vec<CursorKey>>,
 }
 
-/// The receivers of [`Openings`].
 #[derive(Debug)]
 pub(super) struct Waiting {
     openings: mpsc::Receiver<Opening>,
@@ -292,10 +290,8 @@ impl Opener {
     }
 }
 
-/// The sessions of a read, by its result.
 #[derive(Debug, Default)]
 struct Divided {
-    /// Sessions with all their cursors.
     complete: Vec<(Opening, Vec<Standing>)>,
     /// Sessions with a missing cursor.
     incomplete: Vec<Opening>,
@@ -353,7 +349,6 @@ fn raised(standing: Standing, epoch: Option<&Epoch>, newest: Option<Seq>) -> Sta
     }
 }
 
-/// Sends each session its standings.
 fn reply(part: Vec<Opening>, standings: Vec<Standing>) {
     let mut standings = standings.into_iter();
     for opening in part {
@@ -363,7 +358,6 @@ fn reply(part: Vec<Opening>, standings: Vec<Standing>) {
     }
 }
 
-/// The halves of a part.
 pub(super) enum Halves<T> {
     Two(Vec<T>, Vec<T>),
     One(T),

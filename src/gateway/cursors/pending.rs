@@ -59,7 +59,6 @@ impl Pending {
         !self.waiting.is_empty()
     }
 
-    /// The newest ack of a key that the database may not have.
     pub(super) fn newest(&self, key: &CursorKey) -> Option<Seq> {
         let held = self.held.get(key).map(|held| held.seq);
         self.waiting
@@ -96,7 +95,6 @@ impl Pending {
             .collect()
     }
 
-    /// When the next held ack is due.
     pub(super) fn retry_at(&self) -> Option<Instant> {
         self.held.values().map(|held| held.retry_at).min()
     }

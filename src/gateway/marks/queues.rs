@@ -1,145 +1,152 @@
-//! Which requests are written next. Subscribers take turns, so one who sends many requests waits behind them alone. No I/O.
+//! The order in which submissions are written. Subscribers take turns, so a subscriber with many
+//! submissions delays only itself. No I/O.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{MARKS_PER_WRITE_MAX, Request};
+use super::MARKS_PER_WRITE_MAX;
+use super::submission::Submission;
 use crate::model::feed::{Feed, Subscriber};
 
-/// Most requests that wait, of all sessions; past that they are refused as busy.
+/// Most submissions that wait. If more come, they are refused as busy.
 const WAITING_MAX: usize = 4_096;
-/// Most requests that wait of one subscriber: some sessions that each send as many as they may.
+/// Most submissions of one subscriber that wait: those of eight sessions that each send as many as
+/// they may.
 const WAITING_PER_SUBSCRIBER_MAX: usize = 512;
-/// Most numbers that one write names: it locks the feeds of all its requests until it ends.
+/// Most numbers in one write, because it locks all its feeds until it ends.
 const NUMBERS_PER_WRITE_MAX: usize = 1_000;
 
-/// The requests that wait. Those of one session about one feed are written in the order in which they came.
+/// The submissions that wait. Those of one session and feed are written in their order.
 #[derive(Debug, Default)]
 pub(super) struct Queues {
-    /// Subscribers with requests; the next one first.
+    /// Subscribers with submissions; the next one is first.
     turns: VecDeque<Subscriber>,
-    waiting: BTreeMap<Subscriber, VecDeque<Request>>,
+    waiting: BTreeMap<Subscriber, VecDeque<Submission>>,
     count: usize,
-    /// Feeds of the writes under way: a second write would wait for the first one's lock.
+    /// Feeds that are being written. A second write would wait for the lock of the first one.
     busy: BTreeSet<Feed>,
     through_is_next: bool,
 }
 
-/// What kind of write a request needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// Of the numbers that it names; together with others.
+    /// A write of named numbers, together with others.
     Named,
-    /// Of all numbers up to one; by itself, because it takes long.
+    /// A write of all numbers up to one, without others, because it takes long.
     Through,
-    /// Its feed was locked, or it failed: beside the others, so that it holds up none of them.
+    /// A write apart from the others, because its feed was locked or it failed.
     Apart,
-    /// The same, and not yet.
+    /// The same, at a later time.
     Later,
 }
 
 impl Queues {
-    /// Takes a new request, or gives it back if too many wait.
-    pub(super) fn push(&mut self, request: Request) -> Option<Request> {
+    /// Adds a new submission. Returns it if too many wait.
+    pub(super) fn push(&mut self, submission: Submission) -> Option<Submission> {
         let of_subscriber = self
             .waiting
-            .get(&request.answer.subscriber)
+            .get(&submission.request.subscriber)
             .map_or(0, VecDeque::len);
         if self.count >= WAITING_MAX || of_subscriber >= WAITING_PER_SUBSCRIBER_MAX {
-            return Some(request);
+            return Some(submission);
         }
-        self.queue_of(&request).push_back(request);
+        self.queue_of(&submission).push_back(submission);
         None
     }
 
-    /// Takes back requests of a write that has ended, in the order in which they were taken: to be tried again before
-    /// whatever their sessions asked for later.
-    pub(super) fn put_back(&mut self, requests: Vec<Request>) {
-        for request in requests.into_iter().rev() {
-            self.queue_of(&request).push_front(request);
+    /// Adds submissions that are to be written again. They come before later submissions of their
+    /// sessions.
+    pub(super) fn put_back(&mut self, submissions: Vec<Submission>) {
+        for submission in submissions.into_iter().rev() {
+            self.queue_of(&submission).push_front(submission);
         }
     }
 
-    /// Takes back a request that goes on after its session's others.
-    pub(super) fn go_on(&mut self, mut request: Request) {
-        request.goes_on = true;
-        self.queue_of(&request).push_back(request);
+    /// Adds a submission whose first part is stored. The rest comes after the others of its
+    /// session.
+    pub(super) fn push_continued(&mut self, mut submission: Submission) {
+        submission.is_continued = true;
+        self.queue_of(&submission).push_back(submission);
     }
 
-    /// The requests of the next write. Their feeds are busy until [`Queues::ended`].
-    pub(super) fn take(&mut self, now: Instant) -> Option<Vec<Request>> {
+    /// Takes the submissions of the next write. Their feeds are busy until [`Queues::end_write`].
+    pub(super) fn take(&mut self, now: Instant) -> Option<Vec<Submission>> {
         let kinds = match self.through_is_next {
             true => [Kind::Through, Kind::Named],
             false => [Kind::Named, Kind::Through],
         };
         kinds.into_iter().find_map(|kind| {
-            let requests = match kind {
+            let submissions = match kind {
                 Kind::Named => self.take_many(kind, None, now),
                 _ => self.take_one(kind, None, now).into_iter().collect(),
             };
             self.through_is_next = kind == Kind::Named;
-            self.begun(requests)
+            self.begin_write(submissions)
         })
     }
 
-    /// The requests of the next write that may wait for a lock: all of one feed, or one that failed before.
-    pub(super) fn take_apart(&mut self, now: Instant) -> Option<Vec<Request>> {
+    /// Takes the submissions of the next write that may wait for a lock: all of one feed, or one
+    /// that failed.
+    pub(super) fn take_apart(&mut self, now: Instant) -> Option<Vec<Submission>> {
         let first = self.take_one(Kind::Apart, None, now)?;
-        let mut requests = vec![first];
-        if requests.iter().all(Request::may_share) {
-            let feed = requests[0].answer.feed.clone();
-            requests.extend(self.take_many(Kind::Apart, Some(&feed), now));
+        let mut submissions = vec![first];
+        if submissions.iter().all(Submission::may_share) {
+            let feed = submissions[0].request.feed.clone();
+            submissions.extend(self.take_many(Kind::Apart, Some(&feed), now));
         }
-        self.begun(requests)
+        self.begin_write(submissions)
     }
 
-    /// The write of these feeds has ended.
-    pub(super) fn ended(&mut self, feeds: &[Feed]) {
+    pub(super) fn end_write(&mut self, feeds: &[Feed]) {
         for feed in feeds {
             self.busy.remove(feed);
         }
     }
 
-    /// When a request is to be tried again, if none can be taken before.
+    /// The time at which the next submission is to be written again.
     pub(super) fn next_retry(&self) -> Option<Instant> {
-        let requests = self.waiting.values().flatten();
-        requests
-            .filter(|request| !self.busy.contains(&request.answer.feed))
-            .filter_map(|request| request.retry_at)
+        let submissions = self.waiting.values().flatten();
+        submissions
+            .filter(|submission| !self.busy.contains(&submission.request.feed))
+            .filter_map(|submission| submission.retry_at)
             .min()
     }
 
-    /// Whether none waits.
     pub(super) fn is_empty(&self) -> bool {
         self.count == 0
     }
 
-    fn begun(&mut self, requests: Vec<Request>) -> Option<Vec<Request>> {
-        self.busy
-            .extend(requests.iter().map(|request| request.answer.feed.clone()));
-        (!requests.is_empty()).then_some(requests)
+    fn begin_write(&mut self, submissions: Vec<Submission>) -> Option<Vec<Submission>> {
+        self.busy.extend(
+            submissions
+                .iter()
+                .map(|submission| submission.request.feed.clone()),
+        );
+        (!submissions.is_empty()).then_some(submissions)
     }
 
-    /// One of each subscriber in turn, and again, until none is left or it is enough for one write.
-    fn take_many(&mut self, kind: Kind, feed: Option<&Feed>, now: Instant) -> Vec<Request> {
+    /// Takes one submission of each subscriber in turn, until none is left or the write is full.
+    fn take_many(&mut self, kind: Kind, feed: Option<&Feed>, now: Instant) -> Vec<Submission> {
         let (mut taken, mut numbers) = (Vec::new(), 0);
         while taken.len() < MARKS_PER_WRITE_MAX
             && numbers < NUMBERS_PER_WRITE_MAX
-            && let Some(request) = self.take_one(kind, feed, now)
+            && let Some(submission) = self.take_one(kind, feed, now)
         {
-            numbers += request.numbers();
-            taken.push(request);
+            numbers += submission.numbers();
+            taken.push(submission);
         }
         taken
     }
 
-    /// One of the first subscriber that has one; those before it keep their turn.
-    fn take_one(&mut self, kind: Kind, feed: Option<&Feed>, now: Instant) -> Option<Request> {
-        let is_wanted = |request: &Request| {
-            request.kind(now) == kind
-                && !self.busy.contains(&request.answer.feed)
-                && feed.is_none_or(|feed| *feed == request.answer.feed && request.may_share())
+    /// Takes one submission of the first subscriber that has one. The subscribers before it keep
+    /// their turn.
+    fn take_one(&mut self, kind: Kind, feed: Option<&Feed>, now: Instant) -> Option<Submission> {
+        let is_wanted = |submission: &Submission| {
+            submission.kind(now) == kind
+                && !self.busy.contains(&submission.request.feed)
+                && feed
+                    .is_none_or(|feed| *feed == submission.request.feed && submission.may_share())
         };
         let place =
             |subscriber| Some((next(self.waiting.get(subscriber)?, is_wanted)?, subscriber));
@@ -150,19 +157,18 @@ impl Queues {
             .find_map(|(turn, subscriber)| Some((turn, place(subscriber)?)))?;
         let subscriber = subscriber.clone();
         let queue = self.waiting.get_mut(&subscriber)?;
-        let request = queue.remove(place);
-        self.count -= usize::from(request.is_some());
+        let submission = queue.remove(place);
+        self.count -= usize::from(submission.is_some());
         self.turns.remove(turn);
         match queue.is_empty() {
             true => _ = self.waiting.remove(&subscriber),
             false => self.turns.push_back(subscriber),
         }
-        request
+        submission
     }
 
-    /// Counts it in, and gives the queue of its subscriber.
-    fn queue_of(&mut self, request: &Request) -> &mut VecDeque<Request> {
-        let subscriber = &request.answer.subscriber;
+    fn queue_of(&mut self, submission: &Submission) -> &mut VecDeque<Submission> {
+        let subscriber = &submission.request.subscriber;
         self.count += 1;
         if !self.waiting.contains_key(subscriber) {
             self.turns.push_back(subscriber.clone());
@@ -171,24 +177,24 @@ impl Queues {
     }
 }
 
-/// The place of the first that is wanted and for which no other of its session and feed must be written before.
-fn next(queue: &VecDeque<Request>, is_wanted: impl Fn(&Request) -> bool) -> Option<usize> {
-    let mut before: Vec<&Request> = Vec::new();
-    for (place, request) in queue.iter().enumerate() {
+/// The index of the first wanted submission that has no earlier one of its session and feed.
+fn next(queue: &VecDeque<Submission>, is_wanted: impl Fn(&Submission) -> bool) -> Option<usize> {
+    let mut before: Vec<&Submission> = Vec::new();
+    for (place, submission) in queue.iter().enumerate() {
         let is_first = !before
             .iter()
-            .any(|earlier| earlier.is_of_session_and_feed(request));
-        if is_first && is_wanted(request) {
+            .any(|earlier| earlier.is_of_session_and_feed(submission));
+        if is_first && is_wanted(submission) {
             return Some(place);
         }
-        if is_first && !request.goes_on {
-            before.push(request);
+        if is_first && !submission.is_continued {
+            before.push(submission);
         }
     }
     None
 }
 
-impl Request {
+impl Submission {
     fn kind(&self, now: Instant) -> Kind {
         match self.retry_at {
             Some(at) if at <= now => Kind::Apart,
@@ -198,13 +204,13 @@ impl Request {
         }
     }
 
-    /// Whether one write may do it together with others.
+    /// Whether it may be written together with others.
     fn may_share(&self) -> bool {
         !self.is_alone && !self.is_through()
     }
 
     fn is_of_session_and_feed(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.asked_by, &other.asked_by) && self.answer.feed == other.answer.feed
+        Arc::ptr_eq(&self.inbox, &other.inbox) && self.request.feed == other.request.feed
     }
 }
 
@@ -220,7 +226,7 @@ mod tests {
     use crate::store::marks::MarkRequest;
 
     #[test]
-    fn subscribers_take_turns_however_many_requests_one_has() {
+    fn a_subscriber_with_many_submissions_delays_no_other() {
         let (mut queues, now) = (Queues::default(), Instant::now());
         let (loud, quiet) = (Arc::default(), Arc::default());
         for seq in 1..=500 {
@@ -238,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn one_write_names_a_bounded_number_of_notifications() {
+    fn one_write_has_a_bounded_number_of_seqs() {
         let (mut queues, now) = (Queues::default(), Instant::now());
         let session = Arc::default();
         for _ in 0..10 {
@@ -248,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn a_read_through_takes_turns_with_named_numbers_and_other_subscribers() {
+    fn a_read_through_takes_turns_with_all_other_submissions() {
         let (mut queues, now) = (Queues::default(), Instant::now());
         let (a, b) = (Arc::default(), Arc::default());
         assert!(queues.push(through("a", &a, "a", 1)).is_none());
@@ -261,22 +267,22 @@ mod tests {
                     .push(handle("c", &Arc::default(), "c", &[10 + step]))
                     .is_none()
             );
-            let mut requests = queues.take(now).unwrap();
-            order.extend(seqs(&requests));
-            queues.ended(&feeds(&requests));
-            if requests[0].is_through() {
-                queues.go_on(requests.remove(0));
+            let mut submissions = queues.take(now).unwrap();
+            order.extend(seqs(&submissions));
+            queues.end_write(&feeds(&submissions));
+            if submissions[0].is_through() {
+                queues.push_continued(submissions.remove(0));
             }
         }
         assert_eq!(
             order,
             [10, 1, 11, 12, 3, 13, 14, 2],
-            "an unfinished one goes to the back of its subscriber's"
+            "an unfinished read goes behind the others of its subscriber"
         );
     }
 
     #[test]
-    fn requests_of_one_session_and_feed_keep_their_order() {
+    fn submissions_of_one_session_and_feed_keep_their_order() {
         let (mut queues, now) = (Queues::default(), Instant::now());
         let (phone, till) = (Arc::default(), Arc::default());
         assert!(queues.push(through("a", &phone, "a", 100)).is_none());
@@ -289,12 +295,12 @@ mod tests {
             [2, 3],
             "1 comes after the read of its session"
         );
-        queues.ended(&feeds(&named));
+        queues.end_write(&feeds(&named));
         let mut read = queues.take(now).unwrap();
         assert_eq!(seqs(&read), [100]);
         assert!(queues.take(now).is_none(), "its feed is busy");
-        queues.ended(&feeds(&read));
-        queues.go_on(read.remove(0));
+        queues.end_write(&feeds(&read));
+        queues.push_continued(read.remove(0));
         assert_eq!(
             seqs(&queues.take(now).unwrap()),
             [1],
@@ -303,19 +309,19 @@ mod tests {
     }
 
     #[test]
-    fn a_request_that_is_tried_again_keeps_its_place_and_holds_up_no_other() {
+    fn a_failed_submission_keeps_its_place_and_delays_no_other() {
         let (mut queues, now) = (Queues::default(), Instant::now());
         let later = now + Duration::from_secs(1);
         let (a, b) = (Arc::default(), Arc::default());
         for seq in 1..=3 {
             assert!(queues.push(handle("a", &a, "a", &[seq])).is_none());
         }
-        let mut requests = queues.take(now).unwrap();
-        queues.ended(&feeds(&requests));
-        requests
+        let mut submissions = queues.take(now).unwrap();
+        queues.end_write(&feeds(&submissions));
+        submissions
             .iter_mut()
-            .for_each(|request| request.retry_at = Some(later));
-        queues.put_back(requests);
+            .for_each(|submission| submission.retry_at = Some(later));
+        queues.put_back(submissions);
         assert!(queues.push(handle("b", &b, "b", &[4])).is_none());
         assert!(queues.push(handle("b", &b, "a", &[5])).is_none());
         assert!(queues.take_apart(now).is_none());
@@ -326,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn too_many_requests_of_one_subscriber_are_refused_and_others_are_not() {
+    fn too_many_submissions_of_one_subscriber_are_refused() {
         let mut queues = Queues::default();
         let sent = (0..600)
             .filter(|seq| {
@@ -347,12 +353,12 @@ mod tests {
         assert_eq!(queues.count, WAITING_MAX);
     }
 
-    fn handle(subscriber: &str, session: &Arc<Inbox>, feed: &str, seqs: &[i64]) -> Request {
-        request(subscriber, session, feed, Mark::Handled(seqs.to_vec()))
+    fn handle(subscriber: &str, session: &Arc<Inbox>, feed: &str, seqs: &[i64]) -> Submission {
+        submission(subscriber, session, feed, Mark::Handled(seqs.to_vec()))
     }
 
-    fn through(subscriber: &str, session: &Arc<Inbox>, feed: &str, seq: i64) -> Request {
-        request(
+    fn through(subscriber: &str, session: &Arc<Inbox>, feed: &str, seq: i64) -> Submission {
+        submission(
             subscriber,
             session,
             feed,
@@ -360,12 +366,12 @@ mod tests {
         )
     }
 
-    fn request(subscriber: &str, session: &Arc<Inbox>, feed: &str, mark: Mark) -> Request {
+    fn submission(subscriber: &str, session: &Arc<Inbox>, feed: &str, mark: Mark) -> Submission {
         let (feed, subscriber) = (
             Feed::parse(feed).unwrap(),
             Subscriber::parse(subscriber).unwrap(),
         );
-        Request::new(
+        Submission::new(
             MarkRequest {
                 feed,
                 subscriber,
@@ -377,18 +383,18 @@ mod tests {
     }
 
     /// The first number of each.
-    fn seqs(requests: &[Request]) -> Vec<i64> {
-        let seq = |request: &Request| match &request.answer.mark {
+    fn seqs(submissions: &[Submission]) -> Vec<i64> {
+        let seq = |submission: &Submission| match &submission.request.mark {
             Mark::Read(Targets::Seqs(seqs)) | Mark::Handled(seqs) => seqs[0],
             Mark::Read(Targets::Through(through)) => through.get(),
         };
-        requests.iter().map(seq).collect()
+        submissions.iter().map(seq).collect()
     }
 
-    fn feeds(requests: &[Request]) -> Vec<Feed> {
-        requests
+    fn feeds(submissions: &[Submission]) -> Vec<Feed> {
+        submissions
             .iter()
-            .map(|request| request.answer.feed.clone())
+            .map(|submission| submission.request.feed.clone())
             .collect()
     }
 }

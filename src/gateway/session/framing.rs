@@ -57,7 +57,6 @@ pub enum Fault {
 /// Decodes the frames of a client.
 #[derive(Debug)]
 pub struct Decoder {
-    /// Longest message, in bytes.
     bytes_max: usize,
     /// The header of the next frame, as far as it was read.
     header: [u8; HEADER_BYTES_MAX],
@@ -74,7 +73,6 @@ pub struct Decoder {
 struct Frame {
     opcode: u8,
     is_final: bool,
-    /// Bytes of the payload that are missing.
     left: usize,
     mask: [u8; 4],
 }
@@ -289,7 +287,6 @@ mod tests {
         bytes
     }
 
-    /// Decodes bytes in pieces of `piece` bytes.
     fn decoded(bytes: &[u8], piece: usize, bytes_max: usize) -> Result<Vec<Incoming>, Fault> {
         let (mut decoder, mut all) = (Decoder::new(bytes_max), Vec::new());
         for mut piece in bytes.chunks(piece) {

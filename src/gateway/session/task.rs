@@ -91,7 +91,6 @@ pub struct Opened {
     pub registration: Registration,
 }
 
-/// An input of the loop.
 enum Input {
     Frame(Result<Incoming, ReadError>),
     Hints,
@@ -100,12 +99,9 @@ enum Input {
     Drain,
 }
 
-/// The end of a session.
 #[derive(Clone, Copy)]
 enum SessionEnd {
-    /// The server closes it.
     Close(Close),
-    /// Its connection ended.
     Gone,
 }
 
@@ -178,7 +174,6 @@ struct Task {
     session: Session,
     opened: Opened,
     shared: Arc<Shared>,
-    /// The page that is being read.
     page: Option<oneshot::Receiver<Arc<Page>>>,
     measures: Measures,
 }
@@ -244,7 +239,6 @@ impl Task {
         }
     }
 
-    /// Passes an input to the state machine.
     fn on_input(&mut self, input: Input) -> Result<(), SessionEnd> {
         match input {
             Input::Frame(frame) => self.on_socket_frame(frame)?,
@@ -285,7 +279,6 @@ impl Task {
         Err(SessionEnd::Close(close))
     }
 
-    /// Takes all that waits in the inbox.
     fn on_waiting(&mut self) {
         let Waiting {
             hints,
@@ -331,7 +324,6 @@ impl Task {
         }
     }
 
-    /// Notes that the device was connected until now.
     fn note_seen(&self) {
         let keys = self
             .opened

@@ -64,7 +64,6 @@ impl Gateway {
         Ok((opened, admitted))
     }
 
-    /// Reads the standing of each feed of the grant, in its order.
     async fn standings(&self, grant: &Grant, device: &Device) -> Result<Vec<Standing>, Refusal> {
         let key = |feed: &Feed| {
             let key = CursorKey {

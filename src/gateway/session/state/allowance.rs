@@ -9,7 +9,6 @@ pub(super) const FRAMES_SAVED_MAX: u32 = 1_000;
 /// Frames that a client may send for each notification: an ack and a mark.
 const FRAMES_PER_NOTIFICATION: u32 = 2;
 
-/// The frames that a client may send now.
 #[derive(Debug)]
 pub(super) struct FrameAllowance {
     allowed: u32,
@@ -32,12 +31,10 @@ impl FrameAllowance {
         }
     }
 
-    /// Adds the frames for a notification that is sent.
     pub(super) fn add_notification(&mut self) {
         self.add(FRAMES_PER_NOTIFICATION);
     }
 
-    /// Takes one frame. Returns whether it was allowed.
     pub(super) fn take_frame(&mut self, now: Instant) -> bool {
         let seconds = now.saturating_duration_since(self.filled_at).as_secs();
         if seconds > 0 {

@@ -16,15 +16,11 @@ const KEPT_BYTES_MAX: usize = 256 * 1024;
 /// The list of unacked notifications shrinks if less than this part of its capacity is used.
 const SHRUNK_BELOW: usize = 8;
 
-/// The reader of one feed.
 #[derive(Debug)]
 pub(super) struct Reader {
     pub(super) feed: Feed,
-    /// The highest number acknowledged.
     pub(super) acked: Seq,
-    /// The next number to send.
     pub(super) next: Seq,
-    /// The newest number that is known.
     pub(super) last: Seq,
     /// The value of `last` when the last read began.
     last_at_read: Seq,
@@ -34,9 +30,7 @@ pub(super) struct Reader {
     unacked: VecDeque<Sent>,
     /// Hints without a gap that cannot be sent yet.
     kept: VecDeque<Arc<Notification>>,
-    /// The newest version that was sent.
     version: Version,
-    /// The newest version that is known.
     newest_version: Version,
     /// The values of both when the last read began.
     version_at_read: Version,
@@ -73,7 +67,6 @@ impl Reader {
         }
     }
 
-    /// Raises the newest numbers that are known.
     pub(super) fn raise_newest(&mut self, newest: Newest) {
         self.last = self.last.max(newest.seq);
         self.newest_version = self.newest_version.max(newest.version);
@@ -123,7 +116,6 @@ impl Reader {
         page.version < self.version_at_read
     }
 
-    /// Records that the read of a page begins.
     pub(super) fn begin_read(&mut self) {
         self.last_at_read = self.last;
         self.version_at_read = self.version;
@@ -167,7 +159,6 @@ impl Reader {
         self.kept.push_back(notification);
     }
 
-    /// Takes the hint that is next, if it is kept.
     pub(super) fn take_kept(&mut self) -> Option<Arc<Notification>> {
         while self
             .kept
@@ -179,7 +170,6 @@ impl Reader {
         self.kept.pop_front_if(|oldest| oldest.seq == self.next)
     }
 
-    /// Drops the kept hints.
     pub(super) fn drop_kept(&mut self) {
         self.kept = VecDeque::new();
     }

@@ -27,7 +27,6 @@ fn epoch() -> Epoch {
     Epoch::parse("e1").unwrap()
 }
 
-/// A number that a client kept.
 fn place<N>(number: N, epoch: Option<Epoch>) -> Option<Place<N>> {
     Some(Place { number, epoch })
 }

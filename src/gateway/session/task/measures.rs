@@ -12,7 +12,6 @@ use crate::model::notification::Notification;
 use crate::telemetry::instruments::Counted;
 use crate::telemetry::metrics::Metrics;
 
-/// The measurements of one session.
 #[derive(Debug)]
 pub(super) struct Measures {
     /// The begin of the session. An event that was published before could not reach it earlier.
@@ -21,12 +20,10 @@ pub(super) struct Measures {
     /// Counted as a session with a full window.
     behind: Option<Counted>,
     lateness: Lateness,
-    /// Counted as a late session.
     late: Option<Counted>,
 }
 
 impl Measures {
-    /// Begins now.
     pub(super) fn new(is_canary: bool) -> Self {
         Self {
             opened_at: OffsetDateTime::now_utc(),

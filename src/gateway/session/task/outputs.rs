@@ -56,7 +56,6 @@ impl Task {
         Ok(())
     }
 
-    /// Performs an output that needs no socket.
     pub(super) fn perform(&mut self, effect: Effect) {
         match effect {
             Effect::Read {
@@ -141,7 +140,6 @@ impl Task {
     }
 }
 
-/// Queues a frame in the socket. Adds a notification to `sent`.
 fn queue<S: AsyncRead + AsyncWrite + Unpin>(
     frame: Frame,
     socket: &mut Socket<S>,

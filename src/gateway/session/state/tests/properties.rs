@@ -11,20 +11,16 @@ use super::*;
 enum Happening {
     /// Notifications are stored. Each hint arrives or is lost.
     Stored(Vec<bool>),
-    /// The page that is being read arrives.
     Page,
     /// The client acknowledges this part of its notifications, in percent.
     Ack(i64),
-    /// The sweep reads the newest numbers.
     Sweep,
-    /// An old hint arrives again.
     Again(i64),
     /// A person handles the notification at this part of the feed, in percent. The mark arrives or
     /// is lost.
     Handled(i64, bool),
     /// The database loses this many notifications. Notifications are of another epoch from now on.
     SetBack(i64),
-    /// The session gets the present epoch.
     Epoch,
 }
 
@@ -133,7 +129,6 @@ impl World {
         }
     }
 
-    /// Reads the page from the present database.
     fn read_page(&mut self) {
         let Some((after, states_after)) = self.asked.take() else {
             return;
@@ -161,7 +156,6 @@ impl World {
         self.read = Some(page);
     }
 
-    /// The epoch of the database.
     fn epoch(&self) -> Epoch {
         match self.set_back_to {
             None => epoch(),
