@@ -94,7 +94,7 @@ impl Replay {
             feed,
             after,
             rows: rows(wanted),
-            changes_after: states_after,
+            states_after,
         };
         // If the channel is closed, the sender is dropped, and the receiver returns an error.
         let _ = self.requests.try_send(Request { page, reply });

@@ -171,7 +171,7 @@ pub struct Page {
     /// The newest mark of the feed, which the entries include.
     pub version: Version,
     /// The marks after the requested version, in order; the first of them if there are many.
-    pub changes: Vec<Arc<StateFrame>>,
+    pub states: Vec<Arc<StateFrame>>,
     through: Seq,
 }
 
@@ -223,7 +223,7 @@ impl Entry {
 impl Page {
     /// An empty page. Entries are added in the order of their numbers.
     pub fn new(feed: Feed, after: Seq) -> Self {
-        let (entries, changes) = (Vec::new(), Vec::new());
+        let (entries, states) = (Vec::new(), Vec::new());
         let (epoch, trimmed, version) = (None, Seq::ZERO, Version::ZERO);
         Self {
             feed,
@@ -233,7 +233,7 @@ impl Page {
             trimmed,
             entries,
             version,
-            changes,
+            states,
             through: after,
         }
     }

@@ -29,7 +29,7 @@ pub struct PageRequest {
     /// Most notifications.
     pub rows: i64,
     /// If set, the page includes the marks after this version.
-    pub changes_after: Option<Version>,
+    pub states_after: Option<Version>,
 }
 
 /// The columns of [`read`] that all rows of a page share.
@@ -191,7 +191,7 @@ async fn add_marks(
     let mut wanted = Vec::new();
     let mut places = Vec::new();
     for (page, request) in pages.iter_mut().zip(requests) {
-        if let Some(after) = request.changes_after {
+        if let Some(after) = request.states_after {
             places.push((request.feed.clone(), after));
             wanted.push(page);
         }
@@ -201,7 +201,7 @@ async fn add_marks(
     }
     for (index, state) in marks::read_after(pool, &places, MARKS_PER_PAGE_MAX).await? {
         if let Some(page) = wanted.get_mut(index) {
-            page.changes.push(Arc::new(state));
+            page.states.push(Arc::new(state));
         }
     }
     Ok(())

@@ -74,6 +74,7 @@ async fn the_first_handle_wins_and_every_session_receives_it() {
         .await
         .publish_all(Event::orders(MERCHANT, 2))
         .await;
+    world.expect_stored(MERCHANT, 2).await;
     let of = |who: &str| {
         world
             .merchant(who)

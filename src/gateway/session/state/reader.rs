@@ -89,13 +89,13 @@ impl Reader {
     /// Returns the marks of a page that are to be sent. If the next version is missing, it was
     /// deleted: the client sees the gap and fetches the history again.
     pub(super) fn take_states(&mut self, page: &Page) -> Vec<Arc<StateFrame>> {
-        if let Some(oldest) = page.changes.first()
+        if let Some(oldest) = page.states.first()
             && oldest.version > self.version.next()
         {
             self.version = Version::new(oldest.version.get() - 1).unwrap_or_default();
         }
         let taken: Vec<_> = page
-            .changes
+            .states
             .iter()
             .filter(|state| self.take_state(state))
             .cloned()
@@ -105,7 +105,7 @@ impl Reader {
         if self.newest_version == self.newest_version_at_read {
             self.newest_version = self.version.max(page.version);
         }
-        if page.changes.is_empty() && self.version_at_read < self.newest_version_at_read {
+        if page.states.is_empty() && self.version_at_read < self.newest_version_at_read {
             self.version = self.version.max(page.version);
         }
         taken

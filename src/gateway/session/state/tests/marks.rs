@@ -17,7 +17,7 @@ fn marks_are_sent_in_order_and_a_gap_is_read() {
     );
     let mut newer = page(5, 5, 5);
     newer.version = version(3);
-    newer.changes = vec![state_frame(2, 1), state_frame(3, 4)];
+    newer.states = vec![state_frame(2, 1), state_frame(3, 4)];
     session.on_page(&newer, wall());
     session.on_states(&[state_frame(2, 1), state_frame(3, 4)]);
     assert_eq!(words(&mut session), ["state 2", "state 3"], "each once");
@@ -51,7 +51,7 @@ fn a_client_gets_the_marks_after_its_version_and_sees_a_gap() {
     );
     let mut newer = page(5, 5, 5);
     newer.version = version(9);
-    newer.changes = vec![state_frame(8, 1), state_frame(9, 4)];
+    newer.states = vec![state_frame(8, 1), state_frame(9, 4)];
     session.on_page(&newer, wall());
     assert_eq!(
         words(&mut session),

@@ -144,15 +144,15 @@ impl World {
             }
         }
         page.close();
-        let changes = (1..)
+        let states = (1..)
             .zip(&self.handled)
             .map(|(version, number)| state_frame(version, *number));
         let after = |after: i64| {
-            changes
-                .filter(move |change| change.version.get() > after)
+            states
+                .filter(move |state| state.version.get() > after)
                 .take(3)
         };
-        page.changes = states_after.map(after).into_iter().flatten().collect();
+        page.states = states_after.map(after).into_iter().flatten().collect();
         self.read = Some(page);
     }
 
