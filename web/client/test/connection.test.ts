@@ -1,26 +1,8 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import type { ConnectOptions } from "../src/client.js";
 import { BACKOFF_CAP_MS } from "../src/backoff.js";
-import type { Notification } from "../src/events.js";
-import { CONNECT_TIMEOUT_MS, PROBE_TIMEOUT_MS, TOKEN_TIMEOUT_MS } from "../src/socket.js";
-import type { Status } from "../src/status.js";
-import { World, jwt, type Tab } from "./world.js";
-
-/** One tab with its own socket, visible, that rings into a list. */
-function alone(
-  world: World,
-  options: Partial<ConnectOptions> = {},
-): { tab: Tab; rung: number[]; statuses: string[] } {
-  const tab = world.open({ share: false, ...options }, { visible: true });
-  const rung: number[] = [];
-  const statuses: string[] = [];
-  tab.client.ring("*", ({ seq }) => rung.push(seq));
-  tab.client.watch("error", ({ error }) => tab.errors.push(error.code));
-  tab.client.watch("status", ({ state }) => statuses.push(state));
-  return { tab, rung, statuses };
-}
-const upTo = (count: number) => Array.from({ length: count }, (_, index) => index + 1);
+import { CONNECT_TIMEOUT_MS, PROBE_TIMEOUT_MS } from "../src/socket.js";
+import { World, alone, upTo } from "./world.js";
 
 test("from the handshake to a toast and its ack", async () => {
   const world = new World();
@@ -86,76 +68,6 @@ test("a reload between the handler and the ack does not ring twice", async () =>
   await world.pass(200);
   assert.deepEqual([first.rung, second.rung], [[1], [2]]);
   assert.equal(world.server.cursor(), 2, "what was handled before is acknowledged now");
-});
-
-test("what is stored here of another epoch counts for nothing", async () => {
-  const world = new World();
-  const before = alone(world);
-  for (let n = 0; n < 9; n++) world.server.publish();
-  await world.pass(200);
-  before.tab.crash();
-  world.server.restore(2);
-  for (let n = 0; n < 9; n++) world.server.publish();
-  const after = alone(world);
-  await world.pass(200);
-  assert.deepEqual(after.rung, [3, 4, 5, 6, 7, 8, 9, 10, 11]);
-});
-
-test("a tab that stays open rings what got old numbers, and fetches its history again", async () => {
-  const world = new World();
-  const { tab, rung, statuses } = alone(world);
-  const resynced: string[] = [];
-  tab.client.watch("resync", ({ feed }) => resynced.push(feed));
-  for (let n = 0; n < 10; n++) world.server.publish();
-  await world.pass(200);
-  world.server.restore(7);
-  for (let n = 0; n < 4; n++) world.server.publish();
-  await world.pass(2_000);
-  assert.deepEqual(rung, [...upTo(10), 8, 9, 10, 11]);
-  assert.equal(world.server.cursor(), 11);
-  assert.deepEqual(resynced, ["m"]);
-  assert.equal(statuses.at(-1), "live");
-  assert.deepEqual(tab.client.counts.total, { unread: 11, unhandled: 11 });
-  world.server.change("m", "read", [1], "x");
-  world.server.dropAll();
-  await world.pass(2_000);
-  assert.match(tab.sockets.at(-1)?.url ?? "", /state=m%3A1%3Ae2/);
-  assert.deepEqual(resynced, ["m"]);
-});
-
-test("a handler that outlasts a restore marks no other notification", async () => {
-  const world = new World();
-  const tab = world.open({ share: false }, { visible: true });
-  const rung: string[] = [];
-  tab.client.ring("*", async ({ id }) => {
-    rung.push(id);
-    await tab.sleep(id === "e8" ? 1_000 : 0);
-  });
-  for (let n = 0; n < 8; n++) world.server.publish();
-  await world.pass(200);
-  assert.equal(world.server.cursor(), 7);
-  world.server.restore(7);
-  world.server.publish("order.created", "m", { id: "another" });
-  await world.pass(5_000);
-  assert.deepEqual(rung.slice(-2), ["e8", "another"]);
-  assert.equal(world.server.cursor(), 8);
-});
-
-test("what a person asked for before a restore is not done to another notification", async () => {
-  const world = new World();
-  const { tab } = alone(world);
-  for (let n = 0; n < 9; n++) world.server.publish();
-  await world.pass(200);
-  world.server.up = false;
-  world.server.dropAll();
-  const asked = tab.client.handle("m", [9]);
-  const rejected = assert.rejects(asked, { code: "unknown_seq" });
-  world.server.restore(7);
-  for (let n = 0; n < 4; n++) world.server.publish();
-  world.server.up = true;
-  await world.pass(60_000);
-  await rejected;
-  assert.equal(world.server.feed("m").notifications[8]?.handled_at, undefined);
 });
 
 test("a gap is a fault: connect anew, and the missing one comes", async () => {
@@ -231,41 +143,6 @@ test("the server's wish is kept, also when somebody looks", async () => {
   assert.equal(tab.client.status.state, "live");
 });
 
-test("4401: a fresh token at once, but not for ever", async () => {
-  const world = new World();
-  const { tab } = alone(world);
-  await world.pass(10_000);
-  world.server.dropAll(4401, '{"code":"token_expired","retry_after_ms":0}');
-  await world.pass(100);
-  assert.equal(tab.client.status.state, "live");
-  assert.equal(world.server.tokens, 2);
-  await world.pass(10_000);
-  for (let n = 0; n < 1000; n++)
-    world.server.refusals.push({ code: 4401, reason: '{"retry_after_ms":0}' });
-  world.server.dropAll(4401);
-  await world.pass(60_000);
-  assert.ok(world.server.tokens < 25, `${world.server.tokens} tokens in a minute`);
-});
-
-test("a token callback that fails, hangs or gives nothing is asked again; another's token ends it", async () => {
-  const world = new World();
-  const gives = [
-    () => Promise.reject(new Error("401")),
-    () => new Promise<string>(() => {}),
-    () => "",
-    () => world.server.token(),
-  ];
-  const { tab } = alone(world, { token: () => (gives.shift() as () => string)() });
-  await world.pass(TOKEN_TIMEOUT_MS + 4_000);
-  assert.deepEqual(tab.errors, ["token_failed", "token_failed", "token_failed"]);
-  assert.equal(tab.client.snapshot.status.state, "live");
-  gives.push(() => jwt({ sub: "merchant-2" }));
-  world.server.dropAll();
-  await world.pass(3_000);
-  const { status }: { status: Status } = tab.client;
-  assert.ok(status.state === "closed" && status.error?.code === "subscriber_changed");
-});
-
 test("an attempt that hangs is given up", async () => {
   const world = new World();
   const { tab } = alone(world);
@@ -315,24 +192,6 @@ test("the network comes back: a connection is probed, a wait is over", async () 
   assert.equal(tab.sockets.length, 2);
 });
 
-test("a token is replaced before it expires, by the server's clock, and one that lives for years does not loop", async () => {
-  for (const [seconds, least, most] of [
-    [100, 4, 8],
-    [3600 * 24 * 365, 0, 0],
-    [2, 100, 420],
-  ] as const) {
-    const world = new World();
-    world.server.tokenSeconds = seconds;
-    const { tab } = alone(world);
-    await world.pass(400_000);
-    const auths = tab.sockets
-      .flatMap(({ sent }) => sent)
-      .filter(({ type }) => type === "auth").length;
-    assert.ok(auths >= least && auths <= most, `${auths} auth frames for ${seconds} s`);
-    assert.equal(tab.sockets.length, 1);
-  }
-});
-
 test("the page goes into the back/forward cache and comes back", async () => {
   const world = new World();
   const { tab, rung } = alone(world);
@@ -345,164 +204,6 @@ test("the page goes into the back/forward cache and comes back", async () => {
   tab.page("resume");
   await world.pass(200);
   assert.deepEqual(rung, [1]);
-  assert.equal(tab.client.status.state, "live");
-});
-
-test("read and handle: first, too late, lost on the way, refused", async () => {
-  const world = new World();
-  for (let n = 0; n < 3; n++) world.server.publish();
-  const { tab } = alone(world);
-  const seen: unknown[] = [];
-  tab.client.watch("state", (state) => seen.push(state.seqs));
-  await world.pass(200);
-  assert.deepEqual(tab.client.counts.total, { unread: 3, unhandled: 3 });
-  const read = tab.client.read("m", { seqs: [1, 2] });
-  await world.pass(100);
-  assert.equal((await read)[0]?.version, 1);
-  assert.deepEqual(tab.client.counts.total, { unread: 1, unhandled: 3 });
-
-  world.server.change("m", "handle", [2], "somebody");
-  const handled = tab.client.handle("m", [1, 2]);
-  await world.pass(100);
-  assert.deepEqual((await handled).map(({ handled_by }) => handled_by).sort(), [
-    "merchant-1",
-    "somebody",
-  ]);
-
-  world.server.errors.push("busy", "not_taken");
-  (tab.sockets[0] as { dead: boolean }).dead = true;
-  const late = tab.client.read("m", { seqs: [3] });
-  world.server.dropAll();
-  tab.page("hurry");
-  await world.pass(30_000);
-  assert.equal((await late)[0]?.seqs?.[0], 3);
-  assert.deepEqual(tab.client.counts.total, { unread: 0, unhandled: 1 });
-  assert.deepEqual(seen, [[1, 2], [2], [1], [2], [3]]);
-
-  const unknown = assert.rejects(tab.client.read("m", { seqs: [99] }), { code: "unknown_seq" });
-  await world.pass(100);
-  await unknown;
-});
-
-test("changes made while away come after, a gap in them asks for the history", async () => {
-  const world = new World();
-  for (let n = 0; n < 3; n++) world.server.publish();
-  const { tab } = alone(world);
-  const seen: unknown[] = [];
-  const resyncs: string[] = [];
-  tab.client.watch("state", (state) => seen.push(state.version));
-  tab.client.watch("resync", ({ feed }) => resyncs.push(feed));
-  await world.pass(200);
-  world.server.up = false;
-  world.server.dropAll();
-  await world.pass(100);
-  world.server.change("m", "read", [1], "x");
-  world.server.change("m", "read", [2], "x");
-  world.server.up = true;
-  await world.pass(60_000);
-  assert.deepEqual([seen, resyncs], [[1, 2], []]);
-  assert.match(tab.sockets.at(-1)?.url ?? "", /state=m%3A0/);
-  assert.deepEqual(tab.client.counts.total, { unread: 1, unhandled: 3 });
-  tab.sockets.at(-1)?.fromServer({
-    type: "state",
-    feed: "m",
-    seqs: [3],
-    read_at: "t",
-    unread: 0,
-    unhandled: 3,
-    last: 3,
-    version: 9,
-  });
-  await world.pass(100);
-  assert.deepEqual(resyncs, ["m"]);
-});
-
-test("an answer about counts from before a change is not believed after it", async () => {
-  const world = new World();
-  const { tab } = alone(world);
-  const unread: number[] = [];
-  tab.client.watch("counts", ({ total }) => unread.push(total.unread));
-  await world.pass(200);
-  const [socket] = tab.sockets;
-  world.server.publish();
-  world.server.publish();
-  await world.pass(100);
-  world.server
-    .feed("m")
-    .notifications.push({ type: "notification", feed: "m", seq: 3, read_at: "t" } as Notification);
-  socket?.fromServer({ type: "skipped", feed: "m", from: 3, through: 3, reason: "expired" });
-  world.server.change("m", "read", [1, 2], "somebody");
-  socket?.fromServer({ type: "state", feed: "m", seqs: [], unread: 2, unhandled: 2, last: 3 });
-  await world.pass(3_000);
-  assert.deepEqual(unread, [0, 1, 2, 0]);
-});
-
-test("a token that comes after the page was put aside opens nothing", async () => {
-  const world = new World();
-  const { tab } = alone(world, { token: () => tab.sleep(1_000).then(() => world.server.token()) });
-  await world.pass(500);
-  tab.page("suspend");
-  tab.page("resume");
-  await world.pass(5_000);
-  assert.equal(tab.sockets.length, 1);
-  assert.equal(tab.client.status.state, "live");
-});
-
-test("after a skipped above last the counts are asked for, once a second at most", async () => {
-  const world = new World();
-  const { tab } = alone(world);
-  await world.pass(200);
-  const [socket] = tab.sockets;
-  for (let n = 1; n <= 40; n++) {
-    world.server
-      .feed("m")
-      .notifications.push({ type: "notification", feed: "m", seq: n } as Notification);
-    socket?.fromServer({ type: "skipped", feed: "m", from: n, through: n, reason: "expired" });
-  }
-  await world.pass(5_000);
-  const asks = socket?.sent.filter(({ type }) => type === "read").length ?? 0;
-  assert.ok(asks >= 1 && asks <= 3, `${asks} asks`);
-  assert.deepEqual(tab.client.counts.total, { unread: 40, unhandled: 40 });
-});
-
-test("read through more than is stored, in steps, of an empty feed, and what was read before", async () => {
-  const world = new World();
-  const { tab } = alone(world);
-  await world.pass(200);
-  const settled: (number | undefined)[] = [];
-  const read = async (through: number) => {
-    void tab.client.read("m", { through }).then((states) => settled.push(states.at(-1)?.through));
-    await world.pass(200);
-  };
-  await read(5);
-  assert.deepEqual(settled, [0]);
-  for (let n = 0; n < 9; n++) world.server.publish();
-  await read(6);
-  await read(1_000);
-  await read(3);
-  await read(9);
-  assert.deepEqual(settled, [0, 6, 9, 3, 9]);
-  assert.deepEqual(tab.client.counts.total, { unread: 0, unhandled: 9 });
-});
-
-test("what is no token for a handshake, or no longer says whose it is, is asked for again", async () => {
-  const world = new World();
-  const page = "<html>502 Bad Gateway</html>";
-  const gives = [
-    () => page,
-    () => "two words",
-    () => "é",
-    () => world.server.token(),
-    () => page,
-    () => "opaque",
-  ];
-  const { tab } = alone(world, { token: () => (gives.shift() ?? (() => world.server.token()))() });
-  await world.pass(10_000);
-  assert.deepEqual(tab.errors, ["token_failed", "token_failed", "token_failed"]);
-  assert.equal(tab.client.status.state, "live");
-  world.server.dropAll();
-  await world.pass(10_000);
-  assert.deepEqual(tab.errors.slice(3), ["token_failed", "token_failed"]);
   assert.equal(tab.client.status.state, "live");
 });
 

@@ -9,7 +9,7 @@ import { closeMeaning, parseFrame } from "../src/protocol.js";
 import { Requests } from "../src/requests.js";
 import { CompletedSeqs } from "../src/completed.js";
 import { claims, identity } from "../src/token.js";
-import { jwt } from "./world.js";
+import { jwt } from "./server.js";
 
 const welcome = (version = 0) => ({
   type: "welcome" as const,

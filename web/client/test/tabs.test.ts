@@ -2,7 +2,8 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import type { ConnectOptions } from "../src/client.js";
 import { MISSED_MAX, PING_MS } from "../src/tabs.js";
-import { World, jwt, type Tab } from "./world.js";
+import { jwt } from "./server.js";
+import { World, type Tab } from "./world.js";
 
 /** Numbers that rang, with the tab that did, in the order in which the handlers resolved. */
 type Rung = { tab: Tab; seq: number }[];

@@ -1,8 +1,8 @@
 Embedded {
     page: include_str!("index.html"),
-    page_tag: "\"7acb91ebf6ef\"",
+    page_tag: "\"83af31ac6d87\"",
     assets: &[
-        ("app-bae3be170354.js", include_bytes!("app-bae3be170354.js"), include_bytes!("app-bae3be170354.js.gz")),
+        ("app-89836a080b29.js", include_bytes!("app-89836a080b29.js"), include_bytes!("app-89836a080b29.js.gz")),
         ("style-2c236b7bfb4d.css", include_bytes!("style-2c236b7bfb4d.css"), include_bytes!("style-2c236b7bfb4d.css.gz")),
     ],
 }

@@ -166,99 +166,77 @@ export class Toasts {
   }
 
   #make(toast: Toast): Shown {
-    const isSeen = ({ marks, gone }: Item) =>
-      gone === true || marks.handled_at !== undefined || marks.read_at !== undefined;
     switch (toast.kind) {
-      case "order": {
+      case "order":
+        return this.#makeOrder(toast.item);
+      case "failed":
+        return this.#makeFailed(toast);
+      case "finished":
+        return this.#makeFinished(toast.item, isAlert(toast));
+      case "other": {
         const { item } = toast;
-        const order = item.notification.data as Order;
-        const text = h("span", {}, texts.toastOrder, " ", bdi(order.order_id));
-        const detail = h(
-          "span",
-          {},
-          h("strong", {}, money(order.total, order.currency)),
-          ` · ${texts.items(Number(order.items))}`,
-        );
-        const element = this.#frame("bell", "status", text, detail, item);
-        const accept = button(
-          texts.accept,
-          { class: "primary small", testid: "toast-accept" },
-          () => this.accept([item]),
-        );
-        element.querySelector(".toast-body")?.after(accept);
+        const text = bdi(item.notification.event);
+        const element = this.#frame("bell", "status", text, undefined, item);
         return { element, remaining: ROUTINE_MS, isSettled: () => isSeen(item) };
       }
-      case "failed": {
-        const { items, feed, id } = toast;
-        const count = () => Math.max(failed.items.length, this.failedOf(feed, id));
-        const text = h(
-          "span",
-          {},
-          texts.toastFailed(Math.max(items.length, this.failedOf(feed, id))),
-        );
-        const element = this.#frame("alert", "alert", text, bdi(id), items[0]);
-        const failed = { key: `${feed}/${id}`, count, text, sinceUpdateMs: 0, items };
-        return {
-          element,
-          remaining: ALERT_MS,
-          isSettled: () => failed.items.every(isSeen),
-          failed,
-        };
-      }
-      case "finished": {
-        const { notification } = toast.item;
-        const data = notification.data as { import_id: string; status: string };
-        const { done = 0, failed = 0 } = notification.progress ?? {};
-        const aborted = data.status === "aborted";
-        const bad = isAlert(toast);
-        const detail = h(
-          "span",
-          {},
-          bdi(data.import_id),
-          `: ${texts.tally(done - failed, failed)}`,
-        );
-        const element = this.#frame(
-          bad ? "alert" : "check",
-          bad ? "alert" : "status",
-          aborted ? texts.toastAborted : texts.toastFinished,
-          detail,
-          toast.item,
-        );
-        return {
-          element,
-          remaining: bad ? ALERT_MS : ROUTINE_MS,
-          isSettled: () => isSeen(toast.item),
-        };
-      }
-      case "other":
-        return {
-          element: this.#frame(
-            "bell",
-            "status",
-            bdi(toast.item.notification.event),
-            undefined,
-            toast.item,
-          ),
-          remaining: ROUTINE_MS,
-          isSettled: () => isSeen(toast.item),
-        };
-      case "away": {
-        const parts = [
-          toast.orders > 0 && texts.orders(toast.orders),
-          toast.failed > 0 && texts.awayFailed(toast.failed),
-          toast.imports > 0 && texts.awayImports(toast.imports),
-          toast.others > 0 && texts.awayOthers(toast.others),
-        ].filter((part) => part !== false);
-        const element = this.#frame(
-          "away",
-          toast.failed > 0 ? "alert" : "status",
-          texts.missed(parts),
-          undefined,
-        );
-        element.dataset["kind"] = "summary";
-        return { element, remaining: ALERT_MS, isSettled: () => toast.items.every(isSeen) };
-      }
+      case "away":
+        return this.#makeAway(toast);
     }
+  }
+
+  #makeOrder(item: Item): Shown {
+    const order = item.notification.data as Order;
+    const text = h("span", {}, texts.toastOrder, " ", bdi(order.order_id));
+    const detail = h(
+      "span",
+      {},
+      h("strong", {}, money(order.total, order.currency)),
+      ` · ${texts.items(Number(order.items))}`,
+    );
+    const element = this.#frame("bell", "status", text, detail, item);
+    const accept = button(texts.accept, { class: "primary small", testid: "toast-accept" }, () =>
+      this.accept([item]),
+    );
+    element.querySelector(".toast-body")?.after(accept);
+    return { element, remaining: ROUTINE_MS, isSettled: () => isSeen(item) };
+  }
+
+  #makeFailed({ items, feed, id }: Extract<Toast, { kind: "failed" }>): Shown {
+    const count = () => Math.max(failed.items.length, this.failedOf(feed, id));
+    const text = h("span");
+    const failed = { key: `${feed}/${id}`, count, text, sinceUpdateMs: 0, items };
+    setText(text, texts.toastFailed(count()));
+    const element = this.#frame("alert", "alert", text, bdi(id), items[0]);
+    return { element, remaining: ALERT_MS, isSettled: () => failed.items.every(isSeen), failed };
+  }
+
+  #makeFinished(item: Item, isFailed: boolean): Shown {
+    const { notification } = item;
+    const data = notification.data as { import_id: string; status: string };
+    const { done = 0, failed = 0 } = notification.progress ?? {};
+    const tally = `: ${texts.tally(done - failed, failed)}`;
+    const element = this.#frame(
+      isFailed ? "alert" : "check",
+      isFailed ? "alert" : "status",
+      data.status === "aborted" ? texts.toastAborted : texts.toastFinished,
+      h("span", {}, bdi(data.import_id), tally),
+      item,
+    );
+    const remaining = isFailed ? ALERT_MS : ROUTINE_MS;
+    return { element, remaining, isSettled: () => isSeen(item) };
+  }
+
+  #makeAway(toast: Extract<Toast, { kind: "away" }>): Shown {
+    const parts = [
+      toast.orders > 0 && texts.orders(toast.orders),
+      toast.failed > 0 && texts.awayFailed(toast.failed),
+      toast.imports > 0 && texts.awayImports(toast.imports),
+      toast.others > 0 && texts.awayOthers(toast.others),
+    ].filter((part) => part !== false);
+    const role = toast.failed > 0 ? "alert" : "status";
+    const element = this.#frame("away", role, texts.missed(parts), undefined);
+    element.dataset["kind"] = "summary";
+    return { element, remaining: ALERT_MS, isSettled: () => toast.items.every(isSeen) };
   }
 
   #frame(
@@ -300,6 +278,10 @@ export class Toasts {
     if (item) element.dataset["seq"] = String(item.seq);
     return element;
   }
+}
+
+function isSeen({ marks, gone }: Item): boolean {
+  return gone === true || marks.handled_at !== undefined || marks.read_at !== undefined;
 }
 
 /** Whether the toast is about a failure. */
