@@ -4,7 +4,7 @@ import { BACKOFF_CAP_MS } from "../src/backoff.js";
 import { CONNECT_TIMEOUT_MS, PROBE_TIMEOUT_MS } from "../src/socket.js";
 import { World, alone, upTo } from "./world.js";
 
-test("from the handshake to a toast and its ack", async () => {
+test("a stored notification rings and is acked after the handshake", async () => {
   const world = new World();
   for (let n = 0; n < 3; n++) world.server.publish();
   const { tab, rung, statuses } = alone(world, { device: "till" });
@@ -18,7 +18,7 @@ test("from the handshake to a toast and its ack", async () => {
   assert.ok(!socket?.url.includes("ey"), "no token in an address");
 });
 
-test("a burst is acknowledged with few acks, and more than a window comes through", async () => {
+test("one ack covers several notifications of a burst", async () => {
   const world = new World();
   world.server.window = 16;
   for (let n = 0; n < 200; n++) world.server.publish();
@@ -32,7 +32,7 @@ test("a burst is acknowledged with few acks, and more than a window comes throug
   assert.deepEqual(world.server.violations, []);
 });
 
-test("a handler that fails is tried again, later ones wait, and nothing is acknowledged before it succeeds", async () => {
+test("a failing handler is repeated before later notifications and the ack", async () => {
   const world = new World();
   const { tab } = alone(world);
   const log: string[] = [];
@@ -70,7 +70,7 @@ test("a reload between the handler and the ack does not ring twice", async () =>
   assert.equal(world.server.cursor(), 2, "what was handled before is acknowledged now");
 });
 
-test("a gap is a fault: connect anew, and the missing one comes", async () => {
+test("after a gap the client reconnects and receives the missing one", async () => {
   const world = new World();
   const { tab, rung } = alone(world);
   await world.pass(100);
@@ -92,7 +92,7 @@ test("a gap is a fault: connect anew, and the missing one comes", async () => {
   assert.deepEqual(rung, [1, 2]);
 });
 
-test("codes that mean go away are final, with a typed error", async () => {
+test("a final close code closes the client with a typed error", async () => {
   for (const [code, name] of [
     [4501, "token_refused"],
     [4503, "no_feed"],
@@ -110,7 +110,7 @@ test("codes that mean go away are final, with a typed error", async () => {
   }
 });
 
-test("a server that stays away is tried again with growing waits, none above the cap", async () => {
+test("the client retries with growing waits up to the cap", async () => {
   const world = new World(7);
   world.server.up = false;
   const { tab, statuses } = alone(world);
@@ -127,7 +127,7 @@ test("a server that stays away is tried again with growing waits, none above the
   assert.equal(tab.client.status.state, "live");
 });
 
-test("the server's wish is kept, also when somebody looks", async () => {
+test("the server's delay is kept even if the tab becomes visible", async () => {
   const world = new World();
   const { tab } = alone(world);
   await world.pass(10_000);
@@ -143,7 +143,7 @@ test("the server's wish is kept, also when somebody looks", async () => {
   assert.equal(tab.client.status.state, "live");
 });
 
-test("an attempt that hangs is given up", async () => {
+test("an attempt without welcome ends after the time limit", async () => {
   const world = new World();
   const { tab } = alone(world);
   await world.pass(0);
@@ -152,7 +152,7 @@ test("an attempt that hangs is given up", async () => {
   assert.equal(tab.client.status.state, "live");
 });
 
-test("a dead connection is noticed by its silence, a quiet one is not taken for dead", async () => {
+test("a silent connection is replaced, an idle one is kept", async () => {
   const world = new World();
   const { tab } = alone(world);
   await world.pass(600_000);
@@ -164,7 +164,7 @@ test("a dead connection is noticed by its silence, a quiet one is not taken for 
   assert.equal(world.server.cursor(), 1);
 });
 
-test("after a sleep the server is asked once, and a connection that answers is kept", async () => {
+test("after a sleep the client pings and keeps a live connection", async () => {
   for (const dead of [false, true]) {
     const world = new World();
     const { tab } = alone(world);
@@ -181,7 +181,7 @@ test("after a sleep the server is asked once, and a connection that answers is k
   }
 });
 
-test("the network comes back: a connection is probed, a wait is over", async () => {
+test("when the network is back the client pings its connection", async () => {
   const world = new World();
   const { tab } = alone(world);
   await world.pass(1_000);
@@ -192,7 +192,7 @@ test("the network comes back: a connection is probed, a wait is over", async () 
   assert.equal(tab.sockets.length, 2);
 });
 
-test("the page goes into the back/forward cache and comes back", async () => {
+test("a page in the back/forward cache holds no session", async () => {
   const world = new World();
   const { tab, rung } = alone(world);
   await world.pass(100);
@@ -207,7 +207,7 @@ test("the page goes into the back/forward cache and comes back", async () => {
   assert.equal(tab.client.status.state, "live");
 });
 
-test("an address that no socket takes is final, and the error does not quote the token", async () => {
+test("an invalid URL is final and its error does not contain the token", async () => {
   const world = new World();
   const { tab } = alone(world);
   tab.refuse = (protocols) => {
@@ -219,7 +219,7 @@ test("an address that no socket takes is final, and the error does not quote the
   assert.equal(status.error.cause, undefined);
 });
 
-test("a close for a feed that the token names no more is followed by an attempt without it", async () => {
+test("after a close for a foreign feed the client omits the query", async () => {
   const world = new World();
   const { tab } = alone(world);
   await world.pass(100);
@@ -232,7 +232,7 @@ test("a close for a feed that the token names no more is followed by an attempt 
   assert.ok(!tab.sockets.at(-1)?.url.includes("state="), tab.sockets.at(-1)?.url);
 });
 
-test("a handshake that is refused for a feed that the token names no more is tried without it", async () => {
+test("after a refused handshake the client tries without the query", async () => {
   const world = new World();
   world.server.feed("gone");
   for (let n = 0; n < 3; n++) world.server.publish();
@@ -243,7 +243,7 @@ test("a handshake that is refused for a feed that the token names no more is tri
   world.server.feeds.delete("gone");
   world.server.dropAll();
   await world.pass(10);
-  world.server.change("m", "read", [1], "x");
+  world.server.mark("m", "read", [1], "x");
   await world.pass(30_000);
   for (const { client } of tabs) {
     assert.equal(client.status.state, "live");
@@ -251,14 +251,14 @@ test("a handshake that is refused for a feed that the token names no more is tri
   }
   assert.deepEqual(resyncs, ["m", "m"], "what was said meanwhile does not come");
   assert.equal(world.server.sockets.length, 4);
-  world.server.change("m", "read", [2], "x");
+  world.server.mark("m", "read", [2], "x");
   world.server.dropAll();
   await world.pass(30_000);
   assert.match(world.server.sockets.at(-1)?.url ?? "", /state=m%3A2%3Ae1$/);
   assert.equal(resyncs.length, 2);
 });
 
-test("a refusal that time mends reaches the app with the server's reason, and is tried again", async () => {
+test("a transient refusal is reported with its reason and retried", async () => {
   const world = new World();
   const reason = JSON.stringify({
     code: "token_not_valid_yet",
@@ -281,7 +281,7 @@ test("a refusal that time mends reaches the app with the server's reason, and is
   assert.equal(tab.sockets.length, 2);
 });
 
-test("a refusal for good ends with the server's reason", async () => {
+test("a final refusal closes the client with the server's reason", async () => {
   const world = new World();
   const message = "device: at most 64 characters";
   world.server.refusals.push({
@@ -299,7 +299,7 @@ test("a refusal for good ends with the server's reason", async () => {
   assert.equal(tab.sockets.length, 1);
 });
 
-test("refusals in a row that a page cannot see are reported once, and tried again", async () => {
+test("several failed attempts are reported once and retried", async () => {
   const world = new World();
   world.server.up = false;
   const { tab } = alone(world);
@@ -314,7 +314,7 @@ test("refusals in a row that a page cannot see are reported once, and tried agai
   assert.deepEqual(tab.errors, ["connect_failed", "connect_failed"]);
 });
 
-test("a session that ends is no error of the app's", async () => {
+test("the end of a session is not reported as an error", async () => {
   const world = new World();
   const { tab } = alone(world);
   await world.pass(100);

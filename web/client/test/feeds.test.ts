@@ -43,7 +43,7 @@ const feeds = (more?: Partial<Welcome["feeds"][number]>, completed = 0) => {
 };
 const total = (it: Feeds) => it.counts().total;
 
-test("a number that neither came nor was skipped is a gap", () => {
+test("a number that is neither received nor skipped is a gap", () => {
   const it = feeds({ cursor: 4, last: 9 });
   assert.equal(it.onNotification(notification(5), true), "next");
   assert.equal(it.onNotification(notification(5), true), "old");
@@ -60,7 +60,7 @@ test("a number that neither came nor was skipped is a gap", () => {
   assert.equal(it.onNotification(notification(1, { feed: "x" }), true), "unknown");
 });
 
-test("counts are as of last, and what comes above it adds, unless its frame says that it is done", () => {
+test("notifications above last add to the counts unless marked", () => {
   const it = feeds({ last: 2, unread: 2, unhandled: 1 });
   it.onNotification(notification(1), true);
   it.onNotification(notification(2), true);
@@ -71,28 +71,28 @@ test("counts are as of last, and what comes above it adds, unless its frame says
   assert.deepEqual(total(it), { unread: 3, unhandled: 3 });
 });
 
-test("a state takes the place of the counts up to its last, and only of these", () => {
+test("a state frame replaces the counts up to its last", () => {
   const it = feeds();
   for (let seq = 1; seq <= 4; seq++) it.onNotification(notification(seq), true);
   it.onState(state({ version: 1, unread: 2, unhandled: 3, last: 3 }));
   assert.deepEqual(total(it), { unread: 3, unhandled: 4 });
-  // Its last may also be ahead of what has come.
+  // `last` may be ahead of the received notifications.
   it.onState(state({ version: 2, unread: 5, unhandled: 6, last: 6 }));
   it.onNotification(notification(5), true);
   it.onNotification(notification(6), true);
   assert.deepEqual(total(it), { unread: 5, unhandled: 6 });
 });
 
-test("counts stay exact when more came than is kept one by one", () => {
+test("counts stay exact above the bound on single notifications", () => {
   const it = feeds();
   for (let seq = 1; seq <= 3 * ABOVE_MAX; seq++) it.onNotification(notification(seq), true);
   assert.deepEqual(total(it), { unread: 3 * ABOVE_MAX, unhandled: 3 * ABOVE_MAX });
-  // As of a number that is summed up already: not to be computed, so to be asked for.
+  // The counts are as of a number that is summed up already, so they must be requested.
   it.onState(state({ version: 1, unread: 0, unhandled: 0, last: 1 }));
   assert.deepEqual(it.stale(), ["m"]);
 });
 
-test("replayed changes that the counts of welcome have already leave them alone", () => {
+test("replayed marks do not change the counts of welcome", () => {
   const it = feeds({ version: 3 });
   it.onWelcome(welcome({ last: 9, unread: 4, unhandled: 5, version: 5 }));
   assert.equal(it.onState(state({ version: 4, unread: 7, last: 9 })), false);
@@ -102,7 +102,7 @@ test("replayed changes that the counts of welcome have already leave them alone"
   assert.equal(it.query().get("state"), "m:7");
 });
 
-test("an answer without a version counts only where counts were asked for", () => {
+test("a reply without a version changes only requested counts", () => {
   const it = feeds({ last: 3, unread: 3, unhandled: 3 });
   it.onState(state({ seqs: [1], unread: 9, last: 3 }));
   assert.equal(total(it).unread, 3);
@@ -110,7 +110,7 @@ test("an answer without a version counts only where counts were asked for", () =
   assert.equal(total(it).unread, 2);
 });
 
-test("what is skipped above last makes the counts be asked for, until an answer covers it", () => {
+test("counts are stale after a skip until a reply covers it", () => {
   const it = feeds();
   it.onSkipped({ type: "skipped", feed: "m", from: 1, through: 3, reason: "expired" }, true);
   assert.deepEqual(it.stale(), ["m"]);
@@ -120,7 +120,7 @@ test("what is skipped above last makes the counts be asked for, until an answer 
   assert.deepEqual(it.stale(), []);
 });
 
-test("shared feeds are in no total, and are never asked for", () => {
+test("shared feeds are in no total and their counts are not requested", () => {
   const it = feeds({ shared: true, last: 4, unread: 4, unhandled: 4 });
   it.onSkipped({ type: "skipped", feed: "m", from: 5, through: 5, reason: "" }, false);
   assert.deepEqual(total(it), { unread: 0, unhandled: 0 });
@@ -128,7 +128,7 @@ test("shared feeds are in no total, and are never asked for", () => {
   assert.deepEqual(it.stale(), []);
 });
 
-test("what was handled in another epoch is to be handled again", () => {
+test("a number completed in another epoch rings again", () => {
   const it = feeds({ cursor: 2, last: 50, epoch: "e1" }, 40);
   assert.equal(it.completed("m"), 40);
   assert.equal(it.take(notification(40)), false);
@@ -146,7 +146,7 @@ test("what was handled in another epoch is to be handled again", () => {
   assert.equal(renewed.query().get("state"), "m:0:e2");
 });
 
-test("a server that names an epoch for the first time keeps what was handled", () => {
+test("the first epoch of a server keeps the completed numbers", () => {
   const it = feeds({ cursor: 2, last: 50 });
   it.onCompleted("m", 40);
   assert.equal(it.query().get("state"), "m:0");
@@ -154,7 +154,7 @@ test("a server that names an epoch for the first time keeps what was handled", (
   assert.equal(it.completed("m"), 40);
 });
 
-test("acknowledged elsewhere while this tab was away: the history is to be fetched again", () => {
+test("acks of another browser while away cause a resync", () => {
   const it = feeds({ cursor: 3, last: 3 });
   it.onNotification(notification(4), true);
   it.take(notification(4));
@@ -162,7 +162,7 @@ test("acknowledged elsewhere while this tab was away: the history is to be fetch
   assert.deepEqual(it.onWelcome(welcome({ cursor: 6, last: 9 })), ["m"]);
 });
 
-test("a tab that comes later stands where the leader stands", () => {
+test("a tab that joins has the leader's positions and counts", () => {
   const first = feeds({ cursor: 2, last: 4, unread: 4, unhandled: 4 });
   for (const seq of [3, 4, 5]) first.onNotification(notification(seq), true);
   first.onCompleted("m", 3);
@@ -176,7 +176,7 @@ test("a tab that comes later stands where the leader stands", () => {
   assert.deepEqual(second.counts(), first.counts());
 });
 
-test("a tab that comes back is told of changes that it missed", () => {
+test("a tab that comes back resyncs after missed marks", () => {
   const first = feeds();
   const second = feeds();
   assert.deepEqual(second.onWelcome(first.snapshot(welcome())), []);

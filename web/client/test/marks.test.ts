@@ -3,7 +3,7 @@ import { test } from "node:test";
 import type { Notification } from "../src/events.js";
 import { World, alone } from "./world.js";
 
-test("read and handle: first, too late, lost on the way, refused", async () => {
+test("read and handle resolve when confirmed and reject when refused", async () => {
   const world = new World();
   for (let n = 0; n < 3; n++) world.server.publish();
   const { tab } = alone(world);
@@ -16,7 +16,7 @@ test("read and handle: first, too late, lost on the way, refused", async () => {
   assert.equal((await read)[0]?.version, 1);
   assert.deepEqual(tab.client.counts.total, { unread: 1, unhandled: 3 });
 
-  world.server.change("m", "handle", [2], "somebody");
+  world.server.mark("m", "handle", [2], "somebody");
   const handled = tab.client.handle("m", [1, 2]);
   await world.pass(100);
   assert.deepEqual((await handled).map(({ handled_by }) => handled_by).sort(), [
@@ -39,7 +39,7 @@ test("read and handle: first, too late, lost on the way, refused", async () => {
   await unknown;
 });
 
-test("changes made while away come after, a gap in them asks for the history", async () => {
+test("marks made while away are replayed, a gap in them causes a resync", async () => {
   const world = new World();
   for (let n = 0; n < 3; n++) world.server.publish();
   const { tab } = alone(world);
@@ -51,8 +51,8 @@ test("changes made while away come after, a gap in them asks for the history", a
   world.server.up = false;
   world.server.dropAll();
   await world.pass(100);
-  world.server.change("m", "read", [1], "x");
-  world.server.change("m", "read", [2], "x");
+  world.server.mark("m", "read", [1], "x");
+  world.server.mark("m", "read", [2], "x");
   world.server.up = true;
   await world.pass(60_000);
   assert.deepEqual([seen, resyncs], [[1, 2], []]);
@@ -72,7 +72,7 @@ test("changes made while away come after, a gap in them asks for the history", a
   assert.deepEqual(resyncs, ["m"]);
 });
 
-test("an answer about counts from before a change is not believed after it", async () => {
+test("counts from before a mark are ignored after it", async () => {
   const world = new World();
   const { tab } = alone(world);
   const unread: number[] = [];
@@ -86,13 +86,13 @@ test("an answer about counts from before a change is not believed after it", asy
     .feed("m")
     .notifications.push({ type: "notification", feed: "m", seq: 3, read_at: "t" } as Notification);
   socket?.fromServer({ type: "skipped", feed: "m", from: 3, through: 3, reason: "expired" });
-  world.server.change("m", "read", [1, 2], "somebody");
+  world.server.mark("m", "read", [1, 2], "somebody");
   socket?.fromServer({ type: "state", feed: "m", seqs: [], unread: 2, unhandled: 2, last: 3 });
   await world.pass(3_000);
   assert.deepEqual(unread, [0, 1, 2, 0]);
 });
 
-test("after a skipped above last the counts are asked for, once a second at most", async () => {
+test("counts are requested after a skip, at most once a second", async () => {
   const world = new World();
   const { tab } = alone(world);
   await world.pass(200);
@@ -109,7 +109,7 @@ test("after a skipped above last the counts are asked for, once a second at most
   assert.deepEqual(tab.client.counts.total, { unread: 40, unhandled: 40 });
 });
 
-test("read through more than is stored, in steps, of an empty feed, and what was read before", async () => {
+test("read through resolves for empty, partial and already read feeds", async () => {
   const world = new World();
   const { tab } = alone(world);
   await world.pass(200);

@@ -22,14 +22,14 @@ const welcome = (version = 0) => ({
   feeds: [{ feed: "m", cursor: 0, last: 9, unread: 0, unhandled: 0, version }],
 });
 
-test("a wait is between nothing and the doubled base, up to the cap", () => {
+test("a wait is between zero and the doubled base, up to the cap", () => {
   assert.equal(backoff(0, 0), 0);
   assert.equal(backoff(0, 1), BACKOFF_BASE_MS);
   assert.equal(backoff(3, 0.5), BACKOFF_BASE_MS * 4);
   assert.equal(backoff(2000, 1), BACKOFF_CAP_MS);
 });
 
-test("the close-code table", () => {
+test("final close codes have an error, others mean reconnect", () => {
   for (const code of [
     1000, 1001, 1005, 1006, 1011, 1012, 1013, 3000, 4000, 4401, 4408, 4409, 4429, 4499,
   ]) {
@@ -52,7 +52,7 @@ test("the close-code table", () => {
   }
 });
 
-test("frames: unknown ones pass, broken ones are faults", () => {
+test("unknown frames are ignored, invalid ones are protocol faults", () => {
   assert.equal(parseFrame('{"type":"tomorrow"}'), undefined);
   assert.equal(parseFrame('{"type":"constructor"}'), undefined);
   assert.deepEqual(parseFrame('{"type":"pong","new":1}'), { type: "pong", new: 1 });
@@ -73,14 +73,14 @@ test("frames: unknown ones pass, broken ones are faults", () => {
   assert.throws(() => parseFrame(new ArrayBuffer(1)), { code: "protocol_fault" });
 });
 
-test("patterns", () => {
+test("a pattern matches a type, a prefix, or everything", () => {
   assert.ok(matches("*", "anything") && matches("import.*", "import.item") && matches("a", "a"));
   assert.ok(
     !matches("import.*", "import") && !matches("import.*", "important.item") && !matches("a", "ab"),
   );
 });
 
-test("who a token is for: other rights are another", () => {
+test("the identity of a token contains its subject and rights", () => {
   assert.equal(claims(jwt({ sub: "Žofie 🛎" })).sub, "Žofie 🛎");
   assert.deepEqual(claims("opaque"), {});
   assert.equal(identity("opaque"), undefined);
@@ -93,7 +93,7 @@ test("who a token is for: other rights are another", () => {
   assert.notEqual(identity(jwt({ sub: "a" })), identity(jwt({ sub: "a", feeds: ["x"] })));
 });
 
-test("addresses from whatever the app has", () => {
+test("addresses are computed from any form of the URL", () => {
   const page = "https://shop.example/orders?x#y";
   const ws = (url: string) => addresses(url, page, undefined).ws;
   assert.equal(ws("/"), "wss://shop.example/v1/ws");
@@ -105,7 +105,7 @@ test("addresses from whatever the app has", () => {
   assert.throws(() => addresses("/", undefined, undefined), TypeError);
 });
 
-test("a store that throws is one that forgets with the page", () => {
+test("numbers stay in memory if the store throws", () => {
   const broken = () => {
     throw new Error("private");
   };
@@ -122,7 +122,7 @@ test("a store that throws is one that forgets with the page", () => {
   assert.equal(odd.read(owner, "m"), 0);
 });
 
-test("requests: one at a time a feed, answered by facts, asked again, refused by error", () => {
+test("requests of a feed are sent one at a time and repeated", () => {
   const sent: unknown[] = [];
   const later: (() => void)[] = [];
   const outcomes: unknown[] = [];
@@ -157,7 +157,7 @@ test("requests: one at a time a feed, answered by facts, asked again, refused by
   assert.equal(outcomes.length, 3);
 });
 
-test("requests: one answer is awaited at a time, so that an error is never taken for the next one's", () => {
+test("a partly confirmed request is not sent again", () => {
   const sent: unknown[] = [];
   const later: (() => void)[] = [];
   const it = new Requests(
@@ -187,7 +187,7 @@ test("requests: one answer is awaited at a time, so that an error is never taken
   assert.deepEqual(sent[2], { type: "read", feed: "m", seqs: [99] });
 });
 
-test("requests: read through is settled by what covers all that is stored, but not by a replay from before", () => {
+test("read through is settled by a new frame that covers the feed", () => {
   const outcomes: unknown[] = [];
   const it = new Requests(
     () => {},
@@ -211,8 +211,8 @@ test("requests: read through is settled by what covers all that is stored, but n
   assert.equal(outcomes.length, 3);
 });
 
-test("history: one more try with a fresh token, then the problem as a typed error", async (context) => {
-  // Browsers of early 2023 have no `size`.
+test("history retries once after 401 and then rejects with the problem", async (context) => {
+  // Browsers of early 2023 do not support `size`.
   context.mock.getter(URLSearchParams.prototype, "size", () => undefined);
   const asked: [string, string][] = [];
   const answers: Response[] = [];
@@ -257,7 +257,7 @@ test("history: one more try with a fresh token, then the problem as a typed erro
   );
 });
 
-test("a timer beyond 31 bits does not fire at once", async (context) => {
+test("a timer of more than 31 bits does not fire at once", async (context) => {
   context.mock.timers.enable({ apis: ["setTimeout"] });
   let fired = 0;
   browser().after(2 ** 31 + 5, () => fired++);

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { World, alone, upTo } from "./world.js";
 
-test("what is stored here of another epoch counts for nothing", async () => {
+test("completed numbers of another epoch are ignored", async () => {
   const world = new World();
   const before = alone(world);
   for (let n = 0; n < 9; n++) world.server.publish();
@@ -15,7 +15,7 @@ test("what is stored here of another epoch counts for nothing", async () => {
   assert.deepEqual(after.rung, [3, 4, 5, 6, 7, 8, 9, 10, 11]);
 });
 
-test("a tab that stays open rings what got old numbers, and fetches its history again", async () => {
+test("an open tab rings reused numbers after a restore and resyncs", async () => {
   const world = new World();
   const { tab, rung, statuses } = alone(world);
   const resynced: string[] = [];
@@ -30,14 +30,14 @@ test("a tab that stays open rings what got old numbers, and fetches its history 
   assert.deepEqual(resynced, ["m"]);
   assert.equal(statuses.at(-1), "live");
   assert.deepEqual(tab.client.counts.total, { unread: 11, unhandled: 11 });
-  world.server.change("m", "read", [1], "x");
+  world.server.mark("m", "read", [1], "x");
   world.server.dropAll();
   await world.pass(2_000);
   assert.match(tab.sockets.at(-1)?.url ?? "", /state=m%3A1%3Ae2/);
   assert.deepEqual(resynced, ["m"]);
 });
 
-test("a handler that outlasts a restore marks no other notification", async () => {
+test("a handler that outlasts a restore completes no other notification", async () => {
   const world = new World();
   const tab = world.open({ share: false }, { visible: true });
   const rung: string[] = [];
@@ -55,7 +55,7 @@ test("a handler that outlasts a restore marks no other notification", async () =
   assert.equal(world.server.cursor(), 8);
 });
 
-test("what a person asked for before a restore is not done to another notification", async () => {
+test("a mark from before a restore does not reach another notification", async () => {
   const world = new World();
   const { tab } = alone(world);
   for (let n = 0; n < 9; n++) world.server.publish();

@@ -10,12 +10,12 @@ export function jwt(claims: object): string {
   return `${part({ alg: "none" })}.${part(claims)}.x`;
 }
 
-/** A tab's end of a connection. The network delays by up to 20 ms and keeps the order. */
+/** The client's end of a connection. The network delays frames by up to 20 ms and keeps their order. */
 export class FakeSocket implements SocketLike {
   onmessage: ((event: MessageEvent) => void) | null = null;
   onclose: ((event: CloseEvent) => void) | null = null;
   state: "open" | "closing" | "closed" = "open";
-  /** Nothing comes through any more, and nobody is told. */
+  /** The network drops all frames in both directions. */
   dead = false;
   closedWith: number | undefined;
   sent: ClientFrame[] = [];
@@ -29,7 +29,7 @@ export class FakeSocket implements SocketLike {
   ) {
     const { server } = tab.world;
     server.sockets.push(this);
-    // Promises of a tab that crashed still settle here.
+    // Promises of a crashed tab still settle.
     if (!tab.alive) this.state = "closed";
     this.deliver("up", () => {
       if (this.state === "open" && server.up) this.#session = server.accept(this);
@@ -48,14 +48,14 @@ export class FakeSocket implements SocketLike {
     if (this.state !== "open") return;
     this.closedWith = code;
     this.state = "closing";
-    // What is on its way still arrives, and the answer to the close after it.
+    // Frames in flight arrive before the reply to the close.
     this.deliver("up", () => {
       this.#session?.end();
       this.fromServer(undefined, code);
     });
   }
 
-  /** The client's end is gone; what it sent before still arrives. */
+  /** The client's end is gone; frames in flight still arrive. */
   lost(): void {
     if (this.state === "closed") return;
     this.state = "closed";
@@ -100,11 +100,12 @@ export class Server {
   heartbeatSeconds = 25;
   tokenSeconds = 3600;
   tokens = 0;
+  refusesAuth = false;
   subscriber = "merchant-1";
   epoch = "e1";
-  /** What clients did that the contract forbids. */
+  /** Violations of the protocol by clients. */
   violations: string[] = [];
-  /** What the next handshakes are closed with. */
+  /** Closes for the next handshakes. */
   refusals: { code: number; reason?: string }[] = [];
   /** `error` codes for the next `read` or `handle`. */
   errors: string[] = [];
@@ -157,7 +158,7 @@ export class Server {
     };
   }
 
-  /** The database goes back: only the first `count` notifications of a feed are left, and all sessions end. */
+  /** Restores the database: keeps the first `count` notifications of a feed, and ends all sessions. */
   restore(count: number, name = "m"): void {
     const feed = this.feed(name);
     feed.notifications.splice(count);
@@ -171,8 +172,8 @@ export class Server {
     return this.feed(feed).cursors.get(this.subscriber) ?? 0;
   }
 
-  /** Somebody reads or handles. Gives the frame for the asker where nothing changed. */
-  change(name: string, kind: "read" | "handle", seqs: number[], by: string): State | undefined {
+  /** Marks notifications. Returns the reply for numbers that were marked before. */
+  mark(name: string, kind: "read" | "handle", seqs: number[], by: string): State | undefined {
     const feed = this.feed(name);
     const at = new Date(this.world.now).toISOString();
     const field = kind === "read" ? "read_at" : "handled_at";
@@ -185,7 +186,7 @@ export class Server {
         ...(kind === "handle" && { handled_by: by }),
       };
     }
-    const fact = (seq: number | undefined) => {
+    const marksOf = (seq: number | undefined) => {
       const one = seq === undefined ? undefined : feed.notifications[seq - 1];
       if (kind === "read") return { read_at: one?.read_at ?? at };
       return { handled_at: one?.handled_at ?? at, handled_by: one?.handled_by ?? by };
@@ -195,7 +196,7 @@ export class Server {
         type: "state",
         feed: name,
         seqs: changed,
-        ...fact(changed[0]),
+        ...marksOf(changed[0]),
         ...this.counts(name),
         version: feed.states.length + 1,
       };
@@ -204,11 +205,17 @@ export class Server {
     }
     const already = seqs.filter((seq) => !changed.includes(seq));
     if (already.length === 0 && seqs.length > 0) return undefined;
-    return { type: "state", feed: name, seqs: already, ...fact(already[0]), ...this.counts(name) };
+    return {
+      type: "state",
+      feed: name,
+      seqs: already,
+      ...marksOf(already[0]),
+      ...this.counts(name),
+    };
   }
 
-  /** Reads everything up to what is asked for or stored, in steps; each is stated, to all where it changed anything. */
-  readThrough(name: string, asked: number, asker: Session): void {
+  /** Marks everything up to `asked` as read, in steps, with a frame for each step. */
+  readThrough(name: string, asked: number, session: Session): void {
     const feed = this.feed(name);
     const end = Math.min(asked, feed.notifications.length);
     let through = 0;
@@ -225,7 +232,7 @@ export class Server {
       }
       const state: State = { type: "state", feed: name, through, read_at, ...this.counts(name) };
       if (!changed) {
-        asker.socket.fromServer(state);
+        session.socket.fromServer(state);
         continue;
       }
       feed.states.push({ ...state, version: feed.states.length + 1 });
@@ -239,7 +246,7 @@ export class Server {
       socket.fromServer(undefined, refusal.code, refusal.reason);
       return undefined;
     }
-    // A feed that the token does not name: 400, which a browser does not show.
+    // The token does not name the feed: status 400, which a browser does not show.
     if (statesOf(socket).some(([feed]) => !this.feeds.has(feed))) {
       socket.close1006();
       return undefined;
@@ -247,7 +254,7 @@ export class Server {
     return new Session(this, socket);
   }
 
-  /** Ends every session, as a replica does that goes. */
+  /** Ends every session, as a replica does when it stops. */
   dropAll(code = 1006, reason = ""): void {
     for (const session of [...this.sessions]) {
       session.end();
@@ -263,15 +270,15 @@ function statesOf({ url }: FakeSocket): [string, number, string | undefined][] {
   });
 }
 
-/** Of a `read` with `through` the server takes so many at a time. */
+/** The server marks this many notifications per step of a `read` with `through`. */
 const READ_STEP = 4;
 
-/** The server's end: the rules of `shopbell.v1`. */
+/** The server's end of a connection. */
 export class Session {
   #next = new Map<string, number>();
   #caughtUp = new Set<string>();
   #outstanding: { feed: string; seq: number }[] = [];
-  /** What was last when the session began. */
+  /** The last number when the session began. */
   #begun = new Map<string, number>();
 
   constructor(
@@ -320,7 +327,7 @@ export class Session {
     });
   }
 
-  /** Sends what is due; of a collapse key only the newest, where this session is behind. */
+  /** Sends the next notifications within the window; skips collapsed ones. */
   pump(): void {
     for (const [feed, { notifications }] of this.server.feeds) {
       for (;;) {
@@ -355,7 +362,11 @@ export class Session {
     if (!this.server.sessions.has(this)) return;
     const { server } = this;
     if (frame.type === "ping") return this.socket.fromServer({ type: "pong" });
-    if (frame.type === "auth") return;
+    if (frame.type === "auth") {
+      if (!this.server.refusesAuth) return;
+      const message = "the token is not valid";
+      return this.socket.fromServer({ type: "error", code: "token_refused", message });
+    }
     const feed = server.feed(frame.feed);
     if (frame.type === "ack") {
       if (frame.seq >= (this.#next.get(frame.feed) ?? 0))
@@ -385,8 +396,8 @@ export class Session {
         feed: frame.feed,
       });
     }
-    const answer = server.change(frame.feed, frame.type, seqs, server.subscriber);
-    if (answer) this.socket.fromServer(answer);
+    const reply = server.mark(frame.feed, frame.type, seqs, server.subscriber);
+    if (reply) this.socket.fromServer(reply);
   }
 
   end(): void {

@@ -5,7 +5,7 @@ import { MISSED_MAX, PING_MS } from "../src/tabs.js";
 import { jwt } from "./server.js";
 import { World, type Tab } from "./world.js";
 
-/** Numbers that rang, with the tab that did, in the order in which the handlers resolved. */
+/** Numbers that rang, with their tab, in the order in which the handlers resolved. */
 type Rung = { tab: Tab; seq: number }[];
 
 function open(
@@ -27,7 +27,7 @@ const seqs = (rung: Rung) => rung.map(({ seq }) => seq);
 const leader = (tabs: Tab[]) =>
   tabs.find((tab) => tab.sockets.some(({ state }) => state === "open"));
 
-test("five tabs: one socket, every list is up to date, one toast, in the tab that is looked at", async () => {
+test("five tabs share a socket and ring in the focused tab", async () => {
   const world = new World();
   const rung: Rung = [];
   const lists: number[][] = [];
@@ -61,7 +61,7 @@ test("five tabs: one socket, every list is up to date, one toast, in the tab tha
   assert.equal(rung.at(-1)?.tab, tabs[1]);
 });
 
-test("a tab without a handler for it is not chosen, however much it is looked at", async () => {
+test("a tab without a matching handler does not ring", async () => {
   const world = new World();
   const rung: Rung = [];
   const silent = world.open({}, { visible: true, focused: true });
@@ -74,7 +74,7 @@ test("a tab without a handler for it is not chosen, however much it is looked at
   assert.equal(leader([silent, other]), silent);
 });
 
-test("the leader closes: the next takes over at once, nothing is lost or rung twice", async () => {
+test("the next tab takes over when the leader closes", async () => {
   const world = new World();
   const rung: Rung = [];
   const tabs = [open(world, rung), open(world, rung), open(world, rung)];
@@ -94,7 +94,7 @@ test("the leader closes: the next takes over at once, nothing is lost or rung tw
   assert.deepEqual(world.server.violations, []);
 });
 
-test("the chosen tab crashes before it answers: another does it", async () => {
+test("another tab rings if the chosen tab crashes", async () => {
   const world = new World();
   const rung: Rung = [];
   const first = open(world, rung);
@@ -113,7 +113,7 @@ test("the chosen tab crashes before it answers: another does it", async () => {
   assert.equal(world.server.cursor(), 1);
 });
 
-test("the ack waits for the chosen tab's every-tab handlers too", async () => {
+test("the ack waits for the every-tab handlers of the chosen tab", async () => {
   const world = new World();
   const rung: Rung = [];
   const tab = open(world, rung);
@@ -127,7 +127,7 @@ test("the ack waits for the chosen tab's every-tab handlers too", async () => {
   assert.equal(world.server.cursor(), 1);
 });
 
-test("a slow handler in another tab is waited for, as long as that tab lives", async () => {
+test("the leader waits for a slow handler of a live tab", async () => {
   const world = new World();
   const rung: Rung = [];
   open(world, rung);
@@ -145,7 +145,7 @@ test("a slow handler in another tab is waited for, as long as that tab lives", a
   assert.equal(world.server.cursor(), 1);
 });
 
-test("the leader dies while another tab is at it: the new leader does not have it rung again", async () => {
+test("a new leader does not repeat a notification that is ringing", async () => {
   const world = new World();
   const rung: Rung = [];
   const first = open(world, rung);
@@ -159,7 +159,7 @@ test("the leader dies while another tab is at it: the new leader does not have i
   chosen.look(false);
   third.look(true);
   await world.pass(50);
-  // Busy for so long that the new leader is connected before it can say what it is at.
+  // Frozen until the new leader is connected, so that its presence arrives late.
   chosen.freeze();
   first.crash();
   await world.pass(80);
@@ -172,7 +172,7 @@ test("the leader dies while another tab is at it: the new leader does not have i
   assert.equal(world.server.cursor(), 1);
 });
 
-test("a frozen leader is replaced when somebody looks, and does no harm when it thaws", async () => {
+test("a visible tab replaces a frozen leader", async () => {
   const world = new World();
   const rung: Rung = [];
   const frozen = open(world, rung, { visible: true });
@@ -203,7 +203,7 @@ test("a frozen leader is replaced when somebody looks, and does no harm when it 
   assert.equal(frozen.client.status.state, "live");
 });
 
-test("what a deposed leader says when it thaws changes nothing in tabs that follow another", async () => {
+test("frames of a deposed leader are ignored", async () => {
   const world = new World();
   const rung: Rung = [];
   const lists: number[][] = [];
@@ -220,7 +220,7 @@ test("what a deposed leader says when it thaws changes nothing in tabs that foll
   world.server.publish();
   await world.pass(200);
   frozen.freeze();
-  // These frames, and the question of the tab that comes, wait in the frozen tab.
+  // The frozen tab handles these frames, and the `hello` of the tab that joins, when it thaws.
   for (let n = 0; n < 2; n++) world.server.publish();
   listing();
   second.look(true);
@@ -244,7 +244,7 @@ test("what a deposed leader says when it thaws changes nothing in tabs that foll
   assert.deepEqual(seqs(rung), [1, 2, 3, 4, 5, 6]);
 });
 
-test("a leader that lives is never stolen from", async () => {
+test("the lock of a live leader is not stolen", async () => {
   const world = new World();
   const rung: Rung = [];
   const first = open(world, rung);
@@ -255,7 +255,7 @@ test("a leader that lives is never stolen from", async () => {
   assert.equal(world.server.sockets.length, 1);
 });
 
-test("a follower's read and handle survive the leader", async () => {
+test("a follower's marks survive the leader", async () => {
   const world = new World();
   const rung: Rung = [];
   const first = open(world, rung);
@@ -276,7 +276,7 @@ test("a follower's read and handle survive the leader", async () => {
   await refused;
 });
 
-test("two people in one browser never share", async () => {
+test("tokens of different subjects or rights share no socket", async () => {
   const world = new World();
   const rung: Rung = [];
   const token = (claims: object) => ({
@@ -292,7 +292,7 @@ test("two people in one browser never share", async () => {
   assert.equal(world.server.sockets.length, 5);
 });
 
-test("without locks or channel each tab has its socket, and the store still keeps the second toast away", async () => {
+test("tabs without locks ring once because of the store", async () => {
   const world = new World();
   const rung: Rung = [];
   open(world, rung, { shares: false });
@@ -304,7 +304,7 @@ test("without locks or channel each tab has its socket, and the store still keep
   assert.deepEqual(seqs(rung), [1]);
 });
 
-test("back from the back/forward cache a tab hears what it missed", async () => {
+test("a tab back from the back/forward cache resyncs", async () => {
   const world = new World();
   const rung: Rung = [];
   open(world, rung);
@@ -323,7 +323,7 @@ test("back from the back/forward cache a tab hears what it missed", async () => 
   assert.deepEqual(seqs(rung), [1]);
 });
 
-test("what a tab asks before it has joined, or while it is put aside, is asked when it has", async () => {
+test("marks of a tab that has not joined are sent when it joins", async () => {
   const world = new World();
   const rung: Rung = [];
   open(world, rung);
@@ -352,7 +352,7 @@ test("what a tab asks before it has joined, or while it is put aside, is asked w
   assert.equal(world.server.sockets.length, 1);
 });
 
-test("a tab that comes back refuses what it asked before a restore", async () => {
+test("a tab that comes back rejects its marks from before a restore", async () => {
   const world = new World();
   const rung: Rung = [];
   open(world, rung);
@@ -377,7 +377,7 @@ test("a tab that comes back refuses what it asked before a restore", async () =>
   assert.deepEqual((await handled)[0]?.seqs, [8]);
 });
 
-test("a new leader takes no request from a tab that does not know its epoch", async () => {
+test("a new leader ignores marks of another epoch", async () => {
   const world = new World();
   const rung: Rung = [];
   const first = open(world, rung);
@@ -392,7 +392,7 @@ test("a new leader takes no request from a tab that does not know its epoch", as
   world.server.restore(7);
   world.server.publish();
   await world.pass(1_000);
-  // The second tab is the first in the queue of the lock, so the tab that comes back hears `lead` before any `welcome`.
+  // The second tab is the first in the lock's queue, so the tab that comes back receives `lead` before any `welcome`.
   first.freeze();
   other.page("resume");
   first.crash();
@@ -402,7 +402,7 @@ test("a new leader takes no request from a tab that does not know its epoch", as
   await refused;
 });
 
-test("a follower's request reaches a leader that has no session yet", async () => {
+test("a follower's mark reaches a leader without a session", async () => {
   const world = new World();
   const rung: Rung = [];
   const first = open(world, rung);

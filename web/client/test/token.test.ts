@@ -5,7 +5,7 @@ import type { Status } from "../src/status.js";
 import { jwt } from "./server.js";
 import { World, alone } from "./world.js";
 
-test("4401: a fresh token at once, but not for ever", async () => {
+test("after 4401 the client reconnects at once, then with back-off", async () => {
   const world = new World();
   const { tab } = alone(world);
   await world.pass(10_000);
@@ -21,7 +21,7 @@ test("4401: a fresh token at once, but not for ever", async () => {
   assert.ok(world.server.tokens < 25, `${world.server.tokens} tokens in a minute`);
 });
 
-test("a token callback that fails, hangs or gives nothing is asked again; another's token ends it", async () => {
+test("a failing token callback is repeated; another subject is final", async () => {
   const world = new World();
   const gives = [
     () => Promise.reject(new Error("401")),
@@ -40,7 +40,7 @@ test("a token callback that fails, hangs or gives nothing is asked again; anothe
   assert.ok(status.state === "closed" && status.error?.code === "subscriber_changed");
 });
 
-test("a token is replaced before it expires, by the server's clock, and one that lives for years does not loop", async () => {
+test("tokens are replaced before they expire by the server's clock", async () => {
   for (const [seconds, least, most] of [
     [100, 4, 8],
     [3600 * 24 * 365, 0, 0],
@@ -58,7 +58,7 @@ test("a token is replaced before it expires, by the server's clock, and one that
   }
 });
 
-test("a token that comes after the page was put aside opens nothing", async () => {
+test("a token that arrives after a suspend opens no socket", async () => {
   const world = new World();
   const { tab } = alone(world, { token: () => tab.sleep(1_000).then(() => world.server.token()) });
   await world.pass(500);
@@ -69,7 +69,7 @@ test("a token that comes after the page was put aside opens nothing", async () =
   assert.equal(tab.client.status.state, "live");
 });
 
-test("what is no token for a handshake, or no longer says whose it is, is asked for again", async () => {
+test("an invalid token or one without a subject is fetched again", async () => {
   const world = new World();
   const page = "<html>502 Bad Gateway</html>";
   const gives = [
@@ -88,4 +88,14 @@ test("what is no token for a handshake, or no longer says whose it is, is asked 
   await world.pass(10_000);
   assert.deepEqual(tab.errors.slice(3), ["token_failed", "token_failed"]);
   assert.equal(tab.client.status.state, "live");
+});
+
+test("a refused auth is retried with one timer at a time", async () => {
+  const world = new World();
+  world.server.tokenSeconds = 100;
+  world.server.refusesAuth = true;
+  const { tab } = alone(world);
+  await world.pass(600_000);
+  const auths = tab.sockets[0]?.sent.filter(({ type }) => type === "auth").length ?? 0;
+  assert.ok(auths > 10 && auths < 80, `${auths} auth frames in ten minutes`);
 });

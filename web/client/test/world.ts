@@ -1,12 +1,11 @@
-// A world for tests: one clock, one server that keeps the contract's rules and complains where a client breaks them, and one
-// browser profile with tabs that sleep, crash and come back. Everything that is random comes from one seed.
+// A world for tests: one clock, one server, and one browser profile with tabs that freeze, crash and come back. One seed determines all randomness.
 
 import type { Client, ConnectOptions } from "../src/client.js";
 import { Client as ClientClass } from "../src/client.js";
 import type { PageChange, Platform, Store } from "../src/platform.js";
 import { FakeSocket, Server } from "./server.js";
 
-/** Mulberry32: small, and the same everywhere. */
+/** Mulberry32. */
 export function randomOf(seed: number): () => number {
   return () => {
     seed = (seed + 0x6d2b79f5) | 0;
@@ -45,7 +44,7 @@ export class World {
     };
   }
 
-  /** Lets `ms` pass, and everything happen that is due. */
+  /** Advances the clock by `ms` and runs the timers that are due. */
   async pass(ms: number): Promise<void> {
     const until = this.now + ms;
     for (;;) {
@@ -66,7 +65,7 @@ export class World {
     await settle();
   }
 
-  /** A tab with a connected client. */
+  /** Opens a tab with a connected client. */
   open(options: Partial<ConnectOptions> = {}, page: Partial<Tab> = {}): Tab {
     const tab = new Tab(this);
     Object.assign(tab, page);
@@ -114,7 +113,7 @@ export class World {
       if (steal) {
         for (const other of this.locks.filter((other) => other.name === name && other.held)) {
           this.locks = this.locks.filter((one) => one !== other);
-          // Nothing says whether the tab learns it before or after what waits in its channel.
+          // The tab may receive this before or after the messages of its channel.
           this.after(this.random() * 100, () => other.tab.run(() => other.reject(abort())));
         }
         this.locks.unshift(lock);
@@ -138,7 +137,7 @@ interface Lock {
   reject: (error: Error) => void;
 }
 
-/** All microtasks, and those that they cause. */
+/** Runs all microtasks, including those that they queue. */
 export async function settle(): Promise<void> {
   await new Promise<void>((resolve) => setImmediate(resolve));
 }
@@ -150,7 +149,7 @@ export class Tab {
   alive = true;
   frozen = false;
   shares = true;
-  /** Throws as the `WebSocket` constructor does. */
+  /** Throws like the `WebSocket` constructor. */
   refuse: ((protocols: string[]) => void) | undefined;
   errors: string[] = [];
   sockets: FakeSocket[] = [];
@@ -160,7 +159,7 @@ export class Tab {
 
   constructor(readonly world: World) {}
 
-  /** Runs a task of this tab: later where it is frozen, never where it is gone. */
+  /** Runs a task of this tab: later if it is frozen, never if it has crashed. */
   run(fn: () => void): void {
     if (!this.alive) return;
     if (this.frozen) this.#waiting.push(fn);
@@ -180,14 +179,14 @@ export class Tab {
 
   async thaw(): Promise<void> {
     this.frozen = false;
-    // Each is a task of its own: promises settle in between.
+    // Promises settle between tasks.
     for (let task = this.#waiting.shift(); task; task = this.#waiting.shift()) {
       task();
       await settle();
     }
   }
 
-  /** The page's own events. */
+  /** Fires an event of the page. */
   page(change: PageChange): void {
     this.#changed(change);
   }
@@ -237,7 +236,7 @@ export class Tab {
             postMessage: (message: unknown) => {
               if (!this.alive) return;
               const copy = structuredClone(message);
-              for (const tab of world.tabs) if (tab !== this) tab.hear(name, copy);
+              for (const tab of world.tabs) if (tab !== this) tab.receive(name, copy);
             },
             close: () =>
               void (this.#channels = this.#channels.filter((other) => other !== channel)),
@@ -261,10 +260,10 @@ export class Tab {
     };
   }
 
-  hear(name: string, message: unknown): void {
+  receive(name: string, message: unknown): void {
     for (const channel of this.#channels) {
       if (channel.name !== name) continue;
-      // A message is a task, in the order of posting.
+      // Each message is a task, in the order of posting.
       this.world.after(0, () =>
         this.run(() => {
           if (this.#channels.includes(channel))
@@ -275,7 +274,7 @@ export class Tab {
   }
 }
 
-/** One tab with its own socket, visible, that rings into a list. */
+/** A visible tab with a socket of its own; `rung` lists the numbers that rang. */
 export function alone(
   world: World,
   options: Partial<ConnectOptions> = {},
