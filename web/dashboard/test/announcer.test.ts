@@ -4,7 +4,7 @@ import { Announcements } from "../src/announcer.js";
 import { ConnectionNews, type ConnectionState } from "../src/header.js";
 import { CHIME_INTERVAL_MS, mayChime } from "../src/sound.js";
 
-test("a lost connection is told once, and once that it is back", () => {
+test("a lost connection and its return are announced once each", () => {
   const news = new ConnectionNews();
   const states: ConnectionState[] = [
     "connecting",
@@ -26,7 +26,7 @@ test("a lost connection is told once, and once that it is back", () => {
   );
 });
 
-test("a storm is not read out", () => {
+test("many announcements become one of bounded length", () => {
   const announcements = new Announcements();
   for (let n = 1; n <= 50; n++) announcements.add(`and ${n} more`, "more");
   for (let n = 1; n <= 3; n++) announcements.add(`New order ${n}`);
@@ -36,12 +36,12 @@ test("a storm is not read out", () => {
   assert.equal(announcements.take(), "");
 });
 
-test("what one tab has sounded no other sounds again", () => {
+test("a chime of one tab is not repeated by another", () => {
   const now = 1_000_000;
   assert.ok(mayChime(now, 0, true));
-  assert.ok(!mayChime(now, now - CHIME_INTERVAL_MS + 1, true), "another tab's reminder");
+  assert.ok(!mayChime(now, now - CHIME_INTERVAL_MS + 1, true), "another tab repeated it");
   assert.ok(mayChime(now, now - CHIME_INTERVAL_MS, true));
   assert.ok(!mayChime(now, now - 500, false));
-  assert.ok(!mayChime(now, now + 5, false), "another tab was quicker");
+  assert.ok(!mayChime(now, now + 5, false), "another tab was first");
   assert.ok(mayChime(now, now + 60_000, false), "the clock was set back");
 });

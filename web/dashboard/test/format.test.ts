@@ -14,13 +14,13 @@ test("money keeps every digit of the decimal string", () => {
   assert.equal(money("0.1", "EUR", "de").replace("\u00a0", " "), "0,10 €");
 });
 
-test("what is no money is shown as it came", () => {
+test("invalid money is shown unchanged", () => {
   assert.equal(money("1e3", "EUR", "en"), "1e3 EUR");
   assert.equal(money("12", "not a currency", "en"), "12 not a currency");
   assert.ok(money("9".repeat(10_000), "EUR", "en").length < 100);
 });
 
-test("what would act on the page is only seen on it", () => {
+test("control and bidirectional characters become visible", () => {
   assert.equal(harmless("a\u0000b\u0007c\u007f"), "a␀b␇c␡");
   assert.equal(harmless("\u202Egpj.exe"), "\ufffdgpj.exe");
   assert.equal(harmless("two\nlines\tand a tab"), "two lines and a tab");
@@ -32,7 +32,7 @@ test("long text is cut between characters", () => {
   assert.equal(clip("🔔".repeat(10), 3), "🔔…");
 });
 
-test("times are told as people do", () => {
+test("recent times are relative", () => {
   const now = Date.parse("2026-11-21T12:00:00Z");
   assert.equal(ago(now + 5_000, now), "just now");
   assert.equal(ago(now - 59_000, now), "just now");

@@ -6,7 +6,7 @@ import { Model } from "../src/model.js";
 
 const FEED = "merchant-42";
 
-test("what waits is found however far back it is", async () => {
+test("unhandled orders are found on every page of history", async () => {
   const shop = new Shop(1_000, [3, 700, 999]);
   const { model, loader } = shop.page();
   await loader.refresh(FEED, false);
@@ -18,7 +18,7 @@ test("what waits is found however far back it is", async () => {
   assert.equal(model.orders().length, 50 + 2);
 });
 
-test("after something was missed the page shows what is so now", async () => {
+test("a refresh shows the current state", async () => {
   const shop = new Shop(200, [10, 150, 199]);
   const { model, loader } = shop.page();
   await loader.refresh(FEED, false);
@@ -43,7 +43,7 @@ test("older pages follow without a gap, to the end", async () => {
   );
 });
 
-test("a history that fails is said, and asked for again", async () => {
+test("a failed history is shown and requested again", async () => {
   const shop = new Shop(10, []);
   const { model, loader } = shop.page();
   shop.away = true;
@@ -56,7 +56,7 @@ test("a history that fails is said, and asked for again", async () => {
   assert.equal(loader.older, "end");
 });
 
-test("a refresh keeps the objects that rows and toasts hold, and loses no word that comes meanwhile", async () => {
+test("a refresh keeps objects and marks that arrive in the meantime", async () => {
   const shop = new Shop(200, [10, 150, 199]);
   const { model, loader } = shop.page();
   await loader.refresh(FEED, false);
@@ -65,8 +65,8 @@ test("a refresh keeps the objects that rows and toasts hold, and loses no word t
   assert.equal(held?.seq, 199);
   shop.waiting.delete(10);
   shop.onHistory = () => {
-    assert.equal(model.waiting().length, 3, "what was known stays until history has told it anew");
-    // Accepted after the server looked: history does not know it yet.
+    assert.equal(model.waiting().length, 3, "known items stay until history is loaded");
+    // Accepted after the server read the page of history.
     model.mark({ feed: FEED, seqs: [199], handled_at: "h", handled_by: "Ada" });
     shop.onHistory = () => {};
   };
@@ -80,10 +80,10 @@ test("a refresh keeps the objects that rows and toasts hold, and loses no word t
     held,
   );
   assert.equal(held?.marks.handled_by, "Ada");
-  assert.ok(old?.gone, "what is told of no more is no news");
+  assert.ok(old?.gone, "the dropped item is marked as gone");
 });
 
-test("a refresh that fails forgets nothing", async () => {
+test("a failed refresh keeps all items", async () => {
   const shop = new Shop(200, [10]);
   const { model, loader } = shop.page();
   await loader.refresh(FEED, false);
@@ -95,13 +95,13 @@ test("a refresh that fails forgets nothing", async () => {
   );
 });
 
-test("nothing of before stays when the database was restored", async () => {
+test("no item from before a restore stays", async () => {
   const { model, loader } = new Shop(200, [10, 199]).page();
   await loader.refresh(FEED, false);
   const restored = new Shop(20, [15], "other");
   const again = restored.page(model);
   restored.onHistory = () => {
-    // Live already, before history is here.
+    // Received live, before the page of history.
     model.add(restored.order(FEED, 21), 0);
   };
   await again.loader.refresh(FEED, false);
@@ -116,7 +116,7 @@ test("nothing of before stays when the database was restored", async () => {
   assert.equal(model.last(FEED), 21);
 });
 
-test("what waits is looked for to its end, with pauses, and nobody is told before that all is accepted", async () => {
+test("unhandled orders are loaded to the end, with pauses", async () => {
   const waiting = Array.from({ length: 5_000 }, (_, at) => at + 1);
   const shop = new Shop(6_000, waiting);
   let pauses = 0;
@@ -129,7 +129,7 @@ test("what waits is looked for to its end, with pauses, and nobody is told befor
   assert.equal(model.waiting().length, 5_000);
 });
 
-test("who wants to accept all waits for all, without pauses", async () => {
+test("accept all waits for all unhandled orders, without pauses", async () => {
   const shop = new Shop(
     6_000,
     Array.from({ length: 5_000 }, (_, at) => at + 1),
@@ -144,7 +144,7 @@ test("who wants to accept all waits for all, without pauses", async () => {
   await assert.rejects(loader.findAllUnhandled());
 });
 
-/** A service with so many orders. */
+/** A service with `last` orders. */
 class Shop {
   away = false;
   readonly waiting: Set<number>;
@@ -157,7 +157,7 @@ class Shop {
     this.waiting = new Set(waiting);
   }
 
-  /** What happens between the server's look and the answer. */
+  /** Called between the server's read and its response. */
   onHistory = () => {};
 
   page(model = new Model(), pause?: () => Promise<void>) {

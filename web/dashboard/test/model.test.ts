@@ -7,9 +7,9 @@ import { plan, REPLAYED_MAX, type Arrival } from "../src/toast-plan.js";
 const FEED = "merchant-42";
 const NOW = Date.parse("2026-11-21T12:00:00Z");
 
-test("in whatever order things are seen, and however often, the same is known", () => {
-  const told: ((model: Model) => void)[] = [];
-  for (let seq = 1; seq <= 6; seq++) told.push((model) => model.add(order(seq), NOW));
+test("the order and number of updates do not change the model", () => {
+  const updates: ((model: Model) => void)[] = [];
+  for (let seq = 1; seq <= 6; seq++) updates.push((model) => model.add(order(seq), NOW));
   const accepted = order(2, { read_at: "r", handled_at: "h", handled_by: "Ada" });
   const finished = {
     event: "import.finished",
@@ -22,16 +22,16 @@ test("in whatever order things are seen, and however often, the same is known", 
     item(8, 2, "failed", 2, 1),
     order(9, finished),
   ]) {
-    told.push((model) => model.add(one, NOW));
+    updates.push((model) => model.add(one, NOW));
   }
-  const changes: Mark[] = [
+  const marks: Mark[] = [
     { feed: FEED, seqs: [1, 3], handled_at: "h", handled_by: "Bo" },
     { feed: FEED, through: 4, read_at: "r" },
     { feed: FEED, seqs: [8], read_at: "r", handled_at: "h", handled_by: "Bo" },
   ];
-  for (const change of changes) told.push((model) => model.mark(change));
+  for (const mark of marks) updates.push((model) => model.mark(mark));
 
-  const expected = known(told);
+  const expected = known(updates);
   assert.deepEqual(
     expected.orders.map(({ seq }) => seq),
     [6, 5, 4, 3, 2, 1],
@@ -41,11 +41,15 @@ test("in whatever order things are seen, and however often, the same is known", 
     { done: 4, failed: 1, total: 4, status: "finished", failures: [failure] },
   ]);
   for (let seed = 1; seed <= 300; seed++) {
-    assert.deepEqual(known(shuffled([...told, ...told], randomOf(seed))), expected, `seed ${seed}`);
+    assert.deepEqual(
+      known(shuffled([...updates, ...updates], randomOf(seed))),
+      expected,
+      `seed ${seed}`,
+    );
   }
 });
 
-test("the first who accepted stays the one who did", () => {
+test("the first person who accepts an order stays the one", () => {
   const model = new Model();
   model.add(order(1), NOW);
   model.mark({ feed: FEED, seqs: [1], handled_at: "1", handled_by: "Ada" });
@@ -54,7 +58,7 @@ test("the first who accepted stays the one who did", () => {
   assert.equal(model.waiting().length, 0);
 });
 
-test("a day's orders do not pile up, but one that waits is never let go", () => {
+test("accepted orders are bounded, unhandled ones are kept", () => {
   const model = new Model();
   model.addFeed(FEED, false);
   model.add(order(1), NOW);
@@ -73,7 +77,7 @@ test("ten thousand imported items are one import", () => {
   assert.equal(model.imports()[0]?.done, 10_000);
 });
 
-test("of an import's failures the newest are kept, and the count of all", () => {
+test("the newest failures of an import are kept, and the count of all", () => {
   const model = new Model();
   model.addFeed(FEED, false);
   const number = FAILURES_MAX + 500;
@@ -84,10 +88,10 @@ test("of an import's failures the newest are kept, and the count of all", () => 
   const held = model.add(item(number, number, "failed", number, number), NOW);
   assert.equal(held, failures(one).at(-1));
   model.endRefresh(FEED, number);
-  assert.equal(one.items.size, 0, "nothing is kept beside what is shown");
+  assert.equal(one.items.size, 0, "dropped failures are not kept elsewhere");
 });
 
-test("a number that is another's now has nothing of the one before", () => {
+test("a reused number has no marks of the old notification", () => {
   const model = new Model();
   const before = model.add(order(1), NOW);
   model.add(order(2), NOW);
@@ -107,14 +111,14 @@ test("a known type with unknown data is a plain row", () => {
   assert.deepEqual([model.orders().length, model.others().length], [0, 2]);
 });
 
-test("what comes on the shared feed is a notice", () => {
+test("notifications of the shared feed are notices", () => {
   const model = new Model();
   model.addFeed("all", true);
   model.add(order(1, { feed: "all", event: "notice", data: { message: "Hello" } }), NOW);
   assert.deepEqual([model.notices().length, model.others().length, model.feeds()], [1, 0, []]);
 });
 
-test("a storm that was missed is one toast, a few are a toast each", () => {
+test("many replayed orders share a toast, a few have one each", () => {
   assert.deepEqual(
     plan(arrivals(REPLAYED_MAX, true)).map(({ kind }) => kind),
     ["order", "order", "order"],
@@ -127,7 +131,7 @@ test("a storm that was missed is one toast, a few are a toast each", () => {
   assert.equal(plan([...arrivals(12, true), ...arrivals(2, false)]).length, 3);
 });
 
-test("an import's failures share a toast, and what was handled has none", () => {
+test("failures of an import share a toast, handled orders have none", () => {
   const news = [
     item(1, 1, "failed", 1, 1),
     item(2, 2, "failed", 2, 2),
@@ -137,10 +141,10 @@ test("an import's failures share a toast, and what was handled has none", () => 
   assert.ok(toast?.kind === "failed" && toast.items.length === 2 && more.length === 0);
 });
 
-function known(told: ((model: Model) => void)[]) {
+function known(updates: ((model: Model) => void)[]) {
   const model = new Model();
   model.addFeed(FEED, false);
-  for (const tell of told) tell(model);
+  for (const update of updates) update(model);
   const plain = (items: Item[]) => items.map(({ seq, marks }) => ({ seq, ...marks }));
   const imports = model.imports().map((one) => {
     const { done, failed, total, status } = one;
@@ -191,7 +195,7 @@ function shuffled<T>(list: T[], random: () => number): T[] {
     .map(([, one]) => one);
 }
 
-/** Deterministic: a failure can be looked at again. */
+/** Deterministic, so that a failure can be reproduced. */
 function randomOf(seed: number): () => number {
   return () => {
     seed = (seed * 1_664_525 + 1_013_904_223) % 4_294_967_296;

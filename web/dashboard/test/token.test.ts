@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { asToken, claims, fragmentOf, readAddress, samePath } from "../src/token.js";
 
-test("the token is taken from the fragment, and nothing of it stays there", () => {
+test("the token is read from the fragment and removed from it", () => {
   const address = readAddress("?x=1", "#token=a.b.c&demo");
   assert.deepEqual(address, {
     token: "a.b.c",
@@ -15,7 +15,7 @@ test("the token is taken from the fragment, and nothing of it stays there", () =
   assert.equal(readAddress("?token=a.b.c", "").token, undefined);
 });
 
-test("where storage is forbidden the fragment says reason the page was loaded anew, in the page's words only", () => {
+test("without storage the fragment carries the reason as a code", () => {
   for (const demo of [true, false]) {
     const refused = readAddress("?token-url=/t", fragmentOf({ demo, reason: "refused" }));
     assert.deepEqual(
@@ -28,7 +28,7 @@ test("where storage is forbidden the fragment says reason the page was loaded an
   assert.equal(readAddress("", "#reason=Call+0900+for+a+token").reason, undefined);
 });
 
-test("a token's address is a path of this host", () => {
+test("the token URL is a path of this host", () => {
   assert.equal(samePath("/account/token?for=shopbell"), "/account/token?for=shopbell");
   const elsewhere = [
     "//evil.example/t",
@@ -43,13 +43,13 @@ test("a token's address is a path of this host", () => {
   assert.equal(samePath(null), undefined);
 });
 
-test("what was pasted may have a word before it", () => {
+test("a pasted token may have a Bearer prefix", () => {
   assert.equal(asToken("  Bearer aa.bb.cc\n"), "aa.bb.cc");
   assert.equal(asToken("hello"), undefined);
   assert.equal(asToken("a.b"), undefined);
 });
 
-test("a token says whose it is, in any letters", () => {
+test("the claims of a token are read as UTF-8", () => {
   const payload = Buffer.from(
     JSON.stringify({ sub: "mérchant-ß", exp: 7, feeds: ["a", 1] }),
   ).toString("base64url");

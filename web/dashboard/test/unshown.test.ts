@@ -4,7 +4,7 @@ import type { Notification } from "../../client/src/index.js";
 import { Model } from "../src/model.js";
 import { Unshown } from "../src/unshown.js";
 
-test("what was not told when the page was left is told by the next, once", () => {
+test("the next page shows a notification that was not shown, once", () => {
   const storage = new Map<string, string>();
   const open = () =>
     new Unshown(() => ({
@@ -34,7 +34,7 @@ test("what was not told when the page was left is told by the next, once", () =>
   assert.deepEqual(
     next.take(find, false).map(({ seq }) => seq),
     [3],
-    "what was not found stays for the page after",
+    "entries that are not loaded stay for the next page",
   );
   assert.equal(storage.size, 0);
   next.keep(items);
@@ -43,10 +43,10 @@ test("what was not told when the page was left is told by the next, once", () =>
     last.take(() => undefined, true),
     [],
   );
-  assert.equal(storage.size, 0, "what never comes is let go");
+  assert.equal(storage.size, 0, "entries that are never loaded are dropped");
 });
 
-test("without storage nothing is remembered, and nothing breaks", () => {
+test("without storage nothing is kept and nothing throws", () => {
   const unshown = new Unshown(() => {
     throw new Error("forbidden");
   });
