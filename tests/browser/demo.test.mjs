@@ -1,4 +1,4 @@
-// The buttons of the demo place orders, run an import, and cut the connection so that one can watch the replay.
+// The buttons of the demo place orders, run an import, and cut the connection to show the replay.
 
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
@@ -9,13 +9,13 @@ let chromium;
 before(async () => (chromium = await browser()));
 after(() => chromium.close());
 
-test("the demo opens the dashboard, and every button works", async (t) => {
+test("the demo's address opens the dashboard and its buttons work", async (t) => {
   const world = await World.create(t, { demo: true });
   const page = await world.open(await chromium.newContext(), world.demoUrl);
   assert.ok(!page.url().includes("token"), "the token is not left in the address bar");
 
   await page.getByTestId("demo-order").click();
-  await until("an order comes", async () => (await orders(page).count()) === 1);
+  await until("an order is listed", async () => (await orders(page).count()) === 1);
 
   await page.getByTestId("demo-import").click();
   const card = imports(page).first();
@@ -25,16 +25,16 @@ test("the demo opens the dashboard, and every button works", async (t) => {
   await page
     .locator('[data-testid="connection"]:not([data-state="live"])')
     .waitFor({ state: "attached" });
-  assert.equal(await orders(page).count(), 1, "nothing comes through");
+  assert.equal(await orders(page).count(), 1, "no order arrives while disconnected");
   await live(page);
   await until(
-    "the orders placed meanwhile are there",
+    "the orders placed in the meantime are listed",
     async () => (await orders(page).count()) === 6,
   );
   const listed = await seqs(page);
   assert.equal(new Set(listed).size, 6, listed.join());
   await until(
-    "and the import is shown to its end",
+    "the import is finished",
     async () => (await card.getAttribute("data-status")) === "finished",
   );
   const progress = await card.evaluate(({ dataset: { done, failed, total } }) =>
@@ -48,6 +48,6 @@ test("the demo opens the dashboard, and every button works", async (t) => {
       headers: { ...headers, "Content-Type": "application/json" },
       body: '{"count":1}',
     });
-    assert.equal(refused.status, 401, "only the holder of the merchant's token can press buttons");
+    assert.equal(refused.status, 401, "the demo requires the merchant's token");
   }
 });

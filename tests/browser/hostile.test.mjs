@@ -1,4 +1,4 @@
-// Texts in an event stay text, and the page is accessible.
+// Content of events is shown as text, and the page is accessible.
 
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
@@ -21,7 +21,7 @@ const HOSTILE = [
   "\u0007\u001b[31mred\u0000",
 ];
 
-test("markup, right-to-left overrides and names of ten kilobytes are harmless text", async (t) => {
+test("markup, bidirectional controls and long names are shown as text", async (t) => {
   const world = await World.create(t);
   const page = await world.open(
     await world.profile(chromium, { viewport: { width: 900, height: 800 } }),
@@ -46,7 +46,7 @@ test("markup, right-to-left overrides and names of ten kilobytes are harmless te
   };
   await world.publish("--type", "import.item", "--data", JSON.stringify(failure));
   await until("all are listed", async () => (await orders(page).count()) === HOSTILE.length);
-  await until("the failure too", async () => (await imports(page).count()) === 1);
+  await until("the failure is listed", async () => (await imports(page).count()) === 1);
   await toasts(page).first().waitFor();
   for (const row of await orders(page).all()) await row.getByTestId("order-open").click();
 
@@ -57,13 +57,13 @@ test("markup, right-to-left overrides and names of ten kilobytes are harmless te
       .count(),
     0,
   );
-  assert.match(await order(page, 1).innerText(), /<script>/, "it is there to be read");
+  assert.match(await order(page, 1).innerText(), /<script>/, "the text is shown");
   const [width, scroll] = await page.evaluate(() => [
     document.documentElement.clientWidth,
     document.documentElement.scrollWidth,
   ]);
   assert.ok(scroll <= width, `the page is ${scroll} px wide in ${width}`);
-  // Text after an override on its line keeps its direction, because every text of an event is isolated.
+  // Each text of an event is isolated, so that an override does not change the text after it.
   const isolated = await page.evaluate(() => {
     const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
     const wrong = [];
@@ -80,9 +80,9 @@ test("markup, right-to-left overrides and names of ten kilobytes are harmless te
 });
 
 for (const colorScheme of ["light", "dark"]) {
-  test(`axe finds no fault in the ${colorScheme} scheme`, async (t) => {
+  test(`axe finds no violations in ${colorScheme} colours`, async (t) => {
     const world = await World.create(t);
-    // The page's own policy blocks foreign scripts, also that of axe.
+    // The page's policy blocks foreign scripts, including axe.
     const profile = await world.profile(chromium, {
       colorScheme,
       bypassCSP: true,
@@ -126,7 +126,7 @@ for (const colorScheme of ["light", "dark"]) {
   });
 }
 
-test("orders and toasts are usable by keyboard alone", async (t) => {
+test("an order is accepted and a toast closed by keyboard", async (t) => {
   const world = await World.create(t);
   const page = await world.open(await world.profile(chromium));
   await world.publish();
@@ -139,7 +139,7 @@ test("orders and toasts are usable by keyboard alone", async (t) => {
       if ((await page.evaluate(() => document.activeElement?.dataset.testid)) === testid) return;
       await page.keyboard.press("Tab");
     }
-    assert.fail(`${testid} is not reached by the keyboard`);
+    assert.fail(`${testid} is not reachable by keyboard`);
   };
   await until("both orders have a toast", async () => (await toasts(page).count()) === 2);
   await reach("toast-close");

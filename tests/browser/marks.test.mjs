@@ -1,4 +1,4 @@
-// If one person handles an order, the bell stops on every device.
+// The bell rings until an order is accepted, then it stops on every device.
 
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
@@ -15,13 +15,13 @@ const rings = (page, ringing) =>
     return seen === String(ringing) || seen;
   });
 
-test("an order accepted on one device stops the bells of the others", async (t) => {
+test("an accepted order stops the bell on every device within a second", async (t) => {
   const world = await World.create(t);
   const [laptop, phone] = [await world.profile(chromium), await world.profile(chromium)];
   const [here, there] = [await world.open(laptop), await world.open(phone)];
   await world.publish("--count", "2");
   for (const page of [here, there]) {
-    await until("both orders are there", async () => (await orders(page).count()) === 2);
+    await until("both orders are listed", async () => (await orders(page).count()) === 2);
     await rings(page, true);
   }
 
@@ -30,7 +30,7 @@ test("an order accepted on one device stops the bells of the others", async (t) 
   assert.equal(await accept(there, 1).count(), 0);
   await rings(there, true);
 
-  const silent = there.evaluate(
+  const silentAt = there.evaluate(
     () =>
       new Promise((resolve) => {
         const bell = document.querySelector('[data-testid="bell"]');
@@ -41,12 +41,12 @@ test("an order accepted on one device stops the bells of the others", async (t) 
   );
   const clicked = Date.now();
   await accept(here, 2).click();
-  const took = (await silent) - clicked;
+  const took = (await silentAt) - clicked;
   assert.ok(took < 1_000, `${took} ms`);
   await rings(here, false);
   assert.equal(await unhandled(world), "0");
 
-  // Away, with the page open.
+  // The phone is offline, with the page open.
   await world.publish();
   for (const page of [here, there]) await rings(page, true);
   await phone.setOffline(true);
@@ -58,39 +58,46 @@ test("an order accepted on one device stops the bells of the others", async (t) 
   await live(here);
   await accept(here, 3).click();
   await rings(here, false);
-  assert.equal(await bell(there).getAttribute("data-ringing"), "true", "it cannot know");
+  assert.equal(
+    await bell(there).getAttribute("data-ringing"),
+    "true",
+    "the offline page has not received the mark",
+  );
   await phone.setOffline(false);
   await rings(there, false);
   await order(there, 3).getByTestId("accepted").waitFor();
 
-  // Away, with the page closed.
+  // The phone's page is closed.
   await there.close();
   await world.publish();
   await rings(here, true);
   await accept(here, 4).click();
   await rings(here, false);
   const again = await world.open(phone);
-  await until("all are listed", async () => (await orders(again).count()) === 4);
+  await until("all orders are listed", async () => (await orders(again).count()) === 4);
   await rings(again, false);
 });
 
-test("the badge counts the unread orders, on every device and in the database", async (t) => {
+test("the badge counts unread notifications on every device", async (t) => {
   const world = await World.create(t);
   const [here, there] = [
     await world.open(await world.profile(chromium)),
     await world.open(await world.profile(chromium)),
   ];
   await world.publish("--count", "7");
-  const expectBadge = (page, count) =>
+  const says = (page, count) =>
     until(`the badge shows ${count}`, async () =>
       new RegExp(`(^|\\D)${count}(\\D|$)`).test(await badge(page).innerText()),
     );
-  for (const page of [here, there]) await expectBadge(page, 7);
+  for (const page of [here, there]) await says(page, 7);
   await order(here, 5).getByTestId("order-open").click();
-  for (const page of [here, there]) await expectBadge(page, 6);
+  for (const page of [here, there]) await says(page, 6);
   assert.equal(await world.sql(`select count(*) from notifications where read_at is null`), "6");
   await there.getByTestId("read-all").click();
-  await until("all are read", async () => (await world.sql("select unread from feeds")) === "0");
+  await until(
+    "all notifications are read",
+    async () => (await world.sql("select unread from feeds")) === "0",
+  );
   for (const page of [here, there]) {
     await until(
       "no unread is left",

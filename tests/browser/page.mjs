@@ -1,4 +1,4 @@
-// The parts of the dashboard that tests use, by the hooks that web/dashboard/README.md names.
+// Elements of the dashboard by their `data-testid`; see web/dashboard/README.md.
 
 export const toasts = (page) => page.getByTestId("toast");
 export const orders = (page) => page.getByTestId("order");
@@ -8,12 +8,12 @@ export const bell = (page) => page.getByTestId("bell");
 export const badge = (page) => page.getByTestId("badge");
 export const imports = (page) => page.getByTestId("import");
 
-/** The numbers of the listed orders, newest first. */
+/** Numbers of the listed orders, newest first. */
 export async function seqs(page) {
   return orders(page).evaluateAll((rows) => rows.map((row) => Number(row.dataset.seq)));
 }
 
-/** Records every toast, also those that are gone: `await shown(page)` returns their texts. */
+/** Records every toast; `await shown(page)` returns their texts. */
 export async function watchToasts(profile) {
   await profile.addInitScript(() => {
     window.shownToasts = [];

@@ -1,4 +1,4 @@
-// A TCP proxy that fails like a network: it cuts connections, or it is silent without a close.
+// A TCP proxy that simulates network failures: it closes connections, or drops all data.
 
 import { once } from "node:events";
 import { connect, createServer } from "node:net";
@@ -10,7 +10,7 @@ export class Proxy {
   #down = false;
   url;
 
-  /** In front of a port of this machine. */
+  /** Starts a proxy for a local port. */
   static async before(target) {
     const proxy = new Proxy();
     proxy.#target = target;
@@ -20,13 +20,13 @@ export class Proxy {
     return proxy;
   }
 
-  /** Ends every connection, and refuses new ones until mended. */
+  /** Closes every connection, and refuses new ones until `mend`. */
   cut() {
     this.#down = true;
     this.#end();
   }
 
-  /** Moves nothing more without a close, like a pulled cable. It refuses new connections until mended. */
+  /** Drops all data without closing connections, and refuses new ones until `mend`. */
   stall() {
     this.#down = true;
     for (const { client, service } of this.#pairs) {
@@ -37,7 +37,7 @@ export class Proxy {
     }
   }
 
-  /** The network works again, but earlier connections do not. */
+  /** Accepts new connections again; old ones stay broken. */
   mend() {
     this.#down = false;
   }

@@ -1,18 +1,18 @@
-// After any fault the page recovers by itself, and every order from meanwhile appears exactly once.
+// The page recovers from each failure by itself and lists every order exactly once.
 
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import { seqs, shown, watchToasts } from "./page.mjs";
 import { World, browser, live, until } from "./world.mjs";
 
-/** The mission's length of a network fault. */
+/** Length of the network cut. */
 const CUT_MS = 30_000;
 
 let chromium;
 before(async () => (chromium = await browser()));
 after(() => chromium.close());
 
-/** A page that has received two orders, and records its toasts. */
+/** Opens a page with two orders that records its toasts. */
 async function stage(t, options) {
   const world = await World.create(t);
   const profile = await world.profile(chromium, options);
@@ -31,9 +31,11 @@ async function listed(page, count) {
   });
 }
 
-/** No order appeared twice: toasts of single orders have different names, and with those of summaries they are at
- * most as many as the orders. */
-async function toldOnce(page) {
+/**
+ * Checks that no order had two toasts: single toasts differ, and with the summaries they are at
+ * most the listed orders.
+ */
+async function shownOnce(page) {
   const [came, toasts] = [(await seqs(page)).length, await shown(page)];
   const single = toasts.filter(({ isOrder }) => isOrder).map(({ text }) => text);
   const summed = toasts
@@ -46,7 +48,7 @@ async function toldOnce(page) {
   );
 }
 
-/** The operating system's processes that run the pages. */
+/** Process ids of the renderers. */
 async function renderers() {
   const devtools = await chromium.newBrowserCDPSession();
   const { processInfo } = await devtools.send("SystemInfo.getProcessInfo");
@@ -60,7 +62,7 @@ async function away(page) {
     .waitFor({ state: "attached" });
 }
 
-test("a page recovers from a restart and a crash of the service", async (t) => {
+test("the page recovers from a restart and a crash of the service", async (t) => {
   const { world, page } = await stage(t);
   await world.stop();
   await away(page);
@@ -72,10 +74,10 @@ test("a page recovers from a restart and a crash of the service", async (t) => {
   await world.publish();
   await world.start();
   await listed(page, 5);
-  await toldOnce(page);
+  await shownOnce(page);
 });
 
-test("a page recovers from a network cut of thirty seconds", async (t) => {
+test("the page recovers from a network cut of thirty seconds", async (t) => {
   const { world, page } = await stage(t);
   world.proxy.cut();
   await away(page);
@@ -86,45 +88,49 @@ test("a page recovers from a network cut of thirty seconds", async (t) => {
   const mended = Date.now();
   await live(page);
   await listed(page, 5);
-  assert.ok(Date.now() - mended < CUT_MS + 5_000, "no later than its longest wait");
-  await toldOnce(page);
+  assert.ok(Date.now() - mended < CUT_MS + 5_000, "within the longest back-off");
+  await shownOnce(page);
 });
 
-test("a page leaves a connection that is dead", async (t) => {
+test("a silent connection is replaced", async (t) => {
   const { world, page } = await stage(t);
   world.proxy.stall();
   await away(page);
   await world.publish();
   world.proxy.mend();
   await listed(page, 3);
-  await toldOnce(page);
+  await shownOnce(page);
 });
 
-test("a page reconnects at once if the browser is online again", async (t) => {
+test("the page reconnects at once when the browser is online again", async (t) => {
   const { world, page } = await stage(t);
   world.proxy.cut();
   await away(page);
   await world.publish("--count", "4");
-  // Fails to connect until its waits are long.
+  // Waits until the back-off is long.
   const waitsLong = () =>
     page.evaluate(() =>
       Number(/\d+/.exec(document.querySelector('[data-testid="connection"]').innerText)?.[0] ?? 0),
     );
-  await until("its next try is far away", async () => (await waitsLong()) >= 8, 120_000);
+  await until(
+    "the next attempt is at least 8 s away",
+    async () => (await waitsLong()) >= 8,
+    120_000,
+  );
   world.proxy.mend();
   await page.evaluate(() => dispatchEvent(new Event("online")));
   const online = Date.now();
   await listed(page, 6);
-  assert.ok(Date.now() - online < 4_000, "at once, not after its wait");
-  await toldOnce(page);
+  assert.ok(Date.now() - online < 4_000, "at once, without the back-off");
+  await shownOnce(page);
 });
 
-test("a page recovers from a sleep with a dead connection and an old token", async (t) => {
+test("the page recovers from a sleep that outlasts connection and token", async (t) => {
   const lifetime = 15;
   const { world, page } = await stage(t, { tokenSeconds: () => lifetime });
   const given = Date.now();
   const sockets = page.sockets;
-  // Its process is stopped, like all processes of a sleeping laptop: no timer, no event, no close.
+  // SIGSTOP stops the renderer like a sleeping laptop: no timer and no event runs.
   const sleepers = await renderers();
   const send = (signal) => sleepers.forEach((sleeper) => process.kill(sleeper, signal));
   t.after(() => send("SIGCONT"));
@@ -135,17 +141,17 @@ test("a page recovers from a sleep with a dead connection and an old token", asy
     async () => (await world.metric("shopbell_sessions")) === 0,
   );
   await world.publish("--count", "3");
-  // Past its expiry and the allowed difference of clocks.
+  // The server accepts an expired token for the leeway of clocks.
   await until("the token has expired", () => Date.now() - given > (lifetime + 6) * 1_000);
   world.proxy.mend();
   send("SIGCONT");
-  await until("it has connected anew", () => page.sockets > sockets);
+  await until("the page has reconnected", () => page.sockets > sockets);
   await listed(page, 5);
   await live(page);
-  await toldOnce(page);
+  await shownOnce(page);
 });
 
-test("tokens that live for seconds are replaced without a reconnect", async (t) => {
+test("short-lived tokens are replaced without a reconnect", async (t) => {
   const lifetime = 25;
   let given = 0;
   const { world, page } = await stage(t, { tokenSeconds: () => ((given += 1), lifetime) });
@@ -157,6 +163,6 @@ test("tokens that live for seconds are replaced without a reconnect", async (t) 
   );
   await world.publish();
   await listed(page, 3);
-  assert.ok(given > 1, "fresh ones were asked for");
-  assert.equal(page.sockets, 1, "and the socket is still the first");
+  assert.ok(given > 1, "new tokens were fetched");
+  assert.equal(page.sockets, 1, "the page still uses its first socket");
 });

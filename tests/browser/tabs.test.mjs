@@ -1,4 +1,4 @@
-// Five tabs of one browser: one socket, one toast, one badge.
+// Five tabs of one browser share a socket; each order has one toast.
 
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
@@ -9,7 +9,7 @@ let chromium;
 before(async () => (chromium = await browser()));
 after(() => chromium.close());
 
-test("five tabs share a socket and a toast, also if the leader closes", async (t) => {
+test("five tabs share a socket and a toast, and survive the leader", async (t) => {
   const world = await World.create(t);
   const profile = await world.profile(chromium);
   await watchToasts(profile);
@@ -19,28 +19,28 @@ test("five tabs share a socket and a toast, also if the leader closes", async (t
 
   await world.publish("--count", "3");
   await all(tabs, 3);
-  await until("each has a toast in one tab", async () => (await toastsOf(tabs)) === 3);
+  await until("each order has one toast", async () => (await toastsOf(tabs)) === 3);
 
-  // The first tab has the socket. It closes in the middle of a flow.
+  // The first tab leads. It is closed while orders arrive.
   const publishing = world.publishing("--count", "20", "--rate", "10");
-  await until("the flow has begun", async () => (await orders(tabs[1]).count()) > 5);
+  await until("more than five orders are listed", async () => (await orders(tabs[1]).count()) > 5);
   await tabs.shift().close();
   await publishing;
   await all(tabs, 23);
-  assert.equal(await world.metric("shopbell_sessions"), 1, "one socket again");
+  assert.equal(await world.metric("shopbell_sessions"), 1, "the tabs share one socket again");
 
-  // An accepted order needs no toast any more, which makes room for the next.
+  // Accepting all orders closes their toasts.
   await tabs[0].getByTestId("accept-all").click();
   for (const tab of tabs)
     await until("no toast is left", async () => (await toasts(tab).count()) === 0);
   const before = await toastsOf(tabs);
   await world.publish();
   await listed(tabs, 24);
-  await until("it is told", async () => (await toastsOf(tabs)) === before + 1);
-  const told = (await Promise.all(tabs.map(texts))).flat();
-  assert.equal(new Set(told).size, told.length, "no order has two toasts");
+  await until("the order has a toast", async () => (await toastsOf(tabs)) === before + 1);
+  const toastTexts = (await Promise.all(tabs.map(texts))).flat();
+  assert.equal(new Set(toastTexts).size, toastTexts.length, "no order has two toasts");
 
-  // Tabs close one after the other, and the last still lists everything.
+  // Closes tabs one by one; the others still receive each order.
   while (tabs.length > 1) {
     await tabs.shift().close();
     await world.publish();
@@ -48,7 +48,7 @@ test("five tabs share a socket and a toast, also if the leader closes", async (t
   }
 });
 
-/** Every tab lists this many orders. */
+/** Waits until every tab lists `count` orders. */
 async function listed(tabs, count) {
   for (const tab of tabs) {
     await until(
@@ -58,7 +58,7 @@ async function listed(tabs, count) {
   }
 }
 
-/** The same, and the badge shows this number because none is read. */
+/** Waits until every tab lists `count` orders and shows them as unread. */
 async function all(tabs, count) {
   await listed(tabs, count);
   for (const tab of tabs) {

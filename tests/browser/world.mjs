@@ -1,5 +1,6 @@
-// One test's world: its own database, the shipped binary behind a proxy that can fail, and merchants. DATABASE_URL
-// and AMQP_URL name real services. `scripts/test browser` provides them and the browser.
+// The world of a test: a database, the shipped binary behind a proxy that can fail, and a merchant.
+// DATABASE_URL and AMQP_URL name the real services. `scripts/test browser` provides them and the
+// browser.
 
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
@@ -10,13 +11,13 @@ import { basename } from "node:path";
 import { chromium } from "playwright-core";
 import { Proxy } from "./proxy.mjs";
 
-/** Bound for each wait on a loaded machine, in milliseconds. */
+/** Time limit of every wait, in milliseconds; long, because the machine may be loaded. */
 export const PATIENCE_MS = 30_000;
-/** Short, so that a dead connection is noticed soon. */
+/** Short, so that a dead connection is detected soon. */
 const HEARTBEAT_SECONDS = 2;
 const SHOPBELL = required("SHOPBELL");
 
-/** The browser that all tests of a file share. */
+/** Starts the browser that the tests of a file share. */
 export async function browser() {
   return chromium.launch({ executablePath: required("CHROMIUM"), args: ["--no-sandbox"] });
 }
@@ -28,14 +29,14 @@ export class World {
   #helpers = new Set();
   #pages = [];
   #demo;
-  /** The output of `shopbell demo`. */
+  /** The address that `shopbell demo` prints. */
   demoUrl;
-  /** In front of the service. Pages know no other address. */
+  /** Proxy in front of the service; pages connect to it only. */
   proxy;
-  /** A merchant that no other test has. */
+  /** The merchant of this test. */
   merchant;
 
-  /** Ends with its test. */
+  /** Creates a world that ends with its test. */
   static async create(test, { demo = false } = {}) {
     const world = new World();
     world.#demo = demo;
@@ -55,8 +56,8 @@ export class World {
       PATH: process.env.PATH,
       DATABASE_URL: url.href,
       AMQP_URL: required("AMQP_URL"),
-      // All worlds of a file use the same prefix, one after the other, so nothing collects in RabbitMQ. If a run
-      // was interrupted, its rest takes no events of other files.
+
+      // One prefix for each test file: few queues, and aborted runs of other files take no events.
       SHOPBELL_AMQP_PREFIX: `shopbell-browser-${basename(process.argv[1], ".test.mjs")}`,
       SHOPBELL_JWT_HS256_SECRET: randomBytes(32).toString("hex"),
       SHOPBELL_LISTEN: `127.0.0.1:${listen}`,
@@ -71,7 +72,7 @@ export class World {
     return world;
   }
 
-  /** Starts the service, or starts it again. */
+  /** Starts or restarts the service. */
   async start() {
     const args = this.#demo ? ["demo", "--recipient", this.merchant] : ["serve"];
     this.#server = spawn(SHOPBELL, args, {
@@ -82,7 +83,7 @@ export class World {
     await until("the service is ready", async () => (await this.#operations("/readyz")).ok);
   }
 
-  /** Ends the service: with SIGTERM like an update, with SIGKILL like a crash. */
+  /** Stops the service with SIGTERM (like an update) or SIGKILL (like a crash). */
   async stop(signal = "SIGTERM") {
     const server = this.#server;
     this.#server = undefined;
@@ -92,31 +93,31 @@ export class World {
     await exit;
   }
 
-  /** Runs a command of the binary to its end, and returns its output. */
+  /** Runs a command of the binary; returns its output. */
   async shopbell(...args) {
     return run(SHOPBELL, args, this.#environment);
   }
 
-  /** Publishes events over AMQP, each confirmed. The default is sample orders. */
+  /** Publishes events over AMQP with confirms; sample orders by default. */
   async publish(...args) {
     await this.shopbell("publish", "--recipient", this.merchant, ...args);
   }
 
-  /** The same, in the background. */
+  /** Publishes in the background. */
   publishing(...args) {
     const publishing = this.publish(...args);
     this.#helpers.add(publishing);
     return publishing;
   }
 
-  /** A new token of the merchant. */
+  /** Returns a new token of the merchant. */
   async token(seconds = 3600) {
     return (
       await this.shopbell("token", "--subscriber", this.merchant, "--ttl-seconds", String(seconds))
     ).trim();
   }
 
-  /** A metric, summed over its labels. */
+  /** Returns the value of a metric, summed over its labels. */
   async metric(name) {
     const text = await (await this.#operations("/metrics")).text();
     const samples = text
@@ -125,14 +126,14 @@ export class World {
     return samples.reduce((sum, line) => sum + Number(line.split(" ").at(-1)), 0);
   }
 
-  /** One value from the database. */
+  /** Returns one value from the database. */
   async sql(query) {
     return (
       await run("psql", [this.#environment.DATABASE_URL, "-Atqc", query], process.env)
     ).trim();
   }
 
-  /** Another person's computer or browser: its own cookies, storage and tabs, with new tokens for its pages. */
+  /** Creates a browser profile: its own cookies, storage and tabs, and new tokens for its pages. */
   async profile(browser, { tokenSeconds = () => 3600, ...options } = {}) {
     const context = await browser.newContext(options);
     context.setDefaultTimeout(PATIENCE_MS);
@@ -146,8 +147,9 @@ export class World {
     return context;
   }
 
-  /** The dashboard in a tab of that profile, after it has caught up. If it logs an error, the test fails at its
-   * end. */
+  /**
+   * Opens the dashboard in a tab and waits until it is live. An error in its log fails the test.
+   */
   async open(profile, url = `${this.proxy.url}/?token-url=/test/token`) {
     const page = await profile.newPage();
     page.faults = [];
@@ -155,7 +157,7 @@ export class World {
     page.on("websocket", () => (page.sockets += 1));
     page.on("pageerror", (error) => page.faults.push(String(error)));
     page.on("console", (message) => {
-      // The browser logs a network cut as an error, but it is no fault of the page.
+      // The browser logs a cut network as an error; it is not an error of the page.
       const isNetwork = /Failed to load resource|WebSocket connection|net::ERR/.test(
         message.text(),
       );
@@ -168,9 +170,8 @@ export class World {
     return page;
   }
 
-  /** Ends everything. Only the data of the services stays. */
+  /** Stops the service and removes its database. */
   async #finish() {
-    // Every page of every test, at its end.
     const faults = this.#pages.flatMap((page) => page.faults);
     await Promise.allSettled(this.#helpers);
     await this.stop();
@@ -180,7 +181,7 @@ export class World {
       [required("DATABASE_URL"), "-qc", `drop database ${this.#database} with (force)`],
       process.env,
     );
-    assert.deepEqual(faults, [], "errors of the pages");
+    assert.deepEqual(faults, [], "errors in the log of a page");
   }
 
   async #operations(path) {
@@ -188,14 +189,14 @@ export class World {
   }
 }
 
-/** Waits until the page shows that it is live. */
+/** Waits until the page is live. */
 export async function live(page) {
   await page
     .locator('[data-testid="connection"][data-state="live"]')
     .waitFor({ state: "attached" });
 }
 
-/** Waits for a condition. If it never holds, the error has the last value. */
+/** Waits until `holds` returns true; the error contains the last value. */
 export async function until(what, holds, patienceMs = PATIENCE_MS) {
   const deadline = Date.now() + patienceMs;
   let seen;
@@ -208,7 +209,7 @@ export async function until(what, holds, patienceMs = PATIENCE_MS) {
     }
     await new Promise((resolve) => setTimeout(resolve, 20));
   }
-  throw new Error(`${what}: it does not come; seen last: ${seen}`);
+  throw new Error(`timed out waiting until ${what}; last value: ${seen}`);
 }
 
 async function run(command, args, env) {
@@ -233,6 +234,6 @@ async function freePort() {
 function required(name) {
   const value = process.env[name];
   if (!value)
-    throw new Error(`${name} is not set: run these tests with scripts/test browser`);
+    throw new Error(`${name} is not set: run the tests with scripts/test browser`);
   return value;
 }
