@@ -67,7 +67,7 @@ test("a reload between the handler and the ack does not ring twice", async () =>
   world.server.publish();
   await world.pass(200);
   assert.deepEqual([first.rung, second.rung], [[1], [2]]);
-  assert.equal(world.server.cursor(), 2, "what was handled before is acknowledged now");
+  assert.equal(world.server.cursor(), 2, "completed notifications are acked after the reload");
 });
 
 test("after a gap the client reconnects and receives the missing one", async () => {
@@ -249,7 +249,7 @@ test("after a refused handshake the client tries without the query", async () =>
     assert.equal(client.status.state, "live");
     assert.deepEqual(client.counts.total, { unread: 2, unhandled: 3 });
   }
-  assert.deepEqual(resyncs, ["m", "m"], "what was said meanwhile does not come");
+  assert.deepEqual(resyncs, ["m", "m"], "marks from the meantime are not replayed");
   assert.equal(world.server.sockets.length, 4);
   world.server.mark("m", "read", [2], "x");
   world.server.dropAll();

@@ -117,7 +117,7 @@ test("numbers stay in memory if the store throws", () => {
   assert.equal(completed.read({ ...owner, device: "other" }, "m"), 0);
   const full = new CompletedSeqs({ getItem: () => "3", setItem: broken }, "u");
   full.write(owner, "m", 8);
-  assert.equal(full.read(owner, "m"), 8, "not what the store had before it was full");
+  assert.equal(full.read(owner, "m"), 8, "memory wins over the full store");
   const odd = new CompletedSeqs({ getItem: () => "1e400", setItem: () => {} }, "u");
   assert.equal(odd.read(owner, "m"), 0);
 });
@@ -177,11 +177,11 @@ test("a partly confirmed request is not sent again", () => {
     last: 9,
   });
   pass();
-  assert.equal(sent.length, 1, "its answer is on its way");
+  assert.equal(sent.length, 1, "another frame confirms the rest");
   it.onError("busy", "", "m");
   it.onWelcome(welcome(), false);
   pass();
-  assert.equal(sent.length, 2, "the new session asked it already");
+  assert.equal(sent.length, 2, "the new session has sent it already");
   it.onError("busy", "", "m");
   pass();
   assert.deepEqual(sent[2], { type: "read", feed: "m", seqs: [99] });
@@ -214,12 +214,12 @@ test("read through is settled by a new frame that covers the feed", () => {
 test("history retries once after 401 and then rejects with the problem", async (context) => {
   // Browsers of early 2023 do not support `size`.
   context.mock.getter(URLSearchParams.prototype, "size", () => undefined);
-  const asked: [string, string][] = [];
-  const answers: Response[] = [];
+  const requests: [string, string][] = [];
+  const responses: Response[] = [];
   const platform = {
     fetch: async (url: string, init: RequestInit) => {
-      asked.push([url, (init.headers as Record<string, string>).authorization ?? ""]);
-      return answers.shift() ?? Response.error();
+      requests.push([url, (init.headers as Record<string, string>).authorization ?? ""]);
+      return responses.shift() ?? Response.error();
     },
   } as unknown as Platform;
   let tokens = 0;
@@ -231,26 +231,26 @@ test("history retries once after 401 and then rejects with the problem", async (
       headers: { "content-type": "application/problem+json" },
     });
 
-  answers.push(refusal(401), new Response('{"feed":"a/b","notifications":[],"next":null}'));
+  responses.push(refusal(401), new Response('{"feed":"a/b","notifications":[],"next":null}'));
   assert.equal((await history({ before: 9, unread: true, limit: undefined })).next, null);
-  assert.deepEqual(asked[1], [
+  assert.deepEqual(requests[1], [
     "https://h/v1/feeds/a%2Fb/notifications?before=9&unread=true",
     "Bearer t2",
   ]);
-  answers.push(Response.json({ next: null }));
+  responses.push(Response.json({ next: null }));
   await history({ limit: 5 });
-  assert.match(asked[2]?.[0] ?? "", /\?limit=5$/);
-  answers.push(Response.json({ next: null }));
+  assert.match(requests[2]?.[0] ?? "", /\?limit=5$/);
+  responses.push(Response.json({ next: null }));
   await history();
-  assert.match(asked[3]?.[0] ?? "", /notifications$/);
-  answers.push(refusal(401), refusal(401));
+  assert.match(requests[3]?.[0] ?? "", /notifications$/);
+  responses.push(refusal(401), refusal(401));
   await assert.rejects(history(), {
     code: "http_failed",
     status: 401,
     problem: { title: "No", detail: "not yours" },
   });
   assert.equal(tokens, 6);
-  answers.push(new Response("<html>", { status: 502 }));
+  responses.push(new Response("<html>", { status: 502 }));
   await assert.rejects(
     history(),
     (error: ShopbellError) => error.status === 502 && error.problem === undefined,

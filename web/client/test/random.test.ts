@@ -235,5 +235,5 @@ async function runRestores(seed: number): Promise<void> {
   await world.pass(180_000);
   check();
   assert.deepEqual(server.violations, [], `seed ${seed}`);
-  assert.equal(server.cursor(), server.counts("m").last, `all acknowledged, seed ${seed}`);
+  assert.equal(server.cursor(), server.counts("m").last, `all acked, seed ${seed}`);
 }

@@ -62,8 +62,8 @@ test("a mark from before a restore does not reach another notification", async (
   await world.pass(200);
   world.server.up = false;
   world.server.dropAll();
-  const asked = tab.client.handle("m", [9]);
-  const rejected = assert.rejects(asked, { code: "unknown_seq" });
+  const mark = tab.client.handle("m", [9]);
+  const rejected = assert.rejects(mark, { code: "unknown_seq" });
   world.server.restore(7);
   for (let n = 0; n < 4; n++) world.server.publish();
   world.server.up = true;

@@ -214,10 +214,10 @@ export class Server {
     };
   }
 
-  /** Marks everything up to `asked` as read, in steps, with a frame for each step. */
-  readThrough(name: string, asked: number, session: Session): void {
+  /** Marks everything up to `limit` as read, in steps, with a frame for each step. */
+  readThrough(name: string, limit: number, session: Session): void {
     const feed = this.feed(name);
-    const end = Math.min(asked, feed.notifications.length);
+    const end = Math.min(limit, feed.notifications.length);
     let through = 0;
     do {
       const from = through;

@@ -331,24 +331,24 @@ test("marks of a tab that has not joined are sent when it joins", async () => {
   for (let n = 0; n < 3; n++) world.server.publish();
   await world.pass(300);
   const other = open(world, rung);
-  const answers: unknown[] = [];
+  const confirmed: unknown[] = [];
   const read = (seq: number) =>
-    void other.client.read("m", { seqs: [seq] }).then(([state]) => answers.push(state?.seqs));
+    void other.client.read("m", { seqs: [seq] }).then(([state]) => confirmed.push(state?.seqs));
   read(1);
   await world.pass(500);
-  assert.deepEqual(answers, [[1]]);
+  assert.deepEqual(confirmed, [[1]]);
   other.page("suspend");
   read(2);
   await world.pass(500);
   other.page("resume");
   await world.pass(500);
-  assert.deepEqual(answers, [[1], [2]]);
+  assert.deepEqual(confirmed, [[1], [2]]);
   read(3);
   other.page("suspend");
   await world.pass(500);
   other.page("resume");
   await world.pass(500);
-  assert.deepEqual(answers, [[1], [2], [3]], "answered while it was away");
+  assert.deepEqual(confirmed, [[1], [2], [3]], "confirmed while it was suspended");
   assert.equal(world.server.sockets.length, 1);
 });
 

@@ -333,7 +333,7 @@ export class Dashboard {
     try {
       for await (const seqs of this.#loader.unhandledOf(one.feed, one.id)) {
         if (seqs.length > 0)
-          await this.#try([
+          await this.#settle([
             this.client.handle(one.feed, seqs),
             this.client.read(one.feed, { seqs }),
           ]);
@@ -346,7 +346,7 @@ export class Dashboard {
   async #readAll(): Promise<void> {
     const feeds = this.#model.feeds().map((feed) => ({ feed, through: this.#model.last(feed) }));
     // An empty feed has no number to mark.
-    await this.#try(
+    await this.#settle(
       feeds
         .filter(({ through }) => through > 0)
         .map(({ feed, through }) => this.client.read(feed, { through })),
@@ -359,7 +359,7 @@ export class Dashboard {
       (type === "read" ? marks.read_at : marks.handled_at) !== undefined;
     for (const item of items)
       if (!isKnown(item)) seqs.set(item.feed, [...(seqs.get(item.feed) ?? []), item.seq]);
-    await this.#try(
+    await this.#settle(
       [...seqs].map(([feed, some]) =>
         type === "read" ? this.client.read(feed, { seqs: some }) : this.client.handle(feed, some),
       ),
@@ -367,8 +367,8 @@ export class Dashboard {
   }
 
   /** Waits until the server confirms the marks, across reconnects. */
-  async #try(asked: Promise<unknown>[]): Promise<void> {
-    const outcomes = await Promise.allSettled(asked);
+  async #settle(marks: Promise<unknown>[]): Promise<void> {
+    const outcomes = await Promise.allSettled(marks);
     const refused = outcomes.filter(
       (outcome) => outcome.status === "rejected" && outcome.reason?.code !== "closed",
     );

@@ -131,14 +131,14 @@ const DRAW_INTERVAL_MS = 100;
 
 /** Draws once in the next frame; not while the page is hidden. */
 export class Frames {
-  #asked = false;
+  #requested = false;
   #drawnAt = 0;
 
   constructor(private readonly draw: () => void) {}
 
   ask(): void {
-    if (this.#asked) return;
-    this.#asked = true;
+    if (this.#requested) return;
+    this.#requested = true;
     const wait = this.#drawnAt + DRAW_INTERVAL_MS - performance.now();
     if (wait > 0) setTimeout(() => this.#inFrame(), wait);
     else this.#inFrame();
@@ -146,7 +146,7 @@ export class Frames {
 
   #inFrame(): void {
     requestAnimationFrame(() => {
-      this.#asked = false;
+      this.#requested = false;
       this.#drawnAt = performance.now();
       this.draw();
     });
