@@ -233,7 +233,6 @@ async function freePort() {
 
 function required(name) {
   const value = process.env[name];
-  if (!value)
-    throw new Error(`${name} is not set: run the tests with scripts/test browser`);
+  if (!value) throw new Error(`${name} is not set: run the tests with scripts/test browser`);
   return value;
 }
