@@ -50,9 +50,8 @@ pub(super) async fn add(pool: &Pool, pages: &mut [Page]) {
     tracing::warn!(error, "stored traces could not be read, so they end here");
 }
 
-/// Reads the traces of these pages: index of the page, number, position in the
-/// trace. Locks nothing; uses
-/// `traces_pkey`.
+/// Reads the traces of these pages: index of the page, number, position in the trace. Locks
+/// nothing; uses `traces_pkey`.
 async fn read(pool: &Pool, pages: &[Page]) -> Result<Vec<(usize, Seq, TraceContext)>, StoreError> {
     let sent =
         |entry: &Entry| matches!(entry, Entry::Notification(_)).then(|| entry.through().get());
