@@ -17,9 +17,8 @@ use tracing_subscriber::{EnvFilter, Layer, fmt};
 
 use self::traces::Traces;
 
-/// Always on top: lapin logs a returned message with its whole body, and a closed channel as an error also where RabbitMQ
-/// only says that a queue is not there (what is an error comes back to us, and is told there); and a socket that we end, as
-/// one that failed. sqlx logs a slow statement with its text.
+/// Directives that no setting overrides. lapin logs returned messages with their bodies, and logs channels and sockets that
+/// we close as errors; real errors are returned to us and logged there. sqlx logs slow statements with their text.
 const LOG_ALWAYS: [&str; 4] = [
     "lapin::returned_messages=error",
     "lapin::channel=off",
@@ -27,8 +26,8 @@ const LOG_ALWAYS: [&str; 4] = [
     "sqlx::query=off",
 ];
 
-/// Sends the log to stderr, as text to a terminal, else as JSON, one object a line; and traces where the environment asks
-/// for them. What it returns is to be stopped at the end.
+/// Logs to stderr: as text to a terminal, else as JSON lines. Exports traces if the environment configures them; call
+/// [`Traces::stop`] at the end.
 pub fn start(log_default: &str) -> Option<Traces> {
     let mut filter =
         EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(log_default));
@@ -37,9 +36,9 @@ pub fn start(log_default: &str) -> Option<Traces> {
             filter = filter.add_directive(directive);
         }
     }
-    let (traces, trouble) = match Traces::from_environment() {
+    let (traces, failure) = match Traces::from_environment() {
         Some(Ok(traces)) => (Some(traces), None),
-        Some(Err(trouble)) => (None, Some(trouble)),
+        Some(Err(failure)) => (None, Some(failure)),
         None => (None, None),
     };
     let log = fmt::layer().with_writer(std::io::stderr);
@@ -50,8 +49,8 @@ pub fn start(log_default: &str) -> Option<Traces> {
     tracing_subscriber::registry()
         .with(log.with_filter(filter))
         .init();
-    if let Some(trouble) = trouble {
-        tracing::error!("{trouble}");
+    if let Some(failure) = failure {
+        tracing::error!("{failure}");
     }
     traces
 }

@@ -59,16 +59,16 @@ use crate::telemetry::process::Process;
 /// Connections to the public port that are not sessions. Anybody can open them, and each costs up to 32 KiB, so all of them at
 /// most 64 MiB. So many let 6,000 clients a second in over a network with 300 ms of delay.
 pub(super) const CONNECTIONS_MAX: usize = 2_048;
-/// Connections that wait to be accepted: when all clients come back at once, one that finds no place tries again only after
-/// a second. The kernel has a bound of its own (`net.core.somaxconn`, 4096 on Linux).
+/// Connections that wait to be accepted. If the queue is full when all clients reconnect, a client retries only after a
+/// second. The kernel has its own bound (`net.core.somaxconn`, 4096 on Linux).
 pub(super) const BACKLOG: u32 = 4_096;
 /// Connections to the operations port.
 pub(super) const OPERATIONS_CONNECTIONS_MAX: usize = 64;
 
-/// How it is run.
+/// The arguments of `shopbell serve`.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// Run one half only; both, where it is not said.
+    /// Run one role only (default: both).
     #[arg(
         long,
         value_enum,
@@ -78,23 +78,26 @@ pub struct Arguments {
     pub role: Option<Role>,
 }
 
-/// Runs until SIGTERM or SIGINT; then stops in order and returns. A part that ends by itself is an error.
+/// Runs until SIGTERM or SIGINT, then stops in order.
+///
+/// # Errors
+/// A part cannot start or ends unexpectedly, or a second signal arrives.
 pub async fn run(config: ServeConfig) -> anyhow::Result<()> {
     run_with(config, Router::new()).await
 }
 
-/// The same, with more routes on the public port.
+/// Runs with more routes on the public port. See [`run`].
 pub async fn run_with(config: ServeConfig, more: Router) -> anyhow::Result<()> {
     raise_open_files();
-    let ground = Ground::new(&config)?;
+    let base = Base::new(&config)?;
     let mut parts = Parts::default();
-    ground.operate(config.ops_listen, &mut parts).await?;
+    base.operate(config.ops_listen, &mut parts).await?;
     let gateway = match config.roles.gateway() {
-        Some(config) => Some(ground.serve(config, more, &mut parts).await?),
+        Some(config) => Some(base.serve(config, more, &mut parts).await?),
         None => None,
     };
     if let Some(config) = config.roles.ingest() {
-        ground.ingest(config, &mut parts);
+        base.ingest(config, &mut parts);
     }
     tracing::info!(operations = %config.ops_listen, "shopbell serves");
 
@@ -105,7 +108,7 @@ pub async fn run_with(config: ServeConfig, more: Router) -> anyhow::Result<()> {
     tokio::select! {
         _ = terminated.recv() => {}
         _ = interrupted.recv() => {}
-        part = parts.first_ended() => bail!("a part of the service ended by itself: {part}"),
+        part = parts.first_ended() => bail!("a part of the service ended unexpectedly: {part}"),
     }
     let drain = config
         .roles
@@ -115,23 +118,23 @@ pub async fn run_with(config: ServeConfig, more: Router) -> anyhow::Result<()> {
         drain_seconds = drain.as_secs(),
         "shopbell stops; a second signal ends it at once"
     );
-    ground.health.draining.store(true, Ordering::Relaxed);
+    base.health.draining.store(true, Ordering::Relaxed);
     tokio::select! {
-        () = stop_in_order(&ground.stops, &mut parts, gateway.as_deref(), drain) => {}
-        _ = terminated.recv() => bail!("ended by a second signal; what was not acknowledged is delivered again"),
-        _ = interrupted.recv() => bail!("ended by a second signal; what was not acknowledged is delivered again"),
+        () = stop_in_order(&base.stops, &mut parts, gateway.as_deref(), drain) => {}
+        _ = terminated.recv() => bail!("ended by a second signal; RabbitMQ delivers unacknowledged events again"),
+        _ = interrupted.recv() => bail!("ended by a second signal; RabbitMQ delivers unacknowledged events again"),
     }
-    if !ground.pools.close().await {
-        tracing::warn!("the database did not let go of its connections in time; they are dropped");
+    if !base.pools.close().await {
+        tracing::warn!("the connections to the database did not close in time; they are dropped");
     }
     tracing::info!("shopbell stopped");
     Ok(())
 }
 
-/// Takes as many files as the system allows: some containers start with 1024, and each session is one.
+/// Raises the soft limit of open files to the hard limit, because each session is one and some containers start with 1024.
 fn raise_open_files() {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    // `None` is without a limit.
+    // `None` is unlimited.
     if current.is_some()
         && current != maximum
         && let Err(error) = setrlimit(
@@ -146,7 +149,7 @@ fn raise_open_files() {
     }
 }
 
-/// One switch for each step of the stop.
+/// One token for each step of the stop.
 #[derive(Debug, Default)]
 struct Stops {
     ingest: CancellationToken,
@@ -155,7 +158,7 @@ struct Stops {
     last: CancellationToken,
 }
 
-/// Ingest ends its batch, sessions are closed spread over the drain time, their acks are written, and the rest goes.
+/// Stops in order: ingest ends its batch, the sessions close over the drain time, their acks are written, then the rest ends.
 async fn stop_in_order(
     stops: &Stops,
     parts: &mut Parts,
@@ -190,8 +193,8 @@ async fn stop_in_order(
     parts.ended(Part::BrokerProbe).await;
 }
 
-/// What both halves of a replica stand on.
-struct Ground {
+/// The parts that both roles use.
+struct Base {
     broker: Broker,
     pools: Pools,
     epochs: Arc<Epochs>,
@@ -203,7 +206,7 @@ struct Ground {
     stops: Stops,
 }
 
-impl Ground {
+impl Base {
     fn new(config: &ServeConfig) -> anyhow::Result<Self> {
         let broker = broker_of(&config.amqp)?;
         let epochs = Arc::<Epochs>::default();
@@ -247,7 +250,7 @@ impl Ground {
         })
     }
 
-    /// The operations port, and what looks around for it.
+    /// Starts the operations port and the probes.
     async fn operate(&self, listen: SocketAddr, parts: &mut Parts) -> anyhow::Result<()> {
         let listener = bind("SHOPBELL_OPS_LISTEN", listen)?;
         let (health, metrics, pool) = (
@@ -284,11 +287,11 @@ impl Ground {
         Ok(())
     }
 
-    /// The ingesting half: a task for each partition.
+    /// Starts ingest, with one task for each partition.
     fn ingest(&self, config: &IngestConfig, parts: &mut Parts) {
         let (traces, trace_writer) = TraceKeeper::new(self.pools.upkeep.clone());
         parts.spawn(Part::Traces, trace_writer.run());
-        // RabbitMQ gives a partition to whoever comes first: in another order each, replicas that start together share.
+        // The first consumer gets a partition. Each replica uses a random order, so that replicas that start together share.
         let mut partitions: Vec<u8> = (1..=self.broker.partitions).collect();
         fastrand::shuffle(&mut partitions);
         let (letters, limits) = (
@@ -334,7 +337,7 @@ impl Ground {
         );
     }
 
-    /// The half that serves clients.
+    /// Starts the gateway.
     async fn serve(
         &self,
         config: &GatewayConfig,
@@ -450,7 +453,7 @@ impl Ground {
                 broadcast_feed,
                 metrics: self.metrics.clone(),
             };
-            // Before clients are told to leave: it would be refused as they are.
+            // It stops before the drain, because new sessions are refused then.
             parts.spawn(Part::Canary, canary.run(every, self.stops.ingest.clone()));
         }
         tracing::info!(listen = %config.listen, "clients are served");
@@ -465,10 +468,10 @@ fn bind(variable: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
         } else {
             TcpSocket::new_v6()
         }?;
-        // Or a restart would have to wait for the connections of the last run to be forgotten.
+        // Without it, a restart waits until the kernel drops the connections of the last run.
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
         socket.listen(BACKLOG)
     };
-    listen().with_context(|| format!("{variable}={address} cannot be listened on"))
+    listen().with_context(|| format!("cannot listen on {variable}={address}"))
 }

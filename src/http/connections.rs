@@ -1,6 +1,7 @@
-//! Connections that are not sessions: how long each may take, and which of them makes room if there are too many.
+//! Connections that are not sessions: their deadlines, and the choice of the one that is closed if there are too many.
 //!
-//! Anybody can open one, so their number has a bound of its own, and a new one is preferred to one that waits for its client.
+//! Anybody can open a connection, so their number has its own bound. If it is reached, a connection that waits for its
+//! client is closed in favour of a new one.
 
 use std::collections::BTreeMap;
 use std::future::poll_fn;
@@ -23,18 +24,18 @@ use crate::telemetry::instruments::Counted;
 use crate::telemetry::labels::ConnectionDropped;
 use crate::telemetry::metrics::ConnectionMetrics;
 
-/// How long the head of a request may take from its first byte, and the first byte of a connection.
+/// Most time for the first byte of a connection, and from there to the end of a request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a connection may wait for its next request: longer than load balancers keep one, or they would send a request on a
-/// connection that ends at that moment. Google's keep one for 600 seconds, others for 60.
+/// Most time between two requests. It is longer than load balancers keep a connection (60 s, Google's 600 s), so that they
+/// send no request on a connection that is being closed.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(620);
-/// How long an answer may lie unread.
+/// Most time for which a client may leave a response unread.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
-/// A connection is not closed to make room before a client on a slow network could send its head …
+/// Least age of a connection that is closed to make room, so that a client on a slow network can send its head.
 const HEAD_GRACE: Duration = Duration::from_secs(1);
-/// … and, if it sends one request after another, not before this age.
+/// The same for a connection that sends one request after another.
 const BUSY_AGE: Duration = Duration::from_secs(30);
-/// How long a new connection waits for the place of another, before one more is asked to go.
+/// Wait for a free place before one more connection is closed.
 const ROOM_WAIT: Duration = Duration::from_millis(100);
 
 /// The connections of one port.
@@ -43,12 +44,12 @@ pub struct Connections {
     places: Arc<Semaphore>,
     metrics: ConnectionMetrics,
     next_id: AtomicU64,
-    /// Held for an insert, a remove, or one pass over all, when there is no place. By id, so in the order accepted.
+    /// By id, which is the order of acceptance. Locked for one operation, or for one pass if there is no free place.
     open: Mutex<BTreeMap<u64, Arc<Watch>>>,
 }
 
 impl Connections {
-    /// At most so many.
+    /// Allows `max` connections.
     pub fn new(max: usize, metrics: ConnectionMetrics) -> Arc<Self> {
         metrics.max.set(i64::try_from(max).unwrap_or(i64::MAX));
         let places = Arc::new(Semaphore::new(max));
@@ -60,7 +61,7 @@ impl Connections {
         })
     }
 
-    /// A place for one more; if there is none, the connection that waits longest for its client makes room.
+    /// Waits for a free place. If there is none, it closes the connection that has waited longest for its client.
     pub async fn place(self: &Arc<Self>) -> Place {
         let permit = loop {
             if let Ok(permit) = self.places.clone().try_acquire_owned() {
@@ -102,14 +103,14 @@ impl Connections {
 pub struct Place {
     connections: Arc<Connections>,
     id: u64,
-    /// What the connection does.
+    /// The state of the connection.
     pub watch: Arc<Watch>,
     _counted: Counted,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Place {
-    /// Counts a connection that is ended before its client ended it.
+    /// Counts a connection that the server ends.
     pub fn count_dropped(&self, reason: ConnectionDropped) {
         self.connections.metrics.dropped.inc(reason);
     }
@@ -121,11 +122,10 @@ impl Drop for Place {
     }
 }
 
-/// What a connection does, so that its next deadline is known.
+/// The state of a connection, which determines its next deadline.
 #[derive(Debug)]
 pub struct Watch {
     opened: Instant,
-    /// Held for a look or a change.
     state: Mutex<State>,
     go: Notify,
 }
@@ -133,31 +133,31 @@ pub struct Watch {
 #[derive(Debug)]
 struct State {
     phase: Phase,
-    /// Since when the client does not take what is written.
+    /// Since when the client reads nothing of the response.
     stalled: Option<Instant>,
     is_asked_to_go: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// Nothing has come.
+    /// No byte has arrived.
     New,
-    /// A part of the head of a request has come, the first at that time.
+    /// Since this time, a part of a request's head has arrived.
     Head(Instant),
-    /// A request is being answered.
+    /// A request is served.
     Busy,
-    /// The last request was answered at that time.
+    /// The last response ended at this time.
     Idle(Instant),
 }
 
-/// What a connection does that is asked to make room.
+/// The reaction of a connection that is asked to make room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Go {
-    /// It serves a client that was slow a moment ago.
+    /// It stays, because its request has arrived meanwhile.
     Stay,
-    /// It takes no further request.
+    /// It ends after the response.
     AfterAnswer,
-    /// It ends.
+    /// It ends now.
     Now,
 }
 
@@ -175,7 +175,7 @@ impl Watch {
         }
     }
 
-    /// When the connection is to be ended if nothing changes, and why.
+    /// The next deadline and its reason.
     pub fn due(&self) -> Option<(Instant, ConnectionDropped)> {
         let state = lock(&self.state);
         let phase = match state.phase {
@@ -190,12 +190,12 @@ impl Watch {
         phase.into_iter().chain(stalled).min_by_key(|(at, _)| *at)
     }
 
-    /// Returns when the connection is to make room for another.
+    /// Returns when the connection must make room for another.
     pub async fn asked_to_go(&self) {
         self.go.notified().await;
     }
 
-    /// What a connection that is asked to go does: meanwhile its request may have come.
+    /// Decides how a connection makes room. Its request may have arrived meanwhile.
     pub fn go(&self, now: Instant) -> Go {
         let mut state = lock(&self.state);
         let is_old = now.saturating_duration_since(self.opened) >= BUSY_AGE;
@@ -209,7 +209,7 @@ impl Watch {
         }
     }
 
-    /// A request has come.
+    /// A request has arrived.
     pub fn begin(&self) {
         lock(&self.state).phase = Phase::Busy;
     }
@@ -239,8 +239,8 @@ impl Watch {
         self.go.notify_one();
     }
 
-    /// The order in which connections make room, if this one may: first the idle, then those that wait for a head, then those
-    /// that are never idle; of each the oldest.
+    /// The order in which connections make room; `None` if this one may not. Idle connections come first, then those that
+    /// wait for a head, then busy ones; of each, the oldest.
     fn candidacy(&self, now: Instant) -> Option<(u8, Instant)> {
         let state = lock(&self.state);
         if state.is_asked_to_go {
@@ -256,7 +256,10 @@ impl Watch {
     }
 }
 
-/// Runs the connection until it ends or a deadline passes, which is the error.
+/// Runs the connection.
+///
+/// # Errors
+/// The reason of the deadline that passed.
 pub async fn within_deadlines<T>(
     watch: &Watch,
     connection: impl Future<Output = T>,
@@ -267,7 +270,7 @@ pub async fn within_deadlines<T>(
         if let Poll::Ready(ended) = connection.as_mut().poll(context) {
             return Poll::Ready(Ok(ended));
         }
-        // Only polling the connection changes what it waits for.
+        // The deadline changes only while the connection is polled.
         let Some((due, reason)) = watch.due() else {
             return Poll::Pending;
         };
@@ -279,7 +282,7 @@ pub async fn within_deadlines<T>(
     .await
 }
 
-/// A stream that notes what is read and written.
+/// A stream that records reads and writes.
 #[derive(Debug)]
 pub struct Watched {
     stream: TcpStream,
@@ -287,13 +290,13 @@ pub struct Watched {
 }
 
 impl Watched {
-    /// Notes in `watch`.
+    /// Records in `watch`.
     pub fn new(stream: TcpStream, watch: Arc<Watch>) -> Self {
         Self { stream, watch }
     }
 }
 
-/// The stream of a connection that was upgraded, and what was read beyond the request; `None` if the client left before.
+/// The stream of an upgraded connection, and the bytes that were read beyond the request. `None` if the client left.
 pub async fn upgraded(upgrade: OnUpgrade) -> Option<(TcpStream, Vec<u8>)> {
     let upgraded = upgrade.await.ok()?;
     match upgraded.downcast::<TokioIo<Watched>>() {
@@ -355,7 +358,7 @@ impl AsyncWrite for Watched {
     }
 }
 
-/// A response's body; the request is answered when it is dropped.
+/// The body of a response. The response has ended when it is dropped.
 #[derive(Debug)]
 pub struct Answer {
     body: Body,
@@ -363,7 +366,7 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Notes its end in `watch`.
+    /// Records its end in `watch`.
     pub fn new(body: Body, watch: Arc<Watch>) -> Self {
         Self { body, watch }
     }
@@ -395,7 +398,7 @@ impl Drop for Answer {
     }
 }
 
-/// A panic while holding one of these locks cannot leave half a change.
+/// A poisoned lock is used again, because a panic under these locks leaves no half-made change.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

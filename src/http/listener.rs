@@ -1,4 +1,4 @@
-//! Accepts connections and serves HTTP/1.1 on them; [`Connections`] bounds their number and their time.
+//! Accepts connections and serves HTTP/1.1. [`Connections`] bounds their number and their time.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::pin;
@@ -24,15 +24,15 @@ use super::connections::{Answer, Connections, Go, Place, Watch, Watched, within_
 use super::problem::Problem;
 use crate::telemetry::labels::ConnectionDropped;
 
-/// How long the request under way may take when the replica stops, or when its connection makes room.
+/// Most time for the current request when the replica stops or the connection makes room.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest head of a request: a token of 8 KiB and the rest of the headers.
+/// Longest head of a request: a token of 8 KiB and the other headers.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
-/// How long to wait after an accept that failed, as when file descriptors ran out, instead of spinning.
+/// Wait after a failed accept, for example if file descriptors ran out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves `router` until `stop`; then accepts no further connection and lets requests under way end.
-/// A connection that became a WebSocket no longer counts among `connections`.
+/// Serves `router` until `stop`, then stops accepting and waits for the requests under way. A connection that became a
+/// WebSocket no longer counts among `connections`.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
@@ -75,12 +75,12 @@ async fn serve_connection(
     place: Place,
     stop: CancellationToken,
 ) {
-    // Frames are gathered before they are written: Nagle's delay would only add to latency.
+    // Frames are collected before they are written, so Nagle's algorithm only adds latency.
     let _ = stream.set_nodelay(true);
     let watch = &place.watch;
-    // hyper allocates its buffer with the first poll: nothing for a client that sends nothing.
+    // hyper allocates its buffer at the first poll, so a client that sends nothing costs none.
     let first = tokio::select! {
-        // What has arrived first: a connection makes room only if it waits for its client and not for this replica.
+        // Arrived bytes come first, because only a connection that waits for its client makes room.
         biased;
         first = within_deadlines(watch, stream.readable()) => first.map(|_| ()),
         () = watch.asked_to_go() => Err(ConnectionDropped::Crowded),
@@ -93,7 +93,7 @@ async fn serve_connection(
     let answering = watch.clone();
     let service = service_fn(move |request| answer(router.clone(), request, answering.clone()));
     let connection = http1::Builder::new()
-        // Its timeout is one for heads and for idle connections; the watch has both.
+        // hyper has one timeout for heads and for idle connections; the watch has both.
         .header_read_timeout(None)
         .max_buf_size(HEAD_BYTES_MAX)
         .serve_connection(TokioIo::new(Watched::new(stream, watch.clone())), service)
@@ -139,7 +139,7 @@ async fn answer(
     Ok(response.map(|body| Answer::new(body, watch)))
 }
 
-/// Whether a request has the `Host` that it must have (RFC 9112 §3.2).
+/// Whether a request has one valid `Host` header (RFC 9112 §3.2).
 fn is_addressed(version: Version, headers: &HeaderMap) -> bool {
     let mut hosts = headers.get_all(HOST).iter();
     match (hosts.next(), hosts.next()) {
@@ -152,7 +152,7 @@ fn is_addressed(version: Version, headers: &HeaderMap) -> bool {
     }
 }
 
-/// Where a listener is reached from this machine: one on every address on the loopback one.
+/// The address at which this machine reaches a listener. A listener on all addresses is reached on the loopback address.
 pub fn reachable(listen: SocketAddr) -> SocketAddr {
     let ip = match listen.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
@@ -168,7 +168,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_has_one_host_unless_it_is_old() {
+    fn a_request_of_http_1_1_has_one_host() {
         let is_addressed = |version, hosts: &[&str]| {
             is_addressed(
                 version,
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_listener_on_every_address_is_reached_on_the_loopback_one() {
+    fn a_listener_on_all_addresses_is_reached_on_loopback() {
         for (listen, asked) in [
             ("0.0.0.0:9090", "127.0.0.1:9090"),
             ("[::]:9090", "[::1]:9090"),

@@ -1,4 +1,4 @@
-//! Errors for people and programs (RFC 9457).
+//! Error responses as problem details (RFC 9457).
 
 use std::time::Duration;
 
@@ -7,10 +7,10 @@ use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
-/// What a refused client is told to wait, in seconds.
+/// The `Retry-After` of temporary refusals, in seconds.
 const RETRY_AFTER_SECONDS: &str = "2";
 
-/// A refusal.
+/// An error response.
 #[derive(Debug)]
 pub struct Problem {
     status: StatusCode,
@@ -27,7 +27,7 @@ struct Body<'a> {
 }
 
 impl Problem {
-    /// A refusal that says what to do.
+    /// `detail` states the problem and the remedy.
     pub fn new(status: StatusCode, detail: impl Into<String>) -> Self {
         Self {
             status,
@@ -49,18 +49,18 @@ impl Problem {
         problem
     }
 
-    /// What was wrong, for people.
+    /// The problem, for people.
     pub fn detail(&self) -> &str {
         &self.detail
     }
 
-    /// The same, with a header.
+    /// Adds a header.
     pub fn with(mut self, name: HeaderName, value: &'static str) -> Self {
         self.headers.push((name, HeaderValue::from_static(value)));
         self
     }
 
-    /// The same, with `Retry-After`.
+    /// Adds `Retry-After`.
     pub fn retry_later(self) -> Self {
         self.with(RETRY_AFTER, RETRY_AFTER_SECONDS)
     }

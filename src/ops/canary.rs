@@ -1,7 +1,7 @@
-//! A canary: every now and then an event of our own goes the whole way, from a publish to the ack of a real client, and how
-//! long that took is measured. What merchants do not get, it does not get.
+//! The canary: an end-to-end check at an interval. It publishes an event, receives it as a client, acknowledges it, and
+//! measures the time. If merchants stop receiving orders, the canary fails too.
 //!
-//! Its feed is this replica's alone and holds one event at a time.
+//! Each replica has its own canary feed, which holds one event at a time.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -30,53 +30,53 @@ use crate::store::pools::Pool;
 use crate::telemetry::labels::CanaryStep;
 use crate::telemetry::metrics::Metrics;
 
-/// How long a client waits to be let in.
+/// Most time to open a session.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long RabbitMQ may take to confirm the event.
+/// Most time until RabbitMQ confirms the event.
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(10);
-/// An event that needs longer is lost: ten times what a merchant would call slow.
+/// Most time until the notification arrives: ten times more than a merchant would accept.
 const DELIVERY_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long the replica may take to take the ack in.
+/// Most time until the ack is processed.
 const ACK_TIMEOUT: Duration = Duration::from_secs(5);
-/// Its token is good for one flight.
+/// Lifetime of a token; a run is shorter.
 const TOKEN_TTL: Duration = Duration::from_secs(60);
 
 /// The canary of one gateway.
 #[derive(Debug)]
 pub struct Canary {
-    /// Where this replica's clients connect.
+    /// The address of this replica's public port.
     pub address: SocketAddr,
-    /// What its tokens are signed with.
+    /// Signs the tokens.
     pub tokens: Arc<Tokens>,
-    /// Where it publishes.
+    /// Publishes the events.
     pub broker: Broker,
-    /// Where it is forgotten.
+    /// Deletes the rows of the last run.
     pub pool: Pool,
-    /// The feed that every token may read too.
+    /// The broadcast feed, which every session reads.
     pub broadcast_feed: Feed,
-    /// What it is measured by.
+    /// Counts the runs.
     pub metrics: Arc<Metrics>,
 }
 
-/// Whatever went wrong on the way: it is only told.
-type Trouble = Box<dyn std::error::Error + Send + Sync>;
+/// The cause of a failed step, which is only logged.
+type Cause = Box<dyn std::error::Error + Send + Sync>;
 
-/// A flight that ended before its end: where, and why.
+/// A run that failed.
 #[derive(Debug)]
-struct Lost {
+struct Failure {
     step: CanaryStep,
-    why: String,
+    reason: String,
 }
 
 impl Canary {
-    /// Sends one each time, until told to stop.
+    /// Runs at the interval until `stop`.
     pub async fn run(self, every: Duration, stop: CancellationToken) {
         let name = format!("{CANARY_PREFIX}{}", uuid::Uuid::new_v4().simple());
         let (Ok(feed), Ok(subscriber)) = (Feed::parse(&name), Subscriber::parse(&name)) else {
             return;
         };
         let mut publisher = Publisher::lazy(&self.broker);
-        // Replicas that start together take turns.
+        // Spreads the runs of replicas that start together.
         let mut wait = every.mul_f64(0.5 + fastrand::f64() / 2.0);
         while stop
             .run_until_cancelled(tokio::time::sleep(wait))
@@ -84,36 +84,36 @@ impl Canary {
             .is_some()
         {
             wait = every;
-            let Some(flown) = stop
-                .run_until_cancelled(self.fly(&feed, &subscriber, &mut publisher))
+            let Some(result) = stop
+                .run_until_cancelled(self.run_once(&feed, &subscriber, &mut publisher))
                 .await
             else {
                 break;
             };
             self.metrics.canary_runs.inc();
-            match flown {
+            match result {
                 Ok(took) => self.metrics.canary.observe(took.as_secs_f64()),
-                Err(Lost { step, why }) => {
+                Err(Failure { step, reason }) => {
                     self.metrics.canary_failures.inc(step);
                     tracing::error!(
                         step = step.as_str(),
-                        why,
-                        "the canary was lost: merchants may not get their orders through this replica"
+                        reason,
+                        "the canary failed; merchants may not receive orders through this replica"
                     );
                 }
             }
         }
         publisher.close().await;
-        // What is not forgotten now is forgotten by the housekeeping of any replica.
+        // If this fails, the housekeeping of any replica deletes the rows.
         let _ = canaries::end(&self.pool, &feed).await;
     }
 
-    async fn fly(
+    async fn run_once(
         &self,
         feed: &Feed,
         subscriber: &Subscriber,
         publisher: &mut Publisher,
-    ) -> Result<Duration, Lost> {
+    ) -> Result<Duration, Failure> {
         let mut client = step(
             CanaryStep::Connect,
             CONNECT_TIMEOUT,
@@ -129,7 +129,7 @@ impl Canary {
                 feed.as_str(),
                 event,
             );
-            // Once more, because RabbitMQ may have gone and come back since the last one.
+            // Tried twice, because the connection may have ended since the last run.
             if publisher
                 .try_publish(PUBLISH_TIMEOUT, outgoing.clone())
                 .await
@@ -139,10 +139,10 @@ impl Canary {
             }
             Ok(())
         };
-        // Limited by itself, and never dropped halfway: a connection that an alarm has blocked cannot even be closed.
-        publishing.await.map_err(|trouble: Trouble| Lost {
+        // `try_publish` has its own timeout. It is never dropped, because a connection blocked by an alarm cannot be closed.
+        publishing.await.map_err(|cause: Cause| Failure {
             step: CanaryStep::Publish,
-            why: trouble.to_string(),
+            reason: cause.to_string(),
         })?;
         let seq = step(
             CanaryStep::Deliver,
@@ -156,8 +156,8 @@ impl Canary {
         Ok(took)
     }
 
-    /// Forgets the last flight, then connects as any client does; to everyone's feed at its end, which is none of its business.
-    async fn connect(&self, feed: &Feed, subscriber: &Subscriber) -> Result<Client, Trouble> {
+    /// Deletes the rows of the last run, then connects like a client. It starts at the end of the broadcast feed.
+    async fn connect(&self, feed: &Feed, subscriber: &Subscriber) -> Result<Client, Cause> {
         canaries::begin(&self.pool, feed, &self.broadcast_feed).await?;
         let token = self
             .tokens
@@ -182,26 +182,26 @@ impl Canary {
     }
 }
 
-/// Gives a step a limit.
+/// Runs one step with a timeout.
 async fn step<T>(
     step: CanaryStep,
     limit: Duration,
-    doing: impl Future<Output = Result<T, Trouble>>,
-) -> Result<T, Lost> {
-    match tokio::time::timeout(limit, doing).await {
-        Ok(done) => done.map_err(|trouble| Lost {
+    task: impl Future<Output = Result<T, Cause>>,
+) -> Result<T, Failure> {
+    match tokio::time::timeout(limit, task).await {
+        Ok(result) => result.map_err(|cause| Failure {
             step,
-            why: trouble.to_string(),
+            reason: cause.to_string(),
         }),
-        Err(_) => Err(Lost {
+        Err(_) => Err(Failure {
             step,
-            why: format!("not done within {} s", limit.as_secs()),
+            reason: format!("not done within {} s", limit.as_secs()),
         }),
     }
 }
 
-/// The event, in CloudEvents' JSON format. Whoever finds it later need not look at it.
-fn event(feed: &Feed, id: &str) -> Result<Vec<u8>, Trouble> {
+/// The event in the JSON format of CloudEvents. It expires, so that operators can ignore an old one.
+fn event(feed: &Feed, id: &str) -> Result<Vec<u8>, Cause> {
     let now = OffsetDateTime::now_utc();
     Ok(serde_json::to_vec(&Event {
         specversion: "1.0",
@@ -226,7 +226,7 @@ struct Event<'a> {
     expirytime: String,
 }
 
-/// The frames of the contract, as far as a canary looks at them.
+/// The fields that the canary reads of a frame.
 #[derive(Deserialize)]
 struct Frame {
     #[serde(rename = "type")]
@@ -237,29 +237,29 @@ struct Frame {
     seq: i64,
 }
 
-/// A client as merchants have one.
+/// A client of the gateway.
 struct Client(WebSocketStream<TcpStream>);
 
 impl Client {
-    /// Returns the number of the notification of this event. What else comes is not ours: everyone's feed comes to all.
-    async fn notified_of(&mut self, id: &str) -> Result<i64, Trouble> {
+    /// Waits for the notification of this event and returns its number. Other notifications belong to the broadcast feed.
+    async fn notified_of(&mut self, id: &str) -> Result<i64, Cause> {
         self.until(|frame| frame.kind == "notification" && frame.id == id)
             .await
             .map(|frame| frame.seq)
     }
 
-    /// Returns when the ack was taken in, which the answer to the ping after it says.
-    async fn acknowledge(&mut self, feed: &Feed, seq: i64) -> Result<(), Trouble> {
+    /// Sends the ack and a ping. The pong shows that the session has processed the ack.
+    async fn acknowledge(&mut self, feed: &Feed, seq: i64) -> Result<(), Cause> {
         self.0
             .feed(Message::text(format!(
-                r#"{{"type":CanaryStep::Ack,"feed":"{feed}","seq":{seq}}}"#
+                r#"{{"type":"ack","feed":"{feed}","seq":{seq}}}"#
             )))
             .await?;
         self.0.send(Message::text(r#"{"type":"ping"}"#)).await?;
         self.until(|frame| frame.kind == "pong").await.map(drop)
     }
 
-    async fn until(&mut self, is_it: impl Fn(&Frame) -> bool) -> Result<Frame, Trouble> {
+    async fn until(&mut self, is_it: impl Fn(&Frame) -> bool) -> Result<Frame, Cause> {
         while let Some(message) = self.0.next().await {
             let message = message?;
             if let Message::Close(close) = message {
@@ -275,7 +275,7 @@ impl Client {
         Err("the connection was lost".into())
     }
 
-    /// Says goodbye; nobody waits for the answer.
+    /// Closes the session without waiting for the server's close.
     async fn leave(mut self) {
         let _ = self.0.close(None).await;
     }

@@ -1,4 +1,4 @@
-//! Forgets, every hour, what is of no use any more and that nobody else takes away.
+//! Housekeeping: deletes expired rows every hour.
 
 use std::time::Duration;
 
@@ -8,13 +8,13 @@ use crate::store::{canaries, dead_letters, imports, traces};
 
 const INTERVAL: Duration = Duration::from_secs(3_600);
 
-/// Runs in every replica that ingests: what one has taken away, another does not find.
+/// Runs on every replica with ingest. The deletes are safe to run on several replicas.
 pub async fn run(pool: Pool) {
     let mut interval = tokio::time::interval(INTERVAL);
     loop {
         interval.tick().await;
         if let Err(error) = once(&pool).await {
-            tracing::warn!(%error, "what is of no use any more could not be forgotten; it is tried in an hour");
+            tracing::warn!(%error, "housekeeping failed; it runs again in an hour");
         }
     }
 }
@@ -26,7 +26,7 @@ async fn once(pool: &Pool) -> Result<(), StoreError> {
     if trimmed > 0 {
         tracing::warn!(
             letters = trimmed,
-            "the oldest published dead letters were removed from Postgres, which keeps a gigabyte; RabbitMQ's queue has them"
+            "the oldest published dead letters were deleted from Postgres, which keeps 1 GiB; the queue in RabbitMQ has them"
         );
     }
     canaries::end_abandoned(pool).await

@@ -1,5 +1,5 @@
-//! Looks every few seconds at what nobody tells of by itself, for the metrics: whether Postgres and RabbitMQ answer, what waits
-//! in the queues, and what lies undelivered for merchants who are here.
+//! Probes: periodic measurements for the metrics. They check that Postgres and RabbitMQ answer, count messages in queues, and
+//! count the undelivered notifications of feeds with a session on this replica.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,29 +18,29 @@ use crate::store::undelivered::Undelivered;
 use crate::telemetry::labels::{DeadLetterState, Retried};
 use crate::telemetry::metrics::Metrics;
 
-/// Often enough for an alert that waits a minute, seldom enough to cost nothing.
+/// Short enough for an alert that waits a minute, long enough to cost little.
 const INTERVAL: Duration = Duration::from_secs(5);
-/// Soon, but when the queues of a new broker are there.
+/// A new RabbitMQ needs some time to create its queues.
 const FIRST_AFTER: Duration = Duration::from_secs(1);
-/// How long a stop waits for a look that has begun.
+/// Most time that a stop waits for a measurement.
 const STOP_PATIENCE: Duration = Duration::from_secs(1);
-/// Most feeds asked for in one statement.
+/// Most feeds in one statement.
 const FEEDS_PER_QUERY_MAX: usize = 5_000;
-/// How often such a statement is split at one time, to find feeds that cannot be read.
+/// Most splits of a failed statement to find feeds that cannot be read.
 const SPLITS_MAX: usize = 40;
 
-/// Looks at Postgres.
+/// Measures Postgres, forever.
 pub async fn database(pool: Pool, hub: Arc<Hub>, metrics: Arc<Metrics>) {
     let (damaged, mut interval) = (Damaged::default(), interval());
     loop {
         interval.tick().await;
         let checked = store::check(&pool).await;
         metrics.database_up.set(i64::from(checked.is_ok()));
-        let looked = match checked {
-            Ok(()) => look(&pool, &hub, &damaged).await,
+        let measured = match checked {
+            Ok(()) => measure(&pool, &hub, &damaged).await,
             Err(error) => Err(error),
         };
-        match looked {
+        match measured {
             Ok((undelivered, letters)) => {
                 for (state, count) in [
                     (DeadLetterState::Stored, letters.stored),
@@ -54,17 +54,17 @@ pub async fn database(pool: Pool, hub: Arc<Hub>, metrics: Arc<Metrics>) {
                 metrics.oldest_undelivered.set(undelivered.oldest_seconds);
                 metrics.late_feeds.set(undelivered.late_feeds);
             }
-            // What was undelivered still is, as far as anybody knows.
+            // The last values stay, because nothing newer is known.
             Err(error) => {
                 metrics.retries.inc(Retried::Probes);
-                tracing::warn!(%error, "the database could not be looked at");
+                tracing::warn!(%error, "a probe could not read the database");
             }
         }
     }
 }
 
-/// A feed that cannot be read is left out.
-async fn look(
+/// Leaves out feeds that cannot be read.
+async fn measure(
     pool: &Pool,
     hub: &Hub,
     damaged: &Damaged,
@@ -83,17 +83,17 @@ async fn look(
     Ok((all, store::dead_letters::count(pool).await?))
 }
 
-/// Looks at RabbitMQ until told to stop, then closes the connection.
-pub async fn broker(mut watcher: DepthProbe, metrics: Arc<Metrics>, stop: CancellationToken) {
+/// Measures RabbitMQ until `stop`, then closes the connection.
+pub async fn broker(mut probe: DepthProbe, metrics: Arc<Metrics>, stop: CancellationToken) {
     let mut interval = interval();
     while stop.run_until_cancelled(interval.tick()).await.is_some() {
-        let looked = tokio::select! {
-            looked = watcher.measure() => looked,
-            // A look that RabbitMQ does not answer must not delay the stop.
+        let measured = tokio::select! {
+            measured = probe.measure() => measured,
+            // If RabbitMQ does not answer, the stop does not wait.
             () = patience(&stop) => return,
         };
-        metrics.broker_up.set(i64::from(looked.is_ok()));
-        match looked {
+        metrics.broker_up.set(i64::from(measured.is_ok()));
+        match measured {
             Ok(depths) => {
                 for (queue, depth) in depths {
                     metrics
@@ -105,18 +105,18 @@ pub async fn broker(mut watcher: DepthProbe, metrics: Arc<Metrics>, stop: Cancel
                 }
             }
             Err(error) => {
-                // A number that is no longer known is none, rather than an old one.
+                // Without an answer, the series are removed instead of showing old values.
                 metrics.queue_messages.clear();
                 metrics.queue_consumers.clear();
                 metrics.retries.inc(Retried::Probes);
-                tracing::warn!(%error, "RabbitMQ could not be looked at");
+                tracing::warn!(%error, "a probe could not read the queues of RabbitMQ");
             }
         }
     }
-    watcher.close().await;
+    probe.close().await;
 }
 
-/// Returns some time after the stop.
+/// Returns [`STOP_PATIENCE`] after the stop.
 async fn patience(stop: &CancellationToken) {
     stop.cancelled().await;
     tokio::time::sleep(STOP_PATIENCE).await;

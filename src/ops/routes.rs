@@ -1,4 +1,4 @@
-//! The operations port: is it alive, can it work, what has it done.
+//! The routes of the operations port: `/livez`, `/readyz` and `/metrics`.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -20,29 +20,28 @@ use crate::telemetry::exposition::Exposition;
 use crate::telemetry::health::Health;
 use crate::telemetry::metrics::Metrics;
 
-/// As the alert ShopbellIngestStuck has it.
+/// The limit of the alert ShopbellIngestStuck.
 const STUCK_SECONDS: f64 = 30.0;
-/// A database that has not answered by then does not answer.
+/// Most time for the database to answer.
 const DATABASE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What the operations port tells of.
+/// The state that the routes report.
 #[derive(Debug, Clone)]
 pub struct Operations {
-    /// What works.
+    /// The health of the parts.
     pub health: Arc<Health>,
-    /// The counts.
+    /// The metrics that `/readyz` reads and `/metrics` updates.
     pub metrics: Arc<Metrics>,
-    /// Where all metrics are found.
+    /// All metrics.
     pub registry: Arc<Registry>,
-    /// Asked whether the database answers.
+    /// The pool that checks the database.
     pub pool: Pool,
 }
 
-/// `/readyz`'s answer.
+/// The body of `/readyz`.
 #[derive(Debug, Serialize)]
 struct Readiness {
-    /// `ready`; `degraded` without the broker or where ingest is stuck, when sockets are served from Postgres; `unready`;
-    /// `draining`.
+    /// `ready`, `degraded` (RabbitMQ is away or ingest is stuck; sessions are served from Postgres), `unready` or `draining`.
     status: &'static str,
     database: &'static str,
     broker: &'static str,
@@ -67,7 +66,7 @@ pub fn router(operations: Operations) -> Router {
 
 async fn ready(State(operations): State<Operations>) -> Response {
     let checked = tokio::time::timeout(DATABASE_TIMEOUT, check(&operations.pool)).await;
-    let (database, trouble) = match checked {
+    let (database, failure) = match checked {
         Ok(Ok(())) => ("ok", None),
         Ok(Err(error @ StoreError::ReadOnly(_))) => ("read_only", Some(error.to_string())),
         Ok(Err(error)) => ("away", Some(error.to_string())),
@@ -81,7 +80,7 @@ async fn ready(State(operations): State<Operations>) -> Response {
     let broker = operations.health.has_broker();
     let stuck = stuck(operations.metrics.holding.oldest());
     let (code, status) = match (
-        &trouble,
+        &failure,
         operations.health.draining.load(Ordering::Relaxed),
         broker,
         &stuck,
@@ -96,19 +95,19 @@ async fn ready(State(operations): State<Operations>) -> Response {
         status,
         database,
         broker,
-        detail: trouble.or(stuck),
+        detail: failure.or(stuck),
     };
     (code, Json(readiness)).into_response()
 }
 
-/// What to report where ingest does not get on with its work although Postgres answers. Sockets are served all the same.
+/// The detail if ingest is stuck although Postgres answers. Sessions are served all the same.
 fn stuck(held_seconds: f64) -> Option<String> {
     (held_seconds > STUCK_SECONDS)
         .then(|| format!("ingest has held a delivery for {held_seconds:.0} s without storing it"))
 }
 
-/// A connection that broke in the pool, or leads to a server that is the primary no more, is no evidence about the database: then
-/// another connection is tried. After a read-only answer it is a new one.
+/// Tries further connections of the pool if one is broken or leads to a former primary. A read-only answer closes its
+/// connection, so the last attempt uses a new one.
 async fn check(pool: &Pool) -> Result<(), StoreError> {
     for _ in 0..pool.size() {
         match store::check(pool).await {
@@ -138,7 +137,7 @@ async fn metrics(State(operations): State<Operations>, headers: HeaderMap) -> Re
         .and_then(|accept| accept.to_str().ok())
         .unwrap_or_default();
     let exposition = Exposition::of_accept(accept);
-    // It counts the open files, one by one on older kernels: not between the sessions' work.
+    // It may count open files one by one, so it runs outside the async threads.
     match tokio::task::spawn_blocking(move || exposition.render(&registry)).await {
         Ok(Ok(text)) => ([(CONTENT_TYPE, exposition.content_type())], text).into_response(),
         Ok(Err(error)) => internal(&error),

@@ -1,30 +1,30 @@
-//! Names of the OpenTelemetry semantic conventions, as of 1.37: messaging ("Development" there, so they may still change) and
-//! database. Ours begin with `shopbell.`.
+//! Names of the OpenTelemetry semantic conventions 1.37 for messaging (status "Development") and databases. Names of our own
+//! begin with `shopbell.`.
 
 use opentelemetry::KeyValue;
 
-/// The number of messages that are handled together.
+/// The number of messages in a batch.
 pub(super) const BATCH_MESSAGE_COUNT: &str = "messaging.batch.message_count";
-/// The queue, or exchange.
+/// The queue or exchange.
 pub(super) const DESTINATION_NAME: &str = "messaging.destination.name";
 /// The event's `id`.
 pub(super) const MESSAGE_ID: &str = "messaging.message.id";
-/// AMQP's routing key: the event's type.
+/// The routing key of AMQP, which is the event's type.
 pub(super) const ROUTING_KEY: &str = "messaging.rabbitmq.destination.routing_key";
-/// What is spoken over a socket.
+/// The protocol of a socket.
 pub(super) const PROTOCOL_NAME: &str = "network.protocol.name";
-/// A value of the former.
+/// A value of [`PROTOCOL_NAME`].
 pub(super) const WEBSOCKET: &str = "websocket";
 /// The feed of a notification.
 pub(super) const FEED: &str = "shopbell.feed";
-/// Its number there.
+/// The number of a notification in its feed.
 pub(super) const SEQ: &str = "shopbell.seq";
 
 const SYSTEM: &str = "messaging.system";
 const OPERATION_NAME: &str = "messaging.operation.name";
 const OPERATION_TYPE: &str = "messaging.operation.type";
 
-/// What is done with messages: the name in a span's name, its type, and in which system.
+/// An operation on messages: its name in the span's name, its type, and its system.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Operation {
     name: &'static str,
@@ -38,13 +38,13 @@ pub(super) const PUBLISH: Operation = Operation {
     kind: "send",
     system: "rabbitmq",
 };
-/// Ingest takes an event from RabbitMQ and stores it.
+/// Ingest stores an event.
 pub(super) const PROCESS: Operation = Operation {
     name: "process",
     kind: "process",
     system: "rabbitmq",
 };
-/// Ingest does so with many at once.
+/// Ingest stores a batch.
 pub(super) const BATCH: Operation = Operation {
     name: "batch",
     kind: "process",
@@ -56,7 +56,7 @@ pub(super) const DELIVER: Operation = Operation {
     kind: "send",
     system: "shopbell",
 };
-/// The client acknowledges it.
+/// The client acknowledges a notification.
 pub(super) const SETTLE: Operation = Operation {
     name: "ack",
     kind: "settle",
@@ -69,7 +69,7 @@ impl Operation {
         format!("{} {destination}", self.name)
     }
 
-    /// What every messaging span says.
+    /// The attributes of every messaging span.
     pub(super) fn attributes(self, destination: &str) -> Vec<KeyValue> {
         vec![
             KeyValue::new(SYSTEM, self.system),
@@ -83,7 +83,7 @@ impl Operation {
 /// The transaction that stores a batch.
 pub(super) const COMMIT: &str = "append notifications";
 
-/// What a database span says.
+/// The attributes of a database span.
 pub(super) fn commit_attributes() -> Vec<KeyValue> {
     vec![
         KeyValue::new("db.system.name", "postgresql"),

@@ -1,21 +1,21 @@
-//! Metrics as text, in the format that who asks understands.
+//! Metrics as text, in the format that the client accepts.
 
 use std::fmt::Error;
 
 use prometheus_client::encoding::{prometheus_text, text};
 use prometheus_client::registry::Registry;
 
-/// How metrics are written.
+/// A text format for metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exposition {
-    /// Prometheus' own text format 0.0.4, which everything reads.
+    /// The Prometheus text format 0.0.4, which every client reads.
     Text,
-    /// OpenMetrics 1.0, which Prometheus asks for.
+    /// OpenMetrics 1.0, which Prometheus prefers.
     OpenMetrics,
 }
 
 impl Exposition {
-    /// What a request's `Accept` asks for: Prometheus names OpenMetrics where it knows it.
+    /// The format for an `Accept` header.
     pub fn of_accept(accept: &str) -> Self {
         if accept.contains("application/openmetrics-text") {
             Self::OpenMetrics
@@ -24,7 +24,7 @@ impl Exposition {
         }
     }
 
-    /// The content type of what [`Exposition::render`] gives.
+    /// The content type of the format.
     pub fn content_type(self) -> &'static str {
         match self {
             Self::Text => "text/plain; version=0.0.4; charset=utf-8",
@@ -32,7 +32,10 @@ impl Exposition {
         }
     }
 
-    /// The metrics, as they are now.
+    /// Writes the current metrics.
+    ///
+    /// # Errors
+    /// A metric cannot be encoded.
     pub fn render(self, registry: &Registry) -> Result<String, Error> {
         let mut metrics = String::new();
         match self {
@@ -50,7 +53,7 @@ mod tests {
     use crate::telemetry::metrics::Metrics;
 
     #[test]
-    fn counters_and_infos_are_described_by_the_names_of_their_samples() {
+    fn the_text_format_describes_counters_by_their_sample_names() {
         let mut registry = Registry::default();
         let metrics = Metrics::new(&mut registry);
         metrics.acks.inc();
@@ -79,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn who_asks_for_open_metrics_gets_them() {
+    fn open_metrics_is_sent_to_clients_that_accept_it() {
         let prometheus = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.1";
         assert_eq!(Exposition::of_accept(prometheus), Exposition::OpenMetrics);
         assert_eq!(Exposition::of_accept("*/*"), Exposition::Text);

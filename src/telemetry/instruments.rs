@@ -1,4 +1,4 @@
-//! The kinds of metrics that prometheus-client does not have: families by one label, ages, and counts of what exists.
+//! Kinds of metrics that prometheus-client does not have: families by one label, ages, and counts of existing objects.
 
 use std::collections::HashMap;
 use std::sync::atomic::AtomicU64;

@@ -1,5 +1,5 @@
-//! What the kernel says of this process, under the names that every Prometheus client gives it. Linux only: elsewhere there is
-//! nothing to tell, and nothing is told.
+//! Metrics of the process under the names that every Prometheus client uses. Only Linux has the source, `/proc`; elsewhere
+//! there are no such metrics.
 
 use std::fs;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -10,18 +10,18 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
-/// The kernel's clock tick as programs see it: `USER_HZ`, 100 on every architecture that Rust's Linux targets have.
+/// `USER_HZ`, the clock tick of the kernel: 100 on all architectures of Rust's Linux targets.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// Reads `/proc/self` when it is asked.
+/// Reads `/proc/self` for each scrape.
 #[derive(Debug)]
 pub struct Process {
-    /// In seconds since 1970.
+    /// Seconds since 1970.
     started_at: f64,
 }
 
 impl Process {
-    /// Of a process that starts now.
+    /// A process that starts now.
     pub fn starting() -> Self {
         let started_at = SystemTime::now()
             .duration_since(UNIX_EPOCH)
@@ -37,31 +37,35 @@ impl Collector for Process {
         let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
         let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
         if let Some(seconds) = stat.as_deref().and_then(cpu_seconds) {
-            let (name, help) = ("process_cpu_seconds", "User and system time, in seconds");
+            let (name, help) = ("process_cpu_seconds", "User and system CPU time in seconds");
             let counter = ConstCounter::new(seconds);
             counter.encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)?;
         }
         let gauges = [
             (
                 "process_resident_memory_bytes",
-                "Memory in RAM",
+                "Resident memory in bytes",
                 kilobytes(&status, "VmRSS:"),
             ),
             (
                 "process_virtual_memory_bytes",
-                "Memory in all",
+                "Virtual memory in bytes",
                 kilobytes(&status, "VmSize:"),
             ),
-            ("process_threads", "Threads", number(&status, "Threads:")),
+            (
+                "process_threads",
+                "Number of threads",
+                number(&status, "Threads:"),
+            ),
             ("process_open_fds", "Open files and sockets", open_files()),
             (
                 "process_max_fds",
-                "Most that may be open",
+                "Limit of open files",
                 number(&limits, "Max open files"),
             ),
             (
                 "process_start_time_seconds",
-                "When it started, in seconds since 1970",
+                "Start time in seconds since 1970",
                 Some(self.started_at),
             ),
         ];
@@ -75,7 +79,7 @@ impl Collector for Process {
     }
 }
 
-/// Linux 6.2 and newer tell the number as the folder's size; before that they are counted.
+/// Linux 6.2 and newer report the number as the size of the folder. Older kernels need a count.
 fn open_files() -> Option<f64> {
     const FOLDER: &str = "/proc/self/fd";
     match fs::metadata(FOLDER).ok()?.len() {
@@ -111,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernels_files_are_understood() {
+    fn the_files_of_the_kernel_are_parsed() {
         let stat =
             "7 (shop (bell) x) S 1 7 7 0 -1 4194560 300 0 0 0 250 150 0 0 20 0 5 0 100 2000 300";
         assert_eq!(cpu_seconds(stat), Some(4.0));

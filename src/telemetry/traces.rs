@@ -1,8 +1,8 @@
-//! OpenTelemetry traces over OTLP, where `OTEL_EXPORTER_OTLP_ENDPOINT` names a collector; otherwise nothing of it runs.
+//! OpenTelemetry traces over OTLP. They are exported if `OTEL_EXPORTER_OTLP_ENDPOINT` names a collector.
 //!
-//! Only what a publisher traces is traced: an event whose `traceparent` is sampled. Its trace goes on through ingest, fan-out,
-//! send and ack. What was read from Postgres begins a trace of its own, linked to the event's: it may have lain there for
-//! days. The spans are made when what they tell of is over, for all events of a batch at once, so no span is ever entered.
+//! Only events with a sampled `traceparent` are traced, through ingest, fan-out, send and ack. A notification that was read
+//! from Postgres starts a new trace with a link to the event's, because it may be days old. Spans are recorded when their
+//! work has ended, for all events of a batch together, so no span is ever entered.
 
 use std::fmt;
 use std::sync::OnceLock;
@@ -20,24 +20,24 @@ use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider, Span};
 use super::conventions::{self, BATCH, DELIVER, Operation, PROCESS, PUBLISH, SETTLE};
 use crate::model::trace_context::{Source, TraceContext};
 
-/// Most events that a batch's span is linked to: what OpenTelemetry keeps of a span by default.
+/// Most links of a batch's span, the default limit of OpenTelemetry.
 const LINKS_MAX: usize = 128;
-/// How long the last spans may take to be sent.
+/// Most time to export the last spans.
 const LAST_EXPORT_TIMEOUT: Duration = Duration::from_secs(3);
-/// What sessions send to, and are acknowledged by.
+/// The destination of the spans of sessions.
 const CLIENTS: &str = "shopbell.v1";
 
-/// Set once, before anything is traced.
+/// Set once at the start.
 static TRACER: OnceLock<SdkTracer> = OnceLock::new();
 
-/// Sends spans until it is stopped.
+/// The exporter of spans.
 #[derive(Debug)]
 pub struct Traces {
     provider: SdkTracerProvider,
 }
 
 impl Traces {
-    /// Starts, where the environment asks for it. The exporter reads OpenTelemetry's own variables itself.
+    /// Starts the exporter if the environment configures it. The exporter reads the variables of OpenTelemetry itself.
     pub(super) fn from_environment() -> Option<Result<Self, String>> {
         let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
         let endpoint =
@@ -64,7 +64,7 @@ impl Traces {
         })
     }
 
-    /// Sends what is left. Blocks: not for an async task.
+    /// Exports the last spans. It blocks, so call it outside async tasks.
     pub fn stop(self) {
         if let Err(error) = self.provider.shutdown_with_timeout(LAST_EXPORT_TIMEOUT) {
             tracing::warn!(%error, "the last traces could not be exported");
@@ -72,7 +72,7 @@ impl Traces {
     }
 }
 
-/// Whether anything is traced.
+/// Whether traces are exported.
 pub fn are_on() -> bool {
     TRACER.get().is_some()
 }
@@ -108,7 +108,7 @@ fn link(trace: &TraceContext) -> Link {
     Link::with_context(span_context(trace))
 }
 
-/// A span of messages, to be made.
+/// A span of messages that is not built yet.
 fn of_messages(
     operation: Operation,
     kind: SpanKind,
@@ -141,12 +141,12 @@ fn follow(trace: &TraceContext, begun: SystemTime, span: SpanBuilder) -> Option<
     of_ended(span.span_context(), now)
 }
 
-/// A publish under way; ends when it is dropped.
+/// The span of a publish, which ends when it is dropped.
 #[derive(Debug)]
 pub struct Publishing(Span);
 
 impl Publishing {
-    /// Of an event, by a program that is traced itself.
+    /// Begins the span of an event that a command of ours publishes.
     pub fn begin(exchange: &str, event_type: &str, id: &str) -> Option<Self> {
         let more = vec![
             KeyValue::new(conventions::ROUTING_KEY, event_type.to_owned()),
@@ -159,7 +159,7 @@ impl Publishing {
     }
 }
 
-/// The `traceparent` that the event is to carry.
+/// The `traceparent` for the event.
 impl fmt::Display for Publishing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let span = self.0.span_context();
@@ -173,7 +173,7 @@ impl fmt::Display for Publishing {
     }
 }
 
-/// A batch in work. Its span is a root, for it has as many parents as events: those are its links.
+/// The span of a batch. It is a root span with a link to each event, because it has many parents.
 #[derive(Debug)]
 pub struct Batch {
     queue: String,
@@ -182,7 +182,7 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// `None` where nobody traces any of its events.
+    /// Returns `None` if no event of the batch is traced.
     pub fn begin<'a>(
         queue: impl FnOnce() -> String,
         deliveries: usize,
@@ -210,7 +210,7 @@ impl Batch {
         })
     }
 
-    /// It was stored, in a transaction that began then.
+    /// Records the transaction that began at `begun`.
     pub fn committed(&self, begun: SystemTime) {
         let span = SpanBuilder::from_name(conventions::COMMIT)
             .with_kind(SpanKind::Client)
@@ -220,7 +220,7 @@ impl Batch {
         }
     }
 
-    /// An event of it was stored: the part of ingest in the event's own trace.
+    /// Records the span of ingest in the trace of one event, and returns the position after it.
     pub fn stored(
         &self,
         traceparent: &str,
@@ -248,7 +248,7 @@ pub fn published(trace: &TraceContext, exchange: &str, begun: SystemTime) {
     );
 }
 
-/// A session wrote it to its socket; gives where the trace goes on.
+/// Records the write to a socket, and returns the position after it.
 pub fn delivered(
     trace: &TraceContext,
     feed: &str,
@@ -267,7 +267,7 @@ pub fn delivered(
     )
 }
 
-/// The client acknowledged it: the span is the wait for that.
+/// Records the wait for the client's ack.
 pub fn acknowledged(delivered: &TraceContext) {
     let begun = match delivered.source() {
         Source::Ended(at) => at,
