@@ -44,8 +44,8 @@ def runtime(lines):
     # The image has no shell, which a command that is not a list would need.
     for name in ("ENTRYPOINT", "CMD", "HEALTHCHECK"):
         check(re.search(r"(^|CMD )\[.*\]$", found.get(name, "")), f"Dockerfile: {name} must be a list")
-    table = Path("README.md").read_text()
-    listened = re.findall(r"`0\.0\.0\.0:(\d+)`", table.split("\n## Configure\n")[1].split("\n## ")[0])
+    table = Path("docs/configuration.md").read_text()
+    listened = re.findall(r"`0\.0\.0\.0:(\d+)`", table)
     check(found.get("EXPOSE", "").split() == listened, f"Dockerfile: EXPOSE must be the default ports: {listened}")
 
 

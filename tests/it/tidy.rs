@@ -1,4 +1,4 @@
-//! ARCHITECTURE.md and the README match the sources. These tests read files, and need no services.
+//! ARCHITECTURE.md and docs/configuration.md match the sources. These tests read files and need no services.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -221,7 +221,7 @@ fn no_file_is_too_long() {
 }
 
 #[test]
-fn the_readme_lists_every_setting() {
+fn the_configuration_page_lists_every_setting() {
     let settings = |text: String| -> BTreeSet<String> {
         let names =
             text.split(|c: char| !c.is_ascii_uppercase() && !c.is_ascii_digit() && c != '_');
@@ -235,7 +235,7 @@ fn the_readme_lists_every_setting() {
         .into_iter()
         .filter(|(part, ..)| within(part, "config"))
         .map(|(.., text)| text + "\n");
-    let table = section("README.md", "## Configure");
+    let table = section("docs/configuration.md", "## Settings");
     let cells = table
         .lines()
         .filter_map(|row| row.strip_prefix("| ")?.split(" | ").next());
@@ -245,7 +245,7 @@ fn the_readme_lists_every_setting() {
     );
     assert_eq!(
         listed, taken,
-        "the table in README.md (left) differs from src/config.rs: correct the table"
+        "the table in docs/configuration.md (left) differs from src/config.rs: correct the table"
     );
 }
 
