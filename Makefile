@@ -4,7 +4,7 @@
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench check services stop clean toolchain
+.PHONY: help demo test bench docs check services stop clean toolchain
 
 help: ## list these chores
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -18,6 +18,9 @@ test: toolchain ## run every check and test with a private RabbitMQ and Postgres
 
 bench: toolchain ## measure throughput, latency, replay, idle sessions and scale (15 minutes; BENCH="--help" lists options)
 	@cargo bench --locked --bench load -- $(BENCH)
+
+docs: toolchain ## build the documentation as a site: target/docs/html/index.html
+	@scripts/docs-site
 
 check: toolchain ## check format and lints, without services
 	@scripts/test format

@@ -1,7 +1,7 @@
 //! Shopbell, tested from outside: the shipped binary with a real RabbitMQ, a real Postgres and real
 //! sockets.
 //!
-//! Every file is a topic, and every test is one line of the promise in DESIGN.md. Run them with
+//! Every file is a topic, and every test holds one of the guarantees. Run them with
 //! `make test`.
 #![expect(
     clippy::expect_used,
@@ -63,4 +63,5 @@ mod sessions;
 mod slow_client;
 mod support;
 mod tidy;
+mod tidy_docs;
 mod traces;
