@@ -1,36 +1,100 @@
-//! How long to wait before trying again: the one retry policy of the service, for broker and database alike.
+//! The retry policy of the service: the waits between attempts, and the count and the log of
+//! failures.
+//!
+//! A loop passes the error of each failed attempt in, and gets the time until the next attempt. The
+//! loop decides what to attempt, and when to give up.
 
+use std::fmt::Display;
 use std::time::Duration;
 
-/// The first wait is up to this.
+use tokio_util::sync::CancellationToken;
+
+use crate::telemetry::labels::Retried;
+use crate::telemetry::metrics::Metrics;
+
+/// Bound of the first wait.
 const FIRST: Duration = Duration::from_millis(100);
-/// No wait is longer: a service that came back is found again within this.
+/// Bound of all waits. A part that works again is found within this time.
 const LONGEST: Duration = Duration::from_secs(5);
 
-/// Doubling waits with full jitter, so that replicas do not return in step.
+/// Exponential back-off with equal jitter.
+///
+/// The wait after failure n is random between half of its bound and its bound. The bound is
+/// `min(100 ms * 2^(n - 1), 5 s)`. The random half keeps replicas from repeating at the same time.
 #[derive(Debug)]
 pub struct Backoff {
-    ceiling: Duration,
+    bound: Duration,
 }
 
 impl Default for Backoff {
     fn default() -> Self {
-        Self { ceiling: FIRST }
+        Self { bound: FIRST }
     }
 }
 
 impl Backoff {
-    /// The next wait: at least half of a ceiling that doubles each time.
+    /// Returns the next wait, and doubles the bound of the one after it.
     pub fn next_wait(&mut self) -> Duration {
-        let ceiling = self.ceiling;
-        self.ceiling = (ceiling * 2).min(LONGEST);
-        ceiling.mul_f64(0.5 + fastrand::f64() / 2.0)
+        let wait = jittered(self.bound, fastrand::f64());
+        self.bound = (self.bound * 2).min(LONGEST);
+        wait
     }
 
-    /// It worked: begin anew.
+    /// Begins again with the first wait, because an attempt succeeded.
     pub fn reset(&mut self) {
-        self.ceiling = FIRST;
+        self.bound = FIRST;
     }
+}
+
+/// Equal jitter: half of the bound, and of the other half the share `random`, from 0 to 1.
+fn jittered(bound: Duration, random: f64) -> Duration {
+    bound.mul_f64(0.5 + random / 2.0)
+}
+
+/// Counts and logs the failed attempts of one kind of work, and computes the waits between them.
+#[derive(Debug)]
+pub struct Retry<'a> {
+    work: Retried,
+    metrics: &'a Metrics,
+    backoff: Backoff,
+}
+
+impl<'a> Retry<'a> {
+    /// Begins with the first wait.
+    pub fn new(work: Retried, metrics: &'a Metrics) -> Self {
+        Self {
+            work,
+            metrics,
+            backoff: Backoff::default(),
+        }
+    }
+
+    /// Counts and logs a failed attempt, and returns the time until the next one. `failure` states
+    /// the failed action, such as "a batch could not be stored".
+    #[must_use]
+    pub fn failed(&mut self, failure: &'static str, error: &dyn Display) -> Duration {
+        let wait = self.backoff.next_wait();
+        self.metrics.retries.inc(self.work);
+        tracing::warn!(
+            work = self.work.as_str(),
+            %error,
+            wait_ms = wait.as_millis(),
+            "{failure}; the next attempt follows after a wait"
+        );
+        wait
+    }
+
+    /// Begins again with the first wait, because an attempt succeeded.
+    pub fn reset(&mut self) {
+        self.backoff.reset();
+    }
+}
+
+/// Waits until the next attempt. Returns false if `stop` is cancelled first.
+pub async fn sleep(wait: Duration, stop: &CancellationToken) -> bool {
+    stop.run_until_cancelled(tokio::time::sleep(wait))
+        .await
+        .is_some()
 }
 
 #[cfg(test)]
@@ -38,12 +102,40 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waits_grow_to_a_bound_and_begin_anew() {
+    fn a_wait_is_between_half_of_its_bound_and_its_bound() {
+        for bound in [FIRST, LONGEST] {
+            assert_eq!(jittered(bound, 0.0), bound / 2);
+            assert_eq!(jittered(bound, 0.5), bound * 3 / 4);
+            assert_eq!(jittered(bound, 1.0), bound);
+        }
+    }
+
+    #[test]
+    fn bounds_double_up_to_the_longest_wait() {
         let mut backoff = Backoff::default();
-        assert!(backoff.next_wait() <= FIRST);
-        assert!((0..20).all(|_| backoff.next_wait() <= LONGEST));
-        assert!(backoff.next_wait() >= LONGEST / 2);
+        for bound_ms in [100, 200, 400, 800, 1_600, 3_200, 5_000, 5_000] {
+            let bound = Duration::from_millis(bound_ms);
+            assert_eq!(backoff.bound, bound);
+            let wait = backoff.next_wait();
+            assert!((bound / 2..=bound).contains(&wait), "{wait:?} of {bound:?}");
+        }
+    }
+
+    #[test]
+    fn a_success_begins_again_with_the_first_wait() {
+        let mut backoff = Backoff::default();
+        for _ in 0..10 {
+            let _ = backoff.next_wait();
+        }
         backoff.reset();
         assert!(backoff.next_wait() <= FIRST);
+    }
+
+    #[tokio::test]
+    async fn a_stop_ends_a_wait() {
+        let stop = CancellationToken::new();
+        assert!(sleep(Duration::ZERO, &stop).await);
+        stop.cancel();
+        assert!(!sleep(Duration::MAX, &stop).await);
     }
 }

@@ -193,7 +193,8 @@ fn found(declared: Result<(), lapin::Error>) -> Result<Found, BrokerError> {
     }
 }
 
-/// Reads the version from the greeting over a connection of its own, because lapin does not expose it.
+/// Reads the version from the greeting over a connection of its own, because lapin does not expose
+/// it.
 async fn version(broker: &Broker) -> Option<String> {
     tokio::time::timeout(GREETING_TIMEOUT, greeting(broker))
         .await

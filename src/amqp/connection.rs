@@ -18,7 +18,8 @@ use super::{BrokerError, CLOSE_TIMEOUT, CONNECT_TIMEOUT, within};
 
 /// AMQP's reply code for a close without an error.
 const NOTHING_WRONG: u16 = 200;
-/// The smallest frame that every supported RabbitMQ accepts. lapin allocates 64 frames for each connection.
+/// The smallest frame that every supported RabbitMQ accepts. lapin allocates 64 frames for each
+/// connection.
 const SMALL_FRAME_BYTES: u32 = 8 * 1024;
 
 /// The size of the largest frame. It decides how much memory a connection takes.
@@ -32,8 +33,8 @@ pub(super) enum Frames {
     Small,
 }
 
-/// A connection. Dropping it ends its socket and its thread at once. [`Connection::close`] closes it
-/// cleanly.
+/// A connection. Dropping it ends its socket and its thread at once. [`Connection::close`] closes
+/// it cleanly.
 pub(super) struct Connection {
     // Drops first: lapin cancels a dropped consumer, and RabbitMQ must not receive the cancel.
     socket: Socket,
@@ -80,8 +81,8 @@ impl Connection {
 
     /// Closes the connection cleanly, if RabbitMQ answers in time.
     ///
-    /// The caller passes an open `channel` to keep it open: lapin closes a channel when it drops, and
-    /// meanwhile it fails to close the connection.
+    /// The caller passes an open `channel` to keep it open: lapin closes a channel when it drops,
+    /// and meanwhile it fails to close the connection.
     pub(super) async fn close(self, channel: &Channel) {
         let closing = self.inner.close(NOTHING_WRONG, "goodbye".into());
         log_failed_close(tokio::time::timeout(CLOSE_TIMEOUT, closing).await, channel);
@@ -151,7 +152,8 @@ async fn connect(
     Ok(Connection { socket, inner })
 }
 
-/// A second handle of a connection's socket. Its drop ends the socket, also if opening fails halfway.
+/// A second handle of a connection's socket. Its drop ends the socket, also if opening fails
+/// halfway.
 struct Socket(TcpStream);
 
 impl Socket {

@@ -1,7 +1,8 @@
 //! Consumes a queue: one connection, one channel, one consumer.
 //!
 //! Deliveries come out in the order of RabbitMQ, and [`Acknowledger`] acknowledges them on the
-//! incarnation that delivered them. A consumer never sends a nack or a cancel: see [`Consumer::close`].
+//! incarnation that delivered them. A consumer never sends a nack or a cancel: see
+//! [`Consumer::close`].
 
 use std::time::Duration;
 
@@ -54,8 +55,8 @@ impl Consumer {
         // Not fatal: replicas with the old setting drain while the number of partitions is raised.
         if partition == 1 && topology.more_partitions {
             tracing::error!(
-                partitions = broker.partitions,
-                not_consumed = broker.names.partition(broker.partitions + 1),
+                known = broker.partitions,
+                unknown = broker.names.partition(broker.partitions + 1),
                 "RabbitMQ has more partitions than this replica consumes; \
                  set SHOPBELL_INGEST_PARTITIONS to their number"
             );

@@ -1,5 +1,5 @@
-//! Publishes with confirms. A publish that must arrive waits for RabbitMQ; a publish that may be lost
-//! fails at once while RabbitMQ takes none.
+//! Publishes with confirms. A publish that must arrive waits for RabbitMQ; a publish that may be
+//! lost fails at once while RabbitMQ takes none.
 
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -33,8 +33,8 @@ pub struct Outgoing {
 }
 
 impl Outgoing {
-    /// A CloudEvent in structured mode. A header repeats its recipient, because RabbitMQ chooses the
-    /// partition by the header.
+    /// A CloudEvent in structured mode. A header repeats its recipient, because RabbitMQ chooses
+    /// the partition by the header.
     pub fn event(exchange: String, event_type: &str, recipient: &str, body: Vec<u8>) -> Self {
         let recipient = topology::table([(topology::RECIPIENT_HEADER, topology::text(recipient))]);
         Self {
@@ -95,8 +95,8 @@ impl Shared {
     }
 }
 
-/// Publishes on a channel of its own. It opens the channel with the first publish, and drops it after a
-/// failure.
+/// Publishes on a channel of its own. It opens the channel with the first publish, and drops it
+/// after a failure.
 #[derive(Debug)]
 pub struct Publisher {
     broker: Broker,
@@ -139,11 +139,12 @@ impl Publisher {
 
     /// Publishes in order, and returns when RabbitMQ has confirmed all.
     ///
-    /// Takes `&mut self`, because lapin may swap the confirms of two tasks that publish on one channel.
+    /// Takes `&mut self`, because lapin may swap the confirms of two tasks that publish on one
+    /// channel.
     ///
     /// # Errors
-    /// RabbitMQ does not answer, or rejects a publish. [`BrokerError::Blocked`] if an alarm lasts too
-    /// long. Some publishes may have arrived; the caller repeats all.
+    /// RabbitMQ does not answer, or rejects a publish. [`BrokerError::Blocked`] if an alarm lasts
+    /// too long. Some publishes may have arrived; the caller repeats all.
     pub async fn publish(&mut self, publishes: &[Outgoing]) -> Result<(), BrokerError> {
         // Taken out, so that an error drops it.
         let incarnation = match self.incarnation.take() {
@@ -172,9 +173,9 @@ impl Publisher {
     /// Publishes once, for a publish that may be lost.
     ///
     /// # Errors
-    /// RabbitMQ does not confirm it within `limit`. Fails at once if RabbitMQ blocks the connection,
-    /// or if the last attempt failed a short time ago. A blocked connection is kept: it cannot be
-    /// closed, and new ones would accumulate.
+    /// RabbitMQ does not confirm it within `limit`. Fails at once if RabbitMQ blocks the
+    /// connection, or if the last attempt failed a short time ago. A blocked connection is kept: it
+    /// cannot be closed, and new ones would accumulate.
     pub async fn try_publish(
         &mut self,
         limit: Duration,

@@ -28,8 +28,8 @@ const HINTS_WAITING_MAX: i32 = 10_000;
 /// Most bytes of the hints that wait for a slow replica.
 const HINT_BYTES_WAITING_MAX: i32 = 64 * 1024 * 1024;
 
-/// The header by which RabbitMQ chooses a partition: the attribute `recipient` in the CloudEvents AMQP
-/// binding.
+/// The header by which RabbitMQ chooses a partition: the attribute `recipient` in the CloudEvents
+/// AMQP binding.
 pub(super) const RECIPIENT_HEADER: &str = "cloudEvents_recipient";
 /// The binding key for all events of a topic exchange. Fan-out exchanges ignore it.
 const EVERYTHING: &str = "#";
@@ -92,7 +92,8 @@ pub(super) async fn ensure(
         .await?;
         bind(channel, names.unroutable(), names.unroutable(), EVERYTHING).await?;
         match broker.partitions {
-            // A binding past the existing partitions would let new events overtake those that wait there.
+            // A binding past the existing partitions would let new events overtake those that wait
+            // there.
             1 if topology.more_partitions => {}
             1 => bind(channel, names.ingest(), names.events(), EVERYTHING).await?,
             partitions => route_by_recipient(channel, names, partitions).await?,
@@ -188,8 +189,8 @@ impl Broker {
 
 /// Routes events to all partitions.
 ///
-/// Binds all partitions before the exchange of events, so that each recipient has one partition from
-/// the start. Removes the direct binding of the first partition last: events that arrive twice
+/// Binds all partitions before the exchange of events, so that each recipient has one partition
+/// from the start. Removes the direct binding of the first partition last: events that arrive twice
 /// meanwhile are stored once.
 async fn route_by_recipient(
     channel: &Channel,
@@ -266,8 +267,8 @@ pub(super) fn is_not_found(error: &lapin::Error) -> bool {
     matches!(error.kind(), ErrorKind::ProtocolError(error) if *error.kind() == not_found)
 }
 
-/// Declares and binds the fan-out queue of one incarnation. It is bounded, and RabbitMQ deletes it with
-/// the connection.
+/// Declares and binds the fan-out queue of one incarnation. It is bounded, and RabbitMQ deletes it
+/// with the connection.
 pub(super) async fn ensure_fanout_queue(
     channel: &Channel,
     names: &Names,

@@ -8,8 +8,8 @@ const FORM: &str = "must be a URL like amqp://user:password@host:5672/vhost";
 
 /// Parses an `amqp` or `amqps` URL.
 ///
-/// lapin takes an IPv6 literal and a missing host for `localhost`. A broker that the URL does not name must never get the
-/// password, so the host is read here.
+/// lapin takes an IPv6 literal and a missing host for `localhost`. A broker that the URL does not
+/// name must never get the password, so the host is read here.
 pub(super) fn parse(text: &str) -> Result<AMQPUri, &'static str> {
     let url = Url::parse(text).map_err(|error| match error {
         url::ParseError::InvalidIpv6Address if text.contains('%') => {

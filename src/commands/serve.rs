@@ -43,7 +43,7 @@ use crate::http::listener;
 use crate::http::problem::Problem;
 use crate::ingest::Ingest;
 use crate::ingest::dead_letters::DeadLetterPublisher;
-use crate::ingest::holds::HeldFeeds;
+use crate::ingest::held_feeds::HeldFeeds;
 use crate::ingest::traces::TraceKeeper;
 use crate::model::event::Limits;
 use crate::ops::canary::Canary;
@@ -294,7 +294,7 @@ impl Base {
         // The first consumer gets a partition. Each replica uses a random order, so that replicas that start together share.
         let mut partitions: Vec<u8> = (1..=self.broker.partitions).collect();
         fastrand::shuffle(&mut partitions);
-        let (letters, limits) = (
+        let (dead_letter_stored, limits) = (
             Arc::<Notify>::default(),
             Limits {
                 event_bytes_max: config.event_bytes_max,
@@ -309,7 +309,7 @@ impl Base {
                 traces: traces.clone(),
                 limits,
                 broadcast_feed: config.broadcast_feed.clone(),
-                letters: letters.clone(),
+                dead_letter_stored: dead_letter_stored.clone(),
                 metrics: self.metrics.clone(),
                 health: self.health.clone(),
             };
@@ -319,7 +319,7 @@ impl Base {
         let publisher = DeadLetterPublisher {
             broker: self.broker.clone(),
             pool: self.pools.upkeep.clone(),
-            stored: letters,
+            stored: dead_letter_stored,
             metrics: self.metrics.clone(),
         };
         parts.spawn(Part::DeadLetters, publisher.run(self.stops.cursors.clone()));

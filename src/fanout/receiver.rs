@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Fanout, wire};
 use crate::amqp::consumer::Consumer;
 use crate::amqp::{Broker, BrokerError};
-use crate::retry::Backoff;
+use crate::retry::{self, Retry};
 use crate::telemetry::labels::Retried;
 
 /// Most batches that RabbitMQ sends ahead. Each takes microseconds, so a few are enough.
@@ -16,24 +16,22 @@ const PREFETCH: u16 = 64;
 impl Fanout {
     /// Receives hints until `stop`. If RabbitMQ is away, it reconnects with back-off; the sweep covers the time between.
     pub async fn receive(&self, broker: &Broker, stop: CancellationToken) {
-        let mut backoff = Backoff::default();
+        let mut retry = Retry::new(Retried::Fanout, &self.metrics);
         while !stop.is_cancelled() {
             let ended = self
-                .receive_one_incarnation(broker, &mut backoff, &stop)
+                .receive_one_incarnation(broker, &mut retry, &stop)
                 .await;
             self.receives.store(false, Ordering::Relaxed);
             let Err(error) = ended else { return };
-            let wait = backoff.next_wait();
-            self.metrics.retries.inc(Retried::Fanout);
-            tracing::warn!(%error, wait_ms = wait.as_millis(), "the fan-out consumer failed; it reconnects");
-            stop.run_until_cancelled(tokio::time::sleep(wait)).await;
+            let wait = retry.failed("the fan-out consumer failed", &error);
+            retry::sleep(wait, &stop).await;
         }
     }
 
     async fn receive_one_incarnation(
         &self,
         broker: &Broker,
-        backoff: &mut Backoff,
+        retry: &mut Retry<'_>,
         stop: &CancellationToken,
     ) -> Result<(), BrokerError> {
         let Some(opened) = stop
@@ -46,7 +44,7 @@ impl Fanout {
         self.receives.store(true, Ordering::Relaxed);
         let _up = self.health.fanout.up();
         let received = stop
-            .run_until_cancelled(self.receive_from(&mut consumer, backoff))
+            .run_until_cancelled(self.receive_from(&mut consumer, retry))
             .await;
         consumer.close().await;
         received.unwrap_or(Ok(()))
@@ -56,7 +54,7 @@ impl Fanout {
     async fn receive_from(
         &self,
         consumer: &mut Consumer,
-        backoff: &mut Backoff,
+        retry: &mut Retry<'_>,
     ) -> Result<(), BrokerError> {
         let acknowledger = consumer.acknowledger();
         loop {
@@ -66,7 +64,7 @@ impl Fanout {
                 self.receive_batches(delivery.body());
             }
             acknowledger.acknowledge_through(tag).await?;
-            backoff.reset();
+            retry.reset();
         }
     }
 

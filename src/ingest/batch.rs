@@ -1,4 +1,5 @@
-//! The deliveries that are stored together.
+//! A batch: deliveries that are stored together. Deliveries come in, and events and dead letters to
+//! store go out.
 
 use std::sync::Arc;
 
@@ -11,32 +12,32 @@ use crate::model::feed::Feed;
 use crate::store::append::{Fate, Pending};
 use crate::telemetry::metrics::Metrics;
 
-/// Most events in a batch: past that a bigger transaction is hardly cheaper an event, and twice as many are prefetched, each
-/// of whatever size the broker allows.
+/// Most events in a batch. Larger transactions are hardly cheaper for each event, and twice as many
+/// events are prefetched.
 pub(super) const EVENTS_MAX: usize = 128;
-/// A batch takes no further event when its bodies have this many bytes.
+/// Bytes of bodies after which a batch takes no more events.
 const BYTES_MAX: usize = 1024 * 1024;
 
-/// Where deliveries arrive, and are counted: whatever becomes of them is counted elsewhere, and must add up to the same.
+/// A consumer that counts its deliveries as received.
 #[derive(Debug)]
-pub(super) struct Arrivals {
+pub(super) struct CountedConsumer {
     consumer: Consumer,
     metrics: Arc<Metrics>,
 }
 
-impl Arrivals {
+impl CountedConsumer {
     pub(super) fn new(consumer: Consumer, metrics: Arc<Metrics>) -> Self {
         Self { consumer, metrics }
     }
 
-    /// The next delivery. Losing this future in a `select!` loses no delivery.
+    /// Waits for the next delivery. If this future is dropped in a `select!`, no delivery is lost.
     pub(super) async fn next(&mut self) -> Result<Delivery, BrokerError> {
         let delivery = self.consumer.next().await?;
         self.metrics.events_received.inc();
         Ok(delivery)
     }
 
-    /// The next delivery if it has arrived already.
+    /// Returns the next delivery if it has arrived already.
     fn next_ready(&mut self) -> Option<Result<Delivery, BrokerError>> {
         let next = self.consumer.next_ready();
         if let Some(Ok(_)) = next {
@@ -58,20 +59,27 @@ impl Arrivals {
     }
 }
 
-/// Deliveries in the order in which they came.
+/// Deliveries in the order of their arrival.
 #[derive(Debug)]
 pub(super) struct Batch {
     deliveries: Vec<Delivery>,
 }
 
 impl Batch {
-    /// Takes what has arrived; waits for nothing.
-    pub(super) fn collect(first: Delivery, arrivals: &mut Arrivals) -> Result<Self, BrokerError> {
+    /// Adds the deliveries that have arrived to the first one, and waits for no others.
+    ///
+    /// # Errors
+    /// The consumer ended. The deliveries are counted as abandoned, and RabbitMQ delivers them
+    /// again.
+    pub(super) fn collect(
+        first: Delivery,
+        consumer: &mut CountedConsumer,
+    ) -> Result<Self, BrokerError> {
         let mut bytes = first.body().len();
         let mut deliveries = vec![first];
         while deliveries.len() < EVENTS_MAX
             && bytes < BYTES_MAX
-            && let Some(delivery) = arrivals.next_ready()
+            && let Some(delivery) = consumer.next_ready()
         {
             match delivery {
                 Ok(delivery) => {
@@ -79,7 +87,7 @@ impl Batch {
                     deliveries.push(delivery);
                 }
                 Err(error) => {
-                    arrivals
+                    consumer
                         .metrics
                         .events_abandoned
                         .inc_by(deliveries.len() as u64);
@@ -90,10 +98,10 @@ impl Batch {
         Ok(Self { deliveries })
     }
 
-    /// Reads each delivery: an event is to be a notification, anything else a dead letter.
+    /// Parses each delivery: an event becomes a notification, all else a dead letter.
     pub(super) fn parse(self, limits: Limits, broadcast_feed: &Feed) -> Vec<Pending<Delivery>> {
         let pending = |delivery: Delivery| {
-            let fate = match read(&delivery.message(), limits, broadcast_feed) {
+            let fate = match parse_event(&delivery.message(), limits, broadcast_feed) {
                 Ok(event) => Fate::Notify(event),
                 Err(rejection) => {
                     Fate::DeadLetter(Box::new(dead_letters::rejected(&delivery, &rejection)))
@@ -108,8 +116,11 @@ impl Batch {
     }
 }
 
-/// Reads an event that can be stored.
-pub(super) fn read(
+/// Parses an event and checks its audience.
+///
+/// # Errors
+/// The message is not a valid event, or its recipient is not allowed for its type.
+pub(super) fn parse_event(
     message: &Message<'_>,
     limits: Limits,
     broadcast_feed: &Feed,

@@ -1,5 +1,5 @@
-//! What becomes of a batch that is stored: the other replicas are told at once, and RabbitMQ that it is done a moment later,
-//! of many events together. Nobody waits for either; meanwhile the next batch is stored.
+//! Publishes the hints of stored batches to the other replicas at once, and acknowledges their
+//! deliveries together a moment later. Meanwhile the next batch is stored.
 
 use std::time::{Duration, Instant};
 
@@ -9,22 +9,25 @@ use crate::amqp::BrokerError;
 use crate::amqp::consumer::Acknowledger;
 use crate::fanout::publisher::{HintPublisher, Published, StoredBatch};
 
-/// Most batches that are stored and not yet handed on.
+/// Most stored batches that wait for the publish of their hints.
 pub(super) const STORED_MAX: usize = 4;
-/// RabbitMQ writes an acknowledgement to its disk, like an event. So it gets one for so many events, a part of the prefetch
-/// small enough for the rest to be on its way meanwhile …
+/// Events after which they are acknowledged at once. RabbitMQ writes each acknowledgement to disk,
+/// so one covers many events. It is a part of the prefetch, so that RabbitMQ goes on with the rest.
 const EVENTS_PER_ACKNOWLEDGEMENT: u64 = 64;
-/// … or for those of so long a time; a crash before it makes RabbitMQ deliver them again.
+/// Longest delay of an acknowledgement. If the process dies before it, RabbitMQ delivers again.
 const ACKNOWLEDGE_AFTER: Duration = Duration::from_millis(10);
 
-/// Batches that RabbitMQ is to be told of.
+/// Published batches that are not acknowledged yet.
 struct Unacknowledged {
     published: Published,
     due: Instant,
 }
 
-/// Hands on what is stored, until no more comes.
-pub(super) async fn publish(
+/// Publishes and acknowledges stored batches until the channel closes.
+///
+/// # Errors
+/// The connection of the consumer is lost.
+pub(super) async fn publish_and_acknowledge(
     mut stored: mpsc::Receiver<StoredBatch>,
     mut hints: HintPublisher,
     acknowledger: &Acknowledger,
@@ -34,11 +37,11 @@ pub(super) async fn publish(
     let mut acknowledged = 0;
     loop {
         let due = unacknowledged.as_ref().map(|waiting| waiting.due);
-        let ended = tokio::select! {
+        let is_closed = tokio::select! {
             received = stored.recv_many(&mut batches, STORED_MAX) => received == 0,
             () = at(due) => false,
         };
-        if ended {
+        if is_closed {
             break;
         }
         if let Some(published) = hints.publish(&batches).await {
@@ -62,7 +65,7 @@ pub(super) async fn publish(
     Ok(())
 }
 
-/// Never, where there is nothing due.
+/// Waits until a moment. If nothing is due, this never returns.
 async fn at(due: Option<Instant>) {
     match due {
         Some(due) => tokio::time::sleep_until(due.into()).await,

@@ -1,5 +1,6 @@
-//! Storing a batch whatever it takes: a database that is away is waited for in place, a value that it refuses is found and
-//! becomes a dead letter, a feed that is damaged is repaired or held, and neither harms its neighbours.
+//! Stores a batch. If the database is down, this waits for it. If Postgres rejects a value, this
+//! finds the event and makes a dead letter of it. If a feed is damaged, this repairs it or holds
+//! its events. The other events of the batch are stored in each case.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
@@ -7,39 +8,39 @@ use std::time::{Duration, Instant};
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 
-use super::batch::Arrivals;
+use super::batch::CountedConsumer;
 use super::{Ingest, dead_letters};
 use crate::amqp::delivery::Delivery;
 use crate::model::event::{Reason, Rejection};
 use crate::model::feed::Feed;
-use crate::retry::Backoff;
+use crate::retry::{self, Retry};
 use crate::store::StoreError;
 use crate::store::append::{Blame, Committed, Fate, NotAppended, Outcome, Pending, append};
 use crate::store::holds;
 use crate::telemetry::labels::Retried;
 use crate::telemetry::metrics::Metrics;
 
-/// How long deliveries are held for a database that is away. RabbitMQ ends a consumer that holds longer than its
-/// `consumer_timeout` (30 minutes), and some versions do not recover from that: so we give back at half of it.
+/// Longest time for which deliveries are held while the database is down. RabbitMQ ends a consumer
+/// after its `consumer_timeout` of 30 minutes, and some versions do not recover from that.
 const HOLD_MAX: Duration = Duration::from_secs(15 * 60);
-/// Longest text of Postgres in a dead letter.
+/// Most characters of an error of Postgres in a dead letter.
 const DETAIL_CHARS_MAX: usize = 300;
 
-/// Why a batch was given back, unacknowledged, to be delivered again.
+/// The reason for which a batch is given up. RabbitMQ delivers it again.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Abandoned {
-    #[error("the replica stops while the database is away; the batch goes back to RabbitMQ")]
+    #[error("the replica stops while the database is down; RabbitMQ delivers the batch again")]
     Stopping,
-    #[error("RabbitMQ went away while the database was away; the batch is delivered again")]
+    #[error("the connection to RabbitMQ was lost while the database was down")]
     BrokerGone,
-    #[error("the database was away for {0:?}; the batch goes back to RabbitMQ until it returns")]
+    #[error("the database was down for {0:?}; RabbitMQ delivers the batch again when it is back")]
     TooLong(Duration),
 }
 
 type Part = Vec<Pending<Delivery>>;
 
-/// Deliveries of which it is not known what became of them. However the work on them ends, also where its incarnation drops it
-/// halfway, RabbitMQ delivers them again.
+/// Deliveries that are neither stored nor dead-lettered yet. If they are dropped, also because
+/// their incarnation ends, they count as abandoned.
 struct Undecided<'a> {
     deliveries: usize,
     metrics: &'a Metrics,
@@ -52,12 +53,16 @@ impl Drop for Undecided<'_> {
 }
 
 impl Ingest {
-    /// Stores all of a batch in order, and counts it. A part that is refused is halved until the culprit stands alone.
-    pub(super) async fn store(
+    /// Stores all of a batch in order, and counts it. If Postgres rejects a part, halves it until
+    /// the failing event is alone.
+    ///
+    /// # Errors
+    /// The batch is given up because the database is down.
+    pub(super) async fn store_batch(
         &self,
         batch: Part,
         received_at: OffsetDateTime,
-        arrivals: &Arrivals,
+        consumer: &CountedConsumer,
         stop: &CancellationToken,
     ) -> Result<Committed<Delivery>, Abandoned> {
         let mut committed = Committed::default();
@@ -71,36 +76,33 @@ impl Ingest {
                 continue;
             }
             let deliveries = part.len();
-            match self
-                .append_when_possible(part, received_at, arrivals, stop)
-                .await?
-            {
+            match self.append_part(part, received_at, consumer, stop).await? {
                 Ok(part) => {
                     self.count(&part);
                     undecided.deliveries -= deliveries;
                     committed.join(part);
                 }
-                Err(refused) => self
-                    .resolve(refused)
-                    .await
-                    .into_iter()
-                    .rev()
-                    .for_each(|part| parts.push_front(part)),
+                Err(rejected) => {
+                    for part in self.parts_instead_of(rejected).await.into_iter().rev() {
+                        parts.push_front(part);
+                    }
+                }
             }
         }
         Ok(committed)
     }
 
-    /// Tries until the database takes the part, or refuses something of it. The inner error gives it back.
-    async fn append_when_possible(
+    /// Appends a part, as often as needed while the database is down. The inner error returns a
+    /// part that Postgres rejected.
+    async fn append_part(
         &self,
         mut part: Part,
         received_at: OffsetDateTime,
-        arrivals: &Arrivals,
+        consumer: &CountedConsumer,
         stop: &CancellationToken,
     ) -> Result<Result<Committed<Delivery>, NotAppended<Delivery>>, Abandoned> {
         let held_since = Instant::now();
-        let mut backoff = Backoff::default();
+        let mut retry = Retry::new(Retried::Append, &self.metrics);
         loop {
             let begun = Instant::now();
             let appended = append(&self.pool, part, received_at).await;
@@ -114,14 +116,11 @@ impl Ingest {
             }
             let NotAppended { pending, error } = not_appended;
             part = pending;
-            let wait = backoff.next_wait();
-            self.metrics.retries.inc(Retried::Append);
-            tracing::warn!(%error, events = part.len(), wait_ms = wait.as_millis(), "a batch could not be stored; trying again");
-            tokio::select! {
-                () = tokio::time::sleep(wait) => {}
-                () = stop.cancelled() => return Err(Abandoned::Stopping),
+            let wait = retry.failed("a batch could not be stored", &error);
+            if !retry::sleep(wait, stop).await {
+                return Err(Abandoned::Stopping);
             }
-            if !arrivals.is_connected() {
+            if !consumer.is_connected() {
                 return Err(Abandoned::BrokerGone);
             }
             if held_since.elapsed() > HOLD_MAX {
@@ -130,71 +129,43 @@ impl Ingest {
         }
     }
 
-    /// What to store instead of a part that was refused, in order.
-    async fn resolve(&self, refused: NotAppended<Delivery>) -> Vec<Part> {
-        let blame = refused.blame();
+    /// Returns the parts to store instead of a rejected part, in order.
+    async fn parts_instead_of(&self, rejected: NotAppended<Delivery>) -> Vec<Part> {
+        let blame = rejected.blame();
         let NotAppended {
-            pending: mut part,
+            pending: part,
             error,
-        } = refused;
+        } = rejected;
         let feeds: BTreeSet<Feed> = part.iter().filter_map(Pending::feed).cloned().collect();
-        let damaged = if feeds.len() == 1 {
-            feeds.first()
-        } else {
-            None
-        };
-        match (blame, damaged) {
+        match (blame, feeds.first()) {
             (Blame::Held, _) => {
-                // An error shows again at the next append, which waits for the database.
+                // If this read fails, the next append fails too, and waits for the database.
                 let held = holds::among(&self.pool, &feeds.iter().collect::<Vec<_>>())
                     .await
                     .unwrap_or_default();
-                return vec![set_aside(
-                    part,
-                    &held,
-                    "the feed is held: earlier events of it wait",
-                )];
+                let detail = "the feed is held: earlier events of it wait";
+                vec![hold(part, &held, detail)]
             }
-            (Blame::Feed, Some(feed)) => {
-                if !self.repair(feed).await {
-                    tracing::error!(%error, events = part.len(), "a feed is damaged; its events wait until it is repaired");
-                    part = set_aside(part, &feeds, &detail(&error));
+            (Blame::Feed, Some(feed)) if feeds.len() == 1 => {
+                if self.repair(feed).await {
+                    return vec![part];
                 }
-                return vec![part];
+                tracing::error!(%error, %feed, events = part.len(), "a feed is damaged; its events wait in Postgres");
+                vec![hold(part, &feeds, &detail(&error))]
             }
-            _ => {}
-        }
-        match part.pop() {
-            Some(Pending { origin, fate }) if part.is_empty() => {
-                let letter = match fate {
-                    Fate::Notify(_) => {
-                        let rejection = Rejection {
-                            reason: Reason::InvalidData,
-                            detail: detail(&error),
-                        };
-                        dead_letters::rejected(&origin, &rejection)
-                    }
-                    Fate::DeadLetter(letter) => letter.least(),
-                };
-                vec![vec![Pending {
-                    origin,
-                    fate: Fate::DeadLetter(Box::new(letter)),
-                }]]
-            }
-            last => {
-                part.extend(last);
-                let second = part.split_off(part.len() / 2);
-                vec![part, second]
-            }
+            _ => match <[_; 1]>::try_from(part) {
+                Ok([event]) => vec![vec![dead_letter(event, &error)]],
+                Err(part) => Vec::from(halves(part)),
+            },
         }
     }
 
-    /// Returns whether the feed was repaired, so that its events can be stored after all.
+    /// Repairs a feed. Returns whether its events can be stored now.
     async fn repair(&self, feed: &Feed) -> bool {
         match holds::repair(&self.pool, feed).await {
             Ok(true) => {
                 self.metrics.feeds_repaired.inc();
-                tracing::error!(%feed, "the counters of a feed were behind its rows; they were set to what the rows say");
+                tracing::error!(%feed, "the counters of a feed were behind its rows and were repaired");
                 true
             }
             Ok(false) => false,
@@ -212,33 +183,51 @@ impl Ingest {
                     _ = self.metrics.events_duplicate.inc()
                 }
                 Outcome::Notified(_) => _ = self.metrics.events_stored.inc(),
-                Outcome::DeadLettered(letter) => {
-                    let (dead_letter, reason, detail) =
-                        (&letter.id, &letter.reason, &letter.detail);
+                Outcome::DeadLettered(dead_letter) => {
                     tracing::warn!(
-                        dead_letter,
-                        reason,
-                        detail,
-                        routing_key = letter.routing_key,
+                        dead_letter = dead_letter.id,
+                        reason = dead_letter.reason,
+                        detail = dead_letter.detail,
+                        routing_key = dead_letter.routing_key,
                         "an event was dead-lettered"
                     );
                     let reason = Reason::ALL
                         .into_iter()
                         .map(Reason::as_str)
-                        .find(|word| *word == letter.reason);
+                        .find(|word| *word == dead_letter.reason);
                     self.metrics
                         .events_dead_lettered
                         .inc(reason.unwrap_or(dead_letters::FEED_DAMAGED));
-                    self.letters.notify_one();
+                    self.dead_letter_stored.notify_one();
                 }
             }
         }
     }
 }
 
-/// Makes letters of the events for these feeds, which wait there for the feed.
-fn set_aside(part: Part, feeds: &BTreeSet<Feed>, detail: &str) -> Part {
-    let aside = |pending: Pending<Delivery>| match pending.feed() {
+/// Makes a dead letter of an event that Postgres rejects alone. If it is a dead letter already,
+/// omits the parts that Postgres may have rejected.
+fn dead_letter(pending: Pending<Delivery>, error: &StoreError) -> Pending<Delivery> {
+    let Pending { origin, fate } = pending;
+    let dead_letter = match fate {
+        Fate::Notify(_) => {
+            let rejection = Rejection {
+                reason: Reason::InvalidData,
+                detail: detail(error),
+            };
+            dead_letters::rejected(&origin, &rejection)
+        }
+        Fate::DeadLetter(dead_letter) => dead_letter.least(),
+    };
+    Pending {
+        origin,
+        fate: Fate::DeadLetter(Box::new(dead_letter)),
+    }
+}
+
+/// Makes the events of these feeds wait in Postgres.
+fn hold(part: Part, feeds: &BTreeSet<Feed>, detail: &str) -> Part {
+    let held = |pending: Pending<Delivery>| match pending.feed() {
         Some(feed) if feeds.contains(feed) => {
             let fate =
                 Fate::DeadLetter(Box::new(dead_letters::held(&pending.origin, feed, detail)));
@@ -249,9 +238,51 @@ fn set_aside(part: Part, feeds: &BTreeSet<Feed>, detail: &str) -> Part {
         }
         _ => pending,
     };
-    part.into_iter().map(aside).collect()
+    part.into_iter().map(held).collect()
+}
+
+/// Splits a part in two, in order. The first is not larger than the second.
+fn halves<T>(mut part: Vec<T>) -> [Vec<T>; 2] {
+    let second = part.split_off(part.len() / 2);
+    [part, second]
 }
 
 fn detail(error: &StoreError) -> String {
     error.to_string().chars().take(DETAIL_CHARS_MAX).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ingest::batch::EVENTS_MAX;
+
+    #[test]
+    fn halves_keep_the_order() {
+        assert_eq!(halves(vec![1, 2]), [vec![1], vec![2]]);
+        assert_eq!(halves(vec![1, 2, 3, 4, 5]), [vec![1, 2], vec![3, 4, 5]]);
+        assert!(halves(Vec::<u8>::new()).iter().all(Vec::is_empty));
+    }
+
+    #[test]
+    fn halving_isolates_each_event_of_a_full_batch() {
+        let mut parts = VecDeque::from([(0..EVENTS_MAX).collect::<Vec<_>>()]);
+        let mut alone = Vec::new();
+        while let Some(part) = parts.pop_front() {
+            match <[_; 1]>::try_from(part) {
+                Ok([event]) => alone.push(event),
+                Err(part) => {
+                    let [first, second] = halves(part);
+                    parts.push_front(second);
+                    parts.push_front(first);
+                }
+            }
+        }
+        assert!(alone.into_iter().eq(0..EVENTS_MAX));
+    }
+
+    #[test]
+    fn the_detail_of_a_dead_letter_is_bounded() {
+        let error = StoreError::Schema("é".repeat(DETAIL_CHARS_MAX));
+        assert_eq!(detail(&error).chars().count(), DETAIL_CHARS_MAX);
+    }
 }

@@ -1,4 +1,5 @@
-//! Keeps where traces go on for who reads later, beside the flow: no order waits for it.
+//! Stores the traces of notifications, so that later reads continue them. Ingest does not wait for
+//! these writes. If a trace is lost, no event is lost or delayed.
 
 use std::sync::Arc;
 
@@ -11,16 +12,16 @@ use crate::model::trace_context::TraceContext;
 use crate::store;
 use crate::store::pools::Pool;
 
-/// Most batches that wait to be kept; what comes beyond is not kept.
+/// Most batches that wait for the write of their traces. The traces of further batches are dropped.
 const BATCHES_WAITING_MAX: usize = 16;
 
 type Traced = Vec<(Feed, Seq, TraceContext)>;
 
-/// Where ingest leaves them.
+/// Takes the traces of stored batches.
 #[derive(Debug, Clone)]
 pub struct TraceKeeper(mpsc::Sender<Traced>);
 
-/// The part that keeps them, to be run.
+/// Writes the traces that a [`TraceKeeper`] took.
 #[derive(Debug)]
 pub struct TraceWriter {
     waiting: mpsc::Receiver<Traced>,
@@ -28,31 +29,30 @@ pub struct TraceWriter {
 }
 
 impl TraceKeeper {
-    /// Nothing runs yet.
+    /// Makes a keeper, and the writer to run.
     pub fn new(pool: Pool) -> (Self, TraceWriter) {
         let (sender, waiting) = mpsc::channel(BATCHES_WAITING_MAX);
         (Self(sender), TraceWriter { waiting, pool })
     }
 
-    /// Takes those that are traced.
+    /// Passes the traces of new notifications to the writer. If too many batches wait, drops them.
     pub(super) fn keep(&self, hints: &Hints) {
         let traced = |stored: &Arc<Notification>| {
             Some((stored.feed.clone(), stored.seq, stored.trace.clone()?))
         };
         let traced: Traced = hints.stored.iter().filter_map(traced).collect();
         if !traced.is_empty() {
-            // Full where the database is slow: then their traces end with who was there.
             let _ = self.0.try_send(traced);
         }
     }
 }
 
 impl TraceWriter {
-    /// Writes until every keeper is gone.
+    /// Writes until every keeper is dropped.
     pub async fn run(mut self) {
         while let Some(traced) = self.waiting.recv().await {
             if let Err(error) = store::traces::store(&self.pool, &traced).await {
-                tracing::warn!(%error, traces = traced.len(), "where traces go on could not be kept; they end for who reads later");
+                tracing::warn!(%error, traces = traced.len(), "traces could not be stored; later reads do not continue them");
             }
         }
     }

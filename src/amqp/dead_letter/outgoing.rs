@@ -10,7 +10,8 @@ use crate::amqp::topology::Names;
 const HEADERS_DROPPED: &str = "x-shopbell-headers-dropped";
 /// The prefix of the headers that Shopbell adds. A replay removes them.
 const OUR_HEADERS: &str = "x-shopbell-";
-/// Headers that RabbitMQ adds when it dead-letters an event. A replay is a new publish without them.
+/// Headers that RabbitMQ adds when it dead-letters an event. A replay is a new publish without
+/// them.
 const DEATH_HEADERS: [&str; 4] = [
     "x-death",
     "x-first-death-",

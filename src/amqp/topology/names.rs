@@ -50,8 +50,8 @@ impl Names {
         }
     }
 
-    /// Makes the name of a fan-out queue. Each incarnation needs a new one, because RabbitMQ may still
-    /// have the last queue.
+    /// Makes the name of a fan-out queue. Each incarnation needs a new one, because RabbitMQ may
+    /// still have the last queue.
     pub fn new_fanout_queue(&self) -> String {
         format!("{}.{}", self.fanout(), uuid::Uuid::new_v4().simple())
     }

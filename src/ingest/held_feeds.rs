@@ -1,4 +1,5 @@
-//! Feeds that are held: as soon as a feed can be appended to again, its events are stored in the order in which they came.
+//! Stores the events of held feeds. While a feed is damaged, its events wait in Postgres. When the
+//! feed can be appended to again, they are stored in the order of their arrival.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,13 +7,14 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 
-use super::batch::read;
+use super::batch::parse_event;
 use super::dead_letters::FEED_DAMAGED;
-use super::{hints, microseconds};
+use super::hints::{current_time, hints};
 use crate::amqp::dead_letter::{DeadLetter, Undecodable};
 use crate::fanout::Fanout;
 use crate::model::event::{Event, Limits, Reason, Rejection};
 use crate::model::feed::Feed;
+use crate::retry;
 use crate::store::StoreError;
 use crate::store::append::{Blame, release};
 use crate::store::dead_letters::Letter;
@@ -21,7 +23,7 @@ use crate::store::pools::Pool;
 use crate::telemetry::labels::Retried;
 use crate::telemetry::metrics::Metrics;
 
-/// How often a held feed is tried.
+/// Interval of the attempts to store the events of a held feed.
 const INTERVAL: Duration = Duration::from_secs(5);
 /// Most events that are stored together.
 const EVENTS_MAX: i64 = 128;
@@ -29,11 +31,11 @@ const EVENTS_MAX: i64 = 128;
 /// Stores the events of held feeds.
 #[derive(Debug)]
 pub struct HeldFeeds {
-    /// Where they are stored.
+    /// The database with the waiting events.
     pub pool: Pool,
-    /// Who is told.
+    /// Receives the hints of stored notifications.
     pub fanout: Arc<Fanout>,
-    /// What is taken from publishers.
+    /// The limits of events.
     pub limits: Limits,
     /// The feed that everyone reads.
     pub broadcast_feed: Feed,
@@ -41,7 +43,7 @@ pub struct HeldFeeds {
     pub metrics: Arc<Metrics>,
 }
 
-/// Why a feed is still held.
+/// The reason for which a feed stays held.
 #[derive(Debug, thiserror::Error)]
 enum ReleaseError {
     #[error(transparent)]
@@ -50,62 +52,62 @@ enum ReleaseError {
     Undecodable(#[from] Undecodable),
 }
 
+/// The events that waited, and the ids of their rows.
+type Events = (Vec<Event>, Vec<String>);
+
 impl HeldFeeds {
-    /// Runs until told to stop.
+    /// Tries all held feeds at each interval, until `stop`.
     pub async fn run(self, stop: CancellationToken) {
-        while stop
-            .run_until_cancelled(tokio::time::sleep(INTERVAL))
-            .await
-            .is_some()
-        {
-            let tried = async {
-                let mut feeds = holds::held_after(&self.pool, None).await?;
-                while let Some(last) = feeds.last() {
-                    for feed in &feeds {
-                        if let Err(trouble) = self.try_release(feed).await {
-                            tracing::error!(%feed, error = %trouble, "a feed is damaged and takes no events; they wait in Postgres");
-                        }
-                    }
-                    feeds = holds::held_after(&self.pool, Some(last)).await?;
-                }
-                Ok::<_, StoreError>(())
-            };
-            if let Err(error) = tried.await {
+        while retry::sleep(INTERVAL, &stop).await {
+            if let Err(error) = self.try_all().await {
                 self.metrics.retries.inc(Retried::HeldFeeds);
-                tracing::warn!(%error, "held feeds could not be read; they are tried again");
+                tracing::warn!(%error, "held feeds could not be read; the next attempt follows");
             }
         }
     }
 
-    /// Stores what waits for a feed, and then ends its hold.
+    async fn try_all(&self) -> Result<(), StoreError> {
+        let mut feeds = holds::held_after(&self.pool, None).await?;
+        while let Some(last) = feeds.last() {
+            for feed in &feeds {
+                if let Err(error) = self.try_release(feed).await {
+                    tracing::error!(%feed, %error, "a feed is damaged; its events wait in Postgres");
+                }
+            }
+            feeds = holds::held_after(&self.pool, Some(last)).await?;
+        }
+        Ok(())
+    }
+
+    /// Stores the events that wait for a feed, then ends its hold.
     async fn try_release(&self, feed: &Feed) -> Result<(), ReleaseError> {
-        let mut most = EVENTS_MAX;
+        let mut events_max = EVENTS_MAX;
         loop {
-            let waiting = holds::waiting(&self.pool, feed, most).await?;
+            let waiting = holds::waiting(&self.pool, feed, events_max).await?;
             if waiting.is_empty() {
                 if holds::end(&self.pool, feed).await? {
-                    tracing::info!(%feed, "a feed that was held takes events again");
+                    tracing::info!(%feed, "a held feed stores events again");
                 }
                 return Ok(());
             }
-            // The one that is tried, because another replica may release it meanwhile.
+            // Another replica may release events meanwhile, so this keeps the one that it tries.
             let only = waiting
                 .first()
-                .filter(|_| most == 1)
+                .filter(|_| events_max == 1)
                 .map(|waiting| waiting.letter.clone());
-            let Some((events, letters)) = self.read(waiting).await? else {
+            let Some(events) = self.parse(waiting).await? else {
                 continue;
             };
-            match self.release(feed, events, letters).await {
-                Ok(()) => most = EVENTS_MAX,
+            match self.release(feed, events).await {
+                Ok(()) => events_max = EVENTS_MAX,
                 Err(error) if Blame::of(&error) == Blame::Value => {
-                    most = match only {
-                        Some(letter) => {
+                    events_max = match only {
+                        Some(event) => {
                             let rejection = Rejection {
                                 reason: Reason::InvalidData,
                                 detail: error.to_string(),
                             };
-                            self.bury(letter, &rejection).await?;
+                            self.dead_letter(event, &rejection).await?;
                             EVENTS_MAX
                         }
                         None => 1,
@@ -116,18 +118,16 @@ impl HeldFeeds {
                         && holds::repair(&self.pool, feed).await? =>
                 {
                     self.metrics.feeds_repaired.inc();
-                    tracing::error!(%feed, "the counters of a feed were behind its rows; they were set to what the rows say");
+                    tracing::error!(%feed, "the counters of a feed were behind its rows and were repaired");
                 }
                 Err(error) => return Err(error.into()),
             }
         }
     }
 
-    /// Parses them again. One that is no event now, because a limit was changed, is a dead letter: then `None`, to begin anew.
-    async fn read(
-        &self,
-        waiting: Vec<Waiting>,
-    ) -> Result<Option<(Vec<Event>, Vec<String>)>, ReleaseError> {
+    /// Parses the events again. If one is rejected now, because a limit was changed, it becomes a
+    /// dead letter and this returns `None`.
+    async fn parse(&self, waiting: Vec<Waiting>) -> Result<Option<Events>, ReleaseError> {
         let (mut events, mut ids) = (
             Vec::with_capacity(waiting.len()),
             Vec::with_capacity(waiting.len()),
@@ -139,7 +139,7 @@ impl HeldFeeds {
         {
             let parsed = {
                 let dead_letter = DeadLetter::decode(&letter.properties, letter.body.clone())?;
-                read(&dead_letter.message(), self.limits, &self.broadcast_feed)
+                parse_event(&dead_letter.message(), self.limits, &self.broadcast_feed)
             };
             match parsed {
                 Ok(mut event) => {
@@ -148,7 +148,7 @@ impl HeldFeeds {
                     ids.push(letter.id);
                 }
                 Err(rejection) => {
-                    self.bury(letter, &rejection).await?;
+                    self.dead_letter(letter, &rejection).await?;
                     return Ok(None);
                 }
             }
@@ -156,36 +156,35 @@ impl HeldFeeds {
         Ok(Some((events, ids)))
     }
 
-    async fn release(
-        &self,
-        feed: &Feed,
-        events: Vec<Event>,
-        letters: Vec<String>,
-    ) -> Result<(), StoreError> {
-        let now = microseconds(OffsetDateTime::now_utc());
-        let placed = release(&self.pool, events, &letters, now).await?;
+    async fn release(&self, feed: &Feed, (events, ids): Events) -> Result<(), StoreError> {
+        let now: OffsetDateTime = current_time();
+        let placed = release(&self.pool, events, &ids, now).await?;
         let hints = hints(placed.iter(), now, None);
-        // They were dead letters of the same counters before.
+        // The events were counted as received and dead-lettered before, so they are received again.
         self.metrics.events_received.inc_by(placed.len() as u64);
         self.metrics.events_stored.inc_by(hints.stored.len() as u64);
         self.metrics
             .events_duplicate
             .inc_by(hints.duplicates.len() as u64);
-        // Other replicas read them by their sweep.
+        // Other replicas find them by their sweep.
         self.fanout.publish_locally(&hints);
         tracing::info!(%feed, events = placed.len(), reason = FEED_DAMAGED, "events that waited for a feed were stored");
         Ok(())
     }
 
-    /// Makes an ordinary dead letter of one that waited.
-    async fn bury(&self, letter: Letter, rejection: &Rejection) -> Result<(), ReleaseError> {
-        let dead_letter = DeadLetter::decode(&letter.properties, Vec::new())?.rejected(rejection);
-        let letter = Letter {
+    /// Turns an event that waits for its feed into a dead letter.
+    async fn dead_letter(
+        &self,
+        waiting: Letter,
+        rejection: &Rejection,
+    ) -> Result<(), ReleaseError> {
+        let dead_letter = DeadLetter::decode(&waiting.properties, Vec::new())?.rejected(rejection);
+        let rejected = Letter {
             properties: dead_letter.encode(),
             reason: dead_letter.reason,
             detail: dead_letter.detail,
-            ..letter
+            ..waiting
         };
-        Ok(holds::dead_letter(&self.pool, &letter).await?)
+        Ok(holds::dead_letter(&self.pool, &rejected).await?)
     }
 }

@@ -1,0 +1,77 @@
+//! Makes the hints of stored events.
+
+use std::sync::Arc;
+
+use time::OffsetDateTime;
+
+use crate::fanout::Hints;
+use crate::model::notification::Notification;
+use crate::store::append::Placed;
+use crate::telemetry::traces::Batch as BatchTrace;
+
+/// Returns the hints of stored events.
+///
+/// The hint of a duplicate has only its number, because the stored event may differ from this one.
+/// If the epoch changed between two parts of a batch, only the newest epoch has hints: the sessions
+/// of an older epoch begin again anyway.
+pub(super) fn hints<'a>(
+    placed: impl DoubleEndedIterator<Item = &'a Placed> + Clone,
+    received_at: OffsetDateTime,
+    trace: Option<&BatchTrace>,
+) -> Hints {
+    let newest_epoch = placed
+        .clone()
+        .next_back()
+        .map(|placed| placed.epoch.clone());
+    let mut hints = Hints {
+        epoch: newest_epoch,
+        ..Hints::default()
+    };
+    for Placed {
+        event,
+        seq,
+        duplicate,
+        progress,
+        epoch,
+    } in placed
+    {
+        if hints.epoch.as_ref() != Some(epoch) {
+            continue;
+        }
+        if *duplicate {
+            hints.duplicates.push((event.recipient.clone(), *seq));
+        } else {
+            let mut notification = Notification::of_event(event, *seq, received_at, *progress);
+            notification.trace =
+                trace
+                    .zip(event.traceparent.as_deref())
+                    .and_then(|(trace, traceparent)| {
+                        trace.stored(traceparent, &event.id, event.recipient.as_str(), seq.get())
+                    });
+            hints.stored.push(Arc::new(notification));
+        }
+    }
+    hints
+}
+
+/// The current time with the precision of Postgres, so that a frame is the same live and replayed.
+pub(super) fn current_time() -> OffsetDateTime {
+    to_microseconds(OffsetDateTime::now_utc())
+}
+
+fn to_microseconds(time: OffsetDateTime) -> OffsetDateTime {
+    time.replace_nanosecond(time.microsecond() * 1_000)
+        .unwrap_or(time)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_cut_to_whole_microseconds() {
+        let time = OffsetDateTime::UNIX_EPOCH;
+        let nanoseconds = time.replace_nanosecond(123_456_789).map(to_microseconds);
+        assert_eq!(nanoseconds, time.replace_nanosecond(123_456_000));
+    }
+}
