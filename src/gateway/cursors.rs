@@ -17,7 +17,7 @@ pub use self::opening::{CursorReader, NotOpened, SEEN_AFTER};
 use self::opening::{Halves, Openings, halves};
 use self::pending::Pending;
 use crate::model::feed::{Epoch, Seq};
-use crate::retry::Backoff;
+use crate::retry::Retry;
 use crate::store::StoreError;
 use crate::store::cursors::{CursorKey, Standing, advance};
 use crate::store::epoch::known::Epochs;
@@ -110,7 +110,7 @@ impl Cursors {
     /// Writes acks until `stop`, then once more. If the database is away, acks wait. There is one
     /// for each cursor, so the sessions bound their number.
     pub async fn write(&self, pool: &Pool, stop: CancellationToken) {
-        let mut backoff = Backoff::default();
+        let mut retry = Retry::new(Retried::Acks, &self.metrics);
         while !stop.is_cancelled() {
             let retry_at = self.lock().retry_at();
             tokio::select! {
@@ -121,7 +121,7 @@ impl Cursors {
             let begun = Instant::now();
             let (rest, may_hurry) = match self.write_waiting(pool, &stop, Duration::ZERO).await {
                 Ok(()) => {
-                    backoff.reset();
+                    retry.reset();
                     (
                         (begun.elapsed() * REST_TIMES).clamp(REST_MIN, REST_MAX),
                         true,
@@ -129,9 +129,7 @@ impl Cursors {
                 }
                 Err(error) => {
                     self.acked.notify_one();
-                    let wait = backoff.next_wait();
-                    self.metrics.retries.inc(Retried::Acks);
-                    tracing::warn!(%error, wait_ms = wait.as_millis(), "acks could not be written; the write is repeated");
+                    let wait = retry.failed("acks could not be written", &error);
                     (wait, false)
                 }
             };

@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 
 use crate::model::feed::{Feed, Seq, Version};
 use crate::model::notification::Page;
-use crate::retry::Backoff;
+use crate::retry::Retry;
 use crate::store;
 use crate::store::StoreError;
 use crate::store::damage::{Damaged, Parts};
@@ -160,7 +160,8 @@ impl Reader {
     /// Reads each page once and sends it to all sessions that requested it. If the database is
     /// away, repeats the read for a time. If a page cannot be read, its requests are dropped.
     async fn serve(&self, mut requests: Vec<Request>) {
-        let (begun, mut backoff) = (Instant::now(), Backoff::default());
+        let begun = Instant::now();
+        let mut retry = Retry::new(Retried::Pages, &self.metrics);
         let mut wanted: Vec<PageRequest> = requests
             .iter()
             .map(|request| request.page.clone())
@@ -194,9 +195,7 @@ impl Reader {
                     self.serve_damaged(&mut requests, page, &error).await;
                     break;
                 }
-                let wait = backoff.next_wait();
-                self.metrics.retries.inc(Retried::Pages);
-                tracing::warn!(%error, pages = part.len(), wait_ms = wait.as_millis(), "pages could not be read; the read is repeated");
+                let wait = retry.failed("pages could not be read", &error);
                 tokio::time::sleep(wait).await;
             }
         }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::submission::{GIVE_UP_AFTER, Submission};
 use crate::model::feed::{Epoch, Feed};
-use crate::retry::Backoff;
+use crate::retry::Retry;
 use crate::store::StoreError;
 use crate::store::epoch::known::Epochs;
 use crate::store::marks::{Locks, MarkRequest, MarkResult, write};
@@ -138,7 +138,8 @@ impl Target<'_> {
         &self,
         requests: &[MarkRequest],
     ) -> Result<Vec<(usize, MarkResult)>, StoreError> {
-        let (begun, mut backoff) = (Instant::now(), Backoff::default());
+        let begun = Instant::now();
+        let mut retry = Retry::new(Retried::Marks, self.metrics);
         loop {
             match write(self.pool, self.epoch, requests, self.locks).await {
                 Ok(results) => return Ok(results),
@@ -147,14 +148,7 @@ impl Target<'_> {
                     return Err(error);
                 }
                 Err(error) => {
-                    let wait = backoff.next_wait();
-                    self.metrics.retries.inc(Retried::Marks);
-                    tracing::warn!(
-                        %error,
-                        marks = requests.len(),
-                        wait_ms = wait.as_millis(),
-                        "marks could not be stored; the write is repeated"
-                    );
+                    let wait = retry.failed("marks could not be stored", &error);
                     tokio::time::sleep(wait).await;
                 }
             }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::fanout::hub::Hub;
 use crate::model::feed::Feed;
 use crate::model::notification::Newest;
-use crate::retry::Backoff;
+use crate::retry::Retry;
 use crate::store::damage::{Damaged, Parts};
 use crate::store::epoch::known::Epochs;
 use crate::store::{self, pools::Pool};
@@ -56,7 +56,8 @@ async fn sweep(pool: &Pool, hub: &Hub, epochs: &Epochs, metrics: &Metrics) {
 /// of single tables leaves such cursors, and their subscribers would miss the notifications that
 /// get these numbers.
 async fn lower_cursors(pool: &Pool, epochs: &Epochs, metrics: &Metrics) {
-    let (mut changes, mut backoff) = (epochs.changes(), Backoff::default());
+    let mut changes = epochs.changes();
+    let mut retry = Retry::new(Retried::Sweep, metrics);
     loop {
         let lowered = match epochs.current() {
             Some(epoch) => store::epoch::lower_cursors(pool, &epoch).await,
@@ -64,13 +65,11 @@ async fn lower_cursors(pool: &Pool, epochs: &Epochs, metrics: &Metrics) {
         };
         match lowered {
             Ok(()) => {
-                backoff.reset();
+                retry.reset();
                 changes.next().await;
             }
             Err(error) => {
-                let wait = backoff.next_wait();
-                metrics.retries.inc(Retried::Sweep);
-                tracing::warn!(%error, wait_ms = wait.as_millis(), "cursors could not be lowered; the write is repeated");
+                let wait = retry.failed("cursors could not be lowered", &error);
                 tokio::time::sleep(wait).await;
             }
         }
