@@ -13,13 +13,14 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use self::opening::Openings;
 pub use self::opening::{CursorReader, NotOpened, SEEN_AFTER};
-use self::opening::{Halves, Openings, halves};
 use self::pending::Pending;
 use crate::model::feed::{Epoch, Seq};
 use crate::retry::Retry;
 use crate::store::StoreError;
 use crate::store::cursors::{CursorKey, Standing, advance};
+use crate::store::damage::Parts;
 use crate::store::epoch::known::Epochs;
 use crate::store::pools::Pool;
 use crate::telemetry::labels::Retried;
@@ -209,17 +210,18 @@ impl Cursors {
         acks: Vec<(CursorKey, Seq)>,
         stop: &CancellationToken,
     ) -> Result<(), StoreError> {
-        let (mut parts, mut failures) = (vec![acks], 0);
-        while let Some(part) = parts.pop() {
+        let (mut parts, mut failures) = (Parts::new(acks, usize::MAX), 0);
+        while let Some(part) = parts.take() {
             if part.is_empty() || stop.is_cancelled() {
                 continue;
             }
             match self.write_once(pool, epoch, &part).await {
                 Ok(()) => {}
                 Err(error) if error.may_concern_one_row() => {
-                    match halves(part) {
-                        Halves::Two(first, second) => parts.extend([second, first]),
-                        Halves::One(ack) => self.hold_or_drop(epoch, ack, &error),
+                    if let Err(alone) = parts.split(part) {
+                        for ack in alone {
+                            self.hold_or_drop(epoch, ack, &error);
+                        }
                     }
                     failures += 1;
                     if failures == FAILURES_PER_ROUND_MAX && !parts.is_empty() {

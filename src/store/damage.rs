@@ -36,6 +36,16 @@ impl<T> Parts<T> {
         self.waiting.pop_front()
     }
 
+    /// Puts a part back that is to be read again next.
+    pub fn put_back(&mut self, part: Vec<T>) {
+        self.waiting.push_front(part);
+    }
+
+    /// Returns whether no part is left.
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
     /// Halves a part that could not be read. Returns it if it cannot be split.
     pub fn split(&mut self, mut part: Vec<T>) -> Result<(), Vec<T>> {
         if part.len() <= 1 || self.splits_left == 0 {

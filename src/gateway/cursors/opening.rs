@@ -14,6 +14,7 @@ use crate::model::feed::{Epoch, Seq};
 use crate::retry::Backoff;
 use crate::store::StoreError;
 use crate::store::cursors::{CursorKey, Found, Made, Standing, make, note_seen, read};
+use crate::store::damage::Parts;
 use crate::store::pools::Pool;
 use crate::telemetry::labels::Retried;
 
@@ -173,8 +174,8 @@ impl Opener {
     /// row is alone.
     async fn read_all(&self, waiting: &mut Vec<Opening>) {
         let mut backoff = Backoff::default();
-        let mut parts = vec![std::mem::take(waiting)];
-        while let Some(mut part) = parts.pop() {
+        let mut parts = Parts::new(std::mem::take(waiting), usize::MAX);
+        while let Some(mut part) = parts.take() {
             part.retain(|opening| !opening.reply.is_closed());
             if part.is_empty() {
                 continue;
@@ -184,19 +185,18 @@ impl Opener {
             let (epoch, not_written) = self.cursors.not_written(&keys);
             match read(&self.pool, &keys).await {
                 Ok(found) => self.on_found(part, found, epoch.as_ref(), &not_written),
-                Err(error) if error.may_concern_one_value() => match halves(part) {
-                    Halves::Two(first, second) => parts.extend([second, first]),
-                    Halves::One(opening) => {
+                Err(error) if error.may_concern_one_value() => {
+                    if let Err(alone) = parts.split(part) {
                         tracing::error!(%error, "the cursors of a session cannot be read; it is refused");
-                        let _ = opening.reply.send(Err(NotOpened::NotRead));
+                        refuse(alone, NotOpened::NotRead);
                     }
-                },
+                }
                 Err(error) => {
                     let wait = backoff.next_wait();
                     self.cursors.metrics.retries.inc(Retried::Cursors);
                     tracing::warn!(%error, sessions = part.len(), wait_ms = wait.as_millis(), "cursors could not be read; the read is repeated");
                     tokio::time::sleep(wait).await;
-                    parts.push(part);
+                    parts.put_back(part);
                 }
             }
         }
@@ -228,27 +228,26 @@ impl Opener {
     /// session is alone. That session is refused at once, because its client tries again.
     async fn make_all(&self, waiting: Vec<Opening>) {
         let mut backoff = Backoff::default();
-        let mut parts = vec![waiting];
-        while let Some(mut part) = parts.pop() {
+        let mut parts = Parts::new(waiting, usize::MAX);
+        while let Some(mut part) = parts.take() {
             part.retain(|opening| !opening.reply.is_closed());
             if part.is_empty() {
                 continue;
             }
             match self.make(&part).await {
                 Ok(standings) => reply(part, standings),
-                Err(error) if error.may_concern_one_value() => match halves(part) {
-                    Halves::Two(first, second) => parts.extend([second, first]),
-                    Halves::One(opening) => {
+                Err(error) if error.may_concern_one_value() => {
+                    if let Err(alone) = parts.split(part) {
                         tracing::warn!(%error, "the cursors of a new device could not be stored; its session is refused");
-                        let _ = opening.reply.send(Err(NotOpened::NotStored));
+                        refuse(alone, NotOpened::NotStored);
                     }
-                },
+                }
                 Err(error) => {
                     let wait = backoff.next_wait();
                     self.cursors.metrics.retries.inc(Retried::Cursors);
                     tracing::warn!(%error, sessions = part.len(), wait_ms = wait.as_millis(), "cursors could not be made; the write is repeated");
                     tokio::time::sleep(wait).await;
-                    parts.push(part);
+                    parts.put_back(part);
                 }
             }
         }
@@ -338,6 +337,12 @@ fn keys(part: &[Opening]) -> Vec<CursorKey> {
         .collect()
 }
 
+fn refuse(part: Vec<Opening>, reason: NotOpened) {
+    for opening in part {
+        let _ = opening.reply.send(Err(reason));
+    }
+}
+
 /// Raises a standing to the newest ack that is not written, if both are of one epoch.
 fn raised(standing: Standing, epoch: Option<&Epoch>, newest: Option<Seq>) -> Standing {
     let newest = newest
@@ -355,23 +360,6 @@ fn reply(part: Vec<Opening>, standings: Vec<Standing>) {
         let own = standings.by_ref().take(opening.keys.len()).collect();
         // A handshake that timed out dropped its receiver.
         let _ = opening.reply.send(Ok(own));
-    }
-}
-
-pub(super) enum Halves<T> {
-    Two(Vec<T>, Vec<T>),
-    One(T),
-}
-
-/// Halves a part that is not empty.
-pub(super) fn halves<T>(mut part: Vec<T>) -> Halves<T> {
-    let second = part.split_off(part.len() / 2);
-    match (part.is_empty(), second) {
-        (false, second) => Halves::Two(part, second),
-        (true, mut second) => match second.pop() {
-            Some(only) => Halves::One(only),
-            None => Halves::Two(part, second),
-        },
     }
 }
 
@@ -444,14 +432,5 @@ mod tests {
         assert_eq!(raised(Some(&epoch("e1"))), 7);
         assert_eq!(raised(Some(&epoch("e2"))), 3);
         assert_eq!(raised(None), 3);
-    }
-
-    #[test]
-    fn a_part_is_halved_down_to_one() {
-        let Halves::Two(first, second) = halves(vec![1, 2, 3]) else {
-            panic!("three are two halves");
-        };
-        assert_eq!((first, second), (vec![1], vec![2, 3]));
-        assert!(matches!(halves(vec![7]), Halves::One(7)));
     }
 }

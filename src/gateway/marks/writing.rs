@@ -7,6 +7,7 @@ use super::submission::{GIVE_UP_AFTER, Submission};
 use crate::model::feed::{Epoch, Feed};
 use crate::retry::Retry;
 use crate::store::StoreError;
+use crate::store::damage::Parts;
 use crate::store::epoch::known::Epochs;
 use crate::store::marks::{Locks, MarkRequest, MarkResult, write};
 use crate::store::pools::Pool;
@@ -70,8 +71,8 @@ impl Batch {
             epoch: &epoch,
             locks: self.locks,
         };
-        let mut parts = vec![submissions];
-        while let Some(mut part) = parts.pop() {
+        let mut parts = Parts::new(submissions, usize::MAX);
+        while let Some(part) = parts.take() {
             if part.is_empty() {
                 continue;
             }
@@ -79,25 +80,28 @@ impl Batch {
                 .iter()
                 .map(|submission| submission.request.clone())
                 .collect();
-            match target.write(&requests).await {
-                Ok(results) => written.succeed(part, results),
-                Err(StoreError::EpochOver(_)) => {
-                    self.epochs.ask();
-                    written.fail(part, Failure::EpochOver);
+            let error = match target.write(&requests).await {
+                Ok(results) => {
+                    written.succeed(part, results);
+                    continue;
                 }
-                Err(error)
-                    if part.len() > 1
-                        && error.may_concern_one_value()
-                        && !error.is_lock_timeout() =>
-                {
-                    parts.push(part.split_off(part.len() / 2));
-                    parts.push(part);
-                }
-                Err(error) => {
-                    let failure = target.failure(&part, &error);
-                    written.fail(part, failure);
-                }
+                Err(error) => error,
+            };
+            if let StoreError::EpochOver(_) = error {
+                self.epochs.ask();
+                written.fail(part, Failure::EpochOver);
+                continue;
             }
+            let is_one_value = error.may_concern_one_value() && !error.is_lock_timeout();
+            let part = match is_one_value {
+                true => match parts.split(part) {
+                    Ok(()) => continue,
+                    Err(alone) => alone,
+                },
+                false => part,
+            };
+            let failure = target.failure(&part, &error);
+            written.fail(part, failure);
         }
         written
     }
