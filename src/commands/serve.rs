@@ -1,5 +1,6 @@
 //! `shopbell serve`: builds the parts, runs them, stops them in order.
 
+mod gateway;
 mod parts;
 
 use std::net::SocketAddr;
@@ -9,44 +10,28 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use axum::Router;
-use axum::http::StatusCode;
-use axum::routing::get;
 use prometheus_client::registry::Registry;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use self::parts::{Part, Parts, STOP_STEP_TIMEOUT};
 use super::broker_of;
 use crate::amqp::Broker;
 use crate::amqp::depths::DepthProbe;
-use crate::amqp::publisher::Publisher;
-use crate::config::{GatewayConfig, IngestConfig, Role, ServeConfig};
+use crate::config::{IngestConfig, Role, ServeConfig};
 use crate::fanout::Fanout;
 use crate::fanout::hub::Hub;
-use crate::fanout::publisher::HintPublisher;
-use crate::gateway::admission::Admission;
-use crate::gateway::auth::{Authenticator, Tokens};
-use crate::gateway::cursors::Cursors;
-use crate::gateway::dashboard;
-use crate::gateway::history;
-use crate::gateway::marks::Marks;
-use crate::gateway::replay::{Replay, sweep};
-use crate::gateway::session::state::Rules;
-use crate::gateway::session::task::{self, Shared};
-use crate::gateway::websocket::{self, Gateway};
+use crate::gateway::websocket::Gateway;
 use crate::http::connections::Connections;
 use crate::http::listener;
-use crate::http::problem::Problem;
 use crate::ingest::Ingest;
 use crate::ingest::dead_letters::DeadLetterPublisher;
 use crate::ingest::held_feeds::HeldFeeds;
 use crate::ingest::traces::TraceKeeper;
 use crate::model::event::Limits;
-use crate::ops::canary::Canary;
 use crate::ops::housekeeping;
 use crate::ops::probes;
 use crate::ops::routes::{self, Operations};
@@ -56,8 +41,8 @@ use crate::telemetry::health::Health;
 use crate::telemetry::metrics::{ConnectionMetrics, Metrics};
 use crate::telemetry::process::Process;
 
-/// Connections to the public port that are not sessions. Anybody can open them, and each costs up to 32 KiB, so all of them at
-/// most 64 MiB. So many let 6,000 clients a second in over a network with 300 ms of delay.
+/// Most connections to the public port that are not sessions. Anybody can open them, and each costs up to 32 KiB, so all cost
+/// at most 64 MiB. With 300 ms of network delay, they allow 6,000 new sessions a second.
 pub(super) const CONNECTIONS_MAX: usize = 2_048;
 /// Connections that wait to be accepted. If the queue is full when all clients reconnect, a client retries only after a
 /// second. The kernel has its own bound (`net.core.somaxconn`, 4096 on Linux).
@@ -93,7 +78,7 @@ pub async fn run_with(config: ServeConfig, more: Router) -> anyhow::Result<()> {
     let mut parts = Parts::default();
     base.operate(config.ops_listen, &mut parts).await?;
     let gateway = match config.roles.gateway() {
-        Some(config) => Some(base.serve(config, more, &mut parts).await?),
+        Some(config) => Some(base.serve(config, more, &mut parts)?),
         None => None,
     };
     if let Some(config) = config.roles.ingest() {
@@ -335,129 +320,6 @@ impl Base {
             Part::Housekeeping,
             housekeeping::run(self.pools.upkeep.clone()),
         );
-    }
-
-    /// Starts the gateway.
-    async fn serve(
-        &self,
-        config: &GatewayConfig,
-        more: Router,
-        parts: &mut Parts,
-    ) -> anyhow::Result<Arc<Gateway>> {
-        let listener = bind("SHOPBELL_LISTEN", config.listen)?;
-        let broadcast_feed = config.session.broadcast_feed.clone();
-        let tokens = Arc::new(Tokens::new(&config.jwt));
-        parts.spawn(Part::Keys, tokens.clone().follow());
-        let authenticator = Authenticator::new(tokens.clone(), broadcast_feed.clone());
-        let session = &config.session;
-        let reads = &self.pools.reads;
-        let (replay, pager_worker) =
-            Replay::new(reads.clone(), self.metrics.clone(), session.sessions_max);
-        let (cursors, cursor_reader) =
-            Cursors::new(reads.clone(), self.epochs.clone(), self.metrics.clone());
-        task::begin_counting(&self.metrics);
-        self.metrics
-            .sessions_max
-            .set(i64::try_from(session.sessions_max).unwrap_or(i64::MAX));
-        let (pool, fanout, epochs) = (
-            self.pools.marks.clone(),
-            self.fanout.clone(),
-            self.epochs.clone(),
-        );
-        let (answers, answer_writer) = Marks::new(pool, fanout, epochs, self.metrics.clone());
-        let gateway = Arc::new(Gateway {
-            shared: Arc::new(Shared {
-                authenticator,
-                replay,
-                cursors: cursors.clone(),
-                marks: answers,
-                epochs: self.epochs.clone(),
-                metrics: self.metrics.clone(),
-                rules: Rules {
-                    window: session.window,
-                    heartbeat: session.heartbeat,
-                },
-                age_max: session.age_max,
-                drain: session.drain,
-            }),
-            hub: self.hub.clone(),
-            admission: Admission::new(
-                session.sessions_max,
-                session.sessions_per_subscriber_max,
-                self.metrics.clone(),
-            ),
-            health: self.health.clone(),
-            history: self.pools.history.clone(),
-            allowed_origins: session.allowed_origins.clone(),
-            frame_bytes_max: session.frame_bytes_max,
-            refusals: websocket::refusals(),
-            sessions: TaskTracker::new(),
-            drain: CancellationToken::new(),
-        });
-        let routes = Router::new()
-            .route("/v1/ws", get(websocket::connect))
-            .merge(history::router(&session.allowed_origins))
-            .fallback(async || {
-                Problem::new(
-                    StatusCode::NOT_FOUND,
-                    "there is /v1/ws and /v1/feeds/{feed}/notifications",
-                )
-            })
-            .with_state(gateway.clone())
-            .merge(more);
-        let routes = if config.dashboard {
-            routes.merge(dashboard::router())
-        } else {
-            routes
-        };
-        let connections = Connections::new(CONNECTIONS_MAX, self.metrics.connections.clone());
-        parts.spawn(
-            Part::PublicPort,
-            listener::serve(listener, routes, connections, self.stops.listeners.clone()),
-        );
-        parts.spawn(Part::Replay, pager_worker.run());
-        parts.spawn(Part::CursorReader, cursor_reader.run());
-        let (hub, epochs) = (self.hub.clone(), self.epochs.clone());
-        parts.spawn(
-            Part::Sweep,
-            sweep::run(reads.clone(), hub, epochs, self.metrics.clone()),
-        );
-        parts.spawn(
-            Part::Epoch,
-            sweep::follow_epoch(self.hub.clone(), self.epochs.clone(), self.metrics.clone()),
-        );
-        let (acks, stop) = (self.pools.acks.clone(), self.stops.cursors.clone());
-        parts.spawn(Part::CursorWriter, async move {
-            cursors.write(&acks, stop).await
-        });
-        let others = HintPublisher::new(self.fanout.clone(), Publisher::lazy(&self.broker));
-        parts.spawn(
-            Part::Marks,
-            answer_writer.run(others, self.stops.cursors.clone()),
-        );
-        let (fanout, broker, stop) = (
-            self.fanout.clone(),
-            self.broker.clone(),
-            self.stops.last.clone(),
-        );
-        parts.spawn(
-            Part::Fanout,
-            async move { fanout.receive(&broker, stop).await },
-        );
-        if let Some(every) = config.canary {
-            let canary = Canary {
-                address: listener::reachable(config.listen),
-                tokens,
-                broker: self.broker.clone(),
-                pool: self.pools.upkeep.clone(),
-                broadcast_feed,
-                metrics: self.metrics.clone(),
-            };
-            // It stops before the drain, because new sessions are refused then.
-            parts.spawn(Part::Canary, canary.run(every, self.stops.ingest.clone()));
-        }
-        tracing::info!(listen = %config.listen, "clients are served");
-        Ok(gateway)
     }
 }
 

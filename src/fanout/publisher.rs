@@ -126,13 +126,13 @@ impl HintPublisher {
             )
             .await;
         if published.is_ok() {
-            metrics.hints_published.inc_by(count as u64);
+            metrics.hints.published.inc_by(count as u64);
             let stored = batches.iter().flat_map(|hints| &hints.stored);
             for trace in stored.filter_map(|stored| stored.trace.as_ref()) {
                 traces::published(trace, exchange, begun);
             }
         } else {
-            metrics.hints_refused.inc_by(count as u64);
+            metrics.hints.refused.inc_by(count as u64);
         }
         published
     }

@@ -72,7 +72,7 @@ impl Fanout {
         match wire::decode(body) {
             Ok(batches) => {
                 for hints in &batches {
-                    self.metrics.hints_received.inc_by(hints.len() as u64);
+                    self.metrics.hints.received.inc_by(hints.len() as u64);
                     self.publish_locally(hints);
                 }
             }

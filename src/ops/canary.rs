@@ -90,11 +90,11 @@ impl Canary {
             else {
                 break;
             };
-            self.metrics.canary_runs.inc();
+            self.metrics.canary.runs.inc();
             match result {
-                Ok(took) => self.metrics.canary.observe(took.as_secs_f64()),
+                Ok(took) => self.metrics.canary.time.observe(took.as_secs_f64()),
                 Err(Failure { step, reason }) => {
-                    self.metrics.canary_failures.inc(step);
+                    self.metrics.canary.failures.inc(step);
                     tracing::error!(
                         step = step.as_str(),
                         reason,

@@ -35,7 +35,7 @@ pub async fn database(pool: Pool, hub: Arc<Hub>, metrics: Arc<Metrics>) {
     loop {
         interval.tick().await;
         let checked = store::check(&pool).await;
-        metrics.database_up.set(i64::from(checked.is_ok()));
+        metrics.probed.database_up.set(i64::from(checked.is_ok()));
         let measured = match checked {
             Ok(()) => measure(&pool, &hub, &damaged).await,
             Err(error) => Err(error),
@@ -47,12 +47,15 @@ pub async fn database(pool: Pool, hub: Arc<Hub>, metrics: Arc<Metrics>) {
                     (DeadLetterState::Unpublished, letters.unpublished),
                     (DeadLetterState::Held, letters.held),
                 ] {
-                    metrics.dead_letters.set(state, count);
+                    metrics.probed.dead_letters.set(state, count);
                 }
-                metrics.feeds_held.set(letters.feeds_held);
-                metrics.undelivered.set(undelivered.count);
-                metrics.oldest_undelivered.set(undelivered.oldest_seconds);
-                metrics.late_feeds.set(undelivered.late_feeds);
+                metrics.probed.feeds_held.set(letters.feeds_held);
+                metrics.probed.undelivered.set(undelivered.count);
+                metrics
+                    .probed
+                    .oldest_undelivered
+                    .set(undelivered.oldest_seconds);
+                metrics.probed.late_feeds.set(undelivered.late_feeds);
             }
             // The last values stay, because nothing newer is known.
             Err(error) => {
@@ -92,22 +95,24 @@ pub async fn broker(mut probe: DepthProbe, metrics: Arc<Metrics>, stop: Cancella
             // If RabbitMQ does not answer, the stop does not wait.
             () = patience(&stop) => return,
         };
-        metrics.broker_up.set(i64::from(measured.is_ok()));
+        metrics.probed.broker_up.set(i64::from(measured.is_ok()));
         match measured {
             Ok(depths) => {
                 for (queue, depth) in depths {
                     metrics
+                        .probed
                         .queue_messages
                         .set_or_remove(queue, depth.map(|depth| depth.messages.into()));
                     metrics
+                        .probed
                         .queue_consumers
                         .set_or_remove(queue, depth.map(|depth| depth.consumers.into()));
                 }
             }
             Err(error) => {
                 // Without an answer, the series are removed instead of showing old values.
-                metrics.queue_messages.clear();
-                metrics.queue_consumers.clear();
+                metrics.probed.queue_messages.clear();
+                metrics.probed.queue_consumers.clear();
                 metrics.retries.inc(Retried::Probes);
                 tracing::warn!(%error, "a probe could not read the queues of RabbitMQ");
             }

@@ -38,10 +38,6 @@ pub struct Metrics {
     pub events_dead_lettered: CounterBy<&'static str>,
     /// Received deliveries that RabbitMQ delivers again.
     pub events_abandoned: Counter,
-    /// Dead letters and held events in Postgres, by state.
-    pub dead_letters: GaugeBy<DeadLetterState>,
-    /// Feeds that store no events because they are damaged.
-    pub feeds_held: Gauge,
     /// Feeds whose counters did not match their rows.
     pub feeds_repaired: Counter,
     /// Deliveries in a batch.
@@ -80,12 +76,6 @@ pub struct Metrics {
     pub publish_to_delivery: Histogram,
     /// Time from publish to the ack, for sessions that were open then.
     pub publish_to_ack: Histogram,
-    /// Hints published to other replicas.
-    pub hints_published: Counter,
-    /// Hints received from other replicas.
-    pub hints_received: Counter,
-    /// Hints that RabbitMQ did not confirm in time.
-    pub hints_refused: Counter,
     /// Pages read for sessions with a gap.
     pub pages_read: Counter,
     /// Queries that read pages; one query may read several.
@@ -96,30 +86,16 @@ pub struct Metrics {
     pub notifications_lost: Counter,
     /// Changes of the epoch.
     pub epoch_changes: Counter,
-    /// 1 if the database answers, accepts writes and has the expected schema.
-    pub database_up: Gauge,
-    /// Notifications without an ack, of feeds with a session here.
-    pub undelivered: Gauge,
-    /// Age of the oldest of them in seconds.
-    pub oldest_undelivered: Seconds,
-    /// Feeds with a session here and a notification without an ack for more than a minute.
-    pub late_feeds: Gauge,
-    /// 1 if RabbitMQ answers.
-    pub broker_up: Gauge,
-    /// Ready messages by queue; no series if RabbitMQ does not answer.
-    pub queue_messages: GaugeBy<&'static str>,
-    /// Consumers by queue; no series if RabbitMQ does not answer.
-    pub queue_consumers: GaugeBy<&'static str>,
+    /// The values that probes measure.
+    pub probed: ProbedMetrics,
+    /// The hints of the fan-out.
+    pub hints: HintMetrics,
+    /// The runs of the canary.
+    pub canary: CanaryMetrics,
     /// 1 for each part that works.
     pub part_up: GaugeBy<HealthPart>,
     /// 1 while this replica drains.
     pub draining: Gauge,
-    /// Canary events published.
-    pub canary_runs: Counter,
-    /// Canary events that failed, by step.
-    pub canary_failures: CounterBy<CanaryStep>,
-    /// Time from a canary's publish to its ack.
-    pub canary: Histogram,
 }
 
 /// The connections to one port that are not sessions.
@@ -131,6 +107,20 @@ pub struct ConnectionMetrics {
     pub max: Gauge,
     /// Connections that the server ended, by reason.
     pub dropped: CounterBy<ConnectionDropped>,
+}
+
+impl ConnectionMetrics {
+    fn new(named: &mut Named<'_>) -> Self {
+        Self {
+                open: named.gauge("connections", "Open connections to the public port that are not sessions"),
+                max: named.gauge("connections_max", "Limit of connections to the public port that are not sessions"),
+                dropped: named.counters(
+                    "connections_dropped",
+                    "Connections to the public port that the server ended before they became sessions, by reason",
+                    ("reason", ConnectionDropped::ALL),
+                ),
+        }
+    }
 }
 
 impl Default for ConnectionMetrics {
@@ -178,12 +168,6 @@ impl Metrics {
             ),
             events_abandoned: named
                 .counter("events_abandoned", "Deliveries that ingest returned to RabbitMQ, which delivers them again"),
-            dead_letters: named.gauges(
-                "dead_letters",
-                "Dead letters in Postgres (stored), those of them not yet published to RabbitMQ (unpublished), and events of damaged feeds (held)",
-                "state",
-            ),
-            feeds_held: named.gauge("feeds_held", "Feeds that store no events because their rows contradict each other"),
             feeds_repaired: named
                 .counter("feeds_repaired", "Feeds whose counters did not match their rows and were repaired"),
             batch_events: named.histogram("batch_events", "Deliveries in a batch", &BATCH_BUCKETS),
@@ -212,15 +196,7 @@ impl Metrics {
                 "devices_evicted",
                 "Devices removed because their subscriber had more than 64 in a feed",
             ),
-            connections: ConnectionMetrics {
-                open: named.gauge("connections", "Open connections to the public port that are not sessions"),
-                max: named.gauge("connections_max", "Limit of connections to the public port that are not sessions"),
-                dropped: named.counters(
-                    "connections_dropped",
-                    "Connections to the public port that the server ended before they became sessions, by reason",
-                    ("reason", ConnectionDropped::ALL),
-                ),
-            },
+            connections: ConnectionMetrics::new(&mut named),
             notifications_sent: named.counter("notifications_sent", "Notifications sent to sessions"),
             acks: named.counter("acks", "Acks that moved a cursor"),
             changes: named.counter("changes", "Marks that changed a notification"),
@@ -234,9 +210,6 @@ impl Metrics {
                 "Time from the event's time to the ack of a session that was open then, in seconds",
                 &LATENCY_BUCKETS,
             ),
-            hints_published: named.counter("hints_published", "Hints published to other replicas"),
-            hints_received: named.counter("hints_received", "Hints received from other replicas"),
-            hints_refused: named.counter("hints_refused", "Hints that RabbitMQ did not confirm in time"),
             pages_read: named.counter("pages_read", "Pages read for sessions with a gap"),
             page_queries: named.counter("page_queries", "Queries that read pages"),
             damaged_reads: named.counter("damaged_reads", "Reads of a feed that failed because its rows are damaged"),
@@ -246,6 +219,47 @@ impl Metrics {
             ),
             epoch_changes: named
                 .counter("epoch_changes", "Changes of the epoch, after a restore or a fail-over of the database"),
+            probed: ProbedMetrics::new(&mut named),
+            hints: HintMetrics::new(&mut named),
+            canary: CanaryMetrics::new(&mut named),
+            part_up: named.gauges("part_up", "1 if a part of this replica works, else 0", "part"),
+            draining: named.gauge("draining", "1 while this replica drains, else 0"),
+        }
+    }
+}
+
+/// The values that probes measure.
+#[derive(Debug)]
+pub struct ProbedMetrics {
+    /// Dead letters and held events in Postgres, by state.
+    pub dead_letters: GaugeBy<DeadLetterState>,
+    /// Feeds that store no events because they are damaged.
+    pub feeds_held: Gauge,
+    /// 1 if the database answers, accepts writes and has the expected schema.
+    pub database_up: Gauge,
+    /// Notifications without an ack, of feeds with a session here.
+    pub undelivered: Gauge,
+    /// Age of the oldest of them in seconds.
+    pub oldest_undelivered: Seconds,
+    /// Feeds with a session here and a notification without an ack for more than a minute.
+    pub late_feeds: Gauge,
+    /// 1 if RabbitMQ answers.
+    pub broker_up: Gauge,
+    /// Ready messages by queue; no series if RabbitMQ does not answer.
+    pub queue_messages: GaugeBy<&'static str>,
+    /// Consumers by queue; no series if RabbitMQ does not answer.
+    pub queue_consumers: GaugeBy<&'static str>,
+}
+
+impl ProbedMetrics {
+    fn new(named: &mut Named<'_>) -> Self {
+        Self {
+            dead_letters: named.gauges(
+                "dead_letters",
+                "Dead letters in Postgres (stored), those of them not yet published to RabbitMQ (unpublished), and events of damaged feeds (held)",
+                "state",
+            ),
+            feeds_held: named.gauge("feeds_held", "Feeds that store no events because their rows contradict each other"),
             database_up: named.gauge("database_up", "1 if the database answers, accepts writes and has the expected schema, else 0"),
             undelivered: named.gauge(
                 "undelivered_notifications",
@@ -267,15 +281,55 @@ impl Metrics {
                 "Consumers in RabbitMQ, by queue; for partitions the lowest number",
                 "queue",
             ),
-            part_up: named.gauges("part_up", "1 if a part of this replica works, else 0", "part"),
-            draining: named.gauge("draining", "1 while this replica drains, else 0"),
-            canary_runs: named.counter("canary_runs", "Canary events published"),
-            canary_failures: named.counters(
+        }
+    }
+}
+
+/// The hints of the fan-out.
+#[derive(Debug)]
+pub struct HintMetrics {
+    /// Hints published to other replicas.
+    pub published: Counter,
+    /// Hints received from other replicas.
+    pub received: Counter,
+    /// Hints that RabbitMQ did not confirm in time.
+    pub refused: Counter,
+}
+
+impl HintMetrics {
+    fn new(named: &mut Named<'_>) -> Self {
+        Self {
+            published: named.counter("hints_published", "Hints published to other replicas"),
+            received: named.counter("hints_received", "Hints received from other replicas"),
+            refused: named.counter(
+                "hints_refused",
+                "Hints that RabbitMQ did not confirm in time",
+            ),
+        }
+    }
+}
+
+/// The runs of the canary.
+#[derive(Debug)]
+pub struct CanaryMetrics {
+    /// Canary events published.
+    pub runs: Counter,
+    /// Canary events that failed, by step.
+    pub failures: CounterBy<CanaryStep>,
+    /// Time from a canary's publish to its ack.
+    pub time: Histogram,
+}
+
+impl CanaryMetrics {
+    fn new(named: &mut Named<'_>) -> Self {
+        Self {
+            runs: named.counter("canary_runs", "Canary events published"),
+            failures: named.counters(
                 "canary_failures",
                 "Canary events that failed, by step",
                 ("step", CanaryStep::ALL),
             ),
-            canary: named.histogram(
+            time: named.histogram(
                 "canary_publish_to_ack_seconds",
                 "Time from the publish of a canary event to its ack, in seconds",
                 &LATENCY_BUCKETS,

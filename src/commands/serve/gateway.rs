@@ -1,0 +1,172 @@
+//! Builds the gateway from its parts and starts them.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::http::StatusCode;
+use axum::routing::get;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::parts::{Part, Parts};
+use super::{Base, CONNECTIONS_MAX, bind};
+use crate::amqp::publisher::Publisher;
+use crate::config::{GatewayConfig, SessionConfig};
+use crate::fanout::publisher::HintPublisher;
+use crate::gateway::admission::Admission;
+use crate::gateway::auth::{Authenticator, Tokens};
+use crate::gateway::cursors::Cursors;
+use crate::gateway::dashboard;
+use crate::gateway::history;
+use crate::gateway::marks::Marks;
+use crate::gateway::replay::{Replay, sweep};
+use crate::gateway::session::state::Rules;
+use crate::gateway::session::task::{self, Shared};
+use crate::gateway::websocket::{self, Gateway};
+use crate::http::connections::Connections;
+use crate::http::listener;
+use crate::http::problem::Problem;
+use crate::ops::canary::Canary;
+
+impl Base {
+    /// Starts the gateway, with the routes of `more` beside its own.
+    pub(super) fn serve(
+        &self,
+        config: &GatewayConfig,
+        more: Router,
+        parts: &mut Parts,
+    ) -> anyhow::Result<Arc<Gateway>> {
+        let listener = bind("SHOPBELL_LISTEN", config.listen)?;
+        let tokens = Arc::new(Tokens::new(&config.jwt));
+        parts.spawn(Part::Keys, tokens.clone().follow());
+        let gateway = self.gateway(&config.session, tokens.clone(), parts);
+        let connections = Connections::new(CONNECTIONS_MAX, self.metrics.connections.clone());
+        let stop = self.stops.listeners.clone();
+        parts.spawn(
+            Part::PublicPort,
+            listener::serve(listener, routes(&gateway, config, more), connections, stop),
+        );
+        self.receive_hints(parts);
+        if let Some(every) = config.canary {
+            let canary = Canary {
+                address: listener::reachable(config.listen),
+                tokens,
+                broker: self.broker.clone(),
+                pool: self.pools.upkeep.clone(),
+                broadcast_feed: config.session.broadcast_feed.clone(),
+                metrics: self.metrics.clone(),
+            };
+            // It stops before the drain, because new sessions are refused then.
+            parts.spawn(Part::Canary, canary.run(every, self.stops.ingest.clone()));
+        }
+        tracing::info!(listen = %config.listen, "clients are served");
+        Ok(gateway)
+    }
+
+    /// Builds the gateway, and starts the parts that read pages and write cursors and marks.
+    fn gateway(
+        &self,
+        session: &SessionConfig,
+        tokens: Arc<Tokens>,
+        parts: &mut Parts,
+    ) -> Arc<Gateway> {
+        let (reads, metrics) = (&self.pools.reads, &self.metrics);
+        let (replay, replay_worker) =
+            Replay::new(reads.clone(), metrics.clone(), session.sessions_max);
+        parts.spawn(Part::Replay, replay_worker.run());
+        let (cursors, cursor_reader) =
+            Cursors::new(reads.clone(), self.epochs.clone(), metrics.clone());
+        parts.spawn(Part::CursorReader, cursor_reader.run());
+        let (writer, acks) = (cursors.clone(), self.pools.acks.clone());
+        let stop = self.stops.cursors.clone();
+        parts.spawn(Part::CursorWriter, async move {
+            writer.write(&acks, stop).await
+        });
+        let (marks, mark_writer) = Marks::new(
+            self.pools.marks.clone(),
+            self.fanout.clone(),
+            self.epochs.clone(),
+            metrics.clone(),
+        );
+        let others = HintPublisher::new(self.fanout.clone(), Publisher::lazy(&self.broker));
+        parts.spawn(
+            Part::Marks,
+            mark_writer.run(others, self.stops.cursors.clone()),
+        );
+        task::begin_counting(metrics);
+        metrics
+            .sessions_max
+            .set(i64::try_from(session.sessions_max).unwrap_or(i64::MAX));
+        Arc::new(Gateway {
+            shared: Arc::new(Shared {
+                authenticator: Authenticator::new(tokens, session.broadcast_feed.clone()),
+                replay,
+                cursors,
+                marks,
+                epochs: self.epochs.clone(),
+                metrics: metrics.clone(),
+                rules: Rules {
+                    window: session.window,
+                    heartbeat: session.heartbeat,
+                },
+                age_max: session.age_max,
+                drain: session.drain,
+            }),
+            hub: self.hub.clone(),
+            admission: Admission::new(
+                session.sessions_max,
+                session.sessions_per_subscriber_max,
+                metrics.clone(),
+            ),
+            health: self.health.clone(),
+            history: self.pools.history.clone(),
+            allowed_origins: session.allowed_origins.clone(),
+            frame_bytes_max: session.frame_bytes_max,
+            refusals: websocket::refusals(),
+            sessions: TaskTracker::new(),
+            drain: CancellationToken::new(),
+        })
+    }
+
+    /// Starts the parts that wake sessions: the receiver of hints, the sweep, and the watch over the epoch.
+    fn receive_hints(&self, parts: &mut Parts) {
+        let (hub, epochs, metrics) = (&self.hub, &self.epochs, &self.metrics);
+        parts.spawn(
+            Part::Sweep,
+            sweep::run(
+                self.pools.reads.clone(),
+                hub.clone(),
+                epochs.clone(),
+                metrics.clone(),
+            ),
+        );
+        parts.spawn(
+            Part::Epoch,
+            sweep::follow_epoch(hub.clone(), epochs.clone(), metrics.clone()),
+        );
+        let (fanout, broker) = (self.fanout.clone(), self.broker.clone());
+        let stop = self.stops.last.clone();
+        parts.spawn(Part::Fanout, async move {
+            fanout.receive(&broker, stop).await;
+        });
+    }
+}
+
+fn routes(gateway: &Arc<Gateway>, config: &GatewayConfig, more: Router) -> Router {
+    let routes = Router::new()
+        .route("/v1/ws", get(websocket::connect))
+        .merge(history::router(&config.session.allowed_origins))
+        .fallback(async || {
+            Problem::new(
+                StatusCode::NOT_FOUND,
+                "there is /v1/ws and /v1/feeds/{feed}/notifications",
+            )
+        })
+        .with_state(gateway.clone())
+        .merge(more);
+    if config.dashboard {
+        routes.merge(dashboard::router())
+    } else {
+        routes
+    }
+}
