@@ -5,7 +5,7 @@
 //! loop decides what to attempt, and when to give up.
 
 use std::fmt::Display;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
@@ -87,6 +87,14 @@ impl<'a> Retry<'a> {
     /// Begins again with the first wait, because an attempt succeeded.
     pub fn reset(&mut self) {
         self.backoff.reset();
+    }
+}
+
+/// Waits until this time. Without one, it never returns.
+pub async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time.into()).await,
+        None => std::future::pending().await,
     }
 }
 

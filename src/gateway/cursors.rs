@@ -17,7 +17,7 @@ use self::opening::Openings;
 pub use self::opening::{CursorReader, NotOpened, SEEN_AFTER};
 use self::pending::Pending;
 use crate::model::feed::{Epoch, Seq};
-use crate::retry::Retry;
+use crate::retry::{self, Retry};
 use crate::store::StoreError;
 use crate::store::cursors::{CursorKey, Standing, advance};
 use crate::store::damage::Parts;
@@ -116,7 +116,7 @@ impl Cursors {
             let retry_at = self.lock().retry_at();
             tokio::select! {
                 () = self.acked.notified() => {}
-                () = at(retry_at) => {}
+                () = retry::until(retry_at) => {}
                 () = stop.cancelled() => break,
             }
             let begun = Instant::now();
@@ -302,13 +302,5 @@ impl Cursors {
             *pending = Pending::of(epoch);
         }
         pending
-    }
-}
-
-/// Returns at this moment. Without one, it never returns.
-async fn at(moment: Option<Instant>) {
-    match moment {
-        Some(moment) => tokio::time::sleep_until(moment.into()).await,
-        None => std::future::pending().await,
     }
 }

@@ -28,6 +28,7 @@ use crate::fanout::publisher::HintPublisher;
 use crate::fanout::{Fanout, Hints};
 use crate::model::feed::Epoch;
 use crate::model::protocol::ErrorCode;
+use crate::retry;
 use crate::store::epoch::known::Epochs;
 use crate::store::marks::{Locks, MarkRequest, MarkResult};
 use crate::store::pools::Pool;
@@ -133,7 +134,7 @@ impl MarkWriter {
             let input = tokio::select! {
                 count = self.submissions.recv_many(&mut arrived, MARKS_PER_WRITE_MAX), if self.is_open => Input::Submitted(count),
                 Some(written) = self.writes.join_next() => Input::Written(written),
-                () = at(retry_at) => Input::Retry,
+                () = retry::until(retry_at) => Input::Retry,
                 () = stop.cancelled(), if !self.submissions.is_closed() => Input::Stop,
             };
             match input {
@@ -275,12 +276,4 @@ fn on_failure(mut submission: Submission, failure: Failure) -> Option<Submission
         }
     }
     None
-}
-
-/// Returns at this moment. Without one, it never returns.
-async fn at(moment: Option<Instant>) {
-    match moment {
-        Some(moment) => tokio::time::sleep_until(moment.into()).await,
-        None => std::future::pending().await,
-    }
 }

@@ -27,7 +27,6 @@ const REQUESTS_PER_QUERY_MAX: usize = 64;
 /// Most queries at the same time. The second begins only if the requests fill a query, or if the
 /// first query is slow.
 const READERS: usize = 2;
-/// Duration after which a query is slow.
 const SLOW_QUERY: Duration = Duration::from_millis(200);
 /// Rest after a query of several sessions, in multiples of its duration, so that more sessions
 /// share the next one. A full query does not wait.

@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use crate::amqp::BrokerError;
 use crate::amqp::consumer::Acknowledger;
 use crate::fanout::publisher::{HintPublisher, Published, StoredBatch};
+use crate::retry;
 
 /// Most stored batches that wait for the publish of their hints.
 pub(super) const STORED_MAX: usize = 4;
@@ -39,7 +40,7 @@ pub(super) async fn publish_and_acknowledge(
         let due = unacknowledged.as_ref().map(|waiting| waiting.due);
         let is_closed = tokio::select! {
             received = stored.recv_many(&mut batches, STORED_MAX) => received == 0,
-            () = at(due) => false,
+            () = retry::until(due) => false,
         };
         if is_closed {
             break;
@@ -63,12 +64,4 @@ pub(super) async fn publish_and_acknowledge(
     }
     hints.close().await;
     Ok(())
-}
-
-/// Waits until a moment. If nothing is due, this never returns.
-async fn at(due: Option<Instant>) {
-    match due {
-        Some(due) => tokio::time::sleep_until(due.into()).await,
-        None => std::future::pending().await,
-    }
 }

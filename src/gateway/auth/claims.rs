@@ -65,7 +65,6 @@ enum Audience {
 }
 
 impl Claims {
-    /// Reads the claims of a token. They must be complete and valid at `now`, a time since 1970.
     pub(super) fn parse(
         json: &str,
         expected: Expected<'_>,

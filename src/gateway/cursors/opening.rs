@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::Cursors;
 use crate::model::feed::{Epoch, Seq};
-use crate::retry::Backoff;
+use crate::retry::Retry;
 use crate::store::StoreError;
 use crate::store::cursors::{CursorKey, Found, Made, Standing, make, note_seen, read};
 use crate::store::damage::Parts;
@@ -164,7 +164,6 @@ impl CursorReader {
 struct Opener {
     cursors: Arc<Cursors>,
     pool: Pool,
-    /// Sessions with a missing cursor.
     new: mpsc::Sender<Opening>,
 }
 
@@ -173,7 +172,7 @@ impl Opener {
     /// waits. If Postgres refuses a batch, it halves the batch until the session with the damaged
     /// row is alone.
     async fn read_all(&self, waiting: &mut Vec<Opening>) {
-        let mut backoff = Backoff::default();
+        let mut retry = Retry::new(Retried::Cursors, &self.cursors.metrics);
         let mut parts = Parts::new(std::mem::take(waiting), usize::MAX);
         while let Some(mut part) = parts.take() {
             part.retain(|opening| !opening.reply.is_closed());
@@ -192,9 +191,7 @@ impl Opener {
                     }
                 }
                 Err(error) => {
-                    let wait = backoff.next_wait();
-                    self.cursors.metrics.retries.inc(Retried::Cursors);
-                    tracing::warn!(%error, sessions = part.len(), wait_ms = wait.as_millis(), "cursors could not be read; the read is repeated");
+                    let wait = retry.failed("cursors could not be read", &error);
                     tokio::time::sleep(wait).await;
                     parts.put_back(part);
                 }
@@ -227,7 +224,7 @@ impl Opener {
     /// Makes missing cursors. If Postgres refuses a batch, it halves the batch until the failing
     /// session is alone. That session is refused at once, because its client tries again.
     async fn make_all(&self, waiting: Vec<Opening>) {
-        let mut backoff = Backoff::default();
+        let mut retry = Retry::new(Retried::Cursors, &self.cursors.metrics);
         let mut parts = Parts::new(waiting, usize::MAX);
         while let Some(mut part) = parts.take() {
             part.retain(|opening| !opening.reply.is_closed());
@@ -243,9 +240,7 @@ impl Opener {
                     }
                 }
                 Err(error) => {
-                    let wait = backoff.next_wait();
-                    self.cursors.metrics.retries.inc(Retried::Cursors);
-                    tracing::warn!(%error, sessions = part.len(), wait_ms = wait.as_millis(), "cursors could not be made; the write is repeated");
+                    let wait = retry.failed("cursors could not be made", &error);
                     tokio::time::sleep(wait).await;
                     parts.put_back(part);
                 }
@@ -292,9 +287,7 @@ impl Opener {
 #[derive(Debug, Default)]
 struct Divided {
     complete: Vec<(Opening, Vec<Standing>)>,
-    /// Sessions with a missing cursor.
     incomplete: Vec<Opening>,
-    /// Devices to note as seen.
     stale: Vec<CursorKey>,
 }
 

@@ -104,7 +104,6 @@ impl Queues {
         }
     }
 
-    /// The time at which the next submission is to be written again.
     pub(super) fn next_retry(&self) -> Option<Instant> {
         let submissions = self.waiting.values().flatten();
         submissions
@@ -177,7 +176,6 @@ impl Queues {
     }
 }
 
-/// The index of the first wanted submission that has no earlier one of its session and feed.
 fn next(queue: &VecDeque<Submission>, is_wanted: impl Fn(&Submission) -> bool) -> Option<usize> {
     let mut before: Vec<&Submission> = Vec::new();
     for (place, submission) in queue.iter().enumerate() {
@@ -382,7 +380,6 @@ mod tests {
         )
     }
 
-    /// The first number of each.
     fn seqs(submissions: &[Submission]) -> Vec<i64> {
         let seq = |submission: &Submission| match &submission.request.mark {
             Mark::Read(Targets::Seqs(seqs)) | Mark::Handled(seqs) => seqs[0],

@@ -18,11 +18,9 @@ pub(super) const BUSY: &str = "too many marks wait: send it again later";
 #[derive(Debug)]
 pub(super) struct Submission {
     pub(super) request: MarkRequest,
-    /// The epoch of its numbers.
     pub(super) epoch: Epoch,
     pub(super) inbox: Arc<Inbox>,
     replies: Vec<FrameText>,
-    /// Whether its first part is stored.
     pub(super) is_continued: bool,
     pub(super) retry_at: Option<Instant>,
     pub(super) failing_since: Option<Instant>,
@@ -60,7 +58,6 @@ impl Submission {
         }
     }
 
-    /// Ends the retries after a write that succeeded.
     pub(super) fn reset_failures(&mut self) {
         (self.retry_at, self.failing_since, self.is_alone) = (None, None, false);
     }

@@ -31,7 +31,6 @@ pub(super) struct Written {
     pub(super) results: Vec<(Submission, Result<Vec<MarkResult>, Failure>)>,
 }
 
-/// The reason why a submission was not stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Failure {
     /// Its feed was locked for too long.

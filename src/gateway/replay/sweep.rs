@@ -19,7 +19,6 @@ use crate::telemetry::metrics::Metrics;
 
 /// Interval of the sweep. A lost hint delays a notification by about this time.
 const INTERVAL: Duration = Duration::from_secs(2);
-/// Most feeds in one statement.
 const FEEDS_PER_QUERY_MAX: usize = 5_000;
 /// Most splits of statements in one sweep. They find three damaged feeds, which the next sweep
 /// leaves out.

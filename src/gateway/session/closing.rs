@@ -14,7 +14,6 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest time for writing the close. Frames of a client that does not read are still read
 /// afterwards.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(1);
-/// Most bytes of late frames that are read.
 const LATE_BYTES_MAX: usize = 1024 * 1024;
 
 /// Whether acks and marks count that the client sent before it saw this close. They do not if the

@@ -58,12 +58,10 @@ pub enum Fault {
 #[derive(Debug)]
 pub struct Decoder {
     bytes_max: usize,
-    /// The header of the next frame, as far as it was read.
     header: [u8; HEADER_BYTES_MAX],
     header_bytes: u8,
     /// The frame with a complete header and an incomplete payload.
     frame: Option<Frame>,
-    /// The message that is not complete.
     message: Option<Message>,
     /// The payload of a control frame, which may come between fragments.
     control: Vec<u8>,

@@ -60,14 +60,12 @@ pub struct Ends {
 #[derive(Debug)]
 pub struct Session {
     rules: Rules,
-    /// The epoch of all numbers of this session.
     epoch: Epoch,
     readers: Vec<Reader>,
     /// Notifications of all feeds that are sent and not acknowledged.
     outstanding: usize,
     /// Marks of the client that have no reply yet.
     marks_waiting: usize,
-    /// Whether a page is being read.
     is_reading: bool,
     /// The index of the reader that is served first the next time, so that no feed waits for ever.
     turn: usize,

@@ -2,7 +2,6 @@
 
 use std::time::Instant;
 
-/// Frames that a client may send in a second.
 const FRAMES_PER_SECOND: u32 = 50;
 /// Frames that a client may save up, beside those for a full window.
 pub(super) const FRAMES_SAVED_MAX: u32 = 1_000;

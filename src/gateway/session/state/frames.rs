@@ -8,7 +8,6 @@ use crate::model::feed::Seq;
 use crate::model::mark::{Mark, Targets};
 use crate::model::protocol::{ClientFrame, Close, ErrorCode, ServerFrame};
 
-/// Most numbers in one `read` or `handle`.
 pub(super) const SEQS_PER_FRAME_MAX: usize = 256;
 /// Most marks of a session that wait for the database.
 pub(super) const MARKS_WAITING_MAX: usize = 64;

@@ -36,9 +36,7 @@ pub enum Frame {
 /// An output that needs no socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
-    /// Read a page and pass it to [`Session::on_page`]. The session reads one page at a time.
-    ///
-    /// [`Session::on_page`]: super::Session::on_page
+    /// Read a page and pass it to `Session::on_page`. The session reads one page at a time.
     Read {
         /// The feed.
         feed: Feed,
@@ -58,9 +56,7 @@ pub enum Effect {
     },
     /// Measure a notification that the client acknowledged.
     Acknowledged(Sent),
-    /// Store a mark and pass the replies to [`Session::on_replies`].
-    ///
-    /// [`Session::on_replies`]: super::Session::on_replies
+    /// Store a mark and pass the replies to `Session::on_replies`.
     Mark {
         /// The feed.
         feed: Feed,
@@ -69,9 +65,7 @@ pub enum Effect {
     },
     /// Have the epoch renewed, because the database has less than it had in this epoch.
     Doubt,
-    /// Check the token of an `auth` frame and pass the result to [`Session::on_verified`].
-    ///
-    /// [`Session::on_verified`]: super::Session::on_verified
+    /// Check the token of an `auth` frame and pass the result to `Session::on_verified`.
     Verify {
         /// The JWT.
         token: String,

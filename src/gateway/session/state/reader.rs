@@ -182,7 +182,6 @@ impl Reader {
         }
     }
 
-    /// Records that the next notification is sent.
     pub(super) fn push_sent(&mut self, notification: &Notification) {
         let Notification { seq, time, .. } = *notification;
         self.unacked.push_back(Sent {
@@ -204,7 +203,6 @@ impl Reader {
         released
     }
 
-    /// The notification that was sent with this number, if it is not acknowledged.
     pub(super) fn unacked(&mut self, seq: Seq) -> Option<&mut Sent> {
         let place = self
             .unacked

@@ -34,7 +34,6 @@ impl Measures {
         }
     }
 
-    /// Notifications were written to the socket.
     pub(super) fn on_sent(&self, sent: &[Arc<Notification>], metrics: &Metrics) {
         let now = OffsetDateTime::now_utc();
         metrics.notifications_sent.inc_by(sent.len() as u64);
@@ -43,7 +42,6 @@ impl Measures {
         }
     }
 
-    /// The client acknowledged a notification.
     pub(super) fn on_acknowledged(&mut self, sent: &Sent, metrics: &Metrics) {
         self.lateness.on_ack();
         let now = OffsetDateTime::now_utc();

@@ -6,7 +6,6 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// An event in the life of a session and its feed.
 #[derive(Debug, Clone)]
 enum Happening {
     /// Notifications are stored. Each hint arrives or is lost.
