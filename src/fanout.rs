@@ -14,9 +14,9 @@ use std::sync::atomic::AtomicBool;
 
 use crate::amqp::Broker;
 use crate::fanout::hub::Hub;
-use crate::model::feed::{Epoch, Feed, Seq, Version};
+use crate::model::feed::{Epoch, Feed, Newest, Seq, Version};
 use crate::model::mark::StateFrame;
-use crate::model::notification::{Newest, Notification};
+use crate::model::notification::Notification;
 use crate::store::epoch::known::Epochs;
 use crate::telemetry::health::Health;
 use crate::telemetry::metrics::Metrics;

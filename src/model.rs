@@ -6,5 +6,6 @@ pub mod feed;
 pub mod frame_text;
 pub mod mark;
 pub mod notification;
+pub mod page;
 pub mod protocol;
 pub mod trace_context;

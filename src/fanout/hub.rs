@@ -6,9 +6,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use self::inbox::{Inbox, Waiting};
-use crate::model::feed::{Epoch, Feed};
+use crate::model::feed::{Epoch, Feed, Newest};
 use crate::model::mark::StateFrame;
-use crate::model::notification::{Newest, Notification};
+use crate::model::notification::Notification;
 use crate::store::epoch::known::Epochs;
 
 /// The sessions of each feed.

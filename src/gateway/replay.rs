@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use crate::model::feed::{Feed, Seq, Version};
-use crate::model::notification::Page;
+use crate::model::page::Page;
 use crate::retry::Retry;
 use crate::store;
 use crate::store::StoreError;

@@ -213,6 +213,25 @@ impl Version {
     }
 }
 
+/// The highest known numbers of a feed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Newest {
+    /// Its newest notification.
+    pub seq: Seq,
+    /// Its newest mark.
+    pub version: Version,
+}
+
+impl Newest {
+    /// The higher number of both, for each kind.
+    pub fn max(self, other: Self) -> Self {
+        Self {
+            seq: self.seq.max(other.seq),
+            version: self.version.max(other.version),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

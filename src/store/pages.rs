@@ -8,8 +8,9 @@ use time::OffsetDateTime;
 
 use super::pools::Pool;
 use super::{ProgressColumns, StoreError, epoch, marks, traces};
-use crate::model::feed::{Epoch, Feed, Seq, Version};
-use crate::model::notification::{Newest, Notification, NotificationFields, Page};
+use crate::model::feed::{Epoch, Feed, Newest, Seq, Version};
+use crate::model::notification::{Notification, NotificationFields};
+use crate::model::page::Page;
 use crate::model::protocol::SkipReason;
 use crate::telemetry;
 

@@ -7,7 +7,7 @@ use sqlx::FromRow as _;
 use super::StoreError;
 use super::pools::Pool;
 use crate::model::feed::{Feed, Seq};
-use crate::model::notification::{Entry, Page};
+use crate::model::page::{Entry, Page};
 use crate::model::trace_context::TraceContext;
 use crate::telemetry::traces;
 

@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 use super::lock;
-use crate::model::feed::{Epoch, Feed};
+use crate::model::feed::{Epoch, Feed, Newest};
 use crate::model::frame_text::FrameText;
 use crate::model::mark::StateFrame;
-use crate::model::notification::{Newest, Notification};
+use crate::model::notification::Notification;
 
 /// Most hints that wait. If more come, pages are cheaper.
 const INBOX_HINTS_MAX: usize = 64;

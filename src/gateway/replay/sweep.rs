@@ -8,8 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::fanout::hub::Hub;
-use crate::model::feed::Feed;
-use crate::model::notification::Newest;
+use crate::model::feed::{Feed, Newest};
 use crate::retry::Retry;
 use crate::store::damage::{Damaged, Parts};
 use crate::store::epoch::known::Epochs;

@@ -23,10 +23,11 @@ use self::allowance::FrameAllowance;
 pub use self::output::{Effect, Frame, Output, Sent};
 use self::reader::Reader;
 pub use self::start::{KeptByClient, Place, Start};
-use crate::model::feed::{Epoch, Feed, Seq};
+use crate::model::feed::{Epoch, Feed, Newest, Seq};
 use crate::model::frame_text::FrameText;
 use crate::model::mark::StateFrame;
-use crate::model::notification::{Entry, Newest, Notification, Page};
+use crate::model::notification::Notification;
+use crate::model::page::{Entry, Page};
 use crate::model::protocol::{Close, ErrorCode, ServerFrame, SkipReason};
 use crate::model::trace_context::TraceContext;
 

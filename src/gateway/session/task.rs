@@ -29,7 +29,7 @@ use crate::gateway::cursors::{Cursors, SEEN_AFTER};
 use crate::gateway::marks::Marks;
 use crate::gateway::replay::Replay;
 use crate::model::feed::{Device, Epoch, Feed, Subscriber};
-use crate::model::notification::Page;
+use crate::model::page::Page;
 use crate::model::protocol::{ClientFrame, Close, ServerFrame, WelcomeFeed};
 use crate::store::cursors::CursorKey;
 use crate::store::epoch::known::Epochs;

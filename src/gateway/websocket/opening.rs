@@ -11,8 +11,7 @@ use crate::gateway::handshake::Wishes;
 use crate::gateway::refusal::Refusal;
 use crate::gateway::session::state::{KeptByClient, Place, Start};
 use crate::gateway::session::task::Opened;
-use crate::model::feed::{Device, Epoch, Feed};
-use crate::model::notification::Newest;
+use crate::model::feed::{Device, Epoch, Feed, Newest};
 use crate::model::protocol::WelcomeFeed;
 use crate::store::cursors::{CursorKey, Standing};
 

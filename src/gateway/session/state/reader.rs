@@ -5,9 +5,10 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::{Sent, Start};
-use crate::model::feed::{Feed, Seq, Version};
+use crate::model::feed::{Feed, Newest, Seq, Version};
 use crate::model::mark::StateFrame;
-use crate::model::notification::{Newest, Notification, Page};
+use crate::model::notification::Notification;
+use crate::model::page::Page;
 
 /// Most hints kept while a page is being read. They save a read if events arrive all the time.
 const KEPT_MAX: usize = 32;

@@ -1,7 +1,6 @@
 //! The numbers after which a session begins in a feed. Pure.
 
-use crate::model::feed::{Epoch, Feed, Seq, Version};
-use crate::model::notification::Newest;
+use crate::model::feed::{Epoch, Feed, Newest, Seq, Version};
 
 /// The begin of a session in a feed.
 #[derive(Debug, Clone)]
