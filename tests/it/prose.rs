@@ -52,11 +52,11 @@ const MODELS: [(Kind, Rates); 3] = [
 
 /// The findings that are still in each part of the tree. A number may only go down.
 const REMAINING: [(&str, usize); 5] = [
-    ("src", 406),
+    ("src", 121),
     ("tests", 0),
     ("benches", 0),
-    ("web", 109),
-    ("elsewhere", 95),
+    ("web", 0),
+    ("elsewhere", 1),
 ];
 
 /// Per 1,000 words.
