@@ -187,160 +187,203 @@ impl Report {
 
     /// Every goal, also if this run measured none of its figures, so that missing ones are visible.
     fn judge(&self) -> Vec<Goal> {
-        use Who::{Floor, Shopbell, WebMqtt, WebStomp};
-        let figure = |what: &str, who| self.median(what, who);
-        let ratio = |what, other| Some(figure(what, Shopbell)? / figure(what, other)?);
-        let parts_alone = |rabbitmq: &str| {
-            let others = [
-                "lapin consumer, CPU-s",
-                "Postgres append, CPU-s",
-                "WebSocket push one at a time, CPU-s",
-            ];
-            let parts = [rabbitmq].into_iter().chain(others);
-            Some(
-                figure("T all server CPU-s", Shopbell)?
-                    / parts.map(|part| figure(part, Floor)).sum::<Option<f64>>()?,
-            )
-        };
-        let over = |what, other| Some(figure(what, Shopbell)? / figure(other, Shopbell)?);
-        let flat = |what: &str| {
-            let cost = |stored: &str| figure(&format!("S {stored} stored, {what}"), Shopbell);
-            Some(cost("1,000,000")? / cost("10,000")?)
-        };
-        let at_least = |goal, value: Option<f64>, bound: f64| Goal {
-            goal,
-            value,
-            met: value.map(|value| value >= bound),
-            required: false,
-        };
-        let at_most = |goal, value: Option<f64>, bound: f64| Goal {
-            goal,
-            value,
-            met: value.map(|value| value <= bound),
-            required: false,
-        };
-        let required = |goal: Goal| Goal {
-            required: true,
-            ..goal
-        };
-        let (t_cpu, l_500) = ("T all server CPU-s", "L 500/s, p99 ms");
+        let goals = [
+            self.throughput_goals(),
+            self.latency_and_replay_goals(),
+            self.session_goals(),
+        ];
+        goals.into_iter().flatten().collect()
+    }
+
+    /// The median of Shopbell.
+    fn shopbell(&self, what: &str) -> Option<f64> {
+        self.median(what, Who::Shopbell)
+    }
+
+    /// The median of Shopbell divided by that of another program.
+    fn ratio(&self, what: &str, other: Who) -> Option<f64> {
+        Some(self.shopbell(what)? / self.median(what, other)?)
+    }
+
+    /// One median of Shopbell divided by another.
+    fn over(&self, what: &str, other: &str) -> Option<f64> {
+        Some(self.shopbell(what)? / self.shopbell(other)?)
+    }
+
+    /// The CPU time of all servers divided by that of their parts alone.
+    fn over_parts_alone(&self, rabbitmq: &str) -> Option<f64> {
+        let others = [
+            "lapin consumer, CPU-s",
+            "Postgres append, CPU-s",
+            "WebSocket push one at a time, CPU-s",
+        ];
+        let parts = [rabbitmq].into_iter().chain(others);
+        let alone = parts.map(|part| self.median(part, Who::Floor));
+        Some(self.shopbell("T all server CPU-s")? / alone.sum::<Option<f64>>()?)
+    }
+
+    /// The cost with a million stored notifications divided by that with ten thousand.
+    fn growth(&self, what: &str) -> Option<f64> {
+        self.over(
+            &format!("S 1,000,000 stored, {what}"),
+            &format!("S 10,000 stored, {what}"),
+        )
+    }
+
+    fn throughput_goals(&self) -> Vec<Goal> {
         vec![
             at_least(
                 "T: at least 3 x Web MQTT's events/s",
-                ratio("T events/s", WebMqtt),
+                self.ratio("T events/s", Who::WebMqtt),
                 3.0,
             ),
             at_most(
                 "T: at most 0.4 x Web MQTT's server CPU",
-                ratio(t_cpu, WebMqtt),
+                self.ratio("T all server CPU-s", Who::WebMqtt),
                 0.4,
             ),
             at_most(
                 "T: all server CPU at most 1.5 x the parts alone",
-                parts_alone("RabbitMQ publish + consume, CPU-s"),
+                self.over_parts_alone("RabbitMQ publish + consume, CPU-s"),
                 1.5,
             ),
             at_most(
                 "T: the same, RabbitMQ's part through a topic exchange, as the contract has it",
-                parts_alone("RabbitMQ publish + consume, topic exchange, CPU-s"),
+                self.over_parts_alone("RabbitMQ publish + consume, topic exchange, CPU-s"),
                 1.5,
             ),
             at_most(
                 "T: Shopbell itself at most 3 CPU-s per 100,000",
-                figure("T Shopbell CPU-s", Shopbell),
+                self.shopbell("T Shopbell CPU-s"),
                 3.0,
             ),
             at_most(
                 "T: peak memory of Shopbell below 100 MB",
-                figure("T peak RSS, MB", Shopbell),
+                self.shopbell("T peak RSS, MB"),
                 100.0,
             ),
+        ]
+    }
+
+    fn latency_and_replay_goals(&self) -> Vec<Goal> {
+        vec![
             at_most(
                 "L: p50 at 500/s at most 1.0 ms",
-                figure("L 500/s, p50 ms", Shopbell),
+                self.shopbell("L 500/s, p50 ms"),
                 1.0,
             ),
             at_most(
                 "L: p99 at 500/s at most 2.5 ms",
-                figure(l_500, Shopbell),
+                self.shopbell("L 500/s, p99 ms"),
                 2.5,
             ),
             at_most(
                 "L: p50 at 500/s at most 2 x Web MQTT's",
-                ratio("L 500/s, p50 ms", WebMqtt),
+                self.ratio("L 500/s, p50 ms", Who::WebMqtt),
                 2.0,
             ),
             at_most(
                 "L: p99 at 500/s at most 2 x Web MQTT's",
-                ratio(l_500, WebMqtt),
+                self.ratio("L 500/s, p99 ms", Who::WebMqtt),
                 2.0,
             ),
             at_most(
                 "L: p99 at 2,000/s under 3 x that at 500/s",
-                over("L 2000/s, p99 ms", l_500),
+                self.over("L 2000/s, p99 ms", "L 500/s, p99 ms"),
                 3.0,
             ),
             at_least(
                 "R: at least 4 x Web STOMP's events/s",
-                ratio("R events/s", WebStomp),
+                self.ratio("R events/s", Who::WebStomp),
                 4.0,
             ),
             at_least(
                 "R: at least 50 sessions and pages a query",
-                figure("R pages a query", Shopbell),
+                self.shopbell("R pages a query"),
                 50.0,
             ),
+        ]
+    }
+
+    fn session_goals(&self) -> Vec<Goal> {
+        vec![
             at_most(
                 "C: at most 12 KiB an idle connection",
-                figure("C KiB a connection", Shopbell),
+                self.shopbell("C KiB a connection"),
                 12.0,
             ),
             required(at_most(
                 "C: at most 1.3 x the idle memory within 10 s of a broadcast of 64 KiB",
-                figure(memory::AFTER_BROADCAST, Shopbell),
+                self.shopbell(memory::AFTER_BROADCAST),
                 1.3,
             )),
             required(at_most(
                 "C: at most 1.3 x the idle memory within 10 s of a replayed window",
-                figure(memory::AFTER_WINDOW, Shopbell),
+                self.shopbell(memory::AFTER_WINDOW),
                 1.3,
             )),
             at_least(
                 "C: at least 3,000 connects/s",
-                figure("C connects/s", Shopbell),
+                self.shopbell("C connects/s"),
                 3_000.0,
             ),
             at_most(
                 "H: a hot merchant slows the others' p99 by less than 2 x",
-                over("H others, p99 ms", "L 2000/s, p99 ms"),
+                self.over("H others, p99 ms", "L 2000/s, p99 ms"),
                 2.0,
             ),
             at_most(
                 "B: a broadcast reaches 10,000 sessions within 1 s",
-                figure("B seconds to all", Shopbell),
+                self.shopbell("B seconds to all"),
                 1.0,
             ),
             at_most(
                 "S: cost of T flat within 15 %, 1,000 recipients",
-                flat("1,000 recipients, T server CPU-s"),
+                self.growth("1,000 recipients, T server CPU-s"),
                 1.15,
             ),
             at_most(
                 "S: cost of R flat within 15 %, 1,000 recipients",
-                flat("1,000 recipients, R server CPU-s"),
+                self.growth("1,000 recipients, R server CPU-s"),
                 1.15,
             ),
             at_most(
                 "S: cost of T flat within 15 %, 10,000 recipients",
-                flat("10,000 recipients, T server CPU-s"),
+                self.growth("10,000 recipients, T server CPU-s"),
                 1.15,
             ),
             at_most(
                 "S: cost of R flat within 15 %, 10,000 recipients",
-                flat("10,000 recipients, R server CPU-s"),
+                self.growth("10,000 recipients, R server CPU-s"),
                 1.15,
             ),
         ]
+    }
+}
+
+fn at_least(goal: &'static str, value: Option<f64>, bound: f64) -> Goal {
+    Goal {
+        goal,
+        value,
+        met: value.map(|value| value >= bound),
+        required: false,
+    }
+}
+
+fn at_most(goal: &'static str, value: Option<f64>, bound: f64) -> Goal {
+    Goal {
+        goal,
+        value,
+        met: value.map(|value| value <= bound),
+        required: false,
+    }
+}
+
+/// A goal that fails the run if it is not met.
+fn required(goal: Goal) -> Goal {
+    Goal {
+        required: true,
+        ..goal
     }
 }
 

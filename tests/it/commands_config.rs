@@ -94,10 +94,14 @@ async fn every_setting_is_listed_without_secrets() {
             by_name[row]
         );
     }
+    world.finish().await;
+}
 
-    // For people, and for the role without a public port.
+#[tokio::test]
+async fn the_list_for_one_role_leaves_out_the_settings_of_the_other() {
+    let world = World::new().await;
     let output = world
-        .shopbell_with(&settings, &["config", "--role", "ingest"])
+        .shopbell(&["config", "--role", "ingest"])
         .await
         .succeeded()
         .stdout;

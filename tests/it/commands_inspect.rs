@@ -49,9 +49,11 @@ struct Shown {
     data: Option<Box<RawValue>>,
 }
 
-#[tokio::test]
-async fn inspect_shows_received_and_missing_notifications() {
-    let world = World::new().await;
+/// The data of an import that the feed ends with.
+const STARTED: &str = r#"{"import_id":"i-1","total":9}"#;
+
+/// A feed of twelve orders, of which 4 are acknowledged and one is handled, and an import.
+async fn feed_with_cursor_mark_and_import(world: &World) {
     let replica = world.serve().await;
     let publisher = world.publisher().await;
     publisher.publish_all(Event::orders(MERCHANT, 12)).await;
@@ -65,7 +67,6 @@ async fn inspect_shows_received_and_missing_notifications() {
     merchant.ack(MERCHANT, 4).await;
     merchant.handle(MERCHANT, &[3]).await;
     world.expect_cursor(MERCHANT, "till", 4).await;
-    let started = r#"{"import_id":"i-1","total":9}"#;
     let publish = [
         "publish",
         "--recipient",
@@ -73,11 +74,16 @@ async fn inspect_shows_received_and_missing_notifications() {
         "--type",
         "import.started",
         "--data",
-        started,
+        STARTED,
     ];
     world.shopbell(&publish).await.succeeded();
     world.expect_stored(MERCHANT, 13).await;
+}
 
+#[tokio::test]
+async fn inspect_shows_received_and_missing_notifications() {
+    let world = World::new().await;
+    feed_with_cursor_mark_and_import(&world).await;
     let inspect = ["inspect", MERCHANT, "--output", "json"];
     let done = world.shopbell(&inspect).await.succeeded();
     let [state] = &done.json_lines::<FeedState>()[..] else {
@@ -118,8 +124,25 @@ async fn inspect_shows_received_and_missing_notifications() {
         "no data: {}",
         done.stdout
     );
+    // Without `--output json`: one line for each item.
+    let output = world
+        .shopbell(&["inspect", MERCHANT])
+        .await
+        .succeeded()
+        .stdout;
+    assert!(
+        output.contains("oldest undelivered: #5")
+            && output.contains("cursor of merchant-42 on till: #4"),
+        "{output}"
+    );
+    world.finish().await;
+}
 
-    let one = [&inspect[..], &["--seq", "3"]].concat();
+#[tokio::test]
+async fn inspect_shows_one_notification_and_its_data_on_request() {
+    let world = World::new().await;
+    feed_with_cursor_mark_and_import(&world).await;
+    let one = ["inspect", MERCHANT, "--output", "json", "--seq", "3"];
     let Some(shown) = world
         .shopbell(&one)
         .await
@@ -139,7 +162,7 @@ async fn inspect_shows_received_and_missing_notifications() {
     let one = ["inspect", MERCHANT, "--seq", "13", "--data"];
     let done = world.shopbell(&one).await.succeeded();
     assert!(
-        done.stdout.contains(started) && done.stdout.contains("not delivered"),
+        done.stdout.contains(STARTED) && done.stdout.contains("not delivered"),
         "{}",
         done.stdout
     );
@@ -148,19 +171,8 @@ async fn inspect_shows_received_and_missing_notifications() {
         .await
         .succeeded()
         .json_lines::<Shown>();
-    assert_eq!(json[0].data.as_deref().map(RawValue::get), Some(started));
+    assert_eq!(json[0].data.as_deref().map(RawValue::get), Some(STARTED));
 
-    // Without `--output json`: one line for each item.
-    let output = world
-        .shopbell(&["inspect", MERCHANT])
-        .await
-        .succeeded()
-        .stdout;
-    assert!(
-        output.contains("oldest undelivered: #5")
-            && output.contains("cursor of merchant-42 on till: #4"),
-        "{output}"
-    );
     world.finish().await;
 }
 

@@ -290,7 +290,17 @@ async fn invalid_marks_are_refused_with_a_reason_and_the_session_continues() {
         state.through == Some(0) && state.read_at.is_some(),
         "an empty feed has a reply too: {state:?}"
     );
+    world.finish().await;
+}
 
+#[tokio::test]
+async fn a_token_with_the_right_marks_the_broadcast_feed() {
+    let world = World::new().await;
+    let replica = world.serve().await;
+    let publisher = world.publisher().await;
+    publisher.publish(&Event::new("notice", "all", "1")).await;
+    let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
+    merchant.next_notification().await;
     let token = world.token("owner").feeds(["all"]).broadcast().sign();
     let mut owner = world
         .merchant("owner")

@@ -282,81 +282,39 @@ fn unreadable() -> Vec<(RawMessage, Option<&'static str>)> {
         .flat_map(|inside| [b"\0F", &(inside * 6).to_be_bytes()[..]].concat())
         .collect();
     let not_utf8 = vec![0xff; 255];
+    let with_headers = |headers| RawMessage { headers, ..good() };
+    let with_key = |routing_key| RawMessage {
+        routing_key,
+        ..good()
+    };
+    let with_type = |content_type| RawMessage {
+        content_type,
+        ..good()
+    };
+    // The dead-lettered event is published again with its original headers and routing key.
+    let cut_off = RawMessage {
+        headers: nested(10_000),
+        body: b"{".to_vec(),
+        ..good()
+    };
+    let wrong_everywhere = RawMessage {
+        routing_key: not_utf8.clone(),
+        content_type: not_utf8.clone(),
+        headers: header(&not_utf8, b"V"),
+        ..good()
+    };
+    let bad_type = Some("unsupported_content_type");
     vec![
-        (
-            RawMessage {
-                headers: nested(100),
-                ..good()
-            },
-            None,
-        ),
-        (
-            RawMessage {
-                headers: nested(10_000),
-                ..good()
-            },
-            None,
-        ),
-        (
-            RawMessage {
-                headers: nested(LEVELS_MAX),
-                ..good()
-            },
-            None,
-        ),
-        (
-            RawMessage {
-                headers: tables,
-                ..good()
-            },
-            None,
-        ),
-        (
-            RawMessage {
-                headers: header(b"\xff\xfe", b"V"),
-                ..good()
-            },
-            None,
-        ),
-        (
-            RawMessage {
-                headers: header(&not_utf8, b"t\x01"),
-                ..good()
-            },
-            None,
-        ),
-        (
-            RawMessage {
-                routing_key: b"order.\xff".to_vec(),
-                ..good()
-            },
-            None,
-        ),
-        (
-            RawMessage {
-                content_type: b"application/\xff\xfe".to_vec(),
-                ..good()
-            },
-            Some("unsupported_content_type"),
-        ),
-        // The dead-lettered event is published again with its original headers and routing key.
-        (
-            RawMessage {
-                headers: nested(10_000),
-                body: b"{".to_vec(),
-                ..good()
-            },
-            Some("malformed_json"),
-        ),
-        (
-            RawMessage {
-                routing_key: not_utf8.clone(),
-                content_type: not_utf8.clone(),
-                headers: header(&not_utf8, b"V"),
-                ..good()
-            },
-            Some("unsupported_content_type"),
-        ),
+        (with_headers(nested(100)), None),
+        (with_headers(nested(10_000)), None),
+        (with_headers(nested(LEVELS_MAX)), None),
+        (with_headers(tables), None),
+        (with_headers(header(b"\xff\xfe", b"V")), None),
+        (with_headers(header(&not_utf8, b"t\x01")), None),
+        (with_key(b"order.\xff".to_vec()), None),
+        (with_type(b"application/\xff\xfe".to_vec()), bad_type),
+        (cut_off, Some("malformed_json")),
+        (wrong_everywhere, bad_type),
     ]
 }
 
