@@ -2,7 +2,7 @@
 //! finds the event and makes a dead letter of it. If a feed is damaged, this repairs it or holds
 //! its events. The other events of the batch are stored in each case.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use time::OffsetDateTime;
@@ -16,6 +16,7 @@ use crate::model::feed::Feed;
 use crate::retry::{self, Retry};
 use crate::store::StoreError;
 use crate::store::append::{Blame, Committed, Fate, NotAppended, Outcome, Pending, append};
+use crate::store::damage::Parts;
 use crate::store::holds;
 use crate::telemetry::labels::Retried;
 use crate::telemetry::metrics::Metrics;
@@ -70,8 +71,8 @@ impl Ingest {
             deliveries: batch.len(),
             metrics: &self.metrics,
         };
-        let mut parts = VecDeque::from([batch]);
-        while let Some(part) = parts.pop_front() {
+        let mut parts = Parts::new(batch, usize::MAX);
+        while let Some(part) = parts.take() {
             if part.is_empty() {
                 continue;
             }
@@ -82,11 +83,7 @@ impl Ingest {
                     undecided.deliveries -= deliveries;
                     committed.join(part);
                 }
-                Err(rejected) => {
-                    for part in self.parts_instead_of(rejected).await.into_iter().rev() {
-                        parts.push_front(part);
-                    }
-                }
+                Err(rejected) => self.replace(rejected, &mut parts).await,
             }
         }
         Ok(committed)
@@ -129,8 +126,8 @@ impl Ingest {
         }
     }
 
-    /// Returns the parts to store instead of a rejected part, in order.
-    async fn parts_instead_of(&self, rejected: NotAppended<Delivery>) -> Vec<Part> {
+    /// Puts the parts back that are stored instead of a rejected part, in order.
+    async fn replace(&self, rejected: NotAppended<Delivery>, parts: &mut Parts<Pending<Delivery>>) {
         let blame = rejected.blame();
         let NotAppended {
             pending: part,
@@ -144,19 +141,22 @@ impl Ingest {
                     .await
                     .unwrap_or_default();
                 let detail = "the feed is held: earlier events of it wait";
-                vec![hold(part, &held, detail)]
+                parts.put_back(hold(part, &held, detail));
             }
             (Blame::Feed, Some(feed)) if feeds.len() == 1 => {
                 if self.repair(feed).await {
-                    return vec![part];
+                    parts.put_back(part);
+                    return;
                 }
                 tracing::error!(%error, %feed, events = part.len(), "a feed is damaged; its events wait in Postgres");
-                vec![hold(part, &feeds, &detail(&error))]
+                parts.put_back(hold(part, &feeds, &detail(&error)));
             }
-            _ => match <[_; 1]>::try_from(part) {
-                Ok([event]) => vec![vec![dead_letter(event, &error)]],
-                Err(part) => Vec::from(halves(part)),
-            },
+            _ => {
+                if let Err(alone) = parts.split(part) {
+                    let dead_letter = |event| dead_letter(event, &error);
+                    parts.put_back(alone.into_iter().map(dead_letter).collect());
+                }
+            }
         }
     }
 
@@ -241,12 +241,6 @@ fn hold(part: Part, feeds: &BTreeSet<Feed>, detail: &str) -> Part {
     part.into_iter().map(held).collect()
 }
 
-/// Splits a part in two, in order. The first is not larger than the second.
-fn halves<T>(mut part: Vec<T>) -> [Vec<T>; 2] {
-    let second = part.split_off(part.len() / 2);
-    [part, second]
-}
-
 fn detail(error: &StoreError) -> String {
     error.to_string().chars().take(DETAIL_CHARS_MAX).collect()
 }
@@ -254,31 +248,6 @@ fn detail(error: &StoreError) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ingest::batch::EVENTS_MAX;
-
-    #[test]
-    fn halves_keep_the_order() {
-        assert_eq!(halves(vec![1, 2]), [vec![1], vec![2]]);
-        assert_eq!(halves(vec![1, 2, 3, 4, 5]), [vec![1, 2], vec![3, 4, 5]]);
-        assert!(halves(Vec::<u8>::new()).iter().all(Vec::is_empty));
-    }
-
-    #[test]
-    fn halving_isolates_each_event_of_a_full_batch() {
-        let mut parts = VecDeque::from([(0..EVENTS_MAX).collect::<Vec<_>>()]);
-        let mut alone = Vec::new();
-        while let Some(part) = parts.pop_front() {
-            match <[_; 1]>::try_from(part) {
-                Ok([event]) => alone.push(event),
-                Err(part) => {
-                    let [first, second] = halves(part);
-                    parts.push_front(second);
-                    parts.push_front(first);
-                }
-            }
-        }
-        assert!(alone.into_iter().eq(0..EVENTS_MAX));
-    }
 
     #[test]
     fn the_detail_of_a_dead_letter_is_bounded() {
