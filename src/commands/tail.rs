@@ -24,7 +24,7 @@ use self::places::Places;
 use super::UsageError;
 use super::terminal::{self, Format};
 use crate::model::feed::{Device, Epoch, Feed, Seq};
-use crate::retry::Backoff;
+use crate::retry::{self, Backoff};
 
 /// Where the token is looked for when it is not on the command line, which other users of the machine can see.
 const TOKEN_VARIABLE: &str = "SHOPBELL_TOKEN";
@@ -115,11 +115,7 @@ pub async fn run(mut arguments: Arguments, format: Format) -> anyhow::Result<()>
             "{why}; trying again in {:.1} s",
             wait.as_secs_f64()
         ));
-        if stop
-            .run_until_cancelled(tokio::time::sleep(wait))
-            .await
-            .is_none()
-        {
+        if !retry::sleep(wait, &stop).await {
             return Ok(());
         }
     }
