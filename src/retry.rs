@@ -3,6 +3,8 @@
 //!
 //! A loop passes the error of each failed attempt in, and gets the time until the next attempt. The
 //! loop decides what to attempt, and when to give up.
+//!
+//! A loop with a fixed interval, such as the sweep, needs no [`Retry`]: its interval is the wait.
 
 use std::fmt::Display;
 use std::time::{Duration, Instant};

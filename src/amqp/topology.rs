@@ -328,3 +328,39 @@ pub(super) fn text(value: impl Into<String>) -> AMQPValue {
 fn number(value: i32) -> AMQPValue {
     AMQPValue::LongInt(value)
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bindings_use_only_declared_exchanges_and_queues() {
+        for partitions in [1, 4] {
+            let broker = Broker::new("amqp://localhost", "shop", partitions, true).unwrap();
+            let exchanges: Vec<_> = exchanges(&broker).into_iter().map(|it| it.0).collect();
+            let queues: Vec<_> = queues(&broker).into_iter().map(|it| it.0).collect();
+            for [source, destination, _] in broker.bindings() {
+                assert!(exchanges.contains(&source), "{source}");
+                let is_declared = exchanges.contains(&destination) || queues.contains(&destination);
+                assert!(is_declared, "{destination}");
+            }
+            let ingest = queues.iter().filter(|name| name.contains(".ingest"));
+            assert_eq!(ingest.count(), usize::from(partitions));
+        }
+    }
+
+    #[test]
+    fn an_exchange_stands_after_those_in_its_arguments() {
+        let broker = Broker::new("amqp://localhost", "shop", 4, true).unwrap();
+        let mut before = Vec::new();
+        for (name, _, arguments) in exchanges(&broker) {
+            if let Some(AMQPValue::LongString(alternate)) =
+                arguments.inner().get("alternate-exchange")
+            {
+                assert!(before.contains(&alternate.to_string()), "{name}");
+            }
+            before.push(name);
+        }
+    }
+}
