@@ -1,5 +1,5 @@
-//! The command line, with one file for each subcommand. Data goes to stdout, messages to stderr. Only
-//! this room uses `anyhow`.
+//! The command line, with one file for each subcommand. Data goes to stdout, messages to stderr.
+//! Only this room uses `anyhow`.
 
 pub mod completions;
 pub mod config;
@@ -32,7 +32,8 @@ const BROKER_TIMEOUT: Duration = Duration::from_secs(20);
 /// The default of `RUST_LOG` for `serve`.
 const SERVICE_LOG: &str = "info";
 
-/// Order events from RabbitMQ to the merchant's dashboard over WebSocket: stored, acknowledged, replayed.
+/// Order events from RabbitMQ to the merchant's dashboard over WebSocket: stored, acknowledged,
+/// replayed.
 #[derive(Debug, Parser)]
 #[command(name = "shopbell", version, arg_required_else_help = true)]
 pub struct Cli {
@@ -82,8 +83,8 @@ enum Command {
 pub struct UsageError(pub String);
 
 impl Cli {
-    /// The default of `RUST_LOG`. The service logs its work, the other commands log only problems. They
-    /// print the errors of lapin themselves.
+    /// The default of `RUST_LOG`. The service logs its work, the other commands log only problems.
+    /// They print the errors of lapin themselves.
     pub fn log_default(&self) -> &'static str {
         match self.command {
             Command::Serve(_) | Command::Demo(_) => SERVICE_LOG,

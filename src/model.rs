@@ -1,5 +1,5 @@
-//! The terms that all other modules use: names and numbers, events, notifications, marks, and the protocol. Pure types and
-//! parsing without I/O.
+//! The terms that all other modules use: names and numbers, events, notifications, marks, and the
+//! protocol. Pure types and parsing without I/O.
 
 pub mod event;
 pub mod feed;

@@ -1,4 +1,5 @@
-//! `shopbell config`: prints each effective setting of `serve` and where it is from, without secrets.
+//! `shopbell config`: prints each effective setting of `serve` and where it is from, without
+//! secrets.
 
 use super::terminal::{self, Format};
 use super::{SERVICE_LOG, UsageError, broker_of};
@@ -20,8 +21,8 @@ pub struct Arguments {
     markdown: bool,
 }
 
-/// Prints one line for each setting. If a setting is bad or unknown, prints only an error that names
-/// all of these.
+/// Prints one line for each setting. If a setting is bad or unknown, prints only an error that
+/// names all of these.
 pub fn run(arguments: &Arguments, format: Format) -> anyhow::Result<()> {
     if arguments.markdown {
         if format == Format::Json {

@@ -1,4 +1,5 @@
-//! `shopbell declare`: declares or verifies the exchanges and queues in RabbitMQ, and consumes nothing.
+//! `shopbell declare`: declares or verifies the exchanges and queues in RabbitMQ, and consumes
+//! nothing.
 
 use serde::Serialize;
 

@@ -1,5 +1,5 @@
-//! `shopbell healthcheck`: requests `/readyz` of the service on this machine, for containers without
-//! curl.
+//! `shopbell healthcheck`: requests `/readyz` of the service on this machine, for containers
+//! without curl.
 
 use std::net::SocketAddr;
 use std::time::Duration;

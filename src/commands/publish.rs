@@ -1,4 +1,5 @@
-//! `shopbell publish`: publishes test events or an import, and prints each event that RabbitMQ confirmed.
+//! `shopbell publish`: publishes test events or an import, and prints each event that RabbitMQ
+//! confirmed.
 
 mod sample;
 
@@ -50,7 +51,8 @@ pub struct Arguments {
     /// Type of the events
     #[arg(long = "type", default_value = ORDER, value_name = "TYPE")]
     event_type: String,
-    /// The data, byte for byte, or `-` for stdin [default: a sample order, or no data for another type]
+    /// The data, byte for byte, or `-` for stdin [default: a sample order, or no data for another
+    /// type]
     #[arg(long, value_name = "JSON", allow_hyphen_values = true)]
     data: Option<String>,
     /// One id for all events, of which only the first is stored [default: a new id for each event]
@@ -263,8 +265,8 @@ impl Plan {
         })
     }
 
-    /// The event in the JSON format of CloudEvents. The data is appended as bytes, so that they stay the
-    /// same.
+    /// The event in the JSON format of CloudEvents. The data is appended as bytes, so that they
+    /// stay the same.
     fn body(
         &self,
         id: &str,

@@ -20,7 +20,8 @@ pub struct Arguments {
     /// The subscriber: `sub` of the token
     #[arg(long, value_parser = Subscriber::parse)]
     subscriber: Subscriber,
-    /// A feed that the token may read; repeatable [default: the feed with the name of the subscriber]
+    /// A feed that the token may read; repeatable [default: the feed with the name of the
+    /// subscriber]
     #[arg(long = "feed", value_name = "FEED", value_parser = Feed::parse)]
     feeds: Vec<Feed>,
     /// Allow to mark notifications of the broadcast feed as read or handled

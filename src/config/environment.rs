@@ -1,7 +1,7 @@
 //! The environment variables of the service: given, read, or rejected.
 //!
-//! Each read removes a variable, notes its effective value, and collects a complaint if the value is
-//! bad. No complaint contains a secret.
+//! Each read removes a variable, notes its effective value, and collects a complaint if the value
+//! is bad. No complaint contains a secret.
 
 use std::collections::BTreeMap;
 

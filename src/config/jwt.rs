@@ -33,8 +33,8 @@ pub struct JwtConfig {
 pub struct Keys {
     /// `SHOPBELL_JWT_HS256_SECRET`: signs and checks tokens.
     pub current: Secret,
-    /// `SHOPBELL_JWT_HS256_SECRET_PREVIOUS`: only checks tokens. During a rotation it is the key before
-    /// or after the current one.
+    /// `SHOPBELL_JWT_HS256_SECRET_PREVIOUS`: only checks tokens. During a rotation it is the key
+    /// before or after the current one.
     pub previous: Option<Secret>,
 }
 

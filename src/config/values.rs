@@ -13,7 +13,8 @@ use super::environment::Environment;
 use super::settings::{Default, Kind, Setting};
 use crate::model::feed::Feed;
 
-/// Every reader returns `None` if the setting has no value, or a bad one: then a complaint is noted.
+/// Every reader returns `None` if the setting has no value, or a bad one: then a complaint is
+/// noted.
 impl Environment {
     pub(super) fn number<T: TryFrom<u64>>(&mut self, setting: &Setting) -> Option<T> {
         let Kind::Number { min, max, .. } = setting.kind else {

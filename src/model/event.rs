@@ -1,16 +1,16 @@
 //! Events as publishers send them, parsed and checked.
 //!
-//! [`parse`] takes a [`Message`]: content type, headers and body, as AMQP or HTTP delivered them. It
-//! returns an [`Event`] that can be stored, or a [`Rejection`] with its reason. Both forms of
+//! [`parse`] takes a [`Message`]: content type, headers and body, as AMQP or HTTP delivered them.
+//! It returns an [`Event`] that can be stored, or a [`Rejection`] with its reason. Both forms of
 //! CloudEvents 1.0 are parsed: structured (the body is the whole event) and binary (the body is the
 //! data, and the headers are the attributes). The `data` of an event stays byte for byte the same.
 //!
-//! Nothing here does I/O or reads a clock. A rejection is permanent: every attempt to parse the same
-//! message returns the same rejection. So the message is dead-lettered and never retried.
+//! Nothing here does I/O or reads a clock. A rejection is permanent: every attempt to parse the
+//! same message returns the same rejection. So the message is dead-lettered and never retried.
 //!
-//! The modules import each other in this order only, which the test `tidy` checks:
-//! `rejection`, `timestamp`, `import`, `message`; `json`; `attribute`; `content_type`, `encoding`;
-//! `data`, `schema`, `cloud_event`; `audience`, `envelope`; `binary`, `structured`; `parse`.
+//! The modules import each other in this order only, which the test `tidy` checks: `rejection`,
+//! `timestamp`, `import`, `message`; `json`; `attribute`; `content_type`, `encoding`; `data`,
+//! `schema`, `cloud_event`; `audience`, `envelope`; `binary`, `structured`; `parse`.
 
 mod attribute;
 mod audience;

@@ -1,5 +1,5 @@
-//! The names and numbers that all parts use: [`Feed`], [`Subscriber`], [`Device`], [`Epoch`], [`Seq`],
-//! [`Version`].
+//! The names and numbers that all parts use: [`Feed`], [`Subscriber`], [`Device`], [`Epoch`],
+//! [`Seq`], [`Version`].
 //!
 //! A value exists only if it was parsed, so no other part checks it again.
 
@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 /// Longest name of a feed, in bytes.
 pub const FEED_BYTES_MAX: usize = 128;
-/// Longest `sub` of a token, in bytes: room for the subject of any identity provider, and small enough
-/// for an index entry.
+/// Longest `sub` of a token, in bytes: room for the subject of any identity provider, and small
+/// enough for an index entry.
 pub const SUBSCRIBER_BYTES_MAX: usize = 255;
 /// Longest device name, in characters: at most 256 bytes, small enough for an index entry.
 pub const DEVICE_CHARS_MAX: usize = 64;
@@ -27,7 +27,9 @@ pub struct NameError {
     rule: &'static str,
 }
 
-/// The notifications of one recipient, by the name of the recipient: 1 to 128 of `A-Z a-z 0-9 . _ ~ / -`.
+/// The notifications of one recipient, by the name of the recipient.
+///
+/// A name has 1 to 128 of `A-Z a-z 0-9 . _ ~ / -`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Feed(Arc<str>);
 
@@ -89,7 +91,8 @@ impl Subscriber {
 pub struct Device(Arc<str>);
 
 impl Device {
-    /// Parses the `device` of a handshake: up to 64 printable characters. Spaces around it are removed.
+    /// Parses the `device` of a handshake: up to 64 printable characters. Spaces around it are
+    /// removed.
     pub fn parse(name: &str) -> Result<Self, NameError> {
         let name = name.trim();
         // JavaScript treats the two separators as line breaks.
@@ -152,7 +155,8 @@ macro_rules! display_as_str {
 }
 display_as_str!(Feed, Subscriber, Device, Epoch);
 
-/// The number of a notification in its feed: 1, 2, 3 … without a gap. [`Seq::ZERO`] precedes the first.
+/// The number of a notification in its feed: 1, 2, 3 … without a gap. [`Seq::ZERO`] precedes the
+/// first.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
 #[serde(transparent)]
 pub struct Seq(i64);

@@ -1,7 +1,8 @@
 //! Marks: notifications that a person read or handled, and the `state` frame that reports them.
 //!
-//! Marks are only added: a read notification stays read, and the first person who handled a notification
-//! stays its handler. So a `state` frame may arrive twice. The version of the feed shows a missing one.
+//! Marks are only added: a read notification stays read, and the first person who handled a
+//! notification stays its handler. So a `state` frame may arrive twice. The version of the feed
+//! shows a missing one.
 
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;

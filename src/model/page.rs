@@ -8,8 +8,8 @@ use crate::model::notification::Notification;
 use crate::model::protocol::SkipReason;
 use crate::model::trace_context::TraceContext;
 
-/// One read of a feed after a number. Every number is an entry or part of a `Skipped`. It may also have
-/// the marks since a version.
+/// One read of a feed after a number. Every number is an entry or part of a `Skipped`. It may also
+/// have the marks since a version.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Page {
     /// The feed that was read.

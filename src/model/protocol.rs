@@ -1,8 +1,8 @@
 //! The frames and close codes of `shopbell.v1`, as docs/protocol.md documents them.
 //!
-//! Every frame is one JSON object in a text message, with its `type`. Both sides ignore unknown fields.
-//! `notification` renders its frame itself, because `data` is raw JSON, which serde cannot put into a
-//! tagged enum (serde-rs/json issue 545).
+//! Every frame is one JSON object in a text message, with its `type`. Both sides ignore unknown
+//! fields. `notification` renders its frame itself, because `data` is raw JSON, which serde cannot
+//! put into a tagged enum (serde-rs/json issue 545).
 
 mod client;
 mod close;

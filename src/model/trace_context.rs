@@ -1,4 +1,5 @@
-//! A position in a distributed trace, in the terms of W3C Trace Context and without a tracing library.
+//! A position in a distributed trace, in the terms of W3C Trace Context and without a tracing
+//! library.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,8 +12,8 @@ const VERSION_MAX: u8 = 254;
 
 /// A span that has ended and that later spans follow. Only sampled traces have one.
 ///
-/// Its text is a `traceparent` of version 00 (W3C Trace Context §3.2.2). A clone shares the fields, so
-/// that a notification without a trace stays small.
+/// Its text is a `traceparent` of version 00 (W3C Trace Context §3.2.2). A clone shares the fields,
+/// so that a notification without a trace stays small.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TraceContext(Arc<Fields>);
 

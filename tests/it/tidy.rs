@@ -75,12 +75,11 @@ fn imports_follow_the_table_in_the_architecture() {
     none(wrong, remedy);
 }
 
-/// Our modules that a line of code names, such as `model/feed/Seq`.
 /// Rooms without a circle of imports among their modules.
-const WITHOUT_CIRCLES: [&str; 2] = ["config", "model"];
+const WITHOUT_CIRCLES: [&str; 5] = ["config", "http", "model", "ops", "telemetry"];
 
 #[test]
-fn modules_of_pure_rooms_import_each_other_in_one_order() {
+fn modules_of_a_room_import_each_other_in_one_order() {
     let code = code();
     let modules: BTreeSet<&str> = code.iter().map(|(part, ..)| part.as_str()).collect();
     let module_of = |import: &str| {
@@ -117,6 +116,7 @@ fn modules_of_pure_rooms_import_each_other_in_one_order() {
     );
 }
 
+/// Our modules that a line of code names, such as `model/feed/Seq`.
 fn imports(module: &str, line: &str) -> Vec<String> {
     let end = |text: &str| {
         text.find(|c: char| !c.is_alphanumeric() && !"_:".contains(c))

@@ -1,4 +1,5 @@
-//! The attributes of CloudEvents 1.0 that Shopbell uses, in both modes, and the rules of their types.
+//! The attributes of CloudEvents 1.0 that Shopbell uses, in both modes, and the rules of their
+//! types.
 
 use std::borrow::Cow;
 
@@ -24,8 +25,8 @@ pub(super) const ATTRIBUTES: [&str; 11] = [
     "broadcast",
 ];
 
-/// Prefixes of attributes in headers: the two of the AMQP binding (§3.1.3.1), of which version 1.0.2
-/// and earlier have only the second, and the one of the RabbitMQ binding.
+/// Prefixes of attributes in headers: two of the AMQP binding (§3.1.3.1), and one of the RabbitMQ
+/// binding. Up to version 1.0.2 the AMQP binding has only the second.
 const HEADER_PREFIXES: [&str; 3] = ["cloudEvents_", "cloudEvents:", "ce-"];
 
 /// An attribute of a message, before its rule is checked.

@@ -1,7 +1,7 @@
 //! The audience of an event: one merchant, everyone, or a canary of Shopbell.
 //!
-//! The broadcast feed and the feeds of canaries have names that a merchant could have. An event for one
-//! merchant must never be stored there.
+//! The broadcast feed and the feeds of canaries have names that a merchant could have. An event for
+//! one merchant must never be stored there.
 
 use super::cloud_event::Event;
 use super::rejection::{Reason, Rejection};

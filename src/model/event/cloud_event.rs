@@ -8,14 +8,15 @@ use time::OffsetDateTime;
 use super::import::Import;
 use crate::model::feed::Feed;
 
-/// Longest `id`, in bytes. `id`, `source` and the feed form one unique index. Postgres bounds an index
-/// entry to about 2,700 bytes, and the three bounds together are below that.
+/// Longest `id`, in bytes. `id`, `source` and the feed form one unique index. Postgres bounds an
+/// index entry to about 2,700 bytes, and the three bounds together are below that.
 pub const ID_BYTES_MAX: usize = 512;
 /// Longest `source`, in bytes: room for a URI. See [`ID_BYTES_MAX`].
 pub const SOURCE_BYTES_MAX: usize = 1024;
 /// Longest `type`, in bytes: it is the routing key, a shortstr of AMQP 0-9-1.
 pub const TYPE_BYTES_MAX: usize = 255;
-/// Longest `collapsekey`, in bytes: room for two names of feeds, and small enough for an index entry.
+/// Longest `collapsekey`, in bytes: room for two names of feeds, and small enough for an index
+/// entry.
 pub const COLLAPSE_KEY_BYTES_MAX: usize = 256;
 /// Longest `traceparent`, in bytes: the size of version 00 (W3C Trace Context §3.2.2).
 pub const TRACEPARENT_BYTES_MAX: usize = 55;
@@ -44,11 +45,11 @@ pub struct Event {
     pub collapse_key: Option<String>,
     /// The import that it belongs to, if its type is of an import.
     pub import: Option<Import>,
-    /// `traceparent` (CloudEvents extension "Distributed Tracing"), or else the header of that name,
-    /// which instrumented publishers set. `None` if it cannot be used.
+    /// `traceparent` (CloudEvents extension "Distributed Tracing"), or else the header of that
+    /// name, which instrumented publishers set. `None` if it cannot be used.
     pub traceparent: Option<String>,
-    /// The data, byte for byte as published, without the white space around it. A published `null` is
-    /// data and stays `null`.
+    /// The data, byte for byte as published, without the white space around it. A published `null`
+    /// is data and stays `null`.
     pub data: Option<Box<RawValue>>,
 }
 

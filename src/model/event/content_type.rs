@@ -57,8 +57,8 @@ pub(super) fn unsupported(detail: &str) -> Rejection {
     Rejection::new(Reason::UnsupportedContentType, detail)
 }
 
-/// The media type without parameters, in lower case. A `charset` is ignored, because JSON is UTF-8 (RFC
-/// 8259 §8.1) and the body is checked for that.
+/// The media type without parameters, in lower case. A `charset` is ignored, because JSON is UTF-8
+/// (RFC 8259 §8.1) and the body is checked for that.
 fn media_type(content_type: &str) -> String {
     let (media_type, _parameters) = content_type.split_once(';').unwrap_or((content_type, ""));
     media_type.trim().to_ascii_lowercase()

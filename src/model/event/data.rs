@@ -25,7 +25,7 @@ pub(super) fn decode(
 ) -> Result<Option<Box<RawValue>>, Rejection> {
     if !datacontenttype.is_none_or(is_json) {
         return Err(unsupported(
-            "`data_base64` must hold JSON, and `datacontenttype` says that it does not",
+            "`data_base64` must hold JSON, and `datacontenttype` names another format",
         ));
     }
     let refuse = |why: &str| Rejection::new(Reason::InvalidData, format!("`data_base64`: {why}"));
@@ -36,10 +36,14 @@ pub(super) fn decode(
     if bytes.is_empty() {
         return Ok(None);
     }
-    let text = std::str::from_utf8(&bytes).map_err(|_| refuse("what it holds is not UTF-8"))?;
+    let text =
+        std::str::from_utf8(&bytes).map_err(|_| refuse("the decoded bytes are not UTF-8"))?;
     let data = json::parse(text).map_err(|rejection| match rejection.reason {
         Reason::TooDeep => rejection,
-        _ => refuse(&format!("what it holds is no JSON: {}", rejection.detail)),
+        _ => refuse(&format!(
+            "the decoded text is not JSON: {}",
+            rejection.detail
+        )),
     })?;
     Ok(Some(data.to_owned()))
 }

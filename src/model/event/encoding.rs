@@ -4,8 +4,8 @@
 use super::message::Message;
 use super::rejection::{Reason, Rejection};
 
-/// Content encodings that compress (RFC 9110 §8.4.1, RFC 8878, and those of message libraries). Some
-/// publishers set others, such as `utf-8`.
+/// Content encodings that compress (RFC 9110 §8.4.1, RFC 8878, and those of message libraries).
+/// Some publishers set others, such as `utf-8`.
 const COMPRESSIONS: [&str; 10] = [
     "gzip",
     "x-gzip",

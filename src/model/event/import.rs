@@ -1,7 +1,7 @@
 //! The import that an event belongs to.
 
-/// Longest `import_id`, in bytes. It is part of a primary key, and of the collapse key of the items of
-/// the import.
+/// Longest `import_id`, in bytes. It is part of a primary key, and of the collapse key of the items
+/// of the import.
 pub const IMPORT_ID_BYTES_MAX: usize = 128;
 
 /// The part of an event about an import.
@@ -34,8 +34,8 @@ pub enum Step {
 }
 
 impl Import {
-    /// Whether the event only reports progress, as for an imported item. Nobody has to read or handle
-    /// it, and only the newest is replayed.
+    /// Whether the event only reports progress, as for an imported item. Nobody has to read or
+    /// handle it, and only the newest is replayed.
     pub fn is_progress(&self) -> bool {
         self.step == Step::Imported
     }

@@ -18,8 +18,8 @@ const BYTE_ORDER_MARK: char = '\u{feff}';
 /// Checks that a text is one JSON value within the bound on nesting. Returns the value without the
 /// white space around it.
 ///
-/// The syntax is that of RFC 8259. Nothing is converted, so a number may have any size and a string any
-/// escape.
+/// The syntax is that of RFC 8259. Nothing is converted, so a number may have any size and a string
+/// any escape.
 pub(super) fn parse(text: &str) -> Result<&RawValue, Rejection> {
     if levels(text) > LEVELS_MAX {
         let detail = format!("the JSON is nested more than {LEVELS_MAX} levels deep");
@@ -53,7 +53,8 @@ pub(super) struct Member<'a> {
 pub(super) enum MemberValue<'a> {
     Absent,
     Once(&'a RawValue),
-    /// The object has the name more than once. Parsers differ in the one that they use (RFC 8259 §4).
+    /// The object has the name more than once. Parsers differ in the one that they use (RFC 8259
+    /// §4).
     Repeated,
 }
 
@@ -67,8 +68,8 @@ pub(super) fn members<'a, const N: usize>(
         .ok()
 }
 
-/// The text of a JSON string. `None` if the value is no string, or has a lone surrogate, which neither
-/// Rust nor Postgres can hold.
+/// The text of a JSON string. `None` if the value is no string, or has a lone surrogate, which
+/// neither Rust nor Postgres can hold.
 pub(super) fn text(value: &RawValue) -> Option<Cow<'_, str>> {
     let json = value.get();
     match json
@@ -81,8 +82,8 @@ pub(super) fn text(value: &RawValue) -> Option<Cow<'_, str>> {
 }
 
 /// The integer of a JSON number in any form. In JSON Schema a number with a fraction of zero is an
-/// integer (2020-12, validation §6.1.1). The digits are parsed without a float, so that large numbers
-/// stay exact. `None` if it does not fit into `i64`.
+/// integer (2020-12, validation §6.1.1). The digits are parsed without a float, so that large
+/// numbers stay exact. `None` if it does not fit into `i64`.
 pub(super) fn integer(value: &RawValue) -> Option<i64> {
     let json = value.get();
     let (sign, unsigned) = json

@@ -12,8 +12,8 @@ use super::rejection::{Reason, Rejection};
 use super::structured;
 
 /// Bound on the names and values of all headers together. RabbitMQ bounds an AMQP frame to 128 KiB,
-/// and a dead letter carries these headers and those of Shopbell in one frame. So the publisher gets
-/// half a frame. The attributes need a twentieth of it.
+/// and a dead letter carries these headers and those of Shopbell in one frame. So the publisher
+/// gets half a frame. The attributes need a twentieth of it.
 pub const HEADERS_BYTES_MAX: usize = 64 * 1024;
 
 /// The bounds that an operator may set.
@@ -23,8 +23,8 @@ pub struct Limits {
     pub event_bytes_max: usize,
 }
 
-/// Parses a message. The first check that fails decides the reason. The order is: size, content type,
-/// UTF-8, nesting, JSON, envelope, recipient, data.
+/// Parses a message. The first check that fails decides the reason. The order is: size, content
+/// type, UTF-8, nesting, JSON, envelope, recipient, data.
 pub fn parse(message: &Message<'_>, limits: Limits) -> Result<Event, Rejection> {
     check_size(message, limits)?;
     let mode = content_type::mode(message)?;

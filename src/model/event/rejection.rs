@@ -4,8 +4,8 @@ use std::fmt;
 
 /// The reason and the detail of a dead letter (`x-shopbell-reason`, `x-shopbell-detail`).
 ///
-/// The detail appears in headers, logs and HTTP responses. So it is short, and consists of our own words,
-/// names of the contract and numbers. It never repeats text of the publisher.
+/// The detail appears in headers, logs and HTTP responses. So it is short, and consists of our own
+/// words, names of the contract and numbers. It never repeats text of the publisher.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}: {detail}")]
 pub struct Rejection {

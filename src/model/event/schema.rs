@@ -9,8 +9,8 @@ use super::json::{self, Member, MemberValue};
 use super::rejection::{Reason, Rejection};
 use super::timestamp;
 
-/// Longest `total` of an order, in bytes: 12 digits, the point, and the 18 decimals of the smallest unit
-/// of any currency.
+/// Longest `total` of an order, in bytes: 12 digits, the point, and the 18 decimals of the smallest
+/// unit of any currency.
 const DECIMAL_BYTES_MAX: usize = 32;
 
 /// The name of a field and its rule, without its value.
@@ -102,7 +102,8 @@ const FILLED_TEXT: Rule<()> = Rule("a string that is not empty", |value| {
     is(value, |text| !text.is_empty())
 });
 const DECIMAL: Rule<()> = Rule("a decimal string like 12.50", |value| is(value, is_decimal));
-/// The list of currencies is not checked, because ISO 4217 changes more often than Shopbell is updated.
+/// The list of currencies is not checked, because ISO 4217 changes more often than Shopbell is
+/// updated.
 const CURRENCY: Rule<()> = Rule("three capital letters (ISO 4217)", |value| {
     is(value, |text| {
         text.len() == 3 && text.bytes().all(|byte| byte.is_ascii_uppercase())

@@ -1,15 +1,17 @@
-//! Timestamps of CloudEvents: RFC 3339 (CloudEvents 1.0, "Type System"), or milliseconds as in AMQP 1.0.
+//! Timestamps of CloudEvents: RFC 3339 (CloudEvents 1.0, "Type System"), or milliseconds as in AMQP
+//! 1.0.
 
 use time::format_description::well_known::Rfc3339;
 use time::{OffsetDateTime, UtcOffset};
 
 const NANOSECONDS_PER_MICROSECOND: u32 = 1_000;
 const NANOSECONDS_PER_MILLISECOND: i128 = 1_000_000;
-/// In the year 1973. A smaller number is probably in seconds, and the event would be expired at once.
+/// In the year 1973. A smaller number is probably in seconds, and the event would be expired at
+/// once.
 const MILLISECONDS_MIN: i64 = 100_000_000_000;
 
-/// The time in UTC, cut to microseconds like a `timestamptz` of Postgres. So a live frame and a replayed
-/// frame are equal. `None` if it is not RFC 3339, or not in the years 1 to 9999 in UTC.
+/// The time in UTC, cut to microseconds like a `timestamptz` of Postgres. So a live frame and a
+/// replayed frame are equal. `None` if it is not RFC 3339, or not in the years 1 to 9999 in UTC.
 pub(super) fn parse(text: &str) -> Option<OffsetDateTime> {
     // RFC 3339 §5.6 allows these separators. The `time` crate accepts any byte.
     if !matches!(text.as_bytes().get(10), Some(b'T' | b't' | b' ')) {
@@ -25,8 +27,9 @@ pub(super) fn parse(text: &str) -> Option<OffsetDateTime> {
     (1..=9999).contains(&moment.year()).then_some(moment)
 }
 
-/// RFC 3339 for milliseconds since 1970, the timestamp of AMQP 1.0 (§1.6.17). AMQP 0-9-1 has no such
-/// type, and the CloudEvents SDK for Python sends a number. `None` if it is no number, or too small.
+/// RFC 3339 for milliseconds since 1970, the timestamp of AMQP 1.0 (§1.6.17). AMQP 0-9-1 has no
+/// such type, and the CloudEvents SDK for Python sends a number. `None` if it is no number, or too
+/// small.
 pub(super) fn from_milliseconds(text: &str) -> Option<String> {
     let milliseconds: i64 = text.parse().ok()?;
     if milliseconds < MILLISECONDS_MIN {

@@ -1,5 +1,5 @@
-//! The frames of clients. Only the fields that the type of a frame has are read. Other fields may hold
-//! any JSON.
+//! The frames of clients. Only the fields that the type of a frame has are read. Other fields may
+//! hold any JSON.
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -37,13 +37,13 @@ pub enum ClientFrame {
     },
     /// The server replies `pong` after it processed all earlier frames of the client.
     Ping,
-    /// A frame of an unknown type. The server replies with an `error`, so that a newer client can fall
-    /// back.
+    /// A frame of an unknown type. The server replies with an `error`, so that a newer client can
+    /// fall back.
     Unknown,
 }
 
-/// The fields of all frames, not parsed yet. A tagged enum of serde would parse every field, and fail
-/// for an unknown field with a number that no double can hold.
+/// The fields of all frames, not parsed yet. A tagged enum of serde would parse every field, and
+/// fail for an unknown field with a number that no double can hold.
 #[derive(Deserialize)]
 struct Fields<'a> {
     #[serde(borrow, rename = "type")]
@@ -115,8 +115,8 @@ fn optional<T>(
     value.map(|value| parse(value).ok_or(BadField)).transpose()
 }
 
-/// A whole number in any form (RFC 8259 §6). `1`, `1.0` and `1e0` are equal, because many languages have
-/// only doubles. A number beyond `i64` becomes the nearest, which no notification has.
+/// A whole number in any form (RFC 8259 §6). `1`, `1.0` and `1e0` are equal, because many languages
+/// have only doubles. A number beyond `i64` becomes the nearest, which no notification has.
 fn whole(number: &str) -> Option<i64> {
     if let Ok(number) = number.parse() {
         return Some(number);

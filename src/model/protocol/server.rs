@@ -38,7 +38,8 @@ pub enum ServerFrame<'a> {
         /// The reason.
         reason: SkipReason,
     },
-    /// All notifications that were stored when the session began are sent. Live notifications follow.
+    /// All notifications that were stored when the session began are sent. Live notifications
+    /// follow.
     CaughtUp {
         /// The feed.
         feed: &'a Feed,
@@ -101,7 +102,8 @@ pub enum ServerFrame<'a> {
 impl ServerFrame<'_> {
     /// The frame as JSON.
     pub fn to_json(&self) -> String {
-        // Fails only for map keys that are no strings, or for a failing `Serialize`. Neither exists.
+        // Fails only for map keys that are no strings, or for a failing `Serialize`. Neither
+        // exists.
         serde_json::to_string(self).unwrap_or_default()
     }
 }
@@ -123,7 +125,8 @@ pub struct WelcomeFeed {
     pub version: Version,
     /// Identity of the numbering. A number of another epoch may name another notification.
     pub epoch: Epoch,
-    /// Whether it is the broadcast feed, which a token does not name. Its notifications cannot be marked.
+    /// Whether it is the broadcast feed, which a token does not name. Its notifications cannot be
+    /// marked.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub shared: bool,
 }
