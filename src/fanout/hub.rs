@@ -130,8 +130,8 @@ impl Hub {
         drop(self.of_the_present_epoch());
     }
 
-    /// Locks the sessions. If the epoch has changed, it resets the numbers and every inbox under the same lock, so that a
-    /// hint of the earlier epoch that is being published enters none of them.
+    /// Locks the sessions. If the epoch has changed, resets the numbers and every inbox under the
+    /// same lock. So no inbox gets a hint of the earlier epoch that is being published.
     fn of_the_present_epoch(&self) -> MutexGuard<'_, Sessions> {
         let mut sessions = lock(&self.sessions);
         if let Some(epoch) = self.epochs.current()

@@ -145,7 +145,7 @@ impl<'a> Writer<'a> {
 /// Parses hints into one [`Hints`] for each epoch.
 ///
 /// # Errors
-/// The body is not what [`encode`] writes.
+/// The body has another format than that of [`encode`].
 pub(super) fn decode(body: &[u8]) -> Result<Vec<Hints>, String> {
     let wire: Vec<WireHint<'_>> =
         serde_json::from_slice(body).map_err(|error| error.to_string())?;
