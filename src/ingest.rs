@@ -39,7 +39,7 @@ use crate::model::feed::Feed;
 use crate::retry::{self, Retry};
 use crate::store;
 use crate::store::append::Fate;
-use crate::store::pools::Pool;
+use crate::store::pool::Pool;
 use crate::telemetry::health::Health;
 use crate::telemetry::labels::Retried;
 use crate::telemetry::metrics::Metrics;

@@ -21,6 +21,7 @@ pub mod inspect;
 pub mod marks;
 mod migration;
 pub mod pages;
+pub mod pool;
 mod pooler;
 pub mod pools;
 pub mod traces;
@@ -30,7 +31,7 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 pub use self::migration::migrate;
-use self::pools::Pool;
+use self::pool::Pool;
 use crate::model::feed::{Seq, Version};
 use crate::model::notification::Progress;
 use sqlx::migrate::Migrator;

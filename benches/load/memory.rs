@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::crowd::{Crowd, stream_in};
 use crate::ledger::Ledger;
 use crate::measure::rss_bytes;
-use crate::report::{Figures, Who};
+use crate::report::{AFTER_BROADCAST, AFTER_WINDOW, Figures, Who};
 use crate::scenarios::{names, settled_rss};
 use crate::services::Services;
 use crate::stage::Stage;
@@ -19,10 +19,6 @@ const WINDOW: usize = 256;
 const GIVEN_BACK_IN: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 const WHO: Who = Who::Shopbell;
-
-/// The figures from which [`crate::report`] makes goals.
-pub const AFTER_BROADCAST: &str = "C memory after a broadcast of 64 KiB, of idle";
-pub const AFTER_WINDOW: &str = "C memory after a replayed window, of idle";
 
 /// The memory of this many sessions: idle, after a large broadcast, and after each has replayed a
 /// window of small notifications. The growth of the process itself counts too. The sessions connect

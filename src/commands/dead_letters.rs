@@ -23,7 +23,8 @@ use crate::amqp::topology::Names;
 use crate::amqp::{Broker, BrokerError};
 use crate::config::Environment;
 use crate::store::dead_letters::{self, Letter, Stored};
-use crate::store::pools::{Pool, Pools};
+use crate::store::pool::Pool;
+use crate::store::pools::Pools;
 
 /// How long Postgres may take.
 const DATABASE_TIMEOUT: Duration = Duration::from_secs(15);

@@ -22,7 +22,7 @@ use crate::store::StoreError;
 use crate::store::cursors::{CursorKey, Standing, advance};
 use crate::store::damage::Parts;
 use crate::store::epoch::known::Epochs;
-use crate::store::pools::Pool;
+use crate::store::pool::Pool;
 use crate::telemetry::labels::Retried;
 use crate::telemetry::metrics::Metrics;
 

@@ -31,7 +31,7 @@ use crate::model::protocol::ErrorCode;
 use crate::retry;
 use crate::store::epoch::known::Epochs;
 use crate::store::marks::{Locks, MarkRequest, MarkResult};
-use crate::store::pools::Pool;
+use crate::store::pool::Pool;
 use crate::telemetry::metrics::Metrics;
 
 const MARKS_PER_WRITE_MAX: usize = 64;

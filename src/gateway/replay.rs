@@ -18,7 +18,7 @@ use crate::store;
 use crate::store::StoreError;
 use crate::store::damage::{Damaged, Parts};
 use crate::store::pages::PageRequest;
-use crate::store::pools::Pool;
+use crate::store::pool::Pool;
 use crate::telemetry::labels::Retried;
 use crate::telemetry::metrics::Metrics;
 

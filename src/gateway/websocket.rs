@@ -30,7 +30,7 @@ use super::session::task::{self, Opened, Shared};
 use crate::fanout::hub::Hub;
 use crate::http::connections::upgraded;
 use crate::model::protocol::SUBPROTOCOL;
-use crate::store::pools::Pool;
+use crate::store::pool::Pool;
 use crate::telemetry::health::Health;
 
 /// Most refused pages that get a close at the same time. Each takes up to two seconds. Further

@@ -19,7 +19,7 @@ use crate::store::StoreError;
 use crate::store::append::{Blame, release};
 use crate::store::dead_letters::Letter;
 use crate::store::holds::{self, Waiting};
-use crate::store::pools::Pool;
+use crate::store::pool::Pool;
 use crate::telemetry::labels::Retried;
 use crate::telemetry::metrics::Metrics;
 

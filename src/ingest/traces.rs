@@ -10,7 +10,7 @@ use crate::model::feed::{Feed, Seq};
 use crate::model::notification::Notification;
 use crate::model::trace_context::TraceContext;
 use crate::store;
-use crate::store::pools::Pool;
+use crate::store::pool::Pool;
 
 /// Most batches that wait for the write of their traces. The traces of further batches are dropped.
 const BATCHES_WAITING_MAX: usize = 16;

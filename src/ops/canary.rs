@@ -26,7 +26,7 @@ use crate::model::event::{CANARY_SOURCE, CANARY_TYPE};
 use crate::model::feed::{CANARY_PREFIX, Feed, Subscriber};
 use crate::model::protocol::SUBPROTOCOL;
 use crate::store::canaries;
-use crate::store::pools::Pool;
+use crate::store::pool::Pool;
 use crate::telemetry::labels::CanaryStep;
 use crate::telemetry::metrics::Metrics;
 

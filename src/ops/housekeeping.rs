@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::store::StoreError;
-use crate::store::pools::Pool;
+use crate::store::pool::Pool;
 use crate::store::{canaries, dead_letters, imports, traces};
 
 const INTERVAL: Duration = Duration::from_secs(3_600);

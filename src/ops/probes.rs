@@ -13,7 +13,7 @@ use crate::store;
 use crate::store::StoreError;
 use crate::store::damage::{Damaged, Parts};
 use crate::store::dead_letters::Counts;
-use crate::store::pools::Pool;
+use crate::store::pool::Pool;
 use crate::store::undelivered::Undelivered;
 use crate::telemetry::labels::{DeadLetterState, Retried};
 use crate::telemetry::metrics::Metrics;

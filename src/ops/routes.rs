@@ -14,7 +14,7 @@ use prometheus_client::registry::Registry;
 use serde::Serialize;
 
 use crate::http::problem::Problem;
-use crate::store::pools::Pool;
+use crate::store::pool::Pool;
 use crate::store::{self, StoreError};
 use crate::telemetry::exposition::Exposition;
 use crate::telemetry::health::Health;

@@ -14,7 +14,7 @@ use time::OffsetDateTime;
 pub use self::blame::Blame;
 use super::StoreError;
 use super::dead_letters::Letter;
-use super::pools::Pool;
+use super::pool::Pool;
 use crate::model::event::Event;
 use crate::model::feed::{Epoch, Feed, Seq};
 use crate::model::notification::Progress;

@@ -1,7 +1,7 @@
 //! Feeds of canaries: they exist for the time of a check, and leave no rows.
 
 use super::StoreError;
-use super::pools::Pool;
+use super::pool::Pool;
 use crate::model::feed::Feed;
 
 /// A canary that started before this belongs to a replica that died: longer than any interval of

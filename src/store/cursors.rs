@@ -4,7 +4,7 @@ use sqlx::postgres::PgArguments;
 use sqlx::query::Query;
 use sqlx::{FromRow, Postgres};
 
-use super::pools::Pool;
+use super::pool::Pool;
 use super::{StoreError, epoch};
 use crate::model::feed::{Device, Epoch, Feed, Seq, Subscriber, Version};
 

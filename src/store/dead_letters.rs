@@ -5,7 +5,7 @@ use sqlx::query::Query;
 use sqlx::{FromRow, Postgres};
 
 use super::StoreError;
-use super::pools::Pool;
+use super::pool::Pool;
 use crate::model::feed::Feed;
 
 /// Most bytes of a body that are stored: the default maximum of RabbitMQ. No event is that large.

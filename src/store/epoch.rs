@@ -8,7 +8,7 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 
 use self::known::{Doubt, Epochs};
 use super::StoreError;
-use super::pools::Pool;
+use super::pool::Pool;
 use crate::model::feed::Epoch;
 
 /// Most feeds whose cursors one statement lowers.

@@ -4,7 +4,7 @@ use sqlx::FromRow;
 use sqlx::postgres::PgRow;
 
 use super::pages::{NotificationColumns, PAGE_BYTES_MAX};
-use super::pools::Pool;
+use super::pool::Pool;
 use super::{StoreError, epoch};
 use crate::model::feed::{Epoch, Feed, Seq, Version};
 use crate::model::mark::Counts;

@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 
 use super::StoreError;
 use super::dead_letters::Letter;
-use super::pools::Pool;
+use super::pool::Pool;
 use crate::model::feed::Feed;
 
 /// Most held feeds that one statement returns.

@@ -1,7 +1,7 @@
 //! Counted items of imports. They are needed while an item may arrive again.
 
 use super::StoreError;
-use super::pools::Pool;
+use super::pool::Pool;
 
 /// An item that arrives again so long after the last event of its import counts again.
 const KEPT: &str = "30 days";

@@ -6,7 +6,7 @@ use sqlx::FromRow;
 use time::OffsetDateTime;
 
 use super::StoreError;
-use super::pools::Pool;
+use super::pool::Pool;
 use crate::model::feed::{Epoch, Feed, Subscriber, Version};
 use crate::model::mark::{Counts, Mark, Marked, StateFrame, Targets};
 

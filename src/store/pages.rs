@@ -6,7 +6,7 @@ use sqlx::FromRow;
 use sqlx::postgres::PgRow;
 use time::OffsetDateTime;
 
-use super::pools::Pool;
+use super::pool::Pool;
 use super::{ProgressColumns, StoreError, epoch, marks, traces};
 use crate::model::feed::{Epoch, Feed, Newest, Seq, Version};
 use crate::model::notification::{Notification, NotificationFields};

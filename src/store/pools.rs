@@ -1,30 +1,25 @@
 //! Connections to Postgres: one pool for each kind of work, so that none can starve another.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
-use sqlx::{Executor as _, Postgres};
+use sqlx::Executor as _;
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgPoolOptions};
 
 use super::epoch;
+use super::pool::{Pool, Trust, is_read_only};
 use crate::store::epoch::known::Epochs;
 
 /// Longest wait of a caller for a free or a new connection; then the database counts as away.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Longest wait for the answer to a ping when a caller returns a connection or is dropped. After that
-/// the pool gives up the connection, so that a silent server occupies no place in the pool.
-const RETURN_TIMEOUT: Duration = Duration::from_secs(1);
 /// Longest time to close all pools; then connections are dropped.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
-/// SQLSTATE: the server takes no writes.
-const READ_ONLY: &str = "25006";
 /// The settings of each session. They are set by SQL, because PgBouncer and some providers refuse or
 /// drop them in the start-up message.
 ///
@@ -50,182 +45,6 @@ const READ_CONNECTIONS_MAX: u32 = 6;
 const UPKEEP_CONNECTIONS_MAX: u32 = 1;
 /// Further history requests wait up to [`ACQUIRE_TIMEOUT`].
 const HISTORY_CONNECTIONS_MAX: u32 = 3;
-
-/// Connections for one kind of work.
-#[derive(Debug, Clone)]
-pub struct Pool {
-    name: &'static str,
-    connections: PgPool,
-    /// Shared by all pools of the replica, because they connect to the same server.
-    trust: Arc<Trust>,
-    /// Waits that exceeded [`ACQUIRE_TIMEOUT`].
-    timeouts: Counter,
-}
-
-impl Pool {
-    /// Returns a free or a new connection.
-    pub(super) async fn acquire(&self) -> Result<Lease, sqlx::Error> {
-        match self.connections.acquire().await {
-            Ok(connection) => {
-                let (acquired_at, trust) = (Instant::now(), self.trust.clone());
-                Ok(Lease {
-                    connection,
-                    acquired_at,
-                    trust,
-                    is_closing: false,
-                })
-            }
-            Err(error) => {
-                if matches!(error, sqlx::Error::PoolTimedOut) {
-                    self.timeouts.inc();
-                }
-                Err(error)
-            }
-        }
-    }
-
-    /// Returns whether the last new connection led to a standby and was closed.
-    pub(super) fn leads_to_a_standby(&self) -> bool {
-        self.trust.is_standby.load(Ordering::Relaxed)
-    }
-
-    /// Number of connections.
-    pub fn size(&self) -> u32 {
-        self.connections.size()
-    }
-
-    /// Maximum of connections.
-    pub fn connections_max(&self) -> u32 {
-        self.connections.options().get_max_connections()
-    }
-
-    fn counts(&self) -> [(&'static str, i64); 2] {
-        // The two values are read one after the other, so idle may exceed the total.
-        let idle = i64::try_from(self.connections.num_idle()).unwrap_or(i64::MAX);
-        [
-            ("idle", idle),
-            ("used", (i64::from(self.size()) - idle).max(0)),
-        ]
-    }
-}
-
-/// Decides which connections are usable: those opened after the last evidence that the server has
-/// changed or is gone.
-#[derive(Debug)]
-struct Trust {
-    start: Instant,
-    /// Microseconds after `start`. Connections that were opened earlier are closed before use.
-    since_us: AtomicU64,
-    /// The last new connection led to a standby.
-    is_standby: AtomicBool,
-}
-
-impl Trust {
-    fn new() -> Arc<Self> {
-        let (since_us, is_standby) = (AtomicU64::new(0), AtomicBool::new(false));
-        Arc::new(Self {
-            start: Instant::now(),
-            since_us,
-            is_standby,
-        })
-    }
-
-    fn distrust_older_than(&self, instant: Instant) {
-        self.since_us
-            .fetch_max(self.microseconds(instant), Ordering::Relaxed);
-    }
-
-    fn covers(&self, age: Duration) -> bool {
-        let opened_at = Instant::now().checked_sub(age).unwrap_or(self.start);
-        self.microseconds(opened_at) >= self.since_us.load(Ordering::Relaxed)
-    }
-
-    fn microseconds(&self, instant: Instant) -> u64 {
-        instant
-            .saturating_duration_since(self.start)
-            .as_micros()
-            .try_into()
-            .unwrap_or(u64::MAX)
-    }
-}
-
-/// A connection that one caller uses.
-///
-/// A caller may drop it in the middle of a statement. It returns to the pool after every answer has
-/// been read, within [`RETURN_TIMEOUT`]; otherwise the pool opens another one in its place.
-pub(super) struct Lease {
-    connection: PoolConnection<Postgres>,
-    acquired_at: Instant,
-    trust: Arc<Trust>,
-    is_closing: bool,
-}
-
-impl Lease {
-    /// The connection, to run a statement on.
-    pub(super) fn connection(&mut self) -> &mut PgConnection {
-        &mut self.connection
-    }
-
-    /// Closes the connection if its error shows that the server stops, is read-only or is gone. Then
-    /// the connections that were opened before this statement are closed too, because they lead to
-    /// the same server.
-    pub(super) fn failed(&mut self, error: &sqlx::Error) {
-        if ends_connection(error) {
-            self.distrust();
-        }
-    }
-
-    /// Does the same without a check of an error.
-    pub(super) fn distrust(&mut self) {
-        self.trust.distrust_older_than(self.acquired_at);
-        self.close();
-    }
-
-    /// Closes this connection only.
-    pub(super) fn close(&mut self) {
-        self.is_closing = true;
-        self.connection.close_on_drop();
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        // A runtime that ends drops its connections.
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
-            return;
-        };
-        if !self.is_closing {
-            runtime.spawn(tokio::time::timeout(
-                RETURN_TIMEOUT,
-                self.connection.return_to_pool(),
-            ));
-        }
-    }
-}
-
-fn is_read_only(error: &sqlx::Error) -> bool {
-    matches!(error, sqlx::Error::Database(database) if database.code().as_deref() == Some(READ_ONLY))
-}
-
-/// Returns whether an error makes the connection useless, and possibly all others to this server.
-fn ends_connection(error: &sqlx::Error) -> bool {
-    match error {
-        sqlx::Error::Io(_)
-        | sqlx::Error::Tls(_)
-        | sqlx::Error::Protocol(_)
-        | sqlx::Error::WorkerCrashed => true,
-        // Read-only; shut down, crashed or starting; ended by a timeout; connection lost. Also prepared
-        // statements that a migration or a pooler made stale, because sqlx would use them again.
-        sqlx::Error::Database(database) => database.code().is_some_and(|code| {
-            let is_gone = matches!(
-                &*code,
-                READ_ONLY | "57P01" | "57P02" | "57P03" | "57P05" | "25P03"
-            );
-            is_gone || code.starts_with("08") || matches!(&*code, "0A000" | "26000" | "42P05")
-        }),
-        _ => false,
-    }
-}
 
 /// The pools of a replica.
 #[derive(Debug, Clone)]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use sqlx::FromRow as _;
 
 use super::StoreError;
-use super::pools::Pool;
+use super::pool::Pool;
 use crate::model::feed::{Feed, Seq};
 use crate::model::page::{Entry, Page};
 use crate::model::trace_context::TraceContext;

@@ -3,7 +3,7 @@
 use sqlx::FromRow;
 
 use super::StoreError;
-use super::pools::Pool;
+use super::pool::Pool;
 use crate::model::feed::Feed;
 
 /// Undelivered notifications of some feeds together.

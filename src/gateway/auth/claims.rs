@@ -9,7 +9,6 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
-use super::token::object;
 use super::{Right, TokenError};
 
 /// Largest difference that is accepted between the clock of a token's issuer and ours.
@@ -164,6 +163,13 @@ fn numeric_date(claim: &RawValue) -> Option<Duration> {
 
 fn read<T: DeserializeOwned>(claim: &RawValue) -> Option<T> {
     serde_json::from_str(claim.get()).ok()
+}
+
+/// Parses a JSON object. serde would also accept a list for a struct.
+pub(super) fn object<'a, T: Deserialize<'a>>(json: &'a str) -> Option<T> {
+    json.trim_start()
+        .starts_with('{')
+        .then(|| serde_json::from_str(json).ok())?
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny};
 
 use super::TokenError;
-use super::claims::{Claims, Expected};
+use super::claims::{Claims, Expected, object};
 
 const TOKEN_BYTES_MAX: usize = 8 * 1024;
 
@@ -76,13 +76,6 @@ impl<'a> Token<'a> {
 
 fn decoded(part: &str) -> Option<String> {
     String::from_utf8(URL_SAFE_NO_PAD.decode(part).ok()?).ok()
-}
-
-/// Parses a JSON object. serde would also accept a list for a struct.
-pub(super) fn object<'a, T: Deserialize<'a>>(json: &'a str) -> Option<T> {
-    json.trim_start()
-        .starts_with('{')
-        .then(|| serde_json::from_str(json).ok())?
 }
 
 fn is_there<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {

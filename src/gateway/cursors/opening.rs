@@ -15,7 +15,7 @@ use crate::retry::Retry;
 use crate::store::StoreError;
 use crate::store::cursors::{CursorKey, Found, Made, Standing, make, note_seen, read};
 use crate::store::damage::Parts;
-use crate::store::pools::Pool;
+use crate::store::pool::Pool;
 use crate::telemetry::labels::Retried;
 
 const SESSIONS_PER_CALL_MAX: usize = 100;

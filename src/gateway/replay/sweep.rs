@@ -10,9 +10,10 @@ use std::time::Duration;
 use crate::fanout::hub::Hub;
 use crate::model::feed::{Feed, Newest};
 use crate::retry::Retry;
+use crate::store;
 use crate::store::damage::{Damaged, Parts};
 use crate::store::epoch::known::Epochs;
-use crate::store::{self, pools::Pool};
+use crate::store::pool::Pool;
 use crate::telemetry::labels::Retried;
 use crate::telemetry::metrics::Metrics;
 

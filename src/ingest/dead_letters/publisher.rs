@@ -12,7 +12,7 @@ use crate::amqp::publisher::{Outgoing, Publisher};
 use crate::amqp::{Broker, BrokerError};
 use crate::store::StoreError;
 use crate::store::dead_letters;
-use crate::store::pools::Pool;
+use crate::store::pool::Pool;
 use crate::telemetry::labels::Retried;
 use crate::telemetry::metrics::Metrics;
 

@@ -9,7 +9,7 @@ use super::numbering::{Numbering, assign};
 use crate::model::event::{Event, Import};
 use crate::model::notification::Progress;
 use crate::store::dead_letters::Letter;
-use crate::store::pools::Pool;
+use crate::store::pool::Pool;
 use crate::store::{ProgressColumns, StoreError, epoch, fetch, fetch_one, seq};
 
 /// `append_notifications`, after the given common table expressions.
