@@ -27,10 +27,10 @@ struct Counts {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Full {
     /// The replica has too many sessions.
-    #[error("this replica has as many sessions as it may have: try again")]
+    #[error("this replica has too many sessions: try again later")]
     Replica,
     /// The subscriber has too many sessions.
-    #[error("this subscriber has as many sessions as it may have: close one first")]
+    #[error("this subscriber has too many sessions: close one first")]
     Subscriber,
 }
 

@@ -35,9 +35,7 @@ pub enum TokenError {
     Refused(&'static str),
     /// Only its signature is wrong. During a rotation, this replica or the issuer may lack the new
     /// key.
-    #[error(
-        "this replica does not have the key of the token's signature: get a new token and reconnect"
-    )]
+    #[error("unknown signing key: get a new token and reconnect")]
     KeyUnknown,
     /// It is valid later.
     #[error("the token is not valid yet: its nbf is {} s ahead", .wait.as_secs())]

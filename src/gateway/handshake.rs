@@ -101,7 +101,11 @@ pub fn wishes(query: &str) -> Result<Wishes, String> {
                     .push(place.ok_or("state must be FEED:VERSION or FEED:VERSION:EPOCH")?);
             }
             // URLs are written to logs and histories.
-            "token" | "access_token" => return Err("do not send a token in the URL: use the subprotocol bearer.TOKEN or an Authorization header".into()),
+            "token" | "access_token" => {
+                return Err(
+                    "do not send a token in the URL: use the subprotocol bearer.TOKEN".into(),
+                );
+            }
             _ => {}
         }
     }

@@ -173,12 +173,17 @@ mod tests {
     #[track_caller]
     fn check(refusal: Refusal, expected: (HandshakeRefused, u16, Option<u16>)) {
         let status = refusal.problem().into_response().status().as_u16();
+        if let Some(close) = refusal.close() {
+            let problem = refusal.problem();
+            let reason = close.reason_with(problem.detail());
+            assert!(reason.contains(problem.detail()), "it is cut: {reason}");
+        }
         let close = refusal.close().map(Close::code);
         assert_eq!((refusal.label(), status, close), expected, "{refusal:?}");
     }
 
     #[test]
-    fn each_refusal_has_its_label_status_and_close() {
+    fn each_refusal_has_its_label_status_and_uncut_close() {
         let foreign = Feed::parse("m").unwrap();
         check(
             NotAHandshake::NoUpgrade.into(),
@@ -203,10 +208,18 @@ mod tests {
             Refusal::ForeignFeed(foreign),
             (HandshakeRefused::Feed, 403, Some(4503)),
         );
-        let full = Refusal::TooManySessions(Full::Replica);
-        check(full, (HandshakeRefused::TooMany, 429, Some(4429)));
-        let not_opened = Refusal::NotOpened(NotOpened::NoAnswer);
-        check(not_opened, (HandshakeRefused::NotReady, 503, Some(1013)));
+        for full in [Full::Replica, Full::Subscriber] {
+            let full = Refusal::TooManySessions(full);
+            check(full, (HandshakeRefused::TooMany, 429, Some(4429)));
+        }
+        for reason in [
+            NotOpened::NoAnswer,
+            NotOpened::NotStored,
+            NotOpened::NotRead,
+        ] {
+            let not_opened = Refusal::NotOpened(reason);
+            check(not_opened, (HandshakeRefused::NotReady, 503, Some(1013)));
+        }
         check(
             Refusal::Restored,
             (HandshakeRefused::NotReady, 503, Some(1013)),
@@ -214,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn each_token_error_has_its_status_and_close() {
+    fn each_token_error_has_its_status_and_uncut_close() {
         let wait = std::time::Duration::from_secs(7);
         for (error, expected) in [
             (

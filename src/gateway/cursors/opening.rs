@@ -38,9 +38,7 @@ pub enum NotOpened {
     NoAnswer,
     /// A cursor is missing and Postgres does not store it. It may be read-only or full, or another
     /// transaction holds the row.
-    #[error(
-        "the cursor of this new device cannot be stored now: try again, or use a device that was connected before"
-    )]
+    #[error("the cursor of this new device cannot be stored now: try again")]
     NotStored,
     /// Postgres cannot read a row that this session needs.
     #[error("the cursor of this device cannot be read now: try again")]
