@@ -70,7 +70,8 @@ pub(super) struct Notification {
 pub(super) struct Progress {
     pub(super) done: u64,
     pub(super) failed: u64,
-    pub(super) total: u64,
+    /// Absent if no `import.started` was stored.
+    pub(super) total: Option<u64>,
 }
 
 #[derive(Deserialize)]

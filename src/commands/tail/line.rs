@@ -61,7 +61,10 @@ pub(super) fn notification(notification: &Notification) -> String {
         total,
     }) = progress
     {
-        line = format!("{line}  ({done} of {total} done, {failed} failed)");
+        let of_total = total
+            .map(|total| format!(" of {total}"))
+            .unwrap_or_default();
+        line = format!("{line}  ({done}{of_total} done, {failed} failed)");
     }
     line
 }
@@ -203,6 +206,13 @@ mod tests {
             line.ends_with("i: finished  (5 of 20 done, 1 failed)"),
             "{line}"
         );
+    }
+
+    #[test]
+    fn an_import_without_a_total_shows_its_progress() {
+        let progress = r#","progress":{"done":5,"failed":1}"#;
+        let line = notification(&parsed("custom.thing", "7", progress));
+        assert!(line.ends_with("7  (5 done, 1 failed)"), "{line}");
     }
 
     #[test]
