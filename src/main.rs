@@ -1,4 +1,5 @@
-//! Parses the command line, runs the command, sets the exit status: 0 it worked, 1 it failed, 2 it was asked wrongly.
+//! Parses the command line, runs the command, and sets the exit status: 0 for success, 1 for a failure,
+//! 2 for bad arguments or settings.
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
@@ -10,26 +11,26 @@ use shopbell::config::ConfigError;
 use shopbell::telemetry;
 
 const FAILED: u8 = 1;
-/// clap's own status for a command line that it does not take.
-const ASKED_WRONGLY: u8 = 2;
+/// Also the status of clap for a command line that it rejects.
+const USAGE_ERROR: u8 = 2;
 
 #[tokio::main]
 async fn main() -> ExitCode {
     let cli = Cli::parse();
     let traces = telemetry::start(cli.log_default());
-    let outcome = cli.run().await;
+    let result = cli.run().await;
     if let Some(traces) = traces {
-        // It blocks, and has a limit of its own; if it panics there is nobody left to tell.
+        // `stop` blocks for a bounded time. Its panic must not change the exit status.
         let _ = tokio::task::spawn_blocking(|| traces.stop()).await;
     }
-    match outcome {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
-        // Whoever reads our stdout has had enough, as `head` does: nothing is wrong.
+        // The reader of stdout has ended, as `head` does after its last line.
         Err(error) if error.is::<StdoutClosed>() => ExitCode::SUCCESS,
         Err(error) => {
-            terminal::talk(&format!("shopbell: {}", terminal::chain(&error)));
-            let asked_wrongly = error.is::<ConfigError>() || error.is::<UsageError>();
-            ExitCode::from(if asked_wrongly { ASKED_WRONGLY } else { FAILED })
+            terminal::write_message(&format!("shopbell: {}", terminal::chain(&error)));
+            let is_usage_error = error.is::<ConfigError>() || error.is::<UsageError>();
+            ExitCode::from(if is_usage_error { USAGE_ERROR } else { FAILED })
         }
     }
 }

@@ -130,7 +130,7 @@ impl Letters {
             tell(&Facts::of_stored(&letter), format)?;
         }
         if listed == limit && stored > limit {
-            terminal::talk(&format!(
+            terminal::write_message(&format!(
                 "{} more are there: --limit tells how many to list",
                 stored - limit
             ));
@@ -139,7 +139,9 @@ impl Letters {
         let mut queue = match Queue::open(&self.broker).await {
             Ok(queue) => queue,
             Err(error) => {
-                terminal::talk(&format!("what only RabbitMQ has is not listed: {error:#}"));
+                terminal::write_message(&format!(
+                    "what only RabbitMQ has is not listed: {error:#}"
+                ));
                 return Ok(());
             }
         };
@@ -153,7 +155,7 @@ impl Letters {
         }
         queue.letters.close().await;
         if listed == 0 {
-            terminal::talk("there are no dead letters");
+            terminal::write_message("there are no dead letters");
         }
         Ok(())
     }
@@ -191,7 +193,9 @@ impl Letters {
             None => taking.all().await?,
         }
         if taking.replay.is_some() && taking.taken > 0 {
-            terminal::talk("what still cannot be stored comes back as a dead letter with a new id");
+            terminal::write_message(
+                "what still cannot be stored comes back as a dead letter with a new id",
+            );
         }
         Ok(())
     }
@@ -231,7 +235,7 @@ impl Taking<'_> {
                     anyhow::Ok(())
                 };
                 if let Err(error) = removing.await {
-                    terminal::talk(&format!(
+                    terminal::write_message(&format!(
                         "its copy in RabbitMQ's queue is perhaps still there: {error:#}"
                     ));
                 }
@@ -275,7 +279,7 @@ impl Taking<'_> {
         }
         queue.letters.close().await;
         if held > 0 {
-            terminal::talk(&format!(
+            terminal::write_message(&format!(
                 "{held} wait for a damaged feed and were left: they are stored when it is repaired"
             ));
         }
@@ -445,7 +449,7 @@ fn show(facts: Facts<'_>, body: &[u8], format: Format) -> anyhow::Result<()> {
     if format == Format::Json {
         return terminal::write_lines(&terminal::json_line(&Shown::of(facts, body))?);
     }
-    terminal::talk(&facts.to_string());
+    terminal::write_message(&facts.to_string());
     if terminal::is_stdout_terminal() {
         let body = String::from_utf8_lossy(body);
         return body

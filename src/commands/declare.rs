@@ -35,7 +35,7 @@ pub async fn run(format: Format) -> anyhow::Result<()> {
         .collect::<anyhow::Result<String>>()?;
     terminal::write_lines(&lines)?;
     if !broker.declare {
-        terminal::talk(
+        terminal::write_message(
             "SHOPBELL_AMQP_DECLARE is false: all of them exist, and nothing was declared or bound",
         );
     }

@@ -1,4 +1,5 @@
-//! `shopbell doctor`: looks for what would keep the service from its promise, and says what to do. Changes nothing.
+//! `shopbell doctor`: checks this machine, Postgres and RabbitMQ for problems that can lose or delay
+//! events, and prints a remedy for each. Changes nothing.
 
 mod machine;
 mod policies;
@@ -20,13 +21,13 @@ use crate::config::{AmqpConfig, Environment, Role};
 use crate::store::checkup;
 use crate::store::pools::Pools;
 
-/// How long Postgres may take to answer everything.
+/// Bound on all reads from Postgres.
 const POSTGRES_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Of whom.
+/// The checks to run.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// The half that would be run; both, where it is not said.
+    /// Check for a replica with only this role [default: both roles]
     #[arg(
         long,
         value_enum,
@@ -34,13 +35,12 @@ pub struct Arguments {
         hide_possible_values = true
     )]
     role: Option<Role>,
-    /// Judge RabbitMQ's policies and bindings too, from what `rabbitmqctl` prints; - for stdin. Without it, the command to give is
-    /// told.
+    /// Check policies and bindings of RabbitMQ in this output of rabbitmqctl, `-` for stdin [default: print the command to run]
     #[arg(long, value_name = "FILE")]
     rabbitmqctl: Option<PathBuf>,
 }
 
-/// One thing that was looked at.
+/// The result of one check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 struct Finding {
     check: String,
@@ -54,9 +54,9 @@ struct Finding {
 #[serde(rename_all = "lowercase")]
 enum State {
     Ok,
-    /// The service works, and will not always.
+    /// The service works now, but a known event can stop it or lose data.
     Warning,
-    /// The promise does not hold.
+    /// The service cannot run, or can lose notifications.
     Error,
 }
 
@@ -108,7 +108,8 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Writes a line for each thing looked at, as far as it can be reached; fails where one is an error.
+/// Prints a line for each check. If one part is unreachable, checks the others. Fails if a check finds an
+/// error.
 pub async fn run(arguments: &Arguments, format: Format) -> anyhow::Result<()> {
     let definitions = arguments
         .rabbitmqctl
@@ -120,14 +121,14 @@ pub async fn run(arguments: &Arguments, format: Format) -> anyhow::Result<()> {
         Ok((config, settings)) => {
             findings.push(Finding::ok(
                 "configuration",
-                format!("{} settings are good", settings.len()),
+                format!("{} settings are valid", settings.len()),
             ));
             findings.extend(
                 config
                     .roles
                     .gateway()
                     .into_iter()
-                    .flat_map(|gateway| machine::look(gateway.session.sessions_max)),
+                    .flat_map(|gateway| machine::findings(gateway.session.sessions_max)),
             );
             (Some(config.database), Some(config.amqp))
         }
@@ -136,9 +137,9 @@ pub async fn run(arguments: &Arguments, format: Format) -> anyhow::Result<()> {
             findings.push(Finding::error(
                 "configuration",
                 found,
-                "Correct it; `shopbell config` tells all of it",
+                "Correct the settings. `shopbell config` lists each bad setting",
             ));
-            // What is wrong elsewhere in the environment does not keep us from looking further.
+            // Other settings may be bad while these two are usable.
             (
                 Environment::of_process().database().ok(),
                 Environment::of_process().amqp().ok(),
@@ -151,16 +152,22 @@ pub async fn run(arguments: &Arguments, format: Format) -> anyhow::Result<()> {
             &Pools::lazy(&options, partitions, &Default::default()),
             arguments.role,
         );
-        match within(POSTGRES_TIMEOUT, "asking Postgres", checkup::read(&options)).await {
+        match within(
+            POSTGRES_TIMEOUT,
+            "reading the state of Postgres",
+            checkup::read(&options),
+        )
+        .await
+        {
             Ok(checkup) => findings.extend(postgres::findings(&checkup, connections)),
-            Err(error) => findings.push(postgres::away(&error)),
+            Err(error) => findings.push(postgres::unreachable(&error)),
         }
     }
     if let Some(config) = amqp {
         findings.extend(
-            ask_rabbitmq(&config, definitions.as_ref())
+            check_rabbitmq(&config, definitions.as_ref())
                 .await
-                .unwrap_or_else(|error| vec![rabbitmq::away(&error)]),
+                .unwrap_or_else(|error| vec![rabbitmq::unreachable(&error)]),
         );
     }
     let lines = findings.iter().map(|finding| match format {
@@ -180,7 +187,7 @@ pub async fn run(arguments: &Arguments, format: Format) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The most connections to Postgres that a replica takes: of all pools but those that only the other half uses.
+/// The maximum number of Postgres connections of a replica. Leaves out the pools that its role does not use.
 fn connections_max(pools: &Pools, role: Option<Role>) -> u32 {
     let unused = match role {
         None => &[][..],
@@ -194,15 +201,15 @@ fn connections_max(pools: &Pools, role: Option<Role>) -> u32 {
             .sum::<u32>()
 }
 
-/// Each step of it has a limit of its own, and says which it was.
-async fn ask_rabbitmq(
+/// Needs no bound of its own, because each step of the checkup has one.
+async fn check_rabbitmq(
     config: &AmqpConfig,
     definitions: Option<&Definitions>,
 ) -> anyhow::Result<Vec<Finding>> {
     let broker = broker_of(config)?;
     let checkup = amqp::checkup::inspect(&broker)
         .await
-        .context("asking RabbitMQ")?;
+        .context("reading the state of RabbitMQ")?;
     Ok(rabbitmq::findings(&checkup, &broker, definitions))
 }
 
@@ -213,17 +220,17 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_half_takes_what_it_uses_and_no_more() {
-        let most = |partitions, role| {
+    async fn a_role_counts_only_the_connections_of_its_own_pools() {
+        let max = |partitions, role| {
             connections_max(
                 &Pools::lazy(&PgConnectOptions::new(), partitions, &Default::default()),
                 role,
             )
         };
         let (both, ingest, gateway) = (
-            most(1, None),
-            most(1, Some(Role::Ingest)),
-            most(1, Some(Role::Gateway)),
+            max(1, None),
+            max(1, Some(Role::Ingest)),
+            max(1, Some(Role::Gateway)),
         );
         assert!(
             ingest < gateway && gateway < both,
@@ -231,22 +238,22 @@ mod tests {
         );
         assert!(
             ingest + gateway > both,
-            "there are pools that each of them has: {ingest}, {gateway}, {both}"
+            "both roles use some pools: {ingest}, {gateway}, {both}"
         );
         let four = (
-            most(4, None),
-            most(4, Some(Role::Ingest)),
-            most(4, Some(Role::Gateway)),
+            max(4, None),
+            max(4, Some(Role::Ingest)),
+            max(4, Some(Role::Gateway)),
         );
         assert_eq!(
             four,
             (both + 3, ingest + 3, gateway),
-            "a partition is ingest's"
+            "each partition needs a connection of ingest"
         );
     }
 
     #[test]
-    fn a_finding_is_one_line_that_says_what_to_do() {
+    fn a_finding_is_one_line_with_its_remedy() {
         let line = Finding::error("postgres.fsync", "it is off", "Turn it on").to_string();
         assert_eq!(line, "ERROR    postgres.fsync: it is off. Turn it on");
         assert_eq!(

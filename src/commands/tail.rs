@@ -111,7 +111,7 @@ pub async fn run(mut arguments: Arguments, format: Format) -> anyhow::Result<()>
             backoff.reset();
         }
         let wait = backoff.next_wait().max(retry_after.unwrap_or_default());
-        terminal::talk(&format!(
+        terminal::write_message(&format!(
             "{why}; trying again in {:.1} s",
             wait.as_secs_f64()
         ));
@@ -392,7 +392,7 @@ impl Tail {
     /// In JSON everything is data already.
     fn talk(&self, text: &str) {
         if self.format == Format::Text {
-            terminal::talk(text);
+            terminal::write_message(text);
         }
     }
 
@@ -424,7 +424,7 @@ impl Tail {
             full
         );
         self.room = usize::MAX;
-        terminal::talk(full);
+        terminal::write_message(full);
         Ok(())
     }
 }

@@ -1,25 +1,26 @@
-//! What commands write: data to stdout, talk to stderr, and nothing that a foreign text could do to a terminal.
+//! The output of commands: data to stdout, messages to stderr. Escapes foreign text, so that it cannot
+//! control the terminal.
 
 use std::io::{ErrorKind, IsTerminal, Write};
 
 use anyhow::Context;
 use serde::Serialize;
 
-/// How data is written to stdout.
+/// The format of the data on stdout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
-    /// For people: one line a thing.
+    /// For people: one line for each item.
     Text,
-    /// For programs: one JSON object a line.
+    /// For programs: one JSON object on each line.
     Json,
 }
 
-/// Whoever read our stdout went away: the command has no one to work for.
+/// The reader of stdout has ended, so the command ends too.
 #[derive(Debug, thiserror::Error)]
 #[error("stdout was closed")]
 pub struct StdoutClosed;
 
-/// Writes data as it is, at once.
+/// Writes data unchanged, and flushes it.
 pub fn write(data: &[u8]) -> anyhow::Result<()> {
     let mut stdout = std::io::stdout().lock();
     match stdout.write_all(data).and_then(|()| stdout.flush()) {
@@ -28,15 +29,15 @@ pub fn write(data: &[u8]) -> anyhow::Result<()> {
     }
 }
 
-/// Writes lines, each of them ended already by [`text_line`] or [`json_line`].
+/// Writes lines that [`text_line`] or [`json_line`] made.
 pub fn write_lines(lines: &str) -> anyhow::Result<()> {
     write(lines.as_bytes())
 }
 
-/// Says something to people.
-pub fn talk(text: &str) {
+/// Writes a message for people to stderr.
+pub fn write_message(text: &str) {
     let text: Vec<_> = text.lines().map(visible).collect();
-    // stderr may be closed, and then there is nobody to tell that.
+    // If stderr is closed, the message is lost, and the command goes on.
     let _ = writeln!(std::io::stderr(), "{}", text.join("\n"));
 }
 
@@ -55,7 +56,8 @@ pub fn json_line(value: &impl Serialize) -> anyhow::Result<String> {
     Ok(one_line(&serde_json::to_string(value)?))
 }
 
-/// JSON of whatever layout as one line: a line break can only stand between tokens, DEL and C1 only in strings.
+/// Turns JSON of any layout into one line. Line breaks stand only between tokens, and the control
+/// characters DEL and C1 only in strings (RFC 8259 §2, §7).
 pub fn one_line(json: &str) -> String {
     let mut line = String::with_capacity(json.len() + 1);
     for c in json.chars() {
@@ -69,11 +71,12 @@ pub fn one_line(json: &str) -> String {
     line
 }
 
-/// Text in which everything that could command a terminal, break the line or turn its direction is spelled out.
+/// Escapes each character that could control the terminal, break the line, or change the direction of
+/// the text.
 pub fn visible(text: &str) -> String {
     let mut visible = String::with_capacity(text.len());
     for c in text.chars() {
-        if c.is_control() || turns_direction_or_breaks_line(c) {
+        if c.is_control() || changes_direction_or_breaks_line(c) {
             visible.extend(c.escape_default());
         } else {
             visible.push(c);
@@ -82,21 +85,22 @@ pub fn visible(text: &str) -> String {
     visible
 }
 
-/// An error and its causes in one line. A cause that the text before it quotes already is not told again.
+/// An error and its causes in one line. Leaves out a cause that the text before it contains.
 pub fn chain(error: &anyhow::Error) -> String {
-    let mut told = String::new();
+    let mut text = String::new();
     for cause in error.chain().map(ToString::to_string) {
-        if told.is_empty() {
-            told = cause;
-        } else if !told.contains(&cause) {
-            told = format!("{told}: {cause}");
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
         }
     }
-    told
+    text
 }
 
-/// Unicode's bidirectional controls (UAX #9 §2) and its two line breaks that are no control characters.
-fn turns_direction_or_breaks_line(c: char) -> bool {
+/// The bidirectional controls of Unicode (UAX #9 §2), and its two line breaks that are not control
+/// characters.
+fn changes_direction_or_breaks_line(c: char) -> bool {
     matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
@@ -106,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn foreign_text_cannot_command_the_terminal() {
+    fn foreign_text_cannot_control_the_terminal() {
         assert_eq!(visible("Zoë 🎉 50 €"), "Zoë 🎉 50 €");
         assert_eq!(visible("a\x1b[2Jb\rc\nd\te"), r"a\u{1b}[2Jb\rc\nd\te");
         assert_eq!(
@@ -116,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cause_is_told_once() {
+    fn an_error_repeats_no_cause() {
         let error = anyhow::anyhow!("refused")
             .context("RabbitMQ: refused")
             .context("publishing");
@@ -124,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn json_is_one_line_and_means_the_same() {
+    fn json_becomes_one_line_with_the_same_value() {
         let json = "{\n \"a\":\r\n\"\u{9b}é\"}";
         let line = one_line(json);
         assert_eq!(line, "{  \"a\":  \"\\u009bé\"}\n");

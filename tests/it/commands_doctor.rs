@@ -58,7 +58,7 @@ async fn doctor_reports_a_healthy_service() {
     assert!(
         the(&done, "rabbitmq.bindings")
             .found
-            .starts_with("cannot be asked for"),
+            .starts_with("not checked"),
         "{findings:?}"
     );
     world.finish().await;
@@ -135,7 +135,7 @@ async fn doctor_finds_the_lowest_connection_limit_without_special_rights() {
     let connections = async || the(&doctor(&world, &settings).await, "postgres.connections");
 
     let finding = connections().await;
-    let found = format!(" of 40 are taken (the connection limit of role {database})");
+    let found = format!(" of 40 connections are used (the connection limit of role {database})");
     assert!(
         finding.state == "ok" && finding.found.contains(&found),
         "{finding:?}"
@@ -150,7 +150,7 @@ async fn doctor_finds_the_lowest_connection_limit_without_special_rights() {
         .expect("how many of how many");
     assert!(
         limit.starts_with(&format!(
-            "35 are taken (the connection limit of database {database})"
+            "35 connections are used (the connection limit of database {database})"
         )),
         "{finding:?}"
     );
@@ -161,7 +161,7 @@ async fn doctor_finds_the_lowest_connection_limit_without_special_rights() {
     world.change_database("do $$ begin execute format('alter role %I connection limit 11', current_database()); end $$").await;
     let finding = connections().await;
     assert!(
-        finding.state == "error" && finding.found.contains(" of 11 are taken"),
+        finding.state == "error" && finding.found.contains(" of 11 connections are used"),
         "{finding:?}"
     );
     assert!(
@@ -178,7 +178,7 @@ async fn doctor_finds_the_lowest_connection_limit_without_special_rights() {
         .await;
     let finding = the(&ingest, "postgres.connections");
     assert!(
-        finding.state == "ok" && finding.found.contains(" of 11 are taken"),
+        finding.state == "ok" && finding.found.contains(" of 11 connections are used"),
         "{finding:?}"
     );
 
@@ -252,7 +252,7 @@ async fn a_different_declaration_is_found_and_nothing_is_declared() {
     }
     let missing = findings
         .iter()
-        .filter(|finding| finding.found.ends_with("is not there"));
+        .filter(|finding| finding.found.ends_with("is missing"));
     assert_eq!(missing.count(), 7, "{findings:?}");
     assert_eq!(
         broker.depth(&format!("{prefix}.dead-letter")).await,
@@ -401,7 +401,7 @@ async fn a_policy_that_deletes_events_is_found_in_what_rabbitmqctl_prints() {
 
     let done = run("good.json", policies("{}"), &bound).await.succeeded();
     assert_eq!(the(&done, "rabbitmq.policies").state, "ok");
-    assert_eq!(the(&done, "rabbitmq.bindings").found, "all are there");
+    assert_eq!(the(&done, "rabbitmq.bindings").found, "all bindings exist");
     let found = the(&doctor(&world, &[]).await, "rabbitmq.policies").found;
     assert!(
         found.contains("rabbitmqctl") && found.contains("list_policies"),

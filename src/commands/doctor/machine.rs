@@ -1,14 +1,15 @@
-//! What this machine allows a gateway.
+//! Checks the limits of this machine for a gateway.
 
 use super::super::serve::{BACKLOG, CONNECTIONS_MAX, OPERATIONS_CONNECTIONS_MAX};
 use super::Finding;
 use crate::gateway::websocket::REFUSALS_MAX;
 
-/// Files beside the clients' connections: to Postgres and RabbitMQ, the log, the runtime's own.
-const FILES_BESIDE: usize = 256;
+/// Open files other than client connections: those to Postgres and RabbitMQ, the log, and the runtime.
+const OTHER_FILES_MAX: usize = 256;
 
-/// Looks at the limits that a process begins with here. Where they cannot be told, there is nothing to say.
-pub(super) fn look(sessions_max: usize) -> Vec<Finding> {
+/// Checks the limits of a process that starts from this shell. If the system does not have them, returns
+/// nothing.
+pub(super) fn findings(sessions_max: usize) -> Vec<Finding> {
     let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
     let backlog = std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap_or_default();
     let files = open_files_max(&limits).map(|max| open_files(max, sessions_max));
@@ -16,7 +17,7 @@ pub(super) fn look(sessions_max: usize) -> Vec<Finding> {
     files.into_iter().chain(backlog).collect()
 }
 
-/// The hard limit: `serve` takes all that it may.
+/// Reads the hard limit, because `serve` raises its limit to that.
 fn open_files_max(limits: &str) -> Option<usize> {
     let row = limits
         .lines()
@@ -29,20 +30,23 @@ fn open_files_max(limits: &str) -> Option<usize> {
 
 fn open_files(max: usize, sessions_max: usize) -> Finding {
     const CHECK: &str = "machine.open_files";
-    let needed =
-        sessions_max + CONNECTIONS_MAX + REFUSALS_MAX + OPERATIONS_CONNECTIONS_MAX + FILES_BESIDE;
+    let needed = sessions_max
+        + CONNECTIONS_MAX
+        + REFUSALS_MAX
+        + OPERATIONS_CONNECTIONS_MAX
+        + OTHER_FILES_MAX;
     if max >= needed {
         return Finding::ok(
             CHECK,
-            format!("a process started from here may open {max}, and may need {needed}"),
+            format!("a process that starts here may open {max} files and needs at most {needed}"),
         );
     }
     Finding::warning(
         CHECK,
         format!(
-            "a process started from here may open {max}, but SHOPBELL_MAX_SESSIONS={sessions_max} needs {needed}"
+            "a process that starts here may open {max} files, but SHOPBELL_MAX_SESSIONS={sessions_max} needs {needed}"
         ),
-        "Raise the limit (LimitNOFILE, ulimit -n), or lower SHOPBELL_MAX_SESSIONS: beyond it clients are not accepted",
+        "Raise the limit (LimitNOFILE, ulimit -n), or lower SHOPBELL_MAX_SESSIONS, because beyond the limit no client can connect",
     )
 }
 
@@ -53,8 +57,8 @@ fn listen_backlog(somaxconn: u32) -> Finding {
     }
     Finding::warning(
         CHECK,
-        format!("net.core.somaxconn is {somaxconn}, less than the {BACKLOG} that serve asks for"),
-        "Raise it: when all clients come back at once, those that find no place try again only after a second",
+        format!("net.core.somaxconn is {somaxconn}, but `serve` requests a backlog of {BACKLOG}"),
+        "Raise it. If all clients reconnect at once, those beyond the backlog wait at least a second",
     )
 }
 
@@ -64,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_limit_that_counts_is_the_hard_one() {
+    fn the_hard_limit_is_read() {
         let row = |hard: &str| {
             format!(
                 "Limit    Soft Limit  Hard Limit  Units\nMax open files    256    {hard}    files\n"
@@ -76,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_must_have_room_for_all_sessions() {
+    fn a_limit_below_the_need_of_all_sessions_is_a_warning() {
         assert_eq!(open_files(1_024, 50_000).state, State::Warning);
         assert_eq!(open_files(1_048_576, 50_000).state, State::Ok);
         assert_eq!(

@@ -1,4 +1,5 @@
-//! Policies and bindings of RabbitMQ, which AMQP cannot ask for: read from the output of `rabbitmqctl`, judged. Changes nothing.
+//! Checks policies and bindings of RabbitMQ. AMQP cannot read them, so they come from the output of
+//! `rabbitmqctl`.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -13,19 +14,19 @@ use crate::amqp::Broker;
 
 const POLICIES: &str = "rabbitmq.policies";
 const BINDINGS: &str = "rabbitmq.bindings";
-/// More than a broker with thousands of queues prints.
+/// Bound on the output; that of a broker with thousands of queues is smaller.
 const OUTPUT_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// Prints the four lists, in this order.
 const COMMAND: &str = "for list in 'list_queues name policy' list_policies list_operator_policies 'list_bindings source_name \
                        destination_name routing_key'; do rabbitmqctl -q $list --formatter json; done | shopbell doctor \
                        --rabbitmqctl -";
 
-/// What `rabbitmqctl` printed.
+/// The output of [`COMMAND`].
 #[derive(Debug)]
 pub(super) struct Definitions {
     queues: Vec<Queue>,
     policies: Vec<Policy>,
-    /// RabbitMQ 3.10 does not print to which queues these apply.
+    /// RabbitMQ 3.10 does not print which queues these apply to.
     operator_policies: Vec<Policy>,
     bindings: Vec<Binding>,
 }
@@ -52,7 +53,7 @@ struct Binding {
 }
 
 impl Definitions {
-    /// Reads the file, or stdin where it is `-`.
+    /// Reads the file, or stdin if the path is `-`.
     pub(super) fn read(path: &Path) -> anyhow::Result<Self> {
         let mut output = String::new();
         let read = match path.to_str() {
@@ -88,16 +89,16 @@ impl Definitions {
     }
 }
 
-/// Judges what concerns these queues of ours.
+/// Returns the findings about these queues of ours.
 pub(super) fn findings(
     definitions: Option<&Definitions>,
     broker: &Broker,
     queues: &[&str],
 ) -> Vec<Finding> {
     let Some(definitions) = definitions else {
-        let bindings = "cannot be asked for: what a missing one keeps from its queue is counted as rabbitmq.unroutable";
+        let bindings = "not checked, because AMQP cannot read them. If one is missing, its events arrive in rabbitmq.unroutable";
         let policies = format!(
-            "AMQP cannot ask for policies, and some can lose events. To check them: {COMMAND}"
+            "not checked, because AMQP cannot read them. Some policies lose events. To check them, run: {COMMAND}"
         );
         return vec![
             Finding::ok(BINDINGS, bindings),
@@ -110,33 +111,33 @@ pub(super) fn findings(
         .collect();
     policies.extend(definitions.operator_policies.iter().filter_map(of_operator));
     if policies.is_empty() {
-        policies.push(Finding::ok(POLICIES, "none of them loses events"));
+        policies.push(Finding::ok(POLICIES, "no policy loses events"));
     }
     [definitions.missing_bindings(broker), policies].concat()
 }
 
 impl Definitions {
     fn missing_bindings(&self, broker: &Broker) -> Vec<Finding> {
-        let is_there = |[source, destination, key]: &[String; 3]| {
-            let is_it = |binding: &Binding| {
+        let exists = |[source, destination, key]: &[String; 3]| {
+            let is_equal = |binding: &Binding| {
                 binding.source_name == *source
                     && binding.destination_name == *destination
                     && binding.routing_key == *key
             };
-            self.bindings.iter().any(is_it)
+            self.bindings.iter().any(is_equal)
         };
         let missing = broker
             .bindings()
             .into_iter()
-            .filter(|binding| !is_there(binding));
+            .filter(|binding| !exists(binding));
         let missing = missing.map(|[source, destination, key]| {
-            let found = format!("{destination} is not bound to {source} with {key}, so no event takes this way");
-            let remedy = "Run `shopbell declare`; if SHOPBELL_AMQP_DECLARE is false, have it bound by your definitions";
+            let found = format!("{destination} is not bound to {source} with {key}, so it receives no events from there");
+            let remedy = "Run `shopbell declare`. If SHOPBELL_AMQP_DECLARE is false, add the binding to your definitions";
             Finding::error(BINDINGS, found, remedy)
         });
         let missing: Vec<_> = missing.collect();
         if missing.is_empty() {
-            vec![Finding::ok(BINDINGS, "all are there")]
+            vec![Finding::ok(BINDINGS, "all bindings exist")]
         } else {
             missing
         }
@@ -144,10 +145,10 @@ impl Definitions {
 
     fn of_queue(&self, broker: &Broker, name: &str) -> Vec<Finding> {
         let Some(queue) = self.queues.iter().find(|queue| queue.name == name) else {
-            let remedy = "Give `rabbitmqctl` the vhost of AMQP_URL with -p, and declare the queue if it does not exist";
+            let remedy = "Run `rabbitmqctl` with `-p` and the vhost of AMQP_URL. If the queue does not exist, run `shopbell declare`";
             return vec![Finding::warning(
                 POLICIES,
-                format!("{name} is not in the list of queues"),
+                format!("queue {name} is missing in the output of rabbitmqctl"),
                 remedy,
             )];
         };
@@ -155,20 +156,20 @@ impl Definitions {
             .policies
             .iter()
             .find(|policy| queue.policy.as_ref() == Some(&policy.name));
-        let Some((policy, part)) = policy.zip(Part::of(broker, name)) else {
+        let Some((policy, purpose)) = policy.zip(Purpose::of(broker, name)) else {
             return Vec::new();
         };
         let definition = keys(&policy.definition);
-        let harm = definition
+        let harmful = definition
             .iter()
-            .filter_map(|(key, value)| Some((key, value, judge(part, key, &definition)?)));
+            .filter_map(|(key, value)| Some((key, value, harm_of(purpose, key, &definition)?)));
         let finding = |(key, value, (state, harm)): (&String, &Value, (State, &str))| {
             let found = format!(
                 "policy {} sets {key}={value} for {name}: {harm}",
                 policy.name
             );
             let remedy = format!(
-                "Exclude {name} from the policy's pattern {}",
+                "Exclude {name} from the pattern {} of the policy",
                 policy.pattern
             );
             Finding {
@@ -176,27 +177,27 @@ impl Definitions {
                 ..Finding::warning(POLICIES, found, remedy)
             }
         };
-        harm.map(finding).collect()
+        harmful.map(finding).collect()
     }
 }
 
-/// Whether its pattern matches a queue of ours is for a person to see.
+/// A person must check if the pattern matches our queues, because the output does not have that.
 fn of_operator(policy: &Policy) -> Option<Finding> {
     let definition = keys(&policy.definition);
     let (key, value) = definition
         .iter()
-        .find(|(key, _)| judge(Part::Kept, key, &definition).is_some())?;
+        .find(|(key, _)| harm_of(Purpose::Storage, key, &definition).is_some())?;
     let (name, pattern) = (&policy.name, &policy.pattern);
     let found =
         format!("operator policy {name} sets {key}={value} for queues that match {pattern}");
     Some(Finding::warning(
         POLICIES,
         found,
-        "If a queue of Shopbell matches, exclude it: events would be lost",
+        "If a queue of Shopbell matches the pattern, exclude the queue, because it would lose events",
     ))
 }
 
-/// RabbitMQ prints a policy's definition as an object, or as JSON in a string.
+/// Parses the definition of a policy, which RabbitMQ prints as an object or as JSON in a string.
 fn keys(definition: &Value) -> BTreeMap<String, Value> {
     let parsed = definition
         .as_str()
@@ -206,24 +207,24 @@ fn keys(definition: &Value) -> BTreeMap<String, Value> {
         .unwrap_or_default()
 }
 
-/// What a queue is for.
+/// The purpose of a queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Part {
+enum Purpose {
     Ingest,
-    /// Dead letters and unroutable events, until somebody takes them.
-    Kept,
-    /// Gateways consume it so that they can be counted; nobody publishes to it.
+    /// Keeps dead letters and unroutable events until an operator removes them.
+    Storage,
+    /// Counts gateways by its consumers, and stays empty.
     Gateways,
 }
 
-impl Part {
+impl Purpose {
     fn of(broker: &Broker, queue: &str) -> Option<Self> {
         let names = &broker.names;
         if [names.dead_letter(), names.unroutable()]
             .iter()
             .any(|name| name == queue)
         {
-            return Some(Self::Kept);
+            return Some(Self::Storage);
         }
         if names.gateways() == queue {
             return Some(Self::Gateways);
@@ -234,46 +235,48 @@ impl Part {
     }
 }
 
-/// What harm a key of a policy does to a queue. A queue's own arguments win over a policy, except that the lower of two numbers
-/// counts.
-fn judge(
-    part: Part,
+/// The harm that a key of a policy does to a queue. The arguments of the queue override the policy, but of
+/// two numbers the lower one applies.
+fn harm_of(
+    purpose: Purpose,
     key: &str,
     definition: &BTreeMap<String, Value>,
 ) -> Option<(State, &'static str)> {
-    let refuses = definition
+    let rejects = definition
         .get("overflow")
         .is_some_and(|overflow| overflow != "drop-head");
-    Some(match (key, part) {
+    Some(match (key, purpose) {
         ("expires", _) => (
             State::Error,
-            "RabbitMQ deletes the queue, with all in it, when nobody consumes it for that long",
+            "RabbitMQ deletes the queue and its events if it has no consumer for that time",
         ),
-        (_, Part::Gateways) => return None,
-        ("message-ttl", Part::Ingest) => (
+        (_, Purpose::Gateways) => return None,
+        ("message-ttl", Purpose::Ingest) => (
             State::Error,
-            "events that wait that long become dead letters and are not delivered",
+            "events that wait longer become dead letters and are not delivered",
         ),
-        ("message-ttl", Part::Kept) => (State::Error, "events that wait that long are deleted"),
-        ("max-length" | "max-length-bytes", Part::Ingest) => (
+        ("message-ttl", Purpose::Storage) => {
+            (State::Error, "RabbitMQ deletes events that wait longer")
+        }
+        ("max-length" | "max-length-bytes", Purpose::Ingest) => (
             State::Warning,
-            "RabbitMQ refuses events of publishers while the queue is full",
+            "RabbitMQ rejects new events while the queue is full",
         ),
-        ("max-length" | "max-length-bytes", Part::Kept) if refuses => (
+        ("max-length" | "max-length-bytes", Purpose::Storage) if rejects => (
             State::Warning,
-            "what does not fit into the queue is refused, and events of ingest wait for it",
+            "while the queue is full, RabbitMQ rejects its events, and they wait in Postgres or in the ingest queue",
         ),
-        ("max-length" | "max-length-bytes", Part::Kept) => (
+        ("max-length" | "max-length-bytes", Purpose::Storage) => (
             State::Error,
-            "the oldest events are deleted when the queue is full",
+            "RabbitMQ deletes the oldest events if the queue is full",
         ),
-        ("delivery-limit", Part::Ingest) => (
+        ("delivery-limit", Purpose::Ingest) => (
             State::Warning,
-            "events that were delivered that often, for example while Postgres is away, become dead letters",
+            "events become dead letters after that many deliveries, for example while Postgres is unreachable",
         ),
-        ("delivery-limit", Part::Kept) => (
+        ("delivery-limit", Purpose::Storage) => (
             State::Error,
-            "events that were listed that often are deleted",
+            "RabbitMQ deletes events that were listed that many times",
         ),
         _ => return None,
     })
@@ -284,7 +287,7 @@ fn judge(
 mod tests {
     use super::*;
 
-    /// As RabbitMQ 3.10.8 prints it.
+    /// The output format of RabbitMQ 3.10.8.
     fn output(policies: &str, operator_policies: &str) -> String {
         format!(
             r##"[
@@ -312,7 +315,7 @@ mod tests {
         )
     }
 
-    fn judged(output: &str, partitions: u8, queues: &[&str]) -> Vec<(String, State)> {
+    fn findings_of(output: &str, partitions: u8, queues: &[&str]) -> Vec<(String, State)> {
         let broker = Broker::new("amqp://127.0.0.1", "shop", partitions, true).unwrap();
         let findings = findings(Some(&Definitions::parse(output).unwrap()), &broker, queues);
         findings
@@ -335,7 +338,7 @@ mod tests {
 
     #[track_caller]
     fn check(definition: &str, expected: &[(&str, State)]) {
-        let bad = judged(&output(&policy(definition), "[]"), 1, &QUEUES);
+        let bad = findings_of(&output(&policy(definition), "[]"), 1, &QUEUES);
         let bad: Vec<_> = bad
             .iter()
             .filter(|(_, state)| *state != State::Ok)
@@ -350,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_is_judged_by_the_queue_it_applies_to() {
+    fn the_harm_of_a_policy_depends_on_the_queue() {
         use State::{Error, Warning};
         let (ingest, dead) = ("shop.ingest", "shop.dead-letter");
         check(r#"{"message-ttl":2000}"#, &[(ingest, Error), (dead, Error)]);
@@ -374,8 +377,8 @@ mod tests {
     }
 
     #[test]
-    fn an_operator_policy_that_could_apply_is_reported() {
-        let found = judged(
+    fn a_harmful_operator_policy_is_a_warning() {
+        let found = findings_of(
             &output("[]", &policy(r#"{"message-ttl":2000}"#)),
             1,
             &QUEUES,
@@ -388,7 +391,7 @@ mod tests {
             matches!(&warnings[..], [(found, _)] if found.contains("operator policy p")),
             "{found:?}"
         );
-        let found = judged(
+        let found = findings_of(
             &output("[]", &policy(r#"{"max-in-memory-length":5}"#)),
             1,
             &QUEUES,
@@ -401,7 +404,7 @@ mod tests {
 
     #[test]
     fn a_missing_binding_and_a_missing_queue_are_reported() {
-        let found = judged(
+        let found = findings_of(
             &output("[]", "[]"),
             1,
             &[&QUEUES[..], &["shop.ingest.2"]].concat(),
@@ -411,19 +414,19 @@ mod tests {
             [State::Ok, State::Warning],
             "{found:?}"
         );
-        let found = judged(&output("[]", "[]"), 2, &QUEUES);
+        let found = findings_of(&output("[]", "[]"), 2, &QUEUES);
         let errors = found.iter().filter(|(found, state)| {
             found.starts_with("rabbitmq.bindings") && *state == State::Error
         });
         assert_eq!(
             errors.count(),
             3,
-            "to the partitions and to each of them: {found:?}"
+            "for the partitions and for each of them: {found:?}"
         );
     }
 
     #[test]
-    fn other_text_is_refused_with_the_command() {
+    fn other_output_is_rejected() {
         for text in [
             "",
             "[]",

@@ -1,4 +1,4 @@
-//! What RabbitMQ's answers mean.
+//! Checks the state of RabbitMQ.
 
 use super::Finding;
 use super::policies::{self, Definitions};
@@ -6,24 +6,25 @@ use crate::amqp::Broker;
 use crate::amqp::checkup::{Checkup, Found, Queue};
 use crate::commands::terminal;
 
-/// The first that has what the topology needs: dead-lettering at least once.
+/// The first version with at-least-once dead-lettering, which the topology needs.
 const VERSION_MIN: (u32, u32) = (3, 10);
-/// More than this waiting is more than a batch under way.
+/// More waiting events than this are a backlog, not a batch under way.
 const WAITING_MAX: u32 = 1_000;
 
-/// It could not be asked.
-pub(super) fn away(error: &anyhow::Error) -> Finding {
-    let remedy = "Is it running, and are host, user, password and vhost in AMQP_URL right?";
+/// The finding if RabbitMQ cannot be read.
+pub(super) fn unreachable(error: &anyhow::Error) -> Finding {
+    let remedy =
+        "Check that it is running, and that host, user, password and vhost in AMQP_URL are correct";
     Finding::error("rabbitmq", terminal::chain(error), remedy)
 }
 
-/// Judges what it answered.
+/// Returns a finding for each check.
 pub(super) fn findings(
     checkup: &Checkup,
     broker: &Broker,
     definitions: Option<&Definitions>,
 ) -> Vec<Finding> {
-    // It said yes to confirms, or there were no answers at all.
+    // The checkup fails if RabbitMQ rejects confirms.
     let confirms = Finding::ok("rabbitmq.confirms", "publishes are confirmed");
     let mut findings = vec![version(checkup.version.as_deref()), confirms];
     let exchanges = checkup
@@ -43,22 +44,22 @@ pub(super) fn findings(
         findings.push(Finding::error(
             "rabbitmq.partitions",
             format!(
-                "there are more than SHOPBELL_INGEST_PARTITIONS={}: nobody here reads the others",
+                "RabbitMQ has more partitions than SHOPBELL_INGEST_PARTITIONS={}, so this service does not consume all of them",
                 broker.partitions
             ),
-            "Set it to their number (docs/scaling.md)",
+            "Set SHOPBELL_INGEST_PARTITIONS to the number of partitions (docs/scaling.md)",
         ));
     }
-    let there = checkup
+    let existing = checkup
         .queues
         .iter()
         .filter(|queue| queue.found != Found::Missing);
-    let names: Vec<&str> = there.clone().map(|queue| queue.name.as_str()).collect();
+    let names: Vec<&str> = existing.clone().map(|queue| queue.name.as_str()).collect();
     findings.extend(policies::findings(definitions, broker, &names));
-    findings.extend(there.filter_map(|queue| waiting(queue, broker)));
+    findings.extend(existing.filter_map(|queue| waiting(queue, broker)));
     findings.push(Finding::ok(
         "rabbitmq.gateways",
-        format!("{} are connected", checkup.gateways),
+        format!("{} connected", checkup.gateways),
     ));
     findings
 }
@@ -68,8 +69,8 @@ fn version(version: Option<&str>) -> Finding {
     let Some(version) = version else {
         return Finding::warning(
             CHECK,
-            "it does not tell its version",
-            "3.10 is the least: look for yourself",
+            "RabbitMQ did not send its version",
+            "Check with `rabbitmqctl version` that it is 3.10 or newer",
         );
     };
     let mut numbers = version
@@ -80,7 +81,7 @@ fn version(version: Option<&str>) -> Finding {
         false => Finding::error(
             CHECK,
             version,
-            "Upgrade it: 3.10 is the least, for dead letters that cannot be lost",
+            "Upgrade RabbitMQ to 3.10 or newer, because older versions can lose dead letters",
         ),
     }
 }
@@ -88,27 +89,25 @@ fn version(version: Option<&str>) -> Finding {
 fn declared(kind: &str, name: &str, found: &Found, declares: bool) -> Finding {
     let check = format!("rabbitmq.{kind}");
     match found {
-        Found::AsDeclared => Finding::ok(check, format!("{name} is as it must be")),
+        Found::AsDeclared => Finding::ok(check, format!("{name} has the expected declaration")),
         Found::Missing if declares => Finding::warning(
             check,
-            format!("{name} is not there"),
-            "`shopbell serve` declares it; or `shopbell declare`",
+            format!("{name} is missing"),
+            "Run `shopbell declare`, or start `shopbell serve`, which declares it too",
         ),
         Found::Missing => Finding::error(
             check,
-            format!("{name} is not there, and SHOPBELL_AMQP_DECLARE is false"),
-            "Have it declared, with SHOPBELL_AMQP_DECLARE=true shopbell declare or by your definitions",
+            format!("{name} is missing, and SHOPBELL_AMQP_DECLARE is false"),
+            "Run `SHOPBELL_AMQP_DECLARE=true shopbell declare`, or add it to your definitions",
         ),
-        Found::Different(told) => Finding::error(
+        Found::Different(error) => Finding::error(
             check,
-            format!("{name} is another than it must be: {told}"),
-            format!(
-                "Once it is empty and nobody uses it: delete the {kind}, then `shopbell declare`"
-            ),
+            format!("{name} has another declaration than expected: {error}"),
+            format!("If the {kind} is empty and unused, delete it and run `shopbell declare`"),
         ),
-        Found::NotComparable(told) => Finding::ok(
+        Found::NotComparable(error) => Finding::ok(
             check,
-            format!("{name} is there; this user may not ask how it was declared: {told}"),
+            format!("{name} exists; this user has no permission to check its declaration: {error}"),
         ),
     }
 }
@@ -128,25 +127,25 @@ fn waiting(queue: &Queue, broker: &Broker) -> Option<Finding> {
             _ => Finding::warning(
                 "rabbitmq.dead_letters",
                 found,
-                "See why: `shopbell dead-letters list`",
+                "List them with `shopbell dead-letters list`, then replay or drop each",
             ),
         });
     }
     if *name == names.unroutable() {
         let bind_again = match broker.declare {
             true => {
-                "Run `shopbell declare`, then move them back to the events exchange (docs/runbook.md)"
+                "Run `shopbell declare`, then move the events back to the events exchange (docs/runbook.md)"
             }
             false => {
-                "SHOPBELL_AMQP_DECLARE is false, so `shopbell declare` binds nothing: have whoever owns the topology bind \
-                 it again, then move them back to the events exchange (docs/runbook.md)"
+                "Ask the owner of the topology to bind the queue again, because SHOPBELL_AMQP_DECLARE is false. Then move \
+                 the events back to the events exchange (docs/runbook.md)"
             }
         };
         return Some(match messages {
             0 => Finding::ok("rabbitmq.unroutable", "none"),
             _ => Finding::warning(
                 "rabbitmq.unroutable",
-                format!("{found}: no queue was bound when they were published"),
+                format!("{found}, because no queue was bound when they were published"),
                 bind_again,
             ),
         });
@@ -157,13 +156,13 @@ fn waiting(queue: &Queue, broker: &Broker) -> Option<Finding> {
     Some(match (consumers, *messages > WAITING_MAX) {
         (0, _) => Finding::warning(
             "rabbitmq.ingest",
-            format!("{found}, and nobody stores them"),
-            "Run `shopbell serve`, with --role ingest or without a role",
+            format!("{found}, and the queue has no consumer"),
+            "Start `shopbell serve` with `--role ingest` or without a role",
         ),
         (_, true) => Finding::warning(
             "rabbitmq.ingest",
             found,
-            "If it does not fall, see what ingest waits for (docs/runbook.md)",
+            "If the number does not fall, find the cause in docs/runbook.md",
         ),
         _ => Finding::ok("rabbitmq.ingest", format!("{found}, {consumers} consumers")),
     })
@@ -219,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn each_thing_that_is_wrong_is_found_and_nothing_else() {
+    fn each_fault_is_one_finding() {
         use State::{Error, Warning};
         check(|_| {}, true, &[]);
         check(
@@ -283,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn who_declares_nothing_is_not_told_to_bind() {
+    fn the_remedy_for_unroutable_events_fits_the_declare_setting() {
         let remedy = |declare| {
             let mut checkup = healthy();
             checkup.queues[1].messages = 1;
@@ -295,18 +294,18 @@ mod tests {
             finding.remedy.unwrap()
         };
         assert!(remedy(true).starts_with("Run `shopbell declare`"));
-        assert!(remedy(false).contains("have whoever owns the topology bind it again"));
+        assert!(remedy(false).contains("Ask the owner of the topology"));
     }
 
     #[test]
     fn a_version_is_compared_by_its_numbers() {
-        for (told, state) in [
+        for (text, state) in [
             ("3.10.0", State::Ok),
             ("4.1.2", State::Ok),
             ("3.13.0-rc.1", State::Ok),
             ("3.9.0", State::Error),
         ] {
-            assert_eq!(version(Some(told)).state, state, "{told}");
+            assert_eq!(version(Some(text)).state, state, "{text}");
         }
     }
 }
