@@ -130,7 +130,7 @@ fn broker_of(config: &AmqpConfig) -> anyhow::Result<Broker> {
         config.partitions,
         config.declare,
     );
-    broker.map_err(|complaint| UsageError(format!("AMQP_URL {complaint}")).into())
+    broker.map_err(|problem| UsageError(format!("AMQP_URL {problem}")).into())
 }
 
 /// Bounds the time of an operation, and names the operation in its error.
@@ -141,7 +141,7 @@ async fn within<T, E: Into<anyhow::Error>>(
 ) -> anyhow::Result<T> {
     match tokio::time::timeout(limit, future).await {
         Ok(result) => result.map_err(Into::into).context(operation),
-        Err(_) => anyhow::bail!("{operation}: no answer within {} s", limit.as_secs()),
+        Err(_) => anyhow::bail!("{operation}: no response within {} s", limit.as_secs()),
     }
 }
 

@@ -1,5 +1,5 @@
-//! Parses the command line, runs the command, and sets the exit status: 0 for success, 1 for a failure,
-//! 2 for bad arguments or settings.
+//! Parses the command line, runs the command, and sets the exit status: 0 for success, 1 for a
+//! failure, 2 for bad arguments or settings.
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;

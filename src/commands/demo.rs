@@ -1,7 +1,9 @@
-//! `shopbell demo`: the service behind doors that can be shut, with buttons for the dashboard: place orders, run an import, cut
-//! the connection. For one's own machine: it listens on loopback only, or in a container that is published there only.
+//! `shopbell demo`: runs the service behind a relay, with routes for the buttons of the dashboard:
+//! place orders, run an import, cut the connection.
+//!
+//! It listens on loopback only, or in a container whose ports are published on loopback only.
 
-mod doors;
+mod relay;
 
 use std::net::SocketAddr;
 use std::process::Stdio;
@@ -17,7 +19,7 @@ use axum::{Json, Router};
 use serde::Deserialize;
 use tokio::process::Command;
 
-use self::doors::Doors;
+use self::relay::Relay;
 use super::{UsageError, serve, terminal};
 use crate::config::ServeConfig;
 use crate::gateway::auth::{Authenticator, Right, Tokens};
@@ -26,40 +28,41 @@ use crate::http::listener::reachable;
 use crate::http::problem::Problem;
 use crate::model::feed::{Feed, Subscriber};
 
-/// A development token is good for so long.
+/// Lifetime of the token in the address of the dashboard.
 const TOKEN_TTL: Duration = Duration::from_secs(24 * 60 * 60);
-/// What one press of a button may ask for.
+/// Bounds of one request.
 const ORDERS_MAX: u32 = 100;
 const ITEMS_MAX: u32 = 10_000;
 const CUT_SECONDS_MAX: u64 = 60;
-/// Items of an import a second: slow enough to watch.
+/// Items of an import per second, slow enough to watch.
 const ITEMS_PER_SECOND: &str = "60";
-/// The answer to the button is let out before the doors are shut.
-const LAST_WORDS: Duration = Duration::from_millis(100);
+/// Delay of a cut, so that the response to its own request is sent.
+const CUT_DELAY: Duration = Duration::from_millis(100);
 
-/// Who is the merchant.
+/// The merchant, and the network of the demo.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// The merchant whose dashboard it is.
+    /// The merchant of the dashboard
     #[arg(long, default_value = "merchant-42", value_name = "FEED", value_parser = Feed::parse)]
     recipient: Feed,
-    /// Listen beyond loopback too: for a container, whose ports are published on this machine's loopback only.
+    /// Allow other addresses than loopback, for a container whose ports are published on loopback
+    /// only
     #[arg(long)]
     in_container: bool,
 }
 
-/// What the buttons need.
+/// The state of the routes.
 #[derive(Debug)]
-struct Stage {
+struct Demo {
     authenticator: Authenticator,
     recipient: Feed,
-    doors: Arc<Doors>,
+    relay: Arc<Relay>,
 }
 
-/// Runs the service, and writes the dashboard's address with a token to stdout.
+/// Runs the service, and prints the address of the dashboard with a token.
 pub async fn run(arguments: Arguments, mut config: ServeConfig) -> anyhow::Result<()> {
     let Some(gateway) = config.roles.gateway_mut() else {
-        return Err(UsageError("the demo needs the whole service".into()).into());
+        return Err(UsageError("the demo needs both roles".into()).into());
     };
     let public = gateway.listen;
     for (variable, address) in [
@@ -67,14 +70,13 @@ pub async fn run(arguments: Arguments, mut config: ServeConfig) -> anyhow::Resul
         ("SHOPBELL_OPS_LISTEN", config.ops_listen),
     ] {
         if !address.ip().is_loopback() && !arguments.in_container {
-            let complaint =
-                "must be on loopback, like 127.0.0.1:8080: the demo lets its visitor place orders";
-            return Err(UsageError(format!("{variable} {complaint}")).into());
+            let problem = "must be on loopback, like 127.0.0.1:8080, because a visitor of the demo can place orders";
+            return Err(UsageError(format!("{variable} {problem}")).into());
         }
     }
     gateway.dashboard = true;
     gateway.listen = free_address().context("no free port for the service")?;
-    let doors = Doors::open(public, gateway.listen)
+    let relay = Relay::start(public, gateway.listen)
         .await
         .with_context(|| format!("SHOPBELL_LISTEN={public}"))?;
     let tokens = Arc::new(Tokens::new(&gateway.jwt));
@@ -82,22 +84,22 @@ pub async fn run(arguments: Arguments, mut config: ServeConfig) -> anyhow::Resul
     let token = token(&tokens, &arguments.recipient)?;
     let broadcast_feed = gateway.session.broadcast_feed.clone();
     let authenticator = Authenticator::new(tokens, broadcast_feed);
-    let stage = Arc::new(Stage {
+    let demo = Arc::new(Demo {
         authenticator,
         recipient: arguments.recipient,
-        doors,
+        relay,
     });
-    let buttons = Router::new()
-        .route("/demo/orders", post(orders))
-        .route("/demo/imports", post(import))
-        .route("/demo/cut", post(cut))
-        .with_state(stage);
-    // In a container it is published under the same port.
+    let routes = Router::new()
+        .route("/demo/orders", post(place_orders))
+        .route("/demo/imports", post(run_import))
+        .route("/demo/cut", post(cut_connections))
+        .with_state(demo);
+    // A container publishes the same port.
     let address = reachable(public);
     terminal::write_lines(&terminal::text_line(&format!(
         "http://{address}/#token={token}&demo"
     )))?;
-    serve::run_with(config, buttons).await
+    serve::run_with(config, routes).await
 }
 
 fn free_address() -> std::io::Result<SocketAddr> {
@@ -112,35 +114,35 @@ fn token(tokens: &Tokens, recipient: &Feed) -> anyhow::Result<String> {
 }
 
 #[derive(Deserialize)]
-struct Orders {
+struct OrdersRequest {
     count: u32,
 }
 
-async fn orders(
-    State(stage): State<Arc<Stage>>,
+async fn place_orders(
+    State(demo): State<Arc<Demo>>,
     headers: HeaderMap,
-    Json(orders): Json<Orders>,
+    Json(orders): Json<OrdersRequest>,
 ) -> Result<StatusCode, Problem> {
-    stage.admit(&headers)?;
-    stage.publish(&["--count", &orders.count.clamp(1, ORDERS_MAX).to_string()])?;
+    demo.check_token(&headers)?;
+    demo.publish(&["--count", &orders.count.clamp(1, ORDERS_MAX).to_string()])?;
     Ok(StatusCode::ACCEPTED)
 }
 
 #[derive(Deserialize)]
-struct ImportOf {
+struct ImportRequest {
     items: u32,
     failed: u32,
 }
 
-async fn import(
-    State(stage): State<Arc<Stage>>,
+async fn run_import(
+    State(demo): State<Arc<Demo>>,
     headers: HeaderMap,
-    Json(import): Json<ImportOf>,
+    Json(import): Json<ImportRequest>,
 ) -> Result<StatusCode, Problem> {
-    stage.admit(&headers)?;
+    demo.check_token(&headers)?;
     let items = import.items.clamp(1, ITEMS_MAX);
     let (failed, items) = (import.failed.min(items).to_string(), items.to_string());
-    stage.publish(&[
+    demo.publish(&[
         "--import",
         &items,
         "--failed",
@@ -152,43 +154,43 @@ async fn import(
 }
 
 #[derive(Deserialize)]
-struct Cut {
+struct CutRequest {
     seconds: u64,
     #[serde(default)]
     orders: u32,
 }
 
-async fn cut(
-    State(stage): State<Arc<Stage>>,
+async fn cut_connections(
+    State(demo): State<Arc<Demo>>,
     headers: HeaderMap,
-    Json(cut): Json<Cut>,
+    Json(cut): Json<CutRequest>,
 ) -> Result<StatusCode, Problem> {
-    stage.admit(&headers)?;
+    demo.check_token(&headers)?;
     let seconds = Duration::from_secs(cut.seconds.clamp(1, CUT_SECONDS_MAX));
     tokio::spawn(async move {
-        tokio::time::sleep(LAST_WORDS).await;
-        stage.doors.shut(seconds);
+        tokio::time::sleep(CUT_DELAY).await;
+        demo.relay.cut(seconds);
         if cut.orders > 0
             && let Err(problem) =
-                stage.publish(&["--count", &cut.orders.min(ORDERS_MAX).to_string()])
+                demo.publish(&["--count", &cut.orders.min(ORDERS_MAX).to_string()])
         {
-            tracing::warn!(?problem, "no order was placed while the doors were shut");
+            tracing::warn!(?problem, "could not place orders during the cut");
         }
     });
     Ok(StatusCode::ACCEPTED)
 }
 
-impl Stage {
-    /// Only who has the merchant's token may press a button.
-    fn admit(&self, headers: &HeaderMap) -> Result<(), Problem> {
-        let refused = |detail: &str| {
+impl Demo {
+    /// Rejects a request without a token of the merchant.
+    fn check_token(&self, headers: &HeaderMap) -> Result<(), Problem> {
+        let unauthorized = |detail: &str| {
             Problem::new(StatusCode::UNAUTHORIZED, detail).with(WWW_AUTHENTICATE, "Bearer")
         };
-        let token = bearer(headers).ok_or_else(|| refused("no token"))?;
+        let token = bearer(headers).ok_or_else(|| unauthorized("no token"))?;
         let grant = self
             .authenticator
             .check(token)
-            .map_err(|error| refused(&error.to_string()))?;
+            .map_err(|error| unauthorized(&error.to_string()))?;
         match grant.feeds.contains(&self.recipient) {
             true => Ok(()),
             false => Err(Problem::new(
@@ -198,7 +200,7 @@ impl Stage {
         }
     }
 
-    /// Publishes as everyone can: with `shopbell publish`.
+    /// Runs `shopbell publish`.
     fn publish(&self, arguments: &[&str]) -> Result<(), Problem> {
         let spawned = std::env::current_exe().and_then(|shopbell| {
             let mut command = Command::new(shopbell);
@@ -213,15 +215,15 @@ impl Stage {
         });
         match spawned {
             Ok(mut publisher) => {
-                // Waited for, so that it leaves no trace; what went wrong it tells on stderr itself.
+                // The wait leaves no zombie process. The command prints its own errors.
                 tokio::spawn(async move { publisher.wait().await });
                 Ok(())
             }
             Err(error) => {
-                tracing::error!(%error, "shopbell publish could not be started");
+                tracing::error!(%error, "could not start shopbell publish");
                 Err(Problem::new(
                     StatusCode::INTERNAL_SERVER_ERROR,
-                    "shopbell publish could not be started",
+                    "could not start shopbell publish",
                 ))
             }
         }

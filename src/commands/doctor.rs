@@ -1,5 +1,5 @@
-//! `shopbell doctor`: checks this machine, Postgres and RabbitMQ for problems that can lose or delay
-//! events, and prints a remedy for each. Changes nothing.
+//! `shopbell doctor`: checks this machine, Postgres and RabbitMQ for problems that can lose or
+//! delay events, and prints a remedy for each. Changes nothing.
 
 mod machine;
 mod policies;
@@ -35,7 +35,8 @@ pub struct Arguments {
         hide_possible_values = true
     )]
     role: Option<Role>,
-    /// Check policies and bindings of RabbitMQ in this output of rabbitmqctl, `-` for stdin [default: print the command to run]
+    /// Check policies and bindings of RabbitMQ in this output of rabbitmqctl, `-` for stdin
+    /// [default: print the command to run]
     #[arg(long, value_name = "FILE")]
     rabbitmqctl: Option<PathBuf>,
 }
@@ -108,8 +109,8 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Prints a line for each check. If one part is unreachable, checks the others. Fails if a check finds an
-/// error.
+/// Prints a line for each check. If one part is unreachable, checks the others. Fails if a check
+/// finds an error.
 pub async fn run(arguments: &Arguments, format: Format) -> anyhow::Result<()> {
     let definitions = arguments
         .rabbitmqctl
@@ -187,7 +188,8 @@ pub async fn run(arguments: &Arguments, format: Format) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The maximum number of Postgres connections of a replica. Leaves out the pools that its role does not use.
+/// The maximum number of Postgres connections of a replica. Leaves out the pools that its role does
+/// not use.
 fn connections_max(pools: &Pools, role: Option<Role>) -> u32 {
     let unused = match role {
         None => &[][..],

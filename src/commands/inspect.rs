@@ -1,4 +1,5 @@
-//! `shopbell inspect`: one feed's state, for whoever is asked where an order is. Shows data only where that is asked for.
+//! `shopbell inspect`: prints the state of a feed, so that support can find an order. Prints the
+//! data of a notification only with `--data`.
 
 use std::time::Duration;
 
@@ -14,28 +15,28 @@ use crate::config::Environment;
 use crate::model::feed::{Feed, Seq};
 use crate::store::inspect::{self, Cursor, Envelope, FeedState, Import};
 
-/// How long Postgres may take.
+/// Bound on the wait for Postgres.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What to look at.
+/// The feed or notification to print.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// The feed: the recipient that events are published to.
+    /// The feed, which is the recipient of its events
     #[arg(value_parser = Feed::parse)]
     feed: Feed,
-    /// Only this notification of it.
+    /// Print only the notification with this number
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..))]
     seq: Option<i64>,
-    /// With its data, which may be personal.
+    /// Print the data too, which may be personal
     #[arg(long, requires = "seq")]
     data: bool,
 }
 
-/// Writes what is known; fails where there is nothing of that name.
+/// Prints the feed or the notification. Fails if it does not exist.
 pub async fn run(arguments: &Arguments, format: Format) -> anyhow::Result<()> {
     let Arguments { feed, seq, data } = arguments;
     let options = Environment::of_process().database()?;
-    let hint = "could not ask the database at DATABASE_URL (is it running, is it migrated?)";
+    let hint = "could not read the database at DATABASE_URL (is it running, is it migrated?)";
     let lines = match seq.and_then(Seq::new) {
         Some(seq) => {
             let found = within(
@@ -46,22 +47,22 @@ pub async fn run(arguments: &Arguments, format: Format) -> anyhow::Result<()> {
             let found = found.await.context(hint)?;
             let (envelope, text) =
                 found.with_context(|| format!("there is no notification #{seq} in {feed}"))?;
-            let shown = if *data {
+            let data = if *data {
                 Some(text.as_deref().unwrap_or("null"))
             } else {
                 None
             };
-            one(&envelope, shown, format)?
+            notification_lines(&envelope, data, format)?
         }
         None => {
             let state = within(TIMEOUT, "reading a feed", inspect::feed(&options, feed))
                 .await
                 .context(hint)?;
             let state = state.with_context(|| {
-                format!("there is no feed {feed}: nothing was ever stored for it, and nobody has connected to read it")
+                format!("there is no feed {feed}: it has no notification, and no subscriber has connected to it")
             })?;
             match format {
-                Format::Text => text(&state),
+                Format::Text => feed_lines(&state),
                 Format::Json => terminal::json_line(&state)?,
             }
         }
@@ -70,13 +71,17 @@ pub async fn run(arguments: &Arguments, format: Format) -> anyhow::Result<()> {
 }
 
 #[derive(Serialize)]
-struct Shown<'a> {
+struct WithData<'a> {
     notification: &'a Envelope,
     #[serde(skip_serializing_if = "Option::is_none")]
     data: Option<&'a RawValue>,
 }
 
-fn one(notification: &Envelope, data: Option<&str>, format: Format) -> anyhow::Result<String> {
+fn notification_lines(
+    notification: &Envelope,
+    data: Option<&str>,
+    format: Format,
+) -> anyhow::Result<String> {
     match format {
         Format::Text => {
             let data = data
@@ -89,13 +94,13 @@ fn one(notification: &Envelope, data: Option<&str>, format: Format) -> anyhow::R
             let data = data
                 .map(serde_json::from_str)
                 .transpose()
-                .context("the stored data is no JSON")?;
-            terminal::json_line(&Shown { notification, data })
+                .context("the stored data is not JSON")?;
+            terminal::json_line(&WithData { notification, data })
         }
     }
 }
 
-fn text(state: &FeedState) -> String {
+fn feed_lines(state: &FeedState) -> String {
     let FeedState {
         feed,
         epoch,
@@ -110,7 +115,7 @@ fn text(state: &FeedState) -> String {
         format!(
             "{feed}: {last} notifications, {unread} unread, {unhandled} unhandled (epoch {epoch})"
         ),
-        format!("undelivered: {undelivered} (the highest ack of anyone is #{acked})"),
+        format!("undelivered: {undelivered} (the highest ack of all cursors is #{acked})"),
     ];
     lines.extend(
         state
@@ -144,19 +149,19 @@ fn envelope(envelope: &Envelope) -> String {
     } else {
         ", not delivered"
     };
-    for (did, when) in [
+    for (change, time) in [
         ("read", envelope.read_at),
         ("handled", envelope.handled_at),
         ("expires", envelope.expires_at),
     ] {
-        line += &when
-            .map(|when| format!(", {did} {}", at(when)))
+        line += &time
+            .map(|time| format!(", {change} {}", at(time)))
             .unwrap_or_default();
     }
     line + &envelope
         .handled_by
         .iter()
-        .map(|who| format!(" by {who}"))
+        .map(|subscriber| format!(" by {subscriber}"))
         .collect::<String>()
 }
 
@@ -194,7 +199,7 @@ fn import(import: &Import) -> String {
     let total = total.map_or_else(|| "?".into(), |total| total.to_string());
     let (started_at, updated_at) = (at(*started_at), at(*updated_at));
     format!(
-        "import {import_id}: {done} of {total} done, {failed} failed, since {started_at}, last news {updated_at}"
+        "import {import_id}: {done} of {total} done, {failed} failed, started {started_at}, updated {updated_at}"
     )
 }
 
@@ -210,8 +215,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_notification_is_told_in_a_line_without_its_data() {
-        let told = envelope(&Envelope {
+    fn a_notification_is_one_line_without_its_data() {
+        let text = envelope(&Envelope {
             seq: 7,
             id: "5f0c".into(),
             source: "/checkout".into(),
@@ -226,6 +231,6 @@ mod tests {
         });
         let line = "#7  2026-11-21T10:00:00Z  order.created  5f0c of /checkout, stored 2026-11-21T10:00:01Z, \
                     delivered, handled 2026-11-21T10:01:00Z by merchant-42";
-        assert_eq!(told, line);
+        assert_eq!(text, line);
     }
 }

@@ -1,12 +1,12 @@
-//! `shopbell tail`: a client of `shopbell.v1` in the terminal, as honest as a dashboard has to be.
+//! `shopbell tail`: a client of `shopbell.v1` in the terminal.
 //!
-//! It acknowledges only what it has printed, comes back by the contract's table of close codes, and proves by the numbers
-//! that it missed nothing.
+//! It acks only printed notifications, reconnects as the close code demands, and checks by the
+//! numbers that it missed nothing.
 
 mod connection;
 mod frame;
 mod line;
-mod places;
+mod received;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -20,63 +20,67 @@ use tokio_util::sync::CancellationToken;
 
 use self::connection::{Loss, Socket, Target};
 use self::frame::{Frame, Welcome};
-use self::places::Places;
+use self::received::Received;
 use super::UsageError;
 use super::terminal::{self, Format};
 use crate::model::feed::{Device, Epoch, Feed, Seq};
 use crate::retry::{self, Backoff};
 
-/// Where the token is looked for when it is not on the command line, which other users of the machine can see.
+/// Read if `--token` is not given, because other users of the machine can see a command line.
 const TOKEN_VARIABLE: &str = "SHOPBELL_TOKEN";
-/// A service that never let us in is given up on after this: the URL is probably wrong.
+/// The command fails if no service has sent `welcome` within this time, because the URL is probably
+/// wrong.
 const FIRST_WELCOME_TIMEOUT: Duration = Duration::from_secs(30);
-/// A session that lasted so long was a good one: the next back-off begins anew.
-const GOOD_SESSION: Duration = Duration::from_secs(5);
-/// A server owes its `welcome` within this; after it, something is heard in every so many heartbeats.
+/// A session that lasts longer resets the waits between attempts.
+const STABLE_SESSION: Duration = Duration::from_secs(5);
+/// Bound on the wait for `welcome`.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
+/// Heartbeats that may be missing before the connection counts as broken.
 const SILENT_HEARTBEATS_MAX: u64 = 3;
-/// Longest heartbeat that is believed.
+/// Bound on the heartbeat interval that a service can announce.
 const HEARTBEAT_SECONDS_MAX: u64 = 86_400;
-/// Most frames that are printed at once and acknowledged by one ack a feed.
+/// Maximum number of frames that are printed together and acked by one ack for each feed.
 const BATCH_FRAMES_MAX: usize = 256;
-/// A write that takes longer has lost its connection.
+/// If a write takes longer, the connection counts as broken.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the last ack and the closing handshake may take.
-const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
-/// The status of a process that Ctrl-C ended.
+/// Bound on the last ack and the closing handshake.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// The exit status of a process that SIGINT has ended: 128 + 2.
 const INTERRUPTED: i32 = 130;
 
-/// What to read, and until when.
+/// The session, and when to end it.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// Where the service is.
+    /// URL of the service
     #[arg(
         long,
         default_value = "ws://127.0.0.1:8080/v1/ws",
         value_name = "ws://HOST:PORT"
     )]
     url: String,
-    /// Who reads; without it, the environment variable SHOPBELL_TOKEN.
+    /// Token of the subscriber [default: the environment variable SHOPBELL_TOKEN]
     #[arg(long, value_name = "JWT")]
     token: Option<String>,
-    /// A cursor of its own for this device of the subscriber.
+    /// Device of the subscriber, which has its own cursor
     #[arg(long, default_value = "", hide_default_value = true, value_parser = Device::parse)]
     device: Device,
-    /// Begin in this feed after this number, acknowledged or not; with the epoch of the number if it was stored; repeatable.
+    /// Begin this feed after this number instead of the cursor, with the epoch if the number was
+    /// stored; repeatable
     #[arg(long, value_name = "FEED:SEQ[:EPOCH]")]
     after: Vec<After>,
-    /// Leave after so many notifications.
+    /// Exit after this many notifications
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
-    /// Leave when everything that was stored at the beginning has come.
+    /// Exit when all feeds have caught up
     #[arg(long)]
     until_caught_up: bool,
-    /// Acknowledge nothing: what is printed comes again, and no more than a window of it.
+    /// Send no acks: the service sends one window at most, and sends it again next time
     #[arg(long)]
     no_ack: bool,
 }
 
-/// Reads until it is told to stop, has what it was asked for, or may not come back.
+/// Prints notifications until a signal, the end that the arguments set, or a close code that
+/// forbids to reconnect.
 pub async fn run(mut arguments: Arguments, format: Format) -> anyhow::Result<()> {
     let token = arguments
         .token
@@ -84,7 +88,7 @@ pub async fn run(mut arguments: Arguments, format: Format) -> anyhow::Result<()>
         .or_else(|| std::env::var(TOKEN_VARIABLE).ok())
         .filter(|token| !token.trim().is_empty());
     let token = token
-        .ok_or_else(|| UsageError(format!("no token: give --token, or set {TOKEN_VARIABLE}")))?;
+        .ok_or_else(|| UsageError(format!("no token: use --token, or set {TOKEN_VARIABLE}")))?;
     let target =
         Target::parse(&arguments.url, token.trim(), &arguments.device).map_err(UsageError)?;
     let stop = stop_on_signal()?;
@@ -97,22 +101,25 @@ pub async fn run(mut arguments: Arguments, format: Format) -> anyhow::Result<()>
             End::Done => return Ok(()),
             End::Lost(loss) => loss,
         };
-        let (why, retry_after) = match loss {
-            Loss::Final(why) => anyhow::bail!(why),
-            Loss::Passing { why, retry_after } => (why, retry_after),
+        let (reason, retry_after) = match loss {
+            Loss::Final(reason) => anyhow::bail!(reason),
+            Loss::Temporary {
+                reason,
+                retry_after,
+            } => (reason, retry_after),
         };
         if !tail.was_welcomed && Instant::now() > first_welcome_by {
             anyhow::bail!(
-                "{why}; given up after {} s: is the service running there?",
+                "{reason}; no session within {} s: is the service running at --url?",
                 FIRST_WELCOME_TIMEOUT.as_secs()
             );
         }
-        if began.elapsed() > GOOD_SESSION {
+        if began.elapsed() > STABLE_SESSION {
             backoff.reset();
         }
         let wait = backoff.next_wait().max(retry_after.unwrap_or_default());
         terminal::write_message(&format!(
-            "{why}; trying again in {:.1} s",
+            "{reason}; next attempt in {:.1} s",
             wait.as_secs_f64()
         ));
         if !retry::sleep(wait, &stop).await {
@@ -121,7 +128,7 @@ pub async fn run(mut arguments: Arguments, format: Format) -> anyhow::Result<()>
     }
 }
 
-/// A place to begin, from the command line.
+/// The start of a feed, from the command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct After {
     feed: Feed,
@@ -133,12 +140,8 @@ impl std::str::FromStr for After {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let begins_with_a_letter =
-            |text: &&str| text.starts_with(|first: char| first.is_ascii_alphabetic());
-        let (rest, epoch) = match text
-            .rsplit_once(':')
-            .filter(|(_, last)| begins_with_a_letter(last))
-        {
+        let is_epoch = |text: &&str| text.starts_with(|first: char| first.is_ascii_alphabetic());
+        let (rest, epoch) = match text.rsplit_once(':').filter(|(_, last)| is_epoch(last)) {
             Some((rest, epoch)) => (
                 rest,
                 Some(
@@ -157,79 +160,80 @@ impl std::str::FromStr for After {
             .parse()
             .ok()
             .and_then(Seq::new)
-            .ok_or("SEQ must be a whole number from 0")?;
+            .ok_or("SEQ must be a whole number of at least 0")?;
         Ok(Self { feed, seq, epoch })
     }
 }
 
-/// Ctrl-C or SIGTERM: the first asks to leave properly, the second leaves.
+/// Handles SIGINT and SIGTERM. The first one closes the session, the second one exits at once.
 fn stop_on_signal() -> anyhow::Result<CancellationToken> {
     let (mut interrupt, mut terminate) = (
         signal(SignalKind::interrupt())?,
         signal(SignalKind::terminate())?,
     );
     let stop = CancellationToken::new();
-    let told = stop.clone();
+    let on_signal = stop.clone();
     tokio::spawn(async move {
         for _ in 0..2 {
             tokio::select! {
                 _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}
             }
-            if told.is_cancelled() {
+            if on_signal.is_cancelled() {
                 std::process::exit(INTERRUPTED);
             }
-            told.cancel();
+            on_signal.cancel();
         }
     });
     Ok(stop)
 }
 
-/// How a session ended.
+/// The end of a session.
 enum End {
-    /// There is nothing left to do.
+    /// The command is done.
     Done,
-    /// Without being asked to.
+    /// The connection was lost.
     Lost(Loss),
 }
 
-/// What outlives a session.
+/// The state of all sessions of the command.
 struct Tail {
     arguments: Arguments,
     format: Format,
-    places: Places,
+    received: Received,
     was_welcomed: bool,
     printed: u64,
     /// Feeds that have not caught up in this session; `None` before its `welcome`.
-    behind: Option<BTreeSet<String>>,
-    /// How long this session may be silent.
+    catching_up: Option<BTreeSet<String>>,
+    /// If the session is silent for longer, the connection counts as broken.
     silence_max: Duration,
-    /// How many more this session may send without an ack.
-    room: usize,
-    /// Lines to be written before anything is acknowledged.
+    /// Notifications that this session may still send without an ack.
+    window_left: usize,
+    /// Lines to write before their acks are sent.
     lines: String,
 }
 
 impl Tail {
     fn new(arguments: Arguments, format: Format) -> Self {
         Self {
-            places: Places::new(&arguments.after),
+            received: Received::new(&arguments.after),
             arguments,
             format,
             was_welcomed: false,
             printed: 0,
-            behind: None,
+            catching_up: None,
             silence_max: WELCOME_TIMEOUT,
-            room: usize::MAX,
+            window_left: usize::MAX,
             lines: String::new(),
         }
     }
 
+    /// Runs one session.
     async fn session(&mut self, target: &Target, stop: &CancellationToken) -> anyhow::Result<End> {
-        self.behind = None;
+        self.catching_up = None;
         self.silence_max = WELCOME_TIMEOUT;
         let Some(connected) = stop
-            .run_until_cancelled(target.connect(self.places.starts()))
+            .run_until_cancelled(target.connect(self.received.starts()))
             .await
         else {
             return Ok(End::Done);
@@ -239,60 +243,62 @@ impl Tail {
             Err(loss) => return Ok(End::Lost(loss)),
         };
         loop {
-            let heard = tokio::time::timeout(self.silence_max, socket.next());
-            let loss = match stop.run_until_cancelled(heard).await {
+            let next = tokio::time::timeout(self.silence_max, socket.next());
+            let loss = match stop.run_until_cancelled(next).await {
                 None => {
-                    leave(socket).await;
+                    close(socket).await;
                     return Ok(End::Done);
                 }
                 Some(Err(_)) => Some(Loss::silent(self.silence_max)),
-                Some(Ok(first)) => self.take_in(first, &mut socket)?,
+                Some(Ok(first)) => self.receive(first, &mut socket)?,
             };
             if let Some(loss) = loss {
                 return Ok(End::Lost(loss));
             }
-            if !self.arguments.no_ack && !self.acknowledge(&mut socket).await {
+            if !self.arguments.no_ack && !self.send_acks(&mut socket).await {
                 return Ok(End::Lost(Loss::broken(
-                    "the connection broke while acknowledging",
+                    "the connection broke while acks were sent",
                 )));
             }
             if self.is_done() {
-                return Ok(match leave(socket).await {
+                return Ok(match close(socket).await {
                     true => End::Done,
-                    // What is acknowledged may not have been taken: it is acknowledged again at the next connection.
+                    // The service may not have received the last ack, so the next session sends it
+                    // again.
                     false => End::Lost(Loss::broken(
-                        "the connection broke before the last ack was taken",
+                        "the connection broke before the service received the last ack",
                     )),
                 });
             }
-            self.check_room()?;
+            self.check_window()?;
         }
     }
 
     fn is_done(&self) -> bool {
         self.arguments.count == Some(self.printed)
             || (self.arguments.until_caught_up
-                && self.behind.as_ref().is_some_and(BTreeSet::is_empty))
+                && self.catching_up.as_ref().is_some_and(BTreeSet::is_empty))
     }
 
-    /// Takes a message and whatever has arrived with it, and writes what is to be written, whatever else is wrong.
-    fn take_in(
+    /// Handles a WebSocket message and those that arrived with it. Prints their lines, even if one
+    /// is wrong.
+    fn receive(
         &mut self,
         first: Option<Result<Message, Error>>,
         socket: &mut Socket,
     ) -> anyhow::Result<Option<Loss>> {
-        let mut taken = self.on_message(first);
+        let mut result = self.on_message(first);
         for _ in 1..BATCH_FRAMES_MAX {
-            if self.is_done() || !matches!(taken, Ok(None)) {
+            if self.is_done() || !matches!(result, Ok(None)) {
                 break;
             }
             let Some(message) = socket.next().now_or_never() else {
                 break;
             };
-            taken = self.on_message(message);
+            result = self.on_message(message);
         }
         terminal::write_lines(&std::mem::take(&mut self.lines))?;
-        taken
+        result
     }
 
     fn on_message(
@@ -301,18 +307,21 @@ impl Tail {
     ) -> anyhow::Result<Option<Loss>> {
         match message {
             Some(Ok(Message::Text(text))) => {
-                let frame = Frame::parse(&text)
-                    .map_err(|error| anyhow::anyhow!("a frame that is no shopbell.v1: {error}"))?;
+                let frame = Frame::parse(&text).map_err(|error| {
+                    anyhow::anyhow!("the service sent a frame that is not shopbell.v1: {error}")
+                })?;
                 self.on_frame(frame, &text)?;
                 Ok(None)
             }
             Some(Ok(Message::Close(close))) => Ok(Some(Loss::of_close(close))),
-            // tungstenite answers pings by itself.
+            // tungstenite replies to pings itself.
             Some(Ok(_)) => Ok(None),
             Some(Err(error)) => Ok(Some(Loss::broken(&format!(
                 "the connection broke: {error}"
             )))),
-            None => Ok(Some(Loss::broken("the connection ended without a close"))),
+            None => Ok(Some(Loss::broken(
+                "the connection ended without a close frame",
+            ))),
         }
     }
 
@@ -321,13 +330,13 @@ impl Tail {
         match frame {
             Frame::Notification(notification) => {
                 if !self
-                    .places
-                    .advance(&notification.feed, notification.seq, notification.seq)?
+                    .received
+                    .receive(&notification.feed, notification.seq, notification.seq)?
                 {
                     return Ok(());
                 }
                 self.printed += 1;
-                self.room = self.room.saturating_sub(1);
+                self.window_left = self.window_left.saturating_sub(1);
                 line = Some(line::notification(&notification));
             }
             Frame::Skipped {
@@ -336,26 +345,26 @@ impl Tail {
                 through,
                 reason,
             } => {
-                if !self.places.advance(&feed, from, through)? {
+                if !self.received.receive(&feed, from, through)? {
                     return Ok(());
                 }
-                self.talk(&format!("{feed} #{from} to #{through} skipped: {reason}"));
+                self.write_message(&format!("{feed} #{from} to #{through} skipped: {reason}"));
             }
             Frame::Welcome(welcome) => self.on_welcome(&welcome)?,
             Frame::CaughtUp { feed, seq } => {
-                if let Some(behind) = &mut self.behind {
-                    behind.remove(&feed);
+                if let Some(catching_up) = &mut self.catching_up {
+                    catching_up.remove(&feed);
                 }
-                self.talk(&format!("{feed} caught up at #{seq}"));
+                self.write_message(&format!("{feed} caught up at #{seq}"));
             }
             Frame::Heartbeat { sent } => sent
                 .iter()
-                .try_for_each(|(feed, seq)| self.places.check(feed, *seq))?,
-            Frame::Goaway { retry_after_ms } => self.talk(&format!(
-                "the replica is leaving (retry in {retry_after_ms} ms)"
+                .try_for_each(|(feed, seq)| self.received.check_sent(feed, *seq))?,
+            Frame::Goaway { retry_after_ms } => self.write_message(&format!(
+                "the replica drains and will close the session (reconnect after {retry_after_ms} ms)"
             )),
             Frame::Error { code, message } => {
-                self.talk(&format!("the service complains: {code}: {message}"))
+                self.write_message(&format!("the service rejected a frame: {code}: {message}"))
             }
             Frame::Pong | Frame::Unknown => {}
         }
@@ -369,43 +378,45 @@ impl Tail {
 
     fn on_welcome(&mut self, welcome: &Welcome) -> anyhow::Result<()> {
         self.was_welcomed = true;
-        self.room = welcome.window;
+        self.window_left = welcome.window;
         self.silence_max = Duration::from_secs(
             welcome.heartbeat_seconds.clamp(1, HEARTBEAT_SECONDS_MAX) * SILENT_HEARTBEATS_MAX,
         );
-        self.behind = Some(welcome.feeds.iter().map(|feed| feed.feed.clone()).collect());
+        self.catching_up = Some(welcome.feeds.iter().map(|feed| feed.feed.clone()).collect());
         for feed in &welcome.feeds {
-            if self
-                .places
-                .begin(&feed.feed, feed.cursor, feed.last, feed.epoch.as_deref())?
-            {
+            if self.received.begin_session(
+                &feed.feed,
+                feed.cursor,
+                feed.last,
+                feed.epoch.as_deref(),
+            )? {
                 let (name, cursor) = (&feed.feed, feed.cursor);
-                self.talk(&format!(
-                    "the database was restored: {name} is read after #{cursor}, numbers of before do not count"
+                self.write_message(&format!(
+                    "the database was restored: {name} continues after #{cursor}, and earlier numbers are invalid"
                 ));
             }
         }
-        self.talk(&line::welcome(welcome));
+        self.write_message(&line::welcome(welcome));
         Ok(())
     }
 
-    /// In JSON everything is data already.
-    fn talk(&self, text: &str) {
+    /// Writes a message. With JSON the frame itself is on stdout.
+    fn write_message(&self, text: &str) {
         if self.format == Format::Text {
             terminal::write_message(text);
         }
     }
 
-    /// Acknowledges what was printed: one ack a feed.
-    async fn acknowledge(&mut self, socket: &mut Socket) -> bool {
-        let acks = self.places.take_acks();
+    /// Sends one ack for each feed with printed notifications. Returns whether it succeeded.
+    async fn send_acks(&mut self, socket: &mut Socket) -> bool {
+        let acks = self.received.take_acks();
         if acks.is_empty() {
             return true;
         }
         let write = async {
             for (feed, seq) in &acks {
                 socket
-                    .feed(said(&ClientFrame::Ack { feed, seq: *seq }))
+                    .feed(message(&ClientFrame::Ack { feed, seq: *seq }))
                     .await?;
             }
             socket.flush().await
@@ -413,23 +424,23 @@ impl Tail {
         matches!(tokio::time::timeout(WRITE_TIMEOUT, write).await, Ok(Ok(())))
     }
 
-    /// Without acks a session ends at its window.
-    fn check_room(&mut self) -> anyhow::Result<()> {
-        if !self.arguments.no_ack || self.room > 0 {
+    /// Without acks, the service sends no more than one window.
+    fn check_window(&mut self) -> anyhow::Result<()> {
+        if !self.arguments.no_ack || self.window_left > 0 {
             return Ok(());
         }
-        let full = "the window is full: with --no-ack nothing more comes";
+        let full = "the window is full: with --no-ack the service sends no more notifications";
         anyhow::ensure!(
             self.arguments.count.is_none() && !self.arguments.until_caught_up,
             full
         );
-        self.room = usize::MAX;
+        self.window_left = usize::MAX;
         terminal::write_message(full);
         Ok(())
     }
 }
 
-/// What a client says.
+/// The frames that this client sends.
 #[derive(Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 enum ClientFrame<'a> {
@@ -437,31 +448,33 @@ enum ClientFrame<'a> {
     Ping,
 }
 
-fn said(frame: &ClientFrame<'_>) -> Message {
-    // Serialising strings and numbers cannot fail.
+fn message(frame: &ClientFrame<'_>) -> Message {
+    // The serialization of strings and numbers cannot fail.
     Message::text(serde_json::to_string(frame).unwrap_or_default())
 }
 
-/// Waits until the service has taken in what was said, and closes. Says whether it had.
-async fn leave(mut socket: Socket) -> bool {
-    let mut taken = false;
-    let leaving = async {
-        socket.send(said(&ClientFrame::Ping)).await?;
+/// Waits until the service has handled the last ack, and closes the session. Returns whether it
+/// has.
+async fn close(mut socket: Socket) -> bool {
+    let mut are_acks_handled = false;
+    let closing = async {
+        // The service handles frames in order, so a pong proves that it has handled the acks.
+        socket.send(message(&ClientFrame::Ping)).await?;
         while let Some(message) = socket.next().await {
             let message = message?;
             if let Ok(text) = message.to_text()
                 && matches!(Frame::parse(text), Ok(Frame::Pong))
             {
-                taken = true;
+                are_acks_handled = true;
                 break;
             }
         }
-        socket.close(Some(connection::goodbye())).await?;
+        socket.close(Some(connection::normal_close())).await?;
         while socket.next().await.transpose()?.is_some() {}
         Ok::<_, Error>(())
     };
-    let _ = tokio::time::timeout(LEAVE_TIMEOUT, leaving).await;
-    taken
+    let _ = tokio::time::timeout(CLOSE_TIMEOUT, closing).await;
+    are_acks_handled
 }
 
 #[cfg(test)]
@@ -469,15 +482,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_place_to_begin_is_feed_and_number_and_its_epoch() {
-        let place = |text: &str| {
+    fn a_start_is_a_feed_a_number_and_perhaps_an_epoch() {
+        let start = |text: &str| {
             let After { feed, seq, epoch } = text.parse()?;
             Ok::<_, String>((feed.to_string(), seq.get(), epoch))
         };
-        assert_eq!(place("a/b-1:17"), Ok(("a/b-1".into(), 17, None)));
-        assert_eq!(place("m:17:e9"), Ok(("m".into(), 17, Some("e9".into()))));
+        assert_eq!(start("a/b-1:17"), Ok(("a/b-1".into(), 17, None)));
+        assert_eq!(start("m:17:e9"), Ok(("m".into(), 17, Some("e9".into()))));
         for bad in ["m", "m:", ":1", "m:-1", "m:x", "a b:1", "m:1:e-9", "m:e9"] {
-            assert!(place(bad).is_err(), "{bad}");
+            assert!(start(bad).is_err(), "{bad}");
         }
     }
 }

@@ -1,5 +1,5 @@
-//! The output of commands: data to stdout, messages to stderr. Escapes foreign text, so that it cannot
-//! control the terminal.
+//! The output of commands: data to stdout, messages to stderr. Escapes foreign text, so that it
+//! cannot control the terminal.
 
 use std::io::{ErrorKind, IsTerminal, Write};
 
@@ -71,8 +71,8 @@ pub fn one_line(json: &str) -> String {
     line
 }
 
-/// Escapes each character that could control the terminal, break the line, or change the direction of
-/// the text.
+/// Escapes each character that could control the terminal, break the line, or change the direction
+/// of the text.
 pub fn visible(text: &str) -> String {
     let mut visible = String::with_capacity(text.len());
     for c in text.chars() {

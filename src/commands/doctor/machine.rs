@@ -4,11 +4,12 @@ use super::super::serve::{BACKLOG, CONNECTIONS_MAX, OPERATIONS_CONNECTIONS_MAX};
 use super::Finding;
 use crate::gateway::websocket::REFUSALS_MAX;
 
-/// Open files other than client connections: those to Postgres and RabbitMQ, the log, and the runtime.
+/// Open files other than client connections: those to Postgres and RabbitMQ, the log, and the
+/// runtime.
 const OTHER_FILES_MAX: usize = 256;
 
-/// Checks the limits of a process that starts from this shell. If the system does not have them, returns
-/// nothing.
+/// Checks the limits of a process that starts from this shell. If the system does not have them,
+/// returns nothing.
 pub(super) fn findings(sessions_max: usize) -> Vec<Finding> {
     let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
     let backlog = std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap_or_default();

@@ -235,8 +235,8 @@ impl Purpose {
     }
 }
 
-/// The harm that a key of a policy does to a queue. The arguments of the queue override the policy, but of
-/// two numbers the lower one applies.
+/// The harm that a key of a policy does to a queue. The arguments of the queue override the policy,
+/// but of two numbers the lower one applies.
 fn harm_of(
     purpose: Purpose,
     key: &str,

@@ -1,4 +1,4 @@
-//! A connection as a client makes it, and what it means when there is none: come back, or not.
+//! Connects to the service, and decides after a lost connection if the client may reconnect.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -20,69 +20,75 @@ use url::Url;
 use crate::model::feed::Device;
 use crate::model::protocol::SUBPROTOCOL;
 
-/// The path of the service, for a URL that names none.
+/// The path of a URL that has none.
 const PATH: &str = "/v1/ws";
-/// What to do about a token in the URL.
-const ELSEWHERE: &str = "give the token with --token or SHOPBELL_TOKEN";
-/// How long TCP connect and handshake may take together.
+/// The remedy for a token in the URL.
+const TOKEN_REMEDY: &str = "use --token or SHOPBELL_TOKEN for the token";
+/// Bound on the TCP connect and the handshake together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Largest frame that is taken: the largest event the service can be set to take, and then some.
+/// Bound on a frame, above the largest event that the settings of the service allow.
 const FRAME_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// No wish of a server to wait longer is granted.
+/// Bound on the wait that a server can request.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(300);
 
 pub(super) type Socket = WebSocketStream<TcpStream>;
 
-/// Why there is no connection.
+/// The reason for a lost or failed connection.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Loss {
-    /// Coming back cannot help.
+    /// A new attempt cannot succeed.
     Final(String),
-    /// Coming back may help.
-    Passing {
-        /// What happened.
-        why: String,
-        /// How long the server wants us to wait.
+    /// A new attempt may succeed.
+    Temporary {
+        reason: String,
+        /// The wait that the server requests.
         retry_after: Option<Duration>,
     },
 }
 
 impl Loss {
-    pub(super) fn broken(why: &str) -> Self {
-        Self::Passing {
-            why: why.to_owned(),
+    pub(super) fn broken(reason: &str) -> Self {
+        Self::Temporary {
+            reason: reason.to_owned(),
             retry_after: None,
         }
     }
 
     pub(super) fn silent(limit: Duration) -> Self {
-        Self::broken(&format!("nothing was heard for {} s", limit.as_secs()))
+        Self::broken(&format!(
+            "the service sent nothing for {} s",
+            limit.as_secs()
+        ))
     }
 
-    /// By the contract's table of close codes.
+    /// Decides by the close codes of the contract.
     pub(super) fn of_close(close: Option<CloseFrame>) -> Self {
         let Some(CloseFrame { code, reason }) = close else {
-            return Self::broken("the service closed without a code");
+            return Self::broken("the service closed the session without a code");
         };
         let code = u16::from(code);
-        let why = format!("the service closed: {code} {reason}");
+        let text = format!("the service closed the session: {code} {reason}");
         match code {
-            4501 => Self::Final(format!("{why} (the token was refused: mint another one)")),
-            4503 => Self::Final(format!("{why} (the token names no feed that may be read)")),
+            4501 => Self::Final(format!("{text} (the token is not valid: get a new one)")),
+            4503 => Self::Final(format!("{text} (the token allows no feed)")),
             1002 | 1003 | 1007 | 1009 | 4500..=4999 => {
-                Self::Final(format!("{why} (a bug: coming back cannot help)"))
+                Self::Final(format!("{text} (a bug: a new attempt cannot succeed)"))
             }
             _ => {
-                let wish = serde_json::from_str::<CloseReason>(&reason)
+                let retry_after_ms = serde_json::from_str::<CloseReason>(&reason)
                     .ok()
                     .and_then(|reason| reason.retry_after_ms);
-                let retry_after = wish.map(|ms| Duration::from_millis(ms).min(RETRY_AFTER_MAX));
-                Self::Passing { why, retry_after }
+                let retry_after =
+                    retry_after_ms.map(|ms| Duration::from_millis(ms).min(RETRY_AFTER_MAX));
+                Self::Temporary {
+                    reason: text,
+                    retry_after,
+                }
             }
         }
     }
 
-    /// An HTTP answer instead of an upgrade.
+    /// Decides by an HTTP response that refuses the handshake.
     fn of_response(response: &Response) -> Self {
         let status = response.status();
         let problem = response
@@ -93,19 +99,22 @@ impl Loss {
             .and_then(|problem| problem.detail)
             .map(|detail| format!(": {detail}"))
             .unwrap_or_default();
-        let why = format!("the service refused the connection with {status}{detail}");
-        // A refused token may be good later: then the service says when.
-        let may_pass = status.as_u16() == 401 && response.headers().contains_key(RETRY_AFTER);
-        if status.is_server_error() || status.as_u16() == 429 || may_pass {
+        let reason = format!("the service refused the handshake with {status}{detail}");
+        // A token may become valid later. The service then sends Retry-After.
+        let is_temporary = status.as_u16() == 401 && response.headers().contains_key(RETRY_AFTER);
+        if status.is_server_error() || status.as_u16() == 429 || is_temporary {
             let seconds = response
                 .headers()
                 .get(RETRY_AFTER)
                 .and_then(|value| value.to_str().ok()?.parse().ok());
             let retry_after =
                 seconds.map(|seconds| Duration::from_secs(seconds).min(RETRY_AFTER_MAX));
-            Self::Passing { why, retry_after }
+            Self::Temporary {
+                reason,
+                retry_after,
+            }
         } else {
-            Self::Final(why)
+            Self::Final(reason)
         }
     }
 
@@ -113,7 +122,7 @@ impl Loss {
         match error {
             Error::Http(response) => Self::of_response(&response),
             Error::Protocol(ProtocolError::SecWebSocketSubProtocolError(_)) => Self::Final(
-                format!("what answers on {address} does not speak {SUBPROTOCOL}"),
+                format!("the server on {address} does not support {SUBPROTOCOL}"),
             ),
             error => Self::broken(&format!("the handshake with {address} failed: {error}")),
         }
@@ -131,15 +140,15 @@ struct Problem {
     detail: Option<String>,
 }
 
-/// The close of a client that has what it wants.
-pub(super) fn goodbye() -> CloseFrame {
+/// The close frame of a client that is done.
+pub(super) fn normal_close() -> CloseFrame {
     CloseFrame {
         code: CloseCode::Normal,
         reason: "".into(),
     }
 }
 
-/// Where the service is, and as whom we come.
+/// The service, and the credentials of the client.
 pub(super) struct Target {
     /// Host and port.
     address: String,
@@ -149,30 +158,32 @@ pub(super) struct Target {
 }
 
 impl Target {
-    /// Takes a `ws` URL; `http` stands for `ws`, and a URL without a path means the service's own. An error repeats neither
-    /// the token nor the URL, which may hold a password.
+    /// Parses a `ws` or `http` URL, and adds the path of the service if it has none.
+    ///
+    /// # Errors
+    /// The URL or the token is not usable. The error contains neither, because both may be secrets.
     pub(super) fn parse(url: &str, token: &str, device: &Device) -> Result<Self, String> {
         let mut url = Url::parse(url.trim())
-            .map_err(|error| format!("--url is no URL like ws://host:8080: {error}"))?;
+            .map_err(|error| format!("--url must be a URL like ws://host:8080: {error}"))?;
         match url.scheme() {
             "ws" => {}
-            // It fails for a scheme of another kind only.
+            // It cannot fail between two special schemes (WHATWG URL, scheme state).
             "http" => _ = url.set_scheme("ws"),
             "wss" | "https" => {
                 return Err(
-                    "--url: tail speaks no TLS, give the ws:// address behind the proxy".into(),
+                    "--url: tail supports no TLS, so use the ws:// address behind the proxy".into(),
                 );
             }
             _ => return Err("--url must begin with ws://".into()),
         }
         if !url.username().is_empty() || url.password().is_some() {
             return Err(format!(
-                "--url has a user or a password, which do not count: {ELSEWHERE}"
+                "--url has a user or a password, which the service ignores: {TOKEN_REMEDY}"
             ));
         }
         if url.fragment().is_some() {
             return Err(format!(
-                "--url has a part behind #, which is never sent: {ELSEWHERE}"
+                "--url has a fragment after #, which is never sent: {TOKEN_REMEDY}"
             ));
         }
         if url.path() == "/" {
@@ -181,10 +192,10 @@ impl Target {
         let (host, port) = url
             .host_str()
             .zip(url.port_or_known_default())
-            .ok_or("--url names no host")?;
+            .ok_or("--url has no host")?;
         let address = format!("{host}:{port}");
         let mut authorization = HeaderValue::from_str(&format!("Bearer {token}"))
-            .map_err(|_| "the token is no JWT".to_owned())?;
+            .map_err(|_| "the token is not a JWT".to_owned())?;
         authorization.set_sensitive(true);
         Ok(Self {
             address,
@@ -194,7 +205,7 @@ impl Target {
         })
     }
 
-    /// Connects, to read each of these feeds after that place: `SEQ` or `SEQ:EPOCH`.
+    /// Connects. `starts` has the start of each feed: `SEQ` or `SEQ:EPOCH`.
     pub(super) async fn connect(&self, starts: BTreeMap<String, String>) -> Result<Socket, Loss> {
         let connecting = async {
             let failed =
@@ -216,20 +227,21 @@ impl Target {
         match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
             Ok(connected) => connected,
             Err(_) => Err(Loss::broken(&format!(
-                "{} did not answer within {CONNECT_TIMEOUT:?}",
+                "{} did not respond within {CONNECT_TIMEOUT:?}",
                 self.address
             ))),
         }
     }
 
-    /// Feeds and devices are made of characters that stand in a query as they are (RFC 3986 §3.4).
+    /// Feeds and devices need no escape in a query, because all their characters are allowed there
+    /// (RFC 3986 §3.4).
     fn request(&self, starts: &BTreeMap<String, String>) -> Result<Request, Error> {
         let device = Some(self.device.as_str())
             .filter(|name| !name.is_empty())
             .map(|name| format!("device={name}"));
         let starts = starts
             .iter()
-            .map(|(feed, place)| format!("after={feed}:{place}"));
+            .map(|(feed, start)| format!("after={feed}:{start}"));
         let given = self.url.query().map(Into::into);
         let query: Vec<_> = given.into_iter().chain(device).chain(starts).collect();
         let mut url = self.url.clone();
@@ -253,7 +265,7 @@ mod tests {
     use crate::model::protocol::Close;
 
     #[test]
-    fn a_close_code_says_whether_to_come_back() {
+    fn a_close_code_decides_whether_to_reconnect() {
         let retry_after_ms = 1_500;
         for (close, wait) in [
             (Close::Internal, None),
@@ -271,7 +283,7 @@ mod tests {
                 Some(300_000),
             ),
         ] {
-            let Loss::Passing { retry_after, .. } = loss(close) else {
+            let Loss::Temporary { retry_after, .. } = loss(close) else {
                 panic!("{close:?} is final")
             };
             assert_eq!(retry_after, wait.map(Duration::from_millis), "{close:?}");
@@ -286,12 +298,12 @@ mod tests {
         ] {
             assert!(matches!(loss(close), Loss::Final(_)), "{close:?}");
         }
-        assert!(matches!(Loss::of_close(None), Loss::Passing { .. }));
+        assert!(matches!(Loss::of_close(None), Loss::Temporary { .. }));
     }
 
     #[test]
-    fn a_refusal_tells_its_detail() {
-        let answered = |status: u16, body: &str, retry_after: Option<&'static str>| {
+    fn a_refused_handshake_has_its_detail() {
+        let response = |status: u16, body: &str, retry_after: Option<&'static str>| {
             let mut response = Response::new(Some(body.as_bytes().to_vec()));
             *response.status_mut() = status.try_into().unwrap();
             let header =
@@ -299,18 +311,19 @@ mod tests {
             response.headers_mut().extend(header);
             Loss::of_response(&response)
         };
-        let refused = |status, body| answered(status, body, None);
-        let why = "the service refused the connection with 401 Unauthorized: the token has expired";
+        let refused = |status, body| response(status, body, None);
+        let reason =
+            "the service refused the handshake with 401 Unauthorized: the token has expired";
         assert_eq!(
             refused(401, r#"{"title":"x","detail":"the token has expired"}"#),
-            Loss::Final(why.into())
+            Loss::Final(reason.into())
         );
         assert!(
-            matches!(refused(403, "no JSON"), Loss::Final(why) if why.ends_with("403 Forbidden"))
+            matches!(refused(403, "not JSON"), Loss::Final(reason) if reason.ends_with("403 Forbidden"))
         );
-        assert!(matches!(answered(403, "{}", Some("2")), Loss::Final(_)));
+        assert!(matches!(response(403, "{}", Some("2")), Loss::Final(_)));
         for status in [401, 429, 503] {
-            let Loss::Passing { retry_after, .. } = answered(status, "{}", Some("2")) else {
+            let Loss::Temporary { retry_after, .. } = response(status, "{}", Some("2")) else {
                 panic!("{status} is final")
             };
             assert_eq!(retry_after, Some(Duration::from_secs(2)));
@@ -318,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_carries_token_device_and_places() {
+    fn a_request_has_token_device_and_starts() {
         let device = Device::parse("till-1").unwrap();
         let target = Target::parse("ws://[::1]:8080/v1/ws", "a.b.c", &device).unwrap();
         let request = target
@@ -334,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn a_url_without_a_path_means_the_service() {
+    fn a_url_without_a_path_gets_the_path_of_the_service() {
         let requested = |url| {
             let target = Target::parse(url, "t", &Device::default()).unwrap();
             (
@@ -365,8 +378,8 @@ mod tests {
     }
 
     #[test]
-    fn a_url_that_cannot_be_used_is_explained() {
-        let complaint = |url| {
+    fn the_error_for_a_bad_url_names_the_cause_and_no_secret() {
+        let error_for = |url| {
             Target::parse(url, "t", &Device::default())
                 .err()
                 .unwrap_or_default()
@@ -381,10 +394,10 @@ mod tests {
             ("ws://me:s3cr3t@shop.example", "password"),
             ("http://shop.example/#token=s3cr3t", "#"),
         ] {
-            let complaint = complaint(url);
+            let error = error_for(url);
             assert!(
-                complaint.contains(named) && !complaint.contains("s3cr3t"),
-                "{url}: {complaint}"
+                error.contains(named) && !error.contains("s3cr3t"),
+                "{url}: {error}"
             );
         }
         assert!(

@@ -1,4 +1,5 @@
-//! What the server says, as a client reads it: unknown fields and types are passed over, as the contract asks.
+//! The frames of the server, as a client reads them. Ignores unknown fields and types, as the
+//! contract demands.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +11,8 @@ use serde_json::value::RawValue;
 #[serde(tag = "type", rename_all = "snake_case")]
 pub(super) enum Frame {
     Welcome(Welcome),
-    /// Never made by serde, which cannot read raw JSON inside a tagged enum (serde-rs/json issue 545).
+    /// Made by [`Frame::parse`], because serde cannot read raw JSON inside a tagged enum
+    /// (serde-rs/json issue 545).
     #[serde(skip)]
     Notification(Notification),
     Skipped {
@@ -65,7 +67,7 @@ pub(super) struct Notification {
     pub(super) progress: Option<Progress>,
 }
 
-/// An import's exact totals so far.
+/// The counts of an import up to this notification.
 #[derive(Debug, Deserialize)]
 pub(super) struct Progress {
     pub(super) done: u64,
@@ -81,7 +83,7 @@ struct Kind {
 }
 
 impl Frame {
-    /// Reads a frame.
+    /// Parses the text of a frame.
     pub(super) fn parse(text: &str) -> serde_json::Result<Self> {
         match serde_json::from_str::<Kind>(text)?.kind.as_str() {
             "notification" => serde_json::from_str(text).map(Self::Notification),
@@ -99,7 +101,7 @@ mod tests {
     use crate::model::protocol::{ServerFrame, SkipReason};
 
     #[test]
-    fn what_the_service_says_is_read() {
+    fn the_frames_of_the_service_are_parsed() {
         let (feed, seq) = (feed::Feed::parse("m").unwrap(), feed::Seq::new(3).unwrap());
         let parse = |frame: ServerFrame<'_>| Frame::parse(&frame.to_json()).unwrap();
         let skipped = ServerFrame::Skipped {
@@ -152,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn a_notification_is_read_with_its_data_as_it_came() {
+    fn the_data_of_a_notification_is_unchanged() {
         let data = r#"{"a":1e400,"b":"\ud800"}"#;
         let rendered = notification::Notification::render(&NotificationFields {
             feed: &feed::Feed::parse("m").unwrap(),

@@ -1,4 +1,4 @@
-//! One line for people, of a notification or a `welcome`. Foreign text is made harmless where the line is written.
+//! Renders a notification or a `welcome` as one line. The writer of the line escapes foreign text.
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -6,7 +6,7 @@ use serde_json::value::RawValue;
 
 use super::frame::{Notification, Progress, Welcome};
 
-/// Data that nobody here knows is shown up to this.
+/// Longer data of an unknown type is shortened.
 const DATA_CHARS_MAX: usize = 160;
 
 #[derive(Deserialize)]
@@ -38,7 +38,7 @@ struct ImportFinished {
     status: String,
 }
 
-/// Time, feed, number, type, and what is worth knowing of the data.
+/// Time, feed, number, type, and the main fields of the data.
 pub(super) fn notification(notification: &Notification) -> String {
     let Notification {
         feed,
@@ -48,12 +48,12 @@ pub(super) fn notification(notification: &Notification) -> String {
         data,
         progress,
     } = notification;
-    let told = data
+    let text = data
         .as_ref()
-        .map(|data| known(event, data).unwrap_or_else(|| shortened(data.get())));
+        .map(|data| known_fields(event, data).unwrap_or_else(|| shortened(data.get())));
     let mut line = format!("{}  {feed} #{seq}  {event}", to_the_second(time));
-    if let Some(told) = told {
-        line = format!("{line}  {told}");
+    if let Some(text) = text {
+        line = format!("{line}  {text}");
     }
     if let Some(Progress {
         done,
@@ -69,7 +69,7 @@ pub(super) fn notification(notification: &Notification) -> String {
     line
 }
 
-/// Who reads, and what is to come.
+/// The subscriber, its feeds with cursor and last number, and the session.
 pub(super) fn welcome(welcome: &Welcome) -> String {
     let Welcome {
         session,
@@ -87,8 +87,8 @@ pub(super) fn welcome(welcome: &Welcome) -> String {
     )
 }
 
-/// The data of a type with a schema; `None` for others, and where it is not as expected.
-fn known(event: &str, data: &RawValue) -> Option<String> {
+/// The main fields of data of a known type; `None` for another type, or if the data does not fit.
+fn known_fields(event: &str, data: &RawValue) -> Option<String> {
     Some(match event {
         "order.created" => {
             let Order {
@@ -104,7 +104,7 @@ fn known(event: &str, data: &RawValue) -> Option<String> {
         }
         "import.started" => {
             let ImportStarted { import_id, total } = read(data)?;
-            format!("{import_id}: {total} items to come")
+            format!("{import_id}: {total} items expected")
         }
         "import.item" => {
             let ImportItem {
@@ -150,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_known_type_is_told_in_words() {
+    fn each_known_type_is_rendered_in_words() {
         let cases = [
             (
                 "order.created",
@@ -165,7 +165,7 @@ mod tests {
             (
                 "import.started",
                 r#"{"import_id":"i-1","total":20}"#,
-                "i-1: 20 items to come",
+                "i-1: 20 items expected",
             ),
             (
                 "import.item",
@@ -185,17 +185,17 @@ mod tests {
             ("custom.thing", r#"{"a":"\ud800"}"#, r#"{"a":"\ud800"}"#),
             ("order.created", "7", "7"),
         ];
-        for (event, data, told) in cases {
+        for (event, data, text) in cases {
             let line = notification(&parsed(event, data, ""));
             assert_eq!(
                 line,
-                format!("2026-01-02T03:04:05Z  merchant-42 #7  {event}  {told}")
+                format!("2026-01-02T03:04:05Z  merchant-42 #7  {event}  {text}")
             );
         }
     }
 
     #[test]
-    fn an_import_tells_its_progress() {
+    fn a_line_of_an_import_has_its_progress() {
         let progress = r#","progress":{"done":5,"failed":1,"total":20}"#;
         let line = notification(&parsed(
             "import.finished",

@@ -24,8 +24,8 @@ pub(super) fn sessions(checkup: &Checkup) -> Finding {
     }
 }
 
-/// Checks the settings that stop a forgotten transaction or a slow statement from locking a feed without
-/// end. A pooler may drop them.
+/// Checks the settings that stop a forgotten transaction or a slow statement from locking a feed
+/// without end. A pooler may drop them.
 pub(super) fn guards(checkup: &Checkup) -> Vec<Finding> {
     let is_shared = checkup.sessions != Sessions::Own;
     let judge = |guard: &Guard| {
