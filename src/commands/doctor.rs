@@ -8,10 +8,12 @@ mod rabbitmq;
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use serde::Serialize;
+use sqlx::postgres::PgConnectOptions;
 
 use self::policies::Definitions;
 use super::terminal::{self, Format};
@@ -117,75 +119,66 @@ pub async fn run(arguments: &Arguments, format: Format) -> anyhow::Result<()> {
         .as_deref()
         .map(Definitions::read)
         .transpose()?;
-    let mut findings = Vec::new();
-    let (database, amqp) = match Environment::of_process().explain(arguments.role) {
-        Ok((config, settings)) => {
-            findings.push(Finding::ok(
-                "configuration",
-                format!("{} settings are valid", settings.len()),
-            ));
-            findings.extend(
-                config
-                    .roles
-                    .gateway()
-                    .into_iter()
-                    .flat_map(|gateway| machine::findings(gateway.session.sessions_max)),
-            );
-            (Some(config.database), Some(config.amqp))
-        }
-        Err(error) => {
-            let found = error.to_string().replace("\n  ", " ");
-            findings.push(Finding::error(
-                "configuration",
-                found,
-                "Correct the settings. `shopbell config` lists each bad setting",
-            ));
-            // Other settings may be bad while these two are usable.
-            (
-                Environment::of_process().database().ok(),
-                Environment::of_process().amqp().ok(),
-            )
-        }
-    };
+    let (mut findings, database, amqp) = check_configuration(arguments.role);
     if let Some(options) = database {
         let partitions = amqp.as_ref().map_or(1, |config| config.partitions);
-        let connections = connections_max(
-            &Pools::lazy(&options, partitions, &Default::default()),
-            arguments.role,
-        );
-        match within(
-            POSTGRES_TIMEOUT,
-            "reading the state of Postgres",
-            checkup::read(&options),
-        )
-        .await
-        {
-            Ok(checkup) => findings.extend(postgres::findings(&checkup, connections)),
-            Err(error) => findings.push(postgres::unreachable(&error)),
-        }
+        findings.extend(check_postgres(&options, partitions, arguments.role).await);
     }
     if let Some(config) = amqp {
-        findings.extend(
-            check_rabbitmq(&config, definitions.as_ref())
-                .await
-                .unwrap_or_else(|error| vec![rabbitmq::unreachable(&error)]),
-        );
+        let checked = check_rabbitmq(&config, definitions.as_ref()).await;
+        findings.extend(checked.unwrap_or_else(|error| vec![rabbitmq::unreachable(&error)]));
     }
     let lines = findings.iter().map(|finding| match format {
         Format::Text => Ok(terminal::text_line(&finding.to_string())),
         Format::Json => terminal::json_line(finding),
     });
     terminal::write_lines(&lines.collect::<anyhow::Result<String>>()?)?;
-    let errors = findings
-        .iter()
-        .filter(|finding| finding.state == State::Error)
-        .count();
-    anyhow::ensure!(
-        errors == 0,
-        "{errors} of {} checks found an error",
-        findings.len()
-    );
+    let is_error = |finding: &&Finding| finding.state == State::Error;
+    let (errors, checks) = (findings.iter().filter(is_error).count(), findings.len());
+    anyhow::ensure!(errors == 0, "{errors} of {checks} checks found an error");
     Ok(())
+}
+
+/// Checks the settings and the limits of this machine. Returns also the settings of Postgres and
+/// RabbitMQ, if they are usable.
+fn check_configuration(
+    role: Option<Role>,
+) -> (Vec<Finding>, Option<PgConnectOptions>, Option<AmqpConfig>) {
+    const CHECK: &str = "configuration";
+    match Environment::of_process().explain(role) {
+        Ok((config, settings)) => {
+            let found = format!("{} settings are valid", settings.len());
+            let mut findings = vec![Finding::ok(CHECK, found)];
+            if let Some(gateway) = config.roles.gateway() {
+                findings.extend(machine::findings(gateway.session.sessions_max));
+            }
+            (findings, Some(config.database), Some(config.amqp))
+        }
+        Err(error) => {
+            let found = error.to_string().replace("\n  ", " ");
+            let remedy = "Correct the settings. `shopbell config` lists each bad setting";
+            let findings = vec![Finding::error(CHECK, found, remedy)];
+            // Other settings may be bad while these two are usable.
+            let (database, amqp) = (
+                Environment::of_process().database(),
+                Environment::of_process().amqp(),
+            );
+            (findings, database.ok(), amqp.ok())
+        }
+    }
+}
+
+async fn check_postgres(
+    options: &PgConnectOptions,
+    partitions: u8,
+    role: Option<Role>,
+) -> Vec<Finding> {
+    let connections = connections_max(&Pools::lazy(options, partitions, &Arc::default()), role);
+    let reading = checkup::read(options);
+    match within(POSTGRES_TIMEOUT, "reading the state of Postgres", reading).await {
+        Ok(checkup) => postgres::findings(&checkup, connections),
+        Err(error) => vec![postgres::unreachable(&error)],
+    }
 }
 
 /// The maximum number of Postgres connections of a replica. Leaves out the pools that its role does
@@ -217,8 +210,6 @@ async fn check_rabbitmq(
 
 #[cfg(test)]
 mod tests {
-    use sqlx::postgres::PgConnectOptions;
-
     use super::*;
 
     #[tokio::test]
