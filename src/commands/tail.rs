@@ -6,6 +6,7 @@
 mod connection;
 mod frame;
 mod line;
+mod loss;
 mod received;
 mod session;
 
@@ -15,7 +16,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use self::connection::{Loss, Target};
+use self::connection::Target;
+use self::loss::Loss;
 use self::session::{End, Tail};
 use super::UsageError;
 use super::terminal::{self, Format};

@@ -6,12 +6,16 @@ use super::After;
 
 /// Numbers that contradict the contract.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Broken {
+pub(super) enum NumbersError {
     /// Numbers are missing.
     #[error(
-        "a gap in {feed}: after #{seen} the service sent #{came}, without a skipped frame for the numbers between"
+        "a gap in {feed}: after #{seen} the service sent #{received}, without a skipped frame for the numbers between"
     )]
-    Gap { feed: String, seen: i64, came: i64 },
+    Gap {
+        feed: String,
+        seen: i64,
+        received: i64,
+    },
     /// The feed is shorter than before, in the same epoch.
     #[error(
         "{feed} ended at #{last} after a reconnect, but had reached #{seen} before: was the database restored?"
@@ -48,7 +52,7 @@ impl Received {
         let entry = |after: &After| {
             (
                 after.feed.to_string(),
-                position_text(after.seq.get(), after.epoch.as_deref()),
+                start_text(after.seq.get(), after.epoch.as_deref()),
             )
         };
         Self {
@@ -61,8 +65,8 @@ impl Received {
     pub(super) fn starts(&self) -> BTreeMap<String, String> {
         let mut starts = self.after.clone();
         let entry = |(feed, numbers): (&String, &FeedNumbers)| {
-            let position = position_text(numbers.seen, numbers.epoch.as_deref());
-            (feed.clone(), position)
+            let start = start_text(numbers.seen, numbers.epoch.as_deref());
+            (feed.clone(), start)
         };
         starts.extend(self.feeds.iter().map(entry));
         starts
@@ -76,7 +80,7 @@ impl Received {
         cursor: i64,
         last: i64,
         epoch: Option<&str>,
-    ) -> Result<bool, Broken> {
+    ) -> Result<bool, NumbersError> {
         // `--after` may be higher than the last number. The session then receives the next number.
         let cursor = cursor.min(last);
         let new = || FeedNumbers {
@@ -94,7 +98,7 @@ impl Received {
         // The acks of the last session may be lost, so they are sent again.
         numbers.acked = numbers.start;
         if last < seen {
-            return Err(Broken::WentBack {
+            return Err(NumbersError::WentBack {
                 feed: feed.to_owned(),
                 seen,
                 last,
@@ -104,16 +108,21 @@ impl Received {
     }
 
     /// Records numbers that were received or skipped. Returns whether some of them are new.
-    pub(super) fn receive(&mut self, feed: &str, from: i64, through: i64) -> Result<bool, Broken> {
+    pub(super) fn receive(
+        &mut self,
+        feed: &str,
+        from: i64,
+        through: i64,
+    ) -> Result<bool, NumbersError> {
         let numbers = self
             .feeds
             .get_mut(feed)
-            .ok_or_else(|| Broken::UnknownFeed(feed.to_owned()))?;
+            .ok_or_else(|| NumbersError::UnknownFeed(feed.to_owned()))?;
         if from > numbers.seen.saturating_add(1) {
-            return Err(Broken::Gap {
+            return Err(NumbersError::Gap {
                 feed: feed.to_owned(),
                 seen: numbers.seen,
-                came: from,
+                received: from,
             });
         }
         let is_new = through > numbers.seen;
@@ -122,15 +131,15 @@ impl Received {
     }
 
     /// Checks that every number that the service has sent was received.
-    pub(super) fn check_sent(&self, feed: &str, sent: i64) -> Result<(), Broken> {
+    pub(super) fn check_sent(&self, feed: &str, sent: i64) -> Result<(), NumbersError> {
         match self.feeds.get(feed) {
-            Some(numbers) if sent > numbers.seen => Err(Broken::Gap {
+            Some(numbers) if sent > numbers.seen => Err(NumbersError::Gap {
                 feed: feed.to_owned(),
                 seen: numbers.seen,
-                came: sent.saturating_add(1),
+                received: sent.saturating_add(1),
             }),
             Some(_) => Ok(()),
-            None => Err(Broken::UnknownFeed(feed.to_owned())),
+            None => Err(NumbersError::UnknownFeed(feed.to_owned())),
         }
     }
 
@@ -148,7 +157,7 @@ impl Received {
     }
 }
 
-fn position_text(seq: i64, epoch: Option<&str>) -> String {
+fn start_text(seq: i64, epoch: Option<&str>) -> String {
     epoch.map_or_else(|| seq.to_string(), |epoch| format!("{seq}:{epoch}"))
 }
 
@@ -173,15 +182,15 @@ mod tests {
         assert_eq!(received.receive("m", 6, 6), Ok(false), "seen before");
         assert_eq!(
             received.receive("m", 8, 8),
-            Err(Broken::Gap {
+            Err(NumbersError::Gap {
                 feed: "m".into(),
                 seen: 6,
-                came: 8
+                received: 8
             })
         );
         assert_eq!(
             received.receive("x", 1, 1),
-            Err(Broken::UnknownFeed("x".into()))
+            Err(NumbersError::UnknownFeed("x".into()))
         );
         assert_eq!(received.check_sent("m", 6), Ok(()));
         assert!(
@@ -219,11 +228,11 @@ mod tests {
         );
         assert!(matches!(
             received.begin_session("m", 4, 10, E1),
-            Err(Broken::Gap { .. })
+            Err(NumbersError::Gap { .. })
         ));
         assert!(matches!(
             received.begin_session("m", 2, 2, E1),
-            Err(Broken::WentBack { .. })
+            Err(NumbersError::WentBack { .. })
         ));
     }
 

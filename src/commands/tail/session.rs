@@ -9,9 +9,10 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_util::sync::CancellationToken;
 
 use super::Arguments;
-use super::connection::{self, Loss, Socket, Target};
+use super::connection::{self, Socket, Target};
 use super::frame::{Frame, Welcome};
 use super::line;
+use super::loss::Loss;
 use super::received::Received;
 use crate::commands::terminal::{self, Format};
 
