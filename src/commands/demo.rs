@@ -75,10 +75,10 @@ pub async fn run(arguments: Arguments, mut config: ServeConfig) -> anyhow::Resul
         }
     }
     gateway.dashboard = true;
-    gateway.listen = free_address().context("no free port for the service")?;
+    gateway.listen = free_address().context("could not find a free port for the service")?;
     let relay = Relay::start(public, gateway.listen)
         .await
-        .with_context(|| format!("SHOPBELL_LISTEN={public}"))?;
+        .with_context(|| format!("could not listen on SHOPBELL_LISTEN={public}"))?;
     let tokens = Arc::new(Tokens::new(&gateway.jwt));
     tokio::spawn(tokens.clone().follow());
     let token = token(&tokens, &arguments.recipient)?;

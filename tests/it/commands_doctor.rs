@@ -310,7 +310,7 @@ async fn an_absent_dependency_is_named_and_the_rest_is_checked() {
 }
 
 #[tokio::test]
-async fn dead_letters_and_a_queue_without_a_consumer_are_warned_of() {
+async fn doctor_warns_of_dead_letters_and_of_a_queue_without_a_consumer() {
     let world = World::new().await;
     let replica = world.serve().await;
     let bad = [
@@ -342,7 +342,7 @@ async fn dead_letters_and_a_queue_without_a_consumer_are_warned_of() {
 }
 
 #[tokio::test]
-async fn a_policy_that_deletes_events_is_found_in_what_rabbitmqctl_prints() {
+async fn a_policy_that_deletes_events_is_found_in_the_rabbitmqctl_output() {
     let world = World::new().await;
     world.shopbell(&["declare"]).await.succeeded();
     let [ingest, dead_letter, unroutable, gateways, events] =

@@ -107,9 +107,14 @@ pub(super) fn findings(
     };
     let mut policies: Vec<_> = queues
         .iter()
-        .flat_map(|queue| definitions.of_queue(broker, queue))
+        .flat_map(|queue| definitions.findings_of_queue(broker, queue))
         .collect();
-    policies.extend(definitions.operator_policies.iter().filter_map(of_operator));
+    policies.extend(
+        definitions
+            .operator_policies
+            .iter()
+            .filter_map(operator_policy_finding),
+    );
     if policies.is_empty() {
         policies.push(Finding::ok(POLICIES, "no policy loses events"));
     }
@@ -143,7 +148,7 @@ impl Definitions {
         }
     }
 
-    fn of_queue(&self, broker: &Broker, name: &str) -> Vec<Finding> {
+    fn findings_of_queue(&self, broker: &Broker, name: &str) -> Vec<Finding> {
         let Some(queue) = self.queues.iter().find(|queue| queue.name == name) else {
             let remedy = "Run `rabbitmqctl` with `-p` and the vhost of AMQP_URL. If the queue does not exist, run `shopbell declare`";
             return vec![Finding::warning(
@@ -159,7 +164,7 @@ impl Definitions {
         let Some((policy, purpose)) = policy.zip(Purpose::of(broker, name)) else {
             return Vec::new();
         };
-        let definition = keys(&policy.definition);
+        let definition = definition_keys(&policy.definition);
         let harmful = definition
             .iter()
             .filter_map(|(key, value)| Some((key, value, harm_of(purpose, key, &definition)?)));
@@ -182,8 +187,8 @@ impl Definitions {
 }
 
 /// A person must check if the pattern matches our queues, because the output does not have that.
-fn of_operator(policy: &Policy) -> Option<Finding> {
-    let definition = keys(&policy.definition);
+fn operator_policy_finding(policy: &Policy) -> Option<Finding> {
+    let definition = definition_keys(&policy.definition);
     let (key, value) = definition
         .iter()
         .find(|(key, _)| harm_of(Purpose::Storage, key, &definition).is_some())?;
@@ -198,7 +203,7 @@ fn of_operator(policy: &Policy) -> Option<Finding> {
 }
 
 /// Parses the definition of a policy, which RabbitMQ prints as an object or as JSON in a string.
-fn keys(definition: &Value) -> BTreeMap<String, Value> {
+fn definition_keys(definition: &Value) -> BTreeMap<String, Value> {
     let parsed = definition
         .as_str()
         .and_then(|text| serde_json::from_str(text).ok());
