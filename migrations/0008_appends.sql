@@ -12,12 +12,12 @@
 -- and the progress after each import event. If the unique index finds a duplicate, it stores nothing and returns
 -- null, and the caller uses append_notifications().
 -- The array in_feeds has each feed once, in_added the number of its events, and in_news the number of its news.
--- For each event, in_before_last is the number of events of its feed that follow in the batch.
--- Locks feeds in C order, because an upsert locks its rows in the order given. In append_notifications() new
--- feeds come first, so the two may deadlock. Then Postgres ends one, and its caller tries again.
+-- For each event, in_later_in_batch is the number of events of its feed that follow in the batch.
+-- Locks feeds in C order, because an upsert locks its rows in the order given. append_notifications() locks new
+-- feeds first. If new feeds meet existing ones, Postgres may end one batch (40P01), and ingest repeats it.
 create function append_new_notifications(
     in_feeds text[], in_added bigint[], in_news bigint[],
-    in_event_feeds text[], in_before_last bigint[], in_sources text[], in_event_ids text[], in_event_types text[],
+    in_event_feeds text[], in_later_in_batch bigint[], in_sources text[], in_event_ids text[], in_event_types text[],
     in_times timestamptz[], in_data text[], in_collapse_keys text[], in_expires_at timestamptz[],
     in_received_at timestamptz,
     in_step_events bigint[], in_step_import_ids text[], in_step_items bigint[], in_step_done bigint[],
@@ -47,11 +47,11 @@ begin
 
     if cardinality(in_step_events) = 0 then
         insert into notifications (feed, seq, source, event_id, event_type, time, data, collapse_key, expires_at)
-        select e.feed, g.last_seq - e.before_last, e.source, e.event_id, e.event_type, e.time, e.data, e.collapse_key,
+        select e.feed, g.last_seq - e.later_in_batch, e.source, e.event_id, e.event_type, e.time, e.data, e.collapse_key,
                e.expires_at
-        from unnest(in_event_feeds, in_before_last, in_sources, in_event_ids, in_event_types, in_times, in_data,
+        from unnest(in_event_feeds, in_later_in_batch, in_sources, in_event_ids, in_event_types, in_times, in_data,
                     in_collapse_keys, in_expires_at)
-            as e (feed, before_last, source, event_id, event_type, time, data, collapse_key, expires_at)
+            as e (feed, later_in_batch, source, event_id, event_type, time, data, collapse_key, expires_at)
         join unnest(in_feeds, last_seqs) as g (feed, last_seq) on g.feed = e.feed;
         return;
     end if;
@@ -64,12 +64,12 @@ begin
 
     insert into notifications (feed, seq, source, event_id, event_type, time, data, collapse_key, expires_at,
                                read_at, handled_at, import_done, import_failed, import_total)
-    select e.feed, g.last_seq - e.before_last, e.source, e.event_id, e.event_type, e.time, e.data, e.collapse_key,
+    select e.feed, g.last_seq - e.later_in_batch, e.source, e.event_id, e.event_type, e.time, e.data, e.collapse_key,
            e.expires_at, p.marked_at, p.marked_at, p.done, p.failed, p.total
-    from unnest(in_event_feeds, in_before_last, in_sources, in_event_ids, in_event_types, in_times, in_data,
+    from unnest(in_event_feeds, in_later_in_batch, in_sources, in_event_ids, in_event_types, in_times, in_data,
                 in_collapse_keys, in_expires_at)
         with ordinality
-        as e (feed, before_last, source, event_id, event_type, time, data, collapse_key, expires_at, event)
+        as e (feed, later_in_batch, source, event_id, event_type, time, data, collapse_key, expires_at, event)
     join unnest(in_feeds, last_seqs) as g (feed, last_seq) on g.feed = e.feed
     left join (
         select s.event, case when s.is_done = 1 and s.is_failed = 0 then in_received_at end as marked_at,

@@ -72,7 +72,7 @@ impl KeyFiles {
 enum Content {
     Key(Secret),
     /// The file is empty, or does not exist.
-    Nothing(String),
+    Missing(String),
     Unusable(String),
 }
 
@@ -83,7 +83,7 @@ fn merge(current: Option<Content>, previous: Option<Content>, last: &Keys) -> (K
     };
     match current {
         Some(Content::Key(key)) => keys.current = key,
-        Some(Content::Nothing(problem) | Content::Unusable(problem)) => {
+        Some(Content::Missing(problem) | Content::Unusable(problem)) => {
             complain(JWT_SECRET, problem)
         }
         None => {}
@@ -91,7 +91,7 @@ fn merge(current: Option<Content>, previous: Option<Content>, last: &Keys) -> (K
     match previous {
         Some(Content::Key(key)) => keys.previous = Some(key),
         // At the end of a rotation the old key is removed.
-        Some(Content::Nothing(_)) => keys.previous = None,
+        Some(Content::Missing(_)) => keys.previous = None,
         Some(Content::Unusable(problem)) => complain(JWT_SECRET_PREVIOUS, problem),
         None => {}
     }
@@ -109,7 +109,7 @@ fn read_key(path: &Path) -> Content {
     };
     match content {
         Ok(content) if content.trim().is_empty() => {
-            Content::Nothing(format!("names {}, which is empty", path.display()))
+            Content::Missing(format!("names {}, which is empty", path.display()))
         }
         Ok(content) => match key(&Secret::new(without_line_breaks(&content).to_owned())) {
             Ok(key) => Content::Key(key),
@@ -118,7 +118,7 @@ fn read_key(path: &Path) -> Content {
         Err(error) => {
             let problem = format!("names {}, which cannot be read: {error}", path.display());
             match error.kind() {
-                std::io::ErrorKind::NotFound => Content::Nothing(problem),
+                std::io::ErrorKind::NotFound => Content::Missing(problem),
                 _ => Content::Unusable(problem),
             }
         }

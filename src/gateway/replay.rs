@@ -139,8 +139,11 @@ impl ReplayWorker {
                     (waiting_apart.drain(..count).collect(), self.reader.clone());
                 query_apart.spawn(async move { reader.serve(requests).await });
             }
-            let another = waiting.len() == REQUESTS_PER_QUERY_MAX || begun.elapsed() >= SLOW_QUERY;
-            if !waiting.is_empty() && (queries.is_empty() || another && queries.len() < READERS) {
+            let may_begin_another =
+                waiting.len() == REQUESTS_PER_QUERY_MAX || begun.elapsed() >= SLOW_QUERY;
+            if !waiting.is_empty()
+                && (queries.is_empty() || (may_begin_another && queries.len() < READERS))
+            {
                 begun = tokio::time::Instant::now();
                 let (requests, reader) = (std::mem::take(&mut waiting), self.reader.clone());
                 queries.spawn(async move {

@@ -45,12 +45,12 @@ impl Collector for Process {
             (
                 "process_resident_memory_bytes",
                 "Resident memory in bytes",
-                kilobytes(&status, "VmRSS:"),
+                bytes_of_kilobytes(&status, "VmRSS:"),
             ),
             (
                 "process_virtual_memory_bytes",
                 "Virtual memory in bytes",
-                kilobytes(&status, "VmSize:"),
+                bytes_of_kilobytes(&status, "VmSize:"),
             ),
             (
                 "process_threads",
@@ -95,7 +95,7 @@ fn cpu_seconds(stat: &str) -> Option<f64> {
     Some((ticks()? + ticks()?) / TICKS_PER_SECOND)
 }
 
-fn kilobytes(status: &str, name: &str) -> Option<f64> {
+fn bytes_of_kilobytes(status: &str, name: &str) -> Option<f64> {
     number(status, name).map(|kilobytes| kilobytes * 1024.0)
 }
 
@@ -120,7 +120,7 @@ mod tests {
             "7 (shop (bell) x) S 1 7 7 0 -1 4194560 300 0 0 0 250 150 0 0 20 0 5 0 100 2000 300";
         assert_eq!(cpu_seconds(stat), Some(4.0));
         assert_eq!(
-            kilobytes("VmSize:\t  2048 kB\nVmRSS:\t    10 kB\n", "VmRSS:"),
+            bytes_of_kilobytes("VmSize:\t  2048 kB\nVmRSS:\t    10 kB\n", "VmRSS:"),
             Some(10_240.0)
         );
         assert_eq!(

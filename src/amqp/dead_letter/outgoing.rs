@@ -50,8 +50,8 @@ impl DeadLetter {
     /// Returns the publish that sends it to ingest again, with `body` instead of its own if given.
     pub fn to_replay(&self, names: &Names, body: Option<&[u8]>) -> Outgoing {
         let mut headers = FieldTable::default();
-        let came_with = self.properties.headers().iter();
-        for (name, value) in came_with.flat_map(|table| table.inner()) {
+        let original_headers = self.properties.headers().iter();
+        for (name, value) in original_headers.flat_map(|table| table.inner()) {
             if !is_ours(name) && !is_of_a_death(name) {
                 headers.insert(name.clone(), value.clone());
             }
@@ -79,27 +79,27 @@ fn is_of_a_death(name: &ShortString) -> bool {
 ///
 /// It omits `expiration`, which would delete the dead letter, and `user-id`, which RabbitMQ rejects
 /// from another user.
-fn carried(came: &BasicProperties, headers: FieldTable) -> BasicProperties {
+fn carried(original: &BasicProperties, headers: FieldTable) -> BasicProperties {
     let mut properties = BasicProperties::default().with_headers(headers);
-    if let Some(content_type) = came.content_type() {
+    if let Some(content_type) = original.content_type() {
         properties = properties.with_content_type(content_type.clone());
     }
-    if let Some(content_encoding) = came.content_encoding() {
+    if let Some(content_encoding) = original.content_encoding() {
         properties = properties.with_content_encoding(content_encoding.clone());
     }
-    if let Some(message_id) = came.message_id() {
+    if let Some(message_id) = original.message_id() {
         properties = properties.with_message_id(message_id.clone());
     }
-    if let Some(correlation_id) = came.correlation_id() {
+    if let Some(correlation_id) = original.correlation_id() {
         properties = properties.with_correlation_id(correlation_id.clone());
     }
-    if let Some(timestamp) = came.timestamp() {
+    if let Some(timestamp) = original.timestamp() {
         properties = properties.with_timestamp(*timestamp);
     }
-    if let Some(kind) = came.kind() {
+    if let Some(kind) = original.kind() {
         properties = properties.with_type(kind.clone());
     }
-    if let Some(app_id) = came.app_id() {
+    if let Some(app_id) = original.app_id() {
         properties = properties.with_app_id(app_id.clone());
     }
     properties

@@ -8,7 +8,7 @@ pub(super) struct Numbering<'a> {
     /// In C order, because a batch locks its feeds in this order.
     feeds: BTreeMap<&'a str, Added>,
     /// For each event, the number of events of its feed that follow in the batch.
-    before_last: Vec<i64>,
+    later_in_batch: Vec<i64>,
 }
 
 /// The events of a batch for one feed.
@@ -23,17 +23,20 @@ impl<'a> Numbering<'a> {
     /// Counts events, each with its feed and whether it is news.
     pub(super) fn new(events: impl Iterator<Item = (&'a str, bool)> + Clone) -> Self {
         let mut feeds = BTreeMap::<_, Added>::new();
-        let mut before_last = Vec::with_capacity(events.size_hint().0);
+        let mut later_in_batch = Vec::with_capacity(events.size_hint().0);
         for (feed, is_news) in events.clone() {
             let added = feeds.entry(feed).or_default();
             added.events += 1;
             added.news += i64::from(is_news);
-            before_last.push(added.events);
+            later_in_batch.push(added.events);
         }
-        for ((feed, _), place) in events.zip(&mut before_last) {
+        for ((feed, _), place) in events.zip(&mut later_in_batch) {
             *place = feeds.get(feed).map_or(0, |added| added.events) - *place;
         }
-        Self { feeds, before_last }
+        Self {
+            feeds,
+            later_in_batch,
+        }
     }
 
     /// The feeds of the batch, each once.
@@ -52,8 +55,8 @@ impl<'a> Numbering<'a> {
     }
 
     /// For each event, the number of events of its feed that follow in the batch.
-    pub(super) fn before_last(&self) -> &[i64] {
-        &self.before_last
+    pub(super) fn later_in_batch(&self) -> &[i64] {
+        &self.later_in_batch
     }
 
     /// Returns the number of each event, given the feed of each event and the last number of each of
@@ -67,10 +70,10 @@ impl<'a> Numbering<'a> {
             return Err(self.feeds.len());
         }
         let last_seqs: BTreeMap<_, _> = self.feeds.keys().zip(last_seqs).collect();
-        let seq = |(feed, before_last): (&str, &i64)| {
-            last_seqs.get(&feed).copied().copied().unwrap_or_default() - before_last
+        let seq = |(feed, later_in_batch): (&str, &i64)| {
+            last_seqs.get(&feed).copied().copied().unwrap_or_default() - later_in_batch
         };
-        Ok(events.zip(&self.before_last).map(seq).collect())
+        Ok(events.zip(&self.later_in_batch).map(seq).collect())
     }
 }
 
@@ -115,7 +118,7 @@ mod tests {
 
     #[test]
     fn each_event_counts_the_later_events_of_its_feed() {
-        assert_eq!(numbering().before_last(), [2, 1, 1, 0, 0]);
+        assert_eq!(numbering().later_in_batch(), [2, 1, 1, 0, 0]);
     }
 
     #[test]
@@ -132,7 +135,7 @@ mod tests {
     #[test]
     fn an_empty_batch_has_no_feeds() {
         let numbering = Numbering::new(std::iter::empty());
-        assert!(numbering.feeds().is_empty() && numbering.before_last().is_empty());
+        assert!(numbering.feeds().is_empty() && numbering.later_in_batch().is_empty());
         assert_eq!(numbering.seqs(std::iter::empty(), &[]), Ok(Vec::new()));
     }
 

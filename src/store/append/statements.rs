@@ -99,7 +99,7 @@ pub(super) async fn append_new(
     .bind(numbering.added())
     .bind(numbering.news())
     .bind(feeds(events))
-    .bind(numbering.before_last());
+    .bind(numbering.later_in_batch());
     let mut row: NewRow = fetch_one(pool, bind(query, events, received_at)).await?;
     let Some(last_seqs) = row.last_seqs.take() else {
         return Ok(None);
