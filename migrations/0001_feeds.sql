@@ -5,7 +5,8 @@
 -- has this property.
 --
 -- Keys are collate "C". An index in the order of a locale is wrong after libc or ICU changes that order.
--- A statement that locks several rows of a table locks them in C order, so that two never deadlock.
+-- A statement that locks several rows of a table locks them in C order. Batches lock existing feeds in this
+-- order. If new feeds meet existing ones, Postgres may end one batch (40P01), and ingest repeats it.
 
 -- One row for each recipient. All columns but the key are updated in place (HOT), because no index
 -- contains them.
@@ -20,7 +21,7 @@ create table feeds (
     unhandled   bigint not null default 0 check (unhandled >= 0),  -- notifications without a handle mark
     read_seq    bigint not null default 0 check (read_seq >= 0),   -- all up to here are read: "read all" starts after it
     version     bigint not null default 0 check (version >= 0),    -- number of the newest row in marks
-    trimmed_seq bigint not null default 0 check (trimmed_seq >= 0) -- retention deletes up to here; a gap above is a loss
+    trimmed_seq bigint not null default 0 check (trimmed_seq >= 0) -- for a future retention; a gap above is a loss
 ) with (fillfactor = 20, autovacuum_vacuum_scale_factor = 0.02);
 
 -- One row for each event and feed. Only append_new_notifications() and append_notifications() insert;

@@ -33,7 +33,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const DECLARE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Seconds between heartbeats if the URL does not set them. A broker that misses two is gone.
 const HEARTBEAT_SECONDS: u16 = 10;
-/// Longest time for a clean close. After it, the socket is shut down.
+/// Longest time for a clean close, after which the socket is shut down. A step of the stop has 10 s.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A failure of RabbitMQ or of a connection to it. The owner of the incarnation opens a new one.

@@ -1,8 +1,12 @@
 //! The fan-out: hints that wake the sessions of a feed, on this replica and on the others.
 //!
-//! Stored notifications and marks come in. [`hub`] passes them to the sessions of this replica, [`publisher`] sends them to
-//! the other replicas through RabbitMQ, and [`receiver`] takes theirs. A hint only saves a session a read: if it is lost, the
-//! sweep finds the notification. So hints are neither persistent nor repeated, and they never delay ingest.
+//! Stored notifications and marks come in. [`hub`] passes them to the sessions of this replica,
+//! [`publisher`] sends them to the other replicas through RabbitMQ, and [`receiver`] takes theirs. A
+//! hint only saves a session a read: if it is lost, the sweep finds the notification. So hints are
+//! neither persistent nor repeated.
+//!
+//! Hints delay the acknowledgement of a batch by 3 s at most: 1 s each to connect, to count the
+//! gateways, and to publish. After a failed connect, hints are dropped at once for 5 s.
 
 pub mod hub;
 pub mod publisher;

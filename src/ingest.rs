@@ -4,9 +4,9 @@
 //! hints to the fan-out. The deliveries that arrive while a batch is stored are the next batch, so
 //! no timer delays them.
 //!
-//! A batch is acknowledged only when it is stored and its hints are published, and only on the
-//! incarnation that delivered it. Until then, RabbitMQ keeps its deliveries. Meanwhile the sessions
-//! of this replica have its notifications, and the next batch is stored.
+//! A batch is acknowledged only when it is stored and its hints are published or dropped, and only on
+//! the incarnation that delivered it. Until then, RabbitMQ keeps its deliveries. Meanwhile the
+//! sessions of this replica have its notifications, and the next batch is stored.
 //!
 //! Ingest never sends a nack, never cancels its consumer, and never waits for sessions.
 
@@ -112,7 +112,7 @@ impl Ingest {
         stop: &CancellationToken,
         retry: &mut Retry<'_>,
     ) -> Result<(), IncarnationError> {
-        // Deliveries count towards the delivery limit, also if the database is down.
+        // Deliveries count towards the delivery limit, also if the database is away.
         if !self.wait_for_database(stop).await {
             return Ok(());
         }

@@ -17,7 +17,7 @@ use super::{Broker, BrokerError};
 
 /// Deliveries of an event before RabbitMQ dead-letters it.
 ///
-/// An event that ends each incarnation is gone within hours, and a database may be down for days.
+/// An event that ends each incarnation is gone within hours, and a database may be away for days.
 /// Each crash and each abandoned batch counts for all prefetched events, so the default of RabbitMQ
 /// 4, which is 20, would last for an afternoon.
 const DELIVERY_LIMIT: i32 = 1_000;

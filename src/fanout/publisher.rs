@@ -36,7 +36,8 @@ impl StoredBatch {
     }
 }
 
-/// Proof that batches are committed and their hints published. Only [`HintPublisher::publish`] makes it.
+/// Proof that batches are committed, and their hints published or dropped. Only
+/// [`HintPublisher::publish`] makes it.
 #[derive(Debug)]
 pub struct Published {
     through: u64,

@@ -22,6 +22,8 @@ const REMAINING_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 /// Shortest wait of a client whose token is signed with an unknown key. A replica reads its new key
 /// in this time. A random part of the same length is added, so that clients do not return together.
 const KEY_WAIT: Duration = Duration::from_secs(2);
+/// Longest wait of a client whose token is not valid yet. It returns with a new token, which may be
+/// valid at once.
 const WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// Why a token was refused. The text is for the client.

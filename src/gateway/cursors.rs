@@ -26,6 +26,7 @@ use crate::store::pool::Pool;
 use crate::telemetry::labels::Retried;
 use crate::telemetry::metrics::Metrics;
 
+/// Most acks in one statement, because it locks their cursors until it commits.
 const ACKS_PER_WRITE_MAX: usize = 2_000;
 /// Rest after a write, in multiples of its duration, so that acks cost a small part of the
 /// database's time. If the database is busy, more acks are merged.

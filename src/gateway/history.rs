@@ -27,6 +27,7 @@ use crate::store::StoreError;
 use crate::store::history::{HistoryPage, HistoryRequest, read};
 
 const LIMIT_DEFAULT: u8 = 50;
+/// Most notifications of one page. `PAGE_BYTES_MAX` of the store bounds its bytes.
 const LIMIT_MAX: u8 = 200;
 const PREFLIGHT_MAX_AGE: Duration = Duration::from_secs(600);
 

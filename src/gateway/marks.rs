@@ -34,6 +34,8 @@ use crate::store::marks::{Locks, MarkRequest, MarkResult};
 use crate::store::pool::Pool;
 use crate::telemetry::metrics::Metrics;
 
+/// Most requests in one transaction, because it locks their feeds, and no event is stored in a locked
+/// feed.
 const MARKS_PER_WRITE_MAX: usize = 64;
 /// Most requests between the sessions and the queues, which take them at once.
 const MARKS_ARRIVING_MAX: usize = 1_024;

@@ -1,4 +1,4 @@
-//! Stores a batch. If the database is down, this waits for it. If Postgres rejects a value, this
+//! Stores a batch. If the database is away, this waits for it. If Postgres rejects a value, this
 //! finds the event and makes a dead letter of it. If a feed is damaged, this repairs it or holds
 //! its events. The other events of the batch are stored in each case.
 
@@ -21,7 +21,7 @@ use crate::store::holds;
 use crate::telemetry::labels::Retried;
 use crate::telemetry::metrics::Metrics;
 
-/// Longest time for which deliveries are held while the database is down. RabbitMQ ends a consumer
+/// Longest time for which deliveries are held while the database is away. RabbitMQ ends a consumer
 /// after its `consumer_timeout` of 30 minutes, and some versions do not recover from that.
 const HOLD_MAX: Duration = Duration::from_secs(15 * 60);
 /// Most characters of an error of Postgres in a dead letter.
@@ -30,11 +30,11 @@ const DETAIL_CHARS_MAX: usize = 300;
 /// The reason for which a batch is given up. RabbitMQ delivers it again.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Abandoned {
-    #[error("the replica stops while the database is down; RabbitMQ delivers the batch again")]
+    #[error("the replica stops while the database is away; RabbitMQ delivers the batch again")]
     Stopping,
-    #[error("the connection to RabbitMQ was lost while the database was down")]
+    #[error("the connection to RabbitMQ was lost while the database was away")]
     BrokerGone,
-    #[error("the database was down for {0:?}; RabbitMQ delivers the batch again when it is back")]
+    #[error("the database was away for {0:?}; RabbitMQ delivers the batch again when it is back")]
     TooLong(Duration),
 }
 
@@ -58,7 +58,7 @@ impl Ingest {
     /// the failing event is alone.
     ///
     /// # Errors
-    /// The batch is given up because the database is down.
+    /// The batch is given up because the database is away.
     pub(super) async fn store_batch(
         &self,
         batch: Part,
@@ -89,7 +89,7 @@ impl Ingest {
         Ok(committed)
     }
 
-    /// Appends a part, as often as needed while the database is down. The inner error returns a
+    /// Appends a part, as often as needed while the database is away. The inner error returns a
     /// part that Postgres rejected.
     async fn append_part(
         &self,

@@ -20,7 +20,8 @@ pub struct Page {
     pub last: Seq,
     /// The epoch.
     pub epoch: Option<Epoch>,
-    /// Retention may have removed numbers up to this one. A missing number above it is lost.
+    /// A future retention may have removed numbers up to this one. A missing number above it is
+    /// lost.
     pub trimmed: Seq,
     /// In order of their numbers.
     pub entries: Vec<Entry>,

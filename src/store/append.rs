@@ -146,8 +146,9 @@ impl<T> NotAppended<T> {
 /// Stores a batch in one transaction: numbers the new events in the order given, finds duplicates,
 /// and stores the dead letters. An event without a `time` gets `received_at`.
 ///
-/// One round trip, or two if an event is a duplicate. Locks the feeds of the batch in C order; uses
-/// `feeds_pkey`, and `notifications_source_event_id_feed_key` for duplicates.
+/// One round trip, or two if an event is a duplicate. Locks existing feeds in C order. If new feeds
+/// meet existing ones, Postgres may end one batch (40P01), and ingest repeats it. Uses `feeds_pkey`,
+/// and `notifications_source_event_id_feed_key` for duplicates.
 pub async fn append<T>(
     pool: &Pool,
     pending: Vec<Pending<T>>,

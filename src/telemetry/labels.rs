@@ -61,13 +61,13 @@ label_values! {
         Pages = "pages",
         /// The sweep.
         Sweep = "sweep",
-        /// The write of marks.
+        /// The write of marks. The label is historical: marks were once named answers.
         Marks = "answers",
         /// The connection of ingest.
         Ingest = "ingest",
         /// The connection of the fan-out.
         Fanout = "fanout",
-        /// A probe.
+        /// A probe. The label is historical: probes were once named watch.
         Probes = "watch",
         /// The publishing of dead letters.
         DeadLetters = "dead_letters",

@@ -18,6 +18,7 @@ use crate::store::damage::Parts;
 use crate::store::pool::Pool;
 use crate::telemetry::labels::Retried;
 
+/// Most sessions that share one statement. A session reads 65 feeds at most, so it has 6,500 keys.
 const SESSIONS_PER_CALL_MAX: usize = 100;
 /// Most sessions that wait. If more connect, they are refused as not ready.
 const SESSIONS_WAITING_MAX: usize = 10_000;

@@ -14,6 +14,8 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest time for writing the close. Frames of a client that does not read are still read
 /// afterwards.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Most bytes that are read after the close was sent, so that a client that never closes costs little.
+/// They are 64 frames of 16 KiB.
 const LATE_BYTES_MAX: usize = 1024 * 1024;
 
 /// Whether acks and marks count that the client sent before it saw this close. They do not if the

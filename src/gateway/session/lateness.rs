@@ -1,5 +1,5 @@
 //! Lateness: a client has acknowledged nothing for so long that its merchant may miss an order.
-//! Pure.
+//! Pure. It measures only; `task/outputs.rs` closes slow clients.
 
 use std::time::{Duration, Instant};
 

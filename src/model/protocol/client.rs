@@ -14,11 +14,12 @@ pub enum ClientFrame {
         /// The highest number that the client has.
         seq: i64,
     },
-    /// A person read these notifications: `seqs`, or all up to `through`.
+    /// A person read these notifications: `seqs`, or all up to `through`. With neither or both, the
+    /// session is closed.
     Read {
         /// The feed.
         feed: String,
-        /// The numbers. With neither `seqs` nor `through` it requests only the counts of the feed.
+        /// The numbers. An empty list requests only the counts of the feed.
         seqs: Option<Vec<i64>>,
         /// The highest number.
         through: Option<i64>,

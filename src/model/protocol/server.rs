@@ -125,8 +125,7 @@ pub struct WelcomeFeed {
     pub version: Version,
     /// Identity of the numbering. A number of another epoch may name another notification.
     pub epoch: Epoch,
-    /// Whether it is the broadcast feed, which a token does not name. Its notifications cannot be
-    /// marked.
+    /// Whether it is the broadcast feed and the token may not mark its notifications.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub shared: bool,
 }
@@ -139,7 +138,7 @@ pub enum SkipReason {
     Collapsed,
     /// Its `expirytime` has passed.
     Expired,
-    /// Retention removed it.
+    /// Reserved for a future retention, which will remove numbers.
     Trimmed,
     /// The database misses it.
     Lost,

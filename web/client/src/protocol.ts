@@ -20,7 +20,7 @@ export interface WelcomeFeed {
   version?: number;
   /** Identity of the numbering, the same in all feeds; absent from old servers. */
   epoch?: string;
-  /** The broadcast feed, which has no marks. */
+  /** `true` for the broadcast feed if the token may not mark its notifications. */
   shared?: boolean;
 }
 

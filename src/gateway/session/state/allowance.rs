@@ -2,6 +2,8 @@
 
 use std::time::Instant;
 
+/// Frames that a client may send each second, beside those for notifications. A client sends few such
+/// frames: `ping`, `auth`, and requests for counts.
 const FRAMES_PER_SECOND: u32 = 50;
 /// Frames that a client may save up, beside those for a full window.
 pub(super) const FRAMES_SAVED_MAX: u32 = 1_000;

@@ -8,6 +8,8 @@ use crate::model::feed::Seq;
 use crate::model::mark::{Mark, Targets};
 use crate::model::protocol::{ClientFrame, Close, ErrorCode, ServerFrame};
 
+/// Most numbers in a `read` or `handle`: as many as a window has by default. They fit into a frame of
+/// 16 KiB.
 pub(super) const SEQS_PER_FRAME_MAX: usize = 256;
 /// Most marks of a session that wait for the database.
 pub(super) const MARKS_WAITING_MAX: usize = 64;

@@ -17,8 +17,9 @@ use crate::store::marks::MarkRequest;
 use crate::telemetry::traces;
 
 /// Time in which a client must take the frames that are written. If it does not, its session is
-/// closed as silent. Large events have more time, by their size.
+/// closed as silent.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Each so many queued bytes extend the timeout by a second, because a large event takes longer.
 const WRITE_BYTES_PER_SECOND_MIN: usize = 32 * 1024;
 /// Bytes of queued frames that are written at once.
 const WRITE_BYTES: usize = 64 * 1024;
