@@ -43,7 +43,7 @@ use crate::store::pool::Pool;
 use crate::telemetry::health::Health;
 use crate::telemetry::labels::Retried;
 use crate::telemetry::metrics::Metrics;
-use crate::telemetry::traces::Batch as BatchTrace;
+use crate::telemetry::traces::BatchTrace;
 
 /// Most unacknowledged deliveries: the batch that is stored and the one that forms meanwhile.
 ///

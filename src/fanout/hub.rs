@@ -5,7 +5,7 @@ mod inbox;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-pub use self::inbox::{Inbox, Waiting};
+pub use self::inbox::{Inbox, InboxContent};
 use crate::model::feed::{Epoch, Feed, Newest};
 use crate::model::mark::StateFrame;
 use crate::model::notification::Notification;

@@ -5,7 +5,7 @@
 //! skipped. This module never moves a cursor back.
 
 mod opening;
-mod pending;
+mod unwritten;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -15,12 +15,12 @@ use tokio_util::sync::CancellationToken;
 
 use self::opening::Openings;
 pub use self::opening::{CursorReader, NotOpened, SEEN_AFTER};
-use self::pending::Pending;
+use self::unwritten::UnwrittenAcks;
 use crate::model::feed::{Epoch, Seq};
 use crate::retry::{self, Retry};
 use crate::store::StoreError;
-use crate::store::cursors::{CursorKey, Standing, advance};
-use crate::store::damage::Parts;
+use crate::store::cursors::{CursorKey, FeedStanding, advance};
+use crate::store::damage::Halves;
 use crate::store::epoch::known::Epochs;
 use crate::store::pool::Pool;
 use crate::telemetry::labels::Retried;
@@ -50,7 +50,7 @@ const HELD_FAILURES_PER_ROUND_MAX: usize = 4;
 #[derive(Debug)]
 pub struct Cursors {
     /// Acks that are not written. Locked for an insert or a take, never across an await.
-    pending: Mutex<Pending>,
+    unwritten: Mutex<UnwrittenAcks>,
     acked: Notify,
     soon: Notify,
     openings: Openings,
@@ -67,7 +67,7 @@ impl Cursors {
     ) -> (Arc<Self>, CursorReader) {
         let (openings, waiting) = Openings::new();
         let cursors = Arc::new(Self {
-            pending: Mutex::default(),
+            unwritten: Mutex::default(),
             acked: Notify::new(),
             soon: Notify::new(),
             openings,
@@ -81,9 +81,9 @@ impl Cursors {
     /// Adds an ack of a session of `epoch`. It is written later, but sessions that connect to this
     /// replica read it at once. If `epoch` is not the present epoch, the ack is dropped.
     pub fn ack(&self, key: CursorKey, seq: Seq, epoch: &Epoch) {
-        let mut pending = self.lock();
-        let is_waiting = pending.is_of(epoch) && pending.add(key, seq);
-        drop(pending);
+        let mut unwritten = self.lock();
+        let is_waiting = unwritten.is_of(epoch) && unwritten.add(key, seq);
+        drop(unwritten);
         if is_waiting {
             self.acked.notify_one();
         }
@@ -100,7 +100,7 @@ impl Cursors {
     /// Opens the cursors of a session and returns their standings, in the order of the keys. Each
     /// key comes with whether everyone reads its feed. If the database is away, this waits for it:
     /// the caller sets the timeout.
-    pub async fn open(&self, keys: Vec<(CursorKey, bool)>) -> Result<Vec<Standing>, NotOpened> {
+    pub async fn open(&self, keys: Vec<(CursorKey, bool)>) -> Result<Vec<FeedStanding>, NotOpened> {
         self.openings.open(keys).await
     }
 
@@ -176,10 +176,10 @@ impl Cursors {
             }
         }
         let (epoch, due) = {
-            let pending = self.lock();
+            let unwritten = self.lock();
             (
-                pending.epoch().cloned(),
-                pending.due(Instant::now() + early),
+                unwritten.epoch().cloned(),
+                unwritten.due(Instant::now() + early),
             )
         };
         let Some(epoch) = epoch else { return Ok(()) };
@@ -211,7 +211,7 @@ impl Cursors {
         acks: Vec<(CursorKey, Seq)>,
         stop: &CancellationToken,
     ) -> Result<(), StoreError> {
-        let (mut parts, mut failures) = (Parts::new(acks, usize::MAX), 0);
+        let (mut parts, mut failures) = (Halves::new(acks, usize::MAX), 0);
         while let Some(part) = parts.take() {
             if part.is_empty() || stop.is_cancelled() {
                 continue;
@@ -243,11 +243,11 @@ impl Cursors {
     ) -> Result<(), StoreError> {
         let (present, flushed) = advance(pool, epoch, acks).await?;
         // If the epoch has changed, nothing was written, and these acks must not be.
-        let mut pending = self.lock();
-        if pending.is_of(epoch) {
-            pending.remove_written(acks);
+        let mut unwritten = self.lock();
+        if unwritten.is_of(epoch) {
+            unwritten.remove_written(acks);
         }
-        drop(pending);
+        drop(unwritten);
         if self.epochs.learn(&present) {
             self.epochs.note_flushed(&present, flushed);
         }
@@ -258,19 +258,19 @@ impl Cursors {
     /// notifications are replayed. Holds any other ack that failed alone, to write it again later
     /// without others.
     fn hold_or_drop(&self, epoch: &Epoch, ack: (CursorKey, Seq), error: &StoreError) {
-        let mut pending = self.lock();
-        if !pending.is_of(epoch) {
+        let mut unwritten = self.lock();
+        if !unwritten.is_of(epoch) {
             return;
         }
         let (feed, seq) = (ack.0.feed.clone(), ack.1.get());
         if matches!(error, StoreError::Refused(_)) {
-            pending.remove_written(&[ack]);
-            drop(pending);
+            unwritten.remove_written(&[ack]);
+            drop(unwritten);
             tracing::error!(%error, %feed, seq, "Postgres refused an ack; it was dropped, and its notifications are replayed");
             return;
         }
-        let is_first = pending.hold(ack, Instant::now());
-        drop(pending);
+        let is_first = unwritten.hold(ack, Instant::now());
+        drop(unwritten);
         self.metrics.retries.inc(Retried::Acks);
         if is_first {
             tracing::warn!(%error, %feed, seq, "an ack could not be written; it is written again without others");
@@ -279,29 +279,32 @@ impl Cursors {
 
     /// Returns the acks of the next statement, and whether more wait.
     fn next_write(&self) -> (Option<Epoch>, Vec<(CursorKey, Seq)>, bool) {
-        let mut pending = self.lock();
-        let acks = pending.next_write(ACKS_PER_WRITE_MAX);
-        (pending.epoch().cloned(), acks, pending.has_waiting())
+        let mut unwritten = self.lock();
+        let acks = unwritten.next_write(ACKS_PER_WRITE_MAX);
+        (unwritten.epoch().cloned(), acks, unwritten.has_waiting())
     }
 
     /// Returns the newest ack of each key that the database may not have, and the epoch of these
     /// acks.
     fn not_written(&self, keys: &[CursorKey]) -> (Option<Epoch>, Vec<Option<Seq>>) {
-        let pending = self.lock();
+        let unwritten = self.lock();
         (
-            pending.epoch().cloned(),
-            keys.iter().map(|key| pending.newest(key)).collect(),
+            unwritten.epoch().cloned(),
+            keys.iter().map(|key| unwritten.newest(key)).collect(),
         )
     }
 
     /// Locks the acks. Drops them if the epoch has changed.
-    fn lock(&self) -> MutexGuard<'_, Pending> {
-        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+    fn lock(&self) -> MutexGuard<'_, UnwrittenAcks> {
+        let mut unwritten = self
+            .unwritten
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if let Some(epoch) = self.epochs.current()
-            && !pending.is_of(&epoch)
+            && !unwritten.is_of(&epoch)
         {
-            *pending = Pending::of(epoch);
+            *unwritten = UnwrittenAcks::of(epoch);
         }
-        pending
+        unwritten
     }
 }

@@ -1,4 +1,5 @@
-//! The WebSocket handshake: headers become an [`Offer`], the query becomes [`Wishes`]. No I/O.
+//! The WebSocket handshake: headers become an [`Offer`], the query becomes [`SessionParameters`]. No
+//! I/O.
 //!
 //! tungstenite's own handshake is not used, because the request has passed through HTTP already; so
 //! everything that RFC 6455 §4.2.1 asks a server to check is checked here.
@@ -12,12 +13,12 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
 use super::refusal::NotAHandshake;
-use super::session::state::Place;
+use super::session::state::KeptNumber;
 use crate::model::feed::{self, Device, Epoch, Feed, Seq};
 use crate::model::protocol::{BEARER_SUBPROTOCOL_PREFIX, SUBPROTOCOL};
 
 /// Most `after` parameters, and most `state` parameters: one for each feed that a token may grant.
-const PLACES_MAX: usize = 65;
+const KEPT_NUMBERS_MAX: usize = 65;
 
 /// A WebSocket handshake whose token is not checked yet.
 #[derive(Debug, PartialEq, Eq)]
@@ -34,16 +35,16 @@ pub struct Offer {
 
 /// The parameters in the query of a handshake.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Wishes {
+pub struct SessionParameters {
     /// `?device=`.
     pub device: Device,
     /// `?after=FEED:SEQ` or `FEED:SEQ:EPOCH`, each feed once.
-    pub after: Vec<(Feed, Place<Seq>)>,
+    pub after: Vec<(Feed, KeptNumber<Seq>)>,
     /// `?state=FEED:VERSION` or `FEED:VERSION:EPOCH`, each feed once.
-    pub state: Vec<(Feed, Place<feed::Version>)>,
+    pub state: Vec<(Feed, KeptNumber<feed::Version>)>,
 }
 
-impl Wishes {
+impl SessionParameters {
     /// The feeds that the parameters name.
     pub fn feeds(&self) -> impl Iterator<Item = &Feed> {
         let after = self.after.iter().map(|(feed, _)| feed);
@@ -79,26 +80,26 @@ pub fn offer(version: Version, headers: &HeaderMap) -> Result<Offer, NotAHandsha
 }
 
 /// Reads the query of a handshake. Unknown parameters are ignored. The error is for the client.
-pub fn wishes(query: &str) -> Result<Wishes, String> {
-    let mut wishes = Wishes::default();
+pub fn parameters(query: &str) -> Result<SessionParameters, String> {
+    let mut parameters = SessionParameters::default();
     for (name, value) in query.split('&').filter_map(|pair| pair.split_once('=')) {
         let decoded =
             || percent_decoded(value).ok_or_else(|| format!("{name} is not percent-encoded UTF-8"));
         match name {
             "device" => {
-                wishes.device = Device::parse(&decoded()?).map_err(|error| error.to_string())?
+                parameters.device = Device::parse(&decoded()?).map_err(|error| error.to_string())?
             }
             "after" => {
-                let place = place(&decoded()?, Seq::new);
-                wishes
+                let kept_number = kept_number(&decoded()?, Seq::new);
+                parameters
                     .after
-                    .push(place.ok_or("after must be FEED:SEQ or FEED:SEQ:EPOCH")?);
+                    .push(kept_number.ok_or("after must be FEED:SEQ or FEED:SEQ:EPOCH")?);
             }
             "state" => {
-                let place = place(&decoded()?, feed::Version::new);
-                wishes
+                let kept_number = kept_number(&decoded()?, feed::Version::new);
+                parameters
                     .state
-                    .push(place.ok_or("state must be FEED:VERSION or FEED:VERSION:EPOCH")?);
+                    .push(kept_number.ok_or("state must be FEED:VERSION or FEED:VERSION:EPOCH")?);
             }
             // URLs are written to logs and histories.
             "token" | "access_token" => {
@@ -109,9 +110,9 @@ pub fn wishes(query: &str) -> Result<Wishes, String> {
             _ => {}
         }
     }
-    one_each("after", &mut wishes.after)?;
-    one_each("state", &mut wishes.state)?;
-    Ok(wishes)
+    one_each("after", &mut parameters.after)?;
+    one_each("state", &mut parameters.state)?;
+    Ok(parameters)
 }
 
 fn websocket_key(headers: &HeaderMap) -> Result<String, NotAHandshake> {
@@ -138,7 +139,7 @@ pub fn bearer(headers: &HeaderMap) -> Option<&str> {
 }
 
 /// Parses `FEED:NUMBER` or `FEED:NUMBER:EPOCH`. An epoch begins with a letter, and no number does.
-fn place<T>(value: &str, number: impl Fn(i64) -> Option<T>) -> Option<(Feed, Place<T>)> {
+fn kept_number<T>(value: &str, number: impl Fn(i64) -> Option<T>) -> Option<(Feed, KeptNumber<T>)> {
     let (rest, last) = value.rsplit_once(':')?;
     let (feed, written, epoch) = match last.starts_with(|first: char| first.is_ascii_alphabetic()) {
         true => rest
@@ -149,19 +150,19 @@ fn place<T>(value: &str, number: impl Fn(i64) -> Option<T>) -> Option<(Feed, Pla
     let epoch = epoch.map(Epoch::parse).transpose().ok()?;
     Some((
         Feed::parse(feed).ok()?,
-        Place {
+        KeptNumber {
             number: number(written.parse().ok()?)?,
             epoch,
         },
     ))
 }
 
-fn one_each<T: Ord>(name: &str, places: &mut [(Feed, Place<T>)]) -> Result<(), String> {
-    if places.len() > PLACES_MAX {
+fn one_each<T: Ord>(name: &str, kept_numbers: &mut [(Feed, KeptNumber<T>)]) -> Result<(), String> {
+    if kept_numbers.len() > KEPT_NUMBERS_MAX {
         return Err(format!("too many {name} parameters"));
     }
-    places.sort_unstable();
-    match places.windows(2).any(|pair| pair[0].0 == pair[1].0) {
+    kept_numbers.sort_unstable();
+    match kept_numbers.windows(2).any(|pair| pair[0].0 == pair[1].0) {
         true => Err(format!("{name} names a feed twice")),
         false => Ok(()),
     }
@@ -283,28 +284,29 @@ mod tests {
     }
 
     #[test]
-    fn device_and_places_are_read_from_the_query() {
-        let asked =
-            wishes("device=till+2&after=m%2F1:7:e9&after=all:0&other=%E9&=&&device&state=all:3")
-                .unwrap();
+    fn device_and_kept_numbers_are_read_from_the_query() {
+        let asked = parameters(
+            "device=till+2&after=m%2F1:7:e9&after=all:0&other=%E9&=&&device&state=all:3",
+        )
+        .unwrap();
         assert_eq!(asked.device.as_str(), "till 2");
         let after: Vec<_> = asked
             .after
             .iter()
-            .map(|(feed, place)| (feed.as_str(), place.number.get()))
+            .map(|(feed, kept_number)| (feed.as_str(), kept_number.number.get()))
             .collect();
         assert_eq!(after, [("all", 0), ("m/1", 7)]);
         let epochs: Vec<_> = asked
             .after
             .iter()
-            .map(|(_, place)| place.epoch.as_ref().map(Epoch::as_str))
+            .map(|(_, kept_number)| kept_number.epoch.as_ref().map(Epoch::as_str))
             .collect();
         assert_eq!(epochs, [None, Some("e9")]);
         assert_eq!(
             asked
                 .state
                 .iter()
-                .map(|(_, place)| place.number.get())
+                .map(|(_, kept_number)| kept_number.number.get())
                 .collect::<Vec<_>>(),
             [3]
         );
@@ -323,7 +325,7 @@ mod tests {
             "token=t",
             "after=a%",
         ] {
-            assert!(wishes(bad).is_err(), "{bad}");
+            assert!(parameters(bad).is_err(), "{bad}");
         }
     }
 }

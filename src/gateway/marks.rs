@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use self::publishing::publish_all;
 use self::queues::Queues;
 use self::submission::{BUSY, Submission};
-use self::writing::{Batch, Failure, Written};
+use self::writing::{Failure, MarkBatch, Written};
 use crate::fanout::hub::Inbox;
 use crate::fanout::publisher::HintPublisher;
 use crate::fanout::{Fanout, Hints};
@@ -171,8 +171,8 @@ impl MarkWriter {
         }
     }
 
-    fn batch(&self, submissions: Vec<Submission>, locks: Locks) -> Batch {
-        Batch {
+    fn batch(&self, submissions: Vec<Submission>, locks: Locks) -> MarkBatch {
+        MarkBatch {
             submissions,
             locks,
             pool: self.pool.clone(),

@@ -16,7 +16,7 @@ use crate::model::page::Page;
 use crate::retry::Retry;
 use crate::store;
 use crate::store::StoreError;
-use crate::store::damage::{Damaged, Parts};
+use crate::store::damage::{Damaged, Halves};
 use crate::store::pages::PageRequest;
 use crate::store::pool::Pool;
 use crate::telemetry::labels::Retried;
@@ -54,11 +54,11 @@ pub struct Replay {
 #[derive(Debug)]
 pub struct ReplayWorker {
     requests: mpsc::Receiver<Request>,
-    reader: Reader,
+    reader: PageReader,
 }
 
 #[derive(Debug, Clone)]
-struct Reader {
+struct PageReader {
     pool: Pool,
     metrics: Arc<Metrics>,
     /// Damaged feeds, which share no query with others.
@@ -70,7 +70,7 @@ impl Replay {
     /// bounds the requests.
     pub fn new(pool: Pool, metrics: Arc<Metrics>, sessions_max: usize) -> (Self, ReplayWorker) {
         let (sender, requests) = mpsc::channel(sessions_max.max(1));
-        let reader = Reader {
+        let reader = PageReader {
             pool,
             metrics,
             damaged: Arc::default(),
@@ -158,7 +158,7 @@ impl ReplayWorker {
     }
 }
 
-impl Reader {
+impl PageReader {
     /// Reads each page once and sends it to all sessions that requested it. If the database is
     /// away, repeats the read for a time. If a page cannot be read, its requests are dropped.
     async fn serve(&self, mut requests: Vec<Request>) {
@@ -170,7 +170,7 @@ impl Reader {
             .collect();
         wanted.sort_unstable();
         wanted.dedup();
-        let mut parts = Parts::new(wanted, REQUESTS_PER_QUERY_MAX);
+        let mut parts = Halves::new(wanted, REQUESTS_PER_QUERY_MAX);
         while let Some(mut part) = parts.take() {
             while begun.elapsed() < GIVE_UP_AFTER {
                 requests.retain(|request| !request.reply.is_closed());

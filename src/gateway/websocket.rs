@@ -87,7 +87,7 @@ pub async fn connect(State(gateway): State<Arc<Gateway>>, mut request: Request) 
 
 impl Gateway {
     async fn admit(&self, offer: &Offer, query: &str) -> Result<(Opened, Admitted), Refusal> {
-        let wishes = handshake::wishes(query).map_err(Refusal::Parameter)?;
+        let parameters = handshake::parameters(query).map_err(Refusal::Parameter)?;
         if self.health.draining.load(Ordering::Relaxed) {
             return Err(Refusal::Draining);
         }
@@ -95,7 +95,7 @@ impl Gateway {
         let grant = token
             .and_then(|token| self.shared.authenticator.check(token))
             .map_err(Refusal::Token)?;
-        self.open(wishes, grant).await
+        self.open(parameters, grant).await
     }
 
     fn accept(

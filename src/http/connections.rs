@@ -35,16 +35,16 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 const HEAD_GRACE: Duration = Duration::from_secs(1);
 /// The same for a connection that sends one request after another.
 const BUSY_AGE: Duration = Duration::from_secs(30);
-/// Wait for a free place before one more connection is closed.
+/// Wait for a free slot before one more connection is closed.
 const ROOM_WAIT: Duration = Duration::from_millis(100);
 
 /// The connections of one port.
 #[derive(Debug)]
 pub struct Connections {
-    places: Arc<Semaphore>,
+    slots: Arc<Semaphore>,
     metrics: ConnectionMetrics,
     next_id: AtomicU64,
-    /// By id, which is the order of acceptance. Locked for one operation, or for one pass if there is no free place.
+    /// By id, which is the order of acceptance. Locked for one operation, or for one pass if there is no free slot.
     open: Mutex<BTreeMap<u64, Arc<Watch>>>,
 }
 
@@ -52,25 +52,25 @@ impl Connections {
     /// Allows `max` connections.
     pub fn new(max: usize, metrics: ConnectionMetrics) -> Arc<Self> {
         metrics.max.set(i64::try_from(max).unwrap_or(i64::MAX));
-        let places = Arc::new(Semaphore::new(max));
+        let slots = Arc::new(Semaphore::new(max));
         Arc::new(Self {
-            places,
+            slots,
             metrics,
             next_id: AtomicU64::new(0),
             open: Mutex::default(),
         })
     }
 
-    /// Waits for a free place. If there is none, it closes the connection that has waited longest for its client.
-    pub async fn place(self: &Arc<Self>) -> Place {
+    /// Waits for a free slot. If there is none, it closes the connection that has waited longest for its client.
+    pub async fn slot(self: &Arc<Self>) -> Slot {
         let permit = loop {
-            if let Ok(permit) = self.places.clone().try_acquire_owned() {
+            if let Ok(permit) = self.slots.clone().try_acquire_owned() {
                 break permit;
             }
             self.make_room(Instant::now());
             // The semaphore is never closed.
             if let Ok(Ok(permit)) =
-                tokio::time::timeout(ROOM_WAIT, self.places.clone().acquire_owned()).await
+                tokio::time::timeout(ROOM_WAIT, self.slots.clone().acquire_owned()).await
             {
                 break permit;
             }
@@ -78,7 +78,7 @@ impl Connections {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let watch = Arc::new(Watch::new(Instant::now()));
         lock(&self.open).insert(id, watch.clone());
-        Place {
+        Slot {
             connections: self.clone(),
             id,
             watch,
@@ -98,9 +98,9 @@ impl Connections {
     }
 }
 
-/// A connection's place, until it is dropped.
+/// A connection's slot, until it is dropped.
 #[derive(Debug)]
-pub struct Place {
+pub struct Slot {
     connections: Arc<Connections>,
     id: u64,
     /// The state of the connection.
@@ -109,14 +109,14 @@ pub struct Place {
     _permit: OwnedSemaphorePermit,
 }
 
-impl Place {
+impl Slot {
     /// Counts a connection that the server ends.
     pub fn count_dropped(&self, reason: ConnectionDropped) {
         self.connections.metrics.dropped.inc(reason);
     }
 }
 
-impl Drop for Place {
+impl Drop for Slot {
     fn drop(&mut self) {
         lock(&self.connections.open).remove(&self.id);
     }
@@ -472,14 +472,14 @@ mod tests {
     #[tokio::test]
     async fn a_new_connection_takes_the_place_of_the_oldest_that_waits() {
         let connections = Connections::new(2, ConnectionMetrics::default());
-        let (first, second) = (connections.place().await, connections.place().await);
+        let (first, second) = (connections.slot().await, connections.slot().await);
         second.watch.begin();
         let asked = first.watch.clone();
         let leaving = async {
             asked.asked_to_go().await;
             drop(first);
         };
-        let (third, ()) = tokio::join!(connections.place(), leaving);
+        let (third, ()) = tokio::join!(connections.slot(), leaving);
         assert_eq!(lock(&connections.open).len(), 2);
         assert_eq!(connections.metrics.open.get(), 2);
         drop((second, third));

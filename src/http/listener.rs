@@ -20,7 +20,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::connections::{Answer, Connections, Go, Place, Watch, Watched, within_deadlines};
+use super::connections::{Answer, Connections, Go, Slot, Watch, Watched, within_deadlines};
 use super::problem::Problem;
 use crate::telemetry::labels::ConnectionDropped;
 
@@ -47,16 +47,11 @@ pub async fn serve(
         };
         match accepted {
             Ok((stream, _)) => {
-                let place = tokio::select! {
-                    place = connections.place() => place,
+                let slot = tokio::select! {
+                    slot = connections.slot() => slot,
                     () = stop.cancelled() => break,
                 };
-                tasks.spawn(serve_connection(
-                    stream,
-                    router.clone(),
-                    place,
-                    stop.clone(),
-                ));
+                tasks.spawn(serve_connection(stream, router.clone(), slot, stop.clone()));
             }
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
@@ -69,15 +64,10 @@ pub async fn serve(
     tasks.wait().await;
 }
 
-async fn serve_connection(
-    stream: TcpStream,
-    router: Router,
-    place: Place,
-    stop: CancellationToken,
-) {
+async fn serve_connection(stream: TcpStream, router: Router, slot: Slot, stop: CancellationToken) {
     // Frames are collected before they are written, so Nagle's algorithm only adds latency.
     let _ = stream.set_nodelay(true);
-    let watch = &place.watch;
+    let watch = &slot.watch;
     // hyper allocates its buffer at the first poll, so a client that sends nothing costs none.
     let first = tokio::select! {
         // Arrived bytes come first, because only a connection that waits for its client makes room.
@@ -87,7 +77,7 @@ async fn serve_connection(
         () = stop.cancelled() => return,
     };
     if let Err(reason) = first {
-        return place.count_dropped(reason);
+        return slot.count_dropped(reason);
     }
     let router = TowerToHyperService::new(router);
     let answering = watch.clone();
@@ -105,8 +95,8 @@ async fn serve_connection(
             ended = within_deadlines(watch, connection.as_mut()) => break ended,
             () = watch.asked_to_go() => match watch.go(Instant::now()) {
                 Go::Stay => continue,
-                Go::Now => return place.count_dropped(ConnectionDropped::Crowded),
-                Go::AfterAnswer => place.count_dropped(ConnectionDropped::Crowded),
+                Go::Now => return slot.count_dropped(ConnectionDropped::Crowded),
+                Go::AfterAnswer => slot.count_dropped(ConnectionDropped::Crowded),
             },
             () = stop.cancelled() => {}
         }
@@ -118,7 +108,7 @@ async fn serve_connection(
     match ended {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(%error, "a connection ended early"),
-        Err(reason) => place.count_dropped(reason),
+        Err(reason) => slot.count_dropped(reason),
     }
 }
 

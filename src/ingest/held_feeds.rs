@@ -18,7 +18,7 @@ use crate::retry;
 use crate::store::StoreError;
 use crate::store::append::{Blame, release};
 use crate::store::dead_letters::Letter;
-use crate::store::holds::{self, Waiting};
+use crate::store::holds::{self, WaitingEvent};
 use crate::store::pool::Pool;
 use crate::telemetry::labels::Retried;
 use crate::telemetry::metrics::Metrics;
@@ -127,12 +127,12 @@ impl HeldFeeds {
 
     /// Parses the events again. If one is rejected now, because a limit was changed, it becomes a
     /// dead letter and this returns `None`.
-    async fn parse(&self, waiting: Vec<Waiting>) -> Result<Option<Events>, ReleaseError> {
+    async fn parse(&self, waiting: Vec<WaitingEvent>) -> Result<Option<Events>, ReleaseError> {
         let (mut events, mut ids) = (
             Vec::with_capacity(waiting.len()),
             Vec::with_capacity(waiting.len()),
         );
-        for Waiting {
+        for WaitingEvent {
             letter,
             received_at,
         } in waiting

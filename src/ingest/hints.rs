@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 use crate::fanout::Hints;
 use crate::model::notification::Notification;
 use crate::store::append::Placed;
-use crate::telemetry::traces::Batch as BatchTrace;
+use crate::telemetry::traces::BatchTrace;
 
 /// Returns the hints of stored events.
 ///

@@ -16,7 +16,7 @@ use crate::model::feed::Feed;
 use crate::retry::{self, Retry};
 use crate::store::StoreError;
 use crate::store::append::{Blame, Committed, Fate, NotAppended, Outcome, Pending, append};
-use crate::store::damage::Parts;
+use crate::store::damage::Halves;
 use crate::store::holds;
 use crate::telemetry::labels::Retried;
 use crate::telemetry::metrics::Metrics;
@@ -71,7 +71,7 @@ impl Ingest {
             deliveries: batch.len(),
             metrics: &self.metrics,
         };
-        let mut parts = Parts::new(batch, usize::MAX);
+        let mut parts = Halves::new(batch, usize::MAX);
         while let Some(part) = parts.take() {
             if part.is_empty() {
                 continue;
@@ -127,7 +127,11 @@ impl Ingest {
     }
 
     /// Puts the parts back that are stored instead of a rejected part, in order.
-    async fn replace(&self, rejected: NotAppended<Delivery>, parts: &mut Parts<Pending<Delivery>>) {
+    async fn replace(
+        &self,
+        rejected: NotAppended<Delivery>,
+        parts: &mut Halves<Pending<Delivery>>,
+    ) {
         let blame = rejected.blame();
         let NotAppended {
             pending: part,

@@ -11,7 +11,7 @@ use crate::amqp::depths::DepthProbe;
 use crate::fanout::hub::Hub;
 use crate::store;
 use crate::store::StoreError;
-use crate::store::damage::{Damaged, Parts};
+use crate::store::damage::{Damaged, Halves};
 use crate::store::dead_letters::Counts;
 use crate::store::pool::Pool;
 use crate::store::undelivered::Undelivered;
@@ -74,7 +74,7 @@ async fn measure(
 ) -> Result<(Undelivered, Counts), StoreError> {
     let mut all = Undelivered::default();
     for feeds in hub.feeds().chunks(FEEDS_PER_QUERY_MAX) {
-        let mut parts = Parts::new(damaged.others(feeds), SPLITS_MAX);
+        let mut parts = Halves::new(damaged.others(feeds), SPLITS_MAX);
         while let Some(part) = parts.take() {
             match store::undelivered::read(pool, &part).await {
                 Ok(undelivered) => all = all.and(undelivered),

@@ -157,15 +157,15 @@ pub async fn append<T>(
     let stored = {
         let events: Vec<&Event> = pending.iter().filter_map(Pending::event).collect();
         let letters: Vec<&Letter> = pending.iter().filter_map(Pending::letter).collect();
-        place(pool, &events, &letters, received_at).await
+        store(pool, &events, &letters, received_at).await
     };
-    let mut places = match stored {
-        Ok(places) => places.into_iter(),
+    let mut stored_at = match stored {
+        Ok(stored_at) => stored_at.into_iter(),
         Err(error) => return Err(NotAppended { pending, error }),
     };
     let commit = |Pending { origin, fate }| {
         let outcome = match fate {
-            Fate::Notify(event) => Outcome::Notified(places.next()?.of(event)),
+            Fate::Notify(event) => Outcome::Notified(stored_at.next()?.of(event)),
             Fate::DeadLetter(letter) => Outcome::DeadLettered(letter),
         };
         Some((origin, outcome))
@@ -183,23 +183,23 @@ pub async fn release(
     letters: &[String],
     received_at: OffsetDateTime,
 ) -> Result<Vec<Placed>, StoreError> {
-    let places = {
+    let stored_at = {
         let events: Vec<&Event> = events.iter().collect();
         statements::release(pool, &events, letters, received_at).await?
     };
-    let placed = |(event, place): (Event, Place)| place.of(event);
-    Ok(events.into_iter().zip(places).map(placed).collect())
+    let placed = |(event, stored_at): (Event, StoredAt)| stored_at.of(event);
+    Ok(events.into_iter().zip(stored_at).map(placed).collect())
 }
 
-/// The place of an event, as the database returned it.
-struct Place {
+/// The number of an event, as the database returned it.
+struct StoredAt {
     seq: Seq,
     duplicate: bool,
     progress: Option<Progress>,
     epoch: Epoch,
 }
 
-impl Place {
+impl StoredAt {
     fn of(self, event: Event) -> Placed {
         Placed {
             event,
@@ -211,19 +211,19 @@ impl Place {
     }
 }
 
-/// Stores events and letters, and returns the place of each event. A batch with letters takes the
+/// Stores events and letters, and returns the number of each event. A batch with letters takes the
 /// slower statement, because one statement must store both.
-async fn place(
+async fn store(
     pool: &Pool,
     events: &[&Event],
     letters: &[&Letter],
     received_at: OffsetDateTime,
-) -> Result<Vec<Place>, StoreError> {
+) -> Result<Vec<StoredAt>, StoreError> {
     if !letters.is_empty() {
         return statements::append_with_letters(pool, events, letters, received_at).await;
     }
     match statements::append_new(pool, events, received_at).await? {
-        Some(places) => Ok(places),
+        Some(stored_at) => Ok(stored_at),
         None => statements::append_any(pool, events, received_at).await,
     }
 }

@@ -31,9 +31,9 @@ pub struct CursorKey {
     pub device: Device,
 }
 
-/// The place of a subscriber in a feed, and the counters of the feed.
+/// A cursor and the counters of its feed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Standing {
+pub struct FeedStanding {
     /// Highest number that this device has acked.
     pub acked: Seq,
     /// Number of the newest notification of the feed.
@@ -48,7 +48,7 @@ pub struct Standing {
     pub epoch: Epoch,
 }
 
-impl Standing {
+impl FeedStanding {
     /// Returns whether the database has lost notifications of this feed. The feed of a canary is
     /// deleted on purpose.
     pub fn is_set_back(&self, feed: &Feed) -> bool {
@@ -62,7 +62,7 @@ pub struct Found {
     /// Highest acked number; `None` if this key has no cursor.
     pub acked: Option<Seq>,
     /// The counters of the feed. Without a cursor, `acked` is 0 and the caller replaces it.
-    pub standing: Standing,
+    pub standing: FeedStanding,
     /// The caller calls [`note_seen`].
     pub is_stale: bool,
 }
@@ -82,7 +82,7 @@ struct FoundRow {
 impl FoundRow {
     fn found(self) -> Result<Found, sqlx::Error> {
         let acked = self.acked_seq.map(super::seq).transpose()?;
-        let standing = Standing {
+        let standing = FeedStanding {
             acked: acked.unwrap_or_default(),
             last: super::seq(self.last_seq)?,
             unread: self.unread,
@@ -218,7 +218,7 @@ mod tests {
 
     #[test]
     fn a_cursor_above_the_last_number_is_set_back_except_a_canarys() {
-        let standing = |acked, last| Standing {
+        let standing = |acked, last| FeedStanding {
             acked: Seq::new(acked).unwrap(),
             last: Seq::new(last).unwrap(),
             unread: 0,

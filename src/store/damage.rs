@@ -17,12 +17,12 @@ const FEEDS_MAX: usize = 10_000;
 
 /// Items that are read together, in smaller parts after a failure.
 #[derive(Debug)]
-pub struct Parts<T> {
+pub struct Halves<T> {
     waiting: VecDeque<Vec<T>>,
     splits_left: usize,
 }
 
-impl<T> Parts<T> {
+impl<T> Halves<T> {
     /// One part, which is split `splits_max` times at most.
     pub fn new(all: Vec<T>, splits_max: usize) -> Self {
         Self {
@@ -59,7 +59,7 @@ impl<T> Parts<T> {
     }
 }
 
-impl Parts<Feed> {
+impl Halves<Feed> {
     /// Takes a part whose read failed. Halves it, or returns its only feed as damaged. Returns the
     /// error if it is not caused by stored rows.
     pub fn failed(
@@ -138,7 +138,7 @@ mod tests {
         splits_max: usize,
     ) -> (Vec<u32>, Vec<Vec<u32>>, usize) {
         let (mut parts, mut good, mut bad, mut reads) =
-            (Parts::new(all, splits_max), Vec::new(), Vec::new(), 0);
+            (Halves::new(all, splits_max), Vec::new(), Vec::new(), 0);
         while let Some(part) = parts.take() {
             reads += 1;
             if !part.iter().any(|one| is_bad(*one)) {

@@ -15,7 +15,7 @@ const FEEDS_MAX: i64 = 100;
 
 /// An event that waits for its feed.
 #[derive(Debug, FromRow)]
-pub struct Waiting {
+pub struct WaitingEvent {
     /// The event as it came.
     #[sqlx(flatten)]
     pub letter: Letter,
@@ -54,7 +54,7 @@ pub async fn waiting(
     pool: &Pool,
     feed: &Feed,
     events_max: i64,
-) -> Result<Vec<Waiting>, StoreError> {
+) -> Result<Vec<WaitingEvent>, StoreError> {
     let query =
         sqlx::query("select * from dead_letters where feed = $1 order by position limit $2");
     super::fetch(pool, query.bind(feed.as_str()).bind(events_max)).await

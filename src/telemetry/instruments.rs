@@ -75,9 +75,9 @@ pub struct Holding(Arc<Mutex<HashMap<u8, Instant>>>);
 
 impl Holding {
     /// The partition holds deliveries from now until the returned value is dropped.
-    pub fn begin(&self, partition: u8) -> Held<'_> {
+    pub fn begin(&self, partition: u8) -> HoldingPartition<'_> {
         self.lock().insert(partition, Instant::now());
-        Held {
+        HoldingPartition {
             holding: self,
             partition,
         }
@@ -108,12 +108,12 @@ impl EncodeMetric for Holding {
 
 /// A partition that holds deliveries.
 #[derive(Debug)]
-pub struct Held<'a> {
+pub struct HoldingPartition<'a> {
     holding: &'a Holding,
     partition: u8,
 }
 
-impl Drop for Held<'_> {
+impl Drop for HoldingPartition<'_> {
     fn drop(&mut self) {
         self.holding.lock().remove(&self.partition);
     }

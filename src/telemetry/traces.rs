@@ -175,13 +175,13 @@ impl fmt::Display for Publishing {
 
 /// The span of a batch. It is a root span with a link to each event, because it has many parents.
 #[derive(Debug)]
-pub struct Batch {
+pub struct BatchTrace {
     queue: String,
     span: Span,
     begun: SystemTime,
 }
 
-impl Batch {
+impl BatchTrace {
     /// Returns `None` if no event of the batch is traced.
     pub fn begin<'a>(
         queue: impl FnOnce() -> String,

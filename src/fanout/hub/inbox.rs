@@ -21,13 +21,13 @@ const INBOX_STATES_MAX: usize = 64;
 /// The inbox of one session.
 #[derive(Debug, Default)]
 pub struct Inbox {
-    waiting: Mutex<Waiting>,
+    waiting: Mutex<InboxContent>,
     wake: Notify,
 }
 
 /// The hints since the last [`Inbox::take`].
 #[derive(Debug, Default)]
-pub struct Waiting {
+pub struct InboxContent {
     /// In the order published.
     pub hints: Vec<Arc<Notification>>,
     /// Bytes of the frames of `hints`.
@@ -49,14 +49,14 @@ impl Inbox {
     }
 
     /// Takes all that waits.
-    pub fn take(&self) -> Waiting {
+    pub fn take(&self) -> InboxContent {
         let mut waiting = self.lock();
         let epoch = waiting.epoch.clone();
         std::mem::replace(
             &mut waiting,
-            Waiting {
+            InboxContent {
                 epoch,
-                ..Waiting::default()
+                ..InboxContent::default()
             },
         )
     }
@@ -65,21 +65,21 @@ impl Inbox {
     pub(super) fn begin_epoch(&self, epoch: &Epoch) {
         let mut waiting = self.lock();
         let replies = std::mem::take(&mut waiting.replies);
-        *waiting = Waiting {
+        *waiting = InboxContent {
             replies,
             epoch: Some(epoch.clone()),
-            ..Waiting::default()
+            ..InboxContent::default()
         };
         drop(waiting);
         self.wake.notify_one();
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, Waiting> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, InboxContent> {
         lock(&self.waiting)
     }
 
     /// Locks the inbox if it accepts hints of `epoch`.
-    fn waiting_of(&self, epoch: &Epoch) -> Option<MutexGuard<'_, Waiting>> {
+    fn waiting_of(&self, epoch: &Epoch) -> Option<MutexGuard<'_, InboxContent>> {
         Some(self.lock())
             .filter(|waiting| waiting.epoch.as_ref().is_none_or(|began| began == epoch))
     }
@@ -139,7 +139,7 @@ impl Inbox {
     }
 }
 
-impl Waiting {
+impl InboxContent {
     /// Raises the number of a feed. There is one entry for each feed, and a session reads few feeds.
     fn raise(&mut self, feed: &Feed, more: Newest) {
         match self.newest.iter_mut().find(|(known, _)| known == feed) {

@@ -13,8 +13,8 @@ use super::Cursors;
 use crate::model::feed::{Epoch, Seq};
 use crate::retry::Retry;
 use crate::store::StoreError;
-use crate::store::cursors::{CursorKey, Found, Made, Standing, make, note_seen, read};
-use crate::store::damage::Parts;
+use crate::store::cursors::{CursorKey, FeedStanding, Found, Made, make, note_seen, read};
+use crate::store::damage::Halves;
 use crate::store::pool::Pool;
 use crate::telemetry::labels::Retried;
 
@@ -54,7 +54,7 @@ pub(super) struct Openings {
 }
 
 #[derive(Debug)]
-pub(super) struct Waiting {
+pub(super) struct OpeningReceivers {
     openings: mpsc::Receiver<Opening>,
     notes: mpsc::Receiver<Vec<CursorKey>>,
 }
@@ -63,16 +63,16 @@ pub(super) struct Waiting {
 #[derive(Debug)]
 struct Opening {
     keys: Vec<(CursorKey, bool)>,
-    reply: oneshot::Sender<Result<Vec<Standing>, NotOpened>>,
+    reply: oneshot::Sender<Result<Vec<FeedStanding>, NotOpened>>,
 }
 
 impl Openings {
-    pub(super) fn new() -> (Self, Waiting) {
+    pub(super) fn new() -> (Self, OpeningReceivers) {
         let (openings, waiting) = mpsc::channel(SESSIONS_WAITING_MAX);
         let (notes, waiting_notes) = mpsc::channel(NOTES_WAITING_MAX);
         (
             Self { openings, notes },
-            Waiting {
+            OpeningReceivers {
                 openings: waiting,
                 notes: waiting_notes,
             },
@@ -82,7 +82,7 @@ impl Openings {
     pub(super) async fn open(
         &self,
         keys: Vec<(CursorKey, bool)>,
-    ) -> Result<Vec<Standing>, NotOpened> {
+    ) -> Result<Vec<FeedStanding>, NotOpened> {
         let (reply, standings) = oneshot::channel();
         self.openings
             .try_send(Opening { keys, reply })
@@ -99,12 +99,12 @@ impl Openings {
 #[derive(Debug)]
 pub struct CursorReader {
     cursors: Arc<Cursors>,
-    waiting: Waiting,
+    waiting: OpeningReceivers,
     pool: Pool,
 }
 
 impl CursorReader {
-    pub(super) fn new(cursors: Arc<Cursors>, waiting: Waiting, pool: Pool) -> Self {
+    pub(super) fn new(cursors: Arc<Cursors>, waiting: OpeningReceivers, pool: Pool) -> Self {
         Self {
             cursors,
             waiting,
@@ -118,7 +118,7 @@ impl CursorReader {
         let Self {
             cursors,
             waiting:
-                Waiting {
+                OpeningReceivers {
                     mut openings,
                     mut notes,
                 },
@@ -172,7 +172,7 @@ impl Opener {
     /// row is alone.
     async fn read_all(&self, waiting: &mut Vec<Opening>) {
         let mut retry = Retry::new(Retried::Cursors, &self.cursors.metrics);
-        let mut parts = Parts::new(std::mem::take(waiting), usize::MAX);
+        let mut parts = Halves::new(std::mem::take(waiting), usize::MAX);
         while let Some(mut part) = parts.take() {
             part.retain(|opening| !opening.reply.is_closed());
             if part.is_empty() {
@@ -224,7 +224,7 @@ impl Opener {
     /// session is alone. That session is refused at once, because its client tries again.
     async fn make_all(&self, waiting: Vec<Opening>) {
         let mut retry = Retry::new(Retried::Cursors, &self.cursors.metrics);
-        let mut parts = Parts::new(waiting, usize::MAX);
+        let mut parts = Halves::new(waiting, usize::MAX);
         while let Some(mut part) = parts.take() {
             part.retain(|opening| !opening.reply.is_closed());
             if part.is_empty() {
@@ -247,7 +247,7 @@ impl Opener {
         }
     }
 
-    async fn make(&self, part: &[Opening]) -> Result<Vec<Standing>, StoreError> {
+    async fn make(&self, part: &[Opening]) -> Result<Vec<FeedStanding>, StoreError> {
         let wanted: Vec<_> = part
             .iter()
             .flat_map(|opening| opening.keys.iter().cloned())
@@ -266,7 +266,7 @@ impl Opener {
         // If a cursor was evicted meanwhile, it counts as it was made.
         let standing = |((found, place), newest): ((Found, Seq), &Option<Seq>)| {
             raised(
-                Standing {
+                FeedStanding {
                     acked: found.acked.unwrap_or(place),
                     ..found.standing
                 },
@@ -285,7 +285,7 @@ impl Opener {
 
 #[derive(Debug, Default)]
 struct Divided {
-    complete: Vec<(Opening, Vec<Standing>)>,
+    complete: Vec<(Opening, Vec<FeedStanding>)>,
     incomplete: Vec<Opening>,
     stale: Vec<CursorKey>,
 }
@@ -336,17 +336,17 @@ fn refuse(part: Vec<Opening>, reason: NotOpened) {
 }
 
 /// Raises a standing to the newest ack that is not written, if both are of one epoch.
-fn raised(standing: Standing, epoch: Option<&Epoch>, newest: Option<Seq>) -> Standing {
+fn raised(standing: FeedStanding, epoch: Option<&Epoch>, newest: Option<Seq>) -> FeedStanding {
     let newest = newest
         .filter(|_| epoch == Some(&standing.epoch))
         .unwrap_or_default();
-    Standing {
+    FeedStanding {
         acked: newest.max(standing.acked),
         ..standing
     }
 }
 
-fn reply(part: Vec<Opening>, standings: Vec<Standing>) {
+fn reply(part: Vec<Opening>, standings: Vec<FeedStanding>) {
     let mut standings = standings.into_iter();
     for opening in part {
         let own = standings.by_ref().take(opening.keys.len()).collect();
@@ -381,8 +381,8 @@ mod tests {
         Epoch::parse(name).unwrap()
     }
 
-    fn standing(acked: i64) -> Standing {
-        Standing {
+    fn standing(acked: i64) -> FeedStanding {
+        FeedStanding {
             acked: Seq::new(acked).unwrap(),
             last: Seq::new(9).unwrap(),
             unread: 0,

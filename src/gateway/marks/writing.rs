@@ -7,14 +7,14 @@ use super::submission::{GIVE_UP_AFTER, Submission};
 use crate::model::feed::{Epoch, Feed};
 use crate::retry::Retry;
 use crate::store::StoreError;
-use crate::store::damage::Parts;
+use crate::store::damage::Halves;
 use crate::store::epoch::known::Epochs;
 use crate::store::marks::{Locks, MarkRequest, MarkResult, write};
 use crate::store::pool::Pool;
 use crate::telemetry::labels::Retried;
 use crate::telemetry::metrics::Metrics;
 
-pub(super) struct Batch {
+pub(super) struct MarkBatch {
     pub(super) submissions: Vec<Submission>,
     pub(super) locks: Locks,
     pub(super) pool: Pool,
@@ -43,7 +43,7 @@ pub(super) enum Failure {
     Final,
 }
 
-impl Batch {
+impl MarkBatch {
     /// Writes the submissions together. If the write fails because of one of them, writes halves
     /// until that one is alone.
     pub(super) async fn write(self) -> Written {
@@ -70,7 +70,7 @@ impl Batch {
             epoch: &epoch,
             locks: self.locks,
         };
-        let mut parts = Parts::new(submissions, usize::MAX);
+        let mut parts = Halves::new(submissions, usize::MAX);
         while let Some(part) = parts.take() {
             if part.is_empty() {
                 continue;

@@ -11,7 +11,7 @@ use crate::fanout::hub::Hub;
 use crate::model::feed::{Feed, Newest};
 use crate::retry::Retry;
 use crate::store;
-use crate::store::damage::{Damaged, Parts};
+use crate::store::damage::{Damaged, Halves};
 use crate::store::epoch::known::Epochs;
 use crate::store::pool::Pool;
 use crate::telemetry::labels::Retried;
@@ -84,7 +84,7 @@ async fn sweep_once(pool: &Pool, hub: &Hub, epochs: &Epochs, metrics: &Metrics, 
     };
     let feeds: Vec<Feed> = published.keys().cloned().collect();
     for feeds in feeds.chunks(FEEDS_PER_QUERY_MAX) {
-        let mut parts = Parts::new(damaged.others(feeds), SPLITS_PER_SWEEP_MAX);
+        let mut parts = Halves::new(damaged.others(feeds), SPLITS_PER_SWEEP_MAX);
         while let Some(part) = parts.take().filter(|part| !part.is_empty()) {
             let failed = match store::pages::newest(pool, &part).await {
                 // Another replica has just renewed the epoch.

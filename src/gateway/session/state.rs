@@ -21,8 +21,8 @@ use time::OffsetDateTime;
 
 use self::allowance::FrameAllowance;
 pub use self::output::{Effect, Frame, Output, Sent};
-use self::reader::Reader;
-pub use self::start::{KeptByClient, Place, Start};
+use self::reader::FeedReader;
+pub use self::start::{KeptByClient, KeptNumber, Start};
 use crate::model::feed::{Epoch, Feed, Newest, Seq};
 use crate::model::frame_text::FrameText;
 use crate::model::mark::StateFrame;
@@ -62,7 +62,7 @@ pub struct Ends {
 pub struct Session {
     rules: Rules,
     epoch: Epoch,
-    readers: Vec<Reader>,
+    readers: Vec<FeedReader>,
     /// Notifications of all feeds that are sent and not acknowledged.
     outstanding: usize,
     /// Marks of the client that have no reply yet.
@@ -83,7 +83,7 @@ impl Session {
         let mut session = Self {
             rules,
             epoch,
-            readers: starts.into_iter().map(Reader::new).collect(),
+            readers: starts.into_iter().map(FeedReader::new).collect(),
             outstanding: 0,
             marks_waiting: 0,
             is_reading: false,
@@ -319,7 +319,7 @@ impl Session {
         }
     }
 
-    fn reader_of(&mut self, feed: &Feed) -> Option<&mut Reader> {
+    fn reader_of(&mut self, feed: &Feed) -> Option<&mut FeedReader> {
         self.readers.iter_mut().find(|reader| reader.feed == *feed)
     }
 

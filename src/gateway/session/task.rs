@@ -23,7 +23,7 @@ use super::closing::{accepts_late_frames, send_close};
 use super::framing::{Fault, Incoming};
 use super::socket::{ReadError, Socket};
 use super::state::{Effect, Ends, Output, Rules, Session, Start};
-use crate::fanout::hub::{Registration, Waiting};
+use crate::fanout::hub::{InboxContent, Registration};
 use crate::gateway::auth::{Authenticator, LEEWAY};
 use crate::gateway::cursors::{Cursors, SEEN_AFTER};
 use crate::gateway::marks::Marks;
@@ -280,7 +280,7 @@ impl Task {
     }
 
     fn on_waiting(&mut self) {
-        let Waiting {
+        let InboxContent {
             hints,
             states,
             newest,

@@ -1,4 +1,4 @@
-//! Opens a session: the grant of its token and the places that its client kept become an
+//! Opens a session: the grant of its token and the numbers that its client kept become an
 //! [`Opened`], or a [`Refusal`].
 
 use std::time::Duration;
@@ -7,13 +7,13 @@ use super::Gateway;
 use crate::gateway::admission::Admitted;
 use crate::gateway::auth::Grant;
 use crate::gateway::cursors::NotOpened;
-use crate::gateway::handshake::Wishes;
+use crate::gateway::handshake::SessionParameters;
 use crate::gateway::refusal::Refusal;
-use crate::gateway::session::state::{KeptByClient, Place, Start};
+use crate::gateway::session::state::{KeptByClient, KeptNumber, Start};
 use crate::gateway::session::task::Opened;
 use crate::model::feed::{Device, Epoch, Feed, Newest};
 use crate::model::protocol::WelcomeFeed;
-use crate::store::cursors::{CursorKey, Standing};
+use crate::store::cursors::{CursorKey, FeedStanding};
 
 /// Longest wait of a handshake for its cursors. After it, the session is refused as not ready.
 const CURSORS_TIMEOUT: Duration = Duration::from_secs(5);
@@ -23,10 +23,10 @@ impl Gateway {
     /// the inbox.
     pub(super) async fn open(
         &self,
-        wishes: Wishes,
+        parameters: SessionParameters,
         grant: Grant,
     ) -> Result<(Opened, Admitted), Refusal> {
-        if let Some(feed) = wishes.feeds().find(|feed| !grant.feeds.contains(feed)) {
+        if let Some(feed) = parameters.feeds().find(|feed| !grant.feeds.contains(feed)) {
             return Err(Refusal::ForeignFeed(feed.clone()));
         }
         let admitted = self
@@ -34,19 +34,19 @@ impl Gateway {
             .admit(&grant.subscriber)
             .map_err(Refusal::TooManySessions)?;
         let registration = self.hub.register(grant.feeds.clone());
-        let standings = self.standings(&grant, &wishes.device).await?;
+        let standings = self.standings(&grant, &parameters.device).await?;
         // If the epoch changed meanwhile, the client must come again.
         let epoch = epoch_of(&standings)
             .filter(|epoch| self.shared.epochs.learn(epoch))
             .ok_or(Refusal::Restored)?;
         self.hub.follow_epoch();
-        let set_back = |(feed, standing): (&Feed, &Standing)| standing.is_set_back(feed);
+        let set_back = |(feed, standing): (&Feed, &FeedStanding)| standing.is_set_back(feed);
         if grant.feeds.iter().zip(&standings).any(set_back) {
             self.shared
                 .epochs
                 .doubt(&epoch, "a cursor is above the last number of its feed");
         }
-        let (starts, feeds) = starts(&grant, &wishes, &epoch, &standings)
+        let (starts, feeds) = starts(&grant, &parameters, &epoch, &standings)
             .into_iter()
             .unzip();
         let opened = Opened {
@@ -54,7 +54,7 @@ impl Gateway {
             token_remaining: grant.remaining(),
             is_canary: grant.is_canary,
             subscriber: grant.subscriber,
-            device: wishes.device,
+            device: parameters.device,
             epoch,
             starts,
             feeds,
@@ -63,7 +63,11 @@ impl Gateway {
         Ok((opened, admitted))
     }
 
-    async fn standings(&self, grant: &Grant, device: &Device) -> Result<Vec<Standing>, Refusal> {
+    async fn standings(
+        &self,
+        grant: &Grant,
+        device: &Device,
+    ) -> Result<Vec<FeedStanding>, Refusal> {
         let key = |feed: &Feed| {
             let key = CursorKey {
                 feed: feed.clone(),
@@ -81,23 +85,23 @@ impl Gateway {
 }
 
 /// The epoch of all standings, if they have one epoch.
-fn epoch_of(standings: &[Standing]) -> Option<Epoch> {
+fn epoch_of(standings: &[FeedStanding]) -> Option<Epoch> {
     let epoch = &standings.first()?.epoch;
-    let is_of_it = |standing: &Standing| standing.epoch == *epoch;
+    let is_of_it = |standing: &FeedStanding| standing.epoch == *epoch;
     standings.iter().all(is_of_it).then(|| epoch.clone())
 }
 
 /// The begin of the session in each feed, and the feeds of `welcome`.
 fn starts(
     grant: &Grant,
-    wishes: &Wishes,
+    parameters: &SessionParameters,
     epoch: &Epoch,
-    standings: &[Standing],
+    standings: &[FeedStanding],
 ) -> Vec<(Start, WelcomeFeed)> {
-    let start = |(feed, standing): (&Feed, &Standing)| {
+    let start = |(feed, standing): (&Feed, &FeedStanding)| {
         let kept = KeptByClient {
-            after: place_of(&wishes.after, feed),
-            version: place_of(&wishes.state, feed),
+            after: kept_number_of(&parameters.after, feed),
+            version: kept_number_of(&parameters.state, feed),
         };
         let newest = Newest {
             seq: standing.last,
@@ -120,9 +124,12 @@ fn starts(
     grant.feeds.iter().zip(standings).map(start).collect()
 }
 
-fn place_of<N: Clone>(places: &[(Feed, Place<N>)], feed: &Feed) -> Option<Place<N>> {
-    let (_, place) = places.iter().find(|(named, _)| named == feed)?;
-    Some(place.clone())
+fn kept_number_of<N: Clone>(
+    kept_numbers: &[(Feed, KeptNumber<N>)],
+    feed: &Feed,
+) -> Option<KeptNumber<N>> {
+    let (_, kept) = kept_numbers.iter().find(|(named, _)| named == feed)?;
+    Some(kept.clone())
 }
 
 #[cfg(test)]
@@ -139,8 +146,8 @@ mod tests {
         Epoch::parse(name).unwrap()
     }
 
-    fn standing(acked: i64, last: i64, epoch: &str) -> Standing {
-        Standing {
+    fn standing(acked: i64, last: i64, epoch: &str) -> FeedStanding {
+        FeedStanding {
             acked: Seq::new(acked).unwrap(),
             last: Seq::new(last).unwrap(),
             unread: 1,
@@ -159,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_begins_at_its_cursor_or_at_the_place_that_its_client_kept() {
+    fn a_session_begins_at_its_cursor_or_at_the_number_that_its_client_kept() {
         let grant = Grant {
             subscriber: Subscriber::parse("m").unwrap(),
             feeds: vec![feed("all"), feed("m")],
@@ -167,18 +174,18 @@ mod tests {
             is_canary: false,
             expires_at: Duration::ZERO,
         };
-        let wishes = Wishes {
+        let parameters = SessionParameters {
             after: vec![(
                 feed("m"),
-                Place {
+                KeptNumber {
                     number: Seq::new(6).unwrap(),
                     epoch: Some(epoch("e1")),
                 },
             )],
-            ..Wishes::default()
+            ..SessionParameters::default()
         };
         let standings = [standing(3, 5, "e1"), standing(2, 9, "e1")];
-        let starts = starts(&grant, &wishes, &epoch("e1"), &standings);
+        let starts = starts(&grant, &parameters, &epoch("e1"), &standings);
         let numbers: Vec<_> = starts
             .iter()
             .map(|(start, welcome)| {

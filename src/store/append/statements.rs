@@ -3,7 +3,7 @@
 use sqlx::FromRow;
 use time::OffsetDateTime;
 
-use super::Place;
+use super::StoredAt;
 use super::columns::{bind, feed, feeds};
 use super::numbering::{Numbering, assign};
 use crate::model::event::{Event, Import};
@@ -66,8 +66,8 @@ struct AnyRow {
 }
 
 impl AnyRow {
-    fn place(self) -> Result<Place, sqlx::Error> {
-        Ok(Place {
+    fn stored_at(self) -> Result<StoredAt, sqlx::Error> {
+        Ok(StoredAt {
             seq: seq(self.seq)?,
             duplicate: self.duplicate,
             progress: self.progress.progress(),
@@ -85,7 +85,7 @@ pub(super) async fn append_new(
     pool: &Pool,
     events: &[&Event],
     received_at: OffsetDateTime,
-) -> Result<Option<Vec<Place>>, StoreError> {
+) -> Result<Option<Vec<StoredAt>>, StoreError> {
     let is_news = |event: &Event| !event.import.as_ref().is_some_and(Import::is_progress);
     let numbering = Numbering::new(events.iter().map(|event| (feed(event), is_news(event))));
     let query = sqlx::query(
@@ -114,16 +114,16 @@ pub(super) async fn append_new(
     let is_import = events.iter().map(|event| event.import.is_some());
     let progress = assign(is_import, row.progress());
     let epoch = epoch::parse(&row.epoch)?;
-    let place = |(number, progress)| {
-        Ok(Place {
+    let stored = |(number, progress)| {
+        Ok(StoredAt {
             seq: seq(number)?,
             duplicate: false,
             progress,
             epoch: epoch.clone(),
         })
     };
-    let places: Result<_, StoreError> = seqs.into_iter().zip(progress).map(place).collect();
-    places.map(Some)
+    let stored_at: Result<_, StoreError> = seqs.into_iter().zip(progress).map(stored).collect();
+    stored_at.map(Some)
 }
 
 /// Appends a batch of which some events may be stored already.
@@ -133,10 +133,10 @@ pub(super) async fn append_any(
     pool: &Pool,
     events: &[&Event],
     received_at: OffsetDateTime,
-) -> Result<Vec<Place>, StoreError> {
+) -> Result<Vec<StoredAt>, StoreError> {
     let query = sqlx::query(append_any!("")).bind(feeds(events));
     let query = bind(query, events, received_at).bind(false);
-    places(fetch(pool, query).await?, events)
+    all_stored_at(fetch(pool, query).await?, events)
 }
 
 /// Appends the waiting events of a held feed, and deletes their letters.
@@ -148,13 +148,13 @@ pub(super) async fn release(
     events: &[&Event],
     letters: &[String],
     received_at: OffsetDateTime,
-) -> Result<Vec<Place>, StoreError> {
+) -> Result<Vec<StoredAt>, StoreError> {
     let query = sqlx::query(append_any!(
         "with released as (delete from dead_letters where id = any ($18::text[]))"
     ));
     let query = query.bind(feeds(events));
     let query = bind(query, events, received_at).bind(true).bind(letters);
-    places(fetch(pool, query).await?, events)
+    all_stored_at(fetch(pool, query).await?, events)
 }
 
 /// Appends a batch of which some events may be stored already, and stores letters. Letters with a
@@ -167,7 +167,7 @@ pub(super) async fn append_with_letters(
     events: &[&Event],
     letters: &[&Letter],
     received_at: OffsetDateTime,
-) -> Result<Vec<Place>, StoreError> {
+) -> Result<Vec<StoredAt>, StoreError> {
     let query = sqlx::query(append_any!(
         "with letters as (
              select * from unnest($18::text[], $19::text[], $20::text[], $21::text[], $22::text[], $23::text[], $24::bytea[],
@@ -188,16 +188,16 @@ pub(super) async fn append_with_letters(
     ));
     let query = query.bind(feeds(events));
     let query = bind(query, events, received_at).bind(false);
-    places(fetch(pool, Letter::bind(letters, query)).await?, events)
+    all_stored_at(fetch(pool, Letter::bind(letters, query)).await?, events)
 }
 
-fn places(rows: Vec<AnyRow>, events: &[&Event]) -> Result<Vec<Place>, StoreError> {
+fn all_stored_at(rows: Vec<AnyRow>, events: &[&Event]) -> Result<Vec<StoredAt>, StoreError> {
     if rows.len() != events.len() {
         let (rows, events) = (rows.len(), events.len());
         return Err(StoreError::Schema(format!(
             "append_notifications returned {rows} rows for {events} events"
         )));
     }
-    let places: Result<_, sqlx::Error> = rows.into_iter().map(AnyRow::place).collect();
-    Ok(places?)
+    let stored_at: Result<_, sqlx::Error> = rows.into_iter().map(AnyRow::stored_at).collect();
+    Ok(stored_at?)
 }

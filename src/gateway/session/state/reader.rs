@@ -18,7 +18,7 @@ const KEPT_BYTES_MAX: usize = 256 * 1024;
 const SHRUNK_BELOW: usize = 8;
 
 #[derive(Debug)]
-pub(super) struct Reader {
+pub(super) struct FeedReader {
     pub(super) feed: Feed,
     pub(super) acked: Seq,
     pub(super) next: Seq,
@@ -43,7 +43,7 @@ pub(super) struct Reader {
     pub(super) shared: bool,
 }
 
-impl Reader {
+impl FeedReader {
     pub(super) fn new(start: Start) -> Self {
         Self {
             feed: start.feed,

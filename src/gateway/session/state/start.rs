@@ -25,21 +25,21 @@ pub struct Start {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct KeptByClient {
     /// The client has all notifications up to this number.
-    pub after: Option<Place<Seq>>,
+    pub after: Option<KeptNumber<Seq>>,
     /// The client has all marks up to this version.
-    pub version: Option<Place<Version>>,
+    pub version: Option<KeptNumber<Version>>,
 }
 
 /// A number with its epoch, as a client kept it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Place<N> {
+pub struct KeptNumber<N> {
     /// The number.
     pub number: N,
     /// The epoch of the number. Older clients keep none.
     pub epoch: Option<Epoch>,
 }
 
-impl<N: Copy + Ord> Place<N> {
+impl<N: Copy + Ord> KeptNumber<N> {
     /// The number to begin after. If the number is of another epoch, or above the newest number of
     /// its epoch, it is `otherwise`. Without an epoch, it is the newest number at most.
     fn begin(self, epoch: &Epoch, newest: N, otherwise: N) -> N {
@@ -52,7 +52,7 @@ impl<N: Copy + Ord> Place<N> {
 }
 
 impl Start {
-    /// Begins after the places that the client kept. Without them, it begins after the cursor and
+    /// Begins after the numbers that the client kept. Without them, it begins after the cursor and
     /// with marks from now on.
     pub fn new(
         feed: Feed,
@@ -64,13 +64,13 @@ impl Start {
     ) -> Self {
         // A cursor above the newest number would hide the next notifications.
         let acked = acked.min(newest.seq);
-        let version = |place: Place<Version>| place.begin(epoch, newest.version, newest.version);
+        let version = |kept: KeptNumber<Version>| kept.begin(epoch, newest.version, newest.version);
         Self {
             feed,
             acked,
             after: kept
                 .after
-                .map_or(acked, |place| place.begin(epoch, newest.seq, acked)),
+                .map_or(acked, |kept| kept.begin(epoch, newest.seq, acked)),
             last: newest.seq,
             version: kept.version.map_or(newest.version, version),
             newest_version: newest.version,

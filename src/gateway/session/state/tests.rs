@@ -27,8 +27,8 @@ fn epoch() -> Epoch {
     Epoch::parse("e1").unwrap()
 }
 
-fn place<N>(number: N, epoch: Option<Epoch>) -> Option<Place<N>> {
-    Some(Place { number, epoch })
+fn kept<N>(number: N, epoch: Option<Epoch>) -> Option<KeptNumber<N>> {
+    Some(KeptNumber { number, epoch })
 }
 
 fn stored(last: i64, newest_version: i64) -> Newest {

@@ -141,8 +141,8 @@ fn an_ack_of_a_number_that_was_not_sent_is_an_error() {
 #[test]
 fn a_client_with_numbers_above_the_newest_gets_new_notifications() {
     let kept = KeptByClient {
-        after: place(seq(90), None),
-        version: place(version(9), None),
+        after: kept(seq(90), None),
+        version: kept(version(9), None),
     };
     let mut session = begin(
         Instant::now(),

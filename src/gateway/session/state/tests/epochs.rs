@@ -7,21 +7,21 @@ fn a_place_is_used_only_in_its_own_epoch() {
     let other = Epoch::parse("e0").unwrap();
     let cases = [
         (
-            place(seq(5), Some(epoch())),
-            place(version(1), Some(epoch())),
+            kept(seq(5), Some(epoch())),
+            kept(version(1), Some(epoch())),
             (5, 1),
         ),
         (
-            place(seq(5), Some(other.clone())),
-            place(version(1), Some(other)),
+            kept(seq(5), Some(other.clone())),
+            kept(version(1), Some(other)),
             (3, 2),
         ),
         (
-            place(seq(8), Some(epoch())),
-            place(version(3), Some(epoch())),
+            kept(seq(8), Some(epoch())),
+            kept(version(3), Some(epoch())),
             (3, 2),
         ),
-        (place(seq(5), None), place(version(1), None), (5, 1)),
+        (kept(seq(5), None), kept(version(1), None), (5, 1)),
         (None, None, (3, 2)),
     ];
     for (after, version, begins) in cases {

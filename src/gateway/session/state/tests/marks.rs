@@ -38,8 +38,8 @@ fn marks_are_sent_in_order_and_a_gap_is_read() {
 #[test]
 fn a_client_gets_the_marks_after_its_version_and_sees_a_gap() {
     let kept = KeptByClient {
-        after: place(seq(5), None),
-        version: place(version(2), None),
+        after: kept(seq(5), None),
+        version: kept(version(2), None),
     };
     let mut session = begin(
         Instant::now(),
@@ -127,7 +127,7 @@ fn a_hint_that_may_be_older_than_a_mark_is_not_sent() {
 fn marks_that_were_deleted_are_read_only_once() {
     let kept = KeptByClient {
         after: None,
-        version: place(version(2), None),
+        version: kept(version(2), None),
     };
     let mut session = begin(
         Instant::now(),

@@ -10,7 +10,7 @@ use crate::store::cursors::CursorKey;
 
 /// The acks, all of one epoch.
 #[derive(Debug, Default)]
-pub(super) struct Pending {
+pub(super) struct UnwrittenAcks {
     /// Acks of an earlier epoch are dropped, because their numbers may belong to other
     /// notifications now.
     epoch: Option<Epoch>,
@@ -19,17 +19,17 @@ pub(super) struct Pending {
     /// Acks that are being written. A session that connects still needs them.
     writing: BTreeMap<CursorKey, Seq>,
     /// Acks that failed alone. Batches leave them out, so that no other ack fails with them.
-    held: BTreeMap<CursorKey, Held>,
+    held: BTreeMap<CursorKey, HeldAck>,
 }
 
 #[derive(Debug)]
-struct Held {
+struct HeldAck {
     seq: Seq,
     retry_at: Instant,
     backoff: Backoff,
 }
 
-impl Pending {
+impl UnwrittenAcks {
     pub(super) fn of(epoch: Epoch) -> Self {
         Self {
             epoch: Some(epoch),
@@ -124,7 +124,7 @@ impl Pending {
         let retry_at = now + backoff.next_wait();
         self.held.insert(
             key,
-            Held {
+            HeldAck {
                 seq,
                 retry_at,
                 backoff,
@@ -159,96 +159,102 @@ mod tests {
         (key(name), Seq::new(seq).unwrap())
     }
 
-    fn pending(acks: &[(&str, i64)]) -> Pending {
-        let mut pending = Pending::default();
+    fn unwritten(acks: &[(&str, i64)]) -> UnwrittenAcks {
+        let mut unwritten = UnwrittenAcks::default();
         for (name, seq) in acks {
             let (key, seq) = ack(name, *seq);
-            pending.add(key, seq);
+            unwritten.add(key, seq);
         }
-        pending
+        unwritten
     }
 
     #[test]
     fn a_held_ack_is_left_out_of_batches_until_it_is_due() {
-        let (now, mut pending) = (Instant::now(), pending(&[("a", 1), ("b", 2)]));
-        assert_eq!(pending.next_write(10), [ack("a", 1), ack("b", 2)]);
-        pending.add(key("a"), Seq::new(3).unwrap());
-        assert!(pending.hold(ack("a", 1), now));
-        assert_eq!(pending.next_write(10), [ack("b", 2)]);
-        pending.remove_written(&[ack("b", 2)]);
+        let (now, mut unwritten) = (Instant::now(), unwritten(&[("a", 1), ("b", 2)]));
+        assert_eq!(unwritten.next_write(10), [ack("a", 1), ack("b", 2)]);
+        unwritten.add(key("a"), Seq::new(3).unwrap());
+        assert!(unwritten.hold(ack("a", 1), now));
+        assert_eq!(unwritten.next_write(10), [ack("b", 2)]);
+        unwritten.remove_written(&[ack("b", 2)]);
         assert!(
-            !pending.add(key("a"), Seq::new(4).unwrap()),
+            !unwritten.add(key("a"), Seq::new(4).unwrap()),
             "a held ack wakes the writer"
         );
-        assert!(pending.next_write(10).is_empty());
-        assert_eq!(pending.newest(&key("a")), Seq::new(4));
-        assert!(pending.due(now).is_empty());
-        assert_eq!(pending.due(now + Duration::from_secs(10)), [ack("a", 4)]);
-        assert!(!pending.hold(ack("a", 4), now));
+        assert!(unwritten.next_write(10).is_empty());
+        assert_eq!(unwritten.newest(&key("a")), Seq::new(4));
+        assert!(unwritten.due(now).is_empty());
+        assert_eq!(unwritten.due(now + Duration::from_secs(10)), [ack("a", 4)]);
+        assert!(!unwritten.hold(ack("a", 4), now));
     }
 
     #[test]
     fn a_higher_ack_than_the_written_one_is_written_next() {
-        let mut pending = pending(&[("a", 1)]);
-        pending.hold(ack("a", 1), Instant::now());
-        pending.add(key("a"), Seq::new(2).unwrap());
-        pending.remove_written(&[ack("a", 1)]);
-        assert_eq!((pending.retry_at(), pending.has_waiting()), (None, true));
-        assert_eq!(pending.next_write(10), [ack("a", 2)]);
+        let mut unwritten = unwritten(&[("a", 1)]);
+        unwritten.hold(ack("a", 1), Instant::now());
+        unwritten.add(key("a"), Seq::new(2).unwrap());
+        unwritten.remove_written(&[ack("a", 1)]);
+        assert_eq!(
+            (unwritten.retry_at(), unwritten.has_waiting()),
+            (None, true)
+        );
+        assert_eq!(unwritten.next_write(10), [ack("a", 2)]);
     }
 
     #[test]
     fn acks_of_a_cursor_merge_into_the_highest() {
-        let mut pending = pending(&[("a", 2), ("b", 5), ("a", 7), ("a", 3), ("b", 4)]);
-        assert_eq!(pending.newest(&key("a")), Seq::new(7));
-        assert_eq!(pending.next_write(10), [ack("a", 7), ack("b", 5)]);
-        assert!(!pending.has_waiting());
+        let mut unwritten = unwritten(&[("a", 2), ("b", 5), ("a", 7), ("a", 3), ("b", 4)]);
+        assert_eq!(unwritten.newest(&key("a")), Seq::new(7));
+        assert_eq!(unwritten.next_write(10), [ack("a", 7), ack("b", 5)]);
+        assert!(!unwritten.has_waiting());
     }
 
     #[test]
     fn one_write_has_a_bound_and_the_rest_waits() {
-        let mut pending = pending(&[("a", 1), ("b", 2), ("c", 3)]);
-        assert_eq!(pending.next_write(2), [ack("a", 1), ack("b", 2)]);
-        assert!(pending.has_waiting());
-        pending.remove_written(&[ack("a", 1), ack("b", 2)]);
-        assert_eq!(pending.next_write(2), [ack("c", 3)]);
-        pending.remove_written(&[ack("c", 3)]);
-        assert!(pending.next_write(2).is_empty());
-        assert_eq!(pending.newest(&key("a")), None, "the database has it");
+        let mut unwritten = unwritten(&[("a", 1), ("b", 2), ("c", 3)]);
+        assert_eq!(unwritten.next_write(2), [ack("a", 1), ack("b", 2)]);
+        assert!(unwritten.has_waiting());
+        unwritten.remove_written(&[ack("a", 1), ack("b", 2)]);
+        assert_eq!(unwritten.next_write(2), [ack("c", 3)]);
+        unwritten.remove_written(&[ack("c", 3)]);
+        assert!(unwritten.next_write(2).is_empty());
+        assert_eq!(unwritten.newest(&key("a")), None, "the database has it");
     }
 
     #[test]
     fn an_ack_during_a_write_is_written_next_and_a_failed_write_is_repeated() {
-        let mut pending = pending(&[("a", 1)]);
-        assert_eq!(pending.next_write(10), [ack("a", 1)]);
-        pending.add(key("a"), Seq::new(2).unwrap());
-        assert_eq!(pending.newest(&key("a")), Seq::new(2));
+        let mut unwritten = unwritten(&[("a", 1)]);
+        assert_eq!(unwritten.next_write(10), [ack("a", 1)]);
+        unwritten.add(key("a"), Seq::new(2).unwrap());
+        assert_eq!(unwritten.newest(&key("a")), Seq::new(2));
         assert_eq!(
-            pending.next_write(10),
+            unwritten.next_write(10),
             [ack("a", 2)],
             "the first write failed"
         );
-        pending.add(key("a"), Seq::new(3).unwrap());
-        pending.remove_written(&[ack("a", 2)]);
-        assert_eq!(pending.next_write(10), [ack("a", 3)]);
+        unwritten.add(key("a"), Seq::new(3).unwrap());
+        unwritten.remove_written(&[ack("a", 2)]);
+        assert_eq!(unwritten.next_write(10), [ack("a", 3)]);
     }
 
     #[test]
     fn acks_of_an_earlier_epoch_are_not_of_this_one() {
         let (first, second) = (Epoch::parse("e1").unwrap(), Epoch::parse("e2").unwrap());
-        let mut pending = Pending::of(first.clone());
-        pending.add(key("a"), Seq::new(1).unwrap());
-        assert!(pending.is_of(&first) && !pending.is_of(&second));
-        assert!(!Pending::default().is_of(&first), "no epoch is known yet");
+        let mut unwritten = UnwrittenAcks::of(first.clone());
+        unwritten.add(key("a"), Seq::new(1).unwrap());
+        assert!(unwritten.is_of(&first) && !unwritten.is_of(&second));
+        assert!(
+            !UnwrittenAcks::default().is_of(&first),
+            "no epoch is known yet"
+        );
     }
 
     #[test]
     fn a_held_ack_waits_longer_after_each_failure_up_to_a_bound() {
-        let (now, mut pending) = (Instant::now(), pending(&[]));
+        let (now, mut unwritten) = (Instant::now(), unwritten(&[]));
         let waits: Vec<_> = (0..20)
             .map(|_| {
-                pending.hold(ack("a", 1), now);
-                pending.retry_at().unwrap() - now
+                unwritten.hold(ack("a", 1), now);
+                unwritten.retry_at().unwrap() - now
             })
             .collect();
         assert!(
