@@ -274,8 +274,7 @@ async fn a_replica_with_too_few_partitions_reports_it_and_bypasses_none() {
     let old = world.serve().await;
     declare(&world, 4).await;
     old.restart().await;
-    old.logs("ERROR", "partitions", |number| number == "1")
-        .await;
+    old.logs("ERROR", "known", |number| number == "1").await;
     let crowd = Crowd::new(CROWD, 5);
     crowd.publish(&world).await;
     eventually(

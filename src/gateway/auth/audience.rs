@@ -28,7 +28,7 @@ pub(super) fn feeds(
 ) -> Result<(Vec<Feed>, Option<Feed>), TokenError> {
     if subject == broadcast_feed.as_str() {
         return Err(TokenError::Refused(
-            "sub is the name of the broadcast feed (SHOPBELL_BROADCAST_FEED), which everyone reads: use another id",
+            "sub is the name of the broadcast feed: use another id",
         ));
     }
     let names = names.unwrap_or_else(|| vec![subject]);
@@ -39,9 +39,8 @@ pub(super) fn feeds(
         .iter()
         .map(|name| Feed::parse(name))
         .collect::<Result<Vec<_>, _>>();
-    let mut feeds = parsed.map_err(|_| {
-        TokenError::Refused("a name in feeds is empty, too long or has control characters")
-    })?;
+    let mut feeds = parsed
+        .map_err(|_| TokenError::Refused("a feed must have 1 to 128 of A-Z a-z 0-9 . _ ~ / -"))?;
     if feeds.is_empty() {
         return Err(TokenError::NoFeed);
     }
@@ -51,13 +50,12 @@ pub(super) fn feeds(
             .any(|feed| feed.as_str().starts_with(CANARY_PREFIX))
     {
         return Err(TokenError::Refused(
-            "feeds that begin with shopbell-canary/ are reserved for Shopbell",
+            "feeds that begin with shopbell-canary/ are reserved",
         ));
     }
     if right != Right::Broadcast && feeds.iter().all(|feed| feed == broadcast_feed) {
         return Err(TokenError::Refused(
-            "feeds names only the broadcast feed (SHOPBELL_BROADCAST_FEED), which every token reads: name a merchant, \
-             or add the claim broadcast to mark for everyone",
+            "feeds names only the broadcast feed: name a merchant",
         ));
     }
     let shared = (right != Right::Broadcast).then(|| broadcast_feed.clone());
