@@ -156,7 +156,7 @@ pub enum Go {
     /// It stays, because its request has arrived meanwhile.
     Stay,
     /// It ends after the response.
-    AfterAnswer,
+    AfterResponse,
     /// It ends now.
     Now,
 }
@@ -200,7 +200,7 @@ impl Watch {
         let mut state = lock(&self.state);
         let is_old = now.saturating_duration_since(self.opened) >= BUSY_AGE;
         match state.phase {
-            Phase::Busy if is_old => Go::AfterAnswer,
+            Phase::Busy if is_old => Go::AfterResponse,
             Phase::Busy => {
                 state.is_asked_to_go = false;
                 Go::Stay
@@ -230,7 +230,7 @@ impl Watch {
         };
     }
 
-    fn answered(&self, now: Instant) {
+    fn response_ended(&self, now: Instant) {
         lock(&self.state).phase = Phase::Idle(now);
     }
 
@@ -360,19 +360,19 @@ impl AsyncWrite for Watched {
 
 /// The body of a response. The response has ended when it is dropped.
 #[derive(Debug)]
-pub struct Answer {
+pub struct TrackedBody {
     body: Body,
     watch: Arc<Watch>,
 }
 
-impl Answer {
+impl TrackedBody {
     /// Records its end in `watch`.
     pub fn new(body: Body, watch: Arc<Watch>) -> Self {
         Self { body, watch }
     }
 }
 
-impl HttpBody for Answer {
+impl HttpBody for TrackedBody {
     type Data = <Body as HttpBody>::Data;
     type Error = <Body as HttpBody>::Error;
 
@@ -392,9 +392,9 @@ impl HttpBody for Answer {
     }
 }
 
-impl Drop for Answer {
+impl Drop for TrackedBody {
     fn drop(&mut self) {
-        self.watch.answered(Instant::now());
+        self.watch.response_ended(Instant::now());
     }
 }
 
@@ -424,7 +424,7 @@ mod tests {
         watch.begin();
         watch.heard(at(9));
         assert_eq!(watch.due(), None);
-        watch.answered(at(10));
+        watch.response_ended(at(10));
         assert_eq!(watch.due(), Some((at(630), ConnectionDropped::Idle)));
         watch.wrote(false);
         assert_eq!(watch.due().unwrap().1, ConnectionDropped::Stalled);
@@ -441,7 +441,7 @@ mod tests {
         let (new, head, busy, idle) = (watch(), watch(), watch(), watch());
         head.heard(at(900));
         busy.begin();
-        idle.answered(at(300));
+        idle.response_ended(at(300));
         let candidacies = |now| [&idle, &new, &head, &busy].map(|watch| watch.candidacy(at(now)));
         assert_eq!(candidacies(900), [Some((0, at(300))), None, None, None]);
         let waiting = [
@@ -466,7 +466,7 @@ mod tests {
             Some((2, at(0))),
             "it may be asked again"
         );
-        assert_eq!(head.go(at(30_000)), Go::AfterAnswer);
+        assert_eq!(head.go(at(30_000)), Go::AfterResponse);
     }
 
     #[tokio::test]

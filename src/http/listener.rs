@@ -20,7 +20,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::connections::{Answer, Connections, Go, Slot, Watch, Watched, within_deadlines};
+use super::connections::{Connections, Go, Slot, TrackedBody, Watch, Watched, within_deadlines};
 use super::problem::Problem;
 use crate::telemetry::labels::ConnectionDropped;
 
@@ -80,8 +80,9 @@ async fn serve_connection(stream: TcpStream, router: Router, slot: Slot, stop: C
         return slot.count_dropped(reason);
     }
     let router = TowerToHyperService::new(router);
-    let answering = watch.clone();
-    let service = service_fn(move |request| answer(router.clone(), request, answering.clone()));
+    let request_watch = watch.clone();
+    let service =
+        service_fn(move |request| respond(router.clone(), request, request_watch.clone()));
     let connection = http1::Builder::new()
         // hyper has one timeout for heads and for idle connections; the watch has both.
         .header_read_timeout(None)
@@ -96,7 +97,7 @@ async fn serve_connection(stream: TcpStream, router: Router, slot: Slot, stop: C
             () = watch.asked_to_go() => match watch.go(Instant::now()) {
                 Go::Stay => continue,
                 Go::Now => return slot.count_dropped(ConnectionDropped::Crowded),
-                Go::AfterAnswer => slot.count_dropped(ConnectionDropped::Crowded),
+                Go::AfterResponse => slot.count_dropped(ConnectionDropped::Crowded),
             },
             () = stop.cancelled() => {}
         }
@@ -112,11 +113,11 @@ async fn serve_connection(stream: TcpStream, router: Router, slot: Slot, stop: C
     }
 }
 
-async fn answer(
+async fn respond(
     router: TowerToHyperService<Router>,
     request: Request<Incoming>,
     watch: Arc<Watch>,
-) -> Result<Response<Answer>, std::convert::Infallible> {
+) -> Result<Response<TrackedBody>, std::convert::Infallible> {
     watch.begin();
     let response = match is_addressed(request.version(), request.headers()) {
         true => router.call(request).await?,
@@ -126,7 +127,7 @@ async fn answer(
         )
         .into_response(),
     };
-    Ok(response.map(|body| Answer::new(body, watch)))
+    Ok(response.map(|body| TrackedBody::new(body, watch)))
 }
 
 /// Whether a request has one valid `Host` header (RFC 9112 §3.2).
