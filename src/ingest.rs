@@ -185,7 +185,7 @@ impl Ingest {
         self.metrics.batch_events.observe(pending.len() as f64);
         let traceparents = pending.iter().filter_map(|pending| match &pending.fate {
             Fate::Notify(event) => event.traceparent.as_deref(),
-            Fate::DeadLetter(_) => None,
+            Fate::DeadLetter(_) | Fate::Hold(_) => None,
         });
         let queue = || self.broker.names.partition(self.partition);
         let trace = BatchTrace::begin(queue, pending.len(), traceparents);

@@ -17,7 +17,7 @@ use crate::model::feed::Feed;
 use crate::retry;
 use crate::store::StoreError;
 use crate::store::append::{Blame, release};
-use crate::store::dead_letters::Letter;
+use crate::store::dead_letters::StoredDeadLetter;
 use crate::store::holds::{self, WaitingEvent};
 use crate::store::pool::Pool;
 use crate::telemetry::labels::Retried;
@@ -94,7 +94,7 @@ impl HeldFeeds {
             let only = waiting
                 .first()
                 .filter(|_| events_max == 1)
-                .map(|waiting| waiting.letter.clone());
+                .map(|waiting| waiting.dead_letter.clone());
             let Some(events) = self.parse(waiting).await? else {
                 continue;
             };
@@ -133,22 +133,23 @@ impl HeldFeeds {
             Vec::with_capacity(waiting.len()),
         );
         for WaitingEvent {
-            letter,
+            dead_letter,
             received_at,
         } in waiting
         {
             let parsed = {
-                let dead_letter = DeadLetter::decode(&letter.properties, letter.body.clone())?;
-                parse_event(&dead_letter.message(), self.limits, &self.broadcast_feed)
+                let decoded =
+                    DeadLetter::decode(&dead_letter.properties, dead_letter.body.clone())?;
+                parse_event(&decoded.message(), self.limits, &self.broadcast_feed)
             };
             match parsed {
                 Ok(mut event) => {
                     event.time.get_or_insert(received_at);
                     events.push(event);
-                    ids.push(letter.id);
+                    ids.push(dead_letter.id);
                 }
                 Err(rejection) => {
-                    self.dead_letter(letter, &rejection).await?;
+                    self.dead_letter(dead_letter, &rejection).await?;
                     return Ok(None);
                 }
             }
@@ -175,11 +176,11 @@ impl HeldFeeds {
     /// Turns an event that waits for its feed into a dead letter.
     async fn dead_letter(
         &self,
-        waiting: Letter,
+        waiting: StoredDeadLetter,
         rejection: &Rejection,
     ) -> Result<(), ReleaseError> {
         let dead_letter = DeadLetter::decode(&waiting.properties, Vec::new())?.rejected(rejection);
-        let rejected = Letter {
+        let rejected = StoredDeadLetter {
             properties: dead_letter.encode(),
             reason: dead_letter.reason,
             detail: dead_letter.detail,

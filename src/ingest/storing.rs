@@ -40,6 +40,12 @@ pub(super) enum Abandoned {
 
 type Part = Vec<Pending<Delivery>>;
 
+/// The end of an append that Postgres accepted or rejected.
+enum Appended {
+    Committed(Committed<Delivery>),
+    Rejected(NotAppended<Delivery>),
+}
+
 /// Deliveries that are neither stored nor dead-lettered yet. If they are dropped, also because
 /// their incarnation ends, they count as abandoned.
 struct Undecided<'a> {
@@ -78,26 +84,25 @@ impl Ingest {
             }
             let deliveries = part.len();
             match self.append_part(part, received_at, consumer, stop).await? {
-                Ok(part) => {
+                Appended::Committed(part) => {
                     self.count(&part);
                     undecided.deliveries -= deliveries;
                     committed.join(part);
                 }
-                Err(rejected) => self.replace(rejected, &mut parts).await,
+                Appended::Rejected(part) => self.replace(part, &mut parts).await,
             }
         }
         Ok(committed)
     }
 
-    /// Appends a part, as often as needed while the database is away. The inner error returns a
-    /// part that Postgres rejected.
+    /// Appends a part, as often as needed while the database is away.
     async fn append_part(
         &self,
         mut part: Part,
         received_at: OffsetDateTime,
         consumer: &CountedConsumer,
         stop: &CancellationToken,
-    ) -> Result<Result<Committed<Delivery>, NotAppended<Delivery>>, Abandoned> {
+    ) -> Result<Appended, Abandoned> {
         let held_since = Instant::now();
         let mut retry = Retry::new(Retried::Append, &self.metrics);
         loop {
@@ -105,11 +110,11 @@ impl Ingest {
             let appended = append(&self.pool, part, received_at).await;
             self.metrics.append.observe(begun.elapsed().as_secs_f64());
             let not_appended = match appended {
-                Ok(committed) => return Ok(Ok(committed)),
+                Ok(committed) => return Ok(Appended::Committed(committed)),
                 Err(not_appended) => not_appended,
             };
             if not_appended.blame() != Blame::Nothing {
-                return Ok(Err(not_appended));
+                return Ok(Appended::Rejected(not_appended));
             }
             let NotAppended { pending, error } = not_appended;
             part = pending;
@@ -195,46 +200,59 @@ impl Ingest {
                         routing_key = dead_letter.routing_key,
                         "an event was dead-lettered"
                     );
-                    let reason = Reason::ALL
-                        .into_iter()
-                        .map(Reason::as_str)
-                        .find(|word| *word == dead_letter.reason);
-                    self.metrics
-                        .events_dead_lettered
-                        .inc(reason.unwrap_or(dead_letters::FEED_DAMAGED));
-                    self.dead_letter_stored.notify_one();
+                    self.count_dead_letter(&dead_letter.reason);
+                }
+                Outcome::Held(waiting) => {
+                    tracing::warn!(
+                        dead_letter = waiting.id,
+                        feed = waiting.feed.as_ref().map(Feed::as_str),
+                        reason = waiting.reason,
+                        detail = waiting.detail,
+                        routing_key = waiting.routing_key,
+                        "an event waits for its held feed"
+                    );
+                    self.count_dead_letter(&waiting.reason);
                 }
             }
         }
     }
+
+    /// Counts a dead letter, or an event that waits, so that the counters balance.
+    fn count_dead_letter(&self, reason: &str) {
+        let reason = Reason::ALL
+            .into_iter()
+            .map(Reason::as_str)
+            .find(|word| *word == reason);
+        self.metrics
+            .events_dead_lettered
+            .inc(reason.unwrap_or(dead_letters::FEED_DAMAGED));
+        self.dead_letter_stored.notify_one();
+    }
 }
 
-/// Makes a dead letter of an event that Postgres rejects alone. If it is a dead letter already,
-/// omits the parts that Postgres may have rejected.
+/// Makes a dead letter of an event that Postgres rejects alone. If it is a dead letter or waits
+/// already, omits the parts that Postgres may have rejected.
 fn dead_letter(pending: Pending<Delivery>, error: &StoreError) -> Pending<Delivery> {
     let Pending { origin, fate } = pending;
-    let dead_letter = match fate {
+    let fate = match fate {
         Fate::Notify(_) => {
             let rejection = Rejection {
                 reason: Reason::InvalidData,
                 detail: detail(error),
             };
-            dead_letters::rejected(&origin, &rejection)
+            Fate::DeadLetter(Box::new(dead_letters::rejected(&origin, &rejection)))
         }
-        Fate::DeadLetter(dead_letter) => dead_letter.least(),
+        Fate::DeadLetter(dead_letter) => Fate::DeadLetter(Box::new(dead_letter.least())),
+        Fate::Hold(waiting) => Fate::Hold(Box::new(waiting.least())),
     };
-    Pending {
-        origin,
-        fate: Fate::DeadLetter(Box::new(dead_letter)),
-    }
+    Pending { origin, fate }
 }
 
 /// Makes the events of these feeds wait in Postgres.
 fn hold(part: Part, feeds: &BTreeSet<Feed>, detail: &str) -> Part {
     let held = |pending: Pending<Delivery>| match pending.feed() {
         Some(feed) if feeds.contains(feed) => {
-            let fate =
-                Fate::DeadLetter(Box::new(dead_letters::held(&pending.origin, feed, detail)));
+            let fate = Fate::Hold(Box::new(dead_letters::held(&pending.origin, feed, detail)));
             Pending {
                 origin: pending.origin,
                 fate,

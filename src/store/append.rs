@@ -13,7 +13,7 @@ use time::OffsetDateTime;
 
 pub use self::blame::Blame;
 use super::StoreError;
-use super::dead_letters::Letter;
+use super::dead_letters::StoredDeadLetter;
 use super::pool::Pool;
 use crate::model::event::Event;
 use crate::model::feed::{Epoch, Feed, Seq};
@@ -34,8 +34,10 @@ pub struct Pending<T> {
 pub enum Fate {
     /// As a notification.
     Notify(Event),
-    /// As a dead letter, or as an event that waits for a held feed.
-    DeadLetter(Box<Letter>),
+    /// As a dead letter.
+    DeadLetter(Box<StoredDeadLetter>),
+    /// As an event that waits for its held feed, in the table of dead letters.
+    Hold(Box<StoredDeadLetter>),
 }
 
 impl<T> Pending<T> {
@@ -47,14 +49,14 @@ impl<T> Pending<T> {
     fn event(&self) -> Option<&Event> {
         match &self.fate {
             Fate::Notify(event) => Some(event),
-            Fate::DeadLetter(_) => None,
+            Fate::DeadLetter(_) | Fate::Hold(_) => None,
         }
     }
 
-    fn letter(&self) -> Option<&Letter> {
+    fn dead_letter(&self) -> Option<&StoredDeadLetter> {
         match &self.fate {
             Fate::Notify(_) => None,
-            Fate::DeadLetter(letter) => Some(letter),
+            Fate::DeadLetter(dead_letter) | Fate::Hold(dead_letter) => Some(dead_letter),
         }
     }
 }
@@ -81,7 +83,9 @@ pub enum Outcome {
     /// As a notification.
     Notified(Placed),
     /// As a dead letter.
-    DeadLettered(Box<Letter>),
+    DeadLettered(Box<StoredDeadLetter>),
+    /// As an event that waits for its held feed.
+    Held(Box<StoredDeadLetter>),
 }
 
 /// Proof that these origins are committed: only [`append`] makes one that is not empty.
@@ -109,7 +113,7 @@ impl<T> Committed<T> {
     pub fn placed(&self) -> impl DoubleEndedIterator<Item = &Placed> + Clone {
         self.outcomes().filter_map(|outcome| match outcome {
             Outcome::Notified(placed) => Some(placed),
-            Outcome::DeadLettered(_) => None,
+            Outcome::DeadLettered(_) | Outcome::Held(_) => None,
         })
     }
 
@@ -129,15 +133,15 @@ pub struct NotAppended<T> {
 }
 
 impl<T> NotAppended<T> {
-    /// The cause of the error. It is never a letter without all that can be removed.
+    /// The cause of the error. It is never a dead letter without all that can be removed.
     pub fn blame(&self) -> Blame {
         match self.pending.as_slice() {
             [
                 Pending {
-                    fate: Fate::DeadLetter(letter),
+                    fate: Fate::DeadLetter(dead_letter) | Fate::Hold(dead_letter),
                     ..
                 },
-            ] if letter.is_least() => Blame::Nothing,
+            ] if dead_letter.is_least() => Blame::Nothing,
             _ => Blame::of(&self.error),
         }
     }
@@ -156,8 +160,9 @@ pub async fn append<T>(
 ) -> Result<Committed<T>, NotAppended<T>> {
     let stored = {
         let events: Vec<&Event> = pending.iter().filter_map(Pending::event).collect();
-        let letters: Vec<&Letter> = pending.iter().filter_map(Pending::letter).collect();
-        store(pool, &events, &letters, received_at).await
+        let dead_letters: Vec<&StoredDeadLetter> =
+            pending.iter().filter_map(Pending::dead_letter).collect();
+        store(pool, &events, &dead_letters, received_at).await
     };
     let mut stored_at = match stored {
         Ok(stored_at) => stored_at.into_iter(),
@@ -166,26 +171,27 @@ pub async fn append<T>(
     let commit = |Pending { origin, fate }| {
         let outcome = match fate {
             Fate::Notify(event) => Outcome::Notified(stored_at.next()?.of(event)),
-            Fate::DeadLetter(letter) => Outcome::DeadLettered(letter),
+            Fate::DeadLetter(dead_letter) => Outcome::DeadLettered(dead_letter),
+            Fate::Hold(waiting) => Outcome::Held(waiting),
         };
         Some((origin, outcome))
     };
     Ok(Committed(pending.into_iter().filter_map(commit).collect()))
 }
 
-/// Stores events that waited for one held feed, in the order given, and deletes the letters that
+/// Stores events that waited for one held feed, in the order given, and deletes the rows that
 /// held them.
 ///
-/// Locks the feed and the letters; uses `feeds_pkey` and `dead_letters_id_key`.
+/// Locks the feed and these rows; uses `feeds_pkey` and `dead_letters_id_key`.
 pub async fn release(
     pool: &Pool,
     events: Vec<Event>,
-    letters: &[String],
+    dead_letters: &[String],
     received_at: OffsetDateTime,
 ) -> Result<Vec<Placed>, StoreError> {
     let stored_at = {
         let events: Vec<&Event> = events.iter().collect();
-        statements::release(pool, &events, letters, received_at).await?
+        statements::release(pool, &events, dead_letters, received_at).await?
     };
     let placed = |(event, stored_at): (Event, StoredAt)| stored_at.of(event);
     Ok(events.into_iter().zip(stored_at).map(placed).collect())
@@ -211,16 +217,16 @@ impl StoredAt {
     }
 }
 
-/// Stores events and letters, and returns the number of each event. A batch with letters takes the
-/// slower statement, because one statement must store both.
+/// Stores events and dead letters, and returns the number of each event. A batch with dead letters
+/// takes the slower statement, because one statement must store both.
 async fn store(
     pool: &Pool,
     events: &[&Event],
-    letters: &[&Letter],
+    dead_letters: &[&StoredDeadLetter],
     received_at: OffsetDateTime,
 ) -> Result<Vec<StoredAt>, StoreError> {
-    if !letters.is_empty() {
-        return statements::append_with_letters(pool, events, letters, received_at).await;
+    if !dead_letters.is_empty() {
+        return statements::append_with_dead_letters(pool, events, dead_letters, received_at).await;
     }
     match statements::append_new(pool, events, received_at).await? {
         Some(stored_at) => Ok(stored_at),

@@ -10,20 +10,20 @@ use crate::model::feed::Feed;
 
 /// Most bytes of a body that are stored: the default maximum of RabbitMQ. No event is that large.
 const BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// The same for a letter that Postgres has refused before.
+/// The same for a dead letter that Postgres has refused before.
 const BODY_BYTES_LEAST: usize = 64 * 1024;
-/// If a replica dies while it publishes, its letters wait so long for another replica.
+/// If a replica dies while it publishes, its dead letters wait so long for another replica.
 const LEASE: &str = "1 minute";
 /// Most bytes of the bodies that are leased together, unless the first body alone is larger.
 const LEASED_BYTES_MAX: i64 = 4 * 1024 * 1024;
-/// Most bytes of published letters that are kept; RabbitMQ's queue has the older ones.
+/// Most bytes of published dead letters that are kept; RabbitMQ's queue has the older ones.
 const PUBLISHED_BYTES_MAX: i64 = 1024 * 1024 * 1024;
-/// Most letters that are counted for a gauge.
+/// Most dead letters that are counted for a gauge.
 const COUNTED_MAX: i64 = 100_000;
 
 /// An event that is not a notification, and the reason.
 #[derive(Debug, Clone, FromRow)]
-pub struct Letter {
+pub struct StoredDeadLetter {
     /// Its name in commands.
     pub id: String,
     /// A word of the contract.
@@ -58,7 +58,7 @@ impl From<HeldFeed> for Option<Feed> {
     }
 }
 
-impl Letter {
+impl StoredDeadLetter {
     /// The part of a body that is stored.
     pub fn body_of(body: &[u8]) -> Vec<u8> {
         body.get(..BODY_BYTES_MAX).unwrap_or(body).to_vec()
@@ -84,25 +84,28 @@ impl Letter {
 
     /// Binds one array for each column, in the order of the fields.
     pub(super) fn bind<'a>(
-        letters: &[&'a Self],
+        dead_letters: &[&'a Self],
         query: Query<'a, Postgres, PgArguments>,
     ) -> Query<'a, Postgres, PgArguments> {
-        fn column<'a, T>(letters: &[&'a Letter], of: impl Fn(&'a Letter) -> T) -> Vec<T> {
-            letters.iter().map(|letter| of(letter)).collect()
+        fn column<'a, T>(
+            dead_letters: &[&'a StoredDeadLetter],
+            of: impl Fn(&'a StoredDeadLetter) -> T,
+        ) -> Vec<T> {
+            dead_letters.iter().map(|one| of(one)).collect()
         }
-        let content_type = |letter: &'a Self| letter.content_type.as_deref().map(printable);
+        let content_type = |one: &'a Self| one.content_type.as_deref().map(printable);
         query
-            .bind(column(letters, |letter| printable(&letter.id)))
-            .bind(column(letters, |letter| printable(&letter.reason)))
-            .bind(column(letters, |letter| printable(&letter.detail)))
-            .bind(column(letters, |letter| printable(&letter.exchange)))
-            .bind(column(letters, |letter| printable(&letter.routing_key)))
-            .bind(column(letters, content_type))
-            .bind(column(letters, |letter| letter.properties.as_slice()))
-            .bind(column(letters, |letter| letter.body.as_slice()))
-            .bind(column(letters, |letter| letter.bytes))
-            .bind(column(letters, |letter| {
-                letter.feed.as_ref().map(Feed::as_str)
+            .bind(column(dead_letters, |one| printable(&one.id)))
+            .bind(column(dead_letters, |one| printable(&one.reason)))
+            .bind(column(dead_letters, |one| printable(&one.detail)))
+            .bind(column(dead_letters, |one| printable(&one.exchange)))
+            .bind(column(dead_letters, |one| printable(&one.routing_key)))
+            .bind(column(dead_letters, content_type))
+            .bind(column(dead_letters, |one| one.properties.as_slice()))
+            .bind(column(dead_letters, |one| one.body.as_slice()))
+            .bind(column(dead_letters, |one| one.bytes))
+            .bind(column(dead_letters, |one| {
+                one.feed.as_ref().map(Feed::as_str)
             }))
     }
 }
@@ -146,11 +149,11 @@ pub async fn count(pool: &Pool) -> Result<Counts, StoreError> {
     super::fetch_one(pool, query).await
 }
 
-/// Leases unpublished letters to this replica, oldest first and `letters_max` at most.
+/// Leases unpublished dead letters to this replica, oldest first and `count_max` at most.
 ///
 /// A lease ends with [`set_published`], with [`postpone`], or after [`LEASE`]. Locks the rows, and
 /// skips locked ones; uses `dead_letters_unpublished`.
-pub async fn lease(pool: &Pool, letters_max: i64) -> Result<Vec<Letter>, StoreError> {
+pub async fn lease(pool: &Pool, count_max: i64) -> Result<Vec<StoredDeadLetter>, StoreError> {
     let query = sqlx::query(
         "with next as materialized (
              select position, sum(octet_length(body)) over (order by position) - octet_length(body) as bytes_before
@@ -165,7 +168,7 @@ pub async fn lease(pool: &Pool, letters_max: i64) -> Result<Vec<Letter>, StoreEr
              returning d.*)
          select * from leased order by position",
     )
-    .bind(letters_max)
+    .bind(count_max)
     .bind(LEASE)
     .bind(LEASED_BYTES_MAX);
     super::fetch(pool, query).await
@@ -187,52 +190,53 @@ pub async fn postpone(pool: &Pool, ids: &[String], seconds: i64) -> Result<(), S
     super::execute(pool, query.bind(ids).bind(seconds as f64)).await
 }
 
-/// A stored letter and its position.
+/// A stored dead letter and its position.
 #[derive(Debug, FromRow)]
 pub struct Stored {
-    /// Grows from letter to letter.
+    /// Grows from one to the next.
     pub position: i64,
-    /// The letter.
+    /// The dead letter.
     #[sqlx(flatten)]
-    pub letter: Letter,
+    pub letter: StoredDeadLetter,
 }
 
-/// Reads the first letter after position `after`, up to `through`. Locks nothing; uses
+/// Reads the first dead letter after position `after`, up to `through`. Locks nothing; uses
 /// `dead_letters_pkey`.
 pub async fn next(pool: &Pool, after: i64, through: i64) -> Result<Option<Stored>, StoreError> {
     let query = sqlx::query(
         "select * from dead_letters where position > $1 and position <= $2 order by position limit 1",
     );
-    let letters = super::fetch(pool, query.bind(after).bind(through)).await;
-    Ok(letters?.pop())
+    let found = super::fetch(pool, query.bind(after).bind(through)).await;
+    Ok(found?.pop())
 }
 
-/// Reads the letter with this id. Locks nothing; uses `dead_letters_id_key`.
+/// Reads the dead letter with this id. Locks nothing; uses `dead_letters_id_key`.
 pub async fn find(pool: &Pool, id: &str) -> Result<Option<Stored>, StoreError> {
     let query = sqlx::query("select * from dead_letters where id = $1").bind(id);
     Ok(super::fetch(pool, query).await?.pop())
 }
 
-/// Returns whether a letter has this id. Locks nothing; uses `dead_letters_id_key`.
+/// Returns whether a dead letter has this id. Locks nothing; uses `dead_letters_id_key`.
 pub async fn exists(pool: &Pool, id: &str) -> Result<bool, StoreError> {
     let query = sqlx::query("select from dead_letters where id = $1").bind(id);
     Ok(!super::rows(pool, query).await?.is_empty())
 }
 
-/// Returns the number of letters, and the position of the newest. Locks nothing; reads the table.
+/// Returns the number of dead letters, and the position of the newest. Locks nothing; reads the
+/// table.
 pub async fn extent(pool: &Pool) -> Result<(i64, i64), StoreError> {
     let query = sqlx::query("select count(*), coalesce(max(position), 0) from dead_letters");
     super::fetch_one(pool, query).await
 }
 
-/// Deletes a letter; returns whether it existed. Locks its row; uses `dead_letters_id_key`.
+/// Deletes a dead letter; returns whether it existed. Locks its row; uses `dead_letters_id_key`.
 pub async fn remove(pool: &Pool, id: &str) -> Result<bool, StoreError> {
     let query = sqlx::query("delete from dead_letters where id = $1 returning id").bind(id);
     Ok(!super::rows(pool, query).await?.is_empty())
 }
 
-/// Deletes the oldest published letters beyond [`PUBLISHED_BYTES_MAX`]; returns how many. Locks the
-/// deleted rows; reads the table.
+/// Deletes the oldest published dead letters beyond [`PUBLISHED_BYTES_MAX`]; returns how many. Locks
+/// the deleted rows; reads the table.
 pub async fn trim(pool: &Pool) -> Result<usize, StoreError> {
     let query = sqlx::query(
         "delete from dead_letters d using (

@@ -6,7 +6,7 @@ use sqlx::FromRow;
 use time::OffsetDateTime;
 
 use super::StoreError;
-use super::dead_letters::Letter;
+use super::dead_letters::StoredDeadLetter;
 use super::pool::Pool;
 use crate::model::feed::Feed;
 
@@ -18,7 +18,7 @@ const FEEDS_MAX: i64 = 100;
 pub struct WaitingEvent {
     /// The event as it came.
     #[sqlx(flatten)]
-    pub letter: Letter,
+    pub dead_letter: StoredDeadLetter,
     /// Time of the receipt.
     pub received_at: OffsetDateTime,
 }
@@ -60,17 +60,17 @@ pub async fn waiting(
     super::fetch(pool, query.bind(feed.as_str()).bind(events_max)).await
 }
 
-/// Makes a waiting event a dead letter, with the properties of `letter`. Locks its row; uses
+/// Makes a waiting event a dead letter, with the properties of `rejected`. Locks its row; uses
 /// `dead_letters_id_key`.
-pub async fn dead_letter(pool: &Pool, letter: &Letter) -> Result<(), StoreError> {
+pub async fn dead_letter(pool: &Pool, rejected: &StoredDeadLetter) -> Result<(), StoreError> {
     let query = sqlx::query(
         "update dead_letters set feed = null, reason = $2, detail = $3, properties = $4 where id = $1 and feed is not null",
     );
     let query = query
-        .bind(&letter.id)
-        .bind(&letter.reason)
-        .bind(&letter.detail)
-        .bind(&letter.properties);
+        .bind(&rejected.id)
+        .bind(&rejected.reason)
+        .bind(&rejected.detail)
+        .bind(&rejected.properties);
     super::execute(pool, query).await
 }
 

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::amqp::dead_letter::DeadLetter;
 use crate::commands::terminal::{self, Format};
-use crate::store::dead_letters::Letter;
+use crate::store::dead_letters::StoredDeadLetter;
 
 /// The fields of a dead letter without its body.
 #[derive(Serialize)]
@@ -33,7 +33,7 @@ impl<'a> Summary<'a> {
         }
     }
 
-    pub(super) fn of_stored(letter: &'a Letter) -> Self {
+    pub(super) fn of_stored(letter: &'a StoredDeadLetter) -> Self {
         Self {
             id: &letter.id,
             reason: &letter.reason,

@@ -8,7 +8,7 @@ use super::columns::{bind, feed, feeds};
 use super::numbering::{Numbering, assign};
 use crate::model::event::{Event, Import};
 use crate::model::notification::Progress;
-use crate::store::dead_letters::Letter;
+use crate::store::dead_letters::StoredDeadLetter;
 use crate::store::pool::Pool;
 use crate::store::{ProgressColumns, StoreError, epoch, fetch, fetch_one, seq};
 
@@ -139,33 +139,35 @@ pub(super) async fn append_any(
     all_stored_at(fetch(pool, query).await?, events)
 }
 
-/// Appends the waiting events of a held feed, and deletes their letters.
+/// Appends the waiting events of a held feed, and deletes their rows.
 ///
-/// Locks the feed and the letters; uses `feeds_pkey`, `notifications_source_event_id_feed_key` and
+/// Locks the feed and these rows; uses `feeds_pkey`, `notifications_source_event_id_feed_key` and
 /// `dead_letters_id_key`.
 pub(super) async fn release(
     pool: &Pool,
     events: &[&Event],
-    letters: &[String],
+    dead_letters: &[String],
     received_at: OffsetDateTime,
 ) -> Result<Vec<StoredAt>, StoreError> {
     let query = sqlx::query(append_any!(
         "with released as (delete from dead_letters where id = any ($18::text[]))"
     ));
     let query = query.bind(feeds(events));
-    let query = bind(query, events, received_at).bind(true).bind(letters);
+    let query = bind(query, events, received_at)
+        .bind(true)
+        .bind(dead_letters);
     all_stored_at(fetch(pool, query).await?, events)
 }
 
-/// Appends a batch of which some events may be stored already, and stores letters. Letters with a
-/// feed hold that feed.
+/// Appends a batch of which some events may be stored already, and stores dead letters. If
+/// one has a feed, it holds that feed.
 ///
 /// Locks the feeds in C order, and the new rows of `held_feeds` and `dead_letters`; uses
 /// `feeds_pkey` and `notifications_source_event_id_feed_key`.
-pub(super) async fn append_with_letters(
+pub(super) async fn append_with_dead_letters(
     pool: &Pool,
     events: &[&Event],
-    letters: &[&Letter],
+    dead_letters: &[&StoredDeadLetter],
     received_at: OffsetDateTime,
 ) -> Result<Vec<StoredAt>, StoreError> {
     let query = sqlx::query(append_any!(
@@ -188,7 +190,10 @@ pub(super) async fn append_with_letters(
     ));
     let query = query.bind(feeds(events));
     let query = bind(query, events, received_at).bind(false);
-    all_stored_at(fetch(pool, Letter::bind(letters, query)).await?, events)
+    all_stored_at(
+        fetch(pool, StoredDeadLetter::bind(dead_letters, query)).await?,
+        events,
+    )
 }
 
 fn all_stored_at(rows: Vec<AnyRow>, events: &[&Event]) -> Result<Vec<StoredAt>, StoreError> {
