@@ -171,7 +171,7 @@ impl From<sqlx::Error> for StoreError {
 }
 
 /// Opens a connection for a command, without the settings of [`set_up`](pools::set_up). A pool would
-/// report its own timeout instead of the reason why the database is unreachable.
+/// report its own timeout instead of the reason why the database is away.
 async fn connect(options: &PgConnectOptions, name: &str) -> Result<PgConnection, StoreError> {
     let options = pools::session_options(options).application_name(name);
     match tokio::time::timeout(CONNECT_TIMEOUT, PgConnection::connect_with(&options)).await {

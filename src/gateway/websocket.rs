@@ -62,7 +62,7 @@ pub struct Gateway {
     pub drain: CancellationToken,
 }
 
-/// Makes the places of refused pages.
+/// Makes the semaphore that bounds refused pages.
 pub fn refusals() -> Arc<Semaphore> {
     Arc::new(Semaphore::new(REFUSALS_MAX))
 }

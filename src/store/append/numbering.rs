@@ -30,8 +30,8 @@ impl<'a> Numbering<'a> {
             added.news += i64::from(is_news);
             later_in_batch.push(added.events);
         }
-        for ((feed, _), place) in events.zip(&mut later_in_batch) {
-            *place = feeds.get(feed).map_or(0, |added| added.events) - *place;
+        for ((feed, _), later) in events.zip(&mut later_in_batch) {
+            *later = feeds.get(feed).map_or(0, |added| added.events) - *later;
         }
         Self {
             feeds,
