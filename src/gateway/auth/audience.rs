@@ -28,7 +28,7 @@ pub(super) fn feeds(
 ) -> Result<(Vec<Feed>, Option<Feed>), TokenError> {
     if subject == broadcast_feed.as_str() {
         return Err(TokenError::Refused(
-            "sub is the name of the broadcast feed: use another id",
+            "sub is the name of the broadcast feed (SHOPBELL_BROADCAST_FEED), which everyone reads: use another id",
         ));
     }
     let names = names.unwrap_or_else(|| vec![subject]);
@@ -50,12 +50,13 @@ pub(super) fn feeds(
             .any(|feed| feed.as_str().starts_with(CANARY_PREFIX))
     {
         return Err(TokenError::Refused(
-            "feeds that begin with shopbell-canary/ are reserved",
+            "feeds that begin with shopbell-canary/ are reserved for Shopbell",
         ));
     }
     if right != Right::Broadcast && feeds.iter().all(|feed| feed == broadcast_feed) {
         return Err(TokenError::Refused(
-            "feeds names only the broadcast feed: name a merchant",
+            "feeds names only the broadcast feed (SHOPBELL_BROADCAST_FEED), which every token reads: name a merchant, \
+             or add the claim broadcast to mark for everyone",
         ));
     }
     let shared = (right != Right::Broadcast).then(|| broadcast_feed.clone());
