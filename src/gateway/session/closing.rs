@@ -18,8 +18,9 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(1);
 /// They are 64 frames of 16 KiB.
 const LATE_BYTES_MAX: usize = 1024 * 1024;
 
-/// Whether acks and marks count that the client sent before it saw this close. They do not if the
-/// client was at fault, or if its numbers are of an earlier epoch.
+/// Whether acks and marks count that the client sent before it received this close. They do not if
+/// the client was at fault, if its numbers are of an earlier epoch, or after an internal error, which
+/// may follow a restore.
 pub fn accepts_late_frames(close: Close) -> bool {
     matches!(
         close,

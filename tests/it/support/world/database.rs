@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use sqlx::{Postgres, Transaction};
 
+use super::super::{PATIENCE, eventually, holds};
 use super::World;
-use crate::support::{PATIENCE, eventually, holds};
 
 impl World {
     /// The number of notifications in `feed`, and the highest `seq`.

@@ -2,8 +2,8 @@
 
 use std::sync::PoisonError;
 
+use super::super::{Broker, PATIENCE, eventually, holds, template};
 use super::World;
-use crate::support::{Broker, PATIENCE, eventually, holds, template};
 
 impl World {
     /// Asserts that the stored counts equal the counts of the rows.
