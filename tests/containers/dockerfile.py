@@ -46,7 +46,7 @@ def runtime(lines):
         check(re.search(r"(^|CMD )\[.*\]$", found.get(name, "")), f"Dockerfile: {name} must be a list")
     table = Path("docs/configuration.md").read_text()
     listened = re.findall(r"`0\.0\.0\.0:(\d+)`", table)
-    check(found.get("EXPOSE", "").split() == listened, f"Dockerfile: EXPOSE must be the default ports: {listened}")
+    check(sorted(found.get("EXPOSE", "").split()) == sorted(listened), f"Dockerfile: EXPOSE must be the default ports: {listened}")
 
 
 def context(lines, shopbell):
