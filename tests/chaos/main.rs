@@ -194,8 +194,8 @@ const SHARING: Cast<'_> = Cast {
     network: None,
 };
 
-/// Publishes all events to all merchants, who read and acknowledge, while `strike` runs `strikes`
-/// times.
+/// Publishes all events while all merchants read and ack. Meanwhile it calls `strike` as often as
+/// `strikes`.
 async fn run(
     services: &Services,
     cast: Cast<'_>,
