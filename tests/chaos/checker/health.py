@@ -1,0 +1,128 @@
+"""Checks readiness, memory, logs, and how fast the service recovers from each fault."""
+
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from findings import Findings
+from numbering import frames
+from reading import SECOND, Fault, Run, Sample
+
+
+@dataclass(slots=True)
+class Recovery:
+    fault: Fault
+    seconds: float | None  # none if the next fault began before
+
+
+def check(run: Run, findings: Findings) -> list[Recovery]:
+    for at, replica in run.log_leaks:
+        findings.add("log_leaks", f"a log of {replica} has a secret", at)
+    _memory(run, findings)
+    _ready_without_postgres(run, findings)
+    _unready_without_fault(run, findings)
+    return list(_recoveries(run, findings))
+
+
+def _memory(run: Run, findings: Findings) -> None:
+    bound = run.settings["bounds"]["rss_bytes"]
+    for replica, samples in run.memory.items():
+        highest = max(samples, key=lambda sample: sample.value)
+        if highest.value > bound:
+            findings.add("memory_above_bound", f"{replica} used {highest.value} bytes, the bound is {bound}", highest.at)
+
+
+def _bound(run: Run) -> int:
+    return int(run.settings["bounds"]["readiness_seconds"] * SECOND)
+
+
+def _ready_without_postgres(run: Run, findings: Findings) -> None:
+    """Finds samples of 200 while Postgres was wholly away for longer than the bound, one for each outage and replica."""
+    outages = [(fault.begun, fault.ended or run.last)
+               for fault in run.faults.values() if fault.total and "postgres" in fault.hits]
+    for begun, ended in _merged(outages):
+        for replica, samples in run.readiness.items():
+            wrong = [sample for sample in samples if begun + _bound(run) < sample.t < ended and sample.value == 200]
+            if wrong:
+                seconds = (wrong[0].t - begun) / SECOND
+                findings.add("readiness_untrue", f"{replica} was ready {seconds:.1f} s after Postgres went away", wrong[0].at)
+
+
+def _unready_without_fault(run: Run, findings: Findings) -> None:
+    """Finds samples that are not 200 although no fault was active for longer than the bound."""
+    faults = _merged([(fault.begun, fault.ended or run.last) for fault in run.faults.values()])
+    ends = [0, *(ended for _, ended in faults)]
+    begins = [*(begun for begun, _ in faults), run.drained or run.last]
+    for replica in run.settings["replicas"]:
+        samples = _since_first_ready(run.readiness.get(replica, []))
+        if not samples:
+            findings.add("readiness_untrue", f"{replica} was never ready")
+        for ended, begun in zip(ends, begins):
+            wrong = [sample for sample in samples if ended + _bound(run) < sample.t < begun and sample.value != 200]
+            if wrong:
+                seconds = (wrong[0].t - ended) / SECOND
+                findings.add("readiness_untrue", f"{replica} was not ready {seconds:.1f} s after the last fault", wrong[0].at)
+
+
+def _since_first_ready(samples: list[Sample]) -> list[Sample]:
+    first = next((place for place, sample in enumerate(samples) if sample.value == 200), len(samples))
+    return samples[first:]
+
+
+def _merged(intervals: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    merged: list[tuple[int, int]] = []
+    for begun, ended in sorted(intervals):
+        if merged and begun <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(ended, merged[-1][1]))
+        else:
+            merged.append((begun, ended))
+    return merged
+
+
+def _recoveries(run: Run, findings: Findings) -> Iterator[Recovery]:
+    """Measures from the end of each fault. Faults that overlap recover together, from the end of the last of them."""
+    bound = run.settings["bounds"]["recovery_seconds"]
+    intervals = _merged([(fault.begun, fault.ended or run.last) for fault in run.faults.values()])
+    confirmed, best = _deliveries(run)
+    for place, (_, ended) in enumerate(intervals):
+        fault = next(fault for fault in run.faults.values() if fault.ended == ended or fault.ended is None)
+        until = intervals[place + 1][0] if place + 1 < len(intervals) else run.last
+        recovered = _recovered(run, ended, confirmed, best)
+        if recovered is not None and (recovered <= until or recovered - ended > bound * SECOND):
+            seconds: float | None = (recovered - ended) / SECOND
+        else:
+            seconds = None
+        yield Recovery(fault, seconds)
+        is_last = place + 1 == len(intervals)
+        never = seconds is None and (is_last or until - ended > bound * SECOND)
+        if never or (seconds is not None and seconds > bound):
+            after = "never" if seconds is None else f"{seconds:.1f} s"
+            findings.add("recovery_above_bound", f"recovery from {fault.name} {fault.number} ({fault.target}): {after}", fault.at)
+
+
+def _deliveries(run: Run) -> tuple[list[int], list[int]]:
+    """The moments of all confirms, ascending, and for each the first delivery of an event confirmed then or later."""
+    first: dict[int, int] = {}
+    for frame in frames(run):
+        if frame.t < first.get(frame.event, run.last + 1):
+            first[frame.event] = frame.t
+    pairs = sorted((event.confirmed, max(event.confirmed, first[number]))
+                   for number, event in run.events.items() if event.confirmed is not None and number in first)
+    best = [delivered for _, delivered in pairs]
+    for place in range(len(best) - 2, -1, -1):
+        best[place] = min(best[place], best[place + 1])
+    return [confirmed for confirmed, _ in pairs], best
+
+
+def _recovered(run: Run, ended: int, confirmed: list[int], best: list[int]) -> int | None:
+    """The first moment at which every replica was ready and an event confirmed after the fault was delivered."""
+    place = bisect_left(confirmed, ended)
+    if place == len(confirmed):
+        return None
+    moments = [best[place]]
+    for replica in run.settings["replicas"]:
+        ready = next((sample.t for sample in run.readiness.get(replica, ()) if sample.t >= ended and sample.value == 200), None)
+        if ready is None:
+            return None
+        moments.append(ready)
+    return max(moments)

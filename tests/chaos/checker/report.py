@@ -1,0 +1,61 @@
+"""The verdict of a run, as a table for people and as JSON for programs."""
+
+import json
+from collections import Counter
+from typing import Any
+
+from findings import BAD_COLUMNS, Findings
+from health import Recovery
+from reading import Run
+
+GOOD, BAD, CANNOT_JUDGE = 0, 1, 2
+VERDICTS = {GOOD: "good", BAD: "bad", CANNOT_JUDGE: "cannot judge"}
+
+# Counts that must not be 0, because a run in which nothing happened proves nothing.
+PROOF = ("attempted", "confirmed", "stored", "delivered", "acknowledged")
+
+
+def summarise(run: Run | None, problems: list[str], counts: Counter[str], findings: Findings, recoveries: list[Recovery]) -> dict[str, Any]:
+    settings = run.settings if run else {}
+    if run and not problems:
+        problems = [f"nothing was {column}" for column in PROOF if counts[column] == 0]
+    is_bad = any(findings.counts[column] for column in BAD_COLUMNS)
+    status = BAD if is_bad else CANNOT_JUDGE if problems else GOOD
+    slowest = max((recovery.seconds for recovery in recoveries if recovery.seconds is not None), default=None)
+    columns = {**{column: counts[column] for column in PROOF}, **{column: findings.counts[column] for column in BAD_COLUMNS}}
+    return {
+        "status": status,
+        "verdict": VERDICTS[status],
+        "seed": settings.get("seed"),
+        "seconds": settings.get("seconds"),
+        "scenarios": settings.get("scenarios"),
+        "versions": settings.get("versions"),
+        "columns": columns | {"slowest_recovery_seconds": slowest},
+        "also": {column: count for column, count in sorted(counts.items()) if column not in PROOF},
+        "evidence": {
+            column: [{"text": evidence.text, "at": [run.place(at) for at in evidence.at]} for evidence in shown]
+            for column, shown in findings.evidence.items()} if run else {},
+        "recoveries": [
+            {"fault": recovery.fault.name, "number": recovery.fault.number, "target": recovery.fault.target,
+             "seconds": recovery.seconds} for recovery in recoveries],
+        "problems": problems,
+    }
+
+
+def as_json(verdict: dict[str, Any]) -> str:
+    return json.dumps(verdict, indent=2)
+
+
+def as_table(verdict: dict[str, Any]) -> str:
+    lines = [f"seed {verdict['seed']}, {verdict['seconds']} s, {', '.join(verdict['scenarios'] or ['no fault'])}", ""]
+    for column, value in (verdict["columns"] | verdict["also"]).items():
+        mark = "!" if column in BAD_COLUMNS and value else " "
+        lines.append(f"{mark} {column:26} {'-' if value is None else value:>12}")
+    for column, shown in verdict["evidence"].items():
+        lines += ["", f"{column}: {verdict['columns'][column]}, for example"]
+        for evidence in shown:
+            lines.append(f"  {evidence['text']}")
+            lines += [f"    {place}" for place in evidence["at"]]
+    if verdict["problems"]:
+        lines += ["", "problems:", *(f"  {problem}" for problem in verdict["problems"][:20])]
+    return "\n".join([*lines, "", f"verdict: {verdict['verdict']}"])
