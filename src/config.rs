@@ -4,6 +4,7 @@
 //! No message contains a secret. A command reads only the parts that it needs.
 
 mod amqp;
+mod clients;
 mod database;
 mod effective;
 mod environment;
@@ -18,6 +19,7 @@ mod settings;
 mod values;
 
 pub use self::amqp::AmqpConfig;
+pub use self::clients::{ClientLimits, ProxyConfig, ProxyHeader};
 pub use self::effective::{EffectiveSetting, Origin};
 pub use self::environment::Environment;
 pub use self::error::ConfigError;

@@ -1,8 +1,8 @@
 //! The gateway: subscribers connect over WebSocket, receive the notifications of their feeds, and
 //! send acks and marks.
 //!
-//! A request comes in through [`websocket`], which checks [`admission`], [`origin`] and [`auth`],
-//! and becomes a [`session`]. The session reads pages through [`replay`], moves [`cursors`] and
+//! A request comes in through [`websocket`], which checks [`rates`], [`admission`], [`origin`] and
+//! [`auth`], and becomes a [`session`]. The session reads pages through [`replay`], moves [`cursors`] and
 //! writes [`marks`]. [`history`] and [`dashboard`] serve plain HTTP.
 
 pub mod admission;
@@ -13,6 +13,7 @@ pub mod handshake;
 pub mod history;
 pub mod marks;
 pub mod origin;
+pub mod rates;
 pub mod refusal;
 pub mod replay;
 pub mod session;

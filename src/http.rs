@@ -1,5 +1,6 @@
 //! Parts that every HTTP route needs: the listener, its bounds on connections, and errors as `application/problem+json` (RFC 9457).
 
+pub mod client_address;
 pub mod connections;
 pub mod listener;
 pub mod problem;

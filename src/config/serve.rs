@@ -6,6 +6,7 @@ use std::time::Duration;
 use sqlx::postgres::PgConnectOptions;
 
 use super::amqp::AmqpConfig;
+use super::clients::{ClientLimits, ProxyConfig};
 use super::effective::EffectiveSetting;
 use super::environment::Environment;
 use super::error::ConfigError;
@@ -60,6 +61,10 @@ pub struct GatewayConfig {
     pub jwt: JwtConfig,
     /// Sessions.
     pub session: SessionConfig,
+    /// Proxies in front of the public port.
+    pub proxies: ProxyConfig,
+    /// Bounds of one client address and of one subscriber.
+    pub limits: ClientLimits,
     /// `SHOPBELL_DASHBOARD`.
     pub dashboard: bool,
     /// `SHOPBELL_CANARY_SECONDS`; `None` if it is 0.
@@ -200,11 +205,15 @@ impl Environment {
         };
         let dashboard = self.flag(&DASHBOARD);
         let session = self.read_session(broadcast_feed);
+        let limits = self.read_client_limits();
+        let proxies = self.read_proxies();
         let canary = self.seconds(&CANARY_SECONDS);
         Some(GatewayConfig {
             listen: listen?,
             jwt: jwt?,
             session: session?,
+            proxies: proxies?,
+            limits: limits?,
             dashboard: dashboard?,
             canary: unless_zero(canary?),
         })

@@ -45,6 +45,10 @@ pub enum Kind {
     Feed,
     /// Origins of web pages, separated by commas.
     Origins,
+    /// Networks of IP addresses, separated by commas.
+    Networks,
+    /// One of these words.
+    Choice(&'static [&'static str]),
     /// Any text without control characters.
     Text,
 }
@@ -95,7 +99,7 @@ pub const EVENT_BYTES_MAX_DEFAULT: usize = 262_144;
 pub(super) const TOKEN_VARIABLE: &str = "SHOPBELL_TOKEN";
 
 /// Every setting, in the order in which it is shown.
-pub const SETTINGS: [&Setting; 23] = [
+pub const SETTINGS: [&Setting; 29] = [
     &DATABASE_URL,
     &AMQP_URL,
     &AMQP_PREFIX,
@@ -118,6 +122,12 @@ pub const SETTINGS: [&Setting; 23] = [
     &MAX_SESSION_SECONDS,
     &MAX_FRAME_BYTES,
     &DRAIN_SECONDS,
+    &SESSIONS_PER_ADDRESS,
+    &REQUESTS_PER_ADDRESS,
+    &REQUESTS_PER_SUBSCRIBER,
+    &FAILED_TOKENS_PER_ADDRESS,
+    &TRUSTED_PROXIES,
+    &PROXY_HEADER,
     &CANARY_SECONDS,
 ];
 
@@ -322,6 +332,63 @@ pub(super) const DRAIN_SECONDS: Setting = Setting {
     page: None,
 };
 
+/// Most networks in one list. The published list of a large content delivery network has 22.
+pub(super) const NETWORKS_MAX: usize = 256;
+
+pub(super) const TRUSTED_PROXIES: Setting = Setting {
+    variable: "SHOPBELL_TRUSTED_PROXIES",
+    kind: Kind::Networks,
+    default: Default::Unset("none"),
+    used_by: UsedBy::Only(Role::Gateway),
+    description: "Networks of your proxies, whose header names the address of the client",
+    page: Some("limits.md"),
+};
+
+pub(super) const PROXY_HEADER: Setting = Setting {
+    variable: "SHOPBELL_PROXY_HEADER",
+    kind: Kind::Choice(&["x-forwarded-for", "forwarded"]),
+    default: Default::Value("x-forwarded-for"),
+    used_by: UsedBy::Only(Role::Gateway),
+    description: "The header that your proxies write; the other one is ignored",
+    page: Some("limits.md"),
+};
+
+pub(super) const SESSIONS_PER_ADDRESS: Setting = Setting {
+    variable: "SHOPBELL_MAX_SESSIONS_PER_ADDRESS",
+    kind: number(0, 1_000_000, "sessions"),
+    default: Default::Value("5000"),
+    used_by: UsedBy::Only(Role::Gateway),
+    description: "Most sessions of one public address on one replica; 0 sets no limit",
+    page: Some("limits.md"),
+};
+
+pub(super) const REQUESTS_PER_ADDRESS: Setting = Setting {
+    variable: "SHOPBELL_MAX_REQUESTS_PER_ADDRESS",
+    kind: number(0, 100_000, "requests a second"),
+    default: Default::Value("100"),
+    used_by: UsedBy::Only(Role::Gateway),
+    description: "Most handshakes and history requests of one public address; 0 sets no limit",
+    page: Some("limits.md"),
+};
+
+pub(super) const REQUESTS_PER_SUBSCRIBER: Setting = Setting {
+    variable: "SHOPBELL_MAX_REQUESTS_PER_SUBSCRIBER",
+    kind: number(0, 100_000, "requests a second"),
+    default: Default::Value("100"),
+    used_by: UsedBy::Only(Role::Gateway),
+    description: "The same for one subscriber; 0 sets no limit",
+    page: Some("limits.md"),
+};
+
+pub(super) const FAILED_TOKENS_PER_ADDRESS: Setting = Setting {
+    variable: "SHOPBELL_MAX_FAILED_TOKENS_PER_ADDRESS",
+    kind: number(0, 100_000, "tokens a second"),
+    default: Default::Value("10"),
+    used_by: UsedBy::Only(Role::Gateway),
+    description: "Most refused tokens of one public address, before its requests are refused unchecked; 0 sets no limit",
+    page: Some("limits.md"),
+};
+
 pub(super) const CANARY_SECONDS: Setting = Setting {
     variable: "SHOPBELL_CANARY_SECONDS",
     kind: number(0, 3_600, "seconds"),
@@ -355,6 +422,10 @@ impl Kind {
             Self::Origins => {
                 "origins like https://shop.example, comma separated, without path or *".into()
             }
+            Self::Networks => {
+                "networks like 10.0.0.0/8 or 2001:db8::/32, comma separated, at most 256".into()
+            }
+            Self::Choice(words) => words.join(" or "),
             Self::Text => "text without control characters".into(),
         }
     }

@@ -3,14 +3,15 @@
 //! White space around a value is removed, because a line break is easily left at its end. A default
 //! is parsed like a given value.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use url::Url;
 
 use super::effective::Origin;
 use super::environment::Environment;
-use super::settings::{Default, Kind, Setting};
+use super::settings::{Default, Kind, NETWORKS_MAX, Setting};
 use crate::model::feed::Feed;
 
 /// Every reader returns `None` if the setting has no value, or a bad one: then a complaint is
@@ -80,6 +81,30 @@ impl Environment {
         self.read(setting, parse, |origins| origins.join(","))
     }
 
+    /// One of the words of the setting.
+    pub(super) fn choice(&mut self, setting: &Setting) -> Option<String> {
+        let Kind::Choice(words) = setting.kind else {
+            return self.mismatch(setting);
+        };
+        let parse = |text: &str| words.contains(&text).then(|| text.to_owned());
+        self.read(setting, parse, String::clone)
+    }
+
+    /// Networks of IP addresses. An address alone is a network of one.
+    pub(super) fn networks(&mut self, setting: &Setting) -> Option<Vec<IpNet>> {
+        let parse = |list: &str| {
+            let networks = list.split(',').map(str::trim);
+            let networks = networks.filter(|network| !network.is_empty());
+            let networks: Vec<_> = networks.map(network).collect::<Option<_>>()?;
+            (networks.len() <= NETWORKS_MAX).then_some(networks)
+        };
+        let shown = |networks: &Vec<IpNet>| {
+            let networks: Vec<_> = networks.iter().map(IpNet::to_string).collect();
+            networks.join(",")
+        };
+        self.read(setting, parse, shown)
+    }
+
     fn read<T>(
         &mut self,
         setting: &Setting,
@@ -129,6 +154,19 @@ fn serialized_origin(origin: &str) -> Option<String> {
     }
     let url = Url::parse(origin).ok()?;
     Some(url.origin().ascii_serialization())
+}
+
+/// A network of proxies; `None` if it is not one, or if it contains every address: then every client
+/// could choose its own.
+fn network(text: &str) -> Option<IpNet> {
+    let one_address = || text.parse::<IpAddr>().ok().map(IpNet::from);
+    let network = text.parse().ok().or_else(one_address)?;
+    let IpNet::V6(of_v6) = network else {
+        return (network.prefix_len() > 0).then(|| network.trunc());
+    };
+    // Addresses of IPv4 are compared as such.
+    let is_mapped = of_v6.addr().to_ipv4_mapped().is_some();
+    (network.prefix_len() > 0 && !is_mapped).then(|| network.trunc())
 }
 
 #[cfg(test)]
@@ -229,5 +267,43 @@ mod tests {
         ] {
             assert_eq!(origins(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn networks_are_bounded_and_never_all_addresses() {
+        let networks = |list: &str| read(&settings::TRUSTED_PROXIES, list, Environment::networks);
+        let given = "10.1.2.3/8, 192.0.2.7,2001:db8::7/32,,::1";
+        let shown: Vec<_> = networks(given)
+            .0
+            .unwrap()
+            .iter()
+            .map(IpNet::to_string)
+            .collect();
+        let expected = ["10.0.0.0/8", "192.0.2.7/32", "2001:db8::/32", "::1/128"];
+        assert_eq!(shown, expected);
+        for bad in [
+            "0.0.0.0/0",
+            "::/0",
+            "::ffff:10.0.0.0/104",
+            "10.0.0.0/33",
+            "10.0.0",
+            "proxy.example",
+            "10.0.0.1:80",
+        ] {
+            assert_eq!(networks(bad).0, None, "{bad}");
+        }
+        let many = |count| vec!["10.0.0.1"; count].join(",");
+        assert_eq!(networks(&many(NETWORKS_MAX)).0.unwrap().len(), NETWORKS_MAX);
+        assert_eq!(networks(&many(NETWORKS_MAX + 1)).0, None);
+    }
+
+    #[test]
+    fn a_choice_is_one_of_its_words() {
+        let header = |word| read(&settings::PROXY_HEADER, word, Environment::choice);
+        assert_eq!(header("forwarded").0, Some("forwarded".into()));
+        assert_eq!(
+            header("Via").1,
+            ["SHOPBELL_PROXY_HEADER must be x-forwarded-for or forwarded"]
+        );
     }
 }

@@ -3,12 +3,13 @@
 //! A request with a token comes in; a page of one feed goes out as JSON, newest first. It never
 //! changes a cursor or a mark.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::rejection::{PathRejection, QueryRejection};
-use axum::extract::{Path, Query, State};
+use axum::extract::{ConnectInfo, Path, Query, State};
 use axum::http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -17,7 +18,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tower_http::cors::CorsLayer;
 
-use super::auth::TokenError;
 use super::handshake::bearer;
 use super::refusal::Refusal;
 use super::websocket::Gateway;
@@ -78,6 +78,7 @@ pub fn router(allowed_origins: &[String]) -> Router<Arc<Gateway>> {
 
 async fn list_by_path(
     State(gateway): State<Arc<Gateway>>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
     rest: Result<Path<String>, PathRejection>,
     parameters: Result<Query<Parameters>, QueryRejection>,
     headers: HeaderMap,
@@ -94,11 +95,12 @@ async fn list_by_path(
             "unknown path: use /v1/feeds/{feed}/notifications",
         )
     })?;
-    list(&gateway, feed, parameters, &headers).await
+    list(&gateway, peer, feed, parameters, &headers).await
 }
 
 async fn list_by_query(
     State(gateway): State<Arc<Gateway>>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
     parameters: Result<Query<Parameters>, QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
@@ -108,6 +110,7 @@ async fn list_by_query(
         .and_then(|parameters| parameters.feed.clone());
     list(
         &gateway,
+        peer,
         feed.as_deref().unwrap_or(DOT_DOT),
         parameters,
         &headers,
@@ -118,14 +121,24 @@ async fn list_by_query(
 /// Responds with a page of a feed, if the token names the feed.
 async fn list(
     gateway: &Gateway,
+    peer: SocketAddr,
     feed: &str,
     parameters: Result<Query<Parameters>, QueryRejection>,
     headers: &HeaderMap,
 ) -> Result<Response, Problem> {
-    let grant = bearer(headers)
-        .ok_or(TokenError::Missing)
-        .and_then(|token| gateway.shared.authenticator.check(token))
-        .map_err(unauthorized)?;
+    let caller = gateway.caller(peer, headers);
+    let grant = gateway
+        .authenticate(caller, bearer(headers))
+        .map_err(|refusal| {
+            gateway.log_bound(caller, &refusal);
+            match refusal {
+                // A token without a feed is forbidden for a session and unauthorized here.
+                Refusal::Token(error) => {
+                    Problem::unauthorized(error.to_string(), error.retry_after())
+                }
+                refusal => refusal.problem(),
+            }
+        })?;
     let feed = Feed::parse(feed).map_err(|error| bad(error.to_string()))?;
     let Query(parameters) = parameters.map_err(|error| bad(error.body_text()))?;
     if !grant.feeds.contains(&feed) {
@@ -162,11 +175,6 @@ fn unreadable(gateway: &Gateway, feed: &Feed, error: &StoreError) -> Problem {
         StatusCode::INTERNAL_SERVER_ERROR,
         "this page of history cannot be read",
     )
-}
-
-/// A token without a feed is forbidden for a session and unauthorized here.
-fn unauthorized(error: TokenError) -> Problem {
-    Problem::unauthorized(error.to_string(), error.retry_after())
 }
 
 fn bad(detail: String) -> Problem {

@@ -10,6 +10,7 @@ use axum::http::header::{SEC_WEBSOCKET_VERSION, UPGRADE};
 use super::admission::Full;
 use super::auth::TokenError;
 use super::cursors::NotOpened;
+use super::rates::TooFast;
 use crate::http::problem::Problem;
 use crate::model::feed::Feed;
 use crate::model::protocol::{Close, SUBPROTOCOL};
@@ -33,8 +34,10 @@ pub enum Refusal {
     Token(TokenError),
     /// The query names a feed that the token does not name.
     ForeignFeed(Feed),
-    /// The replica or the subscriber has too many sessions.
+    /// The replica, the subscriber or the address has too many sessions.
     TooManySessions(Full),
+    /// The subscriber or the address sends too many requests.
+    TooManyRequests(TooFast),
     /// The cursors of the session cannot be opened now.
     NotOpened(NotOpened),
     /// The epoch changed while the cursors were read.
@@ -65,7 +68,17 @@ impl Refusal {
             Self::Token(TokenError::NoFeed) | Self::ForeignFeed(_) => HandshakeRefused::Feed,
             Self::Token(_) => HandshakeRefused::Token,
             Self::TooManySessions(_) => HandshakeRefused::TooMany,
+            Self::TooManyRequests(_) => HandshakeRefused::TooFast,
             Self::Draining | Self::NotOpened(_) | Self::Restored => HandshakeRefused::NotReady,
+        }
+    }
+
+    /// The setting whose bound the client is beyond, if operators may want to change it.
+    pub fn setting(&self) -> Option<&'static str> {
+        match self {
+            Self::TooManyRequests(too_fast) => Some(too_fast.setting()),
+            Self::TooManySessions(Full::Address) => Some("SHOPBELL_MAX_SESSIONS_PER_ADDRESS"),
+            _ => None,
         }
     }
 
@@ -89,6 +102,10 @@ impl Refusal {
             Self::TooManySessions(full) => {
                 Problem::new(StatusCode::TOO_MANY_REQUESTS, full.to_string()).retry_later()
             }
+            Self::TooManyRequests(too_fast) => {
+                Problem::new(StatusCode::TOO_MANY_REQUESTS, too_fast.to_string())
+                    .retry_after(TooFast::retry_after())
+            }
             Self::Draining => unavailable("this replica is leaving: connect again"),
             Self::NotOpened(reason) => unavailable(reason.to_string()),
             Self::Restored => unavailable("the database was restored just now: connect again"),
@@ -106,6 +123,9 @@ impl Refusal {
             Self::Token(error) => close_of_token(*error),
             Self::ForeignFeed(_) => Close::ForeignFeed,
             Self::TooManySessions(_) => Close::TooManySessions { retry_after_ms },
+            Self::TooManyRequests(_) => Close::TooManyRequests {
+                retry_after_ms: TooFast::retry_after().as_millis() as u64,
+            },
             Self::NotOpened(_) | Self::Restored => Close::NotReady { retry_after_ms },
         })
     }
@@ -208,9 +228,13 @@ mod tests {
             Refusal::ForeignFeed(foreign),
             (HandshakeRefused::Feed, 403, Some(4503)),
         );
-        for full in [Full::Replica, Full::Subscriber] {
+        for full in [Full::Replica, Full::Subscriber, Full::Address] {
             let full = Refusal::TooManySessions(full);
             check(full, (HandshakeRefused::TooMany, 429, Some(4429)));
+        }
+        for too_fast in [TooFast::Address, TooFast::FailedTokens, TooFast::Subscriber] {
+            let too_fast = Refusal::TooManyRequests(too_fast);
+            check(too_fast, (HandshakeRefused::TooFast, 429, Some(4429)));
         }
         for reason in [
             NotOpened::NoAnswer,

@@ -3,13 +3,15 @@
 //! It checks the handshake, the origin and the token, and opens the session. The session then runs
 //! as a task of its own. This module never reads a frame.
 
+mod caller;
 mod opening;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use axum::body::Body;
-use axum::extract::{Request, State};
+use axum::extract::{ConnectInfo, Request, State};
 use axum::http::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_PROTOCOL, UPGRADE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -19,14 +21,16 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::caller::Caller;
 use super::admission::{Admission, Admitted};
-use super::auth::TokenError;
 use super::handshake::{self, Offer};
 use super::origin;
+use super::rates::Rates;
 use super::refusal::Refusal;
 use super::session::closing::send_close;
 use super::session::socket::Socket;
 use super::session::task::{self, Opened, Shared};
+use crate::config::ProxyConfig;
 use crate::fanout::hub::Hub;
 use crate::http::connections::upgraded;
 use crate::model::protocol::SUBPROTOCOL;
@@ -46,6 +50,10 @@ pub struct Gateway {
     pub hub: Arc<Hub>,
     /// Bounds the number of sessions.
     pub admission: Arc<Admission>,
+    /// Bounds the rate of requests.
+    pub rates: Rates,
+    /// The proxies that may name the client of a request.
+    pub proxies: ProxyConfig,
     /// Whether the replica drains.
     pub health: Arc<Health>,
     /// The database pool of the history.
@@ -68,34 +76,41 @@ pub fn refusals() -> Arc<Semaphore> {
 }
 
 /// Handles a request of `GET /v1/ws`.
-pub async fn connect(State(gateway): State<Arc<Gateway>>, mut request: Request) -> Response {
+pub async fn connect(
+    State(gateway): State<Arc<Gateway>>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    mut request: Request,
+) -> Response {
+    let caller = gateway.caller(peer, request.headers());
     let upgrade = hyper::upgrade::on(&mut request);
     let offer = match handshake::offer(request.version(), request.headers()) {
         Ok(offer) => offer,
-        Err(reason) => return gateway.refuse(&reason.into()),
+        Err(reason) => return gateway.refuse(caller, &reason.into()),
     };
     if !origin::is_allowed(request.headers(), &gateway.allowed_origins) {
-        return gateway.refuse(&Refusal::Origin);
+        return gateway.refuse(caller, &Refusal::Origin);
     }
     let query = request.uri().query().unwrap_or_default();
-    match gateway.admit(&offer, query).await {
+    match gateway.admit(caller, &offer, query).await {
         Ok((opened, admitted)) => gateway.accept(&offer, upgrade, opened, admitted),
-        Err(refusal) if offer.is_page => gateway.refuse_page(&offer, upgrade, &refusal),
-        Err(refusal) => gateway.refuse(&refusal),
+        Err(refusal) if offer.is_page => gateway.refuse_page(caller, &offer, upgrade, &refusal),
+        Err(refusal) => gateway.refuse(caller, &refusal),
     }
 }
 
 impl Gateway {
-    async fn admit(&self, offer: &Offer, query: &str) -> Result<(Opened, Admitted), Refusal> {
+    async fn admit(
+        &self,
+        caller: Caller,
+        offer: &Offer,
+        query: &str,
+    ) -> Result<(Opened, Admitted), Refusal> {
         let parameters = handshake::parameters(query).map_err(Refusal::Parameter)?;
         if self.health.draining.load(Ordering::Relaxed) {
             return Err(Refusal::Draining);
         }
-        let token = offer.token.as_deref().ok_or(TokenError::Missing);
-        let grant = token
-            .and_then(|token| self.shared.authenticator.check(token))
-            .map_err(Refusal::Token)?;
-        self.open(parameters, grant).await
+        let grant = self.authenticate(caller, offer.token.as_deref())?;
+        self.open(parameters, grant, caller.block).await
     }
 
     fn accept(
@@ -119,19 +134,25 @@ impl Gateway {
         switching_protocols(offer)
     }
 
-    fn refuse(&self, refusal: &Refusal) -> Response {
-        self.count(refusal);
+    fn refuse(&self, caller: Caller, refusal: &Refusal) -> Response {
+        self.count(caller, refusal);
         refusal.problem().into_response()
     }
 
     /// Refuses a page: completes the upgrade and sends a close. If there is no place for it,
     /// refuses with an HTTP status.
-    fn refuse_page(&self, offer: &Offer, upgrade: OnUpgrade, refusal: &Refusal) -> Response {
+    fn refuse_page(
+        &self,
+        caller: Caller,
+        offer: &Offer,
+        upgrade: OnUpgrade,
+        refusal: &Refusal,
+    ) -> Response {
         let place = self.refusals.clone().try_acquire_owned().ok();
         let (Some(place), Some(close)) = (place, refusal.close()) else {
-            return self.refuse(refusal);
+            return self.refuse(caller, refusal);
         };
-        self.count(refusal);
+        self.count(caller, refusal);
         let reason = close.reason_with(refusal.problem().detail());
         let frame_bytes_max = self.frame_bytes_max;
         self.sessions.spawn(async move {
@@ -144,7 +165,8 @@ impl Gateway {
         switching_protocols(offer)
     }
 
-    fn count(&self, refusal: &Refusal) {
+    fn count(&self, caller: Caller, refusal: &Refusal) {
+        self.log_bound(caller, refusal);
         let reason = refusal.label();
         tracing::debug!(
             reason = reason.as_str(),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
+use axum::extract::ConnectInfo;
 use axum::http::header::HOST;
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, StatusCode, Version};
@@ -46,12 +47,13 @@ pub async fn serve(
             () = stop.cancelled() => break,
         };
         match accepted {
-            Ok((stream, _)) => {
+            Ok((stream, peer)) => {
                 let slot = tokio::select! {
                     slot = connections.slot() => slot,
                     () = stop.cancelled() => break,
                 };
-                tasks.spawn(serve_connection(stream, router.clone(), slot, stop.clone()));
+                let router = router.clone();
+                tasks.spawn(serve_connection(stream, peer, router, slot, stop.clone()));
             }
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
@@ -64,7 +66,13 @@ pub async fn serve(
     tasks.wait().await;
 }
 
-async fn serve_connection(stream: TcpStream, router: Router, slot: Slot, stop: CancellationToken) {
+async fn serve_connection(
+    stream: TcpStream,
+    peer: SocketAddr,
+    router: Router,
+    slot: Slot,
+    stop: CancellationToken,
+) {
     // Frames are collected before they are written, so Nagle's algorithm only adds latency.
     let _ = stream.set_nodelay(true);
     let watch = &slot.watch;
@@ -82,7 +90,7 @@ async fn serve_connection(stream: TcpStream, router: Router, slot: Slot, stop: C
     let router = TowerToHyperService::new(router);
     let request_watch = watch.clone();
     let service =
-        service_fn(move |request| respond(router.clone(), request, request_watch.clone()));
+        service_fn(move |request| respond(router.clone(), peer, request, request_watch.clone()));
     let connection = http1::Builder::new()
         // hyper has one timeout for heads and for idle connections; the watch has both.
         .header_read_timeout(None)
@@ -115,10 +123,12 @@ async fn serve_connection(stream: TcpStream, router: Router, slot: Slot, stop: C
 
 async fn respond(
     router: TowerToHyperService<Router>,
-    request: Request<Incoming>,
+    peer: SocketAddr,
+    mut request: Request<Incoming>,
     watch: Arc<Watch>,
 ) -> Result<Response<TrackedBody>, std::convert::Infallible> {
     watch.begin();
+    request.extensions_mut().insert(ConnectInfo(peer));
     let response = match is_addressed(request.version(), request.headers()) {
         true => router.call(request).await?,
         false => Problem::new(

@@ -38,15 +38,11 @@ impl Problem {
 
     /// 401 with the reason. `retry_after` is set when the same token is accepted later.
     pub fn unauthorized(detail: impl Into<String>, retry_after: Option<Duration>) -> Self {
-        let mut problem =
-            Self::new(StatusCode::UNAUTHORIZED, detail).with(WWW_AUTHENTICATE, "Bearer");
-        if let Some(wait) = retry_after {
-            // The header counts whole seconds (RFC 9110 §10.2.3).
-            problem
-                .headers
-                .push((RETRY_AFTER, HeaderValue::from(wait.as_secs() + 1)));
+        let problem = Self::new(StatusCode::UNAUTHORIZED, detail).with(WWW_AUTHENTICATE, "Bearer");
+        match retry_after {
+            Some(wait) => problem.retry_after(wait),
+            None => problem,
         }
-        problem
     }
 
     /// The problem, for people.
@@ -57,6 +53,14 @@ impl Problem {
     /// Adds a header.
     pub fn with(mut self, name: HeaderName, value: &'static str) -> Self {
         self.headers.push((name, HeaderValue::from_static(value)));
+        self
+    }
+
+    /// Adds `Retry-After` with this wait.
+    pub fn retry_after(mut self, wait: Duration) -> Self {
+        // The header counts whole seconds (RFC 9110 §10.2.3).
+        let seconds = HeaderValue::from(wait.as_secs() + 1);
+        self.headers.push((RETRY_AFTER, seconds));
         self
     }
 

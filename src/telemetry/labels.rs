@@ -89,6 +89,8 @@ label_values! {
         Feed = "feed",
         /// A bound on sessions is reached.
         TooMany = "too_many",
+        /// A bound on requests or on failed tokens is reached.
+        TooFast = "too_fast",
         /// The replica drains, or Postgres does not answer.
         NotReady = "not_ready",
     }

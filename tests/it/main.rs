@@ -17,6 +17,7 @@ mod alarms;
 mod attributes;
 mod broadcast;
 mod canary;
+mod client_limits;
 mod commands;
 mod commands_config;
 mod commands_doctor;

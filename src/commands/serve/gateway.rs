@@ -1,6 +1,7 @@
 //! Builds the gateway from its parts and starts them.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::Router;
 use axum::http::StatusCode;
@@ -11,7 +12,7 @@ use tokio_util::task::TaskTracker;
 use super::parts::{Part, Parts};
 use super::{Base, CONNECTIONS_MAX, bind};
 use crate::amqp::publisher::Publisher;
-use crate::config::{GatewayConfig, SessionConfig};
+use crate::config::GatewayConfig;
 use crate::fanout::publisher::HintPublisher;
 use crate::gateway::admission::Admission;
 use crate::gateway::auth::{Authenticator, Tokens};
@@ -19,6 +20,7 @@ use crate::gateway::cursors::Cursors;
 use crate::gateway::dashboard;
 use crate::gateway::history;
 use crate::gateway::marks::Marks;
+use crate::gateway::rates::Rates;
 use crate::gateway::replay::{Replay, sweep};
 use crate::gateway::session::state::Rules;
 use crate::gateway::session::task::{self, Shared};
@@ -39,7 +41,7 @@ impl Base {
         let listener = bind("SHOPBELL_LISTEN", config.listen)?;
         let tokens = Arc::new(Tokens::new(&config.jwt));
         parts.spawn(Part::Keys, tokens.clone().follow());
-        let gateway = self.gateway(&config.session, tokens.clone(), parts);
+        let gateway = self.gateway(config, tokens.clone(), parts);
         let connections = Connections::new(CONNECTIONS_MAX, self.metrics.connections.clone());
         let stop = self.stops.listeners.clone();
         parts.spawn(
@@ -66,10 +68,11 @@ impl Base {
     /// Builds the gateway, and starts the parts that read pages and write cursors and marks.
     fn gateway(
         &self,
-        session: &SessionConfig,
+        config: &GatewayConfig,
         tokens: Arc<Tokens>,
         parts: &mut Parts,
     ) -> Arc<Gateway> {
+        let (session, limits) = (&config.session, &config.limits);
         let (reads, metrics) = (&self.pools.reads, &self.metrics);
         let (replay, replay_worker) =
             Replay::new(reads.clone(), metrics.clone(), session.sessions_max);
@@ -116,8 +119,11 @@ impl Base {
             admission: Admission::new(
                 session.sessions_max,
                 session.sessions_per_subscriber_max,
+                limits.sessions_per_address.unwrap_or(usize::MAX),
                 metrics.clone(),
             ),
+            rates: Rates::new(limits, Instant::now()),
+            proxies: config.proxies.clone(),
             health: self.health.clone(),
             history: self.pools.history.clone(),
             allowed_origins: session.allowed_origins.clone(),

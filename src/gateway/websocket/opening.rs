@@ -11,6 +11,7 @@ use crate::gateway::handshake::SessionParameters;
 use crate::gateway::refusal::Refusal;
 use crate::gateway::session::state::{KeptByClient, KeptNumber, Start};
 use crate::gateway::session::task::Opened;
+use crate::http::client_address::AddressBlock;
 use crate::model::feed::{Device, Epoch, Feed, Newest};
 use crate::model::protocol::WelcomeFeed;
 use crate::store::cursors::{CursorKey, FeedStanding};
@@ -25,13 +26,14 @@ impl Gateway {
         &self,
         parameters: SessionParameters,
         grant: Grant,
+        block: Option<AddressBlock>,
     ) -> Result<(Opened, Admitted), Refusal> {
         if let Some(feed) = parameters.feeds().find(|feed| !grant.feeds.contains(feed)) {
             return Err(Refusal::ForeignFeed(feed.clone()));
         }
         let admitted = self
             .admission
-            .admit(&grant.subscriber)
+            .admit(&grant.subscriber, block)
             .map_err(Refusal::TooManySessions)?;
         let registration = self.hub.register(grant.feeds.clone());
         let standings = self.standings(&grant, &parameters.device).await?;

@@ -49,8 +49,13 @@ pub enum Close {
         /// Wait before the client reconnects, in milliseconds.
         retry_after_ms: u64,
     },
-    /// 4429: this replica or the subscriber has too many sessions.
+    /// 4429: this replica, the subscriber or the address has too many sessions.
     TooManySessions {
+        /// Wait before the client reconnects, in milliseconds.
+        retry_after_ms: u64,
+    },
+    /// 4429: the address of the client or the subscriber sent too many requests.
+    TooManyRequests {
         /// Wait before the client reconnects, in milliseconds.
         retry_after_ms: u64,
     },
@@ -73,7 +78,7 @@ pub enum Close {
 
 impl Close {
     /// Every close, with a wait of 0 if it has one.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::Answered,
         Self::BrokenFraming,
         Self::NotUtf8,
@@ -89,6 +94,7 @@ impl Close {
         Self::EpochChanged { retry_after_ms: 0 },
         Self::TooManyFrames { retry_after_ms: 0 },
         Self::TooManySessions { retry_after_ms: 0 },
+        Self::TooManyRequests { retry_after_ms: 0 },
         Self::NotTheProtocol,
         Self::BadRequest,
         Self::TokenRefused,
@@ -111,7 +117,9 @@ impl Close {
             Self::TooOld => 4409,
             Self::NotReady { .. } => 1013,
             Self::EpochChanged { .. } => 4410,
-            Self::TooManyFrames { .. } | Self::TooManySessions { .. } => 4429,
+            Self::TooManyFrames { .. }
+            | Self::TooManySessions { .. }
+            | Self::TooManyRequests { .. } => 4429,
             Self::NotTheProtocol | Self::BadRequest => 4500,
             Self::TokenRefused => 4501,
             Self::NoFeed | Self::ForeignFeed => 4503,
@@ -135,6 +143,7 @@ impl Close {
             Self::EpochChanged { .. } => "epoch_changed",
             Self::TooManyFrames { .. } => "too_many_frames",
             Self::TooManySessions { .. } => "too_many_sessions",
+            Self::TooManyRequests { .. } => "too_many_requests",
             Self::NotReady { .. } => "not_ready",
             Self::NotTheProtocol => "not_the_protocol",
             Self::BadRequest => "bad_request",
@@ -160,6 +169,7 @@ impl Close {
             | Self::EpochChanged { retry_after_ms }
             | Self::TooManyFrames { retry_after_ms }
             | Self::TooManySessions { retry_after_ms }
+            | Self::TooManyRequests { retry_after_ms }
             | Self::NotReady { retry_after_ms } => Some(retry_after_ms),
             Self::TokenExpired | Self::TooOld => Some(0),
             _ => None,

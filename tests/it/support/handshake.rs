@@ -25,6 +25,7 @@ pub struct Handshake {
     who: String,
     token: Presented,
     origin: Option<String>,
+    headers: Vec<String>,
     query: Vec<String>,
     after: BTreeMap<String, u64>,
     versions: BTreeMap<String, u64>,
@@ -48,6 +49,7 @@ impl Handshake {
             who: who.to_owned(),
             token,
             origin: None,
+            headers: Vec::new(),
             query: Vec::new(),
             after,
             versions,
@@ -78,6 +80,12 @@ impl Handshake {
     /// The `Origin` header of a browser.
     pub fn origin(mut self, origin: &str) -> Self {
         self.origin = Some(origin.to_owned());
+        self
+    }
+
+    /// Any other header, for example of a proxy.
+    pub fn header(mut self, name: &str, value: &str) -> Self {
+        self.headers.push(format!("{name}: {value}\r\n"));
         self
     }
 
@@ -172,6 +180,12 @@ impl Handshake {
 
     /// Expects that the upgrade completes and that only a close follows.
     pub async fn closed_at_once(&self, address: SocketAddr) -> Closed {
+        let closed = self.closed_or_welcomed(address).await;
+        closed.unwrap_or_else(|| panic!("{} expected a close and got a welcome", self.who))
+    }
+
+    /// Expects that the upgrade completes. `None` if a session begins.
+    pub async fn closed_or_welcomed(&self, address: SocketAddr) -> Option<Closed> {
         let (reply, mut socket) = self.knock(address).await.expect("an upgrade");
         assert_eq!(reply.status, 101, "{reply:?}");
         assert_eq!(
@@ -180,7 +194,8 @@ impl Handshake {
             "{reply:?}"
         );
         match timeout(PATIENCE, socket.next()).await.expect("a close") {
-            Some(Ok(Message::Close(Some(frame)))) => Closed::from(&frame),
+            Some(Ok(Message::Close(Some(frame)))) => Some(Closed::from(&frame)),
+            Some(Ok(Message::Text(_))) => None,
             other => panic!("{} expected a close and got {other:?}", self.who),
         }
     }
@@ -229,6 +244,7 @@ impl Handshake {
         if let Some(origin) = &self.origin {
             request += &format!("Origin: {origin}\r\n");
         }
+        request += &self.headers.concat();
         request += "\r\n";
         let handshake = async {
             let mut stream = TcpStream::connect(address).await?;
