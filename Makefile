@@ -4,7 +4,7 @@
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench docs check services stop clean toolchain
+.PHONY: help demo test chaos bench docs check services stop clean toolchain
 
 help: ## list these chores
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -15,6 +15,9 @@ demo: toolchain ## serve a merchant's dashboard with buttons that place orders a
 
 test: toolchain ## run every check and test with a private RabbitMQ and Postgres (one: scripts/test STEP)
 	@scripts/test
+
+chaos: toolchain ## cause random faults under load and check every promise (60 minutes; CHAOS="--help" lists options)
+	@scripts/chaos $(CHAOS)
 
 bench: toolchain ## measure throughput, latency, replay, idle sessions and scale (15 minutes; BENCH="--help" lists options)
 	@cargo bench --locked --bench load -- $(BENCH)

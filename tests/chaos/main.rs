@@ -12,6 +12,7 @@
     reason = "a test binary exports nothing: `pub` in `support` means: for the stories"
 )]
 
+mod campaign;
 mod cluster;
 mod crowd;
 mod dashboards;

@@ -18,7 +18,7 @@ impl Services {
     pub async fn up() -> Self {
         static ALONE: Mutex<()> = Mutex::const_new(());
         let alone = ALONE.lock().await;
-        let printed = scripts_services(["up"]).await;
+        let printed = scripts_services(vec!["up"]).await;
         let url = |name: &str| {
             let line = printed
                 .lines()
@@ -35,12 +35,20 @@ impl Services {
 
     /// Runs `scripts/services action service` to its end.
     pub async fn act(&self, action: &'static str, service: &'static str) {
-        scripts_services([action, service]).await;
+        scripts_services(vec![action, service]).await;
+    }
+
+    /// Runs `rabbitmqctl` to its end, and returns its output.
+    pub async fn rabbitmqctl<const N: usize>(&self, arguments: [&'static str; N]) -> String {
+        let mut all = vec!["rabbitmqctl"];
+        all.extend(arguments);
+        scripts_services(all).await
     }
 
     /// Sets the memory limit above which RabbitMQ raises its alarm and accepts no publishes.
     pub async fn set_memory_bound(&self, bound: &'static str) {
-        scripts_services(["rabbitmqctl", "set_vm_memory_high_watermark", bound]).await;
+        self.rabbitmqctl(["set_vm_memory_high_watermark", bound])
+            .await;
     }
 }
 
@@ -51,12 +59,13 @@ impl Drop for Services {
 }
 
 /// Its output. Panics if it fails.
-async fn scripts_services<const N: usize>(arguments: [&'static str; N]) -> String {
+async fn scripts_services(arguments: Vec<&'static str>) -> String {
+    let shown = arguments.join(" ");
     let run = spawn_blocking(move || command(&arguments).output().expect("scripts/services runs"));
     let output = run.await.expect("waiting for a script does not panic");
     assert!(
         output.status.success(),
-        "scripts/services {arguments:?}: {}",
+        "scripts/services {shown}: {}",
         String::from_utf8_lossy(&output.stderr)
     );
     String::from_utf8(output.stdout).expect("it prints text")

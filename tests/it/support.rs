@@ -8,7 +8,7 @@ mod collector;
 mod command;
 mod event;
 mod eventually;
-mod frames;
+pub mod frames;
 mod handshake;
 pub mod http;
 mod log;

@@ -114,8 +114,12 @@ impl Event {
     }
 
     /// The event expires after `seconds`, which may be negative.
-    pub fn expires_in_seconds(mut self, seconds: i64) -> Self {
-        let at = OffsetDateTime::now_utc() + time::Duration::seconds(seconds);
+    pub fn expires_in_seconds(self, seconds: i64) -> Self {
+        self.expires_at(OffsetDateTime::now_utc() + time::Duration::seconds(seconds))
+    }
+
+    /// The event expires at this time.
+    pub fn expires_at(mut self, at: OffsetDateTime) -> Self {
         self.expirytime = Some(at.format(&Rfc3339).expect("a time can be written"));
         self
     }
@@ -192,7 +196,7 @@ impl Parcel {
     }
 
     /// The AMQP properties. It is always persistent.
-    pub(super) fn properties(&self) -> BasicProperties {
+    pub fn properties(&self) -> BasicProperties {
         let mut properties = BasicProperties::default()
             .with_delivery_mode(2)
             .with_headers(self.headers.clone());

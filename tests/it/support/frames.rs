@@ -81,7 +81,7 @@ pub struct Progress {
 }
 
 /// `state`
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
     pub feed: String,
     pub seqs: Option<Vec<u64>>,

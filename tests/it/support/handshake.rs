@@ -13,7 +13,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
 
-use super::frames::{FeedState, Frame};
+use super::frames::{FeedState, Frame, Welcome};
 use super::http::{self, Reply};
 use super::raw_socket::RawSocket;
 use super::seen::Seen;
@@ -134,6 +134,29 @@ impl Handshake {
 
     /// Connects, and reads the welcome. If that fails, the error describes the response.
     pub async fn try_connect(&self, address: SocketAddr) -> Result<Merchant, String> {
+        let (welcome, socket) = self.open(address).await?;
+        let mut versions = self.versions.clone();
+        if let Some((feed, version, epoch)) = &self.placed {
+            let is_used = |state: &FeedState| {
+                state.feed == *feed && state.epoch == *epoch && *version <= state.version
+            };
+            versions.extend(
+                welcome
+                    .feeds
+                    .iter()
+                    .any(is_used)
+                    .then(|| (feed.clone(), *version)),
+            );
+        }
+        let seen = Seen::new(&self.who, &welcome, &self.after, &versions);
+        Ok(Merchant::new(&self.who, welcome, seen, socket))
+    }
+
+    /// The same for a client that checks nothing: the welcome, and the socket after it.
+    pub async fn open(
+        &self,
+        address: SocketAddr,
+    ) -> Result<(Welcome, WebSocketStream<TcpStream>), String> {
         let (reply, mut socket) = self.knock(address).await?;
         if reply.status != 101 {
             return Err(format!("{reply:?}"));
@@ -150,25 +173,10 @@ impl Handshake {
             Some(Ok(Message::Text(text))) => text,
             other => return Err(format!("{other:?}")),
         };
-        let Frame::Welcome(welcome) = Frame::parse(&text).map_err(|error| error.to_string())?
-        else {
-            return Err(text.to_string());
-        };
-        let mut versions = self.versions.clone();
-        if let Some((feed, version, epoch)) = &self.placed {
-            let is_used = |state: &FeedState| {
-                state.feed == *feed && state.epoch == *epoch && *version <= state.version
-            };
-            versions.extend(
-                welcome
-                    .feeds
-                    .iter()
-                    .any(is_used)
-                    .then(|| (feed.clone(), *version)),
-            );
+        match Frame::parse(&text).map_err(|error| error.to_string())? {
+            Frame::Welcome(welcome) => Ok((welcome, socket)),
+            _ => Err(text.to_string()),
         }
-        let seen = Seen::new(&self.who, &welcome, &self.after, &versions);
-        Ok(Merchant::new(&self.who, welcome, seen, socket))
     }
 
     /// Expects an HTTP response that refuses the handshake.

@@ -1,7 +1,8 @@
 //! The log of a replica. It is bounded, and shown if a story fails.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::io::{BufRead, BufReader, Read};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write as _};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
@@ -18,6 +19,7 @@ pub struct Log(Arc<Mutex<Lines>>);
 struct Lines {
     last: VecDeque<String>,
     panics: Vec<String>,
+    copy: Option<File>,
 }
 
 impl Log {
@@ -29,6 +31,20 @@ impl Log {
                 let Ok(line) = line else { break };
                 log.push(String::from_utf8_lossy(&line).into_owned());
             }
+        });
+    }
+
+    /// Writes the kept lines and every later one to this file.
+    #[allow(
+        dead_code,
+        reason = "only the chaos stories use it, and both test binaries share this file"
+    )]
+    pub fn copy_to(&self, mut file: File) {
+        self.with(|lines| {
+            for line in &lines.last {
+                writeln!(file, "{line}").ok();
+            }
+            lines.copy = Some(file);
         });
     }
 
@@ -67,6 +83,9 @@ impl Log {
         self.with(|lines| {
             if line.contains("panicked") && lines.panics.len() < LINES_MAX {
                 lines.panics.push(line.clone());
+            }
+            if let Some(file) = &mut lines.copy {
+                writeln!(file, "{line}").ok();
             }
             if lines.last.len() == LINES_MAX {
                 lines.last.pop_front();

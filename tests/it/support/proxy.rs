@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::url;
 
@@ -56,6 +56,8 @@ enum Line {
     Stalled,
     /// At most this many bytes a tick.
     Slow(usize),
+    /// Each chunk waits this long.
+    Late(Duration),
 }
 
 impl Proxy {
@@ -150,6 +152,15 @@ impl Proxy {
         );
     }
 
+    /// Moves bytes in both directions, each `delay` later.
+    #[allow(
+        dead_code,
+        reason = "only the chaos stories use it, and both test binaries share this file"
+    )]
+    pub fn delay(&self, delay: Duration) {
+        self.lines(Line::Late(delay), Line::Late(delay));
+    }
+
     /// Accepts connections and moves bytes again.
     pub fn mend(&self) {
         self.network.send_modify(|network| network.open = true);
@@ -205,7 +216,7 @@ async fn carry(
         let most = match now {
             None => return,
             Some(Line::Stalled) => 0,
-            Some(Line::Running) => CHUNK_BYTES,
+            Some(Line::Running | Line::Late(_)) => CHUNK_BYTES,
             Some(Line::Slow(most)) => most.min(CHUNK_BYTES),
         };
         let read = tokio::select! {
@@ -213,6 +224,9 @@ async fn carry(
             read = from.read(&mut bytes[..most]), if most > 0 => read,
         };
         let Ok(count @ 1..) = read else { return };
+        if let Some(Line::Late(delay)) = now {
+            sleep(delay).await;
+        }
         // The other direction ends by itself: dropping a half shuts it down, and its peer closes
         // too.
         let written = tokio::select! {

@@ -107,6 +107,44 @@ impl Replica {
         self.ready().await;
     }
 
+    /// Starts it again on the same ports, and returns at once. It must have ended.
+    pub fn launch(&self) {
+        let mut command = shopbell(&self.0.environment);
+        if let Some(files) = self.0.open_files {
+            command = limited(command, files);
+        }
+        command
+            .arg("serve")
+            .args(self.0.role.map(|role| format!("--role={role}")))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let mut child = command.spawn().expect("shopbell starts");
+        self.0
+            .log
+            .follow(child.stderr.take().expect("stderr is piped"));
+        self.with_child(|running| *running = Some(child));
+    }
+
+    /// Its process, if it runs.
+    #[allow(
+        dead_code,
+        reason = "only the chaos stories use it, and both test binaries share this file"
+    )]
+    pub fn process_id(&self) -> Option<u32> {
+        self.is_running()
+            .then(|| self.with_child(|child| child.as_ref().map(Child::id)))?
+    }
+
+    /// Writes every line of its log to this file too, the kept ones first.
+    #[allow(
+        dead_code,
+        reason = "only the chaos stories use it, and both test binaries share this file"
+    )]
+    pub fn copy_log_to(&self, file: fs::File) {
+        self.0.log.copy_to(file);
+    }
+
     /// Sends SIGTERM, as an init system does, and returns at once.
     pub fn ask_to_leave(&self) {
         signal(self.pid(), "TERM");
@@ -272,7 +310,8 @@ impl Replica {
             .expect("a replica that runs")
     }
 
-    async fn try_get(&self, path: &str) -> Result<Reply, String> {
+    /// The same, if it replies.
+    pub async fn try_get(&self, path: &str) -> Result<Reply, String> {
         http::get(self.0.operations, path)
             .await
             .map_err(|error| error.to_string())
@@ -293,24 +332,6 @@ impl Replica {
             })
         };
         text.lines().filter_map(sample).collect()
-    }
-
-    fn launch(&self) {
-        let mut command = shopbell(&self.0.environment);
-        if let Some(files) = self.0.open_files {
-            command = limited(command, files);
-        }
-        command
-            .arg("serve")
-            .args(self.0.role.map(|role| format!("--role={role}")))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped());
-        let mut child = command.spawn().expect("shopbell starts");
-        self.0
-            .log
-            .follow(child.stderr.take().expect("stderr is piped"));
-        self.with_child(|running| *running = Some(child));
     }
 
     fn with_child<T>(&self, act: impl FnOnce(&mut Option<Child>) -> T) -> T {

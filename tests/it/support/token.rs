@@ -80,6 +80,16 @@ impl Token {
         self
     }
 
+    /// The same for a list of any length.
+    #[allow(
+        dead_code,
+        reason = "only the chaos stories use it, and both test binaries share this file"
+    )]
+    pub fn feed_list(mut self, feeds: Vec<String>) -> Self {
+        self.claims.feeds = Some(feeds);
+        self
+    }
+
     /// With the right to mark notifications for everyone in the broadcast feed.
     pub fn broadcast(mut self) -> Self {
         self.claims.more.insert("broadcast".to_owned(), true.into());

@@ -1,0 +1,167 @@
+//! The campaign: mixed load and random faults, with a history that a separate program judges.
+//!
+//! `tests/chaos/README.md` describes how to run it, to repeat a run and to read its result.
+
+mod device;
+mod dump;
+mod ending;
+mod faults;
+mod history;
+mod marking;
+mod mix;
+mod nemesis;
+mod options;
+mod population;
+mod publisher;
+mod report;
+mod samples;
+mod session;
+mod stage;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fastrand::Rng;
+use serde_json::json;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout};
+
+use history::{Book, History};
+use mix::Mix;
+use options::Options;
+use population::{BROADCAST_FEED, Population};
+use report::Report;
+use stage::{Phase, REPLICAS, Stage, name};
+
+/// Publishers, each with its own connection.
+const PUBLISHERS: usize = 4;
+/// Time for the publishers to confirm everything, and for the clients to receive the counts.
+const CONFIRM_BOUND: Duration = Duration::from_secs(120);
+const COUNTS_BOUND: Duration = Duration::from_secs(60);
+/// The bounds that the checker applies. The memory is that of the debug build.
+const RECOVERY_SECONDS: u64 = 60;
+const READINESS_SECONDS: u64 = 8;
+const RSS_BYTES: u64 = 400 * 1024 * 1024;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn campaign_of_random_faults_breaks_no_promise() {
+    let options = Options::from_environment();
+    let mut report = Report::default();
+    for run in 0..options.runs {
+        let seed = options.seed_of(run);
+        eprintln!(
+            "SHOPBELL_CHAOS_SEED={seed} SHOPBELL_CHAOS_SECONDS={}",
+            options.seconds
+        );
+        let folder = options.folder(seed);
+        let oddities = run_once(&options, seed, &folder).await;
+        let (verdict, good) = ending::judge(&folder).await;
+        let clean = good && oddities.is_empty();
+        for oddity in oddities {
+            eprintln!("{oddity}");
+        }
+        report.add(seed, &options, &verdict, clean);
+        if clean && !options.keep {
+            std::fs::remove_dir_all(&folder).expect("the history can be removed");
+        } else {
+            eprintln!("the history is in {}", folder.display());
+        }
+    }
+    eprintln!("{}", report.table());
+    assert!(
+        report.is_clean(),
+        "a run broke a promise; the table above has its seed"
+    );
+}
+
+/// One run: load and faults, then the drain, then the dump. Returns the
+/// frames that no client may receive.
+async fn run_once(options: &Options, seed: u64, folder: &Path) -> Vec<String> {
+    let mut random = Rng::with_seed(seed);
+    let population = Arc::new(Population::draw(&mut random));
+    let stage = Stage::open(History::begin(folder.to_owned()), 1).await;
+    let stage = Arc::new(stage);
+    let faults = nemesis::named(&options.faults);
+    describe(&stage, options, seed, &population).await;
+
+    let mut background = JoinSet::new();
+    let supervised = Arc::clone(&stage);
+    background.spawn(async move { supervised.supervise().await });
+    for replica in 0..REPLICAS {
+        let sampled = Arc::clone(&stage);
+        background.spawn(async move { samples::sample(&sampled, replica).await });
+    }
+    let mut devices = JoinSet::new();
+    for device in population.devices.clone() {
+        devices.spawn(device::live(Arc::clone(&stage), device, random.fork()));
+    }
+    let mut publishers = JoinSet::new();
+    for publisher in 0..PUBLISHERS {
+        let mix = Mix::new(publisher, Arc::clone(&population), random.fork());
+        let rate = options.rate / PUBLISHERS as f64;
+        publishers.spawn(publisher::publish(Arc::clone(&stage), mix, rate));
+    }
+    let until = Instant::now() + Duration::from_secs(options.seconds);
+    nemesis::strike(&stage, &faults, until, random.fork()).await;
+
+    stage.history.note(Book::Faults, "healed", json!({}));
+    stage.enter(Phase::Draining);
+    let good = timeout(CONFIRM_BOUND, publishers.join_all()).await;
+    let good = good.expect("every event is confirmed in time").iter().sum();
+    let missing = ending::drained(&stage, &population, good).await;
+    if let Some(missing) = &missing {
+        stage.history.say(&format!("not drained: {missing}"));
+    }
+    stage
+        .history
+        .note(Book::Faults, "drained", json!({"missing": missing}));
+    stage.enter(Phase::Finishing);
+    timeout(COUNTS_BOUND, devices.join_all()).await.ok();
+    background.shutdown().await;
+    ending::write_down(&stage).await;
+    stage.history.flush();
+    let oddities = stage.history.oddities();
+    let Ok(stage) = Arc::try_unwrap(stage) else {
+        panic!("a task of the run still uses its parts");
+    };
+    stage.world.finish().await;
+    oddities
+}
+
+/// Writes the files that describe the run.
+async fn describe(stage: &Stage, options: &Options, seed: u64, population: &Population) {
+    let faults: Vec<_> = nemesis::named(&options.faults)
+        .iter()
+        .map(|fault| fault.name)
+        .collect();
+    let postgres: String = sqlx::query_scalar("show server_version")
+        .fetch_one(&stage.pool)
+        .await
+        .expect("Postgres answers");
+    let started_at = stage
+        .history
+        .began_at()
+        .format(&time::format_description::well_known::Rfc3339)
+        .expect("a time can be written");
+    let run = json!({
+        "seed": seed, "seconds": options.seconds, "scenarios": faults, "started_at": started_at,
+        "started_at_us": i64::try_from(stage.history.began_at().unix_timestamp_nanos() / 1_000).unwrap_or_default(),
+        "versions": {
+            "shopbell": env!("CARGO_PKG_VERSION"),
+            "rabbitmq": stage.services.rabbitmqctl(["version"]).await.trim(),
+            "postgres": postgres,
+        },
+        "replicas": (0..REPLICAS).map(name).collect::<Vec<_>>(),
+        "broadcast_feed": BROADCAST_FEED, "window": 256, "partitions": stage.partitions,
+        "ordered": true, "lossy": false,
+        "bounds": {
+            "recovery_seconds": RECOVERY_SECONDS, "rss_bytes": RSS_BYTES, "readiness_seconds": READINESS_SECONDS,
+        },
+    });
+    stage.history.write("run.json", &run);
+    stage.history.write("secrets.json", &population.secrets());
+    stage
+        .history
+        .write("devices.json", &population.description());
+}

@@ -1,0 +1,171 @@
+//! The nemesis: it begins a fault, lets it last for a random time, and ends it, again and again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use fastrand::Rng;
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use serde_json::json;
+use tokio::time::{Instant, sleep};
+
+use super::faults;
+use super::history::Book;
+use super::stage::Stage;
+
+/// A fault of the list. To add one, write its `plan` and add it to [`faults::ALL`].
+pub struct Fault {
+    /// Its name in `SHOPBELL_CHAOS_FAULTS`.
+    pub name: &'static str,
+    /// Milliseconds between its begin and its end.
+    pub lasts_ms: std::ops::Range<u64>,
+    /// Chooses its target.
+    pub plan: fn(&Arc<Stage>, &mut Rng) -> Plan,
+}
+
+/// A fault that is about to begin.
+pub struct Plan {
+    /// The parts that it hits: `postgres`, `rabbitmq`, `replica-0` and so on, `clients`. Faults that
+    /// hit the same part never overlap.
+    pub hits: Vec<String>,
+    /// The target in words, for people.
+    pub target: String,
+    /// The parts are wholly away.
+    pub total: bool,
+    /// Begins it. Its result ends it.
+    pub begin: BoxFuture<'static, End>,
+}
+
+/// The end of a fault.
+pub struct End(BoxFuture<'static, ()>);
+
+impl End {
+    pub fn by(end: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self(end.boxed())
+    }
+}
+
+/// A fault that has begun.
+struct Present {
+    number: u64,
+    name: &'static str,
+    hits: Vec<String>,
+    note: serde_json::Value,
+    end: End,
+    ends_at: Instant,
+}
+
+/// Pause without a fault, so that everything recovers and the recovery is measured.
+const CALM_MS: std::ops::Range<u64> = 2_500..6_000;
+/// A second fault begins this long after the first one, at most.
+const OVERLAP_MS: std::ops::Range<u64> = 0..2_000;
+/// One fault in so many overlaps with another.
+const OVERLAP_RARITY: u8 = 3;
+
+/// Causes the named faults until `until`. Each is caused once before any is repeated.
+pub async fn strike(
+    stage: &Arc<Stage>,
+    faults: &[&'static Fault],
+    until: Instant,
+    mut random: Rng,
+) {
+    let (mut bag, mut number) = (Vec::new(), 0);
+    loop {
+        sleep(Duration::from_millis(random.u64(CALM_MS))).await;
+        if Instant::now() >= until {
+            return;
+        }
+        let mut present = Vec::new();
+        let together = if random.u8(..OVERLAP_RARITY) == 0 {
+            2
+        } else {
+            1
+        };
+        for place in 0..together {
+            if place > 0 {
+                sleep(Duration::from_millis(random.u64(OVERLAP_MS))).await;
+            }
+            if let Some((fault, plan)) = choose(stage, faults, &mut bag, &present, &mut random) {
+                number += 1;
+                present.push(begin(stage, number, fault, plan, &mut random).await);
+            }
+        }
+        present.sort_by_key(|fault| fault.ends_at);
+        for fault in present {
+            tokio::time::sleep_until(fault.ends_at).await;
+            fault.end.0.await;
+            stage.history.note(Book::Faults, "fault_ended", fault.note);
+            let (number, name) = (fault.number, fault.name);
+            stage.history.say(&format!("fault {number}, {name}, ended"));
+        }
+    }
+}
+
+/// The next fault of the bag that hits no part of the `present` ones.
+fn choose(
+    stage: &Arc<Stage>,
+    faults: &[&'static Fault],
+    bag: &mut Vec<&'static Fault>,
+    present: &[Present],
+    random: &mut Rng,
+) -> Option<(&'static Fault, Plan)> {
+    if bag.is_empty() {
+        *bag = faults.to_vec();
+        random.shuffle(bag);
+    }
+    for place in (0..bag.len()).rev() {
+        let plan = (bag[place].plan)(stage, random);
+        let is_free = |part: &String| !present.iter().any(|fault| fault.hits.contains(part));
+        if plan.hits.iter().all(is_free) {
+            return Some((bag.remove(place), plan));
+        }
+    }
+    None
+}
+
+async fn begin(
+    stage: &Arc<Stage>,
+    number: u64,
+    fault: &'static Fault,
+    plan: Plan,
+    random: &mut Rng,
+) -> Present {
+    let note = json!({
+        "fault": fault.name, "number": number, "target": plan.target, "hits": plan.hits, "total": plan.total,
+    });
+    stage
+        .history
+        .note(Book::Faults, "fault_begun", note.clone());
+    let (name, target) = (fault.name, &plan.target);
+    stage
+        .history
+        .say(&format!("fault {number}, {name}, begins: {target}"));
+    let end = plan.begin.await;
+    let lasts = Duration::from_millis(random.u64(fault.lasts_ms.clone()));
+    Present {
+        number,
+        name: fault.name,
+        hits: plan.hits,
+        note,
+        end,
+        ends_at: Instant::now() + lasts,
+    }
+}
+
+/// The faults with these names, or all if there are none.
+pub fn named(names: &[String]) -> Vec<&'static Fault> {
+    if names.is_empty() {
+        return faults::ALL.iter().collect();
+    }
+    let find = |name: &String| {
+        let fault = faults::ALL.iter().find(|fault| fault.name == name);
+        fault.unwrap_or_else(|| {
+            let known: Vec<_> = faults::ALL.iter().map(|fault| fault.name).collect();
+            panic!(
+                "there is no fault {name}; the faults are: {}",
+                known.join(", ")
+            )
+        })
+    };
+    names.iter().map(find).collect()
+}

@@ -1,0 +1,65 @@
+//! The options of a campaign, from the environment. `scripts/chaos` sets them.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// The short form, which `make test` runs.
+const SECONDS: u64 = 90;
+/// Events a second that a debug build on two cores stores and delivers with time to spare.
+const RATE: f64 = 200.0;
+
+pub struct Options {
+    /// Of the first run. The next runs have the following numbers.
+    seed: u64,
+    pub seconds: u64,
+    pub runs: u64,
+    /// Names of faults; all if it is empty.
+    pub faults: Vec<String>,
+    /// Whether to keep the history of a clean run.
+    pub keep: bool,
+    /// Events a second.
+    pub rate: f64,
+}
+
+impl Options {
+    pub fn from_environment() -> Self {
+        let faults = std::env::var("SHOPBELL_CHAOS_FAULTS").unwrap_or_default();
+        Self {
+            seed: value("SHOPBELL_CHAOS_SEED").unwrap_or_else(|| u64::from(fastrand::u32(..))),
+            seconds: value("SHOPBELL_CHAOS_SECONDS").unwrap_or(SECONDS),
+            runs: value("SHOPBELL_CHAOS_RUNS").unwrap_or(1),
+            faults: faults
+                .split(',')
+                .map(str::trim)
+                .filter(|name| !name.is_empty())
+                .map(str::to_owned)
+                .collect(),
+            keep: value("SHOPBELL_CHAOS_KEEP").unwrap_or(false),
+            rate: value("SHOPBELL_CHAOS_RATE").unwrap_or(RATE),
+        }
+    }
+
+    /// The seed of a run.
+    pub fn seed_of(&self, run: u64) -> u64 {
+        self.seed.wrapping_add(run)
+    }
+
+    /// The directory of the history of a run. An earlier run with the same seed is removed.
+    pub fn folder(&self, seed: u64) -> PathBuf {
+        let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("chaos-{seed}"));
+        if folder.exists() {
+            std::fs::remove_dir_all(&folder).expect("an earlier history can be removed");
+        }
+        folder
+    }
+}
+
+fn value<T: FromStr>(variable: &str) -> Option<T> {
+    let text = std::env::var(variable)
+        .ok()
+        .filter(|text| !text.is_empty())?;
+    match text.parse() {
+        Ok(value) => Some(value),
+        Err(_) => panic!("{variable} has a bad value: {text}"),
+    }
+}

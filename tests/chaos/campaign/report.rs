@@ -1,0 +1,79 @@
+//! The table of a campaign: one line for each run.
+
+use std::fmt::Write as _;
+
+use serde_json::Value;
+
+use super::options::Options;
+
+/// The columns of the verdict that the table shows, and their headings.
+const COLUMNS: [(&str, &str); 18] = [
+    ("attempted", "attempted"),
+    ("confirmed", "confirmed"),
+    ("stored", "stored"),
+    ("delivered", "delivered"),
+    ("acknowledged", "acked"),
+    ("lost", "lost"),
+    ("duplicated", "dup"),
+    ("reordered", "reord"),
+    ("leaked", "leaked"),
+    ("acknowledged_but_replayed", "replayed"),
+    ("unexplained_gap", "gap"),
+    ("count_mismatch", "counts"),
+    ("readiness_untrue", "untrue"),
+    ("memory_above_bound", "memory"),
+    ("log_leaks", "logs"),
+    ("unexpected", "unexp"),
+    ("recovery_above_bound", "late"),
+    ("slowest_recovery_seconds", "slowest"),
+];
+
+/// The verdicts of all runs.
+#[derive(Default)]
+pub struct Report {
+    rows: Vec<Vec<String>>,
+    dirty: usize,
+}
+
+impl Report {
+    pub fn add(&mut self, seed: u64, options: &Options, verdict: &Value, clean: bool) {
+        self.dirty += usize::from(!clean);
+        let faults = match options.faults.len() {
+            0 => "all".to_owned(),
+            _ => options.faults.join("+"),
+        };
+        let mut row = vec![seed.to_string(), options.seconds.to_string(), faults];
+        row.extend(
+            COLUMNS
+                .iter()
+                .map(|(name, _)| match &verdict["columns"][*name] {
+                    Value::Null => "?".to_owned(),
+                    Value::Number(number) => match number.as_f64().filter(|_| number.is_f64()) {
+                        Some(number) => format!("{number:.1}"),
+                        None => number.to_string(),
+                    },
+                    other => other.to_string(),
+                }),
+        );
+        row.push(if clean { "clean" } else { "BROKEN" }.to_owned());
+        self.rows.push(row);
+    }
+
+    pub fn is_clean(&self) -> bool {
+        self.dirty == 0
+    }
+
+    /// A Markdown table.
+    pub fn table(&self) -> String {
+        let mut text = String::from("| seed | seconds | faults |");
+        for (_, heading) in COLUMNS {
+            write!(text, " {heading} |").expect("a string can be written");
+        }
+        text += " verdict |\n|";
+        text += &"---|".repeat(COLUMNS.len() + 4);
+        for row in &self.rows {
+            write!(text, "\n| {} |", row.join(" | ")).expect("a string can be written");
+        }
+        text
+    }
+}
