@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::ConnectInfo;
-use axum::http::header::HOST;
+use axum::http::header::{CONNECTION, HOST, TRANSFER_ENCODING};
 use axum::http::uri::Authority;
-use axum::http::{HeaderMap, StatusCode, Version};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Version};
 use axum::response::IntoResponse;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -129,15 +129,46 @@ async fn respond(
 ) -> Result<Response<TrackedBody>, std::convert::Infallible> {
     watch.begin();
     request.extensions_mut().insert(ConnectInfo(peer));
-    let response = match is_addressed(request.version(), request.headers()) {
-        true => router.call(request).await?,
-        false => Problem::new(
-            StatusCode::BAD_REQUEST,
-            "a request must have one valid Host header",
-        )
-        .into_response(),
+    let response = match refused(&request) {
+        None => {
+            use_host_of_target(&mut request);
+            router.call(request).await?
+        }
+        Some(problem) => problem.into_response(),
     };
     Ok(response.map(|body| TrackedBody::new(body, watch)))
+}
+
+/// The refusal of a request whose host or body is not certain.
+fn refused<B>(request: &Request<B>) -> Option<Problem> {
+    if !is_addressed(request.version(), request.headers()) {
+        let detail = "a request must have one valid Host header";
+        return Some(Problem::new(StatusCode::BAD_REQUEST, detail));
+    }
+    if !is_framed(request.headers()) {
+        let detail = "the only Transfer-Encoding of a request is chunked";
+        return Some(Problem::new(StatusCode::NOT_IMPLEMENTED, detail).with(CONNECTION, "close"));
+    }
+    None
+}
+
+/// Whether the end of the body is certain. hyper accepts other codings before `chunked`. A proxy may read the end of such a
+/// body at another place (RFC 9112 §6.1 and §11.2).
+fn is_framed(headers: &HeaderMap) -> bool {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    codings
+        .next()
+        .is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
+        && codings.next().is_none()
+}
+
+/// Replaces `Host` by the host of an absolute target (RFC 9112 §3.2.2).
+fn use_host_of_target<B>(request: &mut Request<B>) {
+    let target = request.uri();
+    let host = target.scheme().and(target.authority());
+    if let Some(Ok(host)) = host.map(|host| HeaderValue::from_str(host.as_str())) {
+        request.headers_mut().insert(HOST, host);
+    }
 }
 
 /// Whether a request has one valid `Host` header (RFC 9112 §3.2).
@@ -203,6 +234,38 @@ mod tests {
         assert!(
             is_addressed(Version::HTTP_10, &[]) && !is_addressed(Version::HTTP_10, &["a", "b"])
         );
+    }
+
+    #[test]
+    fn the_only_transfer_coding_is_chunked() {
+        for (codings, expected) in [
+            (&[][..], true),
+            (&["chunked"], true),
+            (&["Chunked"], true),
+            (&["gzip, chunked"], false),
+            (&["chunked, chunked"], false),
+            (&["chunked", "chunked"], false),
+        ] {
+            let headers = codings
+                .iter()
+                .map(|coding| (TRANSFER_ENCODING, coding.parse().unwrap()))
+                .collect();
+            assert_eq!(is_framed(&headers), expected, "{codings:?}");
+        }
+    }
+
+    #[test]
+    fn the_host_of_an_absolute_target_replaces_the_header() {
+        for (target, expected) in [
+            ("http://other.example:81/v1/ws", "other.example:81"),
+            ("/v1/ws", "shop.example"),
+            ("other.example:443", "shop.example"),
+        ] {
+            let request = Request::get(target).header(HOST, "shop.example");
+            let mut request = request.body(()).unwrap();
+            use_host_of_target(&mut request);
+            assert_eq!(request.headers()[HOST], expected, "{target}");
+        }
     }
 
     #[test]

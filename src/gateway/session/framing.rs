@@ -79,6 +79,8 @@ struct Frame {
 struct Message {
     is_text: bool,
     payload: Vec<u8>,
+    /// Number of bytes of `payload` that are whole characters.
+    checked: usize,
     /// Bytes of a binary message, which are not kept.
     dropped: usize,
 }
@@ -105,6 +107,7 @@ impl Decoder {
             return Ok(None);
         };
         self.take_payload(&mut frame, bytes);
+        self.check_text()?;
         if frame.left > 0 {
             self.frame = Some(frame);
             return Ok(None);
@@ -115,9 +118,13 @@ impl Decoder {
     fn take_header(&mut self, bytes: &mut &[u8]) -> Result<Option<Frame>, Fault> {
         loop {
             let come = usize::from(self.header_bytes);
-            if come >= 2 && come == header_bytes(self.header[1]) {
-                self.header_bytes = 0;
-                return self.check_header(come).map(Some);
+            if come >= 2 {
+                // Before the rest, because a client that does not mask may never send six bytes.
+                self.check_first_bytes()?;
+                if come == header_bytes(self.header[1]) {
+                    self.header_bytes = 0;
+                    return self.check_length(come).map(Some);
+                }
             }
             let Some((first, rest)) = bytes.split_first() else {
                 return Ok(None);
@@ -128,53 +135,60 @@ impl Decoder {
         }
     }
 
-    /// Checks a header by the rules for clients (RFC 6455 §5.2).
-    fn check_header(&mut self, header_bytes: usize) -> Result<Frame, Fault> {
+    /// Checks the first two bytes of a header by the rules for clients (RFC 6455 §5.2, §5.4, §5.5).
+    fn check_first_bytes(&self) -> Result<(), Fault> {
         let [first, second, ..] = self.header;
-        let (opcode, is_final) = (first & 0x0f, first & FINAL != 0);
-        if first & RESERVED != 0 || second & MASKED == 0 {
+        let is_allowed = match first & 0x0f {
+            CONTINUATION => self.message.is_some(),
+            TEXT | BINARY => self.message.is_none(),
+            CLOSE | PING | PONG => {
+                first & FINAL != 0 && usize::from(second & !MASKED) <= CONTROL_BYTES_MAX
+            }
+            _ => false,
+        };
+        match is_allowed && first & RESERVED == 0 && second & MASKED != 0 {
+            true => Ok(()),
+            false => Err(Fault::Framing),
+        }
+    }
+
+    /// Checks the length of a complete header, and begins a message.
+    fn check_length(&mut self, header_bytes: usize) -> Result<Frame, Fault> {
+        let [first, second, ..] = self.header;
+        let opcode = first & 0x0f;
+        let (extended, mask) = self.header[2..header_bytes].split_at(header_bytes - 6);
+        let written = extended
+            .iter()
+            .fold(0, |length, byte| length << 8 | u64::from(*byte));
+        let (length, shortest, longest) = match extended.len() {
+            0 => (u64::from(second & !MASKED), 0, u64::MAX),
+            2 => (written, 126, u64::MAX),
+            _ => (written, 65_536, u64::MAX >> 1),
+        };
+        // A length has its shortest form, and its highest bit is 0 (RFC 6455 §5.2).
+        if !(shortest..=longest).contains(&length) {
             return Err(Fault::Framing);
         }
-        let (length, mask) = self.header[2..header_bytes].split_at(header_bytes - 6);
-        let length = match length.is_empty() {
-            true => u64::from(second & !MASKED),
-            false => length
-                .iter()
-                .fold(0, |length, byte| length << 8 | u64::from(*byte)),
-        };
         let mask = [mask[0], mask[1], mask[2], mask[3]];
-        match opcode {
-            CONTINUATION if self.message.is_none() => return Err(Fault::Framing),
-            TEXT | BINARY if self.message.is_some() => return Err(Fault::Framing),
-            TEXT | BINARY => {
-                self.message = Some(Message {
-                    is_text: opcode == TEXT,
-                    payload: Vec::new(),
-                    dropped: 0,
-                });
-            }
-            CONTINUATION => {}
-            CLOSE | PING | PONG if is_final && length <= CONTROL_BYTES_MAX as u64 => {
-                return Ok(Frame {
-                    opcode,
-                    is_final,
-                    left: length as usize,
-                    mask,
-                });
-            }
-            _ => return Err(Fault::Framing),
+        if matches!(opcode, TEXT | BINARY) {
+            self.message = Some(Message {
+                is_text: opcode == TEXT,
+                payload: Vec::new(),
+                checked: 0,
+                dropped: 0,
+            });
         }
-        let come = self
-            .message
-            .as_ref()
-            .map_or(0, |message| message.payload.len() + message.dropped);
+        let come = match &self.message {
+            Some(message) if opcode < CLOSE => message.payload.len() + message.dropped,
+            _ => 0,
+        };
         // The client chooses the length, so it is compared as `u64`.
-        if length > (self.bytes_max - come) as u64 {
+        if opcode < CLOSE && length > (self.bytes_max - come) as u64 {
             return Err(Fault::TooBig);
         }
         Ok(Frame {
             opcode,
-            is_final,
+            is_final: first & FINAL != 0,
             left: length as usize,
             mask,
         })
@@ -200,6 +214,19 @@ impl Decoder {
         payload.extend(unmasked);
         // The next part of the payload continues at this byte of the mask.
         frame.mask.rotate_left(come.len() % 4);
+    }
+
+    /// Checks the new bytes of a text. A text that cannot become UTF-8 fails at once (RFC 6455 §8.1).
+    fn check_text(&mut self) -> Result<(), Fault> {
+        let Some(message) = self.message.as_mut().filter(|message| message.is_text) else {
+            return Ok(());
+        };
+        match std::str::from_utf8(&message.payload[message.checked..]) {
+            Ok(text) => message.checked += text.len(),
+            Err(error) if error.error_len().is_none() => message.checked += error.valid_up_to(),
+            Err(_) => return Err(Fault::NotUtf8),
+        }
+        Ok(())
     }
 
     fn complete(&mut self, frame: Frame) -> Result<Incoming, Fault> {
@@ -344,7 +371,9 @@ mod tests {
 
     #[test]
     fn each_fault_has_its_name() {
-        for first in [0xc1, 0xa1, 0x91, 0x83, 0x8b, 0x80, 0x00, 0x09, 0x08] {
+        for first in [
+            0xc1, 0xa1, 0x91, 0x83, 0x87, 0x8b, 0x8f, 0x80, 0x00, 0x09, 0x08,
+        ] {
             check(&[(first, b"x")], &Err(Fault::Framing));
         }
         check(&[(0x01, b"x"), (0x81, b"x")], &Err(Fault::Framing));
@@ -366,20 +395,41 @@ mod tests {
             &Err(Fault::TooBig),
         );
         check(&[(0x02, &[0; 600]), (0x80, &[0; 401])], &Err(Fault::TooBig));
-        let unmasked = [0x81, 0x01, b'x'];
-        assert_eq!(
-            decoded(&unmasked, 3, 1_000),
-            Ok(vec![]),
-            "the header is not complete"
-        );
-        assert_eq!(
-            decoded(&[0x81, 0x01, 0, 0, 0, 0, b'x'], 7, 1_000),
-            Err(Fault::Framing)
-        );
-        let endless = [
-            0x81, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0,
-        ];
-        assert_eq!(decoded(&endless, 14, 1_000), Err(Fault::TooBig));
+    }
+
+    #[test]
+    fn a_fault_is_found_before_the_rest_of_its_frame() {
+        let fault = |bytes: &[u8]| decoded(bytes, 3, 1_000);
+        assert_eq!(fault(&[0x81, 0x01]), Err(Fault::Framing), "no mask");
+        assert_eq!(fault(&[0x89, 0xfe]), Err(Fault::Framing), "a long ping");
+        // The mask is zero. The two bytes cannot begin a character.
+        let surrogate = [0x01, 0xe4, 0, 0, 0, 0, 0xed, 0xa0];
+        assert_eq!(fault(&surrogate), Err(Fault::NotUtf8));
+        let begun = [0x01, 0x81, 0, 0, 0, 0, 0xe2, 0x00, 0xe4, 0, 0, 0, 0];
+        assert_eq!(fault(&begun), Ok(vec![Incoming::Fragment]));
+        assert_eq!(fault(&[&begun[..], b"x"].concat()), Err(Fault::NotUtf8));
+    }
+
+    #[test]
+    fn a_length_has_its_shortest_form() {
+        let with_length = |length: &[u8]| {
+            let bytes = [&[0x82], length, &[0; 4]].concat();
+            decoded(&bytes, 4, 1_000)
+        };
+        let not_complete = Ok(vec![]);
+        assert_eq!(with_length(&[0xfe, 0, 125]), Err(Fault::Framing));
+        assert_eq!(with_length(&[0xfe, 0, 126]), not_complete);
+        assert_eq!(with_length(&[0xfe, 0xff, 0xff]), Err(Fault::TooBig));
+        for (length, fault) in [
+            (0x0000_ffff, Fault::Framing),
+            (0x0001_0000, Fault::TooBig),
+            (u64::MAX >> 1, Fault::TooBig),
+            (1 << 63, Fault::Framing),
+            (u64::MAX, Fault::Framing),
+        ] {
+            let header = [&[0xff][..], &u64::to_be_bytes(length)].concat();
+            assert_eq!(with_length(&header), Err(fault), "{length}");
+        }
     }
 
     #[test]
