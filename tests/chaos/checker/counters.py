@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from findings import Findings
-from numbering import Numbering
-from reading import Event, Frame, Mark, Row, Run, Skip
+from numbering import Feed, Numbering
+from reading import Event, Frame, Mark, Report, Row, Run, Skip
 
 # The rows of `marks` with their places, by feed and version.
 Marks = dict[str, dict[int, tuple[int, dict[str, Any]]]]
@@ -210,11 +210,14 @@ def _received_counts(run: Run, numbering: Numbering, marks: Marks, findings: Fin
     news: dict[str, list[int]] = {}
     for report in run.reports:
         session = run.sessions[report.session]
-        if report.version is None or report.last is None or report.feed not in session.starts:
+        if report.last is None or report.feed not in session.starts:
             continue
         if session.starts[report.feed].epoch != numbering.epoch:
             continue
         feed = numbering.feed(report.feed)
+        if report.version is None:
+            _final_count(run, report, feed, findings)
+            continue
         found = marks.get(report.feed, {}).get(report.version)
         if found is None and report.version > 0 or feed.trimmed_seq > 0:
             continue
@@ -231,6 +234,17 @@ def _received_counts(run: Run, numbering: Numbering, marks: Marks, findings: Fin
             if value != base[column] + added:
                 findings.add("count_mismatch", f"session {report.session} received {column} {value} of {report.feed} at version "
                              f"{report.version} and {report.last}, but it was {base[column] + added}", report.at)
+
+
+def _final_count(run: Run, report: Report, feed: Feed, findings: Findings) -> None:
+    """A reply without a version has the present counts. After `drained` these are the final ones."""
+    if run.drained is None or report.t < run.drained or report.last != feed.last_seq:
+        return
+    rows = feed.rows.values()
+    final = (sum(not row.read for row in rows), sum(not row.handled for row in rows))
+    if (report.unread, report.unhandled) != final:
+        findings.add("count_mismatch", f"session {report.session} received {report.unread} unread and {report.unhandled} unhandled "
+                     f"of {report.feed} at the end, but it has {final[0]} and {final[1]}", report.at)
 
 
 def _count_news(run: Run, numbering: Numbering, name: str) -> list[int]:

@@ -12,8 +12,8 @@ from reading import SECOND, Ack, Device, Fault, Frame, Run, Session, Skip
 WRITTEN_AFTER = 3 * SECOND
 # A fault that ends shortly before an ack may still delay its write.
 FAULT_BEFORE = SECOND
-# After an outage of Postgres the writers wait up to 5 s between two attempts.
-OUTAGE_BEFORE = 7 * SECOND
+# After an outage of Postgres, a writer may wait 10 s for a dead connection, and up to 5 s for its next attempt.
+OUTAGE_AFTER = 15 * SECOND
 # After these closes, acks that the client sent before its own close still count.
 CLOSES_THAT_KEEP_ACKS = (1000, 1012, 4401, 4408, 4409)
 
@@ -30,10 +30,10 @@ def check(run: Run, numbering: Numbering, findings: Findings) -> None:
     for session in run.sessions.values():
         sessions.setdefault(session.device, []).append(session)
     first_acks = _acks_by_feed(run)
-    quiet = Quiet(run)
+    writes = Writes(run)
     for name, device in run.devices.items():
         own = sessions.get(name, [])
-        _kept_acks(quiet, own, findings)
+        _kept_acks(writes, own, findings)
         if not device.offline:
             _everything(run, numbering, name, device, own, first_acks, findings)
     _removed_too_early(run, numbering, findings)
@@ -137,53 +137,80 @@ def _removed_too_early(run: Run, numbering: Numbering, findings: Findings) -> No
                          f"{cursor['device']} is {cursor['acked_seq']}", at)
 
 
-def _kept_acks(quiet: "Quiet", sessions: list[Session], findings: Findings) -> None:
+def _kept_acks(writes: "Writes", sessions: list[Session], findings: Findings) -> None:
     """A session never starts below an ack, or below the start of an earlier session, that was surely written."""
-    places: dict[tuple[str, str], list[tuple[int, int, int]]] = {}  # by feed and epoch: moment, number, line
+    places: dict[tuple[str, str], list[Place]] = {}  # by feed and epoch
     for session in sessions:
         for feed, start in session.starts.items():
-            for t, seq, at in () if start.by_client else places.get((feed, start.epoch), ()):
-                if seq > start.cursor and t + WRITTEN_AFTER <= session.opened:
+            for place in () if start.by_client else places.get((feed, start.epoch), ()):
+                if place.seq > start.cursor and place.written <= session.opened:
                     findings.add("acknowledged_but_replayed", f"{_who(session.device)} starts {feed} after {start.cursor}, but "
-                                 f"had {seq} before", session.at, at)
+                                 f"had {place.seq} before", session.at, place.at)
                     break
-        for feed, place in _surely_written(quiet, session):
+        for feed, place in writes.surely_written(session):
             places.setdefault((feed, session.starts[feed].epoch), []).append(place)
 
 
-def _surely_written(quiet: "Quiet", session: Session) -> Iterator[tuple[str, tuple[int, int, int]]]:
-    for feed, start in session.starts.items():
-        if not start.by_client and quiet.at(session.opened):
-            yield feed, (session.opened, start.cursor, session.at)
-    highest: dict[str, tuple[int, int, int]] = {}
-    for item in session.items:
-        if isinstance(item, Ack) and item.feed in session.starts and item.seq > highest.get(item.feed, (0, 0, 0))[1]:
-            if _arrived(session, item) and quiet.at(item.t):
-                highest[item.feed] = (item.t, item.seq, item.at)
-    yield from highest.items()
+@dataclass(slots=True)
+class Place:
+    """A place of a device that no later session may start below."""
+    written: int  # the moment at which it is surely written
+    seq: int
+    at: int
 
 
-def _arrived(session: Session, ack: Ack) -> bool:
-    if session.closed is None or session.closed >= ack.t + WRITTEN_AFTER:
-        return True
-    return session.clean and session.code in CLOSES_THAT_KEEP_ACKS
-
-
-class Quiet:
-    """The times at which an ack is surely written, because no fault is near."""
+class Writes:
+    """The acks that are surely written, because no fault is near."""
 
     def __init__(self, run: Run) -> None:
-        disturbed = sorted((fault.begun - WRITTEN_AFTER, _until(fault, run.last)) for fault in run.faults.values())
-        self.begins = [begin for begin, _ in disturbed]
-        self.ends: list[int] = []  # the latest end of all disturbances that began until then
-        for _, end in disturbed:
-            self.ends.append(max(end, self.ends[-1] if self.ends else end))
+        faults = sorted(run.faults.values(), key=lambda fault: fault.begun)
+        self.begins = [fault.begun for fault in faults]
+        self.ends: list[int] = []  # the latest end of all faults that began until then
+        for fault in faults:
+            self.ends.append(max(_end(fault, run), self.ends[-1] if self.ends else 0))
+        self.outages = sorted(_end(fault, run) for fault in faults if fault.hits & {"postgres", "network"})
+        self.of_replica: dict[str, list[int]] = {}
+        for fault in faults:
+            for part in fault.hits:
+                self.of_replica.setdefault(part, []).append(fault.begun)
 
-    def at(self, t: int) -> bool:
-        place = bisect_right(self.begins, t)
-        return place == 0 or self.ends[place - 1] < t
+    def surely_written(self, session: Session) -> Iterator[tuple[str, Place]]:
+        """The start of a session and its highest ack in each feed, if they are surely written."""
+        opened = self._written_by(session.opened)
+        highest: dict[str, Place] = {}
+        for feed, start in session.starts.items():
+            if not start.by_client and opened is not None:
+                yield feed, Place(opened, start.cursor, session.at)
+        for item in session.items:
+            if not isinstance(item, Ack) or item.feed not in session.starts:
+                continue
+            if item.feed in highest and item.seq <= highest[item.feed].seq:
+                continue
+            written = self._written_by(item.t)
+            if written is not None and self._arrived(session, item):
+                highest[item.feed] = Place(written, item.seq, item.at)
+        yield from highest.items()
+
+    def _written_by(self, t: int) -> int | None:
+        """When an ack of this moment is surely written; none if a fault may lose it."""
+        place = bisect_right(self.begins, t + WRITTEN_AFTER)
+        if place and self.ends[place - 1] >= t - FAULT_BEFORE:
+            return None
+        outage = bisect_right(self.outages, t)
+        by = t + WRITTEN_AFTER
+        if outage:
+            by = max(by, self.outages[outage - 1] + OUTAGE_AFTER)
+        return None if bisect_right(self.begins, by) > place else by
+
+    def _arrived(self, session: Session, ack: Ack) -> bool:
+        begins = self.of_replica.get(session.replica, [])
+        if bisect_right(begins, ack.t) > bisect_right(begins, session.opened):
+            # The socket survived a fault, but may carry nothing any more.
+            return False
+        if session.closed is None or session.closed >= ack.t + WRITTEN_AFTER:
+            return True
+        return session.clean and session.code in CLOSES_THAT_KEEP_ACKS
 
 
-def _until(fault: Fault, last: int) -> int:
-    before = OUTAGE_BEFORE if fault.total and fault.hits & {"postgres", "network"} else FAULT_BEFORE
-    return (last if fault.ended is None else fault.ended) + before
+def _end(fault: Fault, run: Run) -> int:
+    return run.last if fault.ended is None else fault.ended

@@ -84,6 +84,7 @@ class Ack:
 class Session:
     name: str
     device: tuple[str, str]  # subscriber and device
+    replica: str
     opened: int
     at: int
     starts: dict[str, Start]
@@ -113,6 +114,7 @@ class Mark:
 @dataclass(slots=True)
 class Report:
     """Counts of a feed as a session received them: `state`, or `counts`."""
+    t: int
     at: int
     session: str
     feed: str
@@ -343,7 +345,7 @@ def _session_opened(run: Run, t: int, at: int, record: dict[str, Any]) -> None:
     starts = {
         intern(feed["feed"]): Start(intern(feed["epoch"]), feed["cursor"], feed["last_seq"], bool(feed.get("after", False)))
         for feed in record["feeds"]}
-    run.sessions[record["session"]] = Session(record["session"], device, t, at, starts)
+    run.sessions[record["session"]] = Session(record["session"], device, record["replica"], t, at, starts)
 
 
 def _frame(run: Run, t: int, at: int, record: dict[str, Any]) -> None:
@@ -382,7 +384,7 @@ def _report(is_state: bool) -> Callable[[Run, int, int, dict[str, Any]], None]:
         if record["session"] not in run.sessions:
             raise ValueError("the session was not opened")
         run.reports.append(Report(
-            at, record["session"], record["feed"], record.get("version"), record.get("unread"), record.get("unhandled"),
+            t, at, record["session"], record["feed"], record.get("version"), record.get("unread"), record.get("unhandled"),
             record.get("last"), is_state))
     return read_one
 

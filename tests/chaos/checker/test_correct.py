@@ -66,6 +66,29 @@ class StaysGreen(Checks):
         world.connect("anna", "till")
         self.expect(finished(world))
 
+    def test_an_ack_that_waits_for_a_dead_connection(self) -> None:
+        world, session = small()
+        world.fault("black-hole-postgres", 3, "postgres", "network", total=True)
+        world.wait(4)
+        world.publish("anna")
+        world.ack(session, kept=False)
+        world.wait(5)
+        world.close(session, 1006)
+        world.fault("kill-replica", 1, "replica-0")
+        world.connect("anna", "till")
+        self.expect(finished(world))
+
+    def test_an_ack_over_a_socket_that_died_before(self) -> None:
+        world, session = small()
+        world.fault("half-open-clients", 1, "network", "replica-0")
+        world.wait(20)
+        world.publish("anna")
+        world.ack(session, kept=False)
+        world.wait(10)
+        world.close(session, 1006)
+        world.connect("anna", "till")
+        self.expect(finished(world))
+
     def test_a_new_epoch_after_a_fail_over_that_lost_rows(self) -> None:
         world, session = small(lossy=True)
         fail_over(world, session, new_epoch=True)

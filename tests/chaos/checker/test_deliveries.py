@@ -190,6 +190,17 @@ class AcknowledgedButReplayed(Checks):
         world.connect("anna", "till")
         self.expect(finished(world), "acknowledged_but_replayed")
 
+    def test_an_ack_that_was_written_after_an_outage(self) -> None:
+        world, session = small()
+        world.fault("stop-postgres", 3, "postgres", total=True)
+        world.wait(4)
+        world.publish("anna")
+        world.ack(session, kept=False)
+        world.wait(20)
+        world.close(session)
+        world.connect("anna", "till")
+        self.expect(finished(world), "acknowledged_but_replayed")
+
     def test_a_frame_at_the_cursor(self) -> None:
         def it_comes_again(world: World) -> None:
             opened = records(world, "session_opened", subscriber="anna", device="phone")[-1]

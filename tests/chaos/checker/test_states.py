@@ -74,11 +74,15 @@ class CountMismatch(Checks):
         def a_session_received_other_counts(world: World) -> None:
             records(world, "state", feed="anna")[0]["unread"] += 1
 
+        def a_session_received_another_count_at_the_end(world: World) -> None:
+            world.record("counts", session="s3", feed="berta", unread=0, unhandled=0, last=world.feeds["berta"].last)
+
         def a_session_received_a_count_of_the_future(world: World) -> None:
             records(world, "state", feed="anna")[0]["last"] = 1_000
 
         self.expect_each(("count_mismatch",), a_confirmed_mark_is_missing, a_row_lacks_its_mark, a_mark_that_nobody_asked_for,
-                         a_session_received_other_counts, a_session_received_a_count_of_the_future)
+                         a_session_received_other_counts, a_session_received_a_count_of_the_future,
+                         a_session_received_another_count_at_the_end)
 
 
 class Health(Checks):
