@@ -16,6 +16,7 @@ pub mod serve;
 pub mod tail;
 pub mod terminal;
 pub mod token;
+pub mod verify;
 
 use std::time::Duration;
 
@@ -73,6 +74,8 @@ enum Command {
     Epoch(epoch::Arguments),
     /// Check this machine, Postgres and RabbitMQ for problems, without changes
     Doctor(doctor::Arguments),
+    /// Compare the rows of the database with each other, for example after a restore
+    Verify(verify::Arguments),
     /// Print a completion script for a shell
     Completions(completions::Arguments),
 }
@@ -113,6 +116,7 @@ impl Cli {
             Command::Inspect(arguments) => inspect::run(&arguments, format).await,
             Command::Epoch(arguments) => epoch::run(&arguments, format).await,
             Command::Doctor(arguments) => doctor::run(&arguments, format).await,
+            Command::Verify(arguments) => verify::run(arguments, format).await,
             Command::Completions(arguments) => completions::run(&arguments),
         }
     }

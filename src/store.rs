@@ -26,6 +26,7 @@ mod pooler;
 pub mod pools;
 pub mod traces;
 pub mod undelivered;
+pub mod verify;
 
 use std::sync::LazyLock;
 use std::time::Duration;

@@ -5,6 +5,7 @@ mod machine;
 mod policies;
 mod postgres;
 mod rabbitmq;
+mod rows;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -22,6 +23,7 @@ use crate::amqp;
 use crate::config::{AmqpConfig, Environment, Role};
 use crate::store::checkup;
 use crate::store::pools::Pools;
+use crate::store::verify::{Scope, verify};
 
 /// Bound on all reads from Postgres.
 const POSTGRES_TIMEOUT: Duration = Duration::from_secs(10);
@@ -175,10 +177,17 @@ async fn check_postgres(
 ) -> Vec<Finding> {
     let connections = connections_max(&Pools::lazy(options, partitions, &Arc::default()), role);
     let reading = checkup::read(options);
-    match within(POSTGRES_TIMEOUT, "reading the state of Postgres", reading).await {
-        Ok(checkup) => postgres::findings(&checkup, connections),
-        Err(error) => vec![postgres::unreachable(&error)],
+    let checkup = match within(POSTGRES_TIMEOUT, "reading the state of Postgres", reading).await {
+        Ok(checkup) => checkup,
+        Err(error) => return vec![postgres::unreachable(&error)],
+    };
+    let mut findings = postgres::findings(&checkup, connections);
+    if checkup.missing_migrations.is_empty() {
+        let verifying = verify(options, &Scope::Sample, |_, _| {});
+        let verified = within(POSTGRES_TIMEOUT, "reading a sample of the rows", verifying).await;
+        findings.push(rows::finding(&verified));
     }
+    findings
 }
 
 /// The maximum number of Postgres connections of a replica. Leaves out the pools that its role does

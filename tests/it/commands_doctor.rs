@@ -50,9 +50,10 @@ async fn doctor_reports_a_healthy_service() {
         (
             of("postgres.fsync"),
             of("postgres.clock"),
+            of("postgres.rows"),
             of("configuration")
         ),
-        (1, 1, 1),
+        (1, 1, 1, 1),
         "{findings:?}"
     );
     assert!(

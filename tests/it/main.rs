@@ -22,6 +22,7 @@ mod commands;
 mod commands_config;
 mod commands_doctor;
 mod commands_inspect;
+mod commands_verify;
 mod connections;
 mod counters;
 mod damage;

@@ -45,9 +45,16 @@ impl World {
     }
 
     /// Ends the story. It checks that the counters balance (received = stored + duplicate +
-    /// dead-lettered + abandoned) and that the stored counts equal the rows. Each replica must exit
-    /// with status 0 and without a panic, and no queue may hold a delivery.
+    /// dead-lettered + abandoned) and that the stored counts equal the rows. `shopbell verify` must
+    /// find no problem. Each replica must exit with status 0 and without a panic, and no queue may
+    /// hold a delivery.
     pub async fn finish(self) {
+        self.shopbell(&["verify"]).await.succeeded();
+        self.finish_unverified().await;
+    }
+
+    /// Does the same without `shopbell verify`, for a story that writes contradictory rows itself.
+    pub async fn finish_unverified(self) {
         let replicas = self.replicas();
         let running: Vec<_> = replicas
             .iter()

@@ -1,0 +1,351 @@
+//! `shopbell verify` finds each contradiction of the rows, and none in a healthy database.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use sqlx::Connection as _;
+use sqlx::postgres::PgConnection;
+
+use crate::support::{Event, World};
+
+const MERCHANT: &str = "merchant-42";
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Line {
+    Problem {
+        check: String,
+        feed: Option<String>,
+        found: String,
+    },
+    Verdict {
+        feeds: u64,
+        notifications: u64,
+        indexed_rows: u64,
+        problems: BTreeMap<String, u64>,
+    },
+}
+
+#[tokio::test]
+async fn verify_finds_no_problem_while_replicas_work() {
+    let world = World::new().await;
+    let (first, second) = (world.serve().await, world.serve().await);
+    let publisher = world.publisher().await;
+    publisher.publish_all(Event::orders(MERCHANT, 5)).await;
+    let mut merchant = world.merchant(MERCHANT).connect(first.public()).await;
+    merchant.take_seqs(1..=5).await;
+    merchant.read(MERCHANT, &[1, 3]).await;
+    merchant.handle(MERCHANT, &[2]).await;
+    merchant.ack(MERCHANT, 5).await;
+    merchant.next_state().await;
+
+    let publishing = async {
+        for round in 0..20 {
+            for number in 0..20 {
+                let recipient = format!("merchant-{}", number % 7);
+                publisher.publish(&Event::order(&recipient)).await;
+                publisher
+                    .publish(&Event::import_item(
+                        &recipient,
+                        "i-1",
+                        number + round + 1,
+                        number == 7,
+                    ))
+                    .await;
+            }
+            publisher.publish(&Event::order(MERCHANT)).await;
+            let mut other = world
+                .merchant(MERCHANT)
+                .device("second")
+                .connect(second.public())
+                .await;
+            other.read_through(MERCHANT, 3 + round as u64).await;
+            other.ack(MERCHANT, 4).await;
+            other.leave().await;
+        }
+    };
+    let verifying = async {
+        for _ in 0..20 {
+            world.shopbell(&["verify"]).await.succeeded();
+        }
+    };
+    tokio::join!(publishing, verifying);
+    world.expect_stored(MERCHANT, 25).await;
+
+    let done = world
+        .shopbell(&["verify", "--output", "json"])
+        .await
+        .succeeded();
+    let lines = done.json_lines::<Line>();
+    let [
+        Line::Verdict {
+            feeds,
+            notifications,
+            indexed_rows,
+            problems,
+        },
+    ] = &lines[..]
+    else {
+        panic!("{lines:?}")
+    };
+    assert_eq!((*feeds, *notifications, problems.len()), (8, 825, 0));
+    let rows = "select (select count(*) from feeds) + (select count(*) from notifications) + (select count(*) from cursors)";
+    assert!(*indexed_rows >= world.number(rows).await, "{lines:?}");
+    let done = world.shopbell(&["verify", MERCHANT]).await.succeeded();
+    assert_eq!(
+        done.stdout,
+        "1 feeds with 25 notifications, 0 rows in indexes: no problem\n"
+    );
+    world.shopbell(&["verify", "nobody"]).await.succeeded();
+    world.finish().await;
+}
+
+/// Each contradiction: the feed that it makes, the statements, the check, and a part of the text.
+/// The feed has ten notifications, which are read up to 4, and two marks.
+const CONTRADICTIONS: [(&str, &str, &str, &str); 20] = [
+    (
+        "missing",
+        "delete from notifications where feed = 'missing' and seq = 3",
+        "numbers",
+        "1 notifications from 1 to 10 are missing, the first is 3",
+    ),
+    (
+        "cut",
+        "delete from notifications where feed = 'cut' and seq > 6",
+        "numbers",
+        "4 notifications from 1 to 10 are missing, the first is 7",
+    ),
+    (
+        "above",
+        "update notifications set seq = 11 where feed = 'above' and seq = 10",
+        "numbers",
+        "the newest number should be 10, but 11 is stored",
+    ),
+    (
+        "below",
+        "update feeds set trimmed_seq = 2 where feed = 'below'",
+        "numbers",
+        "numbers up to 2 should be removed, but 1 is stored",
+    ),
+    (
+        "orphan",
+        "delete from feeds where feed = 'orphan'",
+        "numbers",
+        "10 notifications are stored, but the feed has no row",
+    ),
+    (
+        "unread",
+        "update feeds set unread = unread + 1 where feed = 'unread'",
+        "counts",
+        "the count of unread notifications is 7, but 6 have no read mark",
+    ),
+    (
+        "unhandled",
+        "update feeds set unhandled = 3 where feed = 'unhandled'",
+        "counts",
+        "the count of unhandled notifications is 3, but 10 have no handle mark",
+    ),
+    (
+        "through",
+        "update feeds set read_seq = 6 where feed = 'through'",
+        "counts",
+        "all up to 6 should be read, but 5 is unread",
+    ),
+    (
+        "beyond",
+        "update feeds set read_seq = 11 where feed = 'beyond'",
+        "counts",
+        "all up to 11 should be read, but the newest number is 10",
+    ),
+    (
+        "acked",
+        "update feeds set acked_seq = 12 where feed = 'acked'",
+        "cursors",
+        "the highest ack is 12, but the newest number is 10",
+    ),
+    (
+        "cursor",
+        "insert into cursors (feed, subscriber, device, acked_seq) values ('cursor', 's', 'd', 11)",
+        "cursors",
+        "the cursor of s on device \"d\" is 11, but the newest number is 10",
+    ),
+    (
+        "higher",
+        "insert into cursors (feed, subscriber, acked_seq) values ('higher', 's', 9)",
+        "cursors",
+        "but the highest ack of the feed is 8",
+    ),
+    (
+        "evicted",
+        "insert into evicted_cursors (feed, subscriber, device, acked_seq) values ('evicted', 's', 'd', 99)",
+        "cursors",
+        "the evicted cursor of s on device \"d\" is 99",
+    ),
+    (
+        "nowhere",
+        "insert into cursors (feed, subscriber, acked_seq) values ('nowhere', 's', 1)",
+        "cursors",
+        "the newest number is 0",
+    ),
+    (
+        "gap",
+        "update marks set version = 3 where feed = 'gap' and version = 2; update feeds set version = 3 where feed = 'gap'",
+        "marks",
+        "from version 1 to 3 should be 3 rows, but 2 are stored",
+    ),
+    (
+        "newer",
+        "update feeds set version = 1 where feed = 'newer'",
+        "marks",
+        "the newest mark should have the version 1, but 2 is stored",
+    ),
+    (
+        "import",
+        "update imports set done = done + 1 where feed = 'import'",
+        "imports",
+        "the import i-1 counts 3 done and 1 failed, but its items are 2 and 1",
+    ),
+    (
+        "items",
+        "delete from import_items where feed = 'items'",
+        "imports",
+        "the import i-1 counts 2 done and 1 failed, but its items are 0 and 0",
+    ),
+    (
+        "waiting",
+        "insert into dead_letters (id, reason, detail, exchange, routing_key, properties, body, bytes, feed, received_at) values ('w', 'r', 'd', 'e', 'k', '', '', 0, 'waiting', now())",
+        "held",
+        "1 events wait for the feed, but it is not held",
+    ),
+    (
+        "index",
+        "update pg_index set indisready = false where indexrelid = 'cursors_pkey'::regclass; insert into cursors (feed, subscriber, acked_seq) values ('index', 'unindexed', 1); update pg_index set indisready = true where indexrelid = 'cursors_pkey'::regclass",
+        "indexes",
+        "the cursor of unindexed on device \"\" is a row of cursors, but cursors_pkey finds 0 rows",
+    ),
+];
+
+/// The rows of a feed with ten notifications, a cursor, two marks and an import of two items.
+const FEED: [&str; 5] = [
+    "insert into feeds (feed, last_seq, acked_seq, unread, unhandled, read_seq, version)
+         select f, 10, 8, 6, 10, 4, 2 from unnest($1::text[]) f",
+    "insert into notifications (feed, seq, source, event_id, event_type, time, read_at)
+         select f, n, '/s', n::text, 't', now(), case when n <= 4 then now() end
+         from unnest($1::text[]) f, generate_series(1, 10) n",
+    "insert into cursors (feed, subscriber, acked_seq) select f, f, 8 from unnest($1::text[]) f",
+    "insert into marks (feed, version, kind, through, marked_at, marked_by, unread, unhandled, last_seq)
+         select f, v, 'read', 2 * v, now(), f, 10 - 2 * v, 10, 10 from unnest($1::text[]) f, generate_series(1, 2) v",
+    "with added as (insert into imports (feed, import_id, total, done, failed) select f, 'i-1', 5, 2, 1 from unnest($1::text[]) f)
+     insert into import_items (feed, import_id, run, chunk, seen, failed)
+         select f, 'i-1', 1, 0, set_bit(set_bit(0::bit(512), 1, 1), 7, 1), set_bit(0::bit(512), 7, 1) from unnest($1::text[]) f",
+];
+
+async fn add_feeds(world: &World, feeds: &[&str]) {
+    let mut connection = PgConnection::connect(world.database_url())
+        .await
+        .expect("a session");
+    for statement in FEED {
+        let query = sqlx::query(statement).bind(feeds);
+        query
+            .execute(&mut connection)
+            .await
+            .expect("the rows are valid");
+    }
+}
+
+#[tokio::test]
+async fn verify_names_each_contradiction_and_its_feed() {
+    let world = World::new().await;
+    let mut feeds = vec!["sound"];
+    feeds.extend(
+        CONTRADICTIONS
+            .map(|(feed, _, _, _)| feed)
+            .iter()
+            .filter(|feed| **feed != "nowhere"),
+    );
+    add_feeds(&world, &feeds).await;
+    world.shopbell(&["verify"]).await.succeeded();
+    for (_, statements, _, _) in CONTRADICTIONS {
+        world.change_database(statements).await;
+    }
+    world
+        .change_database("update pg_index set indisvalid = false where indexrelid = 'notifications_collapse'::regclass; delete from epochs")
+        .await;
+
+    let done = world
+        .shopbell(&["verify", "--output", "json"])
+        .await
+        .failed_with(1);
+    let lines = done.json_lines::<Line>();
+    let mut wanted = vec![
+        (None, "epoch", "there should be one epoch, but 0 are stored"),
+        (
+            None,
+            "indexes",
+            "the index notifications_collapse is not valid",
+        ),
+    ];
+    wanted.extend(CONTRADICTIONS.map(|(name, _, check, text)| (Some(name), check, text)));
+    for (name, wanted, text) in wanted {
+        let is_wanted = |line: &&Line| match line {
+            Line::Problem { check, feed, found } => {
+                feed.as_deref() == name && check == wanted && found.contains(text)
+            }
+            Line::Verdict { .. } => false,
+        };
+        assert_eq!(
+            lines.iter().filter(is_wanted).count(),
+            1,
+            "{name:?} {wanted} {text}: {lines:#?}"
+        );
+    }
+    let found = lines.iter().filter_map(|line| match line {
+        Line::Problem { feed, .. } => feed.as_deref(),
+        Line::Verdict { .. } => None,
+    });
+    assert!(found.clone().all(|feed| feed != "sound"), "{lines:#?}");
+    let done = world.shopbell(&["verify", "missing"]).await.failed_with(1);
+    assert!(
+        done.stdout
+            .starts_with("PROBLEM  numbers: missing: 1 notifications"),
+        "{done:?}"
+    );
+    world.shopbell(&["verify", "sound"]).await.succeeded();
+    world.shopbell(&["verify", "--quick"]).await.failed_with(1);
+    let doctor = world.shopbell(&["doctor"]).await.failed_with(1);
+    assert!(
+        doctor
+            .stdout
+            .contains("ERROR    postgres.rows: a sample of"),
+        "{doctor:?}"
+    );
+}
+
+#[tokio::test]
+async fn verify_goes_on_after_rows_that_postgres_cannot_read() {
+    let world = World::new().await;
+    add_feeds(&world, &["merchant-1"]).await;
+    world
+        .change_database(
+            "create function unreadable() returns bool language plpgsql as $$
+                 begin raise 'invalid page' using errcode = 'XX001'; end $$;
+             alter table notifications rename to readable;
+             create view notifications as
+                 select * from readable where case when feed = 'merchant-1' then unreadable() else true end",
+        )
+        .await;
+    let done = world
+        .shopbell(&["verify", "merchant-1", "--output", "json"])
+        .await
+        .failed_with(1);
+    let lines = done.json_lines::<Line>();
+    let [Line::Problem { check, found, .. }, Line::Verdict { .. }] = &lines[..] else {
+        panic!("{lines:?}")
+    };
+    assert_eq!(check, "readable");
+    assert!(
+        found.contains("feed merchant-1: ") && found.contains("invalid page"),
+        "{found}"
+    );
+    world.shopbell(&["verify", "merchant-2"]).await.succeeded();
+}
