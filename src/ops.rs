@@ -3,4 +3,5 @@
 pub mod canary;
 pub mod housekeeping;
 pub mod probes;
+pub mod retention;
 pub mod routes;

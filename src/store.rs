@@ -24,6 +24,7 @@ pub mod pages;
 pub mod pool;
 mod pooler;
 pub mod pools;
+pub mod retention;
 pub mod traces;
 pub mod undelivered;
 pub mod verify;

@@ -105,18 +105,23 @@ fn feed_lines(state: &FeedState) -> String {
         feed,
         epoch,
         last,
+        trimmed,
         unread,
         unhandled,
         acked,
         undelivered,
         ..
     } = state;
+    let stored = last - trimmed;
     let mut lines = vec![
         format!(
-            "{feed}: {last} notifications, {unread} unread, {unhandled} unhandled (epoch {epoch})"
+            "{feed}: {stored} notifications, {unread} unread, {unhandled} unhandled (epoch {epoch})"
         ),
         format!("undelivered: {undelivered} (the highest ack of all cursors is #{acked})"),
     ];
+    if *trimmed > 0 {
+        lines.push(format!("removed by retention: all up to #{trimmed}"));
+    }
     lines.extend(
         state
             .oldest_undelivered

@@ -34,6 +34,7 @@ use crate::ingest::traces::TraceKeeper;
 use crate::model::event::Limits;
 use crate::ops::housekeeping;
 use crate::ops::probes;
+use crate::ops::retention::Retention;
 use crate::ops::routes::{self, Operations};
 use crate::store::epoch::known::Epochs;
 use crate::store::pools::Pools;
@@ -320,6 +321,15 @@ impl Base {
             Part::Housekeeping,
             housekeeping::run(self.pools.upkeep.clone()),
         );
+        if let Some(kept) = config.retention {
+            let retention = Retention {
+                pool: self.pools.retention.clone(),
+                kept,
+                broadcast_feed: config.broadcast_feed.clone(),
+                metrics: self.metrics.clone(),
+            };
+            parts.spawn(Part::Retention, retention.run());
+        }
     }
 }
 

@@ -15,9 +15,11 @@ use super::settings::{
     ALLOWED_ORIGINS, BROADCAST_FEED, CANARY_SECONDS, DASHBOARD, DRAIN_SECONDS, HEARTBEAT_SECONDS,
     JWT_AUDIENCE, JWT_ISSUER, JWT_SECRET, JWT_SECRET_PREVIOUS, LISTEN, MAX_EVENT_BYTES,
     MAX_FRAME_BYTES, MAX_SESSION_SECONDS, MAX_SESSIONS, MAX_SESSIONS_PER_SUBSCRIBER, OPS_LISTEN,
-    Role, WINDOW,
+    RETENTION_DAYS, Role, WINDOW,
 };
 use crate::model::feed::Feed;
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The configuration of one replica.
 #[derive(Debug, Clone)]
@@ -50,6 +52,8 @@ pub struct IngestConfig {
     pub event_bytes_max: usize,
     /// `SHOPBELL_BROADCAST_FEED`.
     pub broadcast_feed: Feed,
+    /// `SHOPBELL_RETENTION_DAYS`; `None` if it is 0.
+    pub retention: Option<Duration>,
 }
 
 /// The settings of the gateway.
@@ -181,9 +185,11 @@ impl Environment {
 
     fn read_ingest(&mut self, broadcast_feed: Option<Feed>) -> Option<IngestConfig> {
         let event_bytes_max = self.number(&MAX_EVENT_BYTES);
+        let retention_days = self.number::<u32>(&RETENTION_DAYS);
         Some(IngestConfig {
             event_bytes_max: event_bytes_max?,
             broadcast_feed: broadcast_feed?,
+            retention: unless_zero(DAY * retention_days?),
         })
     }
 

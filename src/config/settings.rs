@@ -99,7 +99,7 @@ pub const EVENT_BYTES_MAX_DEFAULT: usize = 262_144;
 pub(super) const TOKEN_VARIABLE: &str = "SHOPBELL_TOKEN";
 
 /// Every setting, in the order in which it is shown.
-pub const SETTINGS: [&Setting; 29] = [
+pub const SETTINGS: [&Setting; 30] = [
     &DATABASE_URL,
     &AMQP_URL,
     &AMQP_PREFIX,
@@ -108,6 +108,7 @@ pub const SETTINGS: [&Setting; 29] = [
     &OPS_LISTEN,
     &BROADCAST_FEED,
     &MAX_EVENT_BYTES,
+    &RETENTION_DAYS,
     &LISTEN,
     &JWT_SECRET,
     &JWT_SECRET_PREVIOUS,
@@ -204,6 +205,15 @@ pub(super) const MAX_EVENT_BYTES: Setting = Setting {
     used_by: UsedBy::Only(Role::Ingest),
     description: "Largest body of an event; a larger event is dead-lettered",
     page: None,
+};
+
+pub(super) const RETENTION_DAYS: Setting = Setting {
+    variable: "SHOPBELL_RETENTION_DAYS",
+    kind: number(0, 3_650, "days"),
+    default: Default::Value("30"),
+    used_by: UsedBy::Only(Role::Ingest),
+    description: "Days after which a notification is removed if all devices have acked it or it has expired; 0 keeps all",
+    page: Some("retention.md"),
 };
 
 pub(super) const LISTEN: Setting = Setting {

@@ -20,8 +20,7 @@ pub struct Page {
     pub last: Seq,
     /// The epoch.
     pub epoch: Option<Epoch>,
-    /// A future retention may have removed numbers up to this one. A missing number above it is
-    /// lost.
+    /// Retention has removed all numbers up to this one. A missing number above it is lost.
     pub trimmed: Seq,
     /// In order of their numbers.
     pub entries: Vec<Entry>,

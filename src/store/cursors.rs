@@ -16,7 +16,7 @@ const DEVICES_PER_SUBSCRIBER_MAX: i32 = 64;
 const EVICTED_PER_SUBSCRIBER_MAX: i32 = 256;
 /// Most announcements of the broadcast feed that the first session of a subscriber receives: as many
 /// as a person reads.
-const ANNOUNCEMENTS_MAX: i32 = 100;
+pub(super) const ANNOUNCEMENTS_MAX: i32 = 100;
 /// Shortest interval between two writes of `seen_at` of a device: eviction needs no better precision.
 const SEEN_EVERY: &str = "1 hour";
 

@@ -113,12 +113,12 @@ pub async fn read(pool: &Pool, request: &HistoryRequest) -> Result<HistoryPage, 
 async fn rows(pool: &Pool, request: &HistoryRequest) -> Result<Vec<PgRow>, StoreError> {
     let query = sqlx::query(
         "with place as (
-             select f.*, case when $4 then f.read_seq + 1 else 1 end as lowest,
+             select f.*, case when $4 then greatest(f.read_seq, f.trimmed_seq) else f.trimmed_seq end + 1 as lowest,
                     case when $4 and $5 then least(f.unread, f.unhandled)
-                         when $4 then f.unread when $5 then f.unhandled else f.last_seq end as most
+                         when $4 then f.unread when $5 then f.unhandled else f.last_seq - f.trimmed_seq end as most
              from (select coalesce(max(last_seq), 0) as last_seq, coalesce(max(version), 0) as version,
                           coalesce(max(unread), 0) as unread, coalesce(max(unhandled), 0) as unhandled,
-                          coalesce(max(read_seq), 0) as read_seq, least($2, coalesce(max(last_seq), 0) + 1) as upper
+                          coalesce(max(read_seq), 0) as read_seq, coalesce(max(trimmed_seq), 0) as trimmed_seq, least($2, coalesce(max(last_seq), 0) + 1) as upper
                    from feeds where feed = $1) f
          ), found as materialized (
              select p.*, h.*, cardinality(h.seqs) >= p.most as is_all

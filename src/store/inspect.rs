@@ -26,6 +26,8 @@ pub struct FeedState {
     pub epoch: String,
     /// Number of the newest notification; 0 if there is none.
     pub last: i64,
+    /// Retention has removed the notifications up to this number.
+    pub trimmed: i64,
     /// Notifications without a read mark.
     pub unread: i64,
     /// Notifications without a handle mark.
@@ -125,6 +127,7 @@ pub struct Envelope {
 #[derive(Default, FromRow)]
 struct Counters {
     last_seq: i64,
+    trimmed_seq: i64,
     acked_seq: i64,
     unread: i64,
     unhandled: i64,
@@ -147,6 +150,7 @@ pub async fn feed(
     }
     let Counters {
         last_seq: last,
+        trimmed_seq: trimmed,
         acked_seq: acked,
         unread,
         unhandled,
@@ -154,15 +158,17 @@ pub async fn feed(
     let epoch: Option<String> = sqlx::query_scalar("select epoch from epochs")
         .fetch_optional(&mut *snapshot)
         .await?;
-    let mut undelivered = envelopes(&mut snapshot, feed, acked + 1, acked + 1).await?;
+    let delivered = acked.max(trimmed);
+    let mut undelivered = envelopes(&mut snapshot, feed, delivered + 1, delivered + 1).await?;
     let state = FeedState {
         feed: feed.clone(),
         epoch: epoch.unwrap_or_default(),
         last,
+        trimmed,
         unread,
         unhandled,
         acked,
-        undelivered: last - acked,
+        undelivered: last - delivered,
         oldest_undelivered: undelivered.pop(),
         cursors,
         imports: imports(&mut snapshot, feed).await?,
@@ -193,7 +199,8 @@ async fn counters(
     connection: &mut PgConnection,
     feed: &Feed,
 ) -> Result<Option<Counters>, sqlx::Error> {
-    let query = "select last_seq, acked_seq, unread, unhandled from feeds where feed = $1";
+    let query =
+        "select last_seq, trimmed_seq, acked_seq, unread, unhandled from feeds where feed = $1";
     let query = sqlx::query_as(query).bind(feed.as_str());
     query.fetch_optional(connection).await
 }
@@ -222,7 +229,7 @@ async fn envelopes(
 async fn cursors(connection: &mut PgConnection, feed: &Feed) -> Result<Vec<Cursor>, sqlx::Error> {
     // greatest() ignores the null of a feed without a row.
     let query = sqlx::query_as(
-        "select c.subscriber, c.device, c.acked_seq, greatest(f.last_seq - c.acked_seq, 0) as undelivered,
+        "select c.subscriber, c.device, c.acked_seq, greatest(f.last_seq - greatest(c.acked_seq, f.trimmed_seq), 0) as undelivered,
                 oldest.created_at as oldest_undelivered_at, c.updated_at, greatest(c.updated_at, c.seen_at) as seen_at
          from (select * from cursors where feed = $1
                order by greatest(updated_at, seen_at) desc, subscriber, device

@@ -213,7 +213,9 @@ pub async fn read_after(
     limit: i64,
 ) -> Result<Vec<(usize, StateFrame)>, StoreError> {
     let query = sqlx::query(
-        "select r.ordinal, m.version, m.kind, m.seqs, m.through, m.marked_at, m.marked_by, m.unread, m.unhandled, m.last_seq
+        // A mark of no notification is the removal of some, which has counts and no time.
+        "select r.ordinal, m.version, m.kind, m.seqs, m.through, case when m.seqs = '{}' then null else m.marked_at end as marked_at,
+                m.marked_by, m.unread, m.unhandled, m.last_seq
          from unnest($1::text[], $2::bigint[]) with ordinality as r (feed, after, ordinal)
          cross join lateral (
              select * from marks m where m.feed = r.feed and m.version > r.after order by m.version limit $3) m

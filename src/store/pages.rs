@@ -120,7 +120,7 @@ pub async fn read(pool: &Pool, requests: &[PageRequest]) -> Result<Vec<Page>, St
                                 select from notifications m
                                 where m.feed = p.feed and m.collapse_key = p.collapse_key and m.seq > p.seq) as collapsed
                      from notifications p
-                     where p.feed = r.feed and p.seq > r.after
+                     where p.feed = r.feed and p.seq > greatest(r.after, f.trimmed_seq)
                      order by p.seq
                      limit r.rows) judged) sized) n on n.bytes_before < $4
          order by r.ordinal, n.seq",

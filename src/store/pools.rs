@@ -43,6 +43,8 @@ const MARK_CONNECTIONS_MAX: u32 = 2;
 const READ_CONNECTIONS_MAX: u32 = 6;
 /// Probes, housekeeping and the canary wait for each other.
 const UPKEEP_CONNECTIONS_MAX: u32 = 1;
+/// Retention runs one statement at a time, which may take longer than others wait for a connection.
+const RETENTION_CONNECTIONS_MAX: u32 = 1;
 /// Further history requests wait up to [`ACQUIRE_TIMEOUT`].
 const HISTORY_CONNECTIONS_MAX: u32 = 3;
 
@@ -62,6 +64,8 @@ pub struct Pools {
     pub upkeep: Pool,
     /// For [`history::read`](super::history::read), so that history cannot delay a replay.
     pub history: Pool,
+    /// For [`retention`](super::retention), so that it cannot delay a probe.
+    pub retention: Pool,
 }
 
 impl Pools {
@@ -106,6 +110,7 @@ impl Pools {
             reads: pool("reads", READ_CONNECTIONS_MAX),
             upkeep: pool("upkeep", UPKEEP_CONNECTIONS_MAX),
             history: pool("history", HISTORY_CONNECTIONS_MAX),
+            retention: pool("retention", RETENTION_CONNECTIONS_MAX),
         }
     }
 
@@ -117,13 +122,14 @@ impl Pools {
     /// Closes all pools after their running statements; returns whether that took less than
     /// [`CLOSE_TIMEOUT`].
     pub async fn close(&self) -> bool {
-        let [ingest, acks, marks, reads, upkeep, history] =
+        let [ingest, acks, marks, reads, upkeep, history, retention] =
             self.all().map(|pool| pool.connections.close());
-        let closing = async { tokio::join!(ingest, acks, marks, reads, upkeep, history) };
+        let closing =
+            async { tokio::join!(ingest, acks, marks, reads, upkeep, history, retention) };
         tokio::time::timeout(CLOSE_TIMEOUT, closing).await.is_ok()
     }
 
-    fn all(&self) -> [&Pool; 6] {
+    fn all(&self) -> [&Pool; 7] {
         let Self {
             ingest,
             acks,
@@ -131,8 +137,9 @@ impl Pools {
             reads,
             upkeep,
             history,
+            retention,
         } = self;
-        [ingest, acks, marks, reads, upkeep, history]
+        [ingest, acks, marks, reads, upkeep, history, retention]
     }
 }
 

@@ -39,14 +39,15 @@ impl Undelivered {
 pub async fn read(pool: &Pool, feeds: &[Feed]) -> Result<Undelivered, StoreError> {
     // The age is not negative, even if the clock of the database was set back.
     let query = sqlx::query(
-        "select coalesce(sum(f.last_seq - f.acked_seq), 0)::bigint as count,
+        "select coalesce(sum(f.last_seq - greatest(f.acked_seq, f.trimmed_seq)), 0)::bigint as count,
                 greatest(coalesce(extract(epoch from now() - min(n.created_at)), 0), 0)::double precision as oldest_seconds,
                 count(*) filter (where n.created_at < now() - $2::interval) as late_feeds
          from unnest($1::text[]) as w (feed)
-         join feeds f on f.feed = w.feed and f.acked_seq < f.last_seq
+         join feeds f on f.feed = w.feed and greatest(f.acked_seq, f.trimmed_seq) < f.last_seq
          left join lateral (
              select p.created_at from notifications p
-             where p.feed = f.feed and p.seq > f.acked_seq and p.seq <= f.acked_seq + $3
+             where p.feed = f.feed and p.seq > greatest(f.acked_seq, f.trimmed_seq)
+               and p.seq <= greatest(f.acked_seq, f.trimmed_seq) + $3
                and (p.expires_at is null or p.expires_at > now())
              order by p.seq
              limit 1) n on true",

@@ -90,6 +90,8 @@ pub struct Metrics {
     pub probed: ProbedMetrics,
     /// The hints of the fan-out.
     pub hints: HintMetrics,
+    /// The removal of old notifications.
+    pub retention: RetentionMetrics,
     /// The runs of the canary.
     pub canary: CanaryMetrics,
     /// 1 for each part that works.
@@ -221,6 +223,7 @@ impl Metrics {
                 .counter("epoch_changes", "Changes of the epoch, after a restore or a fail-over of the database"),
             probed: ProbedMetrics::new(&mut named),
             hints: HintMetrics::new(&mut named),
+            retention: RetentionMetrics::new(&mut named),
             canary: CanaryMetrics::new(&mut named),
             part_up: named.gauges("part_up", "1 if a part of this replica works, else 0", "part"),
             draining: named.gauge("draining", "1 while this replica drains, else 0"),
@@ -304,6 +307,34 @@ impl HintMetrics {
             refused: named.counter(
                 "hints_refused",
                 "Hints that RabbitMQ did not confirm in time",
+            ),
+        }
+    }
+}
+
+/// The removal of old notifications.
+#[derive(Debug)]
+pub struct RetentionMetrics {
+    /// Removed notifications.
+    pub removed: Counter,
+    /// Time since the begin of the walk over all feeds that has not ended.
+    pub late: Seconds,
+    /// Feeds of the last walk that a device holds back.
+    pub held_back: Gauge,
+}
+
+impl RetentionMetrics {
+    fn new(named: &mut Named<'_>) -> Self {
+        Self {
+            removed: named.counter("notifications_removed", "Notifications removed by retention"),
+            late: named.metric(
+                "retention_late_seconds",
+                "Time since the begin of retention's walk over all feeds if it has not ended, else 0, in seconds",
+                Seconds::default(),
+            ),
+            held_back: named.gauge(
+                "retention_feeds_held_back",
+                "Feeds that keep a notification longer than configured because a device has not acked it, in the last walk",
             ),
         }
     }

@@ -22,6 +22,26 @@ async fn a_service_that_was_killed() {
 }
 
 #[tokio::test]
+async fn a_walk_of_retention_that_does_not_end() {
+    let world = World::new().await;
+    let replica = world.serve().await;
+    let monitor = Monitor::of(&world, [&replica]).await;
+    // The clock of Postgres was set back after a replica took the lease.
+    world
+        .change_database(
+            "update retention set begins_at = now() - interval '7 hours', leased_until = now() + interval '1 day'",
+        )
+        .await;
+    replica
+        .metric_reaches("shopbell_retention_late_seconds", 25_200)
+        .await;
+    monitor
+        .expect_alert("ShopbellRetentionBehind", "ticket")
+        .await;
+    world.finish().await;
+}
+
+#[tokio::test]
 async fn one_service_of_two_that_was_killed() {
     let world = World::new().await;
     let replicas = [world.serve().await, world.serve().await];

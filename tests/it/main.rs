@@ -60,6 +60,7 @@ mod redelivery;
 mod replay;
 mod replicas;
 mod restore;
+mod retention;
 mod scale_out;
 mod sessions;
 mod slow_client;

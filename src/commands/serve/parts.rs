@@ -28,6 +28,7 @@ pub(super) enum Part {
     OperationsPort,
     PublicPort,
     Replay,
+    Retention,
     Sweep,
     Traces,
 }
@@ -51,6 +52,7 @@ impl fmt::Display for Part {
             Self::OperationsPort => "operations port",
             Self::PublicPort => "public port",
             Self::Replay => "replay",
+            Self::Retention => "retention",
             Self::Sweep => "sweep",
             Self::Traces => "traces",
         })

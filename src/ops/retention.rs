@@ -1,0 +1,228 @@
+//! Retention: removes old notifications in small steps, under load. It walks over all feeds every
+//! hour. One ingest replica at a time works, and any other continues if that one is killed.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::model::feed::{Epoch, Feed, Seq};
+use crate::store::StoreError;
+use crate::store::pool::Pool;
+use crate::store::retention::{self, DueFeed, Locks, Part, Trimmed};
+use crate::telemetry::labels::Retried;
+use crate::telemetry::metrics::Metrics;
+
+/// Interval of the question whether a part of the walk is due: one small statement.
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
+/// Feeds in one step. Their rows are locked for the step, so a few appends wait.
+const FEEDS_PER_STEP_MAX: usize = 50;
+/// Well below the lease in `store/retention`.
+const EXTEND_EVERY: Duration = Duration::from_secs(20);
+/// Longest pause after a step.
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// Removes old notifications.
+#[derive(Debug)]
+pub struct Retention {
+    /// The database.
+    pub pool: Pool,
+    /// `SHOPBELL_RETENTION_DAYS`.
+    pub kept: Duration,
+    /// The feed that everyone reads.
+    pub broadcast_feed: Feed,
+    /// The counters.
+    pub metrics: Arc<Metrics>,
+}
+
+impl Retention {
+    /// Runs forever. The task may be dropped at any time, because each step is one statement.
+    pub async fn run(self) {
+        loop {
+            match self.next_part().await {
+                Ok(true) => {}
+                Ok(false) => tokio::time::sleep(POLL_INTERVAL).await,
+                Err(error) => {
+                    self.metrics.retries.inc(Retried::Retention);
+                    tracing::warn!(%error, "old notifications could not be removed; the next attempt follows");
+                    tokio::time::sleep(POLL_INTERVAL).await;
+                }
+            }
+        }
+    }
+
+    /// Processes the next part of the walk; returns whether there was one.
+    async fn next_part(&self) -> Result<bool, StoreError> {
+        let (part, state) = retention::lease(&self.pool).await?;
+        self.metrics.retention.late.set(state.late_seconds);
+        self.metrics.retention.held_back.set(state.held_back);
+        let Some(part) = part else {
+            return Ok(false);
+        };
+        let mut held_back = 0;
+        if !part.is_end() {
+            let due = retention::due(&self.pool, &part, self.kept, &self.broadcast_feed).await?;
+            let (removable, kept): (Vec<_>, Vec<_>) =
+                due.feeds.into_iter().partition(|feed| feed.is_removable);
+            held_back = kept.len();
+            self.trim_all(&part, &due.epoch, &removable).await?;
+        }
+        retention::finish(&self.pool, &part, held_back).await?;
+        Ok(true)
+    }
+
+    /// Removes all due notifications of these feeds.
+    async fn trim_all(
+        &self,
+        part: &Part,
+        epoch: &Epoch,
+        feeds: &[DueFeed],
+    ) -> Result<(), StoreError> {
+        let mut extended_at = Instant::now();
+        let mut steps = Steps::new(feeds);
+        while let Some((step, locks)) = steps.next() {
+            let begun = Instant::now();
+            match retention::trim(&self.pool, epoch, &step, self.kept, locks).await {
+                Ok(trimmed) => {
+                    let removed = trimmed.iter().map(|one| one.removed).sum();
+                    self.metrics.retention.removed.inc_by(removed);
+                    steps.done(&step, locks, &trimmed);
+                }
+                Err(error) if error.may_concern_one_row() => {
+                    if !steps.failed(&step) {
+                        self.leave_out(&step, &error);
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+            // Half of the time belongs to the others.
+            tokio::time::sleep(begun.elapsed().min(PAUSE_MAX)).await;
+            if extended_at.elapsed() > EXTEND_EVERY {
+                retention::extend(&self.pool, part).await?;
+                extended_at = Instant::now();
+            }
+        }
+        Ok(())
+    }
+
+    /// Leaves a feed to the next walk.
+    fn leave_out(&self, step: &[(&Feed, Seq)], error: &StoreError) {
+        for (feed, _) in step {
+            self.metrics.retries.inc(Retried::Retention);
+            tracing::warn!(%feed, %error, "old notifications of a feed could not be removed; the next walk tries again");
+        }
+    }
+}
+
+/// The feeds that wait for a step.
+#[derive(Debug)]
+struct Steps<'a> {
+    /// In C order.
+    waiting: Vec<(&'a Feed, Seq)>,
+    /// Feeds that get a step of their own, which waits for their lock.
+    alone: Vec<(&'a Feed, Seq)>,
+}
+
+impl<'a> Steps<'a> {
+    fn new(feeds: &'a [DueFeed]) -> Self {
+        Self {
+            waiting: feeds.iter().map(|due| (&due.feed, due.floor)).collect(),
+            alone: Vec::new(),
+        }
+    }
+
+    fn next(&mut self) -> Option<(Vec<(&'a Feed, Seq)>, Locks)> {
+        if self.waiting.is_empty() {
+            return Some((vec![self.alone.pop()?], Locks::Wait));
+        }
+        let count = self.waiting.len().min(FEEDS_PER_STEP_MAX);
+        Some((self.waiting.drain(..count).collect(), Locks::Skip))
+    }
+
+    /// Puts those feeds of a step back that may have more to remove, or that were locked.
+    fn done(&mut self, step: &[(&'a Feed, Seq)], locks: Locks, trimmed: &[Trimmed]) {
+        let result = |feed: &Feed| trimmed.iter().find(|one| one.feed == *feed);
+        let cut = step
+            .iter()
+            .filter(|(feed, _)| result(feed).is_some_and(|one| one.is_cut));
+        match locks {
+            Locks::Skip => {
+                self.waiting.splice(..0, cut.copied());
+                let locked = step.iter().filter(|(feed, _)| result(feed).is_none());
+                self.alone.extend(locked);
+            }
+            Locks::Wait => self.alone.extend(cut),
+        }
+    }
+
+    /// Splits a failed step into single feeds; returns whether it had several.
+    fn failed(&mut self, step: &[(&'a Feed, Seq)]) -> bool {
+        let has_several = step.len() > 1;
+        if has_several {
+            self.alone.extend(step);
+        }
+        has_several
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
+mod tests {
+    use super::*;
+
+    fn due(count: usize) -> Vec<DueFeed> {
+        let feed = |number| DueFeed {
+            feed: Feed::parse(&format!("m-{number:03}")).unwrap(),
+            floor: Seq::ZERO,
+            is_removable: true,
+        };
+        (0..count).map(feed).collect()
+    }
+
+    fn names(step: &[(&Feed, Seq)]) -> Vec<String> {
+        step.iter().map(|(feed, _)| feed.to_string()).collect()
+    }
+
+    fn trimmed(feed: &Feed, is_cut: bool) -> Trimmed {
+        Trimmed {
+            feed: feed.clone(),
+            removed: 1,
+            is_cut,
+        }
+    }
+
+    #[test]
+    fn a_cut_feed_comes_first_and_a_locked_one_comes_last_and_waits() {
+        let feeds = due(3);
+        let mut steps = Steps::new(&feeds);
+        let (step, locks) = steps.next().unwrap();
+        assert_eq!((step.len(), locks), (3, Locks::Skip));
+        // The first was locked, and a limit ended the step in the second.
+        let results = [trimmed(step[1].0, true), trimmed(step[2].0, true)];
+        steps.done(&step, locks, &results);
+        let (step, locks) = steps.next().unwrap();
+        assert_eq!(
+            (names(&step), locks),
+            (vec!["m-001".into(), "m-002".into()], Locks::Skip)
+        );
+        let results = [trimmed(step[0].0, false), trimmed(step[1].0, false)];
+        steps.done(&step, locks, &results);
+        let (step, locks) = steps.next().unwrap();
+        assert_eq!((names(&step), locks), (vec!["m-000".into()], Locks::Wait));
+        steps.done(&step, locks, &[trimmed(step[0].0, true)]);
+        assert_eq!(names(&steps.next().unwrap().0), ["m-000"]);
+        assert!(steps.next().is_none());
+    }
+
+    #[test]
+    fn a_failed_step_is_split_into_single_feeds() {
+        let feeds = due(FEEDS_PER_STEP_MAX + 1);
+        let mut steps = Steps::new(&feeds);
+        let (step, _) = steps.next().unwrap();
+        assert!(steps.failed(&step));
+        let mut count = 0;
+        while let Some((step, _)) = steps.next() {
+            assert!(step.len() == 1 && !steps.failed(&step));
+            count += 1;
+        }
+        assert_eq!(count, feeds.len());
+    }
+}
