@@ -1,6 +1,6 @@
 //! RabbitMQ and Postgres of this run, which may be killed.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use tokio::sync::{Mutex, MutexGuard};
@@ -31,6 +31,16 @@ impl Services {
             amqp_url: url("AMQP_URL"),
             _alone: alone,
         }
+    }
+
+    /// The process of a service that runs.
+    pub fn process(&self, service: &str) -> u32 {
+        let file = folder().join(format!("{service}.pid"));
+        let text = std::fs::read_to_string(file).expect("the service runs");
+        let process = text.split_whitespace().next();
+        process
+            .and_then(|process| process.parse().ok())
+            .expect("scripts/services writes the process and its start")
     }
 
     /// Runs `scripts/services action service` to its end.
@@ -78,9 +88,10 @@ fn command(arguments: &[&str]) -> Command {
         .args(arguments)
         .env_remove("DATABASE_URL")
         .env_remove("AMQP_URL");
-    command.env(
-        "SHOPBELL_SERVICES_DIR",
-        Path::new(env!("CARGO_TARGET_TMPDIR")).join("chaos-services"),
-    );
+    command.env("SHOPBELL_SERVICES_DIR", folder());
     command
+}
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("chaos-services")
 }

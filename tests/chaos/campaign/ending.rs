@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep};
 
 use super::dump::dump;
 use super::history::secrets_in;
-use super::population::{Population, Temper};
+use super::population::{HERD, Population, Temper};
 use super::stage::{Stage, name};
 
 /// Time for everything to arrive after the last fault, on a loaded machine of two cores.
@@ -19,10 +19,10 @@ const POLL: Duration = Duration::from_millis(500);
 
 /// Waits until every good event is stored and every connected device has acknowledged everything.
 /// If the bound passes first, it returns a description of the rest.
-pub async fn drained(stage: &Arc<Stage>, population: &Population, good: u64) -> Option<String> {
+pub async fn drained(stage: &Arc<Stage>, population: &Population) -> Option<String> {
     let deadline = Instant::now() + DRAIN_BOUND;
     loop {
-        let missing = match behind(stage, population, good).await {
+        let missing = match behind(stage, population).await {
             Ok(None) => return None,
             Ok(Some(missing)) => missing,
             Err(error) => error.to_string(),
@@ -38,20 +38,21 @@ pub async fn drained(stage: &Arc<Stage>, population: &Population, good: u64) -> 
 async fn behind(
     stage: &Arc<Stage>,
     population: &Population,
-    good: u64,
 ) -> Result<Option<String>, sqlx::Error> {
     let stored: i64 = sqlx::query_scalar("select count(*) from notifications")
         .fetch_one(&stage.pool)
         .await?;
+    let good = stage.load.good();
     if stored.unsigned_abs() < good {
         return Ok(Some(format!("{stored} of {good} events are stored")));
     }
     let rows: Vec<(String, String, String)> = sqlx::query_as(
         "select c.feed, c.subscriber, c.device from cursors c join feeds f on f.feed = c.feed
-         where c.acked_seq < f.last_seq
+         where c.acked_seq < f.last_seq and not starts_with(c.subscriber, $1)
          union all
          select f.feed, '', '' from feeds f where not exists (select from cursors c where c.feed = f.feed)",
     )
+    .bind(HERD)
     .fetch_all(&stage.pool)
     .await?;
     let offline = |subscriber: &String| {
@@ -106,8 +107,8 @@ pub async fn write_down(stage: &Arc<Stage>) {
     }
 }
 
-/// The start of every JSON Web Token, and keys of event bodies.
-const TOKEN_OR_BODY: [&str; 4] = ["eyJ", "order_id", "specversion", "\"sku\""];
+/// The start of every JSON Web Token, and values in the data of events.
+const TOKEN_OR_BODY: [&str; 3] = ["eyJ", "19.90", "no price"];
 
 fn log_path(folder: &Path, replica: usize) -> PathBuf {
     folder.join("logs").join(format!("{}.log", name(replica)))

@@ -1,107 +1,153 @@
 //! The faults, each with a plan: its target, its begin and its end.
 
+mod broker;
+mod herd;
 mod network;
+mod postgres;
 mod processes;
+mod queues;
 
+use std::ops::Range;
+use std::sync::Arc;
+
+use fastrand::Rng;
 use network::{Link, Trouble};
 
-use super::nemesis::Fault;
+use super::nemesis::{Fault, Plan};
+use super::stage::{REPLICAS, Stage};
 
-/// Every fault of one RabbitMQ and one Postgres.
+/// Every fault of one RabbitMQ and one Postgres, with the milliseconds that it lasts.
 pub const ALL: &[Fault] = &[
-    Fault {
-        name: "kill-replica",
-        lasts_ms: 0..4_000,
-        plan: processes::kill_replica,
-    },
-    Fault {
-        name: "restart-postgres",
-        lasts_ms: 0..5_000,
-        plan: |stage, _| processes::service(stage, "postgres", "stop"),
-    },
-    Fault {
-        name: "cut-postgres",
-        lasts_ms: 500..8_000,
-        plan: |stage, random| network::plan(stage, random, Link::Postgres, Trouble::Cut),
-    },
-    Fault {
-        name: "black-hole-postgres",
-        lasts_ms: 500..12_000,
-        plan: |stage, random| network::plan(stage, random, Link::Postgres, Trouble::BlackHole),
-    },
-    Fault {
-        name: "half-open-postgres",
-        lasts_ms: 0..1_000,
-        plan: |stage, random| network::plan(stage, random, Link::Postgres, Trouble::HalfOpen),
-    },
-    Fault {
-        name: "slow-postgres",
-        lasts_ms: 2_000..8_000,
-        plan: |stage, random| network::plan(stage, random, Link::Postgres, Trouble::Slow),
-    },
-    Fault {
-        name: "late-postgres",
-        lasts_ms: 2_000..8_000,
-        plan: |stage, random| network::plan(stage, random, Link::Postgres, Trouble::Late),
-    },
-    Fault {
-        name: "commit-reply-lost",
-        lasts_ms: 0..2_000,
-        plan: |stage, random| network::plan(stage, random, Link::Postgres, Trouble::RepliesLost),
-    },
-    Fault {
-        name: "black-hole-rabbitmq",
-        lasts_ms: 500..12_000,
-        plan: |stage, random| network::plan(stage, random, Link::RabbitMq, Trouble::BlackHole),
-    },
-    Fault {
-        name: "half-open-rabbitmq",
-        lasts_ms: 0..1_000,
-        plan: |stage, random| network::plan(stage, random, Link::RabbitMq, Trouble::HalfOpen),
-    },
-    Fault {
-        name: "slow-rabbitmq",
-        lasts_ms: 2_000..8_000,
-        plan: |stage, random| network::plan(stage, random, Link::RabbitMq, Trouble::Slow),
-    },
-    Fault {
-        name: "late-rabbitmq",
-        lasts_ms: 2_000..8_000,
-        plan: |stage, random| network::plan(stage, random, Link::RabbitMq, Trouble::Late),
-    },
-    Fault {
-        name: "delivery-ack-lost",
-        lasts_ms: 0..1_000,
-        plan: |stage, random| network::plan(stage, random, Link::RabbitMq, Trouble::RequestsLost),
-    },
-    Fault {
-        name: "confirm-lost",
-        lasts_ms: 0..1_000,
-        plan: |stage, random| network::plan(stage, random, Link::Publishers, Trouble::RepliesLost),
-    },
-    Fault {
-        name: "black-hole-clients",
-        lasts_ms: 500..12_000,
-        plan: |stage, random| network::plan(stage, random, Link::Clients, Trouble::BlackHole),
-    },
-    Fault {
-        name: "half-open-clients",
-        lasts_ms: 0..1_000,
-        plan: |stage, random| network::plan(stage, random, Link::Clients, Trouble::HalfOpen),
-    },
-    Fault {
-        name: "slow-clients",
-        lasts_ms: 2_000..8_000,
-        plan: |stage, random| network::plan(stage, random, Link::Clients, Trouble::Slow),
-    },
-    Fault {
-        name: "late-clients",
-        lasts_ms: 2_000..8_000,
-        plan: |stage, random| network::plan(stage, random, Link::Clients, Trouble::Late),
-    },
-    Fault {
-        name: "client-ack-lost",
-        lasts_ms: 0..1_000,
-        plan: |stage, random| network::plan(stage, random, Link::Clients, Trouble::RequestsLost),
-    },
+    fault("kill-replica", 0..4_000, |stage, random| {
+        processes::kill_replicas(stage, random, 1)
+    }),
+    fault("kill-all-replicas", 0..3_000, |stage, random| {
+        processes::kill_replicas(stage, random, REPLICAS)
+    }),
+    fault("pause-replica", 500..15_000, processes::pause_replica),
+    fault("terminate-replica", 0..3_000, |stage, random| {
+        processes::terminate_replicas(stage, random, 1)
+    }),
+    fault("overlapping-drains", 0..2_000, |stage, random| {
+        processes::terminate_replicas(stage, random, 2)
+    }),
+    fault("rolling-restart", 0..1, processes::restart_in_turn),
+    fault("reconnect-herd", 1_000..4_000, herd::plan),
+    fault("kill-rabbitmq", 0..4_000, |stage, _| {
+        processes::service(stage, "rabbitmq", "kill")
+    }),
+    fault("stop-rabbitmq", 0..4_000, |stage, _| {
+        processes::service(stage, "rabbitmq", "stop")
+    }),
+    fault("pause-rabbitmq", 500..12_000, |stage, _| {
+        processes::pause_service(stage, "rabbitmq")
+    }),
+    fault("kill-postgres", 0..5_000, |stage, _| {
+        processes::service(stage, "postgres", "kill")
+    }),
+    fault("restart-postgres", 0..5_000, |stage, _| {
+        processes::service(stage, "postgres", "stop")
+    }),
+    fault("pause-postgres", 500..12_000, |stage, _| {
+        processes::pause_service(stage, "postgres")
+    }),
+    fault(
+        "terminate-backends",
+        1_000..8_000,
+        postgres::terminate_backends,
+    ),
+    fault("pool-exhausted", 1_000..10_000, |stage, _| {
+        postgres::lock(stage, postgres::POOL_EXHAUSTED)
+    }),
+    fault("row-locks", 1_000..10_000, |stage, _| {
+        postgres::lock(stage, postgres::ROW_LOCKS)
+    }),
+    fault("feeds-locked", 1_000..10_000, |stage, _| {
+        postgres::lock(stage, postgres::TABLE_LOCK)
+    }),
+    fault("cursors-locked", 1_000..8_000, |stage, _| {
+        postgres::lock(stage, postgres::CURSORS_LOCKED)
+    }),
+    fault("read-only-postgres", 1_000..8_000, postgres::read_only),
+    fault("close-connections", 0..500, broker::close_connections),
+    fault("memory-alarm", 1_000..8_000, |stage, _| {
+        broker::memory_alarm(stage, false)
+    }),
+    fault("memory-alarm-with-poison", 1_000..8_000, |stage, _| {
+        broker::memory_alarm(stage, true)
+    }),
+    fault("queue-deleted", 500..3_000, |stage, _| {
+        broker::queue_deleted(stage, false)
+    }),
+    fault("queue-of-another-kind", 1_000..5_000, |stage, _| {
+        broker::queue_deleted(stage, true)
+    }),
+    fault("consumer-timeout", 6_000..9_000, broker::consumer_timeout),
+    fault("redelivery-storm", 2_000..8_000, broker::redelivery_storm),
+    fault("cut-postgres", 500..8_000, |stage, random| {
+        network::plan(stage, random, Link::Postgres, Trouble::Cut)
+    }),
+    fault("black-hole-postgres", 500..12_000, |stage, random| {
+        network::plan(stage, random, Link::Postgres, Trouble::BlackHole)
+    }),
+    fault("half-open-postgres", 0..1_000, |stage, random| {
+        network::plan(stage, random, Link::Postgres, Trouble::HalfOpen)
+    }),
+    fault("slow-postgres", 2_000..8_000, |stage, random| {
+        network::plan(stage, random, Link::Postgres, Trouble::Slow)
+    }),
+    fault("late-postgres", 2_000..8_000, |stage, random| {
+        network::plan(stage, random, Link::Postgres, Trouble::Late)
+    }),
+    fault("commit-reply-lost", 0..2_000, |stage, random| {
+        network::plan(stage, random, Link::Postgres, Trouble::RepliesLost)
+    }),
+    fault("cut-rabbitmq", 500..8_000, |stage, random| {
+        network::plan(stage, random, Link::RabbitMq, Trouble::Cut)
+    }),
+    fault("black-hole-rabbitmq", 500..12_000, |stage, random| {
+        network::plan(stage, random, Link::RabbitMq, Trouble::BlackHole)
+    }),
+    fault("half-open-rabbitmq", 0..1_000, |stage, random| {
+        network::plan(stage, random, Link::RabbitMq, Trouble::HalfOpen)
+    }),
+    fault("slow-rabbitmq", 2_000..8_000, |stage, random| {
+        network::plan(stage, random, Link::RabbitMq, Trouble::Slow)
+    }),
+    fault("late-rabbitmq", 2_000..8_000, |stage, random| {
+        network::plan(stage, random, Link::RabbitMq, Trouble::Late)
+    }),
+    fault("delivery-ack-lost", 0..1_000, |stage, random| {
+        network::plan(stage, random, Link::RabbitMq, Trouble::RequestsLost)
+    }),
+    fault("confirm-lost", 0..1_000, |stage, random| {
+        network::plan(stage, random, Link::Publishers, Trouble::RepliesLost)
+    }),
+    fault("black-hole-clients", 500..12_000, |stage, random| {
+        network::plan(stage, random, Link::Clients, Trouble::BlackHole)
+    }),
+    fault("half-open-clients", 0..1_000, |stage, random| {
+        network::plan(stage, random, Link::Clients, Trouble::HalfOpen)
+    }),
+    fault("slow-clients", 2_000..8_000, |stage, random| {
+        network::plan(stage, random, Link::Clients, Trouble::Slow)
+    }),
+    fault("late-clients", 2_000..8_000, |stage, random| {
+        network::plan(stage, random, Link::Clients, Trouble::Late)
+    }),
+    fault("client-ack-lost", 0..1_000, |stage, random| {
+        network::plan(stage, random, Link::Clients, Trouble::RequestsLost)
+    }),
 ];
+
+const fn fault(
+    name: &'static str,
+    lasts_ms: Range<u64>,
+    plan: fn(&Arc<Stage>, &mut Rng) -> Plan,
+) -> Fault {
+    Fault {
+        name,
+        lasts_ms,
+        plan,
+    }
+}

@@ -8,6 +8,7 @@ use fastrand::Rng;
 use serde_json::{Value, json};
 
 use super::history::History;
+use super::load::Load;
 use super::population::{BROADCAST_FEED, Merchant, Population};
 use crate::it::support::{Event, Parcel};
 
@@ -38,8 +39,6 @@ pub struct Mix {
     counts: BTreeMap<String, u64>,
     imports: Vec<Import>,
     imports_begun: u64,
-    /// Events that become dead letters.
-    bad: u64,
 }
 
 /// A running import.
@@ -61,23 +60,26 @@ impl Mix {
             counts: BTreeMap::new(),
             imports: Vec::new(),
             imports_begun: 0,
-            bad: 0,
         }
     }
 
-    /// Events that must be stored.
-    pub fn good(&self) -> u64 {
-        self.count - self.bad
+    /// The number of its publisher.
+    pub fn publisher(&self) -> usize {
+        self.publisher
     }
 
     /// The next event.
-    pub fn next(&mut self, history: &History) -> Draft {
+    pub fn next(&mut self, history: &History, load: &Load) -> Draft {
         let population = Arc::clone(&self.population);
         let merchant = population.pick(&mut self.random);
+        let is_good = self.random.u16(..1_000) >= load.bad_permille();
+        load.count(is_good);
+        if !is_good {
+            return self.bad(merchant);
+        }
         match self.random.u16(..1_000) {
             0..4 => self.broadcast(),
-            4..7 => self.bad(merchant),
-            7..180 => self.import(&population),
+            4..180 => self.import(&population),
             180..260 => self.expiring(merchant, history),
             260..360 => self.collapsing(merchant),
             _ => {
@@ -95,7 +97,6 @@ impl Mix {
 
     /// Its data breaks the schema, so it becomes a dead letter.
     fn bad(&mut self, merchant: &Merchant) -> Draft {
-        self.bad += 1;
         let data = json!({"secret": merchant.secret}).to_string();
         let event = self.event("order.created", &merchant.feed, &data);
         let note = json!({"type": "order.created", "poison": true});

@@ -23,6 +23,19 @@ pub struct Fault {
     pub plan: fn(&Arc<Stage>, &mut Rng) -> Plan,
 }
 
+impl Fault {
+    /// Whether RabbitMQ may forget the partition of a recipient.
+    pub fn moves_partitions(&self) -> bool {
+        [
+            "kill-rabbitmq",
+            "stop-rabbitmq",
+            "queue-deleted",
+            "queue-of-another-kind",
+        ]
+        .contains(&self.name)
+    }
+}
+
 /// A fault that is about to begin.
 pub struct Plan {
     /// The parts that it hits: `postgres`, `rabbitmq`, `replica-0` and so on, `clients`. Faults that
@@ -55,6 +68,8 @@ struct Present {
     ends_at: Instant,
 }
 
+/// Even a short run has these, because they are the most frequent ones in production.
+const USUAL: [&str; 3] = ["kill-replica", "kill-rabbitmq", "restart-postgres"];
 /// Pause without a fault, so that everything recovers and the recovery is measured.
 const CALM_MS: std::ops::Range<u64> = 2_500..6_000;
 /// A second fault begins this long after the first one, at most.
@@ -62,14 +77,16 @@ const OVERLAP_MS: std::ops::Range<u64> = 0..2_000;
 /// One fault in so many overlaps with another.
 const OVERLAP_RARITY: u8 = 3;
 
-/// Causes the named faults until `until`. Each is caused once before any is repeated.
+/// Causes the faults until `until`. Each is caused once before any is repeated, and the usual ones
+/// come first.
 pub async fn strike(
     stage: &Arc<Stage>,
     faults: &[&'static Fault],
     until: Instant,
     mut random: Rng,
 ) {
-    let (mut bag, mut number) = (Vec::new(), 0);
+    let (mut bag, mut number) = (full_bag(faults, &mut random), 0);
+    bag.sort_by_key(|fault| USUAL.contains(&fault.name));
     loop {
         sleep(Duration::from_millis(random.u64(CALM_MS))).await;
         if Instant::now() >= until {
@@ -110,8 +127,7 @@ fn choose(
     random: &mut Rng,
 ) -> Option<(&'static Fault, Plan)> {
     if bag.is_empty() {
-        *bag = faults.to_vec();
-        random.shuffle(bag);
+        *bag = full_bag(faults, random);
     }
     for place in (0..bag.len()).rev() {
         let plan = (bag[place].plan)(stage, random);
@@ -121,6 +137,13 @@ fn choose(
         }
     }
     None
+}
+
+/// All faults. They are taken from the end.
+fn full_bag(faults: &[&'static Fault], random: &mut Rng) -> Vec<&'static Fault> {
+    let mut bag = faults.to_vec();
+    random.shuffle(&mut bag);
+    bag
 }
 
 async fn begin(

@@ -8,6 +8,10 @@ const SECONDS: u64 = 90;
 /// Events a second that a debug build on two cores stores and delivers with time to spare.
 const RATE: f64 = 200.0;
 
+/// Clients of a reconnect herd, in a long and in a short run.
+const HERD_LONG: usize = 5_000;
+const HERD_SHORT: usize = 300;
+
 pub struct Options {
     /// Of the first run. The next runs have the following numbers.
     seed: u64,
@@ -42,6 +46,15 @@ impl Options {
     /// The seed of a run.
     pub fn seed_of(&self, run: u64) -> u64 {
         self.seed.wrapping_add(run)
+    }
+
+    /// Clients of a reconnect herd.
+    pub fn herd(&self) -> usize {
+        if self.seconds > SECONDS {
+            HERD_LONG
+        } else {
+            HERD_SHORT
+        }
     }
 
     /// The directory of the history of a run. An earlier run with the same seed is removed.

@@ -9,6 +9,8 @@ use super::history::secret;
 
 /// The feed that everyone reads.
 pub const BROADCAST_FEED: &str = "all";
+/// The start of the names of the clients of a reconnect herd.
+pub const HERD: &str = "herd-";
 /// Merchants.
 const MERCHANTS: usize = 200;
 /// Subscribers that read the feeds of several merchants.

@@ -37,16 +37,15 @@ struct Waiting {
     deadline: Instant,
 }
 
-/// Publishes about `rate` events a second until the run drains, and returns when all are confirmed: the
-/// number of events that must be stored.
-pub async fn publish(stage: Arc<Stage>, mut mix: Mix, rate: f64) -> u64 {
+/// Publishes about `rate` events a second until the run drains, and returns when all are confirmed.
+pub async fn publish(stage: Arc<Stage>, mut mix: Mix, rate: f64) {
     let mut phase = stage.phase();
     let (mut unconfirmed, mut life) = (VecDeque::new(), 0);
     loop {
         if *phase.borrow_and_update() >= Phase::Finishing
             || (*phase.borrow() == Phase::Draining && unconfirmed.is_empty())
         {
-            return mix.good();
+            return;
         }
         match timeout(CONNECT_BOUND, open(&stage.publishers_url())).await {
             Ok(Ok((connection, channel))) => {
@@ -100,6 +99,8 @@ impl Line<'_> {
                     }
                 }
             }
+            let load = &self.stage.load;
+            load.set_unconfirmed(mix.publisher(), waiting.len() + queue.len());
             let running = *phase.borrow() == Phase::Running;
             if !running && queue.is_empty() && waiting.is_empty() {
                 return queue;
@@ -119,11 +120,11 @@ impl Line<'_> {
                         }
                     }
                 }
-                _ = tick.tick(), if running && queue.is_empty() => {
+                _ = tick.tick(), if running && queue.is_empty() => if load.is_open() {
                     due = (due + rate * TICK.as_secs_f64()).min(IN_FLIGHT_MAX as f64);
                     while due >= 1.0 {
                         due -= 1.0;
-                        let draft = mix.next(&self.stage.history);
+                        let draft = mix.next(&self.stage.history, load);
                         queue.push_back(Pending { draft, attempt: 1 });
                     }
                 }

@@ -1,6 +1,7 @@
 //! The parts of a run: replicas, proxies, services, and the phase that all tasks follow.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 
 use super::history::History;
+use super::load::Load;
 use crate::it::support::{Proxy, Replica, World};
 use crate::services::Services;
 
@@ -46,6 +48,9 @@ pub struct Stage {
     /// Connections to Postgres without a proxy, for locks and queries.
     pub pool: PgPool,
     pub partitions: u8,
+    pub load: Load,
+    /// Clients of a reconnect herd.
+    pub herd: usize,
     exchange: String,
     phase: watch::Sender<Phase>,
     /// Replicas that stay down for now.
@@ -57,7 +62,7 @@ pub struct Stage {
 
 impl Stage {
     /// Starts the services, the replicas and the proxies.
-    pub async fn open(history: History, partitions: u8) -> Self {
+    pub async fn open(folder: PathBuf, partitions: u8, herd: usize) -> Self {
         let services = Services::up().await;
         let world = World::at(services.database_url.clone(), services.amqp_url.clone()).await;
         let to_postgres = Proxy::before_service(&services.database_url).await;
@@ -74,7 +79,7 @@ impl Stage {
                 .start()
         };
         let replicas = join_all((0..REPLICAS).map(start_one)).await;
-        let logs = history.folder().join("logs");
+        let logs = folder.join("logs");
         std::fs::create_dir_all(&logs).expect("a directory can be made");
         let mut doors = Vec::new();
         for (number, replica) in replicas.iter().enumerate() {
@@ -89,7 +94,7 @@ impl Stage {
             .expect("DATABASE_URL is a URL");
         Self {
             exchange: world.name("events"),
-            history,
+            history: History::begin(folder),
             replicas,
             doors,
             to_postgres,
@@ -97,6 +102,8 @@ impl Stage {
             publishers,
             pool,
             partitions,
+            load: Load::new(),
+            herd,
             phase: watch::Sender::new(Phase::Running),
             held: Mutex::default(),
             world,
@@ -133,12 +140,15 @@ impl Stage {
         self.held().remove(&replica);
     }
 
+    pub fn is_held(&self, replica: usize) -> bool {
+        self.held().contains(&replica)
+    }
+
     /// Starts each replica that ended. It never returns.
     pub async fn supervise(&self) {
         loop {
             for (number, replica) in self.replicas.iter().enumerate() {
-                let is_held = self.held().contains(&number);
-                if !is_held && !replica.is_running() {
+                if !self.is_held(number) && !replica.is_running() {
                     self.history.say(&format!("{} starts", name(number)));
                     replica.launch();
                 }
