@@ -69,7 +69,9 @@ async fn doctor_reports_a_healthy_service() {
 async fn a_database_that_was_never_migrated_is_found() {
     let world = World::new().await;
     world
-        .change_database("drop schema public cascade; create schema public")
+        .change_database("drop schema public cascade; create schema public;
+             grant usage on schema public to public; grant create on schema public to shopbell_owner",
+        )
         .await;
     let finding = the(&doctor(&world, &[]).await.failed_with(1), "postgres.schema");
     assert_eq!(finding.state, "error");
@@ -122,6 +124,7 @@ async fn doctor_finds_the_lowest_connection_limit_without_special_rights() {
         .change_database(
             "do $$ begin
                  execute format('create role %I login password ''s3cr3t'' connection limit 40', current_database());
+                 execute format('grant connect on database %1$I to %1$I', current_database());
                  execute format('grant select on _sqlx_migrations to %I', current_database());
              end $$",
         )

@@ -52,6 +52,7 @@ mod plans;
 mod poison;
 mod pooler;
 mod pools;
+mod privileges;
 mod prose;
 mod protocol;
 mod public_port;

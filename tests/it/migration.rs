@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tracing::field::{Field, Visit};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 
-use crate::support::{PATIENCE, World, eventually, holds};
+use crate::support::{OWNER, PATIENCE, World, eventually, holds};
 
 /// An append waits as long as the migration waits for its lock, with a margin for a loaded machine.
 const STALL_MAX: Duration = Duration::from_secs(3);
@@ -22,7 +22,7 @@ const STALLED: Duration = Duration::from_millis(300);
 #[tokio::test]
 async fn a_migration_behind_a_long_transaction_does_not_stall_appends() {
     let world = World::new().await;
-    let options: PgConnectOptions = world.database_url().parse().expect("a URL");
+    let options: PgConnectOptions = world.database_url_of(OWNER).parse().expect("a URL");
     let mut forgotten = session(&options.clone().application_name("forgotten")).await;
     forgotten
         .execute("begin; insert into feeds (feed) values ('held')")
@@ -72,7 +72,7 @@ async fn a_migration_behind_a_long_transaction_does_not_stall_appends() {
 #[tokio::test]
 async fn an_index_whose_build_failed_is_built_again_by_the_next_migration() {
     let world = World::new().await;
-    let options: PgConnectOptions = world.database_url().parse().expect("a URL");
+    let options: PgConnectOptions = world.database_url_of(OWNER).parse().expect("a URL");
     let next_index = "create index concurrently next_index on notifications (time)";
     let writer = world
         .lock("lock table notifications in row exclusive mode")
@@ -219,7 +219,7 @@ impl Visit for Blockers {
 
 async fn create_database(world: &World, url: &str, how: &str) {
     let (_, name) = url.rsplit_once('/').expect("a URL with a database");
-    let mut server = PgConnection::connect(world.database_url())
+    let mut server = PgConnection::connect(&world.admin_database_url())
         .await
         .expect("the server");
     let statement = format!("create database \"{name}\" template template0 {how}");

@@ -324,7 +324,7 @@ async fn headers_only_rabbitmq_can_read_end_no_connection_and_harm_no_event() {
     let replica = world.serve().await;
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
     let publisher = world.publisher().await;
-    let mut raw = RawPublisher::connect(world.amqp_url(), &world.name("events")).await;
+    let mut raw = RawPublisher::connect(world.publisher_amqp_url(), &world.name("events")).await;
     let unreadable = unreadable();
     let buried: Vec<_> = unreadable
         .iter()

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use crate::support::{Done, Event, PgBouncer, World};
+use crate::support::{Done, Event, OWNER, PgBouncer, World};
 
 const MERCHANT: &str = "merchant-42";
 
@@ -24,8 +24,9 @@ async fn orders_work_through_pgbouncer_in_session_mode() {
     ] {
         let pooler = PgBouncer::start(&world, "session", more).await;
         let url = pooler.url(world.database_url());
+        let owner = pooler.url(&world.database_url_of(OWNER));
         world
-            .shopbell_with(&[("DATABASE_URL", &url)], &["migrate"])
+            .shopbell_with(&[("DATABASE_URL", &owner)], &["migrate"])
             .await
             .succeeded();
         let feed = format!("{MERCHANT}-{}", more.len());

@@ -100,6 +100,8 @@ async fn run(world: &World, folder: &str, restored_url: &str, commands: &str) ->
     let mut bash = Command::new("bash");
     bash.args(["-c", &script])
         .envs(world.environment())
+        // Only an administrator creates databases.
+        .env("DATABASE_URL", world.admin_database_url())
         .env("RESTORED_URL", restored_url);
     run_any(bash, PATIENCE).await.succeeded().stdout
 }

@@ -47,6 +47,7 @@ pub use publisher::Publisher;
 pub use replica::Replica;
 pub use sdk::Sdk;
 pub use tap::Tap;
+pub use template::{APP, OWNER, PRIVILEGES, READER};
 pub use token::Token;
 pub use world::{Setup, World};
 

@@ -61,6 +61,7 @@ def main(kubectl, binary, folder):
             complaints.append(f"docs/kubernetes.md: {item['kind']} {item['metadata']['name']} has no label `release`")
     if not complaints:
         for name in ("production", "production+partitions+traces"):
+            complaints += [f"{name}: {text}" for text in other_permissions(whole[name])]
             complaints += [f"{name}: {text}" for text in against_services(program, whole[name], folder / name)]
             report(f"{name}: declared in RabbitMQ, and served with it")
     if complaints:
@@ -132,6 +133,17 @@ def settings(program, rendered, deployment, folder):
         SHOPBELL_JWT_HS256_SECRET=jwt_secret,
     )
     yield from running.settings_complaints(program, pod, jwt_secret)
+
+
+def other_permissions(rendered):
+    """Compares the permissions of the manifests with privileges/rabbitmq.json, whose users the stories of tests/it have."""
+    names = {"shopbell": "shopbell-service", "shopbell-publisher": "shopbell-publisher"}
+    wanted = json.loads(Path("privileges/rabbitmq.json").read_text())["permissions"]
+    wanted = {item["user"]: {right: item[right] for right in ("configure", "write", "read")} for item in wanted}
+    for item in rendered.of("Permission"):
+        user = names[item["metadata"]["name"]]
+        if item["spec"]["permissions"] != wanted[user]:
+            yield f"the permissions of {item['metadata']['name']} differ from those of {user} in privileges/rabbitmq.json"
 
 
 def against_services(program, rendered, folder):

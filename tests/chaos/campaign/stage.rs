@@ -90,7 +90,7 @@ impl Stage {
         let pool = PgPoolOptions::new()
             .max_connections(20)
             .acquire_timeout(Duration::from_secs(5))
-            .connect_lazy(world.database_url())
+            .connect_lazy(&world.admin_database_url())
             .expect("DATABASE_URL is a URL");
         Self {
             exchange: world.name("events"),

@@ -6,6 +6,7 @@ use lapin::options::{
 };
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Connection, ConnectionProperties, ExchangeKind};
+use tokio::time::timeout;
 
 use super::{PATIENCE, eventually};
 
@@ -58,11 +59,21 @@ impl Broker {
     /// Connects.
     pub async fn connect(amqp_url: &str) -> Self {
         let connect = Connection::connect(amqp_url, ConnectionProperties::default());
-        let connection = tokio::time::timeout(PATIENCE, connect)
+        let connection = timeout(PATIENCE, connect)
             .await
             .expect("RabbitMQ replies in time");
         Self {
             connection: connection.expect("RabbitMQ can be reached"),
+        }
+    }
+
+    /// Whether RabbitMQ accepts the user and the password of this URL.
+    pub async fn accepts(amqp_url: &str) -> bool {
+        let connect = Connection::connect(amqp_url, ConnectionProperties::default());
+        match timeout(PATIENCE, connect).await {
+            Ok(Ok(_)) => true,
+            Ok(Err(error)) if error.to_string().contains("ACCESS_REFUSED") => false,
+            other => panic!("RabbitMQ can be reached: {other:?}"),
         }
     }
 

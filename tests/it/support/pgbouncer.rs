@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use super::replica::free_address;
-use super::{PATIENCE, World, eventually, run_any, url};
+use super::{APP, OWNER, PATIENCE, World, eventually, run_any, url};
 
 /// Bound for the installation on a slow network.
 const INSTALL_BOUND: Duration = Duration::from_secs(900);
@@ -27,7 +27,8 @@ impl PgBouncer {
             free_address(),
             world.folder(&format!("pgbouncer-{pool_mode}-{}", more.len())),
         );
-        let (user, password) = url::user_and_password(world.database_url());
+        let (_, password) = url::user_and_password(world.database_url());
+        let users = [APP, OWNER].map(|user| format!("\"{user}\" \"{password}\"\n"));
         let (host, port) = url::host_and_port(world.database_url());
         let listen_port = address.port();
         let configuration = format!(
@@ -36,7 +37,7 @@ impl PgBouncer {
              max_client_conn = 200\ndefault_pool_size = 40\n{more}\n"
         );
         for (file, text) in [
-            ("users.txt", format!("\"{user}\" \"{password}\"\n")),
+            ("users.txt", users.concat()),
             ("pgbouncer.ini", configuration),
         ] {
             let path = format!("{folder}/{file}");

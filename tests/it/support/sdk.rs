@@ -75,7 +75,7 @@ impl Sdk {
         };
         publish
             .args([&world.name("events"), recipient, json])
-            .env("AMQP_URL", world.amqp_url());
+            .env("AMQP_URL", world.publisher_amqp_url());
         let lines: Vec<Line> = run_any(publish, PUBLISH_BOUND)
             .await
             .succeeded()

@@ -19,13 +19,25 @@ pub fn at(url: &str, authority: &str) -> String {
 
 /// The user and the password, unchanged.
 pub fn user_and_password(url: &str) -> (String, String) {
+    user_and_any_password(url).expect("a URL with a password")
+}
+
+/// The same, or nothing if the URL has no password.
+pub fn user_and_any_password(url: &str) -> Option<(String, String)> {
     let after_scheme = url.find("://").expect("a URL has a scheme") + 3;
     let (start, _) = authority_span(url);
     let (user, password) = url[after_scheme..start]
         .trim_end_matches('@')
-        .split_once(':')
-        .expect("a URL with a password");
-    (user.to_owned(), password.to_owned())
+        .split_once(':')?;
+    Some((user.to_owned(), password.to_owned()))
+}
+
+/// The same URL for another user with the same password.
+pub fn with_user(url: &str, user: &str) -> String {
+    let after_scheme = url.find("://").expect("a URL has a scheme") + 3;
+    let (start, _) = authority_span(url);
+    let password = user_and_any_password(url).map_or(String::new(), |(_, it)| format!(":{it}"));
+    format!("{}{user}{password}@{}", &url[..after_scheme], &url[start..])
 }
 
 /// The host and the port, with the default port of its scheme.

@@ -13,10 +13,17 @@ use uuid::Uuid;
 use super::process::Environment;
 use super::{Broker, Done, Handshake, Publisher, Replica, Token, command, template, url};
 
+/// The user of the service in RabbitMQ.
+const SERVICE: &str = "shopbell-service";
+/// The user of publishers.
+const PUBLISHER: &str = "shopbell-publisher";
+/// The user of people who declare, inspect and repair.
+const OPERATOR: &str = "shopbell-operator";
+
 /// The test's own database, prefix and key, and the replicas that share them.
 pub struct World {
     pub(super) server_url: String,
-    amqp_url: String,
+    amqp_urls: AmqpUrls,
     pub(super) database: String,
     database_url: String,
     secret: String,
@@ -38,16 +45,16 @@ impl World {
     pub async fn at(server_url: String, amqp_url: String) -> Self {
         let name = Uuid::new_v4().simple().to_string()[..12].to_owned();
         let database = format!("shopbell_test_{name}");
-        let database_url = url::with_database(&server_url, &database);
+        let admin_url = url::with_database(&server_url, &database);
         let pool = PgPoolOptions::new()
             .max_connections(2)
-            .connect_lazy(&database_url)
+            .connect_lazy(&admin_url)
             .expect("DATABASE_URL is a URL");
         let world = Self {
             server_url,
-            amqp_url,
+            amqp_urls: AmqpUrls::of(amqp_url).await,
             database,
-            database_url,
+            database_url: url::with_user(&admin_url, template::APP),
             secret: Uuid::new_v4().simple().to_string() + &Uuid::new_v4().simple().to_string(),
             pool,
             prefixes: Mutex::new(vec![format!("t-{name}")]),
@@ -90,7 +97,7 @@ impl World {
 
     /// A publisher to the world's exchange.
     pub async fn publisher(&self) -> Publisher {
-        Publisher::connect(&self.amqp_url, &self.name("events")).await
+        Publisher::connect(&self.amqp_urls.publisher, &self.name("events")).await
     }
 
     /// A publisher to the world's exchange through this URL.
@@ -100,22 +107,34 @@ impl World {
 
     /// A publisher to the exchange of another prefix.
     pub async fn publisher_to(&self, prefix: &str) -> Publisher {
-        Publisher::connect(&self.amqp_url, &format!("{prefix}.events")).await
+        Publisher::connect(&self.amqp_urls.publisher, &format!("{prefix}.events")).await
     }
 
     /// A connection to inspect RabbitMQ.
     pub async fn broker(&self) -> Broker {
-        Broker::connect(&self.amqp_url).await
+        Broker::connect(&self.amqp_urls.admin).await
     }
 
-    /// Runs `shopbell` with `arguments` to its end.
+    /// Runs `shopbell` with `arguments` to its end, with the role of Postgres and the user of RabbitMQ
+    /// that the command needs.
     pub async fn shopbell(&self, arguments: &[&str]) -> Done {
-        command::run(&self.environment(), arguments).await
+        self.shopbell_with(&[], arguments).await
     }
 
     /// The same with these settings. An empty value counts as unset.
     pub async fn shopbell_with(&self, settings: &[(&str, &str)], arguments: &[&str]) -> Done {
         let mut environment = self.environment();
+        let role = match arguments.first() {
+            Some(&"migrate") => template::OWNER,
+            Some(&"doctor" | &"inspect" | &"verify") => template::READER,
+            _ => template::APP,
+        };
+        let amqp_url = match arguments.first() {
+            Some(&"declare" | &"doctor" | &"dead-letters" | &"publish") => &self.amqp_urls.operator,
+            _ => &self.amqp_urls.service,
+        };
+        environment.insert("DATABASE_URL".to_owned(), self.database_url_of(role));
+        environment.insert("AMQP_URL".to_owned(), amqp_url.clone());
         environment.extend(
             settings
                 .iter()
@@ -168,19 +187,47 @@ impl World {
             .to_owned()
     }
 
+    /// RabbitMQ, as the user of the service.
     pub fn amqp_url(&self) -> &str {
-        &self.amqp_url
+        &self.amqp_urls.service
     }
 
+    /// The virtual host of `privileges/rabbitmq.json`, as one of its users. Its names begin with
+    /// `shopbell`.
+    pub fn amqp_url_of(&self, user: &str) -> String {
+        url::with_user(&url::with_database(&self.amqp_urls.admin, "shopbell"), user)
+    }
+
+    /// RabbitMQ, as the user of publishers.
+    pub fn publisher_amqp_url(&self) -> &str {
+        &self.amqp_urls.publisher
+    }
+
+    /// The database, as the role of the service.
     pub fn database_url(&self) -> &str {
         &self.database_url
+    }
+
+    /// The database, as a role of `privileges/postgres.sql`.
+    pub fn database_url_of(&self, role: &str) -> String {
+        url::with_user(&self.database_url, role)
+    }
+
+    /// The same URL as a role of `privileges/postgres.sql`.
+    pub fn as_role(&self, url: &str, role: &str) -> String {
+        url::with_user(url, role)
+    }
+
+    /// The database, as the superuser of the server.
+    pub fn admin_database_url(&self) -> String {
+        url::with_database(&self.server_url, &self.database)
     }
 
     /// The environment of a process in this world.
     pub fn environment(&self) -> Environment {
         let settings = [
             ("DATABASE_URL", self.database_url.clone()),
-            ("AMQP_URL", self.amqp_url.clone()),
+            ("AMQP_URL", self.amqp_urls.service.clone()),
             ("SHOPBELL_AMQP_PREFIX", self.prefixes()[0].clone()),
             ("SHOPBELL_JWT_HS256_SECRET", self.secret.clone()),
             // The counters would include its events. A story about it turns it on.
@@ -203,6 +250,32 @@ impl World {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
+    }
+}
+
+/// RabbitMQ as each of its users.
+struct AmqpUrls {
+    admin: String,
+    service: String,
+    publisher: String,
+    operator: String,
+}
+
+impl AmqpUrls {
+    /// The users of `privileges/rabbitmq*.json`, which `scripts/services` creates with the password
+    /// of the administrator. A RabbitMQ of the tester's own may lack them.
+    async fn of(admin: String) -> Self {
+        let has_users = Broker::accepts(&url::with_user(&admin, SERVICE)).await;
+        let url = |user: &str| match has_users {
+            true => url::with_user(&admin, user),
+            false => admin.clone(),
+        };
+        Self {
+            service: url(SERVICE),
+            publisher: url(PUBLISHER),
+            operator: url(OPERATOR),
+            admin,
+        }
     }
 }
 

@@ -115,7 +115,7 @@ impl Drop for World {
         for replica in self.replicas() {
             replica.kill();
         }
-        let (server_url, amqp_url) = (self.server_url.clone(), self.amqp_url.clone());
+        let (server_url, amqp_url) = (self.server_url.clone(), self.amqp_urls.admin.clone());
         let (mut databases, prefixes) = (vec![self.database.clone()], self.prefixes());
         databases.append(
             &mut self
