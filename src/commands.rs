@@ -18,6 +18,7 @@ pub mod terminal;
 pub mod token;
 pub mod verify;
 
+use std::io::Read;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -29,6 +30,9 @@ use crate::config::{AmqpConfig, Environment};
 
 /// Bound on the wait for RabbitMQ. A publish has its own bound.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Largest body that a command reads to publish it: the greatest `SHOPBELL_MAX_EVENT_BYTES`.
+const BODY_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
 /// The default of `RUST_LOG` for `serve`.
 const SERVICE_LOG: &str = "info";
@@ -137,6 +141,16 @@ fn broker_of(config: &AmqpConfig) -> anyhow::Result<Broker> {
     broker.map_err(|problem| UsageError(format!("AMQP_URL {problem}")).into())
 }
 
+/// Reads a body of an event, up to [`BODY_BYTES_MAX`].
+fn read_body(source: impl Read) -> anyhow::Result<Vec<u8>> {
+    let mut body = Vec::new();
+    source.take(BODY_BYTES_MAX + 1).read_to_end(&mut body)?;
+    if body.len() as u64 > BODY_BYTES_MAX {
+        anyhow::bail!("it has more than 16 MiB, which is more than Shopbell can store");
+    }
+    Ok(body)
+}
+
 /// Bounds the time of an operation, and names the operation in its error.
 async fn within<T, E: Into<anyhow::Error>>(
     limit: Duration,
@@ -158,5 +172,57 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_body_has_up_to_16_mib() {
+        let zeros = |bytes| std::io::repeat(0).take(bytes);
+        assert!(read_body(zeros(BODY_BYTES_MAX)).is_ok());
+        assert!(read_body(zeros(BODY_BYTES_MAX + 1)).is_err());
+    }
+
+    #[test]
+    fn an_argument_has_the_range_of_its_option() {
+        for (command, good, bad) in [
+            (
+                "publish --recipient m --count",
+                &["1"][..],
+                &["0", "-1", "x"][..],
+            ),
+            (
+                "publish --recipient m --rate",
+                &["0.001", "1000000"],
+                &["0.0009", "1000001", "NaN"],
+            ),
+            (
+                "publish --recipient m --expires-in-seconds",
+                &["0", "3155760000"],
+                &["3155760001"],
+            ),
+            (
+                "publish --recipient m --import",
+                &["0", "1000000000"],
+                &["1000000001"],
+            ),
+            (
+                "token --subscriber m --ttl-seconds",
+                &["1", "315360000"],
+                &["0", "315360001"],
+            ),
+            (
+                "dead-letters list --limit",
+                &["1", "4294967295"],
+                &["0", "4294967296"],
+            ),
+            ("inspect m --seq", &["1"], &["0"]),
+            ("tail --count", &["1"], &["0"]),
+        ] {
+            let accepts = |value: &str| {
+                let arguments = ["shopbell"].into_iter().chain(command.split(' '));
+                Cli::try_parse_from(arguments.chain([value])).is_ok()
+            };
+            assert!(good.iter().all(|value| accepts(value)), "{command}");
+            assert!(bad.iter().all(|value| !accepts(value)), "{command}");
+        }
     }
 }

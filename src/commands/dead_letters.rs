@@ -9,6 +9,7 @@ mod queue;
 mod removal;
 mod summary;
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +20,7 @@ use self::queue::QueueReader;
 use self::removal::{Removal, Replay};
 use self::summary::Summary;
 use super::terminal::{self, Format};
-use super::{BROKER_TIMEOUT, broker, within};
+use super::{BROKER_TIMEOUT, broker, read_body, within};
 use crate::amqp::Broker;
 use crate::amqp::publisher::Publisher;
 use crate::config::Environment;
@@ -107,7 +108,8 @@ pub async fn run(action: Action, format: Format) -> anyhow::Result<()> {
 }
 
 fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
-    std::fs::read(path).with_context(|| format!("could not read the body from {}", path.display()))
+    let body = File::open(path).map_err(Into::into).and_then(read_body);
+    body.with_context(|| format!("could not read the body from {}", path.display()))
 }
 
 /// The dead letters in Postgres and in RabbitMQ.

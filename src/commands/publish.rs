@@ -15,7 +15,7 @@ use tokio::time::{Interval, MissedTickBehavior};
 
 use self::sample::Import;
 use super::terminal::{self, Format};
-use super::{BROKER_TIMEOUT, UsageError, broker, within};
+use super::{BROKER_TIMEOUT, UsageError, broker, read_body, within};
 use crate::amqp::publisher::{Outgoing, Publisher};
 use crate::config::{EVENT_BYTES_MAX_DEFAULT, Environment};
 use crate::model::event::{self, Limits, Message};
@@ -184,16 +184,11 @@ impl Plan {
         }
         let data = match arguments.data.as_deref() {
             Some("-") => {
-                let mut data = Vec::new();
                 // One byte more than the bound, so that the check below fails.
                 let limit = EVENT_BYTES_MAX as u64 + 1;
                 let limit = if arguments.unchecked { u64::MAX } else { limit };
-                std::io::stdin()
-                    .lock()
-                    .take(limit)
-                    .read_to_end(&mut data)
-                    .context("reading data from stdin")?;
-                Some(data)
+                let data = read_body(std::io::stdin().lock().take(limit));
+                Some(data.context("reading data from stdin")?)
             }
             Some(data) => Some(data.as_bytes().to_vec()),
             None => None,

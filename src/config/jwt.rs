@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::environment::{Environment, file_variable};
 use super::error::ConfigError;
 use super::secret::Secret;
-use super::secrets::without_line_breaks;
+use super::secrets::{read_text, without_line_breaks};
 use super::settings::{JWT_AUDIENCE, JWT_ISSUER, JWT_SECRET, JWT_SECRET_PREVIOUS, Setting};
 
 /// Shortest HS256 secret (RFC 7518 §3.2: as long as the hash).
@@ -104,7 +104,7 @@ fn read_key(path: &Path) -> Content {
     let content = match fs::metadata(path) {
         // A pipe returns its content once, and then blocks.
         Ok(metadata) if !metadata.is_file() => return unusable("is no regular file"),
-        Ok(_) => fs::read_to_string(path),
+        Ok(_) => read_text(path),
         Err(error) => Err(error),
     };
     match content {

@@ -82,7 +82,7 @@ mod tests {
             "| `AMQP_URL` | secret: a URL like `amqp://user:password@host:5672/vhost` | required | both | RabbitMQ 3.10 or newer; `amqps` for TLS |\n",
             "| `SHOPBELL_WINDOW` | a whole number from 1 to 65536 | `256` notifications | gateway | Most notifications that one session may have sent without an ack. See [protocol.md](protocol.md) |\n",
             "| `SHOPBELL_AMQP_PREFIX` | 1 to 100 of `A-Z a-z 0-9 . _ -` | `shopbell` | both |",
-            "| `SHOPBELL_ALLOWED_ORIGINS` | origins like `https://shop.example`, comma separated, without path or `*` | unset: same origin only |",
+            "| `SHOPBELL_ALLOWED_ORIGINS` | origins like `https://shop.example`, comma separated, without path or `*`, at most 256 | unset: same origin only |",
         ] {
             assert!(table.contains(row), "{row} is not in\n{table}");
         }

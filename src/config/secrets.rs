@@ -1,12 +1,16 @@
 //! Reads secrets: from a variable, or from the file that `NAME_FILE` names.
 
-use std::io::ErrorKind;
+use std::fs::File;
+use std::io::{self, ErrorKind, Read};
+use std::path::Path;
 
 use super::effective::Origin;
 use super::environment::{Environment, file_variable};
 use super::secret::Secret;
 use super::settings::{Default, Setting};
 
+/// Largest file of a secret. A larger one is another file, or a device that never ends.
+pub(super) const FILE_BYTES_MAX: u64 = 64 * 1024;
 /// Replaces a secret where settings are shown.
 const REDACTED: &str = "(secret)";
 
@@ -110,7 +114,7 @@ enum Unusable {
 }
 
 fn read_file(path: &str) -> Result<String, Unusable> {
-    match std::fs::read_to_string(path) {
+    match read_text(Path::new(path)) {
         Ok(text) if text.trim().is_empty() => {
             Err(Unusable::Empty(format!("names {path}, which is empty")))
         }
@@ -123,6 +127,19 @@ fn read_file(path: &str) -> Result<String, Unusable> {
             })
         }
     }
+}
+
+/// Reads a file of bounded size.
+pub(super) fn read_text(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    let mut file = File::open(path)?.take(FILE_BYTES_MAX + 1);
+    if file.read_to_string(&mut text)? as u64 > FILE_BYTES_MAX {
+        return Err(io::Error::new(
+            ErrorKind::FileTooLarge,
+            "it has more than 64 KiB",
+        ));
+    }
+    Ok(text)
 }
 
 /// Editors and `echo` end a file with a line break, which is not part of a secret.
@@ -185,5 +202,18 @@ mod tests {
         let complaint =
             "SHOPBELL_JWT_HS256_SECRET and SHOPBELL_JWT_HS256_SECRET_FILE are both set: set one";
         assert_eq!(read(&JWT_SECRET, &given), (None, vec![complaint.into()]));
+    }
+
+    #[test]
+    fn a_file_of_a_secret_has_up_to_64_kib() {
+        let path = std::env::temp_dir().join(format!("shopbell-{}", uuid::Uuid::new_v4()));
+        let accepts = |bytes: u64| {
+            std::fs::write(&path, "s".repeat(bytes as usize))
+                .and_then(|()| read_text(&path))
+                .is_ok()
+        };
+        assert!(accepts(FILE_BYTES_MAX));
+        assert!(!accepts(FILE_BYTES_MAX + 1));
+        assert!(std::fs::remove_file(&path).is_ok());
     }
 }

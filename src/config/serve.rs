@@ -255,7 +255,7 @@ fn unless_zero(duration: Duration) -> Option<Duration> {
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test may panic")]
 mod tests {
-    use super::super::settings::EVENT_BYTES_MAX_DEFAULT;
+    use super::super::settings::{EVENT_BYTES_MAX_DEFAULT, Kind};
     use super::super::{Origin, SETTINGS};
     use super::*;
 
@@ -453,5 +453,36 @@ mod tests {
             canary(&[&GOOD[..], &[("SHOPBELL_CANARY_SECONDS", "0")]].concat()),
             None
         );
+    }
+
+    #[test]
+    fn each_number_has_the_range_of_the_table() {
+        let mut checked = 0;
+        for setting in SETTINGS {
+            let Kind::Number { min, max, .. } = setting.kind else {
+                continue;
+            };
+            let accepts = |value: u64| {
+                let value = value.to_string();
+                let given = [&GOOD[..], &[(setting.variable, &value)]].concat();
+                environment(&given).serve(None).is_ok()
+            };
+            assert!(accepts(min) && accepts(max), "{}", setting.variable);
+            assert!(!accepts(max + 1), "{}", setting.variable);
+            assert!(min == 0 || !accepts(min - 1), "{}", setting.variable);
+            checked += 1;
+        }
+        assert!(checked > 10);
+    }
+
+    #[test]
+    fn a_secret_has_at_least_32_bytes() {
+        let accepts = |bytes| {
+            let secret = "s".repeat(bytes);
+            let given = [GOOD[0], GOOD[1], ("SHOPBELL_JWT_HS256_SECRET", &secret)];
+            environment(&given).serve(None).is_ok()
+        };
+        assert!(accepts(32));
+        assert!(!accepts(31));
     }
 }

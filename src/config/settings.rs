@@ -342,6 +342,10 @@ pub(super) const DRAIN_SECONDS: Setting = Setting {
     page: None,
 };
 
+/// Most origins in one list. Each handshake of a page is compared with all of them.
+pub(super) const ORIGINS_MAX: usize = 256;
+/// Longest text. Names of audiences and issuers are URLs at most.
+pub(super) const TEXT_BYTES_MAX: usize = 1_024;
 /// Most networks in one list. The published list of a large content delivery network has 22.
 pub(super) const NETWORKS_MAX: usize = 256;
 
@@ -430,13 +434,14 @@ impl Kind {
             Self::Prefix => "1 to 100 of A-Z a-z 0-9 . _ -".into(),
             Self::Feed => "a name of 1 to 128 of A-Z a-z 0-9 . _ ~ / -".into(),
             Self::Origins => {
-                "origins like https://shop.example, comma separated, without path or *".into()
+                "origins like https://shop.example, comma separated, without path or *, at most 256"
+                    .into()
             }
             Self::Networks => {
                 "networks like 10.0.0.0/8 or 2001:db8::/32, comma separated, at most 256".into()
             }
             Self::Choice(words) => words.join(" or "),
-            Self::Text => "text without control characters".into(),
+            Self::Text => "text of at most 1024 bytes without control characters".into(),
         }
     }
 }

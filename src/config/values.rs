@@ -11,7 +11,7 @@ use url::Url;
 
 use super::effective::Origin;
 use super::environment::Environment;
-use super::settings::{Default, Kind, NETWORKS_MAX, Setting};
+use super::settings::{Default, Kind, NETWORKS_MAX, ORIGINS_MAX, Setting, TEXT_BYTES_MAX};
 use crate::model::feed::Feed;
 
 /// Every reader returns `None` if the setting has no value, or a bad one: then a complaint is
@@ -53,7 +53,10 @@ impl Environment {
 
     /// A control character is invisible, and no name in a token has one.
     pub(super) fn text(&mut self, setting: &Setting) -> Option<String> {
-        let parse = |text: &str| (!text.contains(char::is_control)).then(|| text.to_owned());
+        let parse = |text: &str| {
+            let is_text = text.len() <= TEXT_BYTES_MAX && !text.contains(char::is_control);
+            is_text.then(|| text.to_owned())
+        };
         self.read(setting, parse, String::clone)
     }
 
@@ -76,9 +79,10 @@ impl Environment {
         let parse = |list: &str| {
             let origins = list.split(',').map(str::trim);
             let origins = origins.filter(|origin| !origin.is_empty());
-            origins.map(serialized_origin).collect::<Option<Vec<_>>>()
+            let origins: Vec<_> = origins.map(serialized_origin).collect::<Option<_>>()?;
+            (origins.len() <= ORIGINS_MAX).then_some(origins)
         };
-        self.read(setting, parse, |origins| origins.join(","))
+        self.read(setting, parse, |origins: &Vec<_>| origins.join(","))
     }
 
     /// One of the words of the setting.
@@ -212,9 +216,13 @@ mod tests {
             assert_eq!(value, None);
             assert_eq!(
                 complaints,
-                ["SHOPBELL_JWT_ISSUER must be text without control characters"]
+                [
+                    "SHOPBELL_JWT_ISSUER must be text of at most 1024 bytes without control characters"
+                ]
             );
         }
+        let long = |bytes| read(&settings::JWT_ISSUER, &"a".repeat(bytes), Environment::text).0;
+        assert!(long(TEXT_BYTES_MAX).is_some() && long(TEXT_BYTES_MAX + 1).is_none());
     }
 
     #[test]
@@ -245,7 +253,7 @@ mod tests {
 
     #[test]
     fn allowed_origins_are_kept_as_browsers_write_them() {
-        let origins = |list| read(&settings::ALLOWED_ORIGINS, list, Environment::origins).0;
+        let origins = |list: &str| read(&settings::ALLOWED_ORIGINS, list, Environment::origins).0;
         let kept = [
             "https://shop.example",
             "http://shop.example:443",
@@ -267,6 +275,9 @@ mod tests {
         ] {
             assert_eq!(origins(bad), None, "{bad}");
         }
+        let many = |count| vec!["https://shop.example"; count].join(",");
+        assert!(origins(&many(ORIGINS_MAX)).is_some());
+        assert_eq!(origins(&many(ORIGINS_MAX + 1)), None);
     }
 
     #[test]
@@ -305,5 +316,18 @@ mod tests {
             header("Via").1,
             ["SHOPBELL_PROXY_HEADER must be x-forwarded-for or forwarded"]
         );
+    }
+
+    #[test]
+    fn a_prefix_has_up_to_100_characters() {
+        let prefix = |length| {
+            read(
+                &settings::AMQP_PREFIX,
+                &"a".repeat(length),
+                Environment::prefix,
+            )
+        };
+        assert!(prefix(100).0.is_some());
+        assert_eq!(prefix(101).0, None);
     }
 }

@@ -328,4 +328,19 @@ mod tests {
             assert!(parameters(bad).is_err(), "{bad}");
         }
     }
+
+    #[test]
+    fn a_kept_number_is_named_for_each_feed_at_most() {
+        for name in ["after", "state"] {
+            let query = |count: usize| {
+                let pairs: Vec<_> = (0..count).map(|at| format!("{name}=m-{at}:7")).collect();
+                pairs.join("&")
+            };
+            assert!(parameters(&query(KEPT_NUMBERS_MAX)).is_ok());
+            assert_eq!(
+                parameters(&query(KEPT_NUMBERS_MAX + 1)),
+                Err(format!("too many {name} parameters"))
+            );
+        }
+    }
 }

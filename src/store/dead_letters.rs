@@ -257,4 +257,15 @@ mod tests {
     fn control_characters_are_replaced() {
         assert_eq!(printable("a\0b\u{1b}[31m ü"), "a\u{fffd}b\u{fffd}[31m ü");
     }
+
+    #[test]
+    fn a_body_is_cut_to_its_bound() {
+        let body = vec![b'x'; BODY_BYTES_MAX + 1];
+        for (bytes, stored) in [
+            (BODY_BYTES_MAX, BODY_BYTES_MAX),
+            (BODY_BYTES_MAX + 1, BODY_BYTES_MAX),
+        ] {
+            assert_eq!(StoredDeadLetter::body_of(&body[..bytes]).len(), stored);
+        }
+    }
 }

@@ -40,6 +40,7 @@ mod history;
 mod imports;
 mod indexes;
 mod keys;
+mod limits;
 mod marks;
 mod marks_cost;
 mod marks_faults;

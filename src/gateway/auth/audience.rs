@@ -141,4 +141,16 @@ mod tests {
             "a subscriber is no feed"
         );
     }
+
+    #[test]
+    fn a_token_may_name_64_feeds() {
+        let names: Vec<_> = (0..=FEEDS_MAX).map(|at| format!("m-{at}")).collect();
+        let names: Vec<_> = names.iter().map(String::as_str).collect();
+        let (feeds, _) = granted("m", Some(&names[1..]), Right::None).unwrap();
+        assert_eq!(feeds.len(), FEEDS_MAX + 1, "with the broadcast feed");
+        assert_eq!(
+            granted("m", Some(&names), Right::None),
+            Err(TokenError::Refused("more than 64 feeds"))
+        );
+    }
 }

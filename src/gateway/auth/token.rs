@@ -138,4 +138,15 @@ mod tests {
             );
         }
     }
+
+    #[test]
+    fn a_token_may_have_the_greatest_size() {
+        let short = token(r#"{"alg":"HS256"}"#, "{}");
+        let of = |bytes: usize| format!("{short}{}", "a".repeat(bytes - short.len()));
+        assert!(Token::parse(&of(TOKEN_BYTES_MAX)).is_ok());
+        assert_eq!(
+            Token::parse(&of(TOKEN_BYTES_MAX + 1)).err(),
+            Some(TokenError::Refused("longer than 8 KiB"))
+        );
+    }
 }

@@ -433,6 +433,22 @@ mod tests {
     }
 
     #[test]
+    fn messages_and_control_frames_may_have_the_greatest_size() {
+        let text = "x".repeat(1_000);
+        check(
+            &[(0x81, text.as_bytes())],
+            &Ok(vec![Incoming::Text(text.clone())]),
+        );
+        let (start, end) = text.as_bytes().split_at(600);
+        let parts = vec![Incoming::Fragment, Incoming::Text(text.clone())];
+        check(&[(0x01, start), (0x80, end)], &Ok(parts));
+        let ping = [0; CONTROL_BYTES_MAX];
+        check(&[(0x89, &ping)], &Ok(vec![Incoming::Ping(ping.into())]));
+        check(&[(0x81, &[b'x'; 1_001])], &Err(Fault::TooBig));
+        check(&[(0x89, &[0; CONTROL_BYTES_MAX + 1])], &Err(Fault::Framing));
+    }
+
+    #[test]
     fn a_decoder_between_frames_holds_no_memory() {
         let mut decoder = Decoder::new(100_000);
         let bytes = [

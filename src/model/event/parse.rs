@@ -121,8 +121,13 @@ mod tests {
 
     #[test]
     fn headers_are_bounded_too() {
-        let long = "x".repeat(HEADERS_BYTES_MAX);
-        let rejection = sample::binary(&[("x-other", &long)], b"1").unwrap_err();
+        let of = |bytes: usize| "x".repeat(bytes - "x-other".len());
+        let with = |header: &str| {
+            let body = sample::structured_body("custom.thing", "1");
+            sample::parse(Some(STRUCTURED), &[("x-other", header)], body.as_bytes())
+        };
+        assert!(with(&of(HEADERS_BYTES_MAX)).is_ok());
+        let rejection = with(&of(HEADERS_BYTES_MAX + 1)).unwrap_err();
         assert_eq!(rejection.reason, Reason::TooLarge);
         assert!(rejection.detail.starts_with("headers of "), "{rejection}");
     }

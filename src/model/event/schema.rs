@@ -284,7 +284,8 @@ mod tests {
         let too_long_total = format!("{:?}", "1".repeat(DECIMAL_BYTES_MAX + 1));
         let no_text = ["7", r#""""#, r#""\ud800""#];
         order(r#""order_id":"A-1""#, &[r#""é""#], &no_text);
-        let good = [r#""0""#, r#""-12.5""#, r#""007.10""#];
+        let long_total = format!("{:?}", "1".repeat(DECIMAL_BYTES_MAX));
+        let good = [r#""0""#, r#""-12.5""#, r#""007.10""#, &long_total];
         order(r#""total":"12.50""#, &good, &["12.50", &too_long_total]);
         let bad = [
             "", "-", ".5", "5.", "1,50", "+1", "1e3", "1.2.3", "--1", " 1", "١",

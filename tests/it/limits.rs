@@ -1,0 +1,326 @@
+//! `docs/limits.md` against the sources, and the limits of requests and frames over a socket: each
+//! at its bound and beyond it.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+
+use shopbell::config::markdown_table;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::support::{PATIENCE, World, http};
+
+const MERCHANT: &str = "merchant-42";
+/// The bound of the head of a request.
+const HEAD_BYTES_MAX: usize = 16 * 1_024;
+
+/// Each row of the page with the constant or setting of its bound, and with the test that takes the
+/// bound and refuses more. A row without a constant has `-`.
+const ROWS: [&str; 58] = [
+    "body | SHOPBELL_MAX_EVENT_BYTES | a_body_may_have_the_greatest_size",
+    "headers | model/event/parse.rs HEADERS_BYTES_MAX | headers_are_bounded_too",
+    "`id` | model/event/cloud_event.rs ID_BYTES_MAX | texts_are_bounded_not_empty_and_without_control_characters",
+    "`source` | model/event/cloud_event.rs SOURCE_BYTES_MAX | texts_are_bounded_not_empty_and_without_control_characters",
+    "`type` | model/event/cloud_event.rs TYPE_BYTES_MAX | texts_are_bounded_not_empty_and_without_control_characters",
+    "`collapsekey` | model/event/cloud_event.rs COLLAPSE_KEY_BYTES_MAX | texts_are_bounded_not_empty_and_without_control_characters",
+    "`recipient` | model/feed.rs FEED_BYTES_MAX | a_feed_is_1_to_128_of_the_allowed_characters",
+    "`time`, `expirytime`, `placed_at` | - | other_forms_are_rejected",
+    "`time`, `expirytime` as a number | model/event/timestamp.rs MILLISECONDS_MIN | seconds_and_out_of_range_numbers_are_rejected",
+    "`traceparent` | model/event/cloud_event.rs TRACEPARENT_BYTES_MAX | an_unusable_traceparent_is_ignored",
+    "nesting of the JSON | model/event/json.rs LEVELS_MAX | nesting_is_accepted_up_to_the_bound",
+    "`total` of an order | model/event/schema.rs DECIMAL_BYTES_MAX | a_field_of_an_order_accepts_only_values_of_its_rule",
+    "`items`, `index`, `total` of an import | - | a_field_of_an_order_accepts_only_values_of_its_rule",
+    "`import_id` | model/event/import.rs IMPORT_ID_BYTES_MAX | a_field_of_an_import_accepts_only_values_of_its_rule",
+    "body of a dead letter | store/dead_letters.rs BODY_BYTES_MAX | a_body_is_cut_to_its_bound",
+    "request line and headers | http/listener.rs HEAD_BYTES_MAX | each_limit_of_a_request_is_exact",
+    "number of headers | - | each_limit_of_a_request_is_exact",
+    "time to send them | http/connections.rs HEAD_TIMEOUT | a_deadline_follows_what_the_connection_does",
+    "pause between two requests | http/connections.rs IDLE_TIMEOUT | a_deadline_follows_what_the_connection_does",
+    "time to read a response | http/connections.rs WRITE_TIMEOUT | a_response_that_is_not_read_releases_its_connection",
+    "connections without a session | commands/serve.rs CONNECTIONS_MAX | half_sent_requests_do_not_block_other_clients",
+    "`device` | model/feed.rs DEVICE_CHARS_MAX | a_device_has_up_to_64_printable_characters",
+    "`after`, `state` | gateway/handshake.rs KEPT_NUMBERS_MAX | a_kept_number_is_named_for_each_feed_at_most",
+    "epoch in `after` and `state` | model/feed.rs EPOCH_BYTES_MAX | an_epoch_can_follow_a_number",
+    "`limit` of the history | gateway/history.rs LIMIT_MAX | each_limit_of_a_request_is_exact",
+    "`before` of the history | - | each_limit_of_a_request_is_exact",
+    "proxies in a row | http/client_address.rs PROXIES_MAX | a_chain_of_trusted_addresses_is_read_to_its_bound",
+    "token | gateway/auth/token.rs TOKEN_BYTES_MAX | a_token_may_have_the_greatest_size",
+    "feeds of a token | gateway/auth.rs FEEDS_MAX | a_token_may_name_64_feeds",
+    "`sub` | model/feed.rs SUBSCRIBER_BYTES_MAX | a_subscriber_has_no_control_characters",
+    "`exp` in the past | gateway/auth/claims.rs LEEWAY | a_token_expires_after_the_leeway",
+    "`nbf` ahead of the clock | gateway/auth/claims.rs LEEWAY | a_token_that_is_not_valid_yet_has_the_time_to_wait",
+    "`nbf` ahead of the clock, up to `iat` | gateway/auth/claims.rs SKEW_MAX | an_issuers_clock_is_taken_from_its_iat",
+    "message | SHOPBELL_MAX_FRAME_BYTES | each_limit_of_a_frame_is_exact",
+    "control frame | gateway/session/framing.rs CONTROL_BYTES_MAX | messages_and_control_frames_may_have_the_greatest_size",
+    "frames a second | gateway/session/state/allowance.rs FRAMES_PER_SECOND | time_and_notifications_fill_the_allowance_up_to_its_bound",
+    "frames for each notification | gateway/session/state/allowance.rs FRAMES_PER_NOTIFICATION | time_and_notifications_fill_the_allowance_up_to_its_bound",
+    "saved frames | gateway/session/state/allowance.rs FRAMES_SAVED_MAX | time_and_notifications_fill_the_allowance_up_to_its_bound",
+    "`seqs` of a `read` or `handle` | gateway/session/state/frames.rs SEQS_PER_FRAME_MAX | each_limit_of_a_frame_is_exact",
+    "waiting marks of a session | gateway/session/state/frames.rs MARKS_WAITING_MAX | marks_are_accepted_within_bounds",
+    "waiting marks of a subscriber | gateway/marks/queues.rs WAITING_PER_SUBSCRIBER_MAX | too_many_submissions_of_one_subscriber_are_refused",
+    "waiting marks of a replica | gateway/marks/queues.rs WAITING_MAX | too_many_submissions_of_one_subscriber_are_refused",
+    "notifications without an ack | SHOPBELL_WINDOW | a_client_that_never_acknowledges_gets_one_window_and_no_more",
+    "heartbeats without a frame of the client | gateway/session/state.rs SILENT_HEARTBEATS_MAX | timers_send_heartbeats_and_end_the_session",
+    "devices of a subscriber in a feed | store/cursors.rs DEVICES_PER_SUBSCRIBER_MAX | the_device_that_was_not_seen_for_longest_is_evicted",
+    "a number of `shopbell config` | - | each_number_has_the_range_of_the_table",
+    "HS256 secret | config/jwt.rs SECRET_BYTES_MIN | a_secret_has_at_least_32_bytes",
+    "file of a secret | config/secrets.rs FILE_BYTES_MAX | a_file_of_a_secret_has_up_to_64_kib",
+    "`SHOPBELL_AMQP_PREFIX` | - | a_prefix_has_up_to_100_characters",
+    "`SHOPBELL_ALLOWED_ORIGINS` | config/settings.rs ORIGINS_MAX | allowed_origins_are_kept_as_browsers_write_them",
+    "`SHOPBELL_TRUSTED_PROXIES` | config/settings.rs NETWORKS_MAX | networks_are_bounded_and_never_all_addresses",
+    "other text | config/settings.rs TEXT_BYTES_MAX | a_text_has_no_control_characters",
+    "body that `publish` and `dead-letters replay` read | commands.rs BODY_BYTES_MAX | a_body_has_up_to_16_mib",
+    "`publish --rate` | - | an_argument_has_the_range_of_its_option",
+    "`publish --expires-in-seconds` | commands/publish.rs EXPIRY_SECONDS_MAX | an_argument_has_the_range_of_its_option",
+    "`publish --import` | commands/publish/sample.rs ITEMS_MAX | an_argument_has_the_range_of_its_option",
+    "`token --ttl-seconds` | commands/token.rs TTL_SECONDS_MAX | an_argument_has_the_range_of_its_option",
+    "`--count`, `--limit`, `--seq` | - | an_argument_has_the_range_of_its_option",
+];
+
+#[test]
+fn each_row_of_the_page_has_its_bound_and_a_test() {
+    let page = std::fs::read_to_string("docs/limits.md").expect("the page is UTF-8");
+    let (_, tables) = page
+        .split_once("## All limits")
+        .expect("the page has tables");
+    let rows: Vec<_> = tables
+        .lines()
+        .filter(|line| line.starts_with('|') && !line.starts_with("|---"))
+        .filter(|line| !line.starts_with("| subject |"))
+        .map(|line| {
+            line.trim_matches('|')
+                .split(" | ")
+                .map(str::trim)
+                .collect::<Vec<_>>()
+        })
+        .collect();
+    let tests = all_tests();
+    let mut expected: Vec<_> = ROWS
+        .iter()
+        .map(|line| line.split(" | ").collect::<Vec<_>>())
+        .collect();
+    let mut wrong = Vec::new();
+    for row in &rows {
+        let [what, limit, beyond] = row[..] else {
+            wrong.push(format!("{row:?} has not three cells"));
+            continue;
+        };
+        let Some(at) = expected.iter().position(|row| row[0] == what) else {
+            wrong.push(format!("the row {what} has no test: add it to ROWS"));
+            continue;
+        };
+        let known = expected.remove(at);
+        let bound = bound(known[1]);
+        if bound.as_ref().is_some_and(|bound| !limit.contains(bound)) {
+            wrong.push(format!(
+                "{what}: the limit is {bound:?}, and the page has {limit}"
+            ));
+        }
+        if !tests.contains(known[2]) {
+            wrong.push(format!("{what}: there is no test {}", known[2]));
+        }
+        if beyond.is_empty() {
+            wrong.push(format!(
+                "{what}: the page does not state what happens beyond it"
+            ));
+        }
+    }
+    wrong.extend(
+        expected
+            .iter()
+            .map(|row| format!("{} is not on the page", row[0])),
+    );
+    assert!(wrong.is_empty(), "docs/limits.md:\n{}", wrong.join("\n"));
+}
+
+/// The bound in the words of the page.
+fn bound(place: &str) -> Option<String> {
+    if place == "-" {
+        return None;
+    }
+    let Some((file, name)) = place.split_once(' ') else {
+        return Some(format!("`{place}`: {}", default(place)));
+    };
+    let source = std::fs::read_to_string(format!("src/{file}")).expect("the file exists");
+    let constant = source
+        .lines()
+        .skip_while(|line| !line.contains(&format!("const {name}: ")))
+        .take(2)
+        .collect::<String>();
+    let (_, value) = constant
+        .split_once(" = ")
+        .unwrap_or_else(|| panic!("src/{file} has no constant {name}"));
+    let value = value.split(';').next().unwrap_or_default().trim();
+    let seconds = value
+        .strip_prefix("Duration::from_secs(")
+        .map(|value| value.trim_end_matches(')'));
+    let factors = seconds.unwrap_or(value).split('*').map(|factor| {
+        let factor = factor.trim().replace('_', "");
+        factor
+            .parse::<u64>()
+            .unwrap_or_else(|_| panic!("src/{file}: {name} = {value}"))
+    });
+    let number: u64 = factors.product();
+    Some(match number {
+        _ if seconds.is_some() => format!("{number} s"),
+        _ if name.contains("BYTES") && number.is_multiple_of(1 << 20) => {
+            format!("{} MiB", number >> 20)
+        }
+        _ if name.contains("BYTES") && number > 1_024 && number.is_multiple_of(1 << 10) => {
+            format!("{} KiB", number >> 10)
+        }
+        _ => with_commas(number),
+    })
+}
+
+/// The default of a setting, with its unit.
+fn default(variable: &str) -> String {
+    let table = markdown_table();
+    let row = table
+        .lines()
+        .find(|row| row.starts_with(&format!("| `{variable}` ")));
+    let cell = row.and_then(|row| row.split(" | ").nth(2));
+    let (number, unit) = cell
+        .and_then(|cell| cell.trim_start_matches('`').split_once("` "))
+        .unwrap_or_else(|| panic!("{variable} has no default"));
+    let number = number.parse().expect("the default is a number");
+    format!("{} {unit}", with_commas(number))
+}
+
+fn with_commas(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// The names of all functions that are marked as tests.
+fn all_tests() -> BTreeSet<String> {
+    let mut tests = BTreeSet::new();
+    let mut folders = vec![std::path::PathBuf::from("src"), "tests/it".into()];
+    while let Some(folder) = folders.pop() {
+        for entry in folder.read_dir().expect("the folder exists") {
+            let path = entry.expect("an entry can be read").path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let text = std::fs::read_to_string(&path).expect("a source is UTF-8");
+            let mut is_test = false;
+            for line in text.lines().map(str::trim) {
+                let name = line
+                    .trim_start_matches("async ")
+                    .strip_prefix("fn ")
+                    .and_then(|rest| rest.split('(').next());
+                match name {
+                    Some(name) if is_test => _ = tests.insert(name.to_owned()),
+                    _ => {}
+                }
+                is_test = line.starts_with("#[test]")
+                    || line.starts_with("#[tokio::test")
+                    || is_test && line.starts_with("#[");
+            }
+        }
+    }
+    tests
+}
+
+/// The status of a request that is written as it is.
+async fn status_of(address: SocketAddr, request: &str) -> u16 {
+    let exchange = async {
+        let mut stream = TcpStream::connect(address).await?;
+        http::exchange(&mut stream, request).await
+    };
+    let reply = timeout(PATIENCE, exchange)
+        .await
+        .expect("a response in time");
+    reply.expect("a response").status
+}
+
+#[tokio::test]
+async fn each_limit_of_a_request_is_exact() {
+    let world = World::new().await;
+    let replica = world.serve().await;
+    let address = replica.public();
+    let token = world.token(MERCHANT).sign();
+    let history = |query: &str, more: &str| {
+        format!(
+            "GET /v1/feeds/{MERCHANT}/notifications{query} HTTP/1.1\r\nHost: shop\r\n\
+             Authorization: Bearer {token}\r\n{more}\r\n"
+        )
+    };
+    let head = |bytes: usize| {
+        let rest = bytes - history("", "X: \r\n").len();
+        history("", &format!("X: {}\r\n", "x".repeat(rest)))
+    };
+    let line = |bytes: usize| {
+        history(
+            &format!("?{}", "x".repeat(bytes - history("?", "").len())),
+            "",
+        )
+    };
+    let headers = |count: usize| history("", &"X: x\r\n".repeat(count - 2));
+    for (what, request, status) in [
+        ("a head at the bound", head(HEAD_BYTES_MAX), 200),
+        ("a head beyond it", head(HEAD_BYTES_MAX + 1), 431),
+        ("a head far beyond it", head(10 * HEAD_BYTES_MAX), 431),
+        ("a request line at the bound", line(HEAD_BYTES_MAX), 200),
+        ("a request line beyond it", line(HEAD_BYTES_MAX + 1), 431),
+        ("100 headers", headers(100), 200),
+        ("101 headers", headers(101), 431),
+        ("the smallest limit", history("?limit=1", ""), 200),
+        ("no limit", history("?limit=0", ""), 400),
+        ("the greatest limit", history("?limit=200", ""), 200),
+        ("a limit beyond it", history("?limit=201", ""), 400),
+        (
+            "a limit beyond any",
+            history("?limit=99999999999999999999", ""),
+            400,
+        ),
+        ("the smallest place", history("?before=1", ""), 200),
+        ("a place below it", history("?before=0", ""), 400),
+        (
+            "the greatest place",
+            history("?before=9223372036854775807", ""),
+            200,
+        ),
+        (
+            "a place beyond it",
+            history("?before=9223372036854775808", ""),
+            400,
+        ),
+    ] {
+        assert_eq!(status_of(address, &request).await, status, "{what}");
+    }
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn each_limit_of_a_frame_is_exact() {
+    let world = World::new().await;
+    let replica = world.serve().await;
+    let connect = async || world.merchant(MERCHANT).connect(replica.public()).await;
+    let ping = |bytes: usize| {
+        let frame = |pad: &str| format!(r#"{{"type":"ping","pad":"{pad}"}}"#);
+        frame(&"x".repeat(bytes - frame("").len()))
+    };
+    let mut merchant = connect().await;
+    merchant.send_text(&ping(16_384)).await;
+    merchant.ping().await;
+    merchant.send_text(&ping(16_385)).await;
+    assert_eq!(merchant.closed().await.code, 1009);
+
+    let mut merchant = connect().await;
+    let seqs: Vec<u64> = (1..=257).collect();
+    merchant.handle(MERCHANT, &seqs[..256]).await;
+    assert_eq!(merchant.next_error().await.code, "unknown_seq");
+    merchant.handle(MERCHANT, &seqs).await;
+    assert_eq!(merchant.next_error().await.code, "too_many_seqs");
+    merchant.leave().await;
+    world.finish().await;
+}
