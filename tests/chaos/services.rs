@@ -93,5 +93,9 @@ fn command(arguments: &[&str]) -> Command {
 }
 
 fn folder() -> PathBuf {
-    Path::new(env!("CARGO_TARGET_TMPDIR")).join("chaos-services")
+    // The data of one version of Postgres do not start with another.
+    let version = std::env::var("SHOPBELL_SERVICES_ROOT").unwrap_or_default();
+    let version = Path::new(&version).file_name().unwrap_or_default();
+    let name = format!("chaos-services{}", version.display());
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join(name)
 }
