@@ -19,7 +19,7 @@ mod samples;
 mod session;
 mod stage;
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -49,7 +49,7 @@ const RSS_BYTES: u64 = 400 * 1024 * 1024;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn campaign_of_random_faults_breaks_no_promise() {
-    let options = Options::from_environment();
+    let options = Arc::new(Options::from_environment());
     let mut report = Report::default();
     for run in 0..options.runs {
         let seed = options.seed_of(run);
@@ -58,7 +58,12 @@ async fn campaign_of_random_faults_breaks_no_promise() {
             options.seconds
         );
         let folder = options.folder(seed);
-        let oddities = run_once(&options, seed, &folder).await;
+        // On a task of its own, so that the next run begins even if this one panics.
+        let run = run_once(Arc::clone(&options), seed, folder.clone());
+        let oddities = match tokio::spawn(run).await {
+            Ok(oddities) => oddities,
+            Err(panic) => vec![panic.to_string()],
+        };
         let (verdict, good) = ending::judge(&folder).await;
         let clean = good && oddities.is_empty();
         for oddity in oddities {
@@ -80,14 +85,14 @@ async fn campaign_of_random_faults_breaks_no_promise() {
 
 /// One run: load and faults, then the drain, then the dump. Returns the
 /// frames that no client may receive.
-async fn run_once(options: &Options, seed: u64, folder: &Path) -> Vec<String> {
+async fn run_once(options: Arc<Options>, seed: u64, folder: PathBuf) -> Vec<String> {
     let mut random = Rng::with_seed(seed);
     let population = Arc::new(Population::draw(&mut random));
     let faults = nemesis::named(&options.faults);
     let partitions = *random.choice(PARTITIONS).expect("there are numbers");
-    let stage = Stage::open(folder.to_owned(), partitions, options.herd()).await;
+    let stage = Stage::open(folder, partitions, options.herd()).await;
     let stage = Arc::new(stage);
-    describe(&stage, options, seed, &faults, &population).await;
+    describe(&stage, &options, seed, &faults, &population).await;
 
     let mut background = JoinSet::new();
     let supervised = Arc::clone(&stage);
