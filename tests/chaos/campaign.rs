@@ -19,11 +19,13 @@ mod samples;
 mod session;
 mod stage;
 
-use std::path::PathBuf;
+use std::panic::AssertUnwindSafe;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use fastrand::Rng;
+use futures_util::FutureExt as _;
 use serde_json::json;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
@@ -49,7 +51,7 @@ const RSS_BYTES: u64 = 400 * 1024 * 1024;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn campaign_of_random_faults_breaks_no_promise() {
-    let options = Arc::new(Options::from_environment());
+    let options = Options::from_environment();
     let mut report = Report::default();
     for run in 0..options.runs {
         let seed = options.seed_of(run);
@@ -58,12 +60,12 @@ async fn campaign_of_random_faults_breaks_no_promise() {
             options.seconds
         );
         let folder = options.folder(seed);
-        // On a task of its own, so that the next run begins even if this one panics.
-        let run = run_once(Arc::clone(&options), seed, folder.clone());
-        let oddities = match tokio::spawn(run).await {
-            Ok(oddities) => oddities,
-            Err(panic) => vec![panic.to_string()],
-        };
+        // The next run begins even if this one panics.
+        let run = AssertUnwindSafe(run_once(&options, seed, &folder));
+        let oddities = run
+            .catch_unwind()
+            .await
+            .unwrap_or_else(|_| vec!["the run panicked".to_owned()]);
         let (verdict, good) = ending::judge(&folder).await;
         let clean = good && oddities.is_empty();
         for oddity in oddities {
@@ -85,14 +87,14 @@ async fn campaign_of_random_faults_breaks_no_promise() {
 
 /// One run: load and faults, then the drain, then the dump. Returns the
 /// frames that no client may receive.
-async fn run_once(options: Arc<Options>, seed: u64, folder: PathBuf) -> Vec<String> {
+async fn run_once(options: &Options, seed: u64, folder: &Path) -> Vec<String> {
     let mut random = Rng::with_seed(seed);
     let population = Arc::new(Population::draw(&mut random));
     let faults = nemesis::named(&options.faults);
     let partitions = *random.choice(PARTITIONS).expect("there are numbers");
-    let stage = Stage::open(folder, partitions, options.herd()).await;
+    let stage = Stage::open(folder.to_owned(), partitions, options.herd()).await;
     let stage = Arc::new(stage);
-    describe(&stage, &options, seed, &faults, &population).await;
+    describe(&stage, options, seed, &faults, &population).await;
 
     let mut background = JoinSet::new();
     let supervised = Arc::clone(&stage);

@@ -95,7 +95,7 @@ pub async fn write_down(stage: &Arc<Stage>) {
         for line in String::from_utf8_lossy(&log).lines() {
             let leaks = forbidden.iter().any(|text| line.contains(text))
                 || !secrets_in(line).is_empty()
-                || TOKEN_OR_BODY.iter().any(|text| line.contains(text));
+                || line.contains(TOKEN);
             if leaks {
                 stage.history.note_leak(&name(replica), line);
             }
@@ -107,8 +107,8 @@ pub async fn write_down(stage: &Arc<Stage>) {
     }
 }
 
-/// The start of every JSON Web Token, and values in the data of events.
-const TOKEN_OR_BODY: [&str; 3] = ["eyJ", "19.90", "no price"];
+/// The start of every JSON Web Token. The body of an event has a secret.
+const TOKEN: &str = "eyJ";
 
 fn log_path(folder: &Path, replica: usize) -> PathBuf {
     folder.join("logs").join(format!("{}.log", name(replica)))

@@ -23,11 +23,11 @@ const STORM_MS: std::ops::Range<u64> = 150..500;
 /// connection is closed. One call, because each takes seconds.
 const SHORT_TIMEOUT: &str = "application:set_env(rabbit, consumer_timeout, 3000), \
      application:set_env(rabbit, channel_tick_interval, 1000), \
-     [rabbit_networking:close_connection(C, \"chaos\") || C <- rabbit_networking:connections_local()].";
+     [rabbit_networking:close_connection(C, \"chaos\") || C <- rabbit_networking:connections()].";
 /// The defaults.
 const LONG_TIMEOUT: &str = "application:set_env(rabbit, consumer_timeout, 1800000), \
      application:set_env(rabbit, channel_tick_interval, 60000), \
-     [rabbit_networking:close_connection(C, \"chaos\") || C <- rabbit_networking:connections_local()].";
+     [rabbit_networking:close_connection(C, \"chaos\") || C <- rabbit_networking:connections()].";
 
 /// A memory alarm blocks every publisher. With poison, ingest has dead letters meanwhile.
 pub fn memory_alarm(stage: &Arc<Stage>, poison: bool) -> Plan {
