@@ -120,7 +120,7 @@ async fn run_once(options: &Options, seed: u64, folder: &Path) -> Vec<String> {
     stage.enter(Phase::Draining);
     let confirmed = timeout(CONFIRM_BOUND, publishers.join_all()).await;
     confirmed.expect("every event is confirmed in time");
-    let missing = ending::drained(&stage, &population).await;
+    let missing = ending::drained(&stage, &population, options.drain).await;
     if let Some(missing) = &missing {
         stage.history.say(&format!("not drained: {missing}"));
     }

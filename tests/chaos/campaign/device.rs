@@ -38,6 +38,7 @@ pub async fn live(stage: Arc<Stage>, device: Device, mut random: Rng) {
         let name = format!("{}#{number}", device.name);
         let stay = Stay {
             slow: device.temper == Temper::Slow,
+            hoards: device.temper == Temper::Hoarding,
             length: (device.temper == Temper::Flapping)
                 .then(|| Duration::from_millis(random.u64(FLAP_MS))),
         };

@@ -13,14 +13,16 @@ use super::history::secrets_in;
 use super::population::{HERD, Population, Temper};
 use super::stage::{Stage, name};
 
-/// Time for everything to arrive after the last fault, on a loaded machine of two cores.
-const DRAIN_BOUND: Duration = Duration::from_secs(180);
 const POLL: Duration = Duration::from_millis(500);
 
 /// Waits until every good event is stored and every connected device has acknowledged everything.
 /// If the bound passes first, it returns a description of the rest.
-pub async fn drained(stage: &Arc<Stage>, population: &Population) -> Option<String> {
-    let deadline = Instant::now() + DRAIN_BOUND;
+pub async fn drained(
+    stage: &Arc<Stage>,
+    population: &Population,
+    bound: Duration,
+) -> Option<String> {
+    let deadline = Instant::now() + bound;
     loop {
         let missing = match behind(stage, population).await {
             Ok(None) => return None,
@@ -39,7 +41,7 @@ async fn behind(
     stage: &Arc<Stage>,
     population: &Population,
 ) -> Result<Option<String>, sqlx::Error> {
-    let stored: i64 = sqlx::query_scalar("select count(*) from notifications")
+    let stored: i64 = sqlx::query_scalar("select coalesce(sum(last_seq), 0)::bigint from feeds")
         .fetch_one(&stage.pool)
         .await?;
     let good = stage.load.good();

@@ -6,6 +6,7 @@ mod network;
 mod postgres;
 mod processes;
 mod queues;
+mod retention;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -138,6 +139,7 @@ pub const ALL: &[Fault] = &[
     fault("client-ack-lost", 0..1_000, |stage, random| {
         network::plan(stage, random, Link::Clients, Trouble::RequestsLost)
     }),
+    fault("retention", 500..3_000, retention::age),
 ];
 
 const fn fault(

@@ -2,9 +2,12 @@
 
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 /// The short form, which `make test` runs.
 const SECONDS: u64 = 90;
+/// Time for everything to arrive after the last fault, on a loaded machine of two cores.
+const DRAIN_SECONDS: u64 = 180;
 /// Events a second that a debug build on two cores stores and delivers with time to spare.
 const RATE: f64 = 200.0;
 
@@ -23,6 +26,8 @@ pub struct Options {
     pub keep: bool,
     /// Events a second.
     pub rate: f64,
+    /// Time for everything to arrive after the last fault.
+    pub drain: Duration,
 }
 
 impl Options {
@@ -40,6 +45,7 @@ impl Options {
                 .collect(),
             keep: value("SHOPBELL_CHAOS_KEEP").unwrap_or(false),
             rate: value("SHOPBELL_CHAOS_RATE").unwrap_or(RATE),
+            drain: Duration::from_secs(value("SHOPBELL_CHAOS_DRAIN").unwrap_or(DRAIN_SECONDS)),
         }
     }
 

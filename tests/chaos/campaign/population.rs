@@ -52,6 +52,8 @@ pub enum Temper {
     Steady,
     /// Reads slowly.
     Slow,
+    /// Acknowledges so rarely that its window fills.
+    Hoarding,
     /// Leaves and returns.
     Flapping,
     /// Never connects.
@@ -103,7 +105,12 @@ impl Population {
                 subscriber: format!("chain-{chain}"),
                 device: None,
                 feeds: feeds.collect(),
-                temper: Temper::Steady,
+                // The first one reads the greatest merchant, and so enough to fill its window.
+                temper: if chain == 0 {
+                    Temper::Hoarding
+                } else {
+                    Temper::Steady
+                },
             });
         }
         Self { merchants, devices }

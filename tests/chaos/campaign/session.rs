@@ -23,6 +23,9 @@ use crate::it::support::frames::{FeedState, Welcome};
 const TICK: Duration = Duration::from_millis(300);
 /// Notifications without an ack. It is far below the window.
 const UNACKED_MAX: u64 = 60;
+/// Interval of the acks of a client that hoards. The greatest merchants have more events than a window
+/// meanwhile.
+const HOARD: Duration = Duration::from_secs(12);
 /// A slow client needs this long for a frame, at most.
 const SLOW_MS: u64 = 60;
 /// Bound of a write, and of the server's reply to a close.
@@ -34,6 +37,8 @@ const ORDERLY: [u16; 5] = [1000, 1012, 4401, 4408, 4409];
 /// The plan of a session.
 pub struct Stay {
     pub slow: bool,
+    /// Acknowledges rarely while the run has faults.
+    pub hoards: bool,
     /// Time after which the client leaves; `None` to stay.
     pub length: Option<Duration>,
 }
@@ -48,6 +53,8 @@ pub struct Session<'a> {
     /// Without a frame until then, the client reconnects (docs/protocol.md, `heartbeat`).
     silent_at: Instant,
     patience: Duration,
+    /// The session sends no ack before this moment.
+    hoards_until: Option<Instant>,
 }
 
 /// The place of a session in a feed.
@@ -112,6 +119,7 @@ impl<'a> Session<'a> {
             marking: Marking::default(),
             silent_at: Instant::now() + patience,
             patience,
+            hoards_until: None,
         }
     }
 
@@ -143,6 +151,8 @@ impl<'a> Session<'a> {
     ) -> Result<(), Ended> {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut hoards_until = stay.hoards.then(|| Instant::now() + HOARD);
+        self.hoards_until = hoards_until;
         let leave_at = stay.length.map(|length| Instant::now() + length);
         loop {
             let now = *phase.borrow_and_update();
@@ -159,7 +169,14 @@ impl<'a> Session<'a> {
                         sleep(Duration::from_millis(random.u64(..SLOW_MS))).await;
                     }
                 }
-                _ = tick.tick() => self.on_tick(now, random).await?,
+                _ = tick.tick() => {
+                    self.hoards_until = hoards_until.filter(|_| now == Phase::Running);
+                    if self.hoards_until.is_some_and(|until| until <= Instant::now()) {
+                        hoards_until = Some(Instant::now() + HOARD);
+                        self.hoards_until = None;
+                    }
+                    self.on_tick(now, random).await?;
+                }
                 () = leaving => return self.depart(random.bool()).await,
                 () = sleep_until(self.silent_at) => return Err(Ended(1006)),
                 // The sender lives as long as the stage.
@@ -170,8 +187,10 @@ impl<'a> Session<'a> {
 
     async fn on_tick(&mut self, phase: Phase, random: &mut Rng) -> Result<(), Ended> {
         let feeds: Vec<String> = self.feeds.keys().cloned().collect();
-        for feed in &feeds {
-            self.ack(feed).await?;
+        if self.hoards_until.is_none() {
+            for feed in &feeds {
+                self.ack(feed).await?;
+            }
         }
         match phase {
             Phase::Running => {
@@ -261,7 +280,7 @@ impl<'a> Session<'a> {
                     unacked = place.through.saturating_sub(place.acked);
                 }
                 self.note("frame", line);
-                if unacked >= UNACKED_MAX {
+                if unacked >= UNACKED_MAX && self.hoards_until.is_none() {
                     self.ack(&arrived.feed).await?;
                 }
             }
