@@ -40,6 +40,12 @@ def _feeds(run: Run, numbering: Numbering, findings: Findings) -> None:
         if missing:
             findings.add("count_mismatch", f"{name}: {len(missing)} numbers up to last_seq {feed.last_seq} are missing, the "
                          f"first is {missing[0]}", at)
+        oldest = min(feed.rows, default=feed.last_seq + 1)
+        if oldest <= feed.trimmed_seq:
+            findings.add("count_mismatch", f"{name}: {oldest} is stored, but numbers up to {feed.trimmed_seq} are removed", at)
+        oldest_unread = min((row.seq for row in feed.rows.values() if not row.read), default=feed.last_seq + 1)
+        if oldest_unread <= counters.get("read_seq", 0):
+            findings.add("count_mismatch", f"{name}: {oldest_unread} is unread, but read_seq is {counters['read_seq']}", at)
         unread = sum(not row.read for row in feed.rows.values())
         unhandled = sum(not row.handled for row in feed.rows.values())
         for column, rows in (("unread", unread), ("unhandled", unhandled)):

@@ -11,7 +11,7 @@ def check(run: Run, numbering: Numbering, findings: Findings) -> Counter[str]:
     counts = Counter(attempted=len(run.events), stored=len(numbering.stored))
     delivered = {frame.event for frame in frames(run)}
     counts["delivered"] = len(delivered)
-    counts["acknowledged"] = len(_acknowledged(run, numbering))
+    counts["acknowledged"] = len(delivered & _acknowledged(run, numbering))
     dead = _elsewhere(run, "dead_letters")
     unroutable = _elsewhere(run, "unroutable")
     counts["dead_lettered"] = len(dead)
@@ -25,6 +25,7 @@ def check(run: Run, numbering: Numbering, findings: Findings) -> Counter[str]:
             continue
         if _may_be_removed(run, numbering, number, event, number in delivered):
             counts["removed"] += 1
+            counts["stored"] += 1
         elif _may_be_lost(run, numbering, event):
             counts["lost_as_announced"] += 1
         else:

@@ -245,7 +245,7 @@ class World:
         self.wait(2)
         self.record("drained")
         self.tables = {
-            "feeds": [{"feed": name, "last_seq": feed.last, "version": feed.versions, "trimmed_seq": feed.trimmed,
+            "feeds": [{"feed": name, "last_seq": feed.last, "version": feed.versions, "trimmed_seq": feed.trimmed, "read_seq": 0,
                        "acked_seq": max((seq for key, seq in self.cursors.items() if key[0] == name), default=0)} | self.counts(name)
                       for name, feed in self.feeds.items()],
             "notifications": [row for feed in self.feeds.values() for row in feed.rows],

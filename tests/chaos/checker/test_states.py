@@ -48,11 +48,18 @@ class CountMismatch(Checks):
                 state.pop("last")
             world.tables["marks"].append(row_of(world, "marks", feed="anna", version=3) | {"version": 1})
 
+        def an_unread_one_among_the_read(world: World) -> None:
+            row_of(world, "feeds", feed="berta")["read_seq"] = 1
+
+        def a_row_below_the_watermark(world: World) -> None:
+            row_of(world, "feeds", feed="carla")["trimmed_seq"] = 1
+
         def a_feed_without_a_row(world: World) -> None:
             world.tables["feeds"].remove(row_of(world, "feeds", feed="all"))
 
         self.expect_each(("count_mismatch",), the_status_of_an_import, an_item_that_is_not_seen, no_row_for_an_import,
-                         the_progress_of_a_notification, a_cursor_above_the_last_number, a_gap_in_the_versions)
+                         the_progress_of_a_notification, a_cursor_above_the_last_number, a_gap_in_the_versions,
+                         an_unread_one_among_the_read, a_row_below_the_watermark)
         world = story()
         a_feed_without_a_row(world)
         self.assertIn("count_mismatch", red(verdict_of(world)))
