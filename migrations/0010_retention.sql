@@ -44,6 +44,15 @@ declare
     rows_left  bigint := in_rows_max;
     bytes_left bigint := in_bytes_max;
 begin
+    -- Old rows are on disk. They are read before the locks, so that appends do not wait for that.
+    perform count(n.created_at)
+        from unnest(in_feeds) as w (feed)
+        join feeds f on f.feed = w.feed
+        cross join lateral (
+            select r.created_at from notifications r
+            where r.feed = f.feed and r.seq > f.trimmed_seq
+            order by r.seq
+            limit in_rows_max / cardinality(in_feeds)) n;
     if in_waits then
         perform from feeds f where f.feed = any (in_feeds) order by f.feed collate "C" for no key update;
     end if;

@@ -119,6 +119,9 @@ struct Steps<'a> {
     waiting: Vec<(&'a Feed, Seq)>,
     /// Feeds that get a step of their own, which waits for their lock.
     alone: Vec<(&'a Feed, Seq)>,
+    /// Feeds of the next step. A step that a limit ends has locked feeds in vain, so the next one has
+    /// fewer.
+    count: usize,
 }
 
 impl<'a> Steps<'a> {
@@ -126,6 +129,7 @@ impl<'a> Steps<'a> {
         Self {
             waiting: feeds.iter().map(|due| (&due.feed, due.floor)).collect(),
             alone: Vec::new(),
+            count: FEEDS_PER_STEP_MAX,
         }
     }
 
@@ -133,19 +137,27 @@ impl<'a> Steps<'a> {
         if self.waiting.is_empty() {
             return Some((vec![self.alone.pop()?], Locks::Wait));
         }
-        let count = self.waiting.len().min(FEEDS_PER_STEP_MAX);
+        let count = self.waiting.len().min(self.count);
         Some((self.waiting.drain(..count).collect(), Locks::Skip))
     }
 
     /// Puts those feeds of a step back that may have more to remove, or that were locked.
     fn done(&mut self, step: &[(&'a Feed, Seq)], locks: Locks, trimmed: &[Trimmed]) {
         let result = |feed: &Feed| trimmed.iter().find(|one| one.feed == *feed);
-        let cut = step
+        let is_cut = |feed: &Feed| result(feed).is_some_and(|one| one.is_cut);
+        let cut: Vec<_> = step
             .iter()
-            .filter(|(feed, _)| result(feed).is_some_and(|one| one.is_cut));
+            .filter(|(feed, _)| is_cut(feed))
+            .copied()
+            .collect();
         match locks {
             Locks::Skip => {
-                self.waiting.splice(..0, cut.copied());
+                self.count = match cut.len() {
+                    0 => FEEDS_PER_STEP_MAX.min(self.count * 2),
+                    1 => self.count,
+                    _ => (self.count / 2).max(1),
+                };
+                self.waiting.splice(..0, cut);
                 let locked = step.iter().filter(|(feed, _)| result(feed).is_none());
                 self.alone.extend(locked);
             }
@@ -210,6 +222,20 @@ mod tests {
         steps.done(&step, locks, &[trimmed(step[0].0, true)]);
         assert_eq!(names(&steps.next().unwrap().0), ["m-000"]);
         assert!(steps.next().is_none());
+    }
+
+    #[test]
+    fn steps_that_a_limit_ends_get_fewer_feeds() {
+        let feeds = due(FEEDS_PER_STEP_MAX * 2);
+        let mut steps = Steps::new(&feeds);
+        let mut counts = Vec::new();
+        for is_cut in [true, true, false, false] {
+            let (step, locks) = steps.next().unwrap();
+            counts.push(step.len());
+            let results: Vec<_> = step.iter().map(|(feed, _)| trimmed(feed, is_cut)).collect();
+            steps.done(&step, locks, &results);
+        }
+        assert_eq!(counts, [50, 25, 12, 24]);
     }
 
     #[test]
