@@ -18,6 +18,7 @@ mod memory;
 mod peers;
 mod publisher;
 mod report;
+mod retention;
 mod scale;
 mod scenarios;
 mod services;
@@ -64,6 +65,12 @@ struct Arguments {
     /// The length of the soak (`--only soak`).
     #[arg(long, default_value_t = 600)]
     soak_seconds: u64,
+    /// Old notifications of `--only retention`.
+    #[arg(long, default_value_t = 10_000_000)]
+    stored: usize,
+    /// The length of the removal under load (`--only retention`).
+    #[arg(long, default_value_t = 600)]
+    retention_seconds: u64,
     /// The folder for the figures as JSON and the plans of Postgres.
     #[arg(long, default_value = "target/bench")]
     output: PathBuf,
@@ -164,7 +171,16 @@ async fn one(
         "H" => figures.append(scenarios::hot(services).await?),
         "S" => figures.append(scale::all(services, events / 2, &arguments.output).await?),
         "soak" => figures.append(soak::soak(services, arguments.soak_seconds).await?),
-        other => anyhow::bail!("there is no scenario {other}: F, T, L, R, C, H, S and soak are"),
+        "retention" => {
+            let seconds = arguments.retention_seconds;
+            figures
+                .append(retention::retention(services, events, arguments.stored, seconds).await?);
+        }
+        other => {
+            anyhow::bail!(
+                "there is no scenario {other}: F, T, L, R, C, H, S, soak and retention are"
+            )
+        }
     }
     Ok(figures)
 }
