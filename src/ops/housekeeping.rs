@@ -22,11 +22,18 @@ pub async fn run(pool: Pool) {
 async fn once(pool: &Pool) -> Result<(), StoreError> {
     while traces::delete_expired(pool).await? > 0 {}
     while imports::delete_expired_items(pool).await? > 0 {}
-    let trimmed = dead_letters::trim(pool).await?;
-    if trimmed > 0 {
+    let mut deleted = 0;
+    loop {
+        let step = dead_letters::trim(pool).await?;
+        if step == 0 {
+            break;
+        }
+        deleted += step;
+    }
+    if deleted > 0 {
         tracing::warn!(
-            letters = trimmed,
-            "the oldest published dead letters were deleted from Postgres, which keeps 1 GiB; the queue in RabbitMQ has them"
+            letters = deleted,
+            "the oldest published dead letters were deleted from Postgres, which keeps 1 GiB and 90 days; the queue in RabbitMQ has them"
         );
     }
     canaries::end_abandoned(pool).await

@@ -18,6 +18,10 @@ const LEASE: &str = "1 minute";
 const LEASED_BYTES_MAX: i64 = 4 * 1024 * 1024;
 /// Most bytes of published dead letters that are kept; RabbitMQ's queue has the older ones.
 const PUBLISHED_BYTES_MAX: i64 = 1024 * 1024 * 1024;
+/// A published dead letter is kept so long: nobody replays an older one, and RabbitMQ's queue has it.
+const PUBLISHED_KEPT: &str = "90 days";
+/// Most rows that one statement deletes.
+const DELETED_MAX: i64 = 1_000;
 /// Most dead letters that are counted for a gauge.
 const COUNTED_MAX: i64 = 100_000;
 
@@ -235,18 +239,24 @@ pub async fn remove(pool: &Pool, id: &str) -> Result<bool, StoreError> {
     Ok(!super::rows(pool, query).await?.is_empty())
 }
 
-/// Deletes the oldest published dead letters beyond [`PUBLISHED_BYTES_MAX`]; returns how many. Locks
-/// the deleted rows; reads the table.
+/// Deletes the oldest published dead letters beyond [`PUBLISHED_BYTES_MAX`], and those older than
+/// [`PUBLISHED_KEPT`]; returns how many. Locks the deleted rows; reads the table.
 pub async fn trim(pool: &Pool) -> Result<usize, StoreError> {
     let query = sqlx::query(
         "delete from dead_letters d using (
-             select position, sum(octet_length(body)) over (order by position desc) as bytes
-             from dead_letters where published_at is not null) p
-         where d.position = p.position and p.bytes > $1
+             select position
+             from (select position, published_at, sum(octet_length(body)) over (order by position desc) as bytes
+                   from dead_letters where published_at is not null) p
+             where bytes > $1 or published_at < now() - $2::interval
+             order by position
+             limit $3) old
+         where d.position = old.position
          returning d.position",
-    );
-    let deleted = super::rows(pool, query.bind(PUBLISHED_BYTES_MAX)).await?;
-    Ok(deleted.len())
+    )
+    .bind(PUBLISHED_BYTES_MAX)
+    .bind(PUBLISHED_KEPT)
+    .bind(DELETED_MAX);
+    Ok(super::rows(pool, query).await?.len())
 }
 
 #[cfg(test)]
