@@ -52,6 +52,8 @@ pub struct Checkup {
     pub old_transactions: Vec<OldTransaction>,
     /// Replication slots without a reader, largest first.
     pub idle_slots: Vec<IdleSlot>,
+    /// Feeds that keep a due notification for a device, in retention's last walk.
+    pub feeds_held_back: i64,
     /// Migrations of this binary that the database lacks.
     pub missing_migrations: Vec<i64>,
     /// Migrations of the database that this binary does not have.
@@ -170,6 +172,7 @@ pub async fn read(options: &PgConnectOptions) -> Result<Checkup, StoreError> {
         connection_limits: connection_limits(&mut transaction).await?,
         old_transactions: old_transactions(&mut transaction).await?,
         idle_slots: idle_slots(&mut transaction).await?,
+        feeds_held_back: feeds_held_back(&mut transaction).await?,
         missing_migrations: without(&known, &applied),
         newer_migrations: without(&applied, &known),
     };
@@ -257,6 +260,22 @@ async fn applied_migrations(connection: &mut PgConnection) -> Result<Vec<i64>, s
     }
     let applied = sqlx::query_scalar(APPLIED).persistent(false);
     applied.fetch_all(connection).await
+}
+
+/// Reads the result of retention's last walk; 0 if the table is missing, or our user may not read it.
+async fn feeds_held_back(connection: &mut PgConnection) -> Result<i64, sqlx::Error> {
+    let is_readable = sqlx::query_scalar(
+        "select coalesce(has_table_privilege(to_regclass('retention'), 'select'), false)",
+    );
+    if !is_readable
+        .persistent(false)
+        .fetch_one(&mut *connection)
+        .await?
+    {
+        return Ok(0);
+    }
+    let query = sqlx::query_scalar("select coalesce(max(held_back_last), 0) from retention");
+    query.persistent(false).fetch_one(connection).await
 }
 
 /// Compares the clocks at the middle of a round trip; half of the round trip is the error.

@@ -40,6 +40,7 @@ pub(super) fn findings(checkup: &Checkup, needed: u32) -> Vec<Finding> {
         durability::synchronous_commit(&checkup.synchronous_commit),
         replication::standbys(checkup),
         clock(checkup.clock_ahead_seconds),
+        retention(checkup.feeds_held_back),
         sessions::idle_in_transaction(&checkup.idle_in_transaction_timeout),
     ];
     findings.extend(sessions::guards(checkup));
@@ -122,6 +123,17 @@ fn schema(checkup: &Checkup) -> Finding {
     }
 }
 
+/// Devices that do not return are normal, so this is never a fault.
+fn retention(feeds_held_back: i64) -> Finding {
+    let text = match feeds_held_back {
+        0 => "no device holds back the removal of old notifications".to_owned(),
+        feeds => format!(
+            "{feeds} feeds keep old notifications that a device has not acked (docs/retention.md lists the devices)"
+        ),
+    };
+    Finding::ok("postgres.retention", text)
+}
+
 fn clock(ahead_seconds: f64) -> Finding {
     const CHECK: &str = "postgres.clock";
     if ahead_seconds.abs() <= CLOCK_APART_SECONDS_MAX {
@@ -178,6 +190,7 @@ mod tests {
             }],
             old_transactions: Vec::new(),
             idle_slots: Vec::new(),
+            feeds_held_back: 2,
             missing_migrations: Vec::new(),
             newer_migrations: Vec::new(),
         }
