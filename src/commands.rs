@@ -8,6 +8,7 @@ pub mod declare;
 pub mod demo;
 pub mod doctor;
 pub mod epoch;
+pub mod forget;
 pub mod healthcheck;
 pub mod inspect;
 pub mod migrate;
@@ -76,6 +77,8 @@ enum Command {
     Inspect(inspect::Arguments),
     /// Show the epoch of the numbering, or begin a new one after the restore of a volume snapshot
     Epoch(epoch::Arguments),
+    /// Erase the feed of one merchant: its notifications, cursors, marks, imports and dead letters
+    Forget(forget::Arguments),
     /// Check this machine, Postgres and RabbitMQ for problems, without changes
     Doctor(doctor::Arguments),
     /// Compare the rows of the database with each other, for example after a restore
@@ -119,6 +122,7 @@ impl Cli {
             Command::Config(arguments) => config::run(&arguments, format),
             Command::Inspect(arguments) => inspect::run(&arguments, format).await,
             Command::Epoch(arguments) => epoch::run(&arguments, format).await,
+            Command::Forget(arguments) => forget::run(&arguments, format).await,
             Command::Doctor(arguments) => doctor::run(&arguments, format).await,
             Command::Verify(arguments) => verify::run(arguments, format).await,
             Command::Completions(arguments) => completions::run(&arguments),

@@ -14,6 +14,7 @@ pub mod cursors;
 pub mod damage;
 pub mod dead_letters;
 pub mod epoch;
+pub mod forgetting;
 pub mod history;
 pub mod holds;
 pub mod imports;

@@ -5,7 +5,7 @@
 //! handles only the dead letters that exist when it begins, so it ends even if a replayed one comes
 //! back.
 
-mod queue;
+pub(super) mod queue;
 mod removal;
 mod summary;
 

@@ -33,6 +33,7 @@ mod devices;
 mod drain;
 mod epoch;
 mod faults;
+mod forget;
 mod goodbye;
 mod handshake;
 mod hints;

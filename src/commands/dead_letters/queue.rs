@@ -7,14 +7,14 @@ use crate::amqp::Broker;
 use crate::amqp::dead_letter::queue::{DeadLetterQueue, Queued};
 
 /// A reader that ends at the last dead letter that the queue had at the first read.
-pub(super) struct QueueReader {
+pub(in crate::commands) struct QueueReader {
     queue: DeadLetterQueue,
     /// Dead letters still to read; unknown before the first read.
     left: Option<u32>,
 }
 
 impl QueueReader {
-    pub(super) async fn open(broker: &Broker) -> anyhow::Result<Self> {
+    pub(in crate::commands) async fn open(broker: &Broker) -> anyhow::Result<Self> {
         let opening = DeadLetterQueue::open(broker);
         let queue = within(BROKER_TIMEOUT, "opening the dead-letter queue", opening)
             .await
@@ -22,7 +22,7 @@ impl QueueReader {
         Ok(Self { queue, left: None })
     }
 
-    pub(super) async fn next(&mut self) -> anyhow::Result<Option<Queued>> {
+    pub(in crate::commands) async fn next(&mut self) -> anyhow::Result<Option<Queued>> {
         if self.left == Some(0) {
             return Ok(None);
         }
@@ -36,7 +36,7 @@ impl QueueReader {
         Ok(queued)
     }
 
-    pub(super) async fn find(&mut self, id: &str) -> anyhow::Result<Queued> {
+    pub(in crate::commands) async fn find(&mut self, id: &str) -> anyhow::Result<Queued> {
         while let Some(queued) = self.next().await? {
             if queued.dead_letter.id == id {
                 return Ok(queued);
@@ -45,7 +45,7 @@ impl QueueReader {
         anyhow::bail!("there is no dead letter {id} (`shopbell dead-letters list` lists all)")
     }
 
-    pub(super) async fn remove(&self, queued: &Queued) -> anyhow::Result<()> {
+    pub(in crate::commands) async fn remove(&self, queued: &Queued) -> anyhow::Result<()> {
         let removing = self.queue.remove(queued);
         within(
             BROKER_TIMEOUT,
@@ -56,7 +56,7 @@ impl QueueReader {
     }
 
     /// Closes the connection. Dead letters that were not removed go back to the queue.
-    pub(super) async fn close(self) {
+    pub(in crate::commands) async fn close(self) {
         self.queue.close().await;
     }
 }

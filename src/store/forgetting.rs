@@ -1,0 +1,214 @@
+//! The erasure of one feed, for `shopbell forget`, in steps that appends, acks and marks can pass.
+//!
+//! The row in `feeds` stays with its last number, because a client may have a place in the feed. So
+//! no number is used again, and the removed ones are skipped as `trimmed`.
+
+use serde::Serialize;
+use sqlx::FromRow;
+
+use super::StoreError;
+use super::dead_letters::Stored;
+use super::pool::Pool;
+use crate::model::feed::Feed;
+
+/// Most rows that one statement deletes.
+const ROWS_PER_STEP_MAX: i64 = 1_000;
+/// Most bytes of data that one statement deletes, as in retention.
+const BYTES_PER_STEP_MAX: i64 = 8 * 1024 * 1024;
+/// Dead letters that one statement searches for a name.
+const LETTERS_PER_STEP: i64 = 200;
+
+/// The rows that Shopbell has of a feed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, FromRow)]
+pub struct Holdings {
+    /// Stored notifications.
+    pub notifications: i64,
+    /// Cursors of the feed, and those of its subscriber in the broadcast feed.
+    pub cursors: i64,
+    /// The same of evicted devices.
+    pub evicted_cursors: i64,
+    /// Read and handle marks.
+    pub marks: i64,
+    /// Imports.
+    pub imports: i64,
+    /// Rows with the counted items of imports.
+    pub import_items: i64,
+    /// Events that wait for the feed, because it is held.
+    pub held_events: i64,
+    /// Stored traces.
+    pub traces: i64,
+}
+
+/// Counts the rows of a feed. Locks nothing; uses an index of each table that begins with the feed.
+pub async fn count(
+    pool: &Pool,
+    feed: &Feed,
+    broadcast_feed: &Feed,
+) -> Result<Holdings, StoreError> {
+    // A mark of no notification has only counts.
+    let query = sqlx::query(
+        "select coalesce((select f.last_seq - f.trimmed_seq from feeds f where f.feed = $1), 0) as notifications,
+                (select count(*) from cursors c where c.feed = $1)
+                + (select count(*) from cursors c where c.feed = $2 and c.subscriber = $1) as cursors,
+                (select count(*) from evicted_cursors c where c.feed = $1)
+                + (select count(*) from evicted_cursors c where c.feed = $2 and c.subscriber = $1) as evicted_cursors,
+                (select count(*) from marks m where m.feed = $1 and m.seqs is distinct from '{}') as marks,
+                (select count(*) from imports i where i.feed = $1) as imports,
+                (select count(*) from import_items i where i.feed = $1) as import_items,
+                (select count(*) from dead_letters d where d.feed = $1) as held_events,
+                (select count(*) from traces t where t.feed = $1) as traces",
+    );
+    let query = query.bind(feed.as_str()).bind(broadcast_feed.as_str());
+    super::fetch_one(pool, query).await
+}
+
+/// Returns the last number of a feed; `None` if the feed has no row. Locks nothing; uses
+/// `feeds_pkey`.
+pub async fn last_number(pool: &Pool, feed: &Feed) -> Result<Option<i64>, StoreError> {
+    let query = sqlx::query("select last_seq from feeds where feed = $1").bind(feed.as_str());
+    let row: Option<(i64,)> = super::fetch(pool, query).await?.pop();
+    Ok(row.map(|(last,)| last))
+}
+
+/// Deletes one step of the notifications up to a number; returns how many, and whether more may
+/// exist. Locks the feed, then the notifications; see `trim_feeds` in `migrations/`.
+pub async fn delete_notifications(
+    pool: &Pool,
+    feed: &Feed,
+    through: i64,
+) -> Result<(u64, bool), StoreError> {
+    let query = sqlx::query(
+        "select removed, is_cut from trim_feeds(array[$1], array[$2], 'infinity', $3, $4, $5, true)",
+    )
+    .bind(feed.as_str())
+    .bind(through)
+    .bind(ROWS_PER_STEP_MAX)
+    .bind(BYTES_PER_STEP_MAX)
+    .bind(super::marks::MARKS_KEPT_MAX);
+    let (removed, is_cut): (i64, bool) = super::fetch_one(pool, query).await?;
+    Ok((removed.unsigned_abs(), is_cut))
+}
+
+/// Moves all counters of a feed to a number whose notifications are deleted, and clears its marks.
+/// They stay as marks of no notification, because versions have no gap. The new one brings the counts
+/// to sessions. Locks the feed, then the marks; uses `feeds_pkey` and `marks_pkey`.
+pub async fn clear_marks(pool: &Pool, feed: &Feed, through: i64) -> Result<(), StoreError> {
+    let query = sqlx::query(
+        "with emptied as (
+             update feeds
+             set trimmed_seq = greatest(trimmed_seq, $2), read_seq = greatest(read_seq, $2),
+                 acked_seq = greatest(acked_seq, $2), version = version + 1
+             where feed = $1
+             returning *
+         ), counted as (
+             insert into marks (feed, version, kind, seqs, marked_at, marked_by, unread, unhandled, last_seq)
+             select feed, version, 'read', '{}', now(), '', unread, unhandled, last_seq from emptied
+         )
+         update marks m set kind = 'read', seqs = '{}', through = null, marked_by = ''
+         from emptied f where m.feed = f.feed",
+    );
+    super::execute(pool, query.bind(feed.as_str()).bind(through)).await
+}
+
+/// The statements that delete a step of the rows of feed `$1`, at most `$2` rows.
+const OF_FEED: [&str; 6] = [
+    "delete from cursors c using (
+         select feed, subscriber, device from cursors where feed = $1
+         order by feed, subscriber, device limit $2 for update) o
+     where (c.feed, c.subscriber, c.device) = (o.feed, o.subscriber, o.device) returning c.feed",
+    "delete from evicted_cursors c using (
+         select feed, subscriber, device from evicted_cursors where feed = $1
+         order by feed, subscriber, device limit $2 for update) o
+     where (c.feed, c.subscriber, c.device) = (o.feed, o.subscriber, o.device) returning c.feed",
+    // Appends write imports under the lock of the feed, so these lock it first.
+    "with locked as materialized (select feed from feeds where feed = $1 for update),
+     old as (
+         select i.feed, i.import_id, i.run, i.chunk from locked l join import_items i on i.feed = l.feed limit $2)
+     delete from import_items k using old o
+     where (k.feed, k.import_id, k.run, k.chunk) = (o.feed, o.import_id, o.run, o.chunk) returning k.feed",
+    "with locked as materialized (select feed from feeds where feed = $1 for update),
+     old as (select i.feed, i.import_id from locked l join imports i on i.feed = l.feed limit $2)
+     delete from imports k using old o where (k.feed, k.import_id) = (o.feed, o.import_id) returning k.feed",
+    "delete from dead_letters d using (
+         select position from dead_letters where feed = $1 order by position limit $2) o
+     where d.position = o.position returning d.feed",
+    "delete from traces t using (select feed, seq from traces where feed = $1 order by seq limit $2) o
+     where (t.feed, t.seq) = (o.feed, o.seq) returning t.feed",
+];
+
+/// The statements that delete a step of the cursors of subscriber `$1` in the broadcast feed `$3`, at
+/// most `$2` rows.
+const OF_SUBSCRIBER: [&str; 2] = [
+    "delete from cursors c using (
+         select feed, subscriber, device from cursors where feed = $3 and subscriber = $1
+         order by feed, subscriber, device limit $2 for update) o
+     where (c.feed, c.subscriber, c.device) = (o.feed, o.subscriber, o.device) returning c.feed",
+    "delete from evicted_cursors c using (
+         select feed, subscriber, device from evicted_cursors where feed = $3 and subscriber = $1
+         order by feed, subscriber, device limit $2 for update) o
+     where (c.feed, c.subscriber, c.device) = (o.feed, o.subscriber, o.device) returning c.feed",
+];
+
+/// Deletes one step of the cursors, imports, held events and traces of a feed, and of the cursors of
+/// its subscriber in the broadcast feed. Returns whether more may exist.
+///
+/// Locks the deleted rows, at most [`ROWS_PER_STEP_MAX`] of a table, and the feed for imports; uses an
+/// index of each table that begins with the feed.
+pub async fn delete_rest(
+    pool: &Pool,
+    feed: &Feed,
+    broadcast_feed: &Feed,
+) -> Result<bool, StoreError> {
+    let step = |deletion| {
+        let query = sqlx::query(deletion).bind(feed.as_str());
+        query.bind(ROWS_PER_STEP_MAX)
+    };
+    let mut deleted = 0;
+    for deletion in OF_FEED {
+        deleted += super::rows(pool, step(deletion)).await?.len();
+    }
+    for deletion in OF_SUBSCRIBER {
+        let step = step(deletion).bind(broadcast_feed.as_str());
+        deleted += super::rows(pool, step).await?.len();
+    }
+    let query = sqlx::query("delete from settled_blocks where feed = $1").bind(feed.as_str());
+    super::execute(pool, query).await?;
+    Ok(deleted > 0)
+}
+
+/// The columns of [`letters_with`]. A step without a match has one row, for its end.
+#[derive(FromRow)]
+struct StepColumns {
+    through: Option<i64>,
+    id: Option<String>,
+}
+
+/// Searches the next dead letters after a position for the bytes of a name; returns the matches and
+/// the last position, or `None` at the end. Locks nothing; uses `dead_letters_pkey`.
+pub async fn letters_with(
+    pool: &Pool,
+    name: &str,
+    after: i64,
+) -> Result<Option<(Vec<Stored>, i64)>, StoreError> {
+    let query = sqlx::query(
+        "with step as materialized (select * from dead_letters where position > $2 order by position limit $3)
+         select e.through, s.*
+         from (select max(position) as through from step) e
+         left join step s on position(convert_to($1, 'UTF8') in s.body) > 0
+             or position(convert_to($1, 'UTF8') in s.properties) > 0
+             or strpos(s.routing_key, $1) > 0 or strpos(s.detail, $1) > 0",
+    )
+    .bind(name)
+    .bind(after)
+    .bind(LETTERS_PER_STEP);
+    let rows = super::rows(pool, query).await?;
+    let (mut found, mut through) = (Vec::new(), None);
+    for row in &rows {
+        let step = StepColumns::from_row(row)?;
+        through = step.through;
+        if step.id.is_some() {
+            found.push(Stored::from_row(row)?);
+        }
+    }
+    Ok(through.map(|through| (found, through)))
+}

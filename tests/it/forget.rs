@@ -1,0 +1,141 @@
+//! The erasure of one merchant: nothing of it stays, all of the others does, and numbers continue.
+
+use serde_json::Value;
+
+use crate::support::{Event, Merchant, PATIENCE, Replica, World, eventually, holds};
+
+const MERCHANT: &str = "merchant-42";
+/// Another merchant, whose name is the beginning of the first one's.
+const OTHER: &str = "merchant-4";
+
+/// Rows that no client or publisher makes in a story.
+const MORE_ROWS: &str = "
+    insert into traces (feed, seq, traceparent) values ('merchant-42', 1, 'a'), ('merchant-4', 1, 'a');
+    insert into evicted_cursors (feed, subscriber, device, acked_seq)
+        values ('merchant-42', 'cook', 'till', 1), ('merchant-4', 'cook', 'till', 1);
+    insert into dead_letters (id, reason, detail, exchange, routing_key, properties, body, bytes, feed, received_at)
+        values ('held', 'feed_damaged', '', '', '', '', '', 0, 'merchant-42', now())";
+
+/// The number of rows with data of the merchant.
+const LEFT: &str = "
+    select (select count(*) from notifications where feed = 'merchant-42')
+         + (select count(*) from evicted_cursors where feed = 'merchant-42')
+         + (select count(*) from imports where feed = 'merchant-42')
+         + (select count(*) from import_items where feed = 'merchant-42')
+         + (select count(*) from dead_letters where feed = 'merchant-42' or position('merchant-42'::bytea in body) > 0)
+         + (select count(*) from traces where feed = 'merchant-42')
+         + (select count(*) from marks where feed = 'merchant-42' and seqs is distinct from '{}')";
+
+/// The number of rows of the other merchant, beside its notifications: one of each kind.
+const KEPT: &str = "
+    select (select count(*) from cursors where feed = 'merchant-4') + (select count(*) from evicted_cursors)
+         + (select count(*) from imports) + (select count(*) from import_items)
+         + (select count(*) from dead_letters) + (select count(*) from traces)";
+
+/// Publishes five orders, an import and a dead letter to each merchant.
+async fn publish_to_both(world: &World) {
+    let publisher = world.publisher().await;
+    for feed in [MERCHANT, OTHER] {
+        publisher.publish_all(Event::orders(feed, 5)).await;
+        publisher
+            .publish(&Event::import_started(feed, "imp", 2))
+            .await;
+        publisher
+            .publish(&Event::import_item(feed, "imp", 1, false))
+            .await;
+        // An order without a total is a dead letter.
+        let order = Event::new("order.created", feed, r#"{"order_id":"7"}"#);
+        publisher.publish(&order).await;
+        world.expect_stored(feed, 7).await;
+    }
+    let (broker, letters) = (world.broker().await, world.name("dead-letter"));
+    eventually("both dead letters are in RabbitMQ", PATIENCE, async || {
+        let depth = broker.depth(&letters).await.unwrap_or(0);
+        holds(depth == 2, depth)
+    })
+    .await;
+}
+
+/// A session that has acked five notifications.
+async fn acks_five(world: &World, replica: &Replica, feed: &str) -> Merchant {
+    let mut merchant = world.merchant(feed).connect(replica.public()).await;
+    merchant.expect_seqs(1..=5).await;
+    merchant.ack(feed, 5).await;
+    world.expect_cursor(feed, "", 5).await;
+    merchant
+}
+
+#[tokio::test]
+async fn forget_erases_one_merchant_and_uses_no_number_again() {
+    let world = World::new().await;
+    let replica = world.serve().await;
+    publish_to_both(&world).await;
+    let others = acks_five(&world, &replica, OTHER).await;
+    let mut merchant = acks_five(&world, &replica, MERCHANT).await;
+    merchant.handle(MERCHANT, &[1]).await;
+    assert_eq!(merchant.next_state().await.unhandled, 5);
+    let epoch = merchant.welcome().feeds[0].epoch.clone();
+    world.change_database(MORE_ROWS).await;
+
+    // Without --yes it only counts.
+    let counted = world.shopbell(&["forget", MERCHANT]).await.succeeded();
+    assert!(counted.stdout.contains("notifications: 7\n"), "{counted:?}");
+    assert_eq!(world.stored(MERCHANT).await, (7, 7));
+    let erased = world
+        .shopbell(&["forget", MERCHANT, "--yes", "--output", "json"])
+        .await
+        .succeeded();
+    let erased: Value = erased.json_lines().remove(0);
+    assert_eq!(
+        (&erased["notifications"], &erased["cursors"]),
+        (&7.into(), &2.into())
+    );
+    for what in [
+        "evicted_cursors",
+        "marks",
+        "imports",
+        "import_items",
+        "held_events",
+        "traces",
+        "dead_letters",
+        "queued_dead_letters",
+    ] {
+        assert_eq!(erased[what], 1, "{what} in {erased}");
+    }
+    // The session gets the new counts.
+    let state = merchant.next_state().await;
+    assert_eq!(
+        (state.seqs, state.unread, state.unhandled),
+        (Some(vec![]), 0, 0)
+    );
+    merchant.vanish();
+    assert_eq!(world.number(LEFT).await, 0);
+    let depth = world.broker().await.depth(&world.name("dead-letter")).await;
+    assert_eq!(depth, Some(1));
+    assert_eq!(world.stored(OTHER).await, (7, 7));
+    assert_eq!(world.number(KEPT).await, 6);
+
+    // The numbers continue, and a client with an old place gets the reason.
+    world
+        .publisher()
+        .await
+        .publish(&Event::order(MERCHANT))
+        .await;
+    let mut merchant = world
+        .merchant(MERCHANT)
+        .place(MERCHANT, 3, 0, &epoch)
+        .connect(replica.public())
+        .await;
+    let (skipped, order) = merchant.next_after_skips().await;
+    let trimmed: Vec<_> = (4..=7).map(|seq| (seq, "trimmed".to_owned())).collect();
+    assert_eq!((skipped, order.seq), (trimmed, 8));
+    merchant.vanish();
+    others.vanish();
+    for refused in ["all", "shopbell-canary/1"] {
+        world
+            .shopbell(&["forget", refused, "--yes"])
+            .await
+            .failed_with(2);
+    }
+    world.finish().await;
+}
