@@ -16,19 +16,24 @@ use super::stage::{Stage, name};
 const POLL: Duration = Duration::from_millis(500);
 
 /// Waits until every good event is stored and every connected device has acknowledged everything.
-/// If the bound passes first, it returns a description of the rest.
+/// After `bound` without progress, it returns a description of the rest. The backlog of an overload
+/// needs longer than any fixed time.
 pub async fn drained(
     stage: &Arc<Stage>,
     population: &Population,
     bound: Duration,
 ) -> Option<String> {
-    let deadline = Instant::now() + bound;
+    let (mut deadline, mut before) = (Instant::now() + bound, String::new());
     loop {
         let missing = match behind(stage, population).await {
             Ok(None) => return None,
             Ok(Some(missing)) => missing,
             Err(error) => error.to_string(),
         };
+        if missing != before {
+            deadline = Instant::now() + bound;
+            before.clone_from(&missing);
+        }
         if Instant::now() >= deadline {
             return Some(missing);
         }

@@ -156,3 +156,16 @@ pub fn secrets_in(text: &str) -> Vec<&str> {
         .filter_map(|(start, _)| text.get(start..start + length))
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_are_found_in_any_text() {
+        let mut random = fastrand::Rng::with_seed(1);
+        let (one, other) = (secret(&mut random), secret(&mut random));
+        let text = format!("a \"{one}\" and {other}, canary-short");
+        assert_eq!(secrets_in(&text), [one.as_str(), other.as_str()]);
+    }
+}

@@ -88,8 +88,7 @@ impl Load {
     }
 
     async fn is_stored(&self, pool: &PgPool) -> Result<bool, sqlx::Error> {
-        let query =
-            "select (select count(*) from notifications), (select count(*) from dead_letters)";
+        let query = "select (select coalesce(sum(last_seq), 0)::bigint from feeds), (select count(*) from dead_letters)";
         let (stored, dead): (i64, i64) = sqlx::query_as(query).fetch_one(pool).await?;
         let bad = self.bad.load(Ordering::Relaxed);
         Ok(stored.unsigned_abs() >= self.good() && dead.unsigned_abs() >= bad)

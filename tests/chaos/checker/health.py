@@ -38,7 +38,7 @@ def _bound(run: Run) -> int:
 
 def _ready_without_postgres(run: Run, findings: Findings) -> None:
     """Finds samples of 200 while Postgres was wholly away for longer than the bound, one for each outage and replica."""
-    outages = [(fault.begun, fault.ended or run.last)
+    outages = [(fault.begun, fault.ends_from or run.last)
                for fault in run.faults.values() if fault.total and "postgres" in fault.hits]
     for begun, ended in _merged(outages):
         for replica, samples in run.readiness.items():

@@ -135,6 +135,7 @@ class Fault:
     begun: int
     at: int
     ended: int | None = None
+    ends_from: int | None = None  # the parts may be back from then on
 
 
 @dataclass(slots=True)
@@ -397,7 +398,8 @@ def _fault_begun(run: Run, t: int, at: int, record: dict[str, Any]) -> None:
 
 
 def _fault_ended(run: Run, t: int, at: int, record: dict[str, Any]) -> None:
-    run.faults[record["fault"], record["number"]].ended = t
+    fault = run.faults[record["fault"], record["number"]]
+    fault.ended, fault.ends_from = t, record.get("ends_from", t)
 
 
 def _readiness(run: Run, t: int, at: int, record: dict[str, Any]) -> None:

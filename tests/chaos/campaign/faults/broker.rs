@@ -80,7 +80,7 @@ pub fn consumer_timeout(stage: &Arc<Stage>, _: &mut Rng) -> Plan {
             stage.services.rabbitmqctl(["eval", SHORT_TIMEOUT]).await;
             let lock = postgres::take(&stage, postgres::TABLE_LOCK).await;
             End::by(async move {
-                drop(lock);
+                postgres::release(lock).await;
                 stage.services.rabbitmqctl(["eval", LONG_TIMEOUT]).await;
             })
         }

@@ -36,7 +36,7 @@ pub fn lock(stage: &Arc<Stage>, statement: &'static str) -> Plan {
         total: false,
         begin: async move {
             let lock = take(&stage, statement).await;
-            End::by(async move { drop(lock) })
+            End::by(async move { release(lock).await })
         }
         .boxed(),
     }
@@ -97,6 +97,12 @@ async fn configure(stage: &Stage, statement: &'static str) {
             sleep(POLL).await;
         }
     }
+}
+
+/// At once, because a dropped transaction is rolled back a little later.
+pub async fn release(lock: Transaction<'static, Postgres>) {
+    // An error means that Postgres has ended the transaction already.
+    lock.rollback().await.ok();
 }
 
 /// The open transaction that holds the lock.
