@@ -99,15 +99,18 @@ impl Marking {
     /// Returns the fields of `mark_refused` if it is the reply to the request.
     pub fn on_error(&mut self, refused: &Refused) -> Option<Value> {
         let request = self.waiting.as_ref()?;
-        if refused.feed.as_ref() != Some(&request.feed)
-            || !REFUSALS.contains(&refused.code.as_str())
-        {
+        if refused.feed.as_ref() != Some(&request.feed) || !refuses(refused) {
             return None;
         }
         let mut note = self.waiting.take()?.note();
         note["error"] = refused.code.clone().into();
         Some(note)
     }
+}
+
+/// Whether the error is the reply to a mark.
+pub fn refuses(refused: &Refused) -> bool {
+    REFUSALS.contains(&refused.code.as_str())
 }
 
 impl Request {

@@ -13,7 +13,7 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
 use super::history::{Book, secrets_in};
-use super::marking::Marking;
+use super::marking::{self, Marking};
 use super::population::Device;
 use super::stage::{self, Phase, Stage};
 use crate::it::support::Frame;
@@ -311,6 +311,8 @@ impl<'a> Session<'a> {
             }
             Frame::Error(refused) => match self.marking.on_error(&refused) {
                 Some(note) => self.note("mark_refused", note),
+                // The mark of another session may confirm a request before its own reply.
+                None if marking::refuses(&refused) => {}
                 None => self.object(&format!("{refused:?}")),
             },
             Frame::Welcome(_) => self.object("a second welcome"),
