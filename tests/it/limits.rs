@@ -77,6 +77,34 @@ const ROWS: [&str; 58] = [
     "`--count`, `--limit`, `--seq` | - | an_argument_has_the_range_of_its_option",
 ];
 
+/// The settings of the limits of clients, each with its test.
+const CLIENT_ROWS: [(&str, &str); 6] = [
+    (
+        "SHOPBELL_MAX_SESSIONS",
+        "more_sessions_than_the_cap_are_refused_with_429",
+    ),
+    (
+        "SHOPBELL_MAX_SESSIONS_PER_SUBSCRIBER",
+        "the_replica_and_each_subscriber_have_a_bound_of_sessions",
+    ),
+    (
+        "SHOPBELL_MAX_SESSIONS_PER_ADDRESS",
+        "an_address_has_a_bound_of_sessions_and_internal_ones_have_none",
+    ),
+    (
+        "SHOPBELL_MAX_REQUESTS_PER_ADDRESS",
+        "an_address_may_send_its_rate_and_ten_seconds_of_it_at_once",
+    ),
+    (
+        "SHOPBELL_MAX_REQUESTS_PER_SUBSCRIBER",
+        "a_subscriber_may_send_its_rate_from_any_address",
+    ),
+    (
+        "SHOPBELL_MAX_FAILED_TOKENS_PER_ADDRESS",
+        "failed_tokens_stop_the_address_and_good_ones_cost_nothing",
+    ),
+];
+
 #[test]
 fn each_row_of_the_page_has_its_bound_and_a_test() {
     let page = std::fs::read_to_string("docs/limits.md").expect("the page is UTF-8");
@@ -111,7 +139,7 @@ fn each_row_of_the_page_has_its_bound_and_a_test() {
         };
         let known = expected.remove(at);
         let bound = bound(known[1]);
-        if bound.as_ref().is_some_and(|bound| !limit.contains(bound)) {
+        if bound.as_ref().is_some_and(|bound| !names(limit, bound)) {
             wrong.push(format!(
                 "{what}: the limit is {bound:?}, and the page has {limit}"
             ));
@@ -131,6 +159,40 @@ fn each_row_of_the_page_has_its_bound_and_a_test() {
             .map(|row| format!("{} is not on the page", row[0])),
     );
     assert!(wrong.is_empty(), "docs/limits.md:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn each_limit_of_a_client_has_its_default_and_a_test() {
+    let page = std::fs::read_to_string("docs/limits.md").expect("the page is UTF-8");
+    let (clients, _) = page
+        .split_once("## Proxies")
+        .expect("the page has sections");
+    let rows = clients.lines().filter(|line| line.contains("| `SHOPBELL_"));
+    let tests = all_tests();
+    let mut expected: Vec<_> = CLIENT_ROWS.to_vec();
+    for row in rows {
+        let at = expected
+            .iter()
+            .position(|(setting, _)| row.contains(&format!("| `{setting}` |")));
+        let (setting, test) = expected.remove(at.unwrap_or_else(|| panic!("no test of {row}")));
+        let default = default(setting);
+        let (number, _) = default.split_once(' ').expect("a number and a unit");
+        assert!(
+            names(row, number),
+            "the default of {setting} is {number}: {row}"
+        );
+        assert!(tests.contains(test), "{setting}: there is no test {test}");
+    }
+    assert!(expected.is_empty(), "not on the page: {expected:?}");
+}
+
+/// Whether a text has this number, and not as a part of another.
+fn names(text: &str, number: &str) -> bool {
+    let is_digit = |c: char| c.is_ascii_digit() || c == ',' || c == '.';
+    text.match_indices(number).any(|(at, _)| {
+        let rest = &text[at + number.len()..];
+        !text[..at].ends_with(is_digit) && !rest.trim_start_matches(',').starts_with(is_digit)
+    })
 }
 
 /// The bound in the words of the page.
