@@ -4,7 +4,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from reading import SECOND, Event, Frame, Row, Run
+from reading import SECOND, UNOPENED, Event, Frame, Row, Run
 
 # Clocks of the machine and of the history are read at different moments.
 EXPIRY_TOLERANCE = SECOND
@@ -92,9 +92,10 @@ def build(run: Run) -> Numbering:
 
 
 def frames(run: Run) -> Iterator[Frame]:
+    """All frames of feeds that their sessions opened."""
     for session in run.sessions.values():
         for item in session.items:
-            if isinstance(item, Frame):
+            if isinstance(item, Frame) and item.epoch != UNOPENED:
                 yield item
 
 

@@ -15,6 +15,9 @@ SECOND = 1_000_000
 # Canaries publish events to themselves. They are no part of the load.
 CANARY_PREFIX = "shopbell-canary/"
 
+# The epoch of a frame whose feed the session did not open. It is leaked, and no number of its feed.
+UNOPENED = ""
+
 # A place is one integer, because there are half a million: the number of the file, then of the line.
 LINES_PER_FILE = 1 << 40
 
@@ -352,7 +355,7 @@ def _session_opened(run: Run, t: int, at: int, record: dict[str, Any]) -> None:
 def _frame(run: Run, t: int, at: int, record: dict[str, Any]) -> None:
     event = run.event(record["source"], record["id"])
     run.sessions[record["session"]].items.append(Frame(
-        t, at, intern(record["feed"]), intern(record["epoch"]), record["seq"], event, tuple(record["secrets"])))
+        t, at, intern(record["feed"]), intern(record["epoch"] or UNOPENED), record["seq"], event, tuple(record["secrets"])))
 
 
 def _skipped(run: Run, t: int, at: int, record: dict[str, Any]) -> None:

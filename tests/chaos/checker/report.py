@@ -11,6 +11,9 @@ from reading import Run
 GOOD, BAD, CANNOT_JUDGE = 0, 1, 2
 VERDICTS = {GOOD: "good", BAD: "bad", CANNOT_JUDGE: "cannot judge"}
 
+# Most problems that the report shows.
+PROBLEMS_MAX = 20
+
 # Counts that must not be 0, because a run in which nothing happened proves nothing.
 PROOF = ("attempted", "confirmed", "stored", "delivered", "acknowledged")
 
@@ -38,7 +41,7 @@ def summarise(run: Run | None, problems: list[str], counts: Counter[str], findin
         "recoveries": [
             {"fault": recovery.fault.name, "number": recovery.fault.number, "target": recovery.fault.target,
              "seconds": recovery.seconds} for recovery in recoveries],
-        "problems": problems,
+        "problems": problems[:PROBLEMS_MAX],
     }
 
 
@@ -57,5 +60,5 @@ def as_table(verdict: dict[str, Any]) -> str:
             lines.append(f"  {evidence['text']}")
             lines += [f"    {place}" for place in evidence["at"]]
     if verdict["problems"]:
-        lines += ["", "problems:", *(f"  {problem}" for problem in verdict["problems"][:20])]
+        lines += ["", "problems:", *(f"  {problem}" for problem in verdict["problems"])]
     return "\n".join([*lines, "", f"verdict: {verdict['verdict']}"])

@@ -130,6 +130,10 @@ class Leaked(Checks):
             insert_after(world, frame, "frame", session="s3", feed="anna", epoch="e1", seq=1, source=row["source"],
                          id=row["event_id"], secrets=row["secrets"])
 
+        def a_frame_of_a_feed_that_the_session_did_not_open(world: World) -> None:
+            a_frame_of_another_feed(world)
+            records(world, "frame", session="s3", feed="anna")[0]["epoch"] = None
+
         def the_secret_of_another_merchant(world: World) -> None:
             records(world, "frame", feed="berta")[3]["secrets"].append("secret-anna")
 
@@ -148,8 +152,9 @@ class Leaked(Checks):
             frame = records(world, "frame", session="s3")[-1]
             insert_after(world, frame, "skipped", session="s3", feed="anna", to=1, reason="expired", **{"from": 1})
 
-        self.expect_each(("leaked",), a_frame_of_another_feed, the_secret_of_another_merchant, a_session_with_another_feed,
-                         a_stored_secret_of_another_merchant, the_counts_of_another_feed, an_explanation_of_another_feed)
+        self.expect_each(("leaked",), a_frame_of_another_feed, a_frame_of_a_feed_that_the_session_did_not_open,
+                         the_secret_of_another_merchant, a_session_with_another_feed, a_stored_secret_of_another_merchant,
+                         the_counts_of_another_feed, an_explanation_of_another_feed)
 
     def test_an_event_that_is_stored_for_another_merchant(self) -> None:
         world, _ = small()
