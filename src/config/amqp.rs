@@ -30,7 +30,10 @@ impl Environment {
     pub(super) fn read_amqp(&mut self) -> Option<AmqpConfig> {
         let parse = |url: &Secret| {
             let parsed = Url::parse(url.reveal()).ok();
-            let parsed = parsed.filter(|url| ["amqp", "amqps"].contains(&url.scheme()));
+            // Without a host, the password is a part of the path, which is shown.
+            let has_host = |url: &Url| url.host_str().is_some_and(|host| !host.is_empty());
+            let parsed =
+                parsed.filter(|url| ["amqp", "amqps"].contains(&url.scheme()) && has_host(url));
             let expected = || format!("must be {}", AMQP_URL.kind.expected());
             Ok((url.clone(), parsed.ok_or_else(expected)?))
         };
@@ -54,4 +57,25 @@ fn shown(mut url: Url) -> String {
     url.set_query(None);
     url.set_fragment(None);
     url.into()
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_without_a_host_is_refused_and_not_shown() {
+        for url in [
+            "amqp:me:hidden@mq.example",
+            "amqp:/me:hidden@mq.example/%2f",
+            "amqp:///me:hidden@mq.example",
+            "amqps:x=amqps://me:hidden@mq.example",
+        ] {
+            let environment = Environment::of(vec![("AMQP_URL".into(), url.into())]);
+            let complaint = environment.amqp().unwrap_err().to_string();
+            assert!(complaint.contains("must be a URL"), "{complaint}");
+            assert!(!complaint.contains("hidden"), "{complaint}");
+        }
+    }
 }
