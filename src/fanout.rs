@@ -11,7 +11,7 @@
 pub mod hub;
 pub mod publisher;
 pub mod receiver;
-mod wire;
+pub mod wire;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;

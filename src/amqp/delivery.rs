@@ -57,7 +57,7 @@ impl Delivery {
 }
 
 /// Returns the part of a delivery that the event parser reads.
-pub(super) fn message<'a>(properties: &'a BasicProperties, body: &'a [u8]) -> Message<'a> {
+pub fn message<'a>(properties: &'a BasicProperties, body: &'a [u8]) -> Message<'a> {
     Message {
         content_type: properties.content_type().as_ref().map(|name| name.as_str()),
         content_encoding: properties

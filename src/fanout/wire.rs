@@ -42,7 +42,7 @@ struct WireHint<'a> {
 }
 
 /// Writes hints as a JSON array around the rendered frames, without parsing these. Feed names need no escaping.
-pub(super) fn encode(batches: &[&Hints]) -> String {
+pub fn encode(batches: &[&Hints]) -> String {
     let mut writer = Writer::new(batches);
     for hints in batches {
         for notification in &hints.stored {
@@ -146,7 +146,7 @@ impl<'a> Writer<'a> {
 ///
 /// # Errors
 /// The body has another format than that of [`encode`].
-pub(super) fn decode(body: &[u8]) -> Result<Vec<Hints>, String> {
+pub fn decode(body: &[u8]) -> Result<Vec<Hints>, String> {
     let wire: Vec<WireHint<'_>> =
         serde_json::from_slice(body).map_err(|error| error.to_string())?;
     let mut batches = vec![Hints {
