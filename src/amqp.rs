@@ -21,10 +21,10 @@ mod uri;
 use std::time::Duration;
 
 use lapin::Channel;
-use lapin::uri::AMQPUri;
 
 use self::connection::{Connection, Frames};
 use self::topology::Topology;
+use self::uri::Address;
 
 /// Longest time to connect, from the lookup of the host name to the end of the AMQP handshake.
 /// Also the longest time to open a channel.
@@ -42,6 +42,14 @@ pub enum BrokerError {
     /// RabbitMQ or lapin reports an error.
     #[error("RabbitMQ: {0}")]
     Broker(#[from] lapin::Error),
+    /// The handshake with RabbitMQ at this address failed, for this reason.
+    #[error("RabbitMQ at {address}: {reason}")]
+    Handshake {
+        /// `host:port`.
+        address: String,
+        /// The reason with its remedy.
+        reason: String,
+    },
     /// RabbitMQ did not answer in time.
     #[error("RabbitMQ did not answer within {0:?} while {1}")]
     Timeout(Duration, &'static str),
@@ -69,7 +77,7 @@ pub enum BrokerError {
 #[derive(Clone)]
 pub struct Broker {
     /// The parsed `AMQP_URL`.
-    uri: AMQPUri,
+    address: Address,
     /// The names of exchanges and queues.
     pub names: topology::Names,
     /// The number of ingest queues.
@@ -96,15 +104,23 @@ impl Broker {
     /// # Errors
     /// The URL is not valid. The text does not repeat the URL, because it holds a password.
     pub fn new(url: &str, prefix: &str, partitions: u8, declare: bool) -> Result<Self, String> {
-        let mut uri = uri::parse(url)?;
-        uri.query.heartbeat.get_or_insert(HEARTBEAT_SECONDS);
+        let mut address = uri::parse(url)?;
+        address.uri.query.heartbeat.get_or_insert(HEARTBEAT_SECONDS);
         Ok(Self {
-            uri,
+            address,
             names: topology::Names::new(prefix),
             partitions,
             declare,
             publishing: publisher::Shared::default(),
         })
+    }
+
+    /// The host of RabbitMQ, and whether the connection is encrypted.
+    pub fn host(&self) -> (&str, bool) {
+        (
+            &self.address.uri.authority.host,
+            self.address.is_encrypted(),
+        )
     }
 
     /// Declares or verifies the topology over a connection of its own.
@@ -123,7 +139,7 @@ impl Broker {
         purpose: &str,
         frames: Frames,
     ) -> Result<(Connection, Channel, Topology), BrokerError> {
-        let connection = Connection::open(&self.uri, purpose, frames).await?;
+        let connection = Connection::open(&self.address, purpose, frames).await?;
         let channel = connection.channel().await?;
         let topology = self.ensure_on(&connection, &channel).await?;
         Ok((connection, channel, topology))

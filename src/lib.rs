@@ -19,3 +19,4 @@ pub mod ops;
 pub mod retry;
 pub mod store;
 pub mod telemetry;
+pub mod tls;

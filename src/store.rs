@@ -178,7 +178,7 @@ impl From<sqlx::Error> for StoreError {
 async fn connect(options: &PgConnectOptions, name: &str) -> Result<PgConnection, StoreError> {
     let options = pools::session_options(options).application_name(name);
     match tokio::time::timeout(CONNECT_TIMEOUT, PgConnection::connect_with(&options)).await {
-        Ok(connected) => Ok(connected?),
+        Ok(connected) => Ok(connected.map_err(|error| pool::explain(error, &options))?),
         Err(_) => Err(StoreError::Silent(CONNECT_TIMEOUT)),
     }
 }

@@ -4,17 +4,21 @@
 //! is silent in the handshake, or blocks the connection in an alarm, neither a timeout nor dropping
 //! lapin's connection ends the thread. So this module keeps the socket and shuts it down.
 
+use std::fs;
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-use lapin::tcp::{AsyncTcpStream, OwnedTLSConfig};
-use lapin::uri::{AMQPScheme, AMQPUri};
-use lapin::{Channel, ConnectionProperties};
+use futures_util::{AsyncRead, AsyncWrite};
+use lapin::tcp::{AsyncTcpStream, OwnedIdentity, OwnedTLSConfig};
+use lapin::{Channel, ConnectionProperties, ErrorKind};
 use tokio::time::error::Elapsed;
 
+use super::uri::Address;
 use super::{BrokerError, CLOSE_TIMEOUT, CONNECT_TIMEOUT, within};
+use crate::tls;
 
 /// AMQP's reply code for a close without an error.
 const NOTHING_WRONG: u16 = 200;
@@ -44,14 +48,14 @@ pub(super) struct Connection {
 impl Connection {
     /// Connects. `purpose` is the name that RabbitMQ shows.
     pub(super) async fn open(
-        uri: &AMQPUri,
+        address: &Address,
         purpose: &str,
         frames: Frames,
     ) -> Result<Self, BrokerError> {
         within(
             CONNECT_TIMEOUT,
             "connecting",
-            connect(uri.clone(), purpose, frames),
+            connect(address, purpose, frames),
         )
         .await
     }
@@ -106,23 +110,18 @@ fn log_failed_close(closed: Result<lapin::Result<()>, Elapsed>, channel: &Channe
 }
 
 async fn connect(
-    mut uri: AMQPUri,
+    address: &Address,
     purpose: &str,
     frames: Frames,
 ) -> Result<Connection, BrokerError> {
+    let mut uri = address.uri.clone();
     if frames == Frames::Small {
         let wanted = uri.query.frame_max.filter(|wanted| *wanted > 0);
         uri.query.frame_max =
             Some(wanted.map_or(SMALL_FRAME_BYTES, |wanted| wanted.min(SMALL_FRAME_BYTES)));
     }
     let runtime = lapin::runtime::default_runtime()?;
-    // lapin would block its thread while a host does not answer.
-    let host = (uri.authority.host.as_str(), uri.authority.port);
-    let addresses: Vec<SocketAddr> = tokio::net::lookup_host(host)
-        .await
-        .map_err(lapin::Error::from)?
-        .collect();
-    let stream = AsyncTcpStream::connect(&runtime, addresses)
+    let stream = AsyncTcpStream::connect(&runtime, resolve(address).await?)
         .await
         .map_err(lapin::Error::from)?;
     let socket = match &stream {
@@ -131,15 +130,7 @@ async fn connect(
         }
         _ => return Err(lapin::Error::from(io::Error::from(io::ErrorKind::Unsupported)).into()),
     };
-    let stream = match uri.scheme {
-        AMQPScheme::AMQP => stream,
-        AMQPScheme::AMQPS => {
-            let secured = stream
-                .into_tls(&uri.authority.host, OwnedTLSConfig::default().as_ref())
-                .await;
-            secured.map_err(lapin::Error::from)?
-        }
-    };
+    let stream = secure(address, stream).await?;
     // If the first stream ends early, lapin connects again. It then gets an error.
     let stream = Mutex::new(Some(stream));
     let take = async move |_, _| {
@@ -148,8 +139,79 @@ async fn connect(
     };
     let properties =
         ConnectionProperties::default().with_connection_name(format!("shopbell {purpose}").into());
-    let inner = lapin::Connection::connector(uri, runtime, take, properties).await?;
+    // With TLS 1.3, the server rejects a client's certificate only after the handshake of TLS.
+    let connected = lapin::Connection::connector(uri, runtime, take, properties).await;
+    let inner = connected.map_err(|error| failed(address, error))?;
     Ok(Connection { socket, inner })
+}
+
+/// Looks up the host. lapin would block its thread while a name server does not answer.
+pub(super) async fn resolve(address: &Address) -> Result<Vec<SocketAddr>, BrokerError> {
+    let authority = &address.uri.authority;
+    let host = (authority.host.as_str(), authority.port);
+    let found = tokio::net::lookup_host(host).await;
+    Ok(found.map_err(lapin::Error::from)?.collect())
+}
+
+/// Encrypts a stream if the URL begins with `amqps`.
+pub(super) async fn secure<S>(
+    address: &Address,
+    stream: AsyncTcpStream<S>,
+) -> Result<AsyncTcpStream<S>, BrokerError>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    if !address.is_encrypted() {
+        return Ok(stream);
+    }
+    let certificates = certificates(address)?;
+    let host = &address.uri.authority.host;
+    let secured = stream.into_tls(host, certificates.as_ref()).await;
+    secured.map_err(|error| failed(address, error.into()))
+}
+
+/// Reads the files of certificates for each connection, so that a renewed certificate needs no
+/// restart.
+fn certificates(address: &Address) -> Result<OwnedTLSConfig, BrokerError> {
+    let read = |parameter: &str, path: &Path| {
+        fs::read_to_string(path).map_err(|error| BrokerError::Handshake {
+            address: address.authority(),
+            reason: format!("could not read {parameter} {}: {error}", path.display()),
+        })
+    };
+    let ca = address.ca.as_deref().map(|path| read("cacertfile", path));
+    let identity = match &address.client {
+        Some((certificate, key)) => Some(OwnedIdentity::PKCS8 {
+            pem: read("certfile", certificate)?.into_bytes(),
+            key: read("keyfile", key)?.into_bytes(),
+        }),
+        None => None,
+    };
+    Ok(OwnedTLSConfig {
+        identity,
+        cert_chain: ca.transpose()?,
+    })
+}
+
+/// Explains an error of the handshake.
+fn failed(address: &Address, error: lapin::Error) -> BrokerError {
+    const SETTINGS: tls::Settings = tls::Settings {
+        ca: "`cacertfile` in AMQP_URL",
+        client: "`certfile` and `keyfile` in AMQP_URL",
+    };
+    const NOT_AMQP: &str =
+        "the port does not speak AMQP; if it is the port for TLS, begin AMQP_URL with amqps://";
+    let reason = match (error.kind(), address.is_encrypted()) {
+        (ErrorKind::ParsingError(_), false) => Some(NOT_AMQP.to_owned()),
+        _ => tls::reason(&error, SETTINGS),
+    };
+    match reason {
+        Some(reason) => BrokerError::Handshake {
+            address: address.authority(),
+            reason,
+        },
+        None => error.into(),
+    }
 }
 
 /// A second handle of a connection's socket. Its drop ends the socket, also if opening fails

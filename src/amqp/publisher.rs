@@ -88,7 +88,8 @@ impl Shared {
             let channel = channel.inspect_err(|_| connection.cut())?;
             return Ok((connection, channel));
         }
-        let connection = Arc::new(Connection::open(&broker.uri, "publisher", Frames::Large).await?);
+        let connection =
+            Arc::new(Connection::open(&broker.address, "publisher", Frames::Large).await?);
         let channel = connection.channel().await?;
         *shared = Arc::downgrade(&connection);
         Ok((connection, channel))

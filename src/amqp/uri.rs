@@ -1,16 +1,69 @@
 //! Parses `AMQP_URL`. No error repeats the URL, because it holds a password.
 
-use lapin::uri::AMQPUri;
+use std::path::PathBuf;
+
+use lapin::uri::{AMQPScheme, AMQPUri};
 use url::{Host, Url};
 
 /// The expected form.
 const FORM: &str = "must be a URL like amqp://user:password@host:5672/vhost";
 
-/// Parses an `amqp` or `amqps` URL.
+/// An address of RabbitMQ, and the files of its certificates.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Address {
+    pub(super) uri: AMQPUri,
+    /// `cacertfile`: CAs that are trusted besides those of the system.
+    pub(super) ca: Option<PathBuf>,
+    /// `certfile` and `keyfile`: the certificate of this client and its key.
+    pub(super) client: Option<(PathBuf, PathBuf)>,
+}
+
+impl Address {
+    /// `host:port`, for errors.
+    pub(super) fn authority(&self) -> String {
+        let authority = &self.uri.authority;
+        format!("{}:{}", authority.host, authority.port)
+    }
+
+    pub(super) fn is_encrypted(&self) -> bool {
+        self.uri.scheme == AMQPScheme::AMQPS
+    }
+}
+
+/// Parses an `amqp` or `amqps` URL with the parameters of its certificates. Their names are those of
+/// RabbitMQ's own clients (<https://www.rabbitmq.com/docs/uri-query-parameters>).
+pub(super) fn parse(text: &str) -> Result<Address, &'static str> {
+    let uri = parse_uri(text)?;
+    let url = Url::parse(text).map_err(|_| FORM)?;
+    let parameter = |name: &str| {
+        let mut pairs = url.query_pairs();
+        pairs.find_map(|(key, value)| (key == name).then(|| value.into_owned()))
+    };
+    if parameter("verify").is_some_and(|verify| verify != "verify_peer") {
+        return Err("switches off the verification of the certificate: remove `verify`");
+    }
+    let path = |name: &str| parameter(name).map(PathBuf::from);
+    let client = match (path("certfile"), path("keyfile")) {
+        (Some(certificate), Some(key)) => Some((certificate, key)),
+        (None, None) => None,
+        _ => return Err("must have both `certfile` and `keyfile`, or neither"),
+    };
+    let address = Address {
+        uri,
+        ca: path("cacertfile"),
+        client,
+    };
+    if !address.is_encrypted() && (address.ca.is_some() || address.client.is_some()) {
+        return Err("names certificates without TLS: it must begin with amqps://");
+    }
+    Ok(address)
+}
+
+/// Parses the part that lapin reads.
 ///
 /// lapin takes an IPv6 literal and a missing host for `localhost`. A broker that the URL does not
 /// name must never get the password, so the host is read here.
-pub(super) fn parse(text: &str) -> Result<AMQPUri, &'static str> {
+fn parse_uri(text: &str) -> Result<AMQPUri, &'static str> {
     let url = Url::parse(text).map_err(|error| match error {
         url::ParseError::InvalidIpv6Address if text.contains('%') => {
             "names an IPv6 address with a zone, which is not supported: use an address without a zone, or a host name"
@@ -41,7 +94,7 @@ mod tests {
 
     #[track_caller]
     fn authority(url: &str) -> (String, u16) {
-        let uri = parse(url).unwrap_or_else(|error| panic!("{url} {error}"));
+        let uri = parse_uri(url).unwrap_or_else(|error| panic!("{url} {error}"));
         (uri.authority.host, uri.authority.port)
     }
 
@@ -69,7 +122,8 @@ mod tests {
 
     #[test]
     fn user_password_and_vhost_may_hold_any_character() {
-        let uri = parse("amqp://u%40x:p%2F%3A%5B%23@[::1]/a%2fb?heartbeat=5").unwrap_or_default();
+        let uri =
+            parse_uri("amqp://u%40x:p%2F%3A%5B%23@[::1]/a%2fb?heartbeat=5").unwrap_or_default();
         let user = &uri.authority.userinfo;
         assert_eq!(
             (user.username.as_str(), user.password.as_str()),
@@ -93,6 +147,9 @@ mod tests {
             ("amqp:host", FORM),
             ("http://host", FORM),
             ("amqp://host?heartbeat=often", FORM),
+            ("amqps://host?verify=verify_none", "remove `verify`"),
+            ("amqps://host?certfile=/c", "both"),
+            ("amqp://host?cacertfile=/c", "amqps://"),
         ] {
             let refused = parse(url);
             assert!(
@@ -102,5 +159,14 @@ mod tests {
                 "{url}: {refused:?}"
             );
         }
+    }
+
+    #[test]
+    fn the_url_names_the_files_of_certificates() {
+        let url = "amqps://host?cacertfile=%2Fa%20b.pem&certfile=c&keyfile=k&verify=verify_peer";
+        let address = parse(url).unwrap_or_default();
+        assert_eq!(address.ca, Some("/a b.pem".into()));
+        assert_eq!(address.client, Some(("c".into(), "k".into())));
+        assert_eq!(address.authority(), "host:5671");
     }
 }

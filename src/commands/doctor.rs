@@ -1,6 +1,7 @@
 //! `shopbell doctor`: checks this machine, Postgres and RabbitMQ for problems that can lose or
 //! delay events, and prints a remedy for each. Changes nothing.
 
+mod encryption;
 mod machine;
 mod policies;
 mod postgres;
@@ -150,7 +151,13 @@ fn check_configuration(
     match Environment::of_process().explain(role) {
         Ok((config, settings)) => {
             let found = format!("{} settings are valid", settings.len());
-            let mut findings = vec![Finding::ok(CHECK, found)];
+            let mut findings = vec![
+                Finding::ok(CHECK, found),
+                encryption::postgres(&config.database),
+            ];
+            if let Ok(broker) = broker_of(&config.amqp) {
+                findings.push(encryption::rabbitmq(broker.host()));
+            }
             if let Some(gateway) = config.roles.gateway() {
                 findings.extend(machine::findings(gateway.session.sessions_max));
             }
@@ -179,7 +186,7 @@ async fn check_postgres(
     let reading = checkup::read(options);
     let checkup = match within(POSTGRES_TIMEOUT, "reading the state of Postgres", reading).await {
         Ok(checkup) => checkup,
-        Err(error) => return vec![postgres::unreachable(&error)],
+        Err(error) => return vec![postgres::unreachable(options, &error)],
     };
     let mut findings = postgres::findings(&checkup, connections);
     if checkup.missing_migrations.is_empty() {

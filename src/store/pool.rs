@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use prometheus_client::metrics::counter::Counter;
 use sqlx::Postgres;
 use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgConnection, PgPool};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool};
+
+use crate::tls;
 
 /// Longest wait for the answer to a ping when a caller returns a connection or is dropped. After that
 /// the pool gives up the connection, so that a silent server occupies no place in the pool.
@@ -43,7 +45,7 @@ impl Pool {
                 if matches!(error, sqlx::Error::PoolTimedOut) {
                     self.timeouts.inc();
                 }
-                Err(error)
+                Err(explain(error, &self.connections.connect_options()))
             }
         }
     }
@@ -165,6 +167,32 @@ impl Drop for Lease {
             ));
         }
     }
+}
+
+/// An error of TLS with its address and its reason.
+#[derive(Debug, thiserror::Error)]
+#[error("{address}: {reason}")]
+struct Explained {
+    address: String,
+    reason: String,
+}
+
+/// Adds the address, the reason and the remedy to an error of TLS. Returns other errors as they are.
+pub(super) fn explain(error: sqlx::Error, options: &PgConnectOptions) -> sqlx::Error {
+    const SETTINGS: tls::Settings = tls::Settings {
+        ca: "`sslrootcert` in DATABASE_URL",
+        client: "`sslcert` and `sslkey` in DATABASE_URL",
+    };
+    let reason = match (tls::reason(&error, SETTINGS), &error) {
+        (Some(reason), _) => reason,
+        // The text of sqlx for a server without TLS, or of a file of certificates that is not usable.
+        (None, sqlx::Error::Tls(error)) => {
+            format!("{error}; turn on `ssl` in Postgres, and check the files in DATABASE_URL")
+        }
+        (None, _) => return error,
+    };
+    let address = format!("{}:{}", options.get_host(), options.get_port());
+    sqlx::Error::Tls(Box::new(Explained { address, reason }))
 }
 
 /// Returns whether the server refuses writes.

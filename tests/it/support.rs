@@ -4,6 +4,7 @@
 //! Nothing here depends on the inside of Shopbell. All modules use AMQP, WebSocket, HTTP and SQL.
 
 mod broker;
+pub mod certificates;
 mod collector;
 mod command;
 mod event;
@@ -27,6 +28,7 @@ mod seen;
 mod tap;
 mod template;
 mod time_machine;
+pub mod tls_server;
 mod token;
 mod url;
 mod world;

@@ -4,6 +4,8 @@ mod durability;
 mod replication;
 mod sessions;
 
+use sqlx::postgres::PgConnectOptions;
+
 use super::Finding;
 use crate::commands::terminal;
 use crate::store::checkup::Checkup;
@@ -14,9 +16,11 @@ const MAJOR_MIN: i32 = 15;
 const CLOCK_APART_SECONDS_MAX: f64 = 2.0;
 
 /// The finding if Postgres cannot be read.
-pub(super) fn unreachable(error: &anyhow::Error) -> Finding {
+pub(super) fn unreachable(options: &PgConnectOptions, error: &anyhow::Error) -> Finding {
+    let (host, port) = (options.get_host(), options.get_port());
+    let found = format!("{host}:{port}: {}", terminal::chain(error));
     let remedy = "Check that it is running, and that host, user, password and database in DATABASE_URL are correct";
-    Finding::error("postgres", terminal::chain(error), remedy)
+    Finding::error("postgres", found, remedy)
 }
 
 /// Returns a finding for each check. `needed` is the maximum number of connections of one replica.
