@@ -4,7 +4,7 @@
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos bench docs check services stop clean toolchain
+.PHONY: help demo test chaos bench docs sbom check services stop clean toolchain
 
 help: ## list these chores
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -24,6 +24,10 @@ bench: toolchain ## measure throughput, latency, replay, idle sessions and scale
 
 docs: toolchain ## build the documentation as a site: target/docs/html/index.html
 	@scripts/docs-site
+
+sbom: toolchain ## write the software bill of materials: target/shopbell.cdx.json
+	@mkdir -p target
+	scripts/sbom > target/shopbell.cdx.json
 
 check: toolchain ## check format and lints, without services
 	@scripts/test format
