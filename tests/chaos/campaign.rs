@@ -16,9 +16,12 @@ mod population;
 mod publisher;
 mod report;
 mod samples;
+mod scenarios;
 mod session;
+mod setting;
 mod stage;
 
+use std::any::Any;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::Arc;
@@ -37,6 +40,7 @@ use nemesis::Fault;
 use options::Options;
 use population::{BROADCAST_FEED, Population};
 use report::Report;
+use scenarios::Scenario;
 use stage::{Phase, REPLICAS, Stage, name};
 
 /// Ingest partitions, by the seed.
@@ -55,25 +59,31 @@ const RSS_BYTES_PER_CLIENT: usize = 50 * 1024;
 async fn campaign_of_random_faults_breaks_no_promise() {
     let options = Options::from_environment();
     let mut report = Report::default();
-    for run in 0..options.runs {
-        let seed = options.seed_of(run);
+    let scenarios = options.scenarios();
+    let runs = scenarios.iter().flat_map(|(scenario, seconds, runs)| {
+        let options = &options;
+        (0..*runs).map(move |run| Run {
+            options,
+            scenario,
+            seed: options.seed_of(run),
+            seconds: *seconds,
+        })
+    });
+    for run in runs {
         eprintln!(
-            "SHOPBELL_CHAOS_SEED={seed} SHOPBELL_CHAOS_SECONDS={}",
-            options.seconds
+            "SHOPBELL_CHAOS_ON={} SHOPBELL_CHAOS_SEED={} SHOPBELL_CHAOS_SECONDS={}",
+            run.scenario.name, run.seed, run.seconds
         );
-        let folder = options.folder(seed);
+        let folder = options.folder(run.scenario, run.seed);
         // The next run begins even if this one panics.
-        let run = AssertUnwindSafe(run_once(&options, seed, &folder));
-        let oddities = run
-            .catch_unwind()
-            .await
-            .unwrap_or_else(|_| vec!["the run panicked".to_owned()]);
+        let one = AssertUnwindSafe(run_once(&run, &folder)).catch_unwind();
+        let oddities = one.await.unwrap_or_else(|panic| vec![text_of(&*panic)]);
         let (verdict, good) = ending::judge(&folder).await;
         let clean = good && oddities.is_empty();
         for oddity in oddities {
             eprintln!("{oddity}");
         }
-        report.add(seed, &options, &verdict, clean);
+        report.add(&run, &verdict, clean);
         if clean && !options.keep {
             std::fs::remove_dir_all(&folder).expect("the history can be removed");
         } else {
@@ -87,20 +97,39 @@ async fn campaign_of_random_faults_breaks_no_promise() {
     );
 }
 
+/// The message of a panic.
+fn text_of(panic: &(dyn Any + Send)) -> String {
+    let text = panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied());
+    format!("the run panicked: {}", text.unwrap_or("without a message"))
+}
+
+/// One run of the campaign.
+struct Run<'a> {
+    options: &'a Options,
+    scenario: &'static Scenario,
+    seed: u64,
+    seconds: u64,
+}
+
 /// One run: load and faults, then the drain, then the dump. Returns the
 /// frames that no client may receive.
-async fn run_once(options: &Options, seed: u64, folder: &Path) -> Vec<String> {
-    let mut random = Rng::with_seed(seed);
+async fn run_once(run: &Run<'_>, folder: &Path) -> Vec<String> {
+    let (options, setting) = (run.options, run.scenario.setting);
+    let mut random = Rng::with_seed(run.seed);
     let population = Arc::new(Population::draw(&mut random));
-    let mut faults = nemesis::named(&options.faults);
+    let mut faults = nemesis::named(run.scenario.faults, &options.faults);
     let partitions = *random.choice(PARTITIONS).expect("there are numbers");
-    let stage = Stage::open(folder.to_owned(), partitions, options.herd()).await;
+    let partitions = setting.partitions().unwrap_or(partitions);
+    let stage = Stage::open(folder.to_owned(), setting, partitions, options.herd()).await;
     let stage = Arc::new(stage);
     let rabbitmq = stage.services.rabbitmqctl(["version"]).await;
     if options.faults.is_empty() {
         faults.retain(|fault| !fault.reorders(&rabbitmq));
     }
-    describe(&stage, options, seed, &faults, rabbitmq.trim()).await;
+    describe(&stage, run, &faults, rabbitmq.trim()).await;
     stage.history.write("secrets.json", &population.secrets());
     stage
         .history
@@ -123,7 +152,7 @@ async fn run_once(options: &Options, seed: u64, folder: &Path) -> Vec<String> {
         let rate = options.rate / PUBLISHERS as f64;
         publishers.spawn(publisher::publish(Arc::clone(&stage), mix, rate));
     }
-    let until = Instant::now() + Duration::from_secs(options.seconds);
+    let until = Instant::now() + Duration::from_secs(run.seconds);
     nemesis::strike(&stage, &faults, until, random.fork()).await;
 
     stage.history.note(Book::Faults, "healed", json!({}));
@@ -154,7 +183,7 @@ async fn run_once(options: &Options, seed: u64, folder: &Path) -> Vec<String> {
 }
 
 /// Writes the file that describes the run.
-async fn describe(stage: &Stage, options: &Options, seed: u64, faults: &[&Fault], rabbitmq: &str) {
+async fn describe(stage: &Stage, run: &Run<'_>, faults: &[&Fault], rabbitmq: &str) {
     // RabbitMQ keeps the partition of a recipient only in memory (docs/scaling.md).
     let reorders = |fault: &&Fault| {
         fault.reorders(rabbitmq) || stage.partitions > 1 && fault.moves_partitions()
@@ -170,8 +199,8 @@ async fn describe(stage: &Stage, options: &Options, seed: u64, faults: &[&Fault]
         .began_at()
         .format(&time::format_description::well_known::Rfc3339)
         .expect("a time can be written");
-    let run = json!({
-        "seed": seed, "seconds": options.seconds, "scenarios": faults, "started_at": started_at,
+    let settings = json!({
+        "seed": run.seed, "seconds": run.seconds, "on": run.scenario.name, "scenarios": faults, "started_at": started_at,
         "started_at_us": i64::try_from(stage.history.began_at().unix_timestamp_nanos() / 1_000).unwrap_or_default(),
         "versions": {
             "shopbell": env!("CARGO_PKG_VERSION"),
@@ -180,11 +209,11 @@ async fn describe(stage: &Stage, options: &Options, seed: u64, faults: &[&Fault]
         },
         "replicas": (0..REPLICAS).map(name).collect::<Vec<_>>(),
         "broadcast_feed": BROADCAST_FEED, "window": 256, "partitions": stage.partitions,
-        "ordered": ordered, "lossy": false,
+        "ordered": ordered, "lossy": run.scenario.setting.is_lossy(),
         "bounds": {
             "recovery_seconds": RECOVERY_SECONDS, "rss_bytes": RSS_BYTES + (stage.herd * RSS_BYTES_PER_CLIENT) as u64,
             "readiness_seconds": READINESS_SECONDS,
         },
     });
-    stage.history.write("run.json", &run);
+    stage.history.write("run.json", &settings);
 }

@@ -8,28 +8,45 @@ use std::time::Duration;
 
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
-use tokio::task::spawn_blocking;
 
-use crate::it::support::eventually;
+use crate::it::support::{eventually, holds};
+use crate::programs::{installed, is_root, program, run};
+use crate::small_disk::SmallDisk;
 
 /// A copy recovers from its log first.
 const START_BOUND: Duration = Duration::from_secs(60);
+/// The programs of each version are in a directory of its own.
+const VERSIONS: &str = "/usr/lib/postgresql";
 /// The superuser of every cluster. Connections come only from this machine and need no password.
 const USER: &str = "shopbell";
+/// Nothing checks it, but no log may contain it.
+const PASSWORD: &str = "password-of-a-cluster";
 
 /// One Postgres server with its own data directory. It ends with the story.
 pub struct Cluster {
     folder: PathBuf,
     port: u16,
     server: Option<Child>,
+    /// Its data directory is there.
+    disk: Option<SmallDisk>,
 }
 
 impl Cluster {
     /// A new, empty primary that allows replication.
     pub async fn primary() -> Self {
-        let cluster = Self::empty();
-        let data = cluster.data();
-        run(postgres("initdb")
+        Self::empty().initialized().await
+    }
+
+    /// The same with a data directory that has only this much space. It needs root.
+    pub async fn primary_on_disk_of(megabytes: u32) -> Self {
+        let mut cluster = Self::empty();
+        cluster.disk = Some(SmallDisk::mounted_at(&cluster.folder, megabytes));
+        cluster.initialized().await
+    }
+
+    async fn initialized(self) -> Self {
+        let mut command = self.command("initdb");
+        command
             .args([
                 "--auth=trust",
                 "--encoding=UTF8",
@@ -39,9 +56,9 @@ impl Cluster {
             ])
             .arg(USER)
             .arg("-D")
-            .arg(data))
-        .await;
-        cluster.started().await
+            .arg(self.data());
+        run(command).await;
+        self.started().await
     }
 
     /// A standby that streams from `authority` (`host:port`), the address of this primary or of a
@@ -72,13 +89,38 @@ impl Cluster {
             "--no-sync",
             "-D",
         ];
-        run(postgres("pg_basebackup").args(backup).arg(copy.data())).await;
+        let mut command = copy.command("pg_basebackup");
+        command.args(backup).arg(copy.data());
+        run(command).await;
         copy
     }
 
     /// Starts the server, and waits until it accepts connections.
     pub async fn started(mut self) -> Self {
-        let mut server = postgres("postgres");
+        self.start().await;
+        self
+    }
+
+    /// Starts the server unless it runs, and waits until it accepts connections.
+    pub async fn start(&mut self) {
+        let runs = self
+            .server
+            .as_mut()
+            .is_some_and(|server| matches!(server.try_wait(), Ok(None)));
+        if !runs {
+            self.launch();
+        }
+        eventually("the cluster answers", START_BOUND, async || {
+            PgConnection::connect(&self.url())
+                .await
+                .map(drop)
+                .map_err(|error| error.to_string())
+        })
+        .await;
+    }
+
+    fn launch(&mut self) {
+        let mut server = self.command("postgres");
         server
             .arg("-D")
             .arg(self.data())
@@ -98,14 +140,6 @@ impl Cluster {
             .stdout(log.try_clone().expect("a log can be shared"))
             .stderr(log);
         self.server = Some(server.spawn().expect("Postgres starts"));
-        eventually("the cluster answers", START_BOUND, async || {
-            PgConnection::connect(&self.url())
-                .await
-                .map(drop)
-                .map_err(|error| error.to_string())
-        })
-        .await;
-        self
     }
 
     /// Kills every process of the server at once, like a power cut.
@@ -132,6 +166,35 @@ impl Cluster {
         }
     }
 
+    /// From now on, each commit waits until a standby has it.
+    pub async fn require_standby(&self) {
+        self.execute("alter system set synchronous_standby_names = '*'")
+            .await;
+        self.execute("select pg_reload_conf()").await;
+        eventually("a standby is synchronous", START_BOUND, async || {
+            let synchronous = "select count(*) from pg_stat_replication where sync_state = 'sync'";
+            let mut connection = PgConnection::connect(&self.url())
+                .await
+                .map_err(|error| error.to_string())?;
+            let count: i64 = sqlx::query_scalar(synchronous)
+                .fetch_one(&mut connection)
+                .await
+                .map_err(|error| error.to_string())?;
+            holds(count == 1, format!("{count} are"))
+        })
+        .await;
+    }
+
+    /// Leaves no free space on its small disk.
+    pub fn fill_disk(&self) {
+        self.disk.as_ref().expect("a small disk").fill();
+    }
+
+    /// Frees the space again.
+    pub fn free_disk(&self) {
+        self.disk.as_ref().expect("a small disk").free();
+    }
+
     /// Promotes a standby, and waits until it accepts writes.
     pub async fn promote(&self) {
         self.execute("select pg_promote(true, 60)").await;
@@ -150,11 +213,19 @@ impl Cluster {
 
     /// The URL of its maintenance database.
     pub fn url(&self) -> String {
-        format!("postgres://{USER}@{}/postgres", self.authority())
+        format!("postgres://{USER}:{PASSWORD}@{}/postgres", self.authority())
     }
 
     pub fn authority(&self) -> String {
         format!("127.0.0.1:{}", self.port)
+    }
+
+    fn command(&self, name: &str) -> Command {
+        let command = postgres(name, &self.folder);
+        match &self.disk {
+            Some(disk) => disk.command(&command),
+            None => command,
+        }
     }
 
     fn data(&self) -> PathBuf {
@@ -169,7 +240,7 @@ impl Cluster {
             std::env::temp_dir().join(format!("shopbell-cluster-{}-{number}", std::process::id()));
         std::fs::create_dir(&folder).expect("a folder can be made");
         if is_root() {
-            let owned = Command::new("chown")
+            let owned = program("chown", &folder)
                 .arg("postgres:")
                 .arg(&folder)
                 .status()
@@ -187,6 +258,7 @@ impl Cluster {
             folder,
             port: port.port(),
             server: None,
+            disk: None,
         }
     }
 }
@@ -198,51 +270,32 @@ impl Drop for Cluster {
     }
 }
 
-/// A program of the newest Postgres on this machine, run as a user that it accepts.
-fn postgres(program: &str) -> Command {
-    let versions = Path::new("/usr/lib/postgresql")
+/// A program of the newest Postgres that is installed, run as a user that it accepts.
+fn postgres(name: &str, folder: &Path) -> Command {
+    let path = format!("{VERSIONS}/{}/bin/{name}", newest_version());
+    if !is_root() {
+        return program(&path, folder);
+    }
+    let mut command = program("setpriv", folder);
+    command.args([
+        "--reuid=postgres",
+        "--regid=postgres",
+        "--init-groups",
+        "--",
+        &path,
+    ]);
+    command
+}
+
+fn newest_version() -> u32 {
+    let versions = installed(VERSIONS)
         .read_dir()
         .expect("Postgres is installed: scripts/services up");
     let version = |entry: std::io::Result<std::fs::DirEntry>| {
         entry.ok()?.file_name().to_str()?.parse::<u32>().ok()
     };
-    let newest = versions
+    versions
         .filter_map(version)
         .max()
-        .expect("a version of Postgres");
-    let program = format!("/usr/lib/postgresql/{newest}/bin/{program}");
-    let mut command = Command::new("setpriv");
-    match is_root() {
-        true => command.args([
-            "--reuid=postgres",
-            "--regid=postgres",
-            "--init-groups",
-            "--",
-            &program,
-        ]),
-        false => return Command::new(program),
-    };
-    command
-}
-
-fn is_root() -> bool {
-    rustix::process::geteuid().is_root()
-}
-
-async fn run(command: &mut Command) {
-    command
-        .stdin(Stdio::null())
-        .env("LC_ALL", "C.UTF-8")
-        .current_dir("/");
-    let shown = format!("{command:?}");
-    let mut command = std::mem::replace(command, Command::new("true"));
-    let output = spawn_blocking(move || command.output())
-        .await
-        .expect("waiting does not panic")
-        .expect("it runs");
-    assert!(
-        output.status.success(),
-        "{shown}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+        .expect("a version of Postgres")
 }

@@ -19,9 +19,12 @@ mod dashboards;
 mod edges;
 mod files;
 mod nginx;
+mod programs;
+mod rabbitmq_cluster;
 mod rolling;
 mod services;
 mod setbacks;
+mod small_disk;
 #[path = "../it"]
 mod it {
     #[expect(

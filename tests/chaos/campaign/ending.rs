@@ -50,7 +50,8 @@ async fn behind(
         .fetch_one(&stage.pool)
         .await?;
     let good = stage.load.good();
-    if stored.unsigned_abs() < good {
+    let is_lossy = stage.parts.setting.is_lossy();
+    if stored.unsigned_abs() < good && !is_lossy {
         return Ok(Some(format!("{stored} of {good} events are stored")));
     }
     let rows: Vec<(String, String, String)> = sqlx::query_as(

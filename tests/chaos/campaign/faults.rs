@@ -1,12 +1,14 @@
 //! The faults, each with a plan: its target, its begin and its end.
 
 mod broker;
+pub mod clusters;
 mod herd;
 mod network;
 mod postgres;
 mod processes;
 mod queues;
 mod retention;
+mod upkeep;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -85,6 +87,8 @@ pub const ALL: &[Fault] = &[
     }),
     fault("consumer-timeout", 6_000..9_000, broker::consumer_timeout),
     fault("redelivery-storm", 2_000..8_000, broker::redelivery_storm),
+    fault("disk-alarm", 1_000..8_000, upkeep::disk_alarm),
+    fault("migration", 0..1_000, upkeep::migrate),
     fault("cut-postgres", 500..8_000, |stage, random| {
         network::plan(stage, random, Link::Postgres, Trouble::Cut)
     }),
@@ -142,7 +146,7 @@ pub const ALL: &[Fault] = &[
     fault("retention", 500..3_000, retention::age),
 ];
 
-const fn fault(
+pub const fn fault(
     name: &'static str,
     lasts_ms: Range<u64>,
     plan: fn(&Arc<Stage>, &mut Rng) -> Plan,

@@ -5,15 +5,14 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use futures_util::FutureExt as _;
-use futures_util::future::BoxFuture;
+use futures_util::future::LocalBoxFuture;
 use serde_json::json;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::faults;
 use super::history::Book;
 use super::stage::Stage;
 
-/// A fault of the list. To add one, write its `plan` and add it to [`faults::ALL`].
+/// A fault of the list. To add one, write its `plan` and add it to `ALL` in `faults.rs`.
 pub struct Fault {
     /// Its name in `SHOPBELL_CHAOS_FAULTS`.
     pub name: &'static str,
@@ -53,15 +52,15 @@ pub struct Plan {
     /// The parts are wholly away.
     pub total: bool,
     /// Begins it. Its result ends it.
-    pub begin: BoxFuture<'static, End>,
+    pub begin: LocalBoxFuture<'static, End>,
 }
 
 /// The end of a fault.
-pub struct End(BoxFuture<'static, ()>);
+pub struct End(LocalBoxFuture<'static, ()>);
 
 impl End {
-    pub fn by(end: impl Future<Output = ()> + Send + 'static) -> Self {
-        Self(end.boxed())
+    pub fn by(end: impl Future<Output = ()> + 'static) -> Self {
+        Self(end.boxed_local())
     }
 }
 
@@ -188,17 +187,17 @@ async fn begin(
     }
 }
 
-/// The faults with these names: all without a name, and none for `none`.
-pub fn named(names: &[String]) -> Vec<&'static Fault> {
+/// Those of `all` with these names: all without a name, and none for `none`.
+pub fn named(all: &'static [Fault], names: &[String]) -> Vec<&'static Fault> {
     match names {
-        [] => return faults::ALL.iter().collect(),
+        [] => return all.iter().collect(),
         [none] if none == "none" => return Vec::new(),
         _ => {}
     }
     let find = |name: &String| {
-        let fault = faults::ALL.iter().find(|fault| fault.name == name);
+        let fault = all.iter().find(|fault| fault.name == name);
         fault.unwrap_or_else(|| {
-            let known: Vec<_> = faults::ALL.iter().map(|fault| fault.name).collect();
+            let known: Vec<_> = all.iter().map(|fault| fault.name).collect();
             panic!(
                 "there is no fault {name}; the faults are: {}",
                 known.join(", ")

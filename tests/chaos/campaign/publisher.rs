@@ -80,10 +80,17 @@ impl Line<'_> {
         rate: f64,
     ) -> VecDeque<Pending> {
         let mut waiting: VecDeque<Waiting> = VecDeque::new();
+        // Of these, RabbitMQ has stored none. They go first when the others are settled.
+        let mut nacked = VecDeque::new();
         let (mut tick, mut due, phase) = (interval(TICK), 0.0, self.stage.phase());
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            while waiting.len() < IN_FLIGHT_MAX {
+            if waiting.is_empty() && !nacked.is_empty() {
+                sleep(PAUSE).await;
+                nacked.append(&mut queue);
+                std::mem::swap(&mut nacked, &mut queue);
+            }
+            while waiting.len() < IN_FLIGHT_MAX && nacked.is_empty() {
                 let Some(pending) = queue.pop_front() else {
                     break;
                 };
@@ -95,7 +102,7 @@ impl Line<'_> {
                     }),
                     None => {
                         queue.push_front(again(pending));
-                        return self.give_up(VecDeque::new(), waiting, queue);
+                        return self.give_up("publish_unknown", VecDeque::new(), waiting, queue);
                     }
                 }
             }
@@ -112,15 +119,24 @@ impl Line<'_> {
                         Ok(Ok(Confirmation::Ack(None))) => self.note("publish_confirmed", &waited.pending),
                         Ok(Ok(Confirmation::Ack(Some(_)))) => {
                             self.note("publish_returned", &waited.pending);
-                            return self.give_up([again(waited.pending)].into(), waiting, queue);
+                            return self.give_up("publish_unknown", [again(waited.pending)].into(), waiting, queue);
+                        }
+                        Ok(Ok(Confirmation::Nack(_))) => {
+                            self.note("publish_nacked", &waited.pending);
+                            nacked.push_back(again(waited.pending));
                         }
                         _ => {
                             waiting.push_front(waited);
-                            return self.give_up(VecDeque::new(), waiting, queue);
+                            // If some before them were nacked, these may have been too.
+                            let kind = match nacked.is_empty() {
+                                true => "publish_unknown",
+                                false => "publish_nacked",
+                            };
+                            return self.give_up(kind, nacked, waiting, queue);
                         }
                     }
                 }
-                _ = tick.tick(), if running && queue.is_empty() => if load.is_open() {
+                _ = tick.tick(), if running && queue.is_empty() && nacked.is_empty() => if load.is_open() {
                     due = (due + rate * TICK.as_secs_f64()).min(IN_FLIGHT_MAX as f64);
                     while due >= 1.0 {
                         due -= 1.0;
@@ -161,15 +177,16 @@ impl Line<'_> {
         }
     }
 
-    /// The outcome of all that wait is unknown.
+    /// The connection is over. `kind` is the outcome of all that wait.
     fn give_up(
         &self,
+        kind: &str,
         mut unconfirmed: VecDeque<Pending>,
         waiting: VecDeque<Waiting>,
         queue: VecDeque<Pending>,
     ) -> VecDeque<Pending> {
         unconfirmed.extend(waiting.into_iter().map(|waiting| {
-            self.note("publish_unknown", &waiting.pending);
+            self.note(kind, &waiting.pending);
             again(waiting.pending)
         }));
         unconfirmed.extend(queue);

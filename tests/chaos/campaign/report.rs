@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
-use super::options::Options;
+use super::Run;
 
 /// The columns of the verdict that the table shows, and their headings.
 const COLUMNS: [(&str, &str); 18] = [
@@ -36,13 +36,18 @@ pub struct Report {
 }
 
 impl Report {
-    pub fn add(&mut self, seed: u64, options: &Options, verdict: &Value, clean: bool) {
+    pub fn add(&mut self, run: &Run<'_>, verdict: &Value, clean: bool) {
         self.dirty += usize::from(!clean);
-        let faults = match options.faults.len() {
+        let faults = match run.options.faults.len() {
             0 => "all".to_owned(),
-            _ => options.faults.join("+"),
+            _ => run.options.faults.join("+"),
         };
-        let mut row = vec![seed.to_string(), options.seconds.to_string(), faults];
+        let mut row = vec![
+            run.seed.to_string(),
+            run.seconds.to_string(),
+            run.scenario.name.to_owned(),
+            faults,
+        ];
         row.extend(
             COLUMNS
                 .iter()
@@ -65,12 +70,12 @@ impl Report {
 
     /// A Markdown table.
     pub fn table(&self) -> String {
-        let mut text = String::from("| seed | seconds | faults |");
+        let mut text = String::from("| seed | seconds | on | faults |");
         for (_, heading) in COLUMNS {
             write!(text, " {heading} |").expect("a string can be written");
         }
         text += " verdict |\n|";
-        text += &"---|".repeat(COLUMNS.len() + 4);
+        text += &"---|".repeat(COLUMNS.len() + 5);
         for row in &self.rows {
             write!(text, "\n| {} |", row.join(" | ")).expect("a string can be written");
         }

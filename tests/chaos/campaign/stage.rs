@@ -12,6 +12,7 @@ use tokio::time::sleep;
 
 use super::history::History;
 use super::load::Load;
+use super::setting::{Parts, Setting};
 use crate::it::support::{Proxy, Replica, World};
 use crate::services::Services;
 
@@ -55,22 +56,28 @@ pub struct Stage {
     phase: watch::Sender<Phase>,
     /// Replicas that stay down for now.
     held: Mutex<BTreeSet<usize>>,
-    /// Before `services`, because its removal needs them.
+    /// Before the services, because its removal needs them.
     pub world: World,
+    pub parts: Parts,
     pub services: Services,
 }
 
 impl Stage {
     /// Starts the services, the replicas and the proxies.
-    pub async fn open(folder: PathBuf, partitions: u8, herd: usize) -> Self {
+    pub async fn open(folder: PathBuf, setting: Setting, partitions: u8, herd: usize) -> Self {
         let services = Services::up().await;
-        let world = World::at(services.database_url.clone(), services.amqp_url.clone()).await;
-        let to_postgres = Proxy::before_service(&services.database_url).await;
-        let to_rabbitmq = Proxy::before_service(&services.amqp_url).await;
-        let publishers = Proxy::before_service(&services.amqp_url).await;
-        let start_one = |_| {
-            world
-                .replica()
+        let parts = Parts::start(setting, &services, &folder).await;
+        let world = World::at(parts.database_url.clone(), parts.amqp_url.clone()).await;
+        let to_postgres = Proxy::before_service(&parts.database_url).await;
+        let to_rabbitmq = Proxy::before_service(&parts.amqp_url).await;
+        let publishers = Proxy::before_service(&parts.amqp_url).await;
+        let start_one = |number| {
+            parts
+                .environment(number)
+                .into_iter()
+                .fold(world.replica(), |setup, (variable, value)| {
+                    setup.with(variable, value)
+                })
                 .with("DATABASE_URL", to_postgres.url(world.database_url()))
                 .with("AMQP_URL", to_rabbitmq.url(world.amqp_url()))
                 .with("SHOPBELL_HEARTBEAT_SECONDS", HEARTBEAT_SECONDS)
@@ -107,6 +114,7 @@ impl Stage {
             phase: watch::Sender::new(Phase::Running),
             held: Mutex::default(),
             world,
+            parts,
             services,
         }
     }

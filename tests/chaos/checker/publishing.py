@@ -146,11 +146,11 @@ def _is_kept(run: Run, numbering: Numbering, feed: str, epoch: str, seq: int, ev
 
 
 def _order(run: Run, numbering: Numbering, findings: Findings) -> None:
-    """The numbers of a feed have the order of each of its publishers. A returned event was published again later."""
+    """The numbers of a feed have the order of each of its publishers. A refused event was published again later."""
     newest: dict[tuple[str, str], tuple[int, int]] = {}
     for row in run.rows:
         event = run.events.get(row.event)
-        if event is None or event.n is None or event.returned or event.feed != row.feed:
+        if event is None or event.n is None or event.refused or event.feed != row.feed:
             continue
         key = (row.feed, event.publisher)
         n, at = newest.get(key, (0, 0))

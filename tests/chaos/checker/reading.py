@@ -42,7 +42,7 @@ class Event:
     status: str | None
     poison: bool
     confirmed: int | None = None
-    returned: bool = False
+    refused: bool = False
 
 
 @dataclass(slots=True)
@@ -331,8 +331,9 @@ def _publish_confirmed(run: Run, t: int, at: int, record: dict[str, Any]) -> Non
         event.confirmed = t
 
 
-def _publish_returned(run: Run, t: int, at: int, record: dict[str, Any]) -> None:
-    run.events[run.numbers[record["source"], record["id"]]].returned = True
+def _publish_refused(run: Run, t: int, at: int, record: dict[str, Any]) -> None:
+    """Returned or nacked: its publisher publishes it again, after the events that were not refused."""
+    run.events[run.numbers[record["source"], record["id"]]].refused = True
 
 
 def _publish_unknown(run: Run, t: int, at: int, record: dict[str, Any]) -> None:
@@ -428,7 +429,8 @@ def _drained(run: Run, t: int, at: int, record: dict[str, Any]) -> None:
 READERS: dict[str | None, Callable[[Run, int, int, dict[str, Any]], None]] = {
     "publish_invoked": _publish_invoked,
     "publish_confirmed": _publish_confirmed,
-    "publish_returned": _publish_returned,
+    "publish_returned": _publish_refused,
+    "publish_nacked": _publish_refused,
     "publish_unknown": _publish_unknown,
     "session_opened": _session_opened,
     "frame": _frame,

@@ -26,12 +26,17 @@ class StaysGreen(Checks):
         expected = {"attempted": 53, "confirmed": 51, "stored": 51, "delivered": 39, "acknowledged": 39}
         self.assertEqual({column: columns[column] for column in expected}, expected)
 
-    def test_a_returned_event_that_is_stored_later(self) -> None:
+    def test_a_refused_event_that_is_stored_later(self) -> None:
+        for kind in ("publish_returned", "publish_nacked"):
+            with self.subTest(kind=kind):
+                self._expect_any_place_after(kind)
+
+    def _expect_any_place_after(self, kind: str) -> None:
         world, _ = small()
         world.n["shop", "anna"] += 1
         late = world.publish("anna", stored=False, confirmed=False) | {"n": 6}
         records(world, "publish_invoked", id=late["id"])[0]["n"] = 6
-        records(world, "publish_unknown", id=late["id"])[0]["kind"] = "publish_returned"
+        records(world, "publish_unknown", id=late["id"])[0]["kind"] = kind
         world.publish("anna")
         world.publish_again(late, stored=False)
         self.expect(finished(world))
