@@ -9,6 +9,10 @@ from numbering import frames
 from reading import SECOND, Fault, Run, Sample
 
 
+# The status of a sample without an answer.
+NO_ANSWER = 0
+
+
 @dataclass(slots=True)
 class Recovery:
     fault: Fault
@@ -49,7 +53,9 @@ def _ready_without_postgres(run: Run, findings: Findings) -> None:
 
 
 def _unready_without_fault(run: Run, findings: Findings) -> None:
-    """Finds samples that are not 200 although no fault was active for longer than the bound."""
+    """Finds samples that are not 200 although no fault was active for longer than the bound.
+
+    A sample without an answer claims nothing. Only a silence that is longer than the bound counts."""
     faults = _merged([(fault.begun, fault.ended or run.last) for fault in run.faults.values()])
     ends = [0, *(ended for _, ended in faults)]
     begins = [*(begun for begun, _ in faults), run.drained or run.last]
@@ -58,10 +64,24 @@ def _unready_without_fault(run: Run, findings: Findings) -> None:
         if not samples:
             findings.add("readiness_untrue", f"{replica} was never ready")
         for ended, begun in zip(ends, begins):
-            wrong = [sample for sample in samples if ended + _bound(run) < sample.t < begun and sample.value != 200]
-            if wrong:
-                seconds = (wrong[0].t - ended) / SECOND
-                findings.add("readiness_untrue", f"{replica} was not ready {seconds:.1f} s after the last fault", wrong[0].at)
+            calm = [sample for sample in samples if ended + _bound(run) < sample.t < begun]
+            wrong = next(_untrue(calm, _bound(run)), None)
+            if wrong is not None:
+                seconds = (wrong.t - ended) / SECOND
+                findings.add("readiness_untrue", f"{replica} was not ready after {seconds:.1f} s without a fault", wrong.at)
+
+
+def _untrue(samples: list[Sample], bound: int) -> Iterator[Sample]:
+    silent_since: int | None = None
+    for sample in samples:
+        if sample.value == NO_ANSWER:
+            silent_since = sample.t if silent_since is None else silent_since
+            if sample.t - silent_since > bound:
+                yield sample
+        else:
+            silent_since = None
+            if sample.value != 200:
+                yield sample
 
 
 def _since_first_ready(samples: list[Sample]) -> list[Sample]:

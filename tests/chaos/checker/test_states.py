@@ -104,10 +104,21 @@ class Health(Checks):
         def the_last_sample(world: World) -> None:
             records(world, "readiness")[-1]["status"] = 503
 
-        def no_answer(world: World) -> None:
-            records(world, "readiness")[-1]["status"] = 0
+        def a_long_silence(world: World) -> None:
+            world.records = world.records[:-1]
+            for _ in range(40):
+                world.wait(0.5)
+                for sample in world.records[-4:]:
+                    if sample["kind"] == "readiness":
+                        sample["status"] = 0
+            world.record("drained")
 
-        self.expect_each(("readiness_untrue",), the_last_sample, no_answer)
+        self.expect_each(("readiness_untrue",), the_last_sample, a_long_silence)
+
+    def test_a_late_answer_is_no_untrue_one(self) -> None:
+        world = story()
+        records(world, "readiness")[-1]["status"] = 0
+        self.expect(world)
 
     def test_memory(self) -> None:
         def a_replica_grew(world: World) -> None:
