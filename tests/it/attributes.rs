@@ -23,7 +23,7 @@ async fn rejections(world: &World, parcels: &[Parcel]) -> Vec<Listed> {
     let replica = world.serve().await;
     world.publisher().await.publish_all(parcels).await;
     replica
-        .metric_reaches("shopbell_events_received_total", parcels.len() as u64)
+        .metric_reaches("shopbell_events_dead_lettered_total", parcels.len() as u64)
         .await;
     assert_eq!(
         world.stored_in_all().await,
