@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -59,11 +60,35 @@ impl Crowd {
 
     /// Each client now reads and acknowledges.
     pub fn read(self, ledger: &Arc<Ledger>) -> Reading {
+        self.read_at(&Pace::default(), ledger)
+    }
+
+    /// The same at a pace that can change.
+    pub fn read_at(self, pace: &Pace, ledger: &Arc<Ledger>) -> Reading {
         let mut tasks = JoinSet::new();
         for (name, socket) in self.sockets {
-            tasks.spawn(client(self.server.clone(), name, socket, ledger.clone()));
+            let (server, pace, ledger) = (self.server.clone(), pace.clone(), ledger.clone());
+            tasks.spawn(client(server, name, socket, Order::default(), pace, ledger));
         }
         Reading(tasks)
+    }
+}
+
+/// The wait of clients before each message. They are fast if it is 0.
+#[derive(Debug, Clone, Default)]
+pub struct Pace(Arc<AtomicU64>);
+
+impl Pace {
+    pub fn set(&self, wait: Duration) {
+        self.0.store(wait.as_millis() as u64, Ordering::Relaxed);
+    }
+
+    /// `None` if the clients are fast.
+    fn wait(&self) -> Option<Duration> {
+        match self.0.load(Ordering::Relaxed) {
+            0 => None,
+            wait => Some(Duration::from_millis(wait)),
+        }
     }
 }
 
@@ -87,7 +112,9 @@ fn come(server: &Server, names: Vec<String>, ledger: &Arc<Ledger>, at_once: usiz
             let connected = connect_to_read(&server, &name, place, &ledger).await;
             drop(door);
             match connected {
-                Ok((socket, order)) => client_from(server, name, socket, order, ledger).await,
+                Ok((socket, order)) => {
+                    client(server, name, socket, order, Pace::default(), ledger).await
+                }
                 Err(error) => ledger.fault(format!("{name} could not connect: {error:#}")),
             }
         });
@@ -167,18 +194,15 @@ async fn handshake(server: &Server, name: &str, place: usize) -> anyhow::Result<
     )
 }
 
-async fn client(server: Server, name: String, socket: Socket, ledger: Arc<Ledger>) {
-    client_from(server, name, socket, Order::default(), ledger).await;
-}
-
-async fn client_from(
+async fn client(
     server: Server,
     name: String,
     socket: Socket,
     order: Order,
+    pace: Pace,
     ledger: Arc<Ledger>,
 ) {
-    if let Err(error) = read_and_acknowledge(&server, &name, socket, order, &ledger).await {
+    if let Err(error) = read_and_acknowledge(&server, &name, socket, order, &pace, &ledger).await {
         ledger.fault(format!("{name}: {error:#}"));
     }
 }
@@ -189,9 +213,13 @@ async fn read_and_acknowledge(
     name: &str,
     mut socket: Socket,
     mut order: Order,
+    pace: &Pace,
     ledger: &Ledger,
 ) -> anyhow::Result<()> {
     while let Some(message) = socket.next().await {
+        if let Some(wait) = pace.wait() {
+            tokio::time::sleep(wait).await;
+        }
         let mut next = Some(message);
         while let Some(message) = next {
             for received in server.read(name, &message?)? {
@@ -199,7 +227,10 @@ async fn read_and_acknowledge(
                 ledger.receive(received.index);
                 socket.feed(received.ack).await?;
             }
-            next = socket.next().now_or_never().flatten();
+            next = match pace.wait() {
+                None => socket.next().now_or_never().flatten(),
+                Some(_) => None,
+            };
         }
         socket.flush().await?;
     }

@@ -127,7 +127,7 @@ pub async fn rabbitmq_latency(services: &Services, per_second: usize) -> anyhow:
     };
     tokio::try_join!(
         receiving,
-        publisher.publish_at("q".into(), ledger.clone(), events, per_second as f64, to)
+        publisher.publish_at("q".into(), ledger.clone(), 0..events, per_second as f64, to)
     )?;
     ledger.complete().await?;
     connection.close(200, "goodbye".into()).await?;

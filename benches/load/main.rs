@@ -15,6 +15,7 @@ mod floors;
 mod ledger;
 mod measure;
 mod memory;
+mod overload;
 mod peers;
 mod publisher;
 mod report;
@@ -27,7 +28,7 @@ mod stage;
 mod wire;
 
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::Parser;
 
@@ -71,6 +72,9 @@ struct Arguments {
     /// The length of the removal under load (`--only retention`).
     #[arg(long, default_value_t = 600)]
     retention_seconds: u64,
+    /// The length of the overload (`--only overload`).
+    #[arg(long, default_value_t = 600)]
+    overload_seconds: u64,
     /// The folder for the figures as JSON and the plans of Postgres.
     #[arg(long, default_value = "target/bench")]
     output: PathBuf,
@@ -176,9 +180,13 @@ async fn one(
             figures
                 .append(retention::retention(services, events, arguments.stored, seconds).await?);
         }
+        "overload" => {
+            let duration = Duration::from_secs(arguments.overload_seconds);
+            figures.append(overload::overload(services, duration).await?);
+        }
         other => {
             anyhow::bail!(
-                "there is no scenario {other}: F, T, L, R, C, H, S, soak and retention are"
+                "there is no scenario {other}: F, T, L, R, C, H, S, soak, overload and retention are"
             )
         }
     }

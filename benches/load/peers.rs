@@ -61,7 +61,7 @@ impl Peer<'_> {
         let cpu = self.services.processes().cpu()?;
         self.publisher()
             .await?
-            .publish_at("l".into(), ledger.clone(), events, per_second as f64, to)
+            .publish_at("l".into(), ledger.clone(), 0..events, per_second as f64, to)
             .await?;
         ledger.complete().await?;
         let cpu = self.services.processes().cpu()?.since(&cpu).of("RabbitMQ");

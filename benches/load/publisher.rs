@@ -2,6 +2,7 @@
 //! publishes.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -66,7 +67,7 @@ impl Publisher {
         &self,
         run: &str,
         ledger: &Ledger,
-        indices: std::ops::Range<usize>,
+        indices: impl IntoIterator<Item = usize>,
         recipient: impl Fn(usize) -> String,
     ) -> anyhow::Result<()> {
         let mut unconfirmed = VecDeque::with_capacity(IN_FLIGHT_MAX);
@@ -91,7 +92,7 @@ impl Publisher {
         self,
         run: String,
         ledger: Arc<Ledger>,
-        events: usize,
+        indices: Range<usize>,
         per_second: f64,
         recipient: impl Fn(usize) -> String + Send + 'static,
     ) -> anyhow::Result<()> {
@@ -99,8 +100,8 @@ impl Publisher {
         let publishing = move || {
             runtime.block_on(async {
                 let (began, mut unconfirmed) = (Instant::now(), VecDeque::new());
-                for index in 0..events {
-                    let due = began + Duration::from_secs_f64(index as f64 / per_second);
+                for (place, index) in indices.enumerate() {
+                    let due = began + Duration::from_secs_f64(place as f64 / per_second);
                     std::thread::sleep(due.saturating_duration_since(Instant::now()));
                     ledger.publish_due(index, due);
                     unconfirmed.push_back(self.publish(&run, index, &recipient(index)).await?);

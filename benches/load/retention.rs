@@ -56,7 +56,7 @@ pub async fn retention(
     let to = |index: usize| event::merchant(index % MERCHANTS);
     let publisher = stage.publisher().await?;
     let mut publishing =
-        std::pin::pin!(publisher.publish_at("r".into(), ledger.clone(), total, PER_SECOND, to));
+        std::pin::pin!(publisher.publish_at("r".into(), ledger.clone(), 0..total, PER_SECOND, to));
     let append = stage.metric("shopbell_append_seconds_sum").await?;
     execute(&stage, "update retention set begins_at = now()").await?;
     let (begun, mut removal) = (Instant::now(), None);

@@ -112,7 +112,7 @@ pub async fn latency(services: &Services, per_second: usize) -> anyhow::Result<F
     stage
         .publisher()
         .await?
-        .publish_at("l".into(), ledger.clone(), events, per_second as f64, to)
+        .publish_at("l".into(), ledger.clone(), 0..events, per_second as f64, to)
         .await?;
     ledger.complete().await?;
     let cpu = stage.processes().cpu()?.since(&cpu);
@@ -155,7 +155,7 @@ pub async fn hot(services: &Services) -> anyhow::Result<Figures> {
     stage
         .publisher()
         .await?
-        .publish_at("h".into(), ledger.clone(), events, PER_SECOND as f64, to)
+        .publish_at("h".into(), ledger.clone(), 0..events, PER_SECOND as f64, to)
         .await?;
     ledger.complete().await?;
     stage.balanced(events).await?;

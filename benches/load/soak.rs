@@ -30,7 +30,7 @@ pub async fn soak(services: &Services, seconds: u64) -> anyhow::Result<Figures> 
     let mut publishing = std::pin::pin!(stage.publisher().await?.publish_at(
         "k".into(),
         ledger.clone(),
-        events,
+        0..events,
         PER_SECOND,
         to
     ));

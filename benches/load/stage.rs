@@ -132,7 +132,12 @@ impl<'a> Stage<'a> {
 
     /// Waits until this many notifications are stored.
     pub async fn stored(&self, events: usize) -> anyhow::Result<()> {
-        self.wait_until("all is stored", async || {
+        self.stored_within(events, PATIENCE).await
+    }
+
+    /// The same with another bound.
+    pub async fn stored_within(&self, events: usize, bound: Duration) -> anyhow::Result<()> {
+        self.wait_within(bound, "all is stored", async || {
             Ok(self.metric("shopbell_events_stored_total").await? >= events as f64)
         })
         .await
@@ -187,14 +192,23 @@ impl<'a> Stage<'a> {
         what: &str,
         met: impl AsyncFn() -> anyhow::Result<bool>,
     ) -> anyhow::Result<()> {
+        self.wait_within(PATIENCE, what, met).await
+    }
+
+    async fn wait_within(
+        &self,
+        bound: Duration,
+        what: &str,
+        met: impl AsyncFn() -> anyhow::Result<bool>,
+    ) -> anyhow::Result<()> {
         let begun = Instant::now();
         loop {
             let seen = met().await;
             if matches!(seen, Ok(true)) {
                 return Ok(());
             }
-            if begun.elapsed() > PATIENCE {
-                bail!("after {PATIENCE:?} not: {what} ({seen:?})");
+            if begun.elapsed() > bound {
+                bail!("after {bound:?} not: {what} ({seen:?})");
             }
             tokio::time::sleep(POLL_INTERVAL).await;
         }
