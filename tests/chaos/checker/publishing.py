@@ -3,7 +3,7 @@
 from collections import Counter
 
 from findings import Findings
-from numbering import EXPIRY_TOLERANCE, Numbering, frames
+from numbering import EXPIRY_TOLERANCE, Numbering, effective_collapse_key, frames
 from reading import Ack, Event, Run
 
 
@@ -16,6 +16,7 @@ def check(run: Run, numbering: Numbering, findings: Findings) -> Counter[str]:
     unroutable = _elsewhere(run, "unroutable")
     counts["dead_lettered"] = len(dead)
     counts["unroutable"] = len(unroutable)
+    unseen: dict[str, list[Event]] = {}
 
     for number, event in run.events.items():
         if event.confirmed is None:
@@ -26,12 +27,15 @@ def check(run: Run, numbering: Numbering, findings: Findings) -> Counter[str]:
         if _may_be_removed(run, numbering, number, event, number in delivered):
             counts["removed"] += 1
             counts["stored"] += 1
+            if number not in delivered:
+                unseen.setdefault(event.feed, []).append(event)
         elif _may_be_lost(run, numbering, event):
             counts["lost_as_announced"] += 1
         else:
             findings.add("lost", f"{event.source} {event.id} for {event.feed} was confirmed, but neither stored nor "
                          "dead-lettered", event.at)
 
+    _removed(numbering, unseen, findings)
     _dead_letters(run, dead, findings)
     _rows(run, numbering, findings)
     _frames(run, numbering, findings)
@@ -57,14 +61,27 @@ def _elsewhere(run: Run, table: str) -> dict[int, int]:
 
 
 def _may_be_removed(run: Run, numbering: Numbering, number: int, event: Event, was_delivered: bool) -> bool:
-    """The retention removes a notification that everyone has, or that expired."""
+    """The retention removes a notification that everyone has, that expired, or that a newer one replaced."""
     feed = numbering.feed(event.feed)
     if feed.trimmed_seq == 0:
         return False
     if event.expires_at is not None and event.expires_at <= run.last + EXPIRY_TOLERANCE:
         return True
+    if effective_collapse_key(event) is not None:
+        return True
     seqs = (seq for seq, other in numbering.numbers.get((event.feed, numbering.epoch), {}).items() if other == number)
     return was_delivered and any(feed.is_trimmed(seq) for seq in seqs)
+
+
+def _removed(numbering: Numbering, unseen: dict[str, list[Event]], findings: Findings) -> None:
+    """Nobody got these, so their numbers are unknown. But each had one, and a feed has no more events than numbers."""
+    if numbering.renewed is not None:
+        return
+    for feed, events in unseen.items():
+        known = set(numbering.numbers.get((feed, numbering.epoch), {}).values())
+        excess = len(known) + len(events) - numbering.feed(feed).last_seq
+        for event in events[:max(excess, 0)]:
+            findings.add("lost", f"{excess} of {len(events)} removed events of {feed} never had a number, perhaps {event.source} {event.id}", event.at)
 
 
 def _may_be_lost(run: Run, numbering: Numbering, event: Event) -> bool:

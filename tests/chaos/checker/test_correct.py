@@ -126,6 +126,15 @@ class StaysGreen(Checks):
         world.connect("anna", "till")
         self.expect(finished(world))
 
+    def test_a_removed_notification_that_a_newer_one_replaced(self) -> None:
+        world, session = small()
+        world.close(session)
+        world.publish("anna", collapse_key="stock"), world.publish("anna", collapse_key="stock")
+        world.connect("anna", "till")
+        world.wait(4)
+        trim(world, 7)
+        self.expect(finished(world))
+
     def test_a_start_that_the_client_chose(self) -> None:
         world, session = small()
         world.close(session)

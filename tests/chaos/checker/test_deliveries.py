@@ -55,6 +55,16 @@ class Lost(Checks):
         world.connect("anna", "till")
         self.expect(finished(world), "lost")
 
+    def test_removed_without_a_number(self) -> None:
+        world, session = small()
+        world.close(session)
+        world.publish("anna", collapse_key="stock", stored=False)
+        world.publish("anna", collapse_key="stock"), world.publish("anna", collapse_key="stock")
+        world.connect("anna", "till")
+        world.wait(4)
+        trim(world, 7)
+        self.expect(finished(world), "lost")
+
     def test_removed_above_a_cursor(self) -> None:
         world, _ = small()
         trim(world, 5)

@@ -10,9 +10,10 @@ use tokio::time::timeout;
 use crate::campaign::nemesis::{End, Plan};
 use crate::campaign::stage::Stage;
 
-/// Older than `SHOPBELL_RETENTION_DAYS`, and each row only once.
+/// Older than `SHOPBELL_RETENTION_DAYS`, and each row only once. Young rows stay young, because RabbitMQ or a
+/// publisher may still send their events again, and without the row an event would be stored twice.
 const AGE: &str = "update notifications set created_at = created_at - interval '31 days'
-                   where created_at > now() - interval '1 day'";
+                   where created_at between now() - interval '1 day' and now() - interval '40 seconds'";
 /// Begins a walk of retention over all feeds.
 const WALK: &str = "update retention set begins_at = now(), after_feed = '', leased_until = null";
 /// Postgres may be away because of another fault. Then nothing ages.
