@@ -28,6 +28,7 @@ use clap::{Parser, Subcommand};
 use self::terminal::Format;
 use crate::amqp::Broker;
 use crate::config::{AmqpConfig, Environment};
+use crate::gateway::auth::SignError;
 
 /// Bound on the wait for RabbitMQ. A publish has its own bound.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(20);
@@ -153,6 +154,14 @@ fn read_body(source: impl Read) -> anyhow::Result<Vec<u8>> {
         anyhow::bail!("it has more than 16 MiB, which is more than Shopbell can store");
     }
     Ok(body)
+}
+
+/// The error of a token that cannot be signed.
+fn cannot_sign(error: SignError) -> anyhow::Error {
+    match error {
+        SignError::NoSecret => UsageError(error.to_string()).into(),
+        SignError::Failed(_) => anyhow::Error::new(error).context("could not sign the token"),
+    }
 }
 
 /// Bounds the time of an operation, and names the operation in its error.

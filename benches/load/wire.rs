@@ -89,8 +89,12 @@ impl Server {
             let subscriber = Subscriber::parse(name)?;
             let environment =
                 Environment::of(vec![("SHOPBELL_JWT_HS256_SECRET".into(), secret.clone())]);
-            let token =
-                Tokens::new(&environment.jwt()?).mint(&subscriber, &[], Right::None, TOKEN_TTL)?;
+            let token = Tokens::new(&environment.jwt()?, &Default::default()).mint(
+                &subscriber,
+                &[],
+                Right::None,
+                TOKEN_TTL,
+            )?;
             headers.insert("authorization", format!("Bearer {token}").parse()?);
         }
         Ok(request)

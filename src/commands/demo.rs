@@ -27,6 +27,7 @@ use crate::gateway::handshake::bearer;
 use crate::http::listener::reachable;
 use crate::http::problem::Problem;
 use crate::model::feed::{Feed, Subscriber};
+use crate::telemetry::health::Health;
 
 /// Lifetime of the token in the address of the dashboard.
 const TOKEN_TTL: Duration = Duration::from_secs(24 * 60 * 60);
@@ -79,11 +80,12 @@ pub async fn run(arguments: Arguments, mut config: ServeConfig) -> anyhow::Resul
     let relay = Relay::start(public, gateway.listen)
         .await
         .with_context(|| format!("could not listen on SHOPBELL_LISTEN={public}"))?;
-    let tokens = Arc::new(Tokens::new(&gateway.jwt));
-    tokio::spawn(tokens.clone().follow());
+    let tokens = Arc::new(Tokens::new(&gateway.jwt, &Arc::default()));
+    // The health of the service is that of its own tokens.
+    tokio::spawn(tokens.clone().follow(Arc::new(Health::new(0, 0))));
     let token = token(&tokens, &arguments.recipient)?;
     let broadcast_feed = gateway.session.broadcast_feed.clone();
-    let authenticator = Authenticator::new(tokens, broadcast_feed);
+    let authenticator = Authenticator::new(tokens, broadcast_feed, Arc::default());
     let demo = Arc::new(Demo {
         authenticator,
         recipient: arguments.recipient,
@@ -110,7 +112,7 @@ fn token(tokens: &Tokens, recipient: &Feed) -> anyhow::Result<String> {
     let subscriber = Subscriber::parse(recipient.as_str())?;
     tokens
         .mint(&subscriber, &[], Right::None, TOKEN_TTL)
-        .context("could not sign the token")
+        .map_err(super::cannot_sign)
 }
 
 #[derive(Deserialize)]
@@ -123,7 +125,7 @@ async fn place_orders(
     headers: HeaderMap,
     Json(orders): Json<OrdersRequest>,
 ) -> Result<StatusCode, Problem> {
-    demo.check_token(&headers)?;
+    demo.check_token(&headers).await?;
     demo.publish(&["--count", &orders.count.clamp(1, ORDERS_MAX).to_string()])?;
     Ok(StatusCode::ACCEPTED)
 }
@@ -139,7 +141,7 @@ async fn run_import(
     headers: HeaderMap,
     Json(import): Json<ImportRequest>,
 ) -> Result<StatusCode, Problem> {
-    demo.check_token(&headers)?;
+    demo.check_token(&headers).await?;
     let items = import.items.clamp(1, ITEMS_MAX);
     let (failed, items) = (import.failed.min(items).to_string(), items.to_string());
     demo.publish(&[
@@ -165,7 +167,7 @@ async fn cut_connections(
     headers: HeaderMap,
     Json(cut): Json<CutRequest>,
 ) -> Result<StatusCode, Problem> {
-    demo.check_token(&headers)?;
+    demo.check_token(&headers).await?;
     let seconds = Duration::from_secs(cut.seconds.clamp(1, CUT_SECONDS_MAX));
     tokio::spawn(async move {
         tokio::time::sleep(CUT_DELAY).await;
@@ -182,14 +184,13 @@ async fn cut_connections(
 
 impl Demo {
     /// Rejects a request without a token of the merchant.
-    fn check_token(&self, headers: &HeaderMap) -> Result<(), Problem> {
+    async fn check_token(&self, headers: &HeaderMap) -> Result<(), Problem> {
         let unauthorized = |detail: &str| {
             Problem::new(StatusCode::UNAUTHORIZED, detail).with(WWW_AUTHENTICATE, "Bearer")
         };
-        let token = bearer(headers).ok_or_else(|| unauthorized("no token"))?;
-        let grant = self
-            .authenticator
-            .check(token)
+        let admitting = self.authenticator.admit(bearer(headers));
+        let grant = admitting
+            .await
             .map_err(|error| unauthorized(&error.to_string()))?;
         match grant.feeds.contains(&self.recipient) {
             true => Ok(()),

@@ -1,8 +1,8 @@
 //! `shopbell token`: signs a token for development, with the key of `serve`.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
 use serde::Serialize;
 
 use super::UsageError;
@@ -40,7 +40,7 @@ struct Minted {
 /// Prints the token only.
 pub fn run(arguments: &Arguments, format: Format) -> anyhow::Result<()> {
     check_audience(arguments, &Environment::of_process().broadcast_feed()?)?;
-    let tokens = Tokens::new(&Environment::of_process().jwt()?);
+    let tokens = Tokens::new(&Environment::of_process().jwt()?, &Arc::default());
     let right = if arguments.broadcast {
         Right::Broadcast
     } else {
@@ -49,7 +49,7 @@ pub fn run(arguments: &Arguments, format: Format) -> anyhow::Result<()> {
     let ttl = Duration::from_secs(arguments.ttl_seconds);
     let token = tokens
         .mint(&arguments.subscriber, &arguments.feeds, right, ttl)
-        .context("could not sign the token")?;
+        .map_err(super::cannot_sign)?;
     let line = match format {
         Format::Text => terminal::text_line(&token),
         Format::Json => terminal::json_line(&Minted { token })?,

@@ -122,6 +122,10 @@ impl Environment {
         self.complaints.push(format!("{name} {problem}"));
     }
 
+    pub(super) fn complaint_count(&self) -> usize {
+        self.complaints.len()
+    }
+
     #[cfg(test)]
     pub(super) fn complaints(&self) -> &[String] {
         &self.complaints

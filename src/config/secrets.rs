@@ -149,7 +149,7 @@ pub(super) fn without_line_breaks(text: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
-    use super::super::settings::{JWT_SECRET, JWT_SECRET_PREVIOUS};
+    use super::super::settings::{DATABASE_URL, JWT_SECRET, JWT_SECRET_PREVIOUS};
     use super::*;
 
     fn read(setting: &Setting, variables: &[(&str, &str)]) -> (Option<String>, Vec<String>) {
@@ -184,7 +184,8 @@ mod tests {
 
     #[test]
     fn only_a_required_secret_needs_its_file() {
-        for (setting, complaints) in [(JWT_SECRET, 1), (JWT_SECRET_PREVIOUS, 0)] {
+        for (setting, complaints) in [(DATABASE_URL, 1), (JWT_SECRET, 0), (JWT_SECRET_PREVIOUS, 0)]
+        {
             let file_variable = file_variable(setting.variable);
             let given = [(file_variable.as_str(), "/nowhere/at/all")];
             let (value, found) = read(&setting, &given);

@@ -10,12 +10,11 @@ use super::clients::{ClientLimits, ProxyConfig};
 use super::effective::EffectiveSetting;
 use super::environment::Environment;
 use super::error::ConfigError;
-use super::jwt::JwtConfig;
+use super::jwt::{JWT_SETTINGS, JwtConfig};
 use super::settings::{
     ALLOWED_ORIGINS, BROADCAST_FEED, CANARY_SECONDS, DASHBOARD, DRAIN_SECONDS, HEARTBEAT_SECONDS,
-    JWT_AUDIENCE, JWT_ISSUER, JWT_SECRET, JWT_SECRET_PREVIOUS, LISTEN, MAX_EVENT_BYTES,
-    MAX_FRAME_BYTES, MAX_SESSION_SECONDS, MAX_SESSIONS, MAX_SESSIONS_PER_SUBSCRIBER, OPS_LISTEN,
-    RETENTION_DAYS, Role, WINDOW,
+    LISTEN, MAX_EVENT_BYTES, MAX_FRAME_BYTES, MAX_SESSION_SECONDS, MAX_SESSIONS,
+    MAX_SESSIONS_PER_SUBSCRIBER, OPS_LISTEN, RETENTION_DAYS, Role, WINDOW,
 };
 use crate::model::feed::Feed;
 
@@ -203,9 +202,7 @@ impl Environment {
         let jwt = match role {
             None | Some(Role::Gateway) => self.read_jwt(),
             Some(Role::Ingest) => {
-                [JWT_SECRET, JWT_SECRET_PREVIOUS, JWT_AUDIENCE, JWT_ISSUER]
-                    .iter()
-                    .for_each(|setting| self.ignore(setting));
+                JWT_SETTINGS.iter().for_each(|setting| self.ignore(setting));
                 None
             }
         };

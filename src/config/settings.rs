@@ -1,96 +1,7 @@
 //! The table of settings. It feeds the parser, `shopbell config` and `docs/configuration.md`.
 
-/// One setting of the service, as an environment variable.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Setting {
-    /// The environment variable.
-    pub variable: &'static str,
-    /// The values that it may have.
-    pub kind: Kind,
-    /// The value if the variable is not set.
-    pub default: Default,
-    /// The roles that use it.
-    pub used_by: UsedBy,
-    /// One line for operators.
-    pub description: &'static str,
-    /// A page with more, relative to `docs/`.
-    pub page: Option<&'static str>,
-}
-
-/// The values that a setting may have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// A URL of Postgres. It is a secret, because it may contain a password.
-    PostgresUrl,
-    /// A URL of RabbitMQ. It is a secret, because it may contain a password.
-    AmqpUrl,
-    /// A secret that signs tokens.
-    Key,
-    /// A whole number of this unit within these bounds.
-    Number {
-        /// The least.
-        min: u64,
-        /// The greatest.
-        max: u64,
-        /// The unit, in the plural.
-        unit: &'static str,
-    },
-    /// `true` or `false`.
-    Flag,
-    /// An address and a port to listen on.
-    Address,
-    /// The prefix of names in RabbitMQ.
-    Prefix,
-    /// The name of a feed.
-    Feed,
-    /// Origins of web pages, separated by commas.
-    Origins,
-    /// Networks of IP addresses, separated by commas.
-    Networks,
-    /// One of these words.
-    Choice(&'static [&'static str]),
-    /// Any text without control characters.
-    Text,
-}
-
-/// The value of a setting that is not set.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Default {
-    /// There is none: the variable must be set.
-    Required,
-    /// The setting has no value. The text names the effect.
-    Unset(&'static str),
-    /// This value, as an operator would write it.
-    Value(&'static str),
-}
-
-/// A part of the service that can run alone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Role {
-    /// Stores events: without a public port and without keys for tokens.
-    Ingest,
-    /// Serves clients: without the ingest queues.
-    Gateway,
-}
-
-/// The roles that use a setting.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum UsedBy {
-    /// Both roles.
-    Both,
-    /// One role.
-    Only(Role),
-}
-
-impl UsedBy {
-    /// Whether a service with this role uses the setting; `None` stands for both roles.
-    pub fn includes(self, role: Option<Role>) -> bool {
-        match (self, role) {
-            (Self::Both, _) | (_, None) => true,
-            (Self::Only(one), Some(role)) => one == role,
-        }
-    }
-}
+pub(super) use super::setting::{Default, Kind, UsedBy};
+pub use super::setting::{Role, Setting};
 
 /// `SHOPBELL_MAX_EVENT_BYTES` if it is not set.
 pub const EVENT_BYTES_MAX_DEFAULT: usize = 262_144;
@@ -99,7 +10,7 @@ pub const EVENT_BYTES_MAX_DEFAULT: usize = 262_144;
 pub(super) const TOKEN_VARIABLE: &str = "SHOPBELL_TOKEN";
 
 /// Every setting, in the order in which it is shown.
-pub const SETTINGS: [&Setting; 30] = [
+pub const SETTINGS: [&Setting; 35] = [
     &DATABASE_URL,
     &AMQP_URL,
     &AMQP_PREFIX,
@@ -112,6 +23,11 @@ pub const SETTINGS: [&Setting; 30] = [
     &LISTEN,
     &JWT_SECRET,
     &JWT_SECRET_PREVIOUS,
+    &JWT_PUBLIC_KEY,
+    &JWKS_URL,
+    &JWKS_ALLOW_HTTP,
+    &JWKS_REFRESH_SECONDS,
+    &JWKS_STALE_SECONDS,
     &JWT_AUDIENCE,
     &JWT_ISSUER,
     &DASHBOARD,
@@ -228,9 +144,9 @@ pub(super) const LISTEN: Setting = Setting {
 pub(super) const JWT_SECRET: Setting = Setting {
     variable: "SHOPBELL_JWT_HS256_SECRET",
     kind: Kind::Key,
-    default: Default::Required,
+    default: Default::Unset("no HS256"),
     used_by: UsedBy::Only(Role::Gateway),
-    description: "Key that signs and checks tokens",
+    description: "Key that signs and checks tokens; this, public keys or a key set is required",
     page: Some("keys.md"),
 };
 
@@ -241,6 +157,51 @@ pub(super) const JWT_SECRET_PREVIOUS: Setting = Setting {
     used_by: UsedBy::Only(Role::Gateway),
     description: "Second key that checks tokens, while the first one is replaced",
     page: Some("keys.md"),
+};
+
+pub(super) const JWT_PUBLIC_KEY: Setting = Setting {
+    variable: "SHOPBELL_JWT_PUBLIC_KEY",
+    kind: Kind::PublicKeys,
+    default: Default::Unset("none"),
+    used_by: UsedBy::Only(Role::Gateway),
+    description: "Public keys that check tokens of RS256, ES256 and EdDSA",
+    page: Some("keys.md"),
+};
+
+pub(super) const JWKS_URL: Setting = Setting {
+    variable: "SHOPBELL_JWKS_URL",
+    kind: Kind::KeySetUrl,
+    default: Default::Unset("none"),
+    used_by: UsedBy::Only(Role::Gateway),
+    description: "Key set of the issuer of tokens, for RS256, ES256 and EdDSA",
+    page: Some("keys.md"),
+};
+
+pub(super) const JWKS_ALLOW_HTTP: Setting = Setting {
+    variable: "SHOPBELL_JWKS_ALLOW_HTTP",
+    kind: Kind::Flag,
+    default: Default::Value("false"),
+    used_by: UsedBy::Only(Role::Gateway),
+    description: "Whether the key set may come over HTTP from another machine; anybody in between can then replace the keys",
+    page: None,
+};
+
+pub(super) const JWKS_REFRESH_SECONDS: Setting = Setting {
+    variable: "SHOPBELL_JWKS_REFRESH_SECONDS",
+    kind: number(1, 1_800, "seconds"),
+    default: Default::Value("300"),
+    used_by: UsedBy::Only(Role::Gateway),
+    description: "Interval of fetching the key set",
+    page: None,
+};
+
+pub(super) const JWKS_STALE_SECONDS: Setting = Setting {
+    variable: "SHOPBELL_JWKS_STALE_SECONDS",
+    kind: number(1, 2_592_000, "seconds"),
+    default: Default::Value("86400"),
+    used_by: UsedBy::Only(Role::Gateway),
+    description: "Greatest age of the key set; while its URL fails, the last set stays in use until then",
+    page: None,
 };
 
 pub(super) const JWT_AUDIENCE: Setting = Setting {
@@ -414,36 +375,6 @@ pub(super) const CANARY_SECONDS: Setting = Setting {
 
 const fn number(min: u64, max: u64, unit: &'static str) -> Kind {
     Kind::Number { min, max, unit }
-}
-
-impl Kind {
-    /// Whether a value is a secret. A secret may also come from the file that `NAME_FILE` names.
-    pub fn is_secret(self) -> bool {
-        matches!(self, Self::PostgresUrl | Self::AmqpUrl | Self::Key)
-    }
-
-    /// The values, in words that follow "must be".
-    pub fn expected(self) -> String {
-        match self {
-            Self::PostgresUrl => "a URL like postgres://user:password@host:5432/database".into(),
-            Self::AmqpUrl => "a URL like amqp://user:password@host:5672/vhost".into(),
-            Self::Key => "a key of at least 32 bytes".into(),
-            Self::Number { min, max, .. } => format!("a whole number from {min} to {max}"),
-            Self::Flag => "true or false".into(),
-            Self::Address => "an address like 127.0.0.1:8080".into(),
-            Self::Prefix => "1 to 100 of A-Z a-z 0-9 . _ -".into(),
-            Self::Feed => "a name of 1 to 128 of A-Z a-z 0-9 . _ ~ / -".into(),
-            Self::Origins => {
-                "origins like https://shop.example, comma separated, without path or *, at most 256"
-                    .into()
-            }
-            Self::Networks => {
-                "networks like 10.0.0.0/8 or 2001:db8::/32, comma separated, at most 256".into()
-            }
-            Self::Choice(words) => words.join(" or "),
-            Self::Text => "text of at most 1024 bytes without control characters".into(),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -109,6 +109,18 @@ impl Environment {
         self.read(setting, parse, shown)
     }
 
+    /// A web URL without a user, because the URL is no secret.
+    pub(super) fn key_set_url(&mut self, setting: &Setting) -> Option<Url> {
+        let parse = |text: &str| {
+            let url = Url::parse(text).ok()?;
+            let is_web = ["http", "https"].contains(&url.scheme()) && url.has_host();
+            let is_plain =
+                url.username().is_empty() && url.password().is_none() && url.fragment().is_none();
+            (is_web && is_plain).then_some(url)
+        };
+        self.read(setting, parse, Url::to_string)
+    }
+
     fn read<T>(
         &mut self,
         setting: &Setting,

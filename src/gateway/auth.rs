@@ -3,6 +3,7 @@
 
 mod audience;
 mod claims;
+mod jwks;
 mod keys;
 mod token;
 
@@ -11,9 +12,14 @@ use std::time::{Duration, SystemTime};
 
 pub use self::audience::Right;
 pub use self::claims::LEEWAY;
-pub use self::keys::Tokens;
+pub use self::jwks::cache::Jwks;
+pub use self::jwks::fetch;
+use self::keys::Signer;
+pub use self::keys::{SignError, Tokens};
 use self::token::Token;
 use crate::model::feed::{Feed, Subscriber};
+use crate::telemetry::labels::TokenRefused;
+use crate::telemetry::metrics::Metrics;
 
 /// Most feeds in one token. Each costs a session memory and one row at connect.
 const FEEDS_MAX: usize = 64;
@@ -32,9 +38,21 @@ pub enum TokenError {
     /// The request has no token.
     #[error("no token: send `Authorization: Bearer JWT`, or the subprotocol `bearer.JWT`")]
     Missing,
-    /// Its form, algorithm, audience, issuer or subject is wrong.
+    /// Its form, a claim or its subject is wrong.
     #[error("the token was refused: {0}")]
     Refused(&'static str),
+    /// No key here can have its algorithm.
+    #[error("the token was refused: wrong algorithm")]
+    Algorithm,
+    /// No key here signed it, and its claims are wrong too.
+    #[error("the token was refused: wrong signature")]
+    Signature,
+    /// Its audience is wrong or missing.
+    #[error("the token was refused: {0}")]
+    Audience(&'static str),
+    /// Its issuer is wrong or missing.
+    #[error("the token was refused: {0}")]
+    Issuer(&'static str),
     /// Only its signature is wrong. During a rotation, this replica or the issuer may lack the new
     /// key.
     #[error("unknown signing key: get a new token and reconnect")]
@@ -59,7 +77,31 @@ impl TokenError {
         match self {
             Self::KeyUnknown => Some(KEY_WAIT.mul_f64(1.0 + fastrand::f64())),
             Self::NotYetValid { wait } => Some(wait.min(WAIT_MAX)),
-            Self::Missing | Self::Refused(_) | Self::Expired | Self::NoFeed => None,
+            _ => None,
+        }
+    }
+
+    /// Whether the token may be a guess. Other tokens were valid once, or will be.
+    pub fn may_be_a_guess(self) -> bool {
+        !matches!(
+            self,
+            Self::Missing | Self::Expired | Self::NotYetValid { .. } | Self::NoFeed
+        )
+    }
+
+    /// The value of the label `reason` in the metrics.
+    fn label(self) -> TokenRefused {
+        match self {
+            Self::Missing => TokenRefused::Missing,
+            Self::Refused(_) => TokenRefused::Invalid,
+            Self::Algorithm => TokenRefused::Algorithm,
+            Self::Signature => TokenRefused::Signature,
+            Self::Audience(_) => TokenRefused::Audience,
+            Self::Issuer(_) => TokenRefused::Issuer,
+            Self::KeyUnknown => TokenRefused::KeyUnknown,
+            Self::NotYetValid { .. } => TokenRefused::NotYetValid,
+            Self::Expired => TokenRefused::Expired,
+            Self::NoFeed => TokenRefused::Feed,
         }
     }
 }
@@ -94,35 +136,65 @@ impl Grant {
 pub struct Authenticator {
     tokens: Arc<Tokens>,
     broadcast_feed: Feed,
+    metrics: Arc<Metrics>,
 }
 
 impl Authenticator {
-    /// Checks HS256 tokens with these keys. A token never chooses its algorithm.
-    pub fn new(tokens: Arc<Tokens>, broadcast_feed: Feed) -> Self {
+    /// Checks tokens with these keys. A token never chooses its key's algorithm.
+    pub fn new(tokens: Arc<Tokens>, broadcast_feed: Feed, metrics: Arc<Metrics>) -> Self {
         Self {
             tokens,
             broadcast_feed,
+            metrics,
         }
     }
 
-    /// Checks a token. Without a `feeds` claim it is for the feed named like its subject.
-    pub fn check(&self, token: &str) -> Result<Grant, TokenError> {
+    /// Checks the token of a request. If its key is unknown and may be new in the key set of the
+    /// issuer, this waits a bounded time for a fetch of the set.
+    pub async fn admit(&self, token: Option<&str>) -> Result<Grant, TokenError> {
+        let checked = match token {
+            Some(token) => self.check_again(token).await,
+            None => Err(TokenError::Missing),
+        };
+        checked.inspect_err(|error| self.metrics.tokens.refused.inc(error.label()))
+    }
+
+    async fn check_again(&self, token: &str) -> Result<Grant, TokenError> {
+        match self.check(token) {
+            Err(TokenError::KeyUnknown) if self.fetches_key_of(token).await => self.check(token),
+            checked => checked,
+        }
+    }
+
+    async fn fetches_key_of(&self, token: &str) -> bool {
+        match Token::parse(token) {
+            Ok(token) => self.tokens.fetches_key_of(&token).await,
+            Err(_) => false,
+        }
+    }
+
+    /// Checks a token with the present keys. Without a `feeds` claim it is for the feed named like
+    /// its subject.
+    fn check(&self, token: &str) -> Result<Grant, TokenError> {
         let token = Token::parse(token)?;
         let claims = token.claims(self.tokens.expected(), since_1970());
-        if !self.tokens.is_signed(&token) {
+        let Some(signer) = self.tokens.signer(&token)? else {
             // The claims are not trusted. They only decide whether the client may reconnect.
             return Err(match claims {
                 Err(TokenError::Expired) => TokenError::Expired,
                 Ok(_) | Err(TokenError::NotYetValid { .. }) => TokenError::KeyUnknown,
-                Err(_) => TokenError::Refused("wrong signature"),
+                Err(_) => TokenError::Signature,
             });
-        }
+        };
         let claims = claims?;
+        let is_canary = claims.right == Right::Canary;
+        if signer == Signer::Replica && !is_canary {
+            return Err(TokenError::Signature);
+        }
         let subscriber = Subscriber::parse(&claims.sub)
             .map_err(|_| TokenError::Refused("sub is empty, too long or has control characters"))?;
         let (feeds, shared) =
             audience::feeds(claims.sub, claims.feeds, claims.right, &self.broadcast_feed)?;
-        let is_canary = claims.right == Right::Canary;
         Ok(Grant {
             subscriber,
             feeds,
@@ -162,13 +234,14 @@ mod tests {
                 .map(|(name, value)| (name.into(), value.into()))
                 .collect(),
         );
-        Arc::new(Tokens::new(&environment.jwt().unwrap()))
+        Arc::new(Tokens::new(&environment.jwt().unwrap(), &Arc::default()))
     }
 
     fn authenticator(audience: Option<&str>) -> Authenticator {
         Authenticator::new(
             tokens(audience.unwrap_or_default()),
             Feed::parse("all").unwrap(),
+            Arc::default(),
         )
     }
 
@@ -207,14 +280,11 @@ mod tests {
         );
         assert_eq!(
             check(serde_json::json!({"sub": "m", "exp": far, "aud": "other"})),
-            TokenError::Refused("wrong audience")
+            TokenError::Audience("wrong audience")
         );
-        assert!(
-            matches!(
-                check(serde_json::json!({"sub": "m", "exp": far})),
-                TokenError::Refused(_)
-            ),
-            "aud is required"
+        assert_eq!(
+            check(serde_json::json!({"sub": "m", "exp": far})),
+            TokenError::Audience("aud is missing")
         );
         assert!(
             matches!(
@@ -239,10 +309,7 @@ mod tests {
             TokenError::Refused(_)
         ));
         let none = "eyJhbGciOiJub25lIiwidHlwIjoiSldUIn0.eyJzdWIiOiJtIiwiZXhwIjo0MDAwMDAwMDAwfQ.";
-        assert!(matches!(
-            authenticator(None).check(none),
-            Err(TokenError::Refused(_))
-        ));
+        assert_eq!(authenticator(None).check(none), Err(TokenError::Algorithm));
     }
 
     #[test]
@@ -268,10 +335,7 @@ mod tests {
             serde_json::json!({"sub": "m", "exp": far, "aud": "other"}),
             serde_json::json!({"aud": "shop"}),
         ] {
-            assert_eq!(
-                check(foreign, never),
-                Err(TokenError::Refused("wrong signature"))
-            );
+            assert_eq!(check(foreign, never), Err(TokenError::Signature));
         }
     }
 

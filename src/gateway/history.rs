@@ -129,6 +129,7 @@ async fn list(
     let caller = gateway.caller(peer, headers);
     let grant = gateway
         .authenticate(caller, bearer(headers))
+        .await
         .map_err(|refusal| {
             gateway.log_bound(caller, &refusal);
             match refusal {

@@ -179,7 +179,12 @@ fn close_of_token(error: TokenError) -> Close {
         TokenError::KeyUnknown => Close::TokenKeyUnknown { retry_after_ms },
         TokenError::NotYetValid { .. } => Close::TokenNotYetValid { retry_after_ms },
         TokenError::NoFeed => Close::NoFeed,
-        TokenError::Refused(_) | TokenError::Missing => Close::TokenRefused,
+        TokenError::Refused(_)
+        | TokenError::Algorithm
+        | TokenError::Signature
+        | TokenError::Audience(_)
+        | TokenError::Issuer(_)
+        | TokenError::Missing => Close::TokenRefused,
     }
 }
 
@@ -259,7 +264,7 @@ mod tests {
                 (HandshakeRefused::Token, 401, Some(4501)),
             ),
             (
-                TokenError::Refused("wrong audience"),
+                TokenError::Audience("wrong audience"),
                 (HandshakeRefused::Token, 401, Some(4501)),
             ),
             (

@@ -109,7 +109,7 @@ impl Gateway {
         if self.health.draining.load(Ordering::Relaxed) {
             return Err(Refusal::Draining);
         }
-        let grant = self.authenticate(caller, offer.token.as_deref())?;
+        let grant = self.authenticate(caller, offer.token.as_deref()).await?;
         self.open(parameters, grant, caller.block).await
     }
 

@@ -24,6 +24,9 @@ use crate::telemetry::metrics::Metrics;
 const STUCK_SECONDS: f64 = 30.0;
 /// Most time for the database to answer.
 const DATABASE_TIMEOUT: Duration = Duration::from_secs(2);
+/// The detail if every session would be refused.
+const KEYLESS: &str =
+    "there is no key for tokens: the key set of SHOPBELL_JWKS_URL could not be fetched";
 
 /// The state that the routes report.
 #[derive(Debug, Clone)]
@@ -66,7 +69,7 @@ pub fn router(operations: Operations) -> Router {
 
 async fn ready(State(operations): State<Operations>) -> Response {
     let checked = tokio::time::timeout(DATABASE_TIMEOUT, check(&operations.pool)).await;
-    let (database, failure) = match checked {
+    let (database, mut failure) = match checked {
         Ok(Ok(())) => ("ok", None),
         Ok(Err(error @ StoreError::ReadOnly(_))) => ("read_only", Some(error.to_string())),
         Ok(Err(error)) => ("away", Some(error.to_string())),
@@ -77,6 +80,9 @@ async fn ready(State(operations): State<Operations>) -> Response {
             )),
         ),
     };
+    if failure.is_none() && operations.health.keyless.load(Ordering::Relaxed) {
+        failure = Some(KEYLESS.into());
+    }
     let broker = operations.health.has_broker();
     let stuck = stuck(operations.metrics.holding.oldest());
     let (code, status) = match (

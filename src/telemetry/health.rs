@@ -16,17 +16,19 @@ pub struct Health {
     hints_refused: AtomicUsize,
     /// The replica drains.
     pub draining: AtomicBool,
+    /// The gateway has no key for tokens, so it can admit nobody.
+    pub keyless: AtomicBool,
 }
 
 impl Health {
     /// All parts are down. `ingest` and `fanout` are their numbers of tasks; 0 if the role does not have the part.
     pub fn new(ingest: usize, fanout: usize) -> Self {
-        let (hints_refused, draining) = (AtomicUsize::new(0), AtomicBool::new(false));
         Self {
             ingest: Part::of(ingest),
             fanout: Part::of(fanout),
-            hints_refused,
-            draining,
+            hints_refused: AtomicUsize::new(0),
+            draining: AtomicBool::new(false),
+            keyless: AtomicBool::new(false),
         }
     }
 

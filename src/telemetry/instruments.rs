@@ -119,6 +119,32 @@ impl Drop for HoldingPartition<'_> {
     }
 }
 
+/// The time since an instant, computed when it is read; 0 without one.
+#[derive(Debug, Clone, Default)]
+pub struct Age(Arc<Mutex<Option<Instant>>>);
+
+impl Age {
+    /// Begins again at zero.
+    pub fn begin(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    fn seconds(&self) -> f64 {
+        let since = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        since.map_or(0.0, |since| since.elapsed().as_secs_f64())
+    }
+}
+
+impl EncodeMetric for Age {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> Result<(), std::fmt::Error> {
+        encoder.encode_gauge(&self.seconds())
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Gauge
+    }
+}
+
 /// One in a gauge, until it is dropped.
 #[derive(Debug)]
 pub struct Counted(Gauge);

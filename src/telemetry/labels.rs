@@ -99,6 +99,42 @@ label_values! {
 }
 
 label_values! {
+    /// The reason of a refused token.
+    TokenRefused {
+        /// The request has none.
+        Missing = "missing",
+        /// Its form, a claim or its subject is wrong.
+        Invalid = "invalid",
+        /// No key can have its algorithm.
+        Algorithm = "algorithm",
+        /// No key signed it, and its claims are wrong too.
+        Signature = "signature",
+        /// Its audience is wrong or missing.
+        Audience = "audience",
+        /// Its issuer is wrong or missing.
+        Issuer = "issuer",
+        /// No key signed it, and its claims are valid.
+        KeyUnknown = "key_unknown",
+        /// It is valid later.
+        NotYetValid = "not_yet_valid",
+        /// It has expired.
+        Expired = "expired",
+        /// It names no feed.
+        Feed = "feed",
+    }
+}
+
+label_values! {
+    /// The result of a fetch of the issuer's key set.
+    JwksFetch {
+        /// The set is in use.
+        Ok = "ok",
+        /// The last set stays in use.
+        Failed = "failed",
+    }
+}
+
+label_values! {
     /// The reason for which the server ended a connection that is not a session.
     ConnectionDropped {
         /// The head of the request did not arrive in time.

@@ -8,10 +8,10 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric, Registry};
 
-use crate::telemetry::instruments::{CounterBy, GaugeBy, Holding, Seconds};
+use crate::telemetry::instruments::{Age, CounterBy, GaugeBy, Holding, Seconds};
 use crate::telemetry::labels::{
-    CanaryStep, ConnectionDropped, DeadLetterState, HandshakeRefused, HealthPart, LabelValue,
-    Retried,
+    CanaryStep, ConnectionDropped, DeadLetterState, HandshakeRefused, HealthPart, JwksFetch,
+    LabelValue, Retried, TokenRefused,
 };
 
 /// Seconds, from a hint that is sent at once to a wait of a minute.
@@ -62,6 +62,10 @@ pub struct Metrics {
     pub sessions_closed: CounterBy<&'static str>,
     /// Handshakes refused, by reason.
     pub handshakes_refused: CounterBy<HandshakeRefused>,
+    /// Tokens.
+    pub tokens: TokenMetrics,
+    /// The key set of the issuer.
+    pub jwks: JwksMetrics,
     /// Devices whose cursor was removed because their subscriber has too many.
     pub devices_evicted: Counter,
     /// Connections to the public port that are not sessions.
@@ -194,6 +198,8 @@ impl Metrics {
                 "Handshakes refused, by reason",
                 ("reason", HandshakeRefused::ALL),
             ),
+            tokens: TokenMetrics::new(&mut named),
+            jwks: JwksMetrics::new(&mut named),
             devices_evicted: named.counter(
                 "devices_evicted",
                 "Devices removed because their subscriber had more than 64 in a feed",
@@ -284,6 +290,54 @@ impl ProbedMetrics {
                 "Consumers in RabbitMQ, by queue; for partitions the lowest number",
                 "queue",
             ),
+        }
+    }
+}
+
+/// The checks of tokens.
+#[derive(Debug)]
+pub struct TokenMetrics {
+    /// Tokens refused, by reason.
+    pub refused: CounterBy<TokenRefused>,
+}
+
+impl TokenMetrics {
+    fn new(named: &mut Named<'_>) -> Self {
+        Self {
+            refused: named.counters(
+                "tokens_refused",
+                "Tokens refused in handshakes, sessions and requests for history, by reason",
+                ("reason", TokenRefused::ALL),
+            ),
+        }
+    }
+}
+
+/// The key set of the issuer.
+#[derive(Debug)]
+pub struct JwksMetrics {
+    /// Fetches, by result.
+    pub fetches: CounterBy<JwksFetch>,
+    /// The time since the last good fetch, or since the start.
+    pub age: Age,
+    /// Usable keys.
+    pub keys: Gauge,
+}
+
+impl JwksMetrics {
+    fn new(named: &mut Named<'_>) -> Self {
+        Self {
+            fetches: named.counters(
+                "jwks_fetches",
+                "Fetches of the key set of the issuer, by result",
+                ("result", JwksFetch::ALL),
+            ),
+            age: named.metric(
+                "jwks_age_seconds",
+                "Time since the last good fetch of the key set of the issuer, in seconds; 0 without SHOPBELL_JWKS_URL",
+                Age::default(),
+            ),
+            keys: named.gauge("jwks_keys", "Usable keys of the key set of the issuer"),
         }
     }
 }

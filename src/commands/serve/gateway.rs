@@ -39,8 +39,9 @@ impl Base {
         parts: &mut Parts,
     ) -> anyhow::Result<Arc<Gateway>> {
         let listener = bind("SHOPBELL_LISTEN", config.listen)?;
-        let tokens = Arc::new(Tokens::new(&config.jwt));
-        parts.spawn(Part::Keys, tokens.clone().follow());
+        let tokens = Arc::new(Tokens::new(&config.jwt, &self.metrics));
+        tokens.report(&self.health);
+        parts.spawn(Part::Keys, tokens.clone().follow(self.health.clone()));
         let gateway = self.gateway(config, tokens.clone(), parts);
         let connections = Connections::new(CONNECTIONS_MAX, self.metrics.connections.clone());
         let stop = self.stops.listeners.clone();
@@ -102,7 +103,11 @@ impl Base {
             .set(i64::try_from(session.sessions_max).unwrap_or(i64::MAX));
         Arc::new(Gateway {
             shared: Arc::new(Shared {
-                authenticator: Authenticator::new(tokens, session.broadcast_feed.clone()),
+                authenticator: Authenticator::new(
+                    tokens,
+                    session.broadcast_feed.clone(),
+                    metrics.clone(),
+                ),
                 replay,
                 cursors,
                 marks,

@@ -6,7 +6,7 @@ use std::time::Instant;
 use axum::http::HeaderMap;
 
 use super::Gateway;
-use crate::gateway::auth::{Grant, TokenError};
+use crate::gateway::auth::Grant;
 use crate::gateway::refusal::Refusal;
 use crate::http::client_address::{AddressBlock, client_address};
 
@@ -27,17 +27,18 @@ impl Gateway {
     }
 
     /// Checks the token of a request.
-    pub fn authenticate(&self, caller: Caller, token: Option<&str>) -> Result<Grant, Refusal> {
+    pub async fn authenticate(
+        &self,
+        caller: Caller,
+        token: Option<&str>,
+    ) -> Result<Grant, Refusal> {
         let (rates, now) = (&self.rates, Instant::now());
         rates
             .request(caller.block, now)
             .map_err(Refusal::TooManyRequests)?;
-        let checked = token
-            .ok_or(TokenError::Missing)
-            .and_then(|token| self.shared.authenticator.check(token));
+        let checked = self.shared.authenticator.admit(token).await;
         let grant = checked.map_err(|error| {
-            // Other tokens were valid once, or will be. They are no guesses.
-            if let TokenError::Refused(_) | TokenError::KeyUnknown = error {
+            if error.may_be_a_guess() {
                 rates.failed_token(caller.block, now);
             }
             Refusal::Token(error)

@@ -8,6 +8,8 @@ use jsonwebtoken::{Algorithm, EncodingKey};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use super::SigningKey;
+
 /// The default life of a token in seconds.
 const TTL_SECONDS: i64 = 600;
 
@@ -127,6 +129,19 @@ impl Token {
             EncodingKey::from_secret(self.secret.as_bytes()).expect("the secret is not empty");
         let signature = jsonwebtoken::crypto::sign(signed.as_bytes(), &key, Algorithm::HS256);
         format!("{signed}.{}", signature.expect("HS256 signs anything"))
+    }
+
+    /// The token with the algorithm and the `kid` of this key, signed with it.
+    pub fn sign_with(&self, key: &SigningKey) -> String {
+        let token = self.clone().header("alg", key.algorithm());
+        token.header("kid", key.kid.as_str()).sign_as_it_is(key)
+    }
+
+    /// The token with its header as it is, signed with this key.
+    pub fn sign_as_it_is(&self, key: &SigningKey) -> String {
+        let signed = format!("{}.{}", part(&self.header), part(&self.claims));
+        let signature = URL_SAFE_NO_PAD.encode(key.sign(&signed));
+        format!("{signed}.{signature}")
     }
 
     /// The token, signed with a secret that the service does not know.

@@ -44,6 +44,12 @@ impl Task {
                             flush(socket).await?;
                         }
                     }
+                    Output::Perform(Effect::Verify { token }) => {
+                        // Boxed, because an idle session would have its size too.
+                        let verdict = Box::pin(self.verify(&token)).await;
+                        let verdict = verdict.as_ref().copied().map_err(String::as_str);
+                        self.session.on_verified(verdict);
+                    }
                     Output::Perform(effect) => self.perform(effect),
                     Output::Close(close) => return Err(SessionEnd::Close(close)),
                 }
@@ -57,6 +63,7 @@ impl Task {
         Ok(())
     }
 
+    /// Performs an effect that needs no wait.
     pub(super) fn perform(&mut self, effect: Effect) {
         match effect {
             Effect::Read {
@@ -92,11 +99,8 @@ impl Task {
                 &self.opened.epoch,
                 "a page ended below a number that was sent",
             ),
-            Effect::Verify { token } => {
-                let verdict = self.verify(&token);
-                self.session
-                    .on_verified(verdict.as_ref().copied().map_err(String::as_str));
-            }
+            // A session that has closed needs no new token.
+            Effect::Verify { .. } => {}
         }
     }
 
@@ -118,12 +122,9 @@ impl Task {
     }
 
     /// Checks a new token. It must be for the same subscriber and name every feed of the session.
-    fn verify(&self, token: &str) -> Result<Instant, String> {
-        let grant = self
-            .shared
-            .authenticator
-            .check(token)
-            .map_err(|error| error.to_string())?;
+    async fn verify(&self, token: &str) -> Result<Instant, String> {
+        let admitting = self.shared.authenticator.admit(Some(token));
+        let grant = admitting.await.map_err(|error| error.to_string())?;
         if grant.subscriber != self.opened.subscriber {
             return Err("the token is for another subscriber: reconnect with it".into());
         }
