@@ -143,7 +143,7 @@ impl Environment {
     }
 }
 
-fn shown(keys: &Vec<PublicKey>) -> String {
+fn shown(keys: &[PublicKey]) -> String {
     let algorithms = keys.iter().map(|key| key.algorithm().to_string());
     algorithms.collect::<Vec<_>>().join(",")
 }
