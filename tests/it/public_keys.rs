@@ -42,6 +42,29 @@ async fn expect_dropped(world: &World, replica: &Replica, key: &SigningKey) {
     .await;
 }
 
+/// A file that cannot be used changes nothing.
+async fn expect_kept(world: &World, replica: &Replica, file: &str, key: &SigningKey) {
+    for (content, reason) in [
+        ("", "is empty"),
+        ("s3cr3t", "must be one or more"),
+        (
+            "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
+            "a private key",
+        ),
+    ] {
+        replace(file, content);
+        let problem = replica
+            .logs("ERROR", "problem", |problem| problem.contains(reason))
+            .await;
+        assert!(!problem.contains("s3cr3t"), "{problem}");
+        page(world, key)
+            .connect(replica.public())
+            .await
+            .leave()
+            .await;
+    }
+}
+
 #[tokio::test]
 async fn a_rotation_of_public_keys_closes_no_client_for_good() {
     let world = World::new().await;
@@ -82,27 +105,7 @@ async fn a_rotation_of_public_keys_closes_no_client_for_good() {
     }
     merchant.leave().await;
 
-    // A file that cannot be used changes nothing.
-    for content in [
-        "",
-        "s3cr3t",
-        "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
-    ] {
-        replace(&file, content);
-        let is_new = |problem: &str| {
-            problem.contains(match content {
-                "" => "is empty",
-                "s3cr3t" => "must be one or more",
-                _ => "a private key",
-            })
-        };
-        replica.logs("ERROR", "problem", is_new).await;
-        page(&world, &keys[3])
-            .connect(replica.public())
-            .await
-            .leave()
-            .await;
-    }
+    expect_kept(&world, &replica, &file, &keys[3]).await;
 
     // The canary needs no secret, and nobody else can sign with its own.
     replica
