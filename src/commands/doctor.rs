@@ -2,6 +2,7 @@
 //! delay events, and prints a remedy for each. Changes nothing.
 
 mod encryption;
+mod keys;
 mod machine;
 mod policies;
 mod postgres;
@@ -21,7 +22,7 @@ use self::policies::Definitions;
 use super::terminal::{self, Format};
 use super::{broker_of, within};
 use crate::amqp;
-use crate::config::{AmqpConfig, Environment, Role};
+use crate::config::{AmqpConfig, Environment, JwtConfig, Role};
 use crate::store::checkup;
 use crate::store::pools::Pools;
 use crate::store::verify::{Scope, verify};
@@ -122,7 +123,15 @@ pub async fn run(arguments: &Arguments, format: Format) -> anyhow::Result<()> {
         .as_deref()
         .map(Definitions::read)
         .transpose()?;
-    let (mut findings, database, amqp) = check_configuration(arguments.role);
+    let Checked {
+        mut findings,
+        database,
+        amqp,
+        jwt,
+    } = check_configuration(arguments.role);
+    if let Some(jwt) = jwt {
+        findings.extend(keys::findings(&jwt).await);
+    }
     if let Some(options) = database {
         let partitions = amqp.as_ref().map_or(1, |config| config.partitions);
         findings.extend(check_postgres(&options, partitions, arguments.role).await);
@@ -142,11 +151,17 @@ pub async fn run(arguments: &Arguments, format: Format) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Checks the settings and the limits of this machine. Returns also the settings of Postgres and
-/// RabbitMQ, if they are usable.
-fn check_configuration(
-    role: Option<Role>,
-) -> (Vec<Finding>, Option<PgConnectOptions>, Option<AmqpConfig>) {
+/// The findings about the settings, and the settings that are usable.
+struct Checked {
+    findings: Vec<Finding>,
+    database: Option<PgConnectOptions>,
+    amqp: Option<AmqpConfig>,
+    /// `None` for ingest, which has no keys.
+    jwt: Option<JwtConfig>,
+}
+
+/// Checks the settings and the limits of this machine.
+fn check_configuration(role: Option<Role>) -> Checked {
     const CHECK: &str = "configuration";
     match Environment::of_process().explain(role) {
         Ok((config, settings)) => {
@@ -161,18 +176,24 @@ fn check_configuration(
             if let Some(gateway) = config.roles.gateway() {
                 findings.extend(machine::findings(gateway.session.sessions_max));
             }
-            (findings, Some(config.database), Some(config.amqp))
+            Checked {
+                findings,
+                jwt: config.roles.gateway().map(|gateway| gateway.jwt.clone()),
+                database: Some(config.database),
+                amqp: Some(config.amqp),
+            }
         }
         Err(error) => {
             let found = error.to_string().replace("\n  ", " ");
             let remedy = "Correct the settings. `shopbell config` lists each bad setting";
-            let findings = vec![Finding::error(CHECK, found, remedy)];
-            // Other settings may be bad while these two are usable.
-            let (database, amqp) = (
-                Environment::of_process().database(),
-                Environment::of_process().amqp(),
-            );
-            (findings, database.ok(), amqp.ok())
+            // Other settings may be bad while these are usable.
+            let jwt = (role != Some(Role::Ingest)).then(|| Environment::of_process().jwt().ok());
+            Checked {
+                findings: vec![Finding::error(CHECK, found, remedy)],
+                database: Environment::of_process().database().ok(),
+                amqp: Environment::of_process().amqp().ok(),
+                jwt: jwt.flatten(),
+            }
         }
     }
 }

@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 pub use self::audience::Right;
 pub use self::claims::LEEWAY;
 pub use self::jwks::cache::Jwks;
-pub use self::jwks::fetch;
+pub use self::jwks::{KeySet, fetch};
 use self::keys::Signer;
 pub use self::keys::{SignError, Tokens};
 use self::token::Token;
