@@ -18,6 +18,7 @@ pub mod publisher;
 pub mod topology;
 mod uri;
 
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use lapin::Channel;
@@ -76,8 +77,8 @@ pub enum BrokerError {
 /// The address of RabbitMQ, and the names that Shopbell uses there.
 #[derive(Clone)]
 pub struct Broker {
-    /// The parsed `AMQP_URL`.
-    address: Address,
+    /// The parsed `AMQP_URL`, which all clones share. Locked only to copy or to replace the pointer.
+    address: Arc<RwLock<Arc<Address>>>,
     /// The names of exchanges and queues.
     pub names: topology::Names,
     /// The number of ingest queues.
@@ -104,10 +105,8 @@ impl Broker {
     /// # Errors
     /// The URL is not valid. The text does not repeat the URL, because it holds a password.
     pub fn new(url: &str, prefix: &str, partitions: u8, declare: bool) -> Result<Self, String> {
-        let mut address = uri::parse(url)?;
-        address.uri.query.heartbeat.get_or_insert(HEARTBEAT_SECONDS);
         Ok(Self {
-            address,
+            address: Arc::new(RwLock::new(Arc::new(parse(url)?))),
             names: topology::Names::new(prefix),
             partitions,
             declare,
@@ -116,11 +115,24 @@ impl Broker {
     }
 
     /// The host of RabbitMQ, and whether the connection is encrypted.
-    pub fn host(&self) -> (&str, bool) {
-        (
-            &self.address.uri.authority.host,
-            self.address.is_encrypted(),
-        )
+    pub fn host(&self) -> (String, bool) {
+        let address = self.address();
+        (address.uri.authority.host.clone(), address.is_encrypted())
+    }
+
+    /// Uses this URL for each new connection. Open connections stay open.
+    ///
+    /// # Errors
+    /// The URL is not valid. Nothing changes then.
+    pub fn use_url(&self, url: &str) -> Result<(), String> {
+        let address = Arc::new(parse(url)?);
+        *self.address.write().unwrap_or_else(PoisonError::into_inner) = address;
+        Ok(())
+    }
+
+    fn address(&self) -> Arc<Address> {
+        let address = self.address.read();
+        address.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Declares or verifies the topology over a connection of its own.
@@ -139,7 +151,7 @@ impl Broker {
         purpose: &str,
         frames: Frames,
     ) -> Result<(Connection, Channel, Topology), BrokerError> {
-        let connection = Connection::open(&self.address, purpose, frames).await?;
+        let connection = Connection::open(&self.address(), purpose, frames).await?;
         let channel = connection.channel().await?;
         let topology = self.ensure_on(&connection, &channel).await?;
         Ok((connection, channel, topology))
@@ -154,6 +166,12 @@ impl Broker {
         let ensuring = topology::ensure(connection, channel, self);
         within(DECLARE_TIMEOUT, "declaring exchanges and queues", ensuring).await
     }
+}
+
+fn parse(url: &str) -> Result<Address, String> {
+    let mut address = uri::parse(url)?;
+    address.uri.query.heartbeat.get_or_insert(HEARTBEAT_SECONDS);
+    Ok(address)
 }
 
 /// Bounds the wait for an answer. Heartbeats do not: a broker may send them and never answer.

@@ -20,6 +20,7 @@ mod secrets;
 mod serve;
 mod setting;
 mod settings;
+mod url_files;
 mod values;
 
 pub use self::amqp::AmqpConfig;
@@ -34,3 +35,4 @@ pub use self::public_key::{PublicAlgorithm, PublicKey};
 pub use self::secret::Secret;
 pub use self::serve::{GatewayConfig, IngestConfig, RoleConfig, ServeConfig, SessionConfig};
 pub use self::settings::{EVENT_BYTES_MAX_DEFAULT, Role, SETTINGS, Setting};
+pub use self::url_files::UrlFiles;

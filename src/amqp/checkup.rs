@@ -79,7 +79,7 @@ pub enum Found {
 /// RabbitMQ does not answer.
 pub async fn inspect(broker: &Broker) -> Result<Checkup, BrokerError> {
     let version = version(broker).await;
-    let connection = Connection::open(&broker.address, "doctor", Frames::Small).await?;
+    let connection = Connection::open(&broker.address(), "doctor", Frames::Small).await?;
     let channel = connection.channel().await?;
     let inspecting = async {
         channel
@@ -204,9 +204,10 @@ async fn version(broker: &Broker) -> Option<String> {
 
 async fn greeting(broker: &Broker) -> Option<String> {
     let runtime = lapin::runtime::default_runtime().ok()?;
-    let addresses = resolve(&broker.address).await.ok()?;
+    let address = broker.address();
+    let addresses = resolve(&address).await.ok()?;
     let stream = AsyncTcpStream::connect(&runtime, addresses).await.ok()?;
-    let mut stream = secure(&broker.address, stream).await.ok()?;
+    let mut stream = secure(&address, stream).await.ok()?;
     stream.write_all(PROTOCOL_HEADER).await.ok()?;
     stream.flush().await.ok()?;
     // Type, channel and length of the frame (AMQP 0-9-1 §4.2.3).

@@ -66,7 +66,7 @@ impl DepthProbe {
     }
 
     async fn open(&self) -> Result<(Connection, Channel), BrokerError> {
-        let connection = Connection::open(&self.broker.address, "watch", Frames::Small).await?;
+        let connection = Connection::open(&self.broker.address(), "watch", Frames::Small).await?;
         let channel = connection.channel().await?;
         Ok((connection, channel))
     }

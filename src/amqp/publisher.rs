@@ -89,7 +89,7 @@ impl Shared {
             return Ok((connection, channel));
         }
         let connection =
-            Arc::new(Connection::open(&broker.address, "publisher", Frames::Large).await?);
+            Arc::new(Connection::open(&broker.address(), "publisher", Frames::Large).await?);
         let channel = connection.channel().await?;
         *shared = Arc::downgrade(&connection);
         Ok((connection, channel))

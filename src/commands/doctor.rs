@@ -171,7 +171,8 @@ fn check_configuration(role: Option<Role>) -> Checked {
                 encryption::postgres(&config.database),
             ];
             if let Ok(broker) = broker_of(&config.amqp) {
-                findings.push(encryption::rabbitmq(broker.host()));
+                let (host, is_encrypted) = broker.host();
+                findings.push(encryption::rabbitmq((&host, is_encrypted)));
             }
             if let Some(gateway) = config.roles.gateway() {
                 findings.extend(machine::findings(gateway.session.sessions_max));

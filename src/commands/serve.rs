@@ -2,6 +2,7 @@
 
 mod gateway;
 mod parts;
+mod urls;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -78,6 +79,14 @@ pub async fn run_with(config: ServeConfig, more: Router) -> anyhow::Result<()> {
     let base = Base::new(&config)?;
     let mut parts = Parts::default();
     base.operate(config.ops_listen, &mut parts).await?;
+    parts.spawn(
+        Part::Urls,
+        urls::follow(
+            config.url_files.clone(),
+            base.broker.clone(),
+            base.pools.clone(),
+        ),
+    );
     let gateway = match config.roles.gateway() {
         Some(config) => Some(base.serve(config, more, &mut parts)?),
         None => None,

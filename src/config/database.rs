@@ -26,7 +26,7 @@ impl Environment {
 }
 
 /// Parses the URL. A problem contains no part of the URL.
-fn parse(url: &str) -> Result<PgConnectOptions, String> {
+pub(super) fn parse(url: &str) -> Result<PgConnectOptions, String> {
     let expected = || format!("must be {}", DATABASE_URL.kind.expected());
     let rest = ["postgres://", "postgresql://"]
         .iter()

@@ -16,6 +16,7 @@ use super::settings::{
     LISTEN, MAX_EVENT_BYTES, MAX_FRAME_BYTES, MAX_SESSION_SECONDS, MAX_SESSIONS,
     MAX_SESSIONS_PER_SUBSCRIBER, OPS_LISTEN, RETENTION_DAYS, Role, WINDOW,
 };
+use super::url_files::UrlFiles;
 use crate::model::feed::Feed;
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -27,6 +28,8 @@ pub struct ServeConfig {
     pub database: PgConnectOptions,
     /// RabbitMQ.
     pub amqp: AmqpConfig,
+    /// The files of the URLs of both, which are read again.
+    pub url_files: UrlFiles,
     /// `SHOPBELL_OPS_LISTEN`.
     pub ops_listen: SocketAddr,
     /// The roles of the replica.
@@ -163,6 +166,7 @@ impl Environment {
     /// only its keys are ignored.
     fn read_serve(&mut self, role: Option<Role>) -> Option<ServeConfig> {
         self.set_role(role);
+        let url_files = self.url_files();
         let database = self.read_database();
         let amqp = self.read_amqp();
         let ops_listen = self.address(&OPS_LISTEN);
@@ -177,6 +181,7 @@ impl Environment {
         Some(ServeConfig {
             database: database?,
             amqp: amqp?,
+            url_files,
             ops_listen: ops_listen?,
             roles,
         })

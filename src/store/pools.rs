@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -73,7 +73,7 @@ impl Pools {
     /// Each new connection reads the epoch before its first use.
     pub fn lazy(options: &PgConnectOptions, partitions: u8, epochs: &Arc<Epochs>) -> Self {
         let trust = Trust::new();
-        let options = session_options(options).application_name("shopbell");
+        let options = service_options(options);
         let pool = |name, size: u32| {
             let (trusted, connected, epochs) = (trust.clone(), trust.clone(), epochs.clone());
             Pool {
@@ -114,6 +114,28 @@ impl Pools {
         }
     }
 
+    /// Uses these options for each new connection. If they lead to another database, each open
+    /// connection is closed before its next use. Otherwise they stay open.
+    pub fn use_options(&self, options: &PgConnectOptions) {
+        let place = |options: &PgConnectOptions| {
+            (
+                options.get_host().to_owned(),
+                options.get_port(),
+                options.get_socket().cloned(),
+                options.get_database().map(str::to_owned),
+            )
+        };
+        let connections = &self.upkeep.connections;
+        let is_elsewhere = place(&connections.connect_options()) != place(options);
+        for pool in self.all() {
+            pool.connections
+                .set_connect_options(service_options(options));
+        }
+        if is_elsewhere {
+            self.upkeep.trust.distrust_older_than(Instant::now());
+        }
+    }
+
     /// Maximum of connections of a replica.
     pub fn connections_max(&self) -> u32 {
         self.all().map(Pool::connections_max).iter().sum()
@@ -141,6 +163,10 @@ impl Pools {
         } = self;
         [ingest, acks, marks, reads, upkeep, history, retention]
     }
+}
+
+fn service_options(options: &PgConnectOptions) -> PgConnectOptions {
+    session_options(options).application_name("shopbell")
 }
 
 /// The options of every session of the service, through a pool or not. PgBouncer by default refuses

@@ -25,6 +25,7 @@ mod commands_inspect;
 mod commands_verify;
 mod connections;
 mod counters;
+mod credentials;
 mod damage;
 mod damaged_feeds;
 mod dashboard;

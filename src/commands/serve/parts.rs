@@ -31,6 +31,7 @@ pub(super) enum Part {
     Retention,
     Sweep,
     Traces,
+    Urls,
 }
 
 impl fmt::Display for Part {
@@ -55,6 +56,7 @@ impl fmt::Display for Part {
             Self::Retention => "retention",
             Self::Sweep => "sweep",
             Self::Traces => "traces",
+            Self::Urls => "URLs",
         })
     }
 }

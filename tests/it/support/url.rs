@@ -40,6 +40,17 @@ pub fn with_user(url: &str, user: &str) -> String {
     format!("{}{user}{password}@{}", &url[..after_scheme], &url[start..])
 }
 
+/// The same URL for another user with another password.
+pub fn with_user_and_password(url: &str, user: &str, password: &str) -> String {
+    let after_scheme = url.find("://").expect("a URL has a scheme") + 3;
+    let (start, _) = authority_span(url);
+    format!(
+        "{}{user}:{password}@{}",
+        &url[..after_scheme],
+        &url[start..]
+    )
+}
+
 /// The host and the port, with the default port of its scheme.
 pub fn host_and_port(url: &str) -> (String, String) {
     let authority = authority(url);

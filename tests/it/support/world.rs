@@ -218,6 +218,11 @@ impl World {
         url::with_user(url, role)
     }
 
+    /// The database, as any role.
+    pub fn database_url_with(&self, role: &str, password: &str) -> String {
+        url::with_user_and_password(&self.database_url, role, password)
+    }
+
     /// The database, as the superuser of the server.
     pub fn admin_database_url(&self) -> String {
         url::with_database(&self.server_url, &self.database)

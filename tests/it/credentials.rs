@@ -1,0 +1,99 @@
+//! New passwords and addresses of Postgres and RabbitMQ, without a restart.
+
+use std::fs;
+
+use sqlx::AssertSqlSafe;
+use sqlx::postgres::PgPool;
+
+use crate::support::{Event, PATIENCE, Proxy, World, eventually, holds};
+
+const MERCHANT: &str = "m-1";
+
+#[tokio::test]
+async fn a_reconnect_uses_the_url_that_its_file_has_now() {
+    let world = World::new().await;
+    let role = world.name("role").replace(['-', '.'], "_");
+    let named = |password: &str| world.database_url_with(&role, password);
+    let admin = PgPool::connect_lazy(&world.admin_database_url()).expect("it is a URL");
+    execute(
+        &admin,
+        format!("create role {role} login password 'one' in role shopbell_app"),
+    )
+    .await;
+    let (first, second) = (
+        Proxy::before_service(world.amqp_url()).await,
+        Proxy::before_service(world.amqp_url()).await,
+    );
+    let database = world.file("database-url", format!("{}\n", named("one")).as_bytes());
+    let amqp = world.file("amqp-url", first.url(world.amqp_url()).as_bytes());
+    let replica = world
+        .replica()
+        .without("DATABASE_URL")
+        .without("AMQP_URL")
+        .with("DATABASE_URL_FILE", &database)
+        .with("AMQP_URL_FILE", &amqp)
+        .start()
+        .await;
+    let publisher = world.publisher().await;
+    let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
+    publisher.publish_all(Event::orders(MERCHANT, 2)).await;
+    merchant.take_seqs(1..=2).await;
+
+    // A file that cannot be used changes nothing.
+    for bad in ["", "hunter2", "postgres://hunter2@a,b/c"] {
+        fs::write(&database, bad).expect("a file can be written");
+        let reason = if bad.is_empty() {
+            "is empty"
+        } else {
+            "cannot be used"
+        };
+        replica
+            .logs("ERROR", "problem", |problem| problem.contains(reason))
+            .await;
+    }
+    assert!(!replica.log().contains("hunter2"));
+
+    // The old password and the old address end. Every connection is opened again.
+    execute(&admin, format!("alter role {role} password 'two'")).await;
+    fs::write(&database, named("two")).expect("a file can be written");
+    fs::write(&amqp, second.url(world.amqp_url())).expect("a file can be written");
+    for variable in ["DATABASE_URL", "AMQP_URL"] {
+        replica
+            .logs("INFO", "variable", |named| named == variable)
+            .await;
+    }
+    let of_role = format!("from pg_stat_activity where usename = '{role}'");
+    assert!(
+        count(
+            &admin,
+            format!("select count(pg_terminate_backend(pid)) {of_role}")
+        )
+        .await
+            > 0
+    );
+    first.cut();
+    publisher.publish_all(Event::orders(MERCHANT, 3)).await;
+    merchant.take_seqs(3..=5).await;
+    merchant.leave().await;
+    replica.ready().await;
+    let connected = format!("select count(*) {of_role}");
+    eventually("it has connections of the role", PATIENCE, async || {
+        holds(count(&admin, connected.clone()).await > 0, "none")
+    })
+    .await;
+    assert!(replica.terminate().await.success());
+    execute(&admin, format!("drop role {role}")).await;
+    world.finish().await;
+}
+
+async fn execute(admin: &PgPool, statement: String) {
+    let executed = sqlx::raw_sql(AssertSqlSafe(statement)).execute(admin).await;
+    executed.expect("the database accepts the statement");
+}
+
+async fn count(admin: &PgPool, query: String) -> i64 {
+    let counted = sqlx::query_scalar(AssertSqlSafe(query))
+        .fetch_one(admin)
+        .await;
+    counted.expect("the database answers")
+}
