@@ -57,11 +57,10 @@ async fn a_reconnect_uses_the_url_that_its_file_has_now() {
     execute(&admin, format!("alter role {role} password 'two'")).await;
     fs::write(&database, named("two")).expect("a file can be written");
     fs::write(&amqp, second.url(world.amqp_url())).expect("a file can be written");
-    for variable in ["DATABASE_URL", "AMQP_URL"] {
-        replica
-            .logs("INFO", "variable", |named| named == variable)
-            .await;
-    }
+    // The other file was written before this one.
+    replica
+        .logs("INFO", "variable", |variable| variable == "AMQP_URL")
+        .await;
     let of_role = format!("from pg_stat_activity where usename = '{role}'");
     assert!(
         count(
