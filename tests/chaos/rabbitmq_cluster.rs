@@ -27,6 +27,10 @@ const OPENING: &[u8; 8] = b"AMQP\0\0\x09\x01";
 /// The programs of RabbitMQ. Those in the PATH are wrappers that change to the user `rabbitmq`.
 const PROGRAMS: &str = "/usr/lib/rabbitmq/bin";
 const USER: &str = "shopbell";
+const ONLY_LOCAL: &str = "-kernel inet_dist_use_interface {127,0,0,1}";
+/// RabbitMQ 4.3 waits a minute by default (docs/scaling.md). Older versions ignore this, and would
+/// refuse it in their configuration file.
+const TAKES_OVER_SOON: &str = "-rabbit consumer_disconnected_timeout 5000";
 
 /// The nodes have their own ports, names, data, and Erlang port mapper. All end with this.
 pub struct RabbitmqCluster {
@@ -194,10 +198,7 @@ impl RabbitmqCluster {
     /// A program of RabbitMQ in the environment of a node. Neither the caller's environment nor
     /// RabbitMQ's own files name another directory.
     fn command(&self, node: usize, path: &str) -> Command {
-        let (folder, only_local) = (
-            self.folder_of(node),
-            "-kernel inet_dist_use_interface {127,0,0,1}",
-        );
+        let folder = self.folder_of(node);
         let mut command = program(path, &self.folder);
         in_environment(&mut command, self.port_mapper_port);
         for (variable, name) in [
@@ -222,8 +223,11 @@ impl RabbitmqCluster {
             .env("HOME", &self.folder)
             .env("RABBITMQ_NODENAME", name)
             .env("RABBITMQ_DIST_PORT", distribution_port.to_string())
-            .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", only_local)
-            .env("RABBITMQ_CTL_ERL_ARGS", only_local)
+            .env(
+                "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS",
+                format!("{ONLY_LOCAL} {TAKES_OVER_SOON}"),
+            )
+            .env("RABBITMQ_CTL_ERL_ARGS", ONLY_LOCAL)
             // The start script then becomes the Erlang VM, so a kill reaches the VM.
             .env("RUNNING_UNDER_SYSTEMD", "true");
         command
