@@ -63,6 +63,7 @@ mod protocol;
 mod public_keys;
 mod public_port;
 mod real_input;
+mod redaction;
 mod redelivery;
 mod replay;
 mod replicas;
