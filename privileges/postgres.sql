@@ -4,8 +4,9 @@
 -- `shopbell_app` runs `shopbell serve` and every other command: it reads and writes rows, and changes no schema.
 -- `shopbell_reader` reads rows, for `shopbell inspect`, `shopbell doctor` and dashboards.
 --
--- Run it in Shopbell's database as a superuser, or as the owner of the database with CREATEROLE. Run it before the
--- first `shopbell migrate` and once after it. It may run again at any time. It sets no passwords.
+-- Run it in Shopbell's database as a superuser, or as the owner of the database with CREATEROLE, who becomes a member of
+-- `shopbell_owner`. Run it before the first `shopbell migrate` and once after it. It may run again at any time. It sets no
+-- passwords.
 
 do $$
 declare
@@ -20,6 +21,20 @@ begin
     -- By default every user of the server may connect to every database and create temporary tables in it.
     execute format('revoke all on database %I from public', current_database());
     execute format('grant connect on database %I to shopbell_owner, shopbell_app, shopbell_reader', current_database());
+end
+$$;
+
+do $$
+begin
+    -- Only a member may set the default privileges of the owner and grant its tables. A superuser needs no membership.
+    if not pg_has_role('shopbell_owner', 'usage') then
+        if current_setting('server_version_num')::integer >= 160000 then
+            -- The creator of a role may grant it to itself, but does not inherit its privileges.
+            execute 'grant shopbell_owner to current_user with inherit true';
+        else
+            grant shopbell_owner to current_user;
+        end if;
+    end if;
 end
 $$;
 

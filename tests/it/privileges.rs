@@ -160,19 +160,8 @@ async fn a_database_of_one_user_is_divided_into_roles_with_its_rows() {
     let world = World::new().await;
     let url = world.another_database();
     let (_, database) = url.rsplit_once('/').expect("a URL with a database");
-    let mut admin = PgConnection::connect(&world.admin_database_url())
-        .await
-        .expect("the administrator");
-    // As a first deployment without roles: one user that owns everything. Its name is in no other test.
-    for statement in [
-        format!("create role \"{database}\" login password 's3cr3t'"),
-        format!("create database \"{database}\" owner \"{database}\""),
-    ] {
-        let created = admin.execute(sqlx::raw_sql(AssertSqlSafe(statement))).await;
-        created.expect("the administrator creates");
-    }
-    let (_, server) = url.rsplit_once('@').expect("a URL with a user");
-    let single = format!("postgres://{database}:s3cr3t@{server}");
+    // As a first deployment without roles: one user that owns everything.
+    let single = create_with_owner(&world, &url, "").await;
     let settings = [("DATABASE_URL", single.as_str())];
     world
         .shopbell_with(&settings, &["migrate"])
@@ -185,7 +174,18 @@ async fn a_database_of_one_user_is_divided_into_roles_with_its_rows() {
     merchant.expect_seqs(1..=3).await;
     assert!(replica.terminate().await.success());
 
-    divide_into_roles(&url, database).await;
+    // As a dump does. Other sessions would wait behind a statement that waits for it.
+    let mut dump = PgConnection::connect(&url)
+        .await
+        .expect("the administrator");
+    let locked = dump.execute("begin; lock table feeds in access share mode");
+    locked.await.expect("the dump locks");
+    let refused = divide_into_roles(&url, database).await;
+    let error = refused.expect_err("the statements give up");
+    assert!(error.to_string().contains("lock timeout"), "{error}");
+    dump.execute("rollback").await.expect("the dump ends");
+    let divided = divide_into_roles(&url, database).await;
+    divided.expect("the administrator divides");
     let app = world.as_role(&url, APP);
     let replica = world.replica().with("DATABASE_URL", &app).start().await;
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
@@ -200,11 +200,46 @@ async fn a_database_of_one_user_is_divided_into_roles_with_its_rows() {
         .succeeded();
     assert!(replica.terminate().await.success());
     let drop = format!("drop owned by \"{database}\"; drop role \"{database}\"");
-    let mut inside = PgConnection::connect(&url)
-        .await
-        .expect("the administrator");
-    let dropped = inside.execute(sqlx::raw_sql(AssertSqlSafe(drop))).await;
+    let dropped = run_as(&url, drop).await;
     dropped.expect("the former user owns nothing");
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn an_owner_with_createrole_can_run_the_file_twice() {
+    let world = World::new().await;
+    let url = world.another_database();
+    let (_, database) = url.rsplit_once('/').expect("a URL with a database");
+    // As the administrator of managed Postgres.
+    let administrator = create_with_owner(&world, &url, "createrole").await;
+    // A superuser creates the roles of the other stories, so these have their own names.
+    let privileges = PRIVILEGES.replace("shopbell_", &format!("{database}_"));
+    let password = format!("alter role {database}_owner password 's3cr3t'");
+    let owner = world.as_role(&administrator, &format!("{database}_owner"));
+    for statements in [privileges.clone() + &password, privileges] {
+        run_as(&administrator, statements)
+            .await
+            .expect("the owner of the database runs the file");
+        let settings = [("DATABASE_URL", &*owner)];
+        let migrated = world.shopbell_with(&settings, &["migrate"]).await;
+        migrated.succeeded();
+    }
+    let mut superuser = PgConnection::connect(&url).await.expect("the superuser");
+    let privileges = format!(
+        "select has_table_privilege('{database}_app', 'feeds', 'insert'),
+                has_table_privilege('{database}_app', '_sqlx_migrations', 'delete'),
+                has_table_privilege('{database}_reader', 'feeds', 'select')"
+    );
+    let privileges: (bool, bool, bool) = sqlx::query_as(AssertSqlSafe(privileges))
+        .fetch_one(&mut superuser)
+        .await
+        .expect("privileges");
+    assert_eq!(privileges, (true, false, true));
+    let mut drop = format!("alter database {database} owner to current_user;");
+    for role in ["_owner", "_app", "_reader", ""] {
+        drop += &format!("drop owned by {database}{role} cascade; drop role {database}{role};");
+    }
+    run_as(&url, drop).await.expect("the roles own nothing");
     world.finish().await;
 }
 
@@ -426,8 +461,23 @@ async fn publish(channel: &Channel, exchange: &str) -> Result<(), lapin::Error> 
     confirm.await.map(drop)
 }
 
+/// Creates the database of `url` with an owner of the same name, which is in no other test. Returns the
+/// URL of this owner.
+async fn create_with_owner(world: &World, url: &str, attributes: &str) -> String {
+    let (_, database) = url.rsplit_once('/').expect("a URL with a database");
+    for statement in [
+        format!("create role \"{database}\" login {attributes} password 's3cr3t'"),
+        format!("create database \"{database}\" owner \"{database}\""),
+    ] {
+        let created = run_as(&world.admin_database_url(), statement).await;
+        created.expect("the administrator creates");
+    }
+    let (_, server) = url.rsplit_once('@').expect("a URL with a user");
+    format!("postgres://{database}:s3cr3t@{server}")
+}
+
 /// Runs the statements of docs/security.md for a database that has one user.
-async fn divide_into_roles(url: &str, user: &str) {
+async fn divide_into_roles(url: &str, user: &str) -> Result<(), sqlx::Error> {
     let page = include_str!("../../docs/security.md");
     let (_, section) = page
         .split_once("### An existing database\n")
@@ -436,11 +486,15 @@ async fn divide_into_roles(url: &str, user: &str) {
     let statements = statements.split("```").next().expect("an end");
     let statements = statements.replace("\"OLD\"", &format!("\"{user}\""));
     let statements = statements.replace("database shopbell", &format!("database \"{user}\""));
-    let mut admin = PgConnection::connect(url).await.expect("the administrator");
     for statements in [PRIVILEGES.to_owned(), statements, PRIVILEGES.to_owned()] {
-        let done = admin
-            .execute(sqlx::raw_sql(AssertSqlSafe(statements)))
-            .await;
-        done.expect("the administrator divides");
+        run_as(url, statements).await?;
     }
+    Ok(())
+}
+
+/// Runs statements in a session of their own.
+async fn run_as(url: &str, statements: String) -> Result<(), sqlx::Error> {
+    let mut session = PgConnection::connect(url).await?;
+    let done = session.execute(sqlx::raw_sql(AssertSqlSafe(statements)));
+    done.await.map(drop)
 }
