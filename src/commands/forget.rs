@@ -1,5 +1,6 @@
 //! `shopbell forget`: erases one feed, with everything that Shopbell has of its merchant.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -9,7 +10,9 @@ use super::dead_letters::queue::QueueReader;
 use super::terminal::{self, Format};
 use super::{UsageError, broker, within};
 use crate::amqp::Broker;
+use crate::amqp::dead_letter::DeadLetter;
 use crate::config::Environment;
+use crate::model::event::is_addressed_to;
 use crate::model::feed::Feed;
 use crate::store::forgetting::{self, Holdings};
 use crate::store::pool::Pool;
@@ -22,6 +25,8 @@ const DATABASE_TIMEOUT: Duration = Duration::from_secs(15);
 const ATTEMPTS_MAX: u32 = 20;
 /// Wait after a failed attempt.
 const ATTEMPT_INTERVAL: Duration = Duration::from_millis(250);
+/// Most ids of dead letters that one message lists.
+const IDS_MAX: usize = 20;
 
 /// The feed to erase.
 #[derive(Debug, clap::Args)]
@@ -53,7 +58,10 @@ pub async fn run(arguments: &Arguments, format: Format) -> anyhow::Result<()> {
         feed: feed.clone(),
         broadcast_feed,
     };
-    let before = forgetting.holdings(false).await?;
+    let (before, others) = forgetting.holdings(false).await?;
+    if !others.is_empty() {
+        terminal::write_message(&stay(feed, &others));
+    }
     if !yes {
         print(feed, &before, false, format)?;
         terminal::write_message("nothing was erased: repeat the command with --yes");
@@ -61,7 +69,7 @@ pub async fn run(arguments: &Arguments, format: Format) -> anyhow::Result<()> {
     }
     forgetting.erase().await?;
     print(feed, &before, true, format)?;
-    let left = forgetting.holdings(false).await?;
+    let (left, _) = forgetting.holdings(false).await?;
     if left != Found::default() {
         bail!(
             "{feed} has new data ({left}): publishers or sessions still use it. Stop them, and repeat the command"
@@ -75,9 +83,9 @@ pub async fn run(arguments: &Arguments, format: Format) -> anyhow::Result<()> {
 struct Found {
     #[serde(flatten)]
     stored: Holdings,
-    /// Dead letters in Postgres that name the feed.
+    /// Dead letters in Postgres that are addressed to the feed.
     dead_letters: u64,
-    /// Dead letters in the queue of RabbitMQ that name the feed.
+    /// Dead letters in the queue of RabbitMQ that are addressed to the feed.
     queued_dead_letters: u64,
 }
 
@@ -135,6 +143,28 @@ fn print(feed: &Feed, found: &Found, erased: bool, format: Format) -> anyhow::Re
     })
 }
 
+/// Explains why these dead letters stay.
+fn stay(feed: &Feed, others: &BTreeSet<String>) -> String {
+    let mut ids: Vec<_> = others.iter().map(String::as_str).take(IDS_MAX).collect();
+    if others.len() > IDS_MAX {
+        ids.push("...");
+    }
+    format!(
+        "{} dead letters contain the name {feed}, but are not addressed to it, so they stay ({}): `shopbell dead-letters show ID` prints one, `shopbell dead-letters drop ID` deletes it",
+        others.len(),
+        ids.join(", ")
+    )
+}
+
+/// The dead letters that a search found.
+#[derive(Debug, Default)]
+struct Letters {
+    /// Number of those that are addressed to the feed.
+    own: u64,
+    /// Ids of the others that contain its name.
+    others: BTreeSet<String>,
+}
+
 /// The erasure of one feed.
 struct Forgetting {
     broker: Broker,
@@ -144,14 +174,20 @@ struct Forgetting {
 }
 
 impl Forgetting {
-    /// Counts the data of the feed. With `removes`, removes its dead letters meanwhile.
-    async fn holdings(&self, removes: bool) -> anyhow::Result<Found> {
-        Ok(Found {
-            stored: query(|| forgetting::count(&self.pool, &self.feed, &self.broadcast_feed))
-                .await?,
-            dead_letters: self.stored_letters(removes).await?,
-            queued_dead_letters: self.queued_letters(removes).await?,
-        })
+    /// Counts the data of the feed. With `removes`, removes its dead letters meanwhile. Returns the ids
+    /// of other dead letters that contain its name too.
+    async fn holdings(&self, removes: bool) -> anyhow::Result<(Found, BTreeSet<String>)> {
+        let stored = query(|| forgetting::count(&self.pool, &self.feed, &self.broadcast_feed));
+        let stored = stored.await?;
+        let letters = self.stored_letters(removes).await?;
+        let mut queued = self.queued_letters(removes).await?;
+        let found = Found {
+            stored,
+            dead_letters: letters.own,
+            queued_dead_letters: queued.own,
+        };
+        queued.others.extend(letters.others);
+        Ok((found, queued.others))
     }
 
     /// Erases everything up to the number that the feed has now.
@@ -177,50 +213,61 @@ impl Forgetting {
         Ok(())
     }
 
-    /// Counts the dead letters in Postgres that name the feed.
-    async fn stored_letters(&self, removes: bool) -> anyhow::Result<u64> {
-        let (mut count, mut after) = (0, 0);
+    /// Finds the dead letters in Postgres.
+    async fn stored_letters(&self, removes: bool) -> anyhow::Result<Letters> {
+        let (mut letters, mut after) = (Letters::default(), 0);
         while let Some((found, through)) =
             query(|| forgetting::letters_with(&self.pool, self.feed.as_str(), after)).await?
         {
             after = through;
             for stored in found {
-                let letter = stored.letter;
-                let texts = [letter.routing_key.as_bytes(), letter.detail.as_bytes()];
-                let parts = [letter.properties.as_slice(), letter.body.as_slice()];
-                let is_named = texts
-                    .iter()
-                    .chain(&parts)
-                    .any(|part| names(part, &self.feed));
-                if letter.feed.is_some() || !is_named {
+                let stored = stored.letter;
+                if stored.feed.is_some() {
                     continue;
                 }
-                count += 1;
-                if removes {
-                    query(|| dead_letters::remove(&self.pool, &letter.id)).await?;
+                let Ok(letter) = DeadLetter::decode(&stored.properties, stored.body) else {
+                    letters.others.insert(stored.id);
+                    continue;
+                };
+                if self.finds(&letter, stored.id.clone(), &mut letters) && removes {
+                    query(|| dead_letters::remove(&self.pool, &stored.id)).await?;
                 }
             }
         }
-        Ok(count)
+        Ok(letters)
     }
 
-    /// Counts the dead letters in RabbitMQ's queue that name the feed.
-    async fn queued_letters(&self, removes: bool) -> anyhow::Result<u64> {
+    /// Finds the dead letters in RabbitMQ's queue.
+    async fn queued_letters(&self, removes: bool) -> anyhow::Result<Letters> {
         let mut queue = QueueReader::open(&self.broker).await?;
-        let mut count = 0;
+        let mut letters = Letters::default();
         while let Some(queued) = queue.next().await? {
             let letter = &queued.dead_letter;
-            let properties = letter.encode();
-            let parts = [letter.routing_key.as_bytes(), &properties, &letter.body];
-            if parts.iter().any(|part| names(part, &self.feed)) {
-                count += 1;
-                if removes {
-                    queue.remove(&queued).await?;
-                }
+            if self.finds(letter, letter.id.clone(), &mut letters) && removes {
+                queue.remove(&queued).await?;
             }
         }
         queue.close().await;
-        Ok(count)
+        Ok(letters)
+    }
+
+    /// Counts a dead letter if it is addressed to the feed, and returns whether it is. Otherwise records
+    /// its id if it contains the name.
+    fn finds(&self, letter: &DeadLetter, id: String, letters: &mut Letters) -> bool {
+        let message = letter.message();
+        if is_addressed_to(&message, &self.feed) {
+            letters.own += 1;
+            return true;
+        }
+        let headers = message.headers.iter().filter_map(|(_, value)| value.text());
+        let texts = headers.chain([&*letter.routing_key]).map(str::as_bytes);
+        if texts
+            .chain([message.body])
+            .any(|text| names(text, &self.feed))
+        {
+            letters.others.insert(id);
+        }
+        false
     }
 }
 

@@ -17,6 +17,10 @@ const ROWS_PER_STEP_MAX: i64 = 1_000;
 const BYTES_PER_STEP_MAX: i64 = 8 * 1024 * 1024;
 /// Dead letters that one statement searches for a name.
 const LETTERS_PER_STEP: i64 = 200;
+/// Most bytes of these, unless the first alone is larger.
+const LETTER_BYTES_PER_STEP: i64 = 4 * 1024 * 1024;
+/// Begins an escape in JSON, which may be a part of a name.
+const ESCAPE: &str = "\\u";
 
 /// The rows that Shopbell has of a feed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, FromRow)]
@@ -121,14 +125,15 @@ const OF_FEED: [&str; 6] = [
          order by feed, subscriber, device limit $2 for update) o
      where (c.feed, c.subscriber, c.device) = (o.feed, o.subscriber, o.device) returning c.feed",
     // Appends write imports under the lock of the feed, so these lock it first.
+    // Imports go before their items, because `verify` compares the totals with the items.
+    "with locked as materialized (select feed from feeds where feed = $1 for update),
+     old as (select i.feed, i.import_id from locked l join imports i on i.feed = l.feed limit $2)
+     delete from imports k using old o where (k.feed, k.import_id) = (o.feed, o.import_id) returning k.feed",
     "with locked as materialized (select feed from feeds where feed = $1 for update),
      old as (
          select i.feed, i.import_id, i.run, i.chunk from locked l join import_items i on i.feed = l.feed limit $2)
      delete from import_items k using old o
      where (k.feed, k.import_id, k.run, k.chunk) = (o.feed, o.import_id, o.run, o.chunk) returning k.feed",
-    "with locked as materialized (select feed from feeds where feed = $1 for update),
-     old as (select i.feed, i.import_id from locked l join imports i on i.feed = l.feed limit $2)
-     delete from imports k using old o where (k.feed, k.import_id) = (o.feed, o.import_id) returning k.feed",
     "delete from dead_letters d using (
          select position from dead_letters where feed = $1 order by position limit $2) o
      where d.position = o.position returning d.feed",
@@ -184,23 +189,32 @@ struct StepColumns {
 }
 
 /// Searches the next dead letters after a position for the bytes of a name; returns the matches and
-/// the last position, or `None` at the end. Locks nothing; uses `dead_letters_pkey`.
+/// the last position, or `None` at the end. JSON may write `/` as `\/`, and any character with `\u`, so
+/// a match may be another name. Locks nothing; uses `dead_letters_pkey`.
 pub async fn letters_with(
     pool: &Pool,
     name: &str,
     after: i64,
 ) -> Result<Option<(Vec<Stored>, i64)>, StoreError> {
     let query = sqlx::query(
-        "with step as materialized (select * from dead_letters where position > $2 order by position limit $3)
+        "with next as (
+             select position, sum(octet_length(body)) over (order by position) - octet_length(body) as bytes_before
+             from (select position, body from dead_letters where position > $2 order by position limit $3) n
+         ), step as materialized (
+             select d.* from next n join dead_letters d on d.position = n.position where n.bytes_before < $4)
          select e.through, s.*
          from (select max(position) as through from step) e
          left join step s on position(convert_to($1, 'UTF8') in s.body) > 0
+             or position(convert_to(replace($1, '/', '\\/'), 'UTF8') in s.body) > 0
+             or position(convert_to($5, 'UTF8') in s.body) > 0
              or position(convert_to($1, 'UTF8') in s.properties) > 0
              or strpos(s.routing_key, $1) > 0 or strpos(s.detail, $1) > 0",
     )
     .bind(name)
     .bind(after)
-    .bind(LETTERS_PER_STEP);
+    .bind(LETTERS_PER_STEP)
+    .bind(LETTER_BYTES_PER_STEP)
+    .bind(ESCAPE);
     let rows = super::rows(pool, query).await?;
     let (mut found, mut through) = (Vec::new(), None);
     for row in &rows {

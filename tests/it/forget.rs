@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::support::{Event, Merchant, PATIENCE, Replica, World, eventually, holds};
+use crate::support::{Event, Merchant, PATIENCE, Parcel, Replica, World, eventually, holds};
 
 const MERCHANT: &str = "merchant-42";
 /// Another merchant, whose name is the beginning of the first one's.
@@ -48,10 +48,15 @@ async fn publish_to_both(world: &World) {
         publisher.publish(&order).await;
         world.expect_stored(feed, 7).await;
     }
+    expect_queued(world, 2).await;
+}
+
+/// Waits until RabbitMQ has this number of dead letters.
+async fn expect_queued(world: &World, count: u32) {
     let (broker, letters) = (world.broker().await, world.name("dead-letter"));
-    eventually("both dead letters are in RabbitMQ", PATIENCE, async || {
+    eventually("the dead letters are in RabbitMQ", PATIENCE, async || {
         let depth = broker.depth(&letters).await.unwrap_or(0);
-        holds(depth == 2, depth)
+        holds(depth == count, depth)
     })
     .await;
 }
@@ -137,5 +142,61 @@ async fn forget_erases_one_merchant_and_uses_no_number_again() {
             .await
             .failed_with(2);
     }
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn forget_deletes_dead_letters_to_the_merchant_and_no_others() {
+    let world = World::new().await;
+    let replica = world.serve().await;
+    // AMQP encodes a name of 45 bytes after a `-`, and PHP encodes `/` as `\/`.
+    let feed = format!("shops/{}", "4".repeat(39));
+    let escaped = feed.replace('/', "\\/");
+    let attributes = |recipient| {
+        [
+            ("specversion", "1.0"),
+            ("id", "7"),
+            ("source", "/shop"),
+            ("type", "order.created"),
+            ("recipient", recipient),
+        ]
+    };
+    let order = |body: String| Parcel::structured("order.created", body);
+    let to_others = |data: String| {
+        let event = Event::new("order.created", "m-7", &data);
+        Parcel::structured("order.created", event.body())
+    };
+    let publisher = world.publisher().await;
+    publisher
+        .publish_all([
+            Parcel::binary("cloudEvents_", &attributes(&feed), "{}"),
+            order(format!(r#"{{"recipient":"{escaped}","#)),
+            order(format!(r#"{{"id":"8","recipient":"{feed}","data":{{}}}}"#)),
+            // These are dead letters of another merchant.
+            to_others(format!(r#"{{"note":"{feed}"}}"#)),
+            to_others(r#"{"items":42}"#.to_owned()),
+            order(format!(r#"{{"recipient":"m-7","note":"{feed}","#)),
+        ])
+        .await;
+    expect_queued(&world, 6).await;
+
+    for (feed, deleted, others) in [("42", 0, 1), (&*feed, 3, 2)] {
+        let erased = world
+            .shopbell(&["forget", feed, "--yes", "--output", "json"])
+            .await
+            .succeeded();
+        let text = format!("{others} dead letters contain the name");
+        assert!(erased.stderr.contains(&text), "{erased:?}");
+        let erased: Value = erased.json_lines().remove(0);
+        assert_eq!(
+            (&erased["dead_letters"], &erased["queued_dead_letters"]),
+            (&deleted.into(), &deleted.into()),
+            "{feed}"
+        );
+    }
+    let left = "select count(*) from dead_letters";
+    assert_eq!(world.number(left).await, 3);
+    expect_queued(&world, 3).await;
+    drop(replica);
     world.finish().await;
 }

@@ -28,7 +28,8 @@ pub enum HeaderValue<'a> {
 }
 
 impl HeaderValue<'_> {
-    pub(super) fn text(&self) -> Option<&str> {
+    /// Returns the text, if it is one.
+    pub fn text(&self) -> Option<&str> {
         match self {
             Self::Text(text) => Some(text),
             Self::Unreadable(_) => None,
