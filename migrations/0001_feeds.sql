@@ -21,7 +21,8 @@ create table feeds (
     unhandled   bigint not null default 0 check (unhandled >= 0),  -- notifications without a handle mark
     read_seq    bigint not null default 0 check (read_seq >= 0),   -- all up to here are read: "read all" starts after it
     version     bigint not null default 0 check (version >= 0),    -- number of the newest row in marks
-    trimmed_seq bigint not null default 0 check (trimmed_seq >= 0) -- for a future retention; a gap above is a loss
+    trimmed_seq bigint not null default 0 check (trimmed_seq >= 0), -- all up to here are removed; a gap above is a loss
+    made_seq    bigint -- lowest place of the cursors made since retention last read the cursors; null if none is below acked_seq
 ) with (fillfactor = 20, autovacuum_vacuum_scale_factor = 0.02);
 
 -- One row for each event and feed. Only append_new_notifications() and append_notifications() insert;

@@ -45,8 +45,10 @@ create view undelivered_devices as
 -- It never starts above the last number of the feed, because after a restore of some tables a place may be
 -- above it. A subscriber keeps in_devices_max cursors in a feed; then the device that was seen least recently
 -- is evicted.
--- Inserts keys in C order and skips locked rows when it evicts, so that two calls cannot deadlock. The lock
--- timeout is short, because the caller splits a batch that fails.
+-- A place below the newest ack is recorded in made_seq, so that a step of retention counts it. The step locks the
+-- row of the feed. So it sees this place, or the device connects after the removal.
+-- Locks cursors, then feeds, each in C order, and skips locked rows when it evicts. The lock timeout is short,
+-- because the caller splits a batch that fails.
 create function make_cursors(
     in_feeds text[], in_subscribers text[], in_devices text[], in_shared boolean[],
     in_devices_max integer, in_evicted_max integer, in_announcements_max integer)
@@ -78,18 +80,32 @@ begin
             order by a.seq desc
             limit in_announcements_max) n on true
         group by f.feed, f.acked_seq
+    ), made as (
+        insert into cursors as c (feed, subscriber, device, acked_seq)
+            select w.feed, w.subscriber, w.device,
+                   least(coalesce(e.acked_seq, s.acked_seq, case when w.shared then a.acked_seq end, f.acked_seq, 0),
+                         coalesce(f.last_seq, 0))
+            from wanted w
+            left join evicted_cursors e on e.feed = w.feed and e.subscriber = w.subscriber and e.device = w.device
+            left join standing s on s.feed = w.feed and s.subscriber = w.subscriber
+            left join announced a on a.feed = w.feed
+            left join feeds f on f.feed = w.feed
+            order by w.feed collate "C", w.subscriber collate "C", w.device collate "C"
+            on conflict do nothing
+            returning c.feed, c.subscriber, c.device, c.acked_seq
+    ), returned as (
+        delete from evicted_cursors e
+        using made m
+        where e.feed = m.feed and e.subscriber = m.subscriber and e.device = m.device
     )
-    insert into cursors (feed, subscriber, device, acked_seq)
-        select w.feed, w.subscriber, w.device,
-               least(coalesce(e.acked_seq, s.acked_seq, case when w.shared then a.acked_seq end, f.acked_seq, 0),
-                     coalesce(f.last_seq, 0))
-        from wanted w
-        left join evicted_cursors e on e.feed = w.feed and e.subscriber = w.subscriber and e.device = w.device
-        left join standing s on s.feed = w.feed and s.subscriber = w.subscriber
-        left join announced a on a.feed = w.feed
-        left join feeds f on f.feed = w.feed
-        order by w.feed collate "C", w.subscriber collate "C", w.device collate "C"
-        on conflict do nothing;
+    -- An upsert that never inserts, because it locks its rows in the order given.
+    insert into feeds as f (feed, made_seq)
+        select k.feed, m.place
+        from (select made.feed, min(made.acked_seq) as place from made group by made.feed) m
+        join feeds k on k.feed = m.feed and k.acked_seq > m.place
+        order by k.feed collate "C"
+        on conflict (feed) do update
+            set made_seq = least(f.made_seq, excluded.made_seq);
 
     with aged as (
         select a.feed, a.subscriber, a.device,

@@ -11,7 +11,7 @@ create table retention (
     after_feed     text        collate "C" not null default '', -- the walk has processed the feeds up to here
     begins_at      timestamptz not null default now(),          -- begin of the present walk, or of the next one
     leased_until   timestamptz,                                 -- another replica takes over after this
-    held_back      bigint      not null default 0, -- feeds so far whose oldest due notification a device lacks
+    held_back      bigint      not null default 0, -- feeds so far whose oldest due notification must stay
     held_back_last bigint      not null default 0  -- the same of the last whole walk
 );
 insert into retention default values;
@@ -20,8 +20,9 @@ insert into retention default values;
 alter table notifications set (autovacuum_vacuum_scale_factor = 0.05);
 
 -- Removes notifications from the beginning of these feeds. They were stored before in_before, and every cursor has
--- passed them (up to the floor of the feed) or they have expired. Removes in_rows_max rows and about in_bytes_max
--- bytes of data at most. Stops at the first notification that stays, and before lost
+-- passed them (up to the floor of the feed) or they have expired. Cursors that were made since the floor was read
+-- count too (made_seq), unless in_before is infinity: an erasure removes all up to the floor. Removes in_rows_max
+-- rows and about in_bytes_max bytes of data at most. Stops at the first notification that stays, and before lost
 -- numbers above the floor, because their loss must still be reported.
 -- If unread or unhandled notifications are removed, the counts change. Then the feed gets a row in marks without
 -- notifications, so that sessions receive the new counts as a state. Keeps in_marks_max rows of a feed in marks.
@@ -57,7 +58,7 @@ begin
         perform from feeds f where f.feed = any (in_feeds) order by f.feed collate "C" for no key update;
     end if;
     for feed_row in
-        select f.feed, f.trimmed_seq, w.floor
+        select f.feed, f.trimmed_seq, case when in_before = 'infinity' then w.floor else least(w.floor, f.made_seq) end as floor
         from unnest(in_feeds, in_floors) as w (feed, floor)
         join feeds f on f.feed = w.feed
         order by f.feed collate "C"

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::model::feed::{Epoch, Feed, Seq};
 use crate::store::StoreError;
 use crate::store::pool::Pool;
-use crate::store::retention::{self, DueFeed, Locks, Part, Trimmed};
+use crate::store::retention::{self, Due, DueFeed, Locks, Part, Trimmed};
 use crate::telemetry::labels::Retried;
 use crate::telemetry::metrics::Metrics;
 
@@ -58,8 +58,7 @@ impl Retention {
             return Ok(false);
         };
         let mut held_back = 0;
-        if !part.is_end() {
-            let due = retention::due(&self.pool, &part, self.kept, &self.broadcast_feed).await?;
+        if let Some(due) = self.due(&part).await? {
             let (removable, kept): (Vec<_>, Vec<_>) =
                 due.feeds.into_iter().partition(|feed| feed.is_removable);
             held_back = kept.len();
@@ -69,6 +68,30 @@ impl Retention {
         Ok(true)
     }
 
+    /// Reads the due feeds of a part. Halves the part if Postgres cannot read it, until the damaged feed
+    /// is alone, and leaves that one out.
+    async fn due(&self, part: &Part) -> Result<Option<Due>, StoreError> {
+        let mut lease = Lease::new(part);
+        let mut waiting = vec![part.clone()];
+        let mut all: Option<Due> = None;
+        while let Some(part) = waiting.pop().filter(|part| !part.is_end()) {
+            let reading = retention::due(&self.pool, &part, self.kept, &self.broadcast_feed);
+            match (reading.await, &mut all) {
+                (Ok(due), Some(all)) => all.feeds.extend(due.feeds),
+                (Ok(due), None) => all = Some(due),
+                (Err(error), _) if error.may_pass_in_parts() => {
+                    match retention::halve(&self.pool, &part).await? {
+                        Some([first, second]) => waiting.extend([second, first]),
+                        None => self.leave_out(part.last(), &error),
+                    }
+                }
+                (Err(error), _) => return Err(error),
+            }
+            lease.extend(&self.pool).await?;
+        }
+        Ok(all)
+    }
+
     /// Removes all due notifications of these feeds.
     async fn trim_all(
         &self,
@@ -76,7 +99,7 @@ impl Retention {
         epoch: &Epoch,
         feeds: &[DueFeed],
     ) -> Result<(), StoreError> {
-        let mut extended_at = Instant::now();
+        let mut lease = Lease::new(part);
         let mut steps = Steps::new(feeds);
         while let Some((step, locks)) = steps.next() {
             let begun = Instant::now();
@@ -87,28 +110,46 @@ impl Retention {
                     steps.done(&step, locks, &trimmed);
                 }
                 Err(error) if error.may_concern_one_row() => {
-                    if !steps.failed(&step) {
-                        self.leave_out(&step, &error);
+                    if let Some(feed) = steps.failed(&step) {
+                        self.leave_out(feed.as_str(), &error);
                     }
                 }
                 Err(error) => return Err(error),
             }
             // Half of the time belongs to the others.
             tokio::time::sleep(begun.elapsed().min(PAUSE_MAX)).await;
-            if extended_at.elapsed() > EXTEND_EVERY {
-                retention::extend(&self.pool, part).await?;
-                extended_at = Instant::now();
-            }
+            lease.extend(&self.pool).await?;
         }
         Ok(())
     }
 
     /// Leaves a feed to the next walk.
-    fn leave_out(&self, step: &[(&Feed, Seq)], error: &StoreError) {
-        for (feed, _) in step {
-            self.metrics.retries.inc(Retried::Retention);
-            tracing::warn!(%feed, %error, "old notifications of a feed could not be removed; the next walk tries again");
+    fn leave_out(&self, feed: &str, error: &StoreError) {
+        self.metrics.retries.inc(Retried::Retention);
+        tracing::warn!(%feed, %error, "old notifications of a feed could not be removed; the next walk tries again");
+    }
+}
+
+/// The lease of a part, which is extended in time.
+struct Lease<'a> {
+    part: &'a Part,
+    extended_at: Instant,
+}
+
+impl<'a> Lease<'a> {
+    fn new(part: &'a Part) -> Self {
+        Self {
+            part,
+            extended_at: Instant::now(),
         }
+    }
+
+    async fn extend(&mut self, pool: &Pool) -> Result<(), StoreError> {
+        if self.extended_at.elapsed() > EXTEND_EVERY {
+            retention::extend(pool, self.part).await?;
+            self.extended_at = Instant::now();
+        }
+        Ok(())
     }
 }
 
@@ -165,13 +206,13 @@ impl<'a> Steps<'a> {
         }
     }
 
-    /// Splits a failed step into single feeds; returns whether it had several.
-    fn failed(&mut self, step: &[(&'a Feed, Seq)]) -> bool {
-        let has_several = step.len() > 1;
-        if has_several {
-            self.alone.extend(step);
+    /// Splits a failed step into single feeds. Returns the feed of a step with only one.
+    fn failed(&mut self, step: &[(&'a Feed, Seq)]) -> Option<&'a Feed> {
+        if let [(feed, _)] = step {
+            return Some(feed);
         }
-        has_several
+        self.alone.extend(step);
+        None
     }
 }
 
@@ -243,10 +284,10 @@ mod tests {
         let feeds = due(FEEDS_PER_STEP_MAX + 1);
         let mut steps = Steps::new(&feeds);
         let (step, _) = steps.next().unwrap();
-        assert!(steps.failed(&step));
+        assert!(steps.failed(&step).is_none());
         let mut count = 0;
         while let Some((step, _)) = steps.next() {
-            assert!(step.len() == 1 && !steps.failed(&step));
+            assert_eq!(steps.failed(&step), Some(step[0].0));
             count += 1;
         }
         assert_eq!(count, feeds.len());

@@ -35,7 +35,7 @@ const BYTES_PER_STEP_MAX: i64 = 8 * 1024 * 1024;
 pub struct WalkState {
     /// Time since the begin of the walk that has not ended; 0 between walks.
     pub late_seconds: f64,
-    /// Feeds of the last walk with a notification that is due, but that a device has not passed.
+    /// Feeds of the last walk whose oldest due notification must stay.
     pub held_back: i64,
 }
 
@@ -49,6 +49,11 @@ pub struct Part {
 }
 
 impl Part {
+    /// Its last feed, which is the only one if [`halve`] returns nothing.
+    pub fn last(&self) -> &str {
+        self.through.as_deref().unwrap_or_default()
+    }
+
     /// Returns whether it has no feed, because all were processed.
     pub fn is_end(&self) -> bool {
         self.through.is_none()
@@ -104,20 +109,23 @@ struct LeaseRow {
     state: WalkState,
 }
 
-/// Leases the next part of the walk if one is due and no other replica has leased it.
+/// Leases the next part of the walk if one is due and no other replica has leased it. The walk begins
+/// with the lease of its first part, because no replica may have run retention before.
 ///
 /// Locks the row of `retention`; uses `feeds_pkey`.
 pub async fn lease(pool: &Pool) -> Result<(Option<Part>, WalkState), StoreError> {
     let query = sqlx::query(
         "with taken as (
-             update retention set leased_until = now() + $1::interval
+             update retention
+             set leased_until = now() + $1::interval,
+                 begins_at = case when after_feed = '' and leased_until is null then now() else begins_at end
              where begins_at <= now() and (leased_until is null or leased_until < now())
-             returning after_feed)
+             returning after_feed, begins_at)
          select (select after_feed from taken) as after_feed,
                 (select max(w.feed)
                  from (select f.feed from feeds f
                        where f.feed > (select after_feed from taken) order by f.feed limit $2) w) as through,
-                greatest(extract(epoch from now() - r.begins_at), 0)::double precision as late_seconds,
+                greatest(extract(epoch from now() - coalesce((select begins_at from taken), r.begins_at)), 0)::double precision as late_seconds,
                 r.held_back_last as held_back
          from retention r",
     )
@@ -156,6 +164,39 @@ pub async fn finish(pool: &Pool, part: &Part, held_back: usize) -> Result<(), St
     super::execute(pool, query).await
 }
 
+/// Halves a part that could not be read. Returns nothing if it has one feed. Locks nothing; uses
+/// `feeds_pkey`.
+pub async fn halve(pool: &Pool, part: &Part) -> Result<Option<[Part; 2]>, StoreError> {
+    let query = sqlx::query("select feed from feeds where feed > $1 and feed <= $2 order by feed");
+    let query = query.bind(&part.after).bind(&part.through);
+    let mut feeds: Vec<(String,)> = super::fetch(pool, query).await?;
+    feeds.truncate(feeds.len() / 2);
+    let half = |(middle,): (String,)| {
+        let first = Part {
+            after: part.after.clone(),
+            through: Some(middle.clone()),
+        };
+        let second = Part {
+            after: middle,
+            through: part.through.clone(),
+        };
+        [first, second]
+    };
+    Ok(feeds.pop().map(half))
+}
+
+/// Makes `make_cursors` record the lowest place of new cursors anew, because the cursors are read next.
+/// A locked feed keeps its record. Locks the changed feeds, and skips locked ones; uses `feeds_pkey`.
+async fn reset_made(pool: &Pool, part: &Part) -> Result<(), StoreError> {
+    let query = sqlx::query(
+        "with made as (
+             select feed from feeds where feed > $1 and feed <= $2 and made_seq is not null
+             for no key update skip locked)
+         update feeds f set made_seq = null from made m where f.feed = m.feed",
+    );
+    super::execute(pool, query.bind(&part.after).bind(&part.through)).await
+}
+
 /// The columns of [`due`]. A part without due feeds has one row, for the epoch.
 #[derive(FromRow)]
 struct DueColumns<'r> {
@@ -170,14 +211,18 @@ struct DueColumns<'r> {
 /// Reads the feeds of a part whose oldest notification was stored more than `kept` ago. In the
 /// broadcast feed, the floor is below the announcements that new subscribers get.
 ///
-/// Locks nothing; uses `feeds_pkey`, `notifications_pkey` for each feed, `cursors_pkey` and
-/// `evicted_cursors_pkey` for each due feed.
+/// Cursors that are made meanwhile are recorded in the feed, and [`trim`] counts them. So the parts of a
+/// floor need not be of one moment.
+///
+/// Locks the feeds with such a record for a moment; uses `feeds_pkey`, `notifications_pkey` for each
+/// feed, `cursors_pkey` and `evicted_cursors_pkey` for each due feed.
 pub async fn due(
     pool: &Pool,
     part: &Part,
     kept: Duration,
     broadcast_feed: &Feed,
 ) -> Result<Due, StoreError> {
+    reset_made(pool, part).await?;
     let query = sqlx::query(
         "select e.epoch, d.*
          from (select epoch from epochs) e
@@ -209,7 +254,7 @@ pub async fn due(
     let epoch = epoch::parse(DueColumns::from_row(first)?.epoch)?;
     let mut feeds = Vec::with_capacity(rows.len());
     for row in &rows {
-        feeds.extend(due_feed(pool, row, broadcast_feed).await?);
+        feeds.extend(due_feed(pool, row, kept, broadcast_feed).await?);
     }
     Ok(Due { epoch, feeds })
 }
@@ -217,6 +262,7 @@ pub async fn due(
 async fn due_feed(
     pool: &Pool,
     row: &PgRow,
+    kept: Duration,
     broadcast_feed: &Feed,
 ) -> Result<Option<DueFeed>, StoreError> {
     let columns = DueColumns::from_row(row)?;
@@ -229,6 +275,8 @@ async fn due_feed(
     let mut floor = columns.floor.unwrap_or_default();
     if columns.cursors >= Some(CURSORS_PER_READ) {
         floor = floor.min(floor_of_all(pool, &feed, seq).await?);
+        // Evicted places last, because a device may be evicted before its cursor is read.
+        floor = floor.min(floor_of_evicted(pool, &feed, kept).await?);
     }
     if feed == *broadcast_feed {
         floor = floor.min(floor_of_announcements(pool, &feed).await?);
@@ -274,6 +322,18 @@ async fn floor_of_all(pool: &Pool, feed: &Feed, seq: i64) -> Result<i64, StoreEr
     }
 }
 
+/// Reads the lowest place of the devices of a feed that were evicted less than `kept` ago. Locks
+/// nothing; uses `evicted_cursors_pkey`.
+async fn floor_of_evicted(pool: &Pool, feed: &Feed, kept: Duration) -> Result<i64, StoreError> {
+    let query = sqlx::query(
+        "select min(acked_seq) from evicted_cursors
+         where feed = $1 and evicted_at > now() - make_interval(secs => $2)",
+    );
+    let query = query.bind(feed.as_str()).bind(kept.as_secs_f64());
+    let (lowest,): (Option<i64>,) = super::fetch_one(pool, query).await?;
+    Ok(lowest.unwrap_or(i64::MAX))
+}
+
 /// Reads the number before the announcements that the first session of a subscriber gets, as in
 /// `make_cursors` in `migrations/`. Locks nothing; uses `feeds_pkey` and `notifications_pkey`.
 async fn floor_of_announcements(pool: &Pool, feed: &Feed) -> Result<i64, StoreError> {
@@ -303,12 +363,13 @@ struct TrimmedRow {
 }
 
 /// Removes one step of notifications from these feeds, which are in C order: those stored more than
-/// `kept` ago, up to the floor of the feed or expired. A feed that is missing in the result was
-/// locked. Fails with [`StoreError::EpochOver`] if `given_in` is not the present epoch, because then
-/// a cursor may be lower than the floor.
+/// `kept` ago that have expired, or are not above the floor. Cursors that were made after the floor was
+/// read count too. A feed that is missing in the result was locked. Fails with
+/// [`StoreError::EpochOver`] if `given_in` is not the present epoch, because then a cursor may be lower
+/// than the floor.
 ///
 /// Locks the feeds in C order, then the notifications; see `trim_feeds` in `migrations/`. The commit
-/// does not wait for the disk, because a lost step is repeated.
+/// waits for the disk, because sessions receive the new versions of the feeds.
 pub async fn trim(
     pool: &Pool,
     given_in: &Epoch,
@@ -322,9 +383,8 @@ pub async fn trim(
         .unzip();
     let query = sqlx::query(
         "select t.feed, t.removed, t.is_cut
-         from (select set_config('synchronous_commit', 'off', true) as commits) s,
-              lateral trim_feeds(case when s.commits is not null and require_epoch($1) then $2::text[] end, $3::bigint[],
-                                 now() - make_interval(secs => $4), $5, $6, $7, $8) t",
+         from trim_feeds(case when require_epoch($1) then $2::text[] end, $3::bigint[],
+                         now() - make_interval(secs => $4), $5, $6, $7, $8) t",
     )
     .bind(given_in.as_str())
     .bind(names)

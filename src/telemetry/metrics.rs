@@ -373,7 +373,7 @@ pub struct RetentionMetrics {
     pub removed: Counter,
     /// Time since the begin of the walk over all feeds that has not ended.
     pub late: Seconds,
-    /// Feeds of the last walk that a device holds back.
+    /// Feeds of the last walk whose oldest due notification must stay.
     pub held_back: Gauge,
 }
 
@@ -388,7 +388,7 @@ impl RetentionMetrics {
             ),
             held_back: named.gauge(
                 "retention_feeds_held_back",
-                "Feeds that keep a notification longer than configured because a device has not acked it, in the last walk",
+                "Feeds whose oldest due notification must stay, in the last walk",
             ),
         }
     }

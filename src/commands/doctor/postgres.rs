@@ -130,9 +130,9 @@ fn schema(checkup: &Checkup) -> Finding {
 /// Devices that do not return are normal, so this is never a fault.
 fn retention(feeds_held_back: i64) -> Finding {
     let text = match feeds_held_back {
-        0 => "no device holds back the removal of old notifications".to_owned(),
+        0 => "no old notification must stay longer than configured".to_owned(),
         feeds => format!(
-            "{feeds} feeds keep old notifications that a device has not acked (docs/retention.md lists the devices)"
+            "{feeds} feeds have an old notification that must stay, because a device has not acked it or may still receive it (see docs/retention.md)"
         ),
     };
     Finding::ok("postgres.retention", text)
