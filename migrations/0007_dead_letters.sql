@@ -49,12 +49,15 @@ $$;
 
 -- Computes the counters of a feed from its rows; returns whether they were too low, or missing. Numbers
 -- only grow: a stored notification keeps its number, and the next one gets a higher number than all of them.
+-- If the row of the feed was missing, the numbers before the oldest notification count as removed by retention.
 create function repair_feed(in_feed text) returns boolean language plpgsql volatile as $$
 declare
     newest_seq  bigint;
     newest_mark bigint;
+    was_missing boolean;
 begin
     insert into feeds (feed) values (in_feed) on conflict do nothing;
+    was_missing := found;
     perform from feeds f where f.feed = in_feed for update;
     select max(n.seq) into newest_seq from notifications n where n.feed = in_feed;
     select max(m.version) into newest_mark from marks m where m.feed = in_feed;
@@ -64,9 +67,10 @@ begin
     end if;
     update feeds f
         set last_seq = greatest(f.last_seq, newest_seq), version = greatest(f.version, newest_mark),
-            unread = n.unread, unhandled = n.unhandled
+            unread = n.unread, unhandled = n.unhandled,
+            trimmed_seq = case when was_missing then coalesce(n.oldest_seq - 1, 0) else f.trimmed_seq end
         from (select count(*) filter (where r.read_at is null) as unread,
-                     count(*) filter (where r.handled_at is null) as unhandled
+                     count(*) filter (where r.handled_at is null) as unhandled, min(r.seq) as oldest_seq
               from notifications r where r.feed = in_feed) n
         where f.feed = in_feed;
     return true;

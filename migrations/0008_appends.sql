@@ -9,8 +9,8 @@
 
 -- Stores a batch if none of its events was stored before, which is nearly always true. Then it locks, updates and
 -- reads each feed in one pass, and searches for no duplicate. Returns the last number of each feed in in_feeds,
--- and the progress after each import event. If the unique index finds a duplicate, it stores nothing and returns
--- null, and the caller uses append_notifications().
+-- and the progress after each import event. If the unique index finds a duplicate, or the row of a feed with
+-- notifications is missing, it stores nothing and returns null, and the caller uses append_notifications().
 -- The array in_feeds has each feed once, in_added the number of its events, and in_news the number of its news.
 -- For each event, in_later_in_batch is the number of events of its feed that follow in the batch.
 -- Locks feeds in C order, because an upsert locks its rows in the order given. append_notifications() locks new
@@ -44,6 +44,11 @@ begin
     select array_agg(c.last_seq order by g.ordinal) into last_seqs
     from unnest(in_feeds) with ordinality as g (feed, ordinal)
     join counted c on c.feed = g.feed;
+    -- A feed without its row would use numbers again that retention has removed.
+    if exists (select from unnest(in_feeds, in_added, last_seqs) as g (feed, added, last_seq)
+               where g.last_seq = g.added and exists (select from notifications n where n.feed = g.feed)) then
+        raise unique_violation;
+    end if;
 
     if cardinality(in_step_events) = 0 then
         insert into notifications (feed, seq, source, event_id, event_type, time, data, collapse_key, expires_at)
@@ -83,6 +88,7 @@ $$;
 
 -- Stores a batch of which some events may be stored already. Returns for each event, in the order given, its
 -- number, whether it is a duplicate, and the progress of its import if it is new. Duplicates change no import.
+-- Fails (23505) if the row of a feed with notifications was missing, so that the caller repairs the feed.
 -- Locks feeds in C order; finds duplicates by notifications_source_event_id_feed_key.
 create function append_notifications(
     in_feeds text[], in_sources text[], in_event_ids text[], in_event_types text[], in_times timestamptz[],
@@ -114,6 +120,11 @@ begin
         on conflict do nothing;
 
     perform from feeds f where f.feed = any (in_feeds) order by f.feed collate "C" for update;
+    if exists (select from feeds f
+               where f.feed = any (in_feeds) and f.last_seq = 0
+                 and exists (select from notifications n where n.feed = f.feed)) then
+        raise unique_violation using message = 'the row of a feed was missing';
+    end if;
 
     select array_agg(n.seq order by i.ordinal),
            array_agg(n.seq is null and i.occurrence = 1 order by i.ordinal)

@@ -1,7 +1,7 @@
 //! A feed whose rows contradict each other is repaired or held alone. Its events are never dead
 //! letters.
 
-use crate::support::{Event, Monitor, Parcel, World};
+use crate::support::{Event, Monitor, PATIENCE, Parcel, World};
 
 const MERCHANT: &str = "merchant-42";
 const NEIGHBOUR: &str = "merchant-43";
@@ -49,6 +49,29 @@ async fn a_last_seq_behind_its_rows_is_repaired_and_costs_no_order() {
     );
     assert_eq!(replica.metric("shopbell_feeds_repaired_total").await, 1);
     monitor.expect_alert("ShopbellFeedRepaired", "ticket").await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn a_feed_without_its_row_uses_no_removed_number_again() {
+    let world = World::new().await;
+    let replica = world.serve().await;
+    let publisher = world.publisher().await;
+    publisher.publish_all(Event::orders(MERCHANT, 10)).await;
+    world.expect_stored(MERCHANT, 10).await;
+    // Retention has removed four, then the row was lost.
+    world
+        .change_database(
+            "delete from notifications where feed = 'merchant-42' and seq <= 4;
+             delete from feeds where feed = 'merchant-42'",
+        )
+        .await;
+    publisher.publish_all(Event::orders(MERCHANT, 2)).await;
+    world.stored_reaches(8, PATIENCE).await;
+    assert_eq!(world.stored(MERCHANT).await, (8, 12));
+    let exact = "select count(*) from feeds where (last_seq, trimmed_seq, unread) = (12, 4, 8)";
+    assert_eq!(world.number(exact).await, 1);
+    assert_eq!(replica.metric("shopbell_feeds_repaired_total").await, 1);
     world.finish().await;
 }
 
