@@ -126,20 +126,19 @@ async fn list(
     parameters: Result<Query<Parameters>, QueryRejection>,
     headers: &HeaderMap,
 ) -> Result<Response, Problem> {
-    let caller = gateway.caller(peer, headers);
-    let grant = gateway
-        .authenticate(caller, bearer(headers))
-        .await
-        .map_err(|refusal| {
-            gateway.log_bound(caller, &refusal);
-            match refusal {
-                // A token without a feed is forbidden for a session and unauthorized here.
-                Refusal::Token(error) => {
-                    Problem::unauthorized(error.to_string(), error.retry_after())
-                }
-                refusal => refusal.problem(),
-            }
-        })?;
+    let client = gateway.client(peer, headers);
+    let admitted = match gateway.count_request(client) {
+        Ok(()) => gateway.authenticate(client, bearer(headers)).await,
+        Err(refusal) => Err(refusal),
+    };
+    let grant = admitted.map_err(|refusal| {
+        gateway.log_bound(client, &refusal);
+        match refusal {
+            // A token without a feed is forbidden for a session and unauthorized here.
+            Refusal::Token(error) => Problem::unauthorized(error.to_string(), error.retry_after()),
+            refusal => refusal.problem(),
+        }
+    })?;
     let feed = Feed::parse(feed).map_err(|error| bad(error.to_string()))?;
     let Query(parameters) = parameters.map_err(|error| bad(error.body_text()))?;
     if !grant.feeds.contains(&feed) {

@@ -89,9 +89,10 @@ impl Rates {
     }
 
     /// Counts a token of an address that was refused.
-    pub fn failed_token(&self, block: Option<AddressBlock>, now: Instant) {
-        if let (Some(failed), Some(block)) = (&self.failed_tokens, block) {
-            failed.take(block, now);
+    pub fn failed_token(&self, block: Option<AddressBlock>, now: Instant) -> Result<(), TooFast> {
+        match (&self.failed_tokens, block) {
+            (Some(failed), Some(block)) if !failed.take(block, now) => Err(TooFast::FailedTokens),
+            _ => Ok(()),
         }
     }
 
@@ -241,17 +242,18 @@ mod tests {
         let rates = rates(now);
         let fail = || {
             rates.request(block(1), now)?;
-            rates.failed_token(block(1), now);
-            Ok(())
+            rates.failed_token(block(1), now)
         };
         assert_eq!(count(fail), 10);
+        let beyond = rates.failed_token(block(1), now);
+        assert_eq!(beyond, Err(TooFast::FailedTokens), "of a session");
         assert_eq!(rates.request(block(1), now), Err(TooFast::FailedTokens));
         assert_eq!(rates.request(block(2), now), Ok(()));
         // One more attempt after a second.
         let later = now + SECOND;
         assert_eq!(rates.request(block(1), later), Ok(()));
         assert_eq!(rates.request(block(1), later), Ok(()), "no token failed");
-        rates.failed_token(block(1), later);
+        assert_eq!(rates.failed_token(block(1), later), Ok(()));
         assert_eq!(rates.request(block(1), later), Err(TooFast::FailedTokens));
     }
 

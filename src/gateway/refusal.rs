@@ -67,6 +67,7 @@ impl Refusal {
             Self::Origin => HandshakeRefused::Origin,
             Self::Token(TokenError::NoFeed) | Self::ForeignFeed(_) => HandshakeRefused::Feed,
             Self::Token(_) => HandshakeRefused::Token,
+            Self::TooManySessions(Full::Address) => HandshakeRefused::TooManyOfAddress,
             Self::TooManySessions(_) => HandshakeRefused::TooMany,
             Self::TooManyRequests(_) => HandshakeRefused::TooFast,
             Self::Draining | Self::NotOpened(_) | Self::Restored => HandshakeRefused::NotReady,
@@ -233,9 +234,12 @@ mod tests {
             Refusal::ForeignFeed(foreign),
             (HandshakeRefused::Feed, 403, Some(4503)),
         );
-        for full in [Full::Replica, Full::Subscriber, Full::Address] {
-            let full = Refusal::TooManySessions(full);
-            check(full, (HandshakeRefused::TooMany, 429, Some(4429)));
+        for (full, label) in [
+            (Full::Replica, HandshakeRefused::TooMany),
+            (Full::Subscriber, HandshakeRefused::TooMany),
+            (Full::Address, HandshakeRefused::TooManyOfAddress),
+        ] {
+            check(Refusal::TooManySessions(full), (label, 429, Some(4429)));
         }
         for too_fast in [TooFast::Address, TooFast::FailedTokens, TooFast::Subscriber] {
             let too_fast = Refusal::TooManyRequests(too_fast);

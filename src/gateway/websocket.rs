@@ -5,6 +5,7 @@
 
 mod caller;
 mod opening;
+mod places;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,30 +17,25 @@ use axum::http::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_PROTOCO
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use hyper::upgrade::OnUpgrade;
-use tokio::sync::Semaphore;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::caller::Caller;
+pub use self::places::{Places, REFUSALS_MAX};
 use super::admission::{Admission, Admitted};
 use super::handshake::{self, Offer};
 use super::origin;
-use super::rates::Rates;
 use super::refusal::Refusal;
 use super::session::closing::send_close;
 use super::session::socket::Socket;
 use super::session::task::{self, Opened, Shared};
 use crate::config::ProxyConfig;
 use crate::fanout::hub::Hub;
+use crate::http::client_address::Client;
 use crate::http::connections::upgraded;
 use crate::model::protocol::SUBPROTOCOL;
 use crate::store::pool::Pool;
 use crate::telemetry::health::Health;
-
-/// Most refused pages that get a close at the same time. Each takes up to two seconds. Further
-/// pages get an HTTP status.
-pub const REFUSALS_MAX: usize = 512;
 
 /// The gateway of a replica.
 #[derive(Debug)]
@@ -50,8 +46,6 @@ pub struct Gateway {
     pub hub: Arc<Hub>,
     /// Bounds the number of sessions.
     pub admission: Arc<Admission>,
-    /// Bounds the rate of requests.
-    pub rates: Rates,
     /// The proxies that may name the client of a request.
     pub proxies: ProxyConfig,
     /// Whether the replica drains.
@@ -62,17 +56,12 @@ pub struct Gateway {
     pub allowed_origins: Vec<String>,
     /// `SHOPBELL_MAX_FRAME_BYTES`.
     pub frame_bytes_max: usize,
-    /// Places of refused pages, see [`refusals`].
-    pub refusals: Arc<Semaphore>,
+    /// Bounds the refused pages that get a close.
+    pub places: Places,
     /// The tasks of sessions and of refused pages.
     pub sessions: TaskTracker,
     /// Ends the sessions when the replica drains.
     pub drain: CancellationToken,
-}
-
-/// Makes the semaphore that bounds refused pages.
-pub fn refusals() -> Arc<Semaphore> {
-    Arc::new(Semaphore::new(REFUSALS_MAX))
 }
 
 /// Handles a request of `GET /v1/ws`.
@@ -81,27 +70,32 @@ pub async fn connect(
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     mut request: Request,
 ) -> Response {
-    let caller = gateway.caller(peer, request.headers());
+    let client = gateway.client(peer, request.headers());
+    let counted = gateway.count_request(client);
     let upgrade = hyper::upgrade::on(&mut request);
     let offer = match handshake::offer(request.version(), request.headers()) {
         Ok(offer) => offer,
-        Err(reason) => return gateway.refuse(caller, &reason.into()),
+        Err(reason) => return gateway.refuse(client, &counted.err().unwrap_or(reason.into())),
     };
     if !origin::is_allowed(request.headers(), &gateway.allowed_origins) {
-        return gateway.refuse(caller, &Refusal::Origin);
+        return gateway.refuse(client, &counted.err().unwrap_or(Refusal::Origin));
     }
     let query = request.uri().query().unwrap_or_default();
-    match gateway.admit(caller, &offer, query).await {
+    let admitted = match counted {
+        Ok(()) => gateway.admit(client, &offer, query).await,
+        Err(refusal) => Err(refusal),
+    };
+    match admitted {
         Ok((opened, admitted)) => gateway.accept(&offer, upgrade, opened, admitted),
-        Err(refusal) if offer.is_page => gateway.refuse_page(caller, &offer, upgrade, &refusal),
-        Err(refusal) => gateway.refuse(caller, &refusal),
+        Err(refusal) if offer.is_page => gateway.refuse_page(client, &offer, upgrade, &refusal),
+        Err(refusal) => gateway.refuse(client, &refusal),
     }
 }
 
 impl Gateway {
     async fn admit(
         &self,
-        caller: Caller,
+        client: Client,
         offer: &Offer,
         query: &str,
     ) -> Result<(Opened, Admitted), Refusal> {
@@ -109,8 +103,8 @@ impl Gateway {
         if self.health.draining.load(Ordering::Relaxed) {
             return Err(Refusal::Draining);
         }
-        let grant = self.authenticate(caller, offer.token.as_deref()).await?;
-        self.open(parameters, grant, caller.block).await
+        let grant = self.authenticate(client, offer.token.as_deref()).await?;
+        self.open(parameters, grant, client.block).await
     }
 
     fn accept(
@@ -134,8 +128,8 @@ impl Gateway {
         switching_protocols(offer)
     }
 
-    fn refuse(&self, caller: Caller, refusal: &Refusal) -> Response {
-        self.count(caller, refusal);
+    fn refuse(&self, client: Client, refusal: &Refusal) -> Response {
+        self.count(client, refusal);
         refusal.problem().into_response()
     }
 
@@ -143,16 +137,16 @@ impl Gateway {
     /// refuses with an HTTP status.
     fn refuse_page(
         &self,
-        caller: Caller,
+        client: Client,
         offer: &Offer,
         upgrade: OnUpgrade,
         refusal: &Refusal,
     ) -> Response {
-        let place = self.refusals.clone().try_acquire_owned().ok();
+        let place = self.places.take(refusal);
         let (Some(place), Some(close)) = (place, refusal.close()) else {
-            return self.refuse(caller, refusal);
+            return self.refuse(client, refusal);
         };
-        self.count(caller, refusal);
+        self.count(client, refusal);
         let reason = close.reason_with(refusal.problem().detail());
         let frame_bytes_max = self.frame_bytes_max;
         self.sessions.spawn(async move {
@@ -165,8 +159,8 @@ impl Gateway {
         switching_protocols(offer)
     }
 
-    fn count(&self, caller: Caller, refusal: &Refusal) {
-        self.log_bound(caller, refusal);
+    fn count(&self, client: Client, refusal: &Refusal) {
+        self.log_bound(client, refusal);
         let reason = refusal.label();
         tracing::debug!(
             reason = reason.as_str(),

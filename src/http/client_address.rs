@@ -14,6 +14,18 @@ use crate::config::{ProxyConfig, ProxyHeader};
 /// trusted addresses.
 const PROXIES_MAX: usize = 16;
 
+/// The well-known prefix of translators to IPv4, without its zeros (RFC 6052 §2.1).
+const NAT64_PREFIX: u128 = 0x0064_ff9b << 64;
+
+/// The client of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Client {
+    /// Its address, or the address of the proxy that does not report it.
+    pub address: IpAddr,
+    /// `None` if no bound applies to the address.
+    pub block: Option<AddressBlock>,
+}
+
 /// The addresses that limits count as one client: one IPv4 address, or 64 bits of IPv6. Each
 /// customer of a provider has at least so many addresses (RFC 6177 §2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -22,19 +34,33 @@ pub enum AddressBlock {
     V4(Ipv4Addr),
     /// The first 64 bits of an IPv6 address.
     V6(u64),
+    /// All clients that a trusted proxy reports in a malformed element. Otherwise a client could
+    /// avoid all bounds if it makes the element of its proxy malformed, for example with its `Host`.
+    Malformed,
 }
 
 impl AddressBlock {
     /// The block of a public address. Another address has none, because a load balancer or the
     /// translation of a cluster's network may hide all clients behind it.
     pub fn of_public(address: IpAddr) -> Option<Self> {
-        match address.to_canonical() {
+        match without_translation(address) {
             IpAddr::V4(address) => (!is_internal_v4(address)).then_some(Self::V4(address)),
             IpAddr::V6(address) => {
                 let first_half = (address.to_bits() >> 64) as u64;
                 (!is_internal_v6(address)).then_some(Self::V6(first_half))
             }
         }
+    }
+}
+
+/// The address, or the IPv4 address in it.
+fn without_translation(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        // Otherwise all of IPv4 would be one network of 64 bits.
+        IpAddr::V6(address) if address.to_bits() >> 32 == NAT64_PREFIX => {
+            IpAddr::V4(Ipv4Addr::from_bits(address.to_bits() as u32))
+        }
+        address => address,
     }
 }
 
@@ -51,36 +77,133 @@ fn is_internal_v6(address: Ipv6Addr) -> bool {
     address.is_loopback() || address.is_unspecified() || is_local
 }
 
-/// The address of the client of a request. If a proxy reports something that is not an address, it
-/// is the address of that proxy.
-pub fn client_address(peer: IpAddr, headers: &HeaderMap, proxies: &ProxyConfig) -> IpAddr {
+/// The client of a request on a connection from `peer`.
+pub fn client_of(peer: IpAddr, headers: &HeaderMap, proxies: &ProxyConfig) -> Client {
     let is_trusted = |address: IpAddr| proxies.trusted.iter().any(|net| net.contains(&address));
-    let mut client = peer.to_canonical();
+    let mut address = peer.to_canonical();
     let mut reported = match proxies.header {
-        ProxyHeader::XForwardedFor => elements(headers, "x-forwarded-for", parse_address),
-        ProxyHeader::Forwarded => elements(headers, "forwarded", parse_forwarded),
+        ProxyHeader::XForwardedFor => elements(headers, "x-forwarded-for", Element::of_name),
+        ProxyHeader::Forwarded => elements(headers, "forwarded", Element::of_pairs),
     }
     .take(PROXIES_MAX);
-    while is_trusted(client)
-        && let Some(Some(address)) = reported.next()
+    while is_trusted(address)
+        && let Some(element) = reported.next()
     {
-        client = address.to_canonical();
+        match element {
+            Element::Address(before) => address = before.to_canonical(),
+            Element::Hidden => break,
+            Element::Malformed => {
+                let block = Some(AddressBlock::Malformed);
+                return Client { address, block };
+            }
+        }
     }
-    client
+    let block = AddressBlock::of_public(address);
+    Client { address, block }
 }
 
-/// The addresses in the elements of a list header, from the right.
-///
-/// A comma in a quoted string splits it too. So a client cannot hide the element of a proxy behind
-/// a quote that it leaves open: both parts of the string are no valid element.
+/// One element of the header: the report of one proxy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Element {
+    Address(IpAddr),
+    /// The proxy does not report the address (RFC 7239 §6.2, §6.3).
+    Hidden,
+    Malformed,
+}
+
+/// The elements of a list header, from the right.
 fn elements(
     headers: &HeaderMap,
     name: &'static str,
-    parse: fn(&str) -> Option<IpAddr>,
-) -> impl Iterator<Item = Option<IpAddr>> {
+    parse: fn(&str) -> Element,
+) -> impl Iterator<Item = Element> {
     let values = headers.get_all(HeaderName::from_static(name)).iter().rev();
-    let parts = values.flat_map(|value| value.as_bytes().rsplit(|byte| *byte == b','));
-    parts.map(move |part| parse(std::str::from_utf8(part).ok()?.trim()))
+    let parts = values.flat_map(|value| rsplit_unquoted(value.as_bytes(), b','));
+    parts.map(move |part| std::str::from_utf8(part).map_or(Element::Malformed, parse))
+}
+
+/// Splits at a separator that is not in a quoted string (RFC 9110 §5.6.4).
+///
+/// It reads from the right. So a client cannot hide the element of a proxy behind a quote that it
+/// leaves open.
+fn rsplit_unquoted(text: &[u8], separator: u8) -> impl Iterator<Item = &[u8]> {
+    let mut rest = Some(text);
+    std::iter::from_fn(move || {
+        let whole = rest?;
+        let Some(at) = last_unquoted(whole, separator) else {
+            return rest.take();
+        };
+        rest = Some(&whole[..at]);
+        Some(&whole[at + 1..])
+    })
+}
+
+fn last_unquoted(text: &[u8], separator: u8) -> Option<usize> {
+    let mut is_quoted = false;
+    for (at, byte) in text.iter().enumerate().rev() {
+        if *byte == b'"' && !ends_in_escape(&text[..at]) {
+            is_quoted = !is_quoted;
+        } else if *byte == separator && !is_quoted {
+            return Some(at);
+        }
+    }
+    None
+}
+
+/// Whether each quote between the quotes of a string is escaped, and the one after it is not.
+fn is_quoted_content(content: &[u8]) -> bool {
+    let is_escaped = |at: usize| ends_in_escape(&content[..at]);
+    let mut quotes = (0..content.len()).filter(|at| content[*at] == b'"');
+    quotes.all(is_escaped) && !is_escaped(content.len())
+}
+
+/// Whether the next character is escaped.
+fn ends_in_escape(text: &[u8]) -> bool {
+    let backslashes = text.iter().rev().take_while(|byte| **byte == b'\\');
+    backslashes.count() % 2 == 1
+}
+
+impl Element {
+    /// Reads the name of one client.
+    fn of_name(text: &str) -> Self {
+        let text = text.trim();
+        match parse_address(text) {
+            Some(address) => Self::Address(address),
+            None if text.eq_ignore_ascii_case("unknown") || text.starts_with('_') => Self::Hidden,
+            None => Self::Malformed,
+        }
+    }
+
+    /// Reads one element of `Forwarded` (RFC 7239 §4).
+    fn of_pairs(text: &str) -> Self {
+        let mut client = None;
+        for pair in rsplit_unquoted(text.as_bytes(), b';') {
+            let pair = std::str::from_utf8(pair).ok().and_then(parse_pair);
+            let Some((name, value)) = pair else {
+                return Self::Malformed;
+            };
+            // Twice is malformed (RFC 7239 §4).
+            if name.eq_ignore_ascii_case("for") && client.replace(Self::of_name(value)).is_some() {
+                return Self::Malformed;
+            }
+        }
+        client.unwrap_or(Self::Hidden)
+    }
+}
+
+/// The name and the value of a pair. Proxies also write IPv4 addresses with a port without quotes.
+fn parse_pair(pair: &str) -> Option<(&str, &str)> {
+    let (name, value) = pair.trim().split_once('=')?;
+    let is_of_token = |byte: u8| byte.is_ascii_graphic() && !b"\"(),/:;<=>?@[\\]{}".contains(&byte);
+    let unquoted = value
+        .strip_prefix('"')
+        .and_then(|rest| rest.strip_suffix('"'));
+    let is_value = match unquoted {
+        Some(content) => is_quoted_content(content.as_bytes()),
+        None => !value.contains(['"', '\\']),
+    };
+    let is_name = !name.is_empty() && name.bytes().all(is_of_token);
+    (is_name && is_value).then(|| (name, unquoted.unwrap_or(value)))
 }
 
 /// An address, as proxies write it: with or without a port, and IPv6 with or without brackets.
@@ -91,36 +214,6 @@ fn parse_address(text: &str) -> Option<IpAddr> {
         .ok()
         .or_else(|| in_brackets().map(IpAddr::V6))
         .or_else(with_port)
-}
-
-/// The address in `for` of one element of `Forwarded` (RFC 7239 §4).
-fn parse_forwarded(element: &str) -> Option<IpAddr> {
-    let mut client = None;
-    for pair in element.split(';') {
-        let (name, value) = pair.trim().split_once('=')?;
-        let is_token = |text: &str| {
-            let is_of_token =
-                |byte: u8| byte.is_ascii_graphic() && !b"\"(),/:;<=>?@[\\]{}".contains(&byte);
-            !text.is_empty() && text.bytes().all(is_of_token)
-        };
-        let unquoted = value
-            .strip_prefix('"')
-            .and_then(|rest| rest.strip_suffix('"'));
-        let is_plain = |text: &str| !text.contains(['"', '\\']);
-        // Proxies also write IPv4 addresses with a port without quotes.
-        let is_value = unquoted.map_or_else(|| is_plain(value), is_plain);
-        if !is_token(name) || !is_value {
-            return None;
-        }
-        if name.eq_ignore_ascii_case("for") {
-            // Twice is malformed (RFC 7239 §4).
-            if client.is_some() {
-                return None;
-            }
-            client = Some(parse_address(unquoted.unwrap_or(value))?);
-        }
-    }
-    client
 }
 
 #[cfg(test)]
@@ -138,12 +231,14 @@ mod tests {
 
     #[track_caller]
     fn check(header: ProxyHeader, peer: &str, given: &[(&'static str, &str)], expected: &str) {
-        let given = given.iter().map(|(name, value)| {
+        let headers = given.iter().map(|(name, value)| {
             let value = axum::http::HeaderValue::from_bytes(value.as_bytes()).unwrap();
             (HeaderName::from_static(name), value)
         });
-        let client = client_address(peer.parse().unwrap(), &given.collect(), &proxies(header));
-        assert_eq!(client.to_string(), expected);
+        let client = client_of(peer.parse().unwrap(), &headers.collect(), &proxies(header));
+        let is_malformed = client.block == Some(AddressBlock::Malformed);
+        let mark = if is_malformed { "malformed " } else { "" };
+        assert_eq!(format!("{mark}{}", client.address), expected, "{given:?}");
     }
 
     #[track_caller]
@@ -181,6 +276,8 @@ mod tests {
             &["192.0.2.1", "198.51.100.7", "10.9.9.9"],
             "192.0.2.1",
         );
+        // Google appends its own address: if that is not trusted, all clients share it.
+        check_x("10.0.0.1", &["192.0.2.1,198.51.100.8"], "198.51.100.8");
         // A client in a trusted network.
         check_x("10.0.0.1", &["10.0.0.5"], "10.0.0.5");
         check_x("10.0.0.1", &["10.0.0.6, 10.0.0.5"], "10.0.0.6");
@@ -189,8 +286,6 @@ mod tests {
     #[test]
     fn an_element_that_is_no_address_ends_the_chain() {
         for malformed in [
-            "unknown",
-            "_hidden",
             "",
             "192.0.2.1.5",
             "192.0.2.999",
@@ -203,11 +298,18 @@ mod tests {
             check_x(
                 "10.0.0.1",
                 &[&format!("192.0.2.1, {malformed}")],
-                "10.0.0.1",
+                "malformed 10.0.0.1",
             );
             let before = format!("192.0.2.1, {malformed}, 198.51.100.7");
-            check_x("10.0.0.1", &[&before], "198.51.100.7");
+            check_x("10.0.0.1", &[&before], "malformed 198.51.100.7");
         }
+        for hidden in ["unknown", "_hidden"] {
+            let before = format!("192.0.2.1, {hidden}");
+            check_x("10.0.0.1", &[&before], "10.0.0.1");
+            check_x("203.0.113.9", &[&before], "203.0.113.9");
+        }
+        // An open quote of the client cannot swallow the element of the proxy.
+        check_x("10.0.0.1", &["\"1.1.1.1, 192.0.2.1"], "192.0.2.1");
         for (written, read) in [
             ("192.0.2.1:4711", "192.0.2.1"),
             ("[2001:db8::9]:4711", "2001:db8::9"),
@@ -229,7 +331,7 @@ mod tests {
         check_x("10.0.0.1", &[&chain(PROXIES_MAX - 1)], "10.1.0.15");
         check_x("10.0.0.1", &[&chain(PROXIES_MAX)], "10.1.0.16");
         check_x("10.0.0.1", &[&chain(PROXIES_MAX + 1)], "10.1.0.16");
-        check_x("10.0.0.1", &[&",".repeat(16_000)], "10.0.0.1");
+        check_x("10.0.0.1", &[&",".repeat(16_000)], "malformed 10.0.0.1");
     }
 
     #[test]
@@ -242,11 +344,15 @@ mod tests {
             "192.0.2.43",
         );
         check_forwarded("proto=https ; for=192.0.2.43:80", "192.0.2.43");
-        for malformed in [
+        for hidden in [
             "for=unknown",
             "for=_gazonk",
             "for=\"_gazonk\"",
             "proto=https",
+        ] {
+            check_forwarded(hidden, "10.0.0.1");
+        }
+        for malformed in [
             "for",
             "for=",
             "192.0.2.1",
@@ -257,14 +363,34 @@ mod tests {
             "for=\"\\192.0.2.1\"",
             ";",
             "for=192.0.2.1;",
+            "for=192.0.2.1;host=\"a\"b\"",
+            "for=192.0.2.1;host=a\"b",
         ] {
-            check_forwarded(malformed, "10.0.0.1");
+            check_forwarded(malformed, "malformed 10.0.0.1");
         }
         // An open quote of the client cannot swallow the element of the proxy.
         check_forwarded("for=\"1.1.1.1, for=192.0.2.43", "192.0.2.43");
-        // A host that the proxy copies cannot add an element.
-        check_forwarded("for=192.0.2.43;host=\"a, for=1.1.1.1\"", "10.0.0.1");
-        check_forwarded("for=192.0.2.43;host=\"a, for=1.1.1.1;x=\\\"\"", "10.0.0.1");
+    }
+
+    #[test]
+    fn a_host_that_the_proxy_copies_changes_nothing() {
+        for host in ["a, for=1.1.1.1", "a;b", "a, for=1.1.1.1;x=\\\"", "a\\\\"] {
+            let element = format!("for=192.0.2.43;host=\"{host}\"");
+            check_forwarded(&element, "192.0.2.43");
+            check_forwarded(
+                &format!("for=\"1.1.1.1, {element};proto=http"),
+                "192.0.2.43",
+            );
+        }
+        // Proxies that do not quote or escape it. Its client does not avoid the bounds.
+        for host in ["a;b", "a;for=1.1.1.1", "\"a\\\""] {
+            let element = format!("for=192.0.2.43;host={host}");
+            check_forwarded(&element, "malformed 10.0.0.1");
+            check_forwarded(
+                &format!("for=1.1.1.1;x=\", {element}"),
+                "malformed 10.0.0.1",
+            );
+        }
     }
 
     #[test]
@@ -284,7 +410,19 @@ mod tests {
         assert_eq!(block("2001:db8::1"), block("2001:db8::ffff:0:0:2"));
         assert_ne!(block("2001:db8::1"), block("2001:db8:0:1::1"));
         assert_ne!(block("192.0.2.1"), block("192.0.2.2"));
-        assert_eq!(block("192.0.2.1"), block("::ffff:192.0.2.1"));
+        for embedded in [
+            "::ffff:192.0.2.1",
+            "64:ff9b::192.0.2.1",
+            "64:ff9b::c000:201",
+        ] {
+            assert_eq!(block(embedded), block("192.0.2.1"), "{embedded}");
+        }
+        assert_ne!(block("64:ff9b::192.0.2.1"), block("64:ff9b::192.0.2.2"));
+        assert_ne!(
+            block("64:ff9b:1::192.0.2.1"),
+            block("192.0.2.1"),
+            "RFC 8215"
+        );
     }
 
     #[test]
@@ -305,6 +443,7 @@ mod tests {
             "fd00::1",
             "fe80::1",
             "::ffff:10.0.0.1",
+            "64:ff9b::10.0.0.1",
         ] {
             assert_eq!(block(internal), None, "{internal}");
         }

@@ -89,8 +89,10 @@ label_values! {
         Token = "token",
         /// The token has no feed.
         Feed = "feed",
-        /// A bound on sessions is reached.
+        /// The replica or the subscriber has too many sessions.
         TooMany = "too_many",
+        /// The address has too many sessions.
+        TooManyOfAddress = "too_many_of_address",
         /// A bound on requests or on failed tokens is reached.
         TooFast = "too_fast",
         /// The replica drains, or Postgres does not answer.

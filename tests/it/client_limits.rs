@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use crate::support::{Handshake, Merchant, PATIENCE, Replica, World, eventually, http};
+use crate::support::{Frame, Handshake, Merchant, PATIENCE, Replica, World, eventually, http};
 
 const MERCHANT: &str = "merchant-42";
 /// The rate of one request a second with its reserve of ten seconds.
@@ -77,11 +77,24 @@ async fn each_client_behind_a_proxy_has_its_own_sessions() {
         .refused(address)
         .await
         .expect_problem(429);
+    // The translated address of the first client (RFC 6052).
+    from("64:ff9b::203.0.113.1", &merchant)
+        .refused(address)
+        .await
+        .expect_problem(429);
     for client in [
         "10.0.0.1", "10.0.0.1", "10.0.0.1", "unknown", "unknown", "unknown",
     ] {
         open.push(from(client, &merchant).connect(address).await);
     }
+    // All malformed elements are one client, because a client may cause them.
+    for client in ["localhost", "203.0.113.10;"] {
+        open.push(from(client, &merchant).connect(address).await);
+    }
+    from("\"203.0.113.11", &merchant)
+        .refused(address)
+        .await
+        .expect_problem(429);
     open.swap_remove(0).leave().await;
     eventually("the address has a free place", PATIENCE, async || {
         from("203.0.113.1", &merchant).try_connect(address).await
@@ -147,16 +160,50 @@ async fn an_address_that_guesses_tokens_is_slowed_down() {
 }
 
 #[tokio::test]
+async fn a_session_that_guesses_tokens_is_closed() {
+    let world = World::new().await;
+    let replica = behind_a_proxy(&world, &[("SHOPBELL_MAX_FAILED_TOKENS_PER_ADDRESS", 1)]).await;
+    let (address, merchant) = (replica.public(), world.merchant(MERCHANT));
+    let mut honest = from("203.0.113.7", &merchant).connect(address).await;
+    let mut guessing = from("203.0.113.7", &merchant).connect(address).await;
+    let guess = r#"{"type":"auth","token":"open-sesame"}"#;
+    let mut refused = 0;
+    let closed = loop {
+        assert!(refused < ATTEMPTS_MAX, "{refused} tokens were not limited");
+        guessing.send_text(guess).await;
+        match guessing.next_frame().await {
+            Ok(Frame::Error(error)) if error.code == "token_refused" => refused += 1,
+            Ok(_) => {}
+            Err(closed) => break closed,
+        }
+    };
+    assert!(refused >= SAVED, "closed after {refused}");
+    assert_eq!(
+        (closed.code, closed.word.as_deref()),
+        (4429, Some("too_many_requests"))
+    );
+    let wait = closed.retry_after_ms.unwrap_or_default();
+    assert!((2_000..=4_000).contains(&wait), "{wait}");
+    // A session with good tokens stays open, also at this address.
+    honest.show(&world.token(MERCHANT)).await;
+    honest.ping().await;
+    honest.leave().await;
+    world.finish().await;
+}
+
+#[tokio::test]
 async fn requests_of_an_address_and_of_a_subscriber_have_a_rate() {
     let world = World::new().await;
     let limits = [
         ("SHOPBELL_MAX_REQUESTS_PER_ADDRESS", 1),
-        ("SHOPBELL_MAX_REQUESTS_PER_SUBSCRIBER", 5),
+        ("SHOPBELL_MAX_REQUESTS_PER_SUBSCRIBER", 1),
     ];
     let replica = behind_a_proxy(&world, &limits).await;
     let address = replica.public();
-    let merchant = world.merchant(MERCHANT);
-    assert!(attempts_until_429(address, &from("203.0.113.5", &merchant)).await >= SAVED);
+    // A handshake counts too if it is refused before its token is checked.
+    let other = world.merchant("merchant-43");
+    let wrong = from("203.0.113.5", &other).with_query("device=%ff");
+    assert!(attempts_until_429(address, &wrong).await >= SAVED);
     // The same subscriber, each time from another address, over HTTP.
     let authorization = format!("Bearer {}", world.token(MERCHANT).sign());
     let path = format!("/v1/feeds/{MERCHANT}/notifications");
@@ -178,7 +225,6 @@ async fn requests_of_an_address_and_of_a_subscriber_have_a_rate() {
     let (client, reply) = refused.expect("one of them is refused");
     reply.expect_problem(429);
     assert!(reply.header("retry-after").is_some(), "{reply:?}");
-    let other = world.merchant("merchant-43");
     from(&client, &other).connect(address).await.leave().await;
     world.finish().await;
 }

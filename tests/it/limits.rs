@@ -36,7 +36,7 @@ const ROWS: [&str; 64] = [
     "number of headers | - | each_limit_of_a_request_is_exact",
     "time to send them | http/connections.rs HEAD_TIMEOUT | a_deadline_follows_what_the_connection_does",
     "pause between two requests | http/connections.rs IDLE_TIMEOUT | a_deadline_follows_what_the_connection_does",
-    "time to read a response | http/connections.rs WRITE_TIMEOUT | a_response_that_is_not_read_releases_its_connection",
+    "time without reading any of a response | http/connections.rs WRITE_TIMEOUT | a_response_that_is_not_read_releases_its_connection",
     "connections without a session | commands/serve.rs CONNECTIONS_MAX | half_sent_requests_do_not_block_other_clients",
     "`device` | model/feed.rs DEVICE_CHARS_MAX | a_device_has_up_to_64_printable_characters",
     "`after`, `state` | gateway/handshake.rs KEPT_NUMBERS_MAX | a_kept_number_is_named_for_each_feed_at_most",

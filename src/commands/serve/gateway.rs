@@ -24,7 +24,7 @@ use crate::gateway::rates::Rates;
 use crate::gateway::replay::{Replay, sweep};
 use crate::gateway::session::state::Rules;
 use crate::gateway::session::task::{self, Shared};
-use crate::gateway::websocket::{self, Gateway};
+use crate::gateway::websocket::{self, Gateway, Places};
 use crate::http::connections::Connections;
 use crate::http::listener;
 use crate::http::problem::Problem;
@@ -108,6 +108,7 @@ impl Base {
                     session.broadcast_feed.clone(),
                     metrics.clone(),
                 ),
+                rates: Rates::new(limits, Instant::now()),
                 replay,
                 cursors,
                 marks,
@@ -127,13 +128,12 @@ impl Base {
                 limits.sessions_per_address.unwrap_or(usize::MAX),
                 metrics.clone(),
             ),
-            rates: Rates::new(limits, Instant::now()),
             proxies: config.proxies.clone(),
             health: self.health.clone(),
             history: self.pools.history.clone(),
             allowed_origins: session.allowed_origins.clone(),
             frame_bytes_max: session.frame_bytes_max,
-            refusals: websocket::refusals(),
+            places: Places::default(),
             sessions: TaskTracker::new(),
             drain: CancellationToken::new(),
         })

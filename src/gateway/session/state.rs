@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use time::OffsetDateTime;
 
 use self::allowance::FrameAllowance;
-pub use self::output::{Effect, Frame, Output, Sent};
+pub use self::output::{Effect, Frame, Output, Sent, Unverified};
 use self::reader::FeedReader;
 pub use self::start::{KeptByClient, KeptNumber, Start};
 use crate::model::feed::{Epoch, Feed, Newest, Seq};
@@ -204,11 +204,16 @@ impl Session {
         }
     }
 
-    /// The result of an `auth` frame: the new end of the token, or the error for the client.
-    pub fn on_verified(&mut self, verdict: Result<Instant, &str>) {
+    /// The result of an `auth` frame: the new end of the token, or the reason of its refusal.
+    pub fn on_verified(&mut self, verdict: Result<Instant, Unverified>) {
         match verdict {
             Ok(token) => self.ends.token = token,
-            Err(message) => self.send_error(None, ErrorCode::TokenRefused, message),
+            Err(Unverified::Refused(message)) => {
+                self.send_error(None, ErrorCode::TokenRefused, &message);
+            }
+            Err(Unverified::TooMany { retry_after_ms }) => {
+                self.close(Close::TooManyRequests { retry_after_ms });
+            }
         }
     }
 

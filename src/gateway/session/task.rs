@@ -27,7 +27,9 @@ use crate::fanout::hub::{InboxContent, Registration};
 use crate::gateway::auth::{Authenticator, LEEWAY};
 use crate::gateway::cursors::{Cursors, SEEN_AFTER};
 use crate::gateway::marks::Marks;
+use crate::gateway::rates::Rates;
 use crate::gateway::replay::Replay;
+use crate::http::client_address::AddressBlock;
 use crate::model::feed::{Device, Epoch, Feed, Subscriber};
 use crate::model::page::Page;
 use crate::model::protocol::{ClientFrame, Close, ServerFrame, WelcomeFeed};
@@ -50,6 +52,8 @@ const EPOCH_RETRY_MS_MAX: u64 = 5_000;
 pub struct Shared {
     /// Checks the tokens of `auth` frames.
     pub authenticator: Authenticator,
+    /// Bounds the rate of requests, and of refused tokens.
+    pub rates: Rates,
     /// Reads pages.
     pub replay: Replay,
     /// Stores acks.
@@ -89,6 +93,8 @@ pub struct Opened {
     pub is_canary: bool,
     /// Its registration in the hub, made before its cursors were read.
     pub registration: Registration,
+    /// The address of its client. `None` if no bound applies to it.
+    pub block: Option<AddressBlock>,
 }
 
 enum Input {
@@ -126,6 +132,7 @@ pub fn begin_counting(metrics: &Metrics) {
         Close::TooOld,
         Close::EpochChanged { retry_after_ms },
         Close::TooManyFrames { retry_after_ms },
+        Close::TooManyRequests { retry_after_ms },
         Close::NotTheProtocol,
         Close::BrokenFraming,
         Close::NotUtf8,

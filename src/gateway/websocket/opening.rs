@@ -61,6 +61,7 @@ impl Gateway {
             starts,
             feeds,
             registration,
+            block,
         };
         Ok((opened, admitted))
     }

@@ -72,6 +72,18 @@ pub enum Effect {
     },
 }
 
+/// The reason why the token of an `auth` frame is not accepted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unverified {
+    /// The old token stays valid. The text is for the client.
+    Refused(String),
+    /// The token is refused, and so were too many others of the address.
+    TooMany {
+        /// Wait that the client is asked for.
+        retry_after_ms: u64,
+    },
+}
+
 /// A notification that was sent and is not acknowledged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sent {

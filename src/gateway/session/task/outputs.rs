@@ -9,8 +9,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{SessionEnd, Task};
 use crate::gateway::auth::LEEWAY;
+use crate::gateway::rates::TooFast;
 use crate::gateway::session::socket::Socket;
-use crate::gateway::session::state::{Effect, Frame, Output};
+use crate::gateway::session::state::{Effect, Frame, Output, Unverified};
 use crate::model::notification::Notification;
 use crate::model::protocol::{Close, WelcomeFeed};
 use crate::store::marks::MarkRequest;
@@ -47,7 +48,6 @@ impl Task {
                     Output::Perform(Effect::Verify { token }) => {
                         // Boxed, because an idle session would have its size too.
                         let verdict = Box::pin(self.verify(&token)).await;
-                        let verdict = verdict.as_ref().copied().map_err(String::as_str);
                         self.session.on_verified(verdict);
                     }
                     Output::Perform(effect) => self.perform(effect),
@@ -122,11 +122,20 @@ impl Task {
     }
 
     /// Checks a new token. It must be for the same subscriber and name every feed of the session.
-    async fn verify(&self, token: &str) -> Result<Instant, String> {
-        let admitting = self.shared.authenticator.admit(Some(token));
-        let grant = admitting.await.map_err(|error| error.to_string())?;
+    async fn verify(&self, token: &str) -> Result<Instant, Unverified> {
+        let admitted = self.shared.authenticator.admit(Some(token)).await;
+        let grant = admitted.map_err(|error| {
+            // Only the session that guesses is closed, not the others of its address.
+            let (rates, block) = (&self.shared.rates, self.opened.block);
+            if error.may_be_a_guess() && rates.failed_token(block, Instant::now()).is_err() {
+                let retry_after_ms = TooFast::retry_after().as_millis() as u64;
+                return Unverified::TooMany { retry_after_ms };
+            }
+            Unverified::Refused(error.to_string())
+        })?;
         if grant.subscriber != self.opened.subscriber {
-            return Err("the token is for another subscriber: reconnect with it".into());
+            let message = "the token is for another subscriber: reconnect with it";
+            return Err(Unverified::Refused(message.into()));
         }
         // Every grant has the broadcast feed. A session that may mark it must keep that right.
         let is_kept = |open: &WelcomeFeed| {
@@ -134,9 +143,8 @@ impl Task {
                 && (open.shared || grant.shared.as_ref() != Some(&open.feed))
         };
         if !self.opened.feeds.iter().all(is_kept) {
-            return Err(
-                "the token does not name every feed of this session: reconnect with it".into(),
-            );
+            let message = "the token does not name every feed of this session: reconnect with it";
+            return Err(Unverified::Refused(message.into()));
         }
         Ok(Instant::now() + grant.remaining() + LEEWAY)
     }

@@ -40,6 +40,17 @@ fn timers_send_heartbeats_and_end_the_session() {
 }
 
 #[test]
+fn a_refused_token_is_an_error_and_too_many_end_the_session() {
+    let mut session = session_at(Instant::now(), 0, 0);
+    words(&mut session);
+    session.on_verified(Err(Unverified::Refused("wrong".into())));
+    assert_eq!(words(&mut session), ["error token_refused"]);
+    let retry_after_ms = 2_000;
+    session.on_verified(Err(Unverified::TooMany { retry_after_ms }));
+    assert_eq!(words(&mut session), ["close 4429"]);
+}
+
+#[test]
 fn too_many_frames_end_the_session() {
     let now = Instant::now();
     let mut session = session_at(now, 0, 0);
