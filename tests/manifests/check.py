@@ -75,9 +75,12 @@ def combinations(folder):
 
 
 def of_documentation(documentation, to):
-    """Writes the overlay that docs/kubernetes.md shows. Returns its folder and the tag that it sets."""
-    (text,) = re.findall(r"^```yaml\n(.*?)^```$", documentation, re.MULTILINE | re.DOTALL)
+    """Writes the overlay that docs/kubernetes.md shows, with the later parts. Returns its folder and the tag that it sets."""
+    text, *parts = re.findall(r"^```yaml\n(.*?)^```$", documentation, re.MULTILINE | re.DOTALL)
     shown = yaml.safe_load(text)
+    for part in parts:
+        for name, items in yaml.safe_load(part).items():
+            shown[name] = shown.get(name, []) + items
     (image,) = shown["images"]
     return rendering.write(shown, OVERLAYS["production"].parent / "shown", to), image["newTag"]
 
