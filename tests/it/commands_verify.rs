@@ -268,6 +268,12 @@ async fn verify_names_each_contradiction_and_its_feed() {
     for (_, statements, _, _) in CONTRADICTIONS {
         world.change_database(statements).await;
     }
+    // A late ack for the feed of a canary that was deleted meanwhile.
+    world
+        .change_database(
+            "insert into cursors (feed, subscriber, acked_seq) values ('shopbell-canary/1', 's', 1)",
+        )
+        .await;
     world
         .change_database("update pg_index set indisvalid = false where indexrelid = 'notifications_collapse'::regclass; delete from epochs")
         .await;
@@ -303,7 +309,8 @@ async fn verify_names_each_contradiction_and_its_feed() {
         Line::Problem { feed, .. } => feed.as_deref(),
         Line::Verdict { .. } => None,
     });
-    assert!(found.clone().all(|feed| feed != "sound"), "{lines:#?}");
+    let is_sound = |feed: &str| feed == "sound" || feed.starts_with("shopbell-canary/");
+    assert!(!found.clone().any(is_sound), "{lines:#?}");
     let done = world.shopbell(&["verify", "missing"]).await.failed_with(1);
     assert!(
         done.stdout
