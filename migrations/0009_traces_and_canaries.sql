@@ -22,10 +22,14 @@ create table canaries (
 
 -- Deletes the feed of a canary with all its rows, and the cursors of its subscriber. Several statements, so that
 -- each reads the rows that others committed before it. Locks in the order of acks and appends: cursors, then the feed.
+-- Ends if the feed has no row. If an append makes the row meanwhile, the next call deletes the feed.
 create function delete_canary_feed(in_feed text, in_broadcast_feed text) returns void language plpgsql volatile as $$
 begin
     delete from cursors where feed in (in_feed, in_broadcast_feed) and subscriber = in_feed;
     perform from feeds where feed = in_feed for update;
+    if not found then
+        return;
+    end if;
     delete from notifications where feed = in_feed;
     delete from traces where feed = in_feed;
     delete from feeds where feed = in_feed;
