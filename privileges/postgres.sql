@@ -4,9 +4,9 @@
 -- `shopbell_app` runs `shopbell serve` and every other command: it reads and writes rows, and changes no schema.
 -- `shopbell_reader` reads rows, for `shopbell inspect`, `shopbell doctor` and dashboards.
 --
--- Run it in Shopbell's database as a superuser, or as the owner of the database with CREATEROLE, who becomes a member of
--- `shopbell_owner`. Run it before the first `shopbell migrate` and once after it. It may run again at any time. It sets no
--- passwords.
+-- Run it in Shopbell's database as a superuser, or as the owner of the database with CREATEROLE. That owner becomes a member
+-- of `shopbell_owner`. Run it before the first `shopbell migrate` and once after it. It may run again at any time. It sets
+-- no passwords.
 
 do $$
 declare

@@ -160,15 +160,18 @@ impl Authenticator {
     }
 
     async fn check_again(&self, token: &str) -> Result<Grant, TokenError> {
+        let set = self.tokens.key_set();
         match self.check(token) {
-            Err(TokenError::KeyUnknown) if self.fetches_key_of(token).await => self.check(token),
+            Err(TokenError::KeyUnknown) if self.fetches_key_of(token, &set).await => {
+                self.check(token)
+            }
             checked => checked,
         }
     }
 
-    async fn fetches_key_of(&self, token: &str) -> bool {
+    async fn fetches_key_of(&self, token: &str, checked: &KeySet) -> bool {
         match Token::parse(token) {
-            Ok(token) => self.tokens.fetches_key_of(&token).await,
+            Ok(token) => self.tokens.fetches_key_of(&token, checked).await,
             Err(_) => false,
         }
     }
@@ -178,13 +181,15 @@ impl Authenticator {
     fn check(&self, token: &str) -> Result<Grant, TokenError> {
         let token = Token::parse(token)?;
         let claims = token.claims(self.tokens.expected(), since_1970());
-        let Some(signer) = self.tokens.signer(&token)? else {
+        let signer = match (self.tokens.signer(&token), &claims) {
+            (Ok(Some(signer)), _) => signer,
             // The claims are not trusted. They only decide whether the client may reconnect.
-            return Err(match claims {
-                Err(TokenError::Expired) => TokenError::Expired,
-                Ok(_) | Err(TokenError::NotYetValid { .. }) => TokenError::KeyUnknown,
-                Err(_) => TokenError::Signature,
-            });
+            (_, Err(TokenError::Expired)) => return Err(TokenError::Expired),
+            (Err(error), _) => return Err(error),
+            (Ok(None), Ok(_) | Err(TokenError::NotYetValid { .. })) => {
+                return Err(TokenError::KeyUnknown);
+            }
+            (Ok(None), Err(_)) => return Err(TokenError::Signature),
         };
         let claims = claims?;
         let is_canary = claims.right == Right::Canary;
@@ -214,6 +219,8 @@ fn since_1970() -> Duration {
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test may panic")]
 mod tests {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
     use jsonwebtoken::{Algorithm, EncodingKey, Header};
 
     use super::*;
@@ -310,6 +317,21 @@ mod tests {
         ));
         let none = "eyJhbGciOiJub25lIiwidHlwIjoiSldUIn0.eyJzdWIiOiJtIiwiZXhwIjo0MDAwMDAwMDAwfQ.";
         assert_eq!(authenticator(None).check(none), Err(TokenError::Algorithm));
+    }
+
+    #[test]
+    fn an_expired_token_of_a_kind_without_key_may_come_back() {
+        let public = "eyJhbGciOiJFUzI1NiIsInR5cCI6IkpXVCJ9";
+        let check = |claims: &str| {
+            let claims = URL_SAFE_NO_PAD.encode(claims);
+            let token = format!("{public}.{claims}.c2lnbmF0dXJl");
+            authenticator(None).check(&token).unwrap_err()
+        };
+        assert_eq!(check(r#"{"sub":"m","exp":1}"#), TokenError::Expired);
+        assert_eq!(
+            check(r#"{"sub":"m","exp":4000000000}"#),
+            TokenError::Algorithm
+        );
     }
 
     #[test]

@@ -132,7 +132,9 @@ impl Pools {
                 .set_connect_options(service_options(options));
         }
         if is_elsewhere {
-            self.upkeep.trust.distrust_older_than(Instant::now());
+            // An attempt that began with the old options may still end. The timeout bounds it.
+            let last = Instant::now() + ACQUIRE_TIMEOUT;
+            self.upkeep.trust.distrust_older_than(last);
         }
     }
 

@@ -1,5 +1,7 @@
 //! The key set of the issuer: cached, fetched again for a new key, and used while its URL fails.
 
+use std::time::Instant;
+
 use crate::support::{
     Answer, Done, Handshake, Issuer, PATIENCE, Replica, Setup, SigningKey, World, eventually, holds,
 };
@@ -40,10 +42,16 @@ async fn a_new_key_of_the_issuer_refuses_no_client() {
 
     // The issuer signs with a new key as soon as it publishes it. Many clients come at once.
     issuer.publish(&[&old, &next]);
+    let first = Instant::now();
+    // One for unknown names every ten seconds.
+    let fetches_max = || 2 + usize::try_from(first.elapsed().as_secs() / 10).expect("a short time");
     let arriving = (0..20).map(|_| connect(&world, &replica, &next));
     futures_util::future::join_all(arriving).await;
     connect(&world, &replica, &old).await;
-    assert_eq!(issuer.requests(), 2, "one fetch serves all of them");
+    assert!(
+        issuer.requests() <= fetches_max(),
+        "one fetch serves all of them"
+    );
     let token = world.token(MERCHANT).sign_with(&next);
     let auth = serde_json::json!({"type": "auth", "token": token});
     merchant.send_text(&auth.to_string()).await;
@@ -82,7 +90,7 @@ async fn a_new_key_of_the_issuer_refuses_no_client() {
         .header("kid", "a");
     let forged = world.merchant(MERCHANT).token(token.sign_as_it_is(&last));
     assert_eq!(forged.refused(replica.public()).await.status, 401);
-    assert_eq!(issuer.requests(), 2);
+    assert!(issuer.requests() <= fetches_max());
     assert_eq!(
         replica
             .metric_where("shopbell_tokens_refused_total", "key_unknown")
@@ -97,7 +105,7 @@ async fn a_new_key_of_the_issuer_refuses_no_client() {
             .map(|merchant| merchant.vanish())
     })
     .await;
-    assert_eq!(issuer.requests(), 3);
+    assert!(issuer.requests() >= 3 && issuer.requests() <= fetches_max());
     merchant.leave().await;
     world.finish().await;
 }
@@ -141,7 +149,7 @@ async fn the_last_key_set_is_used_while_its_url_fails() {
             "redirects are not followed",
         ),
         (ok("<html>log in</html>"), "no JSON Web Key Set"),
-        (ok(r#"{"keys":[]}"#), "no usable key"),
+        (ok(r#"{"keys":[]}"#), "it is empty"),
         (ok(&huge), "larger than 262144 bytes"),
         (Answer::Endless, "larger than 262144 bytes"),
         (Answer::Nothing, "error sending request"),
@@ -173,6 +181,21 @@ async fn the_last_key_set_is_used_while_its_url_fails() {
     connect(&world, &replica, &elsewhere).await;
     let dropped = page(&world, &key).closed_at_once(replica.public()).await;
     assert_eq!(dropped.code, 4402, "{dropped:?}");
+
+    // So is the last one, if the issuer replaces it by a kind that Shopbell does not use.
+    issuer.answer_with(ok(r#"{"keys":[{"kty":"EC","crv":"P-384","kid":"c"}]}"#));
+    replica
+        .logs("ERROR", "unusable", |found| found.contains("key 0"))
+        .await;
+    let dropped = page(&world, &elsewhere)
+        .closed_at_once(replica.public())
+        .await;
+    assert_eq!(dropped.code, 4402, "{dropped:?}");
+    let found = doctor(&replica).await.failed_with(1).stdout;
+    assert!(
+        found.contains("ERROR    keys.set: the key set has no usable key"),
+        "{found}"
+    );
     world.finish().await;
 }
 

@@ -65,8 +65,21 @@ fn key_set(fetched: Result<KeySet, FetchError>, has_other_keys: bool) -> Vec<Fin
     const CHECK: &str = "keys.set";
     match fetched {
         Ok(set) => {
-            let found = format!("{} usable keys: {}", set.len(), set.names().join(", "));
-            let mut findings = vec![Finding::ok(CHECK, found)];
+            let mut findings = vec![match set.is_empty() {
+                true => {
+                    let remedy = "Let the issuer publish an RS256, ES256 or EdDSA key";
+                    graded(
+                        CHECK,
+                        "the key set has no usable key",
+                        remedy,
+                        has_other_keys,
+                    )
+                }
+                false => {
+                    let names = set.names().join(", ");
+                    Finding::ok(CHECK, format!("{} usable keys: {names}", set.len()))
+                }
+            }];
             if !set.unusable.is_empty() {
                 let found = set.unusable.join("; ");
                 let remedy = "Tokens of these keys are refused. docs/keys.md lists the keys that Shopbell uses";
@@ -77,11 +90,15 @@ fn key_set(fetched: Result<KeySet, FetchError>, has_other_keys: bool) -> Vec<Fin
         Err(error) => {
             let found = format!("the key set of SHOPBELL_JWKS_URL cannot be fetched: {error}");
             let remedy = "Check the URL, its certificate and the network from here to it";
-            let finding = match has_other_keys {
-                true => Finding::warning(CHECK, found, remedy),
-                false => Finding::error(CHECK, found, remedy),
-            };
-            vec![finding]
+            vec![graded(CHECK, found, remedy, has_other_keys)]
         }
+    }
+}
+
+/// An error if no token can be valid without the key set.
+fn graded(check: &str, found: impl Into<String>, remedy: &str, has_other_keys: bool) -> Finding {
+    match has_other_keys {
+        true => Finding::warning(check, found, remedy),
+        false => Finding::error(check, found, remedy),
     }
 }

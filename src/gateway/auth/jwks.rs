@@ -15,6 +15,8 @@ use crate::config::{PublicAlgorithm, PublicKey};
 
 /// Most keys of a set. Each token without `kid` is checked with all keys of its algorithm.
 const KEYS_MAX: usize = 32;
+/// Most elements of a set, usable or not.
+const ELEMENTS_MAX: usize = 128;
 /// Longest `kid` in bytes.
 const KID_BYTES_MAX: usize = 256;
 
@@ -58,23 +60,26 @@ struct Jwk {
 
 impl KeySet {
     /// Parses a set. A key that is not usable is left out, because an issuer may add kinds of keys.
+    /// The result may have no usable key. A set without any element is an error, because it is more
+    /// likely a fault of the issuer than the end of all its keys.
     pub fn parse(json: &str) -> Result<Self, String> {
         let set: Set<'_> = object(json).ok_or("it is no JSON Web Key Set")?;
+        if set.keys.is_empty() {
+            return Err("it is empty".into());
+        }
+        if set.keys.len() > ELEMENTS_MAX {
+            return Err(format!("it has more than {ELEMENTS_MAX} keys"));
+        }
         let mut parsed = Self::default();
         for (at, jwk) in set.keys.iter().enumerate() {
-            match named_key(jwk.get()) {
-                Ok(_) if parsed.keys.len() == KEYS_MAX => {
-                    parsed
-                        .unusable
-                        .push(format!("key {at}: more than {KEYS_MAX} keys"));
-                }
+            let named = match parsed.keys.len() {
+                KEYS_MAX => Err(format!("more than {KEYS_MAX} keys are usable")),
+                _ => named_key(jwk.get()),
+            };
+            match named {
                 Ok(key) => parsed.keys.push(key),
                 Err(problem) => parsed.unusable.push(format!("key {at}: {problem}")),
             }
-        }
-        if parsed.keys.is_empty() {
-            let reasons = parsed.unusable.join("; ");
-            return Err(format!("it has no usable key ({reasons})"));
         }
         Ok(parsed)
     }
@@ -284,7 +289,8 @@ mod tests {
             json!([]),
             Value::Null,
         ] {
-            assert!(parse(std::slice::from_ref(&bad)).is_err(), "{bad}");
+            let alone = parse(std::slice::from_ref(&bad)).unwrap();
+            assert_eq!((alone.len(), alone.unusable.len()), (0, 1), "{bad}");
             let set = parse(&[bad.clone(), ed25519()]).unwrap();
             assert_eq!((set.len(), set.unusable.len()), (1, 1), "{bad}");
         }
@@ -299,7 +305,6 @@ mod tests {
             "[]",
             r#"{"keys":{}}"#,
             r#"{"keys":[]}"#,
-            r#"{"keys":[{}]}"#,
             r#"{"keys":null}"#,
             r#"{"error":"not found"}"#,
             r#"{"keys":[],"keys":[]}"#,
@@ -307,12 +312,16 @@ mod tests {
             assert!(KeySet::parse(answer).is_err(), "{answer}");
         }
         let duplicate = p256().to_string().replacen('{', r#"{"kty":"EC","#, 1);
-        assert!(KeySet::parse(&format!(r#"{{"keys":[{duplicate}]}}"#)).is_err());
+        let set = KeySet::parse(&format!(r#"{{"keys":[{duplicate}]}}"#)).unwrap();
+        assert!(set.is_empty());
     }
 
     #[test]
     fn the_number_of_keys_is_bounded() {
         let set = parse(&vec![p256(); KEYS_MAX + 3]).unwrap();
         assert_eq!((set.len(), set.unusable.len()), (KEYS_MAX, 3));
+        let set = parse(&vec![Value::Null; ELEMENTS_MAX]).unwrap();
+        assert_eq!((set.len(), set.unusable.len()), (0, ELEMENTS_MAX));
+        assert!(parse(&vec![Value::Null; ELEMENTS_MAX + 1]).is_err());
     }
 }

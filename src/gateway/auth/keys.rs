@@ -12,6 +12,7 @@ use jsonwebtoken::{DecodingKey, EncodingKey, Header};
 use serde::Serialize;
 
 use super::claims::Expected;
+use super::jwks::KeySet;
 use super::token::{Algorithm, Token};
 use super::{Jwks, Right, TokenError};
 use crate::config::{JwtConfig, KeyFiles, Keys, PublicAlgorithm};
@@ -227,21 +228,25 @@ impl Tokens {
         }
         // A key in PEM has no name.
         let configured = configured.iter().filter(|key| key.algorithm() == algorithm);
-        let set = self
-            .jwks
-            .as_ref()
-            .map(|jwks| jwks.set())
-            .unwrap_or_default();
+        let set = self.key_set();
         let signature = token.signature_bytes();
         let mut keys = configured.chain(set.candidates(algorithm, token.kid.as_deref()));
         Ok(keys.any(|key| key.has_signed(token.signed, &signature)))
     }
 
-    /// Waits for a fetch of the key set that may have the key of this token. Returns false if
-    /// there is none now.
-    pub(super) async fn fetches_key_of(&self, token: &Token<'_>) -> bool {
+    /// The present key set of the issuer. It is empty if none is configured.
+    pub(super) fn key_set(&self) -> Arc<KeySet> {
+        let set = self.jwks.as_ref().map(|jwks| jwks.set());
+        set.unwrap_or_default()
+    }
+
+    /// Waits for a key set that may have the key of this token, which was checked with another one.
+    /// Returns false if there is none now.
+    pub(super) async fn fetches_key_of(&self, token: &Token<'_>, checked: &KeySet) -> bool {
         match (&self.jwks, token.algorithm) {
-            (Some(jwks), Algorithm::Public(_)) => jwks.fetches_key(token.kid.as_deref()).await,
+            (Some(jwks), Algorithm::Public(_)) => {
+                jwks.fetches_key(checked, token.kid.as_deref()).await
+            }
             _ => false,
         }
     }
@@ -249,11 +254,7 @@ impl Tokens {
     /// Whether any token can be valid now.
     fn has_keys(&self) -> bool {
         let prepared = self.prepared();
-        let has_set = || {
-            self.jwks
-                .as_ref()
-                .is_some_and(|jwks| !jwks.set().is_empty())
-        };
+        let has_set = || !self.key_set().is_empty();
         !prepared.secrets.is_empty() || !prepared.keys.public.is_empty() || has_set()
     }
 

@@ -112,15 +112,24 @@ impl Jwks {
         self.metrics.jwks.age.begin();
         let mut state = self.state();
         if *state.set != set {
-            tracing::info!(keys = ?set.names(), unusable = ?set.unusable, "the key set of the issuer changed");
+            if set.is_empty() {
+                tracing::error!(unusable = ?set.unusable, "the key set of the issuer has no usable key; tokens of its keys are refused");
+            } else {
+                tracing::info!(keys = ?set.names(), unusable = ?set.unusable, "the key set of the issuer changed");
+            }
             state.set = Arc::new(set);
         }
         state.fetched_at = Some(Instant::now());
     }
 
-    /// Waits for a fetch that may bring an unknown key. Returns false if there is none now.
-    pub(crate) async fn fetches_key(&self, kid: Option<&str>) -> bool {
-        let is_known = |kid: &str| !is_kid(kid) || self.set().names_key(kid);
+    /// Waits for a fetch that may bring a key that `checked` does not have. Returns false if there
+    /// is none now.
+    pub(crate) async fn fetches_key(&self, checked: &KeySet, kid: Option<&str>) -> bool {
+        // Another request may have brought it meanwhile.
+        if *self.set() != *checked {
+            return true;
+        }
+        let is_known = |kid: &str| !is_kid(kid) || checked.names_key(kid);
         if kid.is_some_and(is_known) {
             return false;
         }
@@ -260,7 +269,8 @@ mod tests {
         let jwks = Arc::new(Jwks::new(config, Arc::default()));
         let running = jwks.begin();
         let waiting = jwks.clone();
-        let request = tokio::spawn(async move { waiting.fetches_key(Some("new")).await });
+        let request =
+            tokio::spawn(async move { waiting.fetches_key(&KeySet::default(), Some("new")).await });
         jwks.wanted.notified().await;
         jwks.ended.send_replace(running);
         tokio::task::yield_now().await;
@@ -272,10 +282,20 @@ mod tests {
         jwks.ended.send_replace(next);
         assert!(request.await.unwrap());
         assert!(
-            !jwks.fetches_key(Some("other")).await,
+            !jwks.fetches_key(&KeySet::default(), Some("other")).await,
             "it is too early for another fetch"
         );
-        assert!(!jwks.fetches_key(Some("a\nb")).await);
-        assert!(!jwks.fetches_key(Some(&"k".repeat(300))).await);
+        assert!(!jwks.fetches_key(&KeySet::default(), Some("a\nb")).await);
+        assert!(
+            !jwks
+                .fetches_key(&KeySet::default(), Some(&"k".repeat(300)))
+                .await
+        );
+
+        // The set was replaced after the check of the token.
+        let jwk = r#"{"kty":"OKP","crv":"Ed25519","kid":"a","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}"#;
+        jwks.replace(KeySet::parse(&format!(r#"{{"keys":[{jwk}]}}"#)).unwrap());
+        assert!(jwks.fetches_key(&KeySet::default(), Some("a")).await);
+        assert!(!jwks.fetches_key(&jwks.set(), Some("a")).await);
     }
 }
