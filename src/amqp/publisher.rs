@@ -118,7 +118,8 @@ impl std::fmt::Debug for Incarnation {
 }
 
 impl Publisher {
-    /// Makes a publisher that is connected, and declares or verifies the topology.
+    /// Makes a publisher that is connected. If `broker.declare` is on, it declares the topology.
+    /// Otherwise it verifies nothing, because its user may not be allowed to.
     ///
     /// # Errors
     /// RabbitMQ does not answer, or rejects a part of the topology.
@@ -251,7 +252,9 @@ impl Publisher {
 impl Incarnation {
     async fn open(broker: &Broker) -> Result<Self, BrokerError> {
         let (connection, channel) = broker.publishing.channel(broker).await?;
-        broker.ensure_on(&connection, &channel).await?;
+        if broker.declare {
+            broker.ensure_on(&connection, &channel).await?;
+        }
         let confirming = async {
             Ok(channel
                 .confirm_select(ConfirmSelectOptions::default())

@@ -58,6 +58,7 @@ mod poison;
 mod pooler;
 mod pools;
 mod privileges;
+mod privileges_rabbitmq;
 mod prose;
 mod protocol;
 mod public_keys;
