@@ -11,6 +11,7 @@
 //! Ingest never sends a nack, never cancels its consumer, and never waits for sessions.
 
 mod batch;
+mod claims;
 pub mod dead_letters;
 pub mod held_feeds;
 mod hints;
@@ -25,6 +26,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use self::batch::{Batch, CountedConsumer};
+pub use self::claims::claims;
 use self::hints::{current_time, hints};
 use self::publishing::STORED_MAX;
 use self::storing::Abandoned;
@@ -68,6 +70,8 @@ pub struct Ingest {
     pub broker: Broker,
     /// The partition to consume. The first is 1.
     pub partition: u8,
+    /// The claim of this replica to it.
+    pub claim: i32,
     /// The database for notifications and dead letters.
     pub pool: Pool,
     /// Receives the hints of stored notifications.
@@ -118,7 +122,7 @@ impl Ingest {
         }
         // Connects with the first hint: an alarm of RabbitMQ must not keep ingest from consuming.
         let publisher = Publisher::lazy(&self.broker);
-        let consumer = Consumer::ingest(&self.broker, self.partition, PREFETCH).await?;
+        let consumer = Consumer::ingest(&self.broker, self.partition, self.claim, PREFETCH).await?;
         let mut consumer = CountedConsumer::new(consumer, self.metrics.clone());
         let acknowledger = consumer.acknowledger();
         let _up = self.health.ingest.up();

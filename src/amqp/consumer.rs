@@ -44,11 +44,16 @@ impl std::fmt::Debug for Consumer {
 impl Consumer {
     /// Consumes a partition of the ingest queue. `prefetch` bounds the unacknowledged deliveries.
     ///
+    /// RabbitMQ 4 gives the partition to the consumer with the highest `priority`. It first waits until the
+    /// one before has acknowledged its deliveries, so no event is overtaken. Older versions ignore the
+    /// priority.
+    ///
     /// # Errors
     /// RabbitMQ does not answer, or rejects a part of the topology or the consumer.
     pub async fn ingest(
         broker: &Broker,
         partition: u8,
+        priority: i32,
         prefetch: u16,
     ) -> Result<Self, BrokerError> {
         let (connection, channel, topology) = broker.open("ingest", Frames::Large).await?;
@@ -66,6 +71,7 @@ impl Consumer {
             channel,
             broker.names.partition(partition),
             prefetch,
+            topology::table([("x-priority", topology::number(priority))]),
         )
         .await
     }
@@ -78,12 +84,14 @@ impl Consumer {
         let (connection, channel, _) = broker.open("fanout", Frames::Large).await?;
         let declaring = topology::ensure_fanout_queue(&channel, &broker.names);
         let queue = within(DECLARE_TIMEOUT, "declaring a fan-out queue", declaring).await?;
-        let mut consumer = Self::consume(connection, channel, queue, prefetch).await?;
+        let mut consumer =
+            Self::consume(connection, channel, queue, prefetch, FieldTable::default()).await?;
         consumer.counted = Some(
             consume(
                 &consumer.channel,
                 broker.names.gateways(),
                 GATEWAYS_PREFETCH,
+                FieldTable::default(),
             )
             .await?,
         );
@@ -95,8 +103,9 @@ impl Consumer {
         channel: Channel,
         queue: String,
         prefetch: u16,
+        arguments: FieldTable,
     ) -> Result<Self, BrokerError> {
-        let stream = consume(&channel, queue.clone(), prefetch).await?;
+        let stream = consume(&channel, queue.clone(), prefetch, arguments).await?;
         Ok(Self {
             connection,
             channel,
@@ -161,6 +170,7 @@ async fn consume(
     channel: &Channel,
     queue: String,
     prefetch: u16,
+    arguments: FieldTable,
 ) -> Result<lapin::Consumer, BrokerError> {
     let consuming = async {
         channel
@@ -168,7 +178,7 @@ async fn consume(
             .await?;
         let options = BasicConsumeOptions::default();
         Ok(channel
-            .basic_consume(queue.into(), "".into(), options, FieldTable::default())
+            .basic_consume(queue.into(), "".into(), options, arguments)
             .await?)
     };
     within(DECLARE_TIMEOUT, "beginning to consume", consuming).await

@@ -325,7 +325,7 @@ pub(super) fn text(value: impl Into<String>) -> AMQPValue {
     AMQPValue::LongString(value.into().into())
 }
 
-fn number(value: i32) -> AMQPValue {
+pub(super) fn number(value: i32) -> AMQPValue {
     AMQPValue::LongInt(value)
 }
 

@@ -28,10 +28,10 @@ use crate::fanout::hub::Hub;
 use crate::gateway::websocket::Gateway;
 use crate::http::connections::Connections;
 use crate::http::listener;
-use crate::ingest::Ingest;
 use crate::ingest::dead_letters::DeadLetterPublisher;
 use crate::ingest::held_feeds::HeldFeeds;
 use crate::ingest::traces::TraceKeeper;
+use crate::ingest::{Ingest, claims};
 use crate::model::event::Limits;
 use crate::ops::housekeeping;
 use crate::ops::probes;
@@ -286,19 +286,17 @@ impl Base {
     fn ingest(&self, config: &IngestConfig, parts: &mut Parts) {
         let (traces, trace_writer) = TraceKeeper::new(self.pools.upkeep.clone());
         parts.spawn(Part::Traces, trace_writer.run());
-        // The first consumer gets a partition. Each replica uses a random order, so that replicas that start together share.
-        let mut partitions: Vec<u8> = (1..=self.broker.partitions).collect();
-        fastrand::shuffle(&mut partitions);
         let (dead_letter_stored, limits) = (
             Arc::<Notify>::default(),
             Limits {
                 event_bytes_max: config.event_bytes_max,
             },
         );
-        for partition in partitions {
+        for (partition, claim) in claims(self.broker.partitions) {
             let ingest = Ingest {
                 broker: self.broker.clone(),
                 partition,
+                claim,
                 pool: self.pools.ingest.clone(),
                 fanout: self.fanout.clone(),
                 traces: traces.clone(),

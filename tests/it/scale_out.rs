@@ -1,15 +1,15 @@
 //! More than one machine: separate roles, several gateways, partitions of the ingest queue.
 
+mod crowd;
+
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use futures_util::future::join_all;
 use serde::Deserialize;
 use tokio::net::TcpStream;
-use tokio::time::timeout;
 
-use crate::support::{
-    Event, Frame, Merchant, Notification, PATIENCE, Parcel, Replica, World, eventually, holds,
-};
+use self::crowd::Crowd;
+use crate::support::{Event, PATIENCE, Parcel, Replica, World, eventually, holds};
 
 const MERCHANT: &str = "merchant-42";
 const PARTITIONS: &str = "SHOPBELL_INGEST_PARTITIONS";
@@ -158,6 +158,48 @@ async fn events_without_the_header_arrive_in_order_through_one_partition() {
 
     let replicas = [partitioned(&world).await];
     crowd.expect_all(&world, &replicas).await;
+    world.finish().await;
+}
+
+/// Publishers continue, and one replica is killed while another one takes partitions from it.
+#[tokio::test]
+async fn a_replica_that_starts_later_gets_its_share_and_overtakes_nothing() {
+    const MANY: u8 = 8;
+    const RECEIVED: &str = "shopbell_events_received_total";
+    let world = World::new().await;
+    declare(&world, MANY).await;
+    let start = || {
+        let replica = world.replica().role("ingest").with(PARTITIONS, MANY);
+        async { replica.start().await }
+    };
+    let first = start().await;
+    let (mut crowd, shared) = (Crowd::new(CROWD, 0), AtomicBool::new(false));
+    let publishing = async {
+        let publisher = world.publisher().await;
+        while !shared.load(Ordering::Relaxed) {
+            publisher.publish_all(crowd.next_round()).await;
+        }
+        publisher.publish_all(crowd.next_round()).await;
+    };
+    let sharing = async {
+        first.metric_reaches(RECEIVED, 200).await;
+        let second = start().await;
+        if hands_over(&world).await {
+            second.metric_reaches(RECEIVED, 200).await;
+            let so_far = first.metric(RECEIVED).await;
+            first.metric_reaches(RECEIVED, so_far + 200).await;
+        }
+        let third = start().await;
+        first.kill();
+        if hands_over(&world).await {
+            third.metric_reaches(RECEIVED, 200).await;
+        }
+        shared.store(true, Ordering::Relaxed);
+        [second, third]
+    };
+    let ((), _replicas) = tokio::join!(publishing, sharing);
+    let gateway = world.replica().role("gateway").start().await;
+    crowd.expect_all(&world, &[gateway]).await;
     world.finish().await;
 }
 
@@ -329,117 +371,6 @@ async fn partitions_that_an_operator_did_not_declare_are_reported_by_name() {
     world.finish().await;
 }
 
-/// Merchants, and the orders of each in publishing order: in each round, one order of each
-/// merchant.
-struct Crowd {
-    merchants: Vec<String>,
-    orders: Vec<Vec<Event>>,
-}
-
-impl Crowd {
-    fn new(merchants: usize, orders: usize) -> Self {
-        let merchants: Vec<_> = (0..merchants)
-            .map(|number| format!("merchant-{number}"))
-            .collect();
-        let orders = merchants
-            .iter()
-            .map(|merchant| Event::orders(merchant, orders))
-            .collect();
-        Self { merchants, orders }
-    }
-
-    /// One more order of each merchant.
-    fn next_round(&mut self) -> Vec<Parcel> {
-        for (merchant, orders) in self.merchants.iter().zip(&mut self.orders) {
-            orders.push(Event::order(merchant));
-        }
-        self.orders
-            .iter()
-            .filter_map(|orders| orders.last())
-            .map(Parcel::from)
-            .collect()
-    }
-
-    fn parcels(&self) -> Vec<Parcel> {
-        let rounds = 0..self.orders[0].len();
-        rounds
-            .flat_map(|round| {
-                self.orders
-                    .iter()
-                    .map(move |orders| Parcel::from(&orders[round]))
-            })
-            .collect()
-    }
-
-    async fn publish(&self, world: &World) {
-        world.publisher().await.publish_all(self.parcels()).await;
-    }
-
-    /// Each merchant receives its orders once and in publishing order, from any replica.
-    async fn expect_all(&self, world: &World, replicas: &[Replica]) {
-        let follow = |number: usize| async move {
-            let (merchant, orders) = (&self.merchants[number], &self.orders[number]);
-            let arrived = follow(
-                world,
-                merchant,
-                replicas.iter().cycle().skip(number),
-                orders.len(),
-            )
-            .await;
-            let published: Vec<_> = orders.iter().map(Event::event_id).collect();
-            assert_eq!(arrived, published, "the orders of {merchant}");
-        };
-        join_all((0..self.merchants.len()).map(follow)).await;
-    }
-}
-
-/// A client that keeps its own place, and connects to the next replica if its session ends. Returns
-/// the ids in the order of arrival.
-async fn follow<'a>(
-    world: &World,
-    merchant: &str,
-    mut replicas: impl Iterator<Item = &'a Replica>,
-    count: usize,
-) -> Vec<String> {
-    let mut ids = Vec::new();
-    while ids.len() < count {
-        let handshake = world.merchant(merchant).after(merchant, ids.len() as u64);
-        let mut session = eventually(&format!("{merchant} is let in"), PATIENCE, async || {
-            let replica = replicas.next().expect("they go round");
-            handshake.try_connect(replica.public()).await
-        })
-        .await;
-        while ids.len() < count
-            && let Some(notification) = next_or_end(&mut session).await
-        {
-            assert_eq!(
-                notification.seq,
-                ids.len() as u64 + 1,
-                "{merchant}: {notification:?}"
-            );
-            session.ack(merchant, notification.seq).await;
-            ids.push(notification.id);
-        }
-    }
-    ids
-}
-
-/// The next notification, or none if the session ends before.
-async fn next_or_end(session: &mut Merchant) -> Option<Notification> {
-    let next = async {
-        loop {
-            match session.next_frame().await {
-                Ok(Frame::Notification(notification)) => return Some(notification),
-                Ok(_) => {}
-                Err(_) => return None,
-            }
-        }
-    };
-    timeout(PATIENCE, next)
-        .await
-        .expect("a notification comes, or the session ends")
-}
-
 /// Runs `shopbell declare`, and returns the kind and name of each declared object.
 async fn declare(world: &World, partitions: u8) -> Vec<(String, String)> {
     #[derive(Deserialize)]
@@ -469,6 +400,16 @@ async fn partitioned_ingest(world: &World) -> Replica {
         .with(PARTITIONS, 4)
         .start()
         .await
+}
+
+/// Whether RabbitMQ hands a partition over to the replica with the highest claim.
+async fn hands_over(world: &World) -> bool {
+    let done = world.shopbell(&["doctor", "--role", "ingest"]).await;
+    let version = done
+        .stdout
+        .split_once("rabbitmq.version: ")
+        .and_then(|(_, version)| version.split('.').next()?.parse::<u32>().ok());
+    version.expect("doctor prints RabbitMQ's version") >= 4
 }
 
 /// The number of waiting events in each of four partitions.
