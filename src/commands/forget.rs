@@ -14,7 +14,7 @@ use crate::amqp::dead_letter::DeadLetter;
 use crate::config::Environment;
 use crate::model::event::is_addressed_to;
 use crate::model::feed::Feed;
-use crate::store::forgetting::{self, Holdings};
+use crate::store::forgetting::{self, Holdings, ScanPlace};
 use crate::store::pool::Pool;
 use crate::store::pools::Pools;
 use crate::store::{StoreError, dead_letters};
@@ -83,6 +83,8 @@ pub async fn run(arguments: &Arguments, format: Format) -> anyhow::Result<()> {
 struct Found {
     #[serde(flatten)]
     stored: Holdings,
+    /// Cursors in the broadcast feed of the other subscribers of the feed that read no other feed.
+    staff_cursors: u64,
     /// Dead letters in Postgres that are addressed to the feed.
     dead_letters: u64,
     /// Dead letters in the queue of RabbitMQ that are addressed to the feed.
@@ -98,12 +100,13 @@ struct Output<'a> {
 }
 
 impl Found {
-    fn counts(&self) -> [(&'static str, u64); 10] {
+    fn counts(&self) -> [(&'static str, u64); 11] {
         let stored = &self.stored;
         [
             ("notifications", stored.notifications.unsigned_abs()),
             ("cursors", stored.cursors.unsigned_abs()),
             ("evicted cursors", stored.evicted_cursors.unsigned_abs()),
+            ("cursors of staff in the broadcast feed", self.staff_cursors),
             ("marks", stored.marks.unsigned_abs()),
             ("imports", stored.imports.unsigned_abs()),
             ("rows of import items", stored.import_items.unsigned_abs()),
@@ -174,15 +177,17 @@ struct Forgetting {
 }
 
 impl Forgetting {
-    /// Counts the data of the feed. With `removes`, removes its dead letters meanwhile. Returns the ids
-    /// of other dead letters that contain its name too.
+    /// Counts the data of the feed. With `removes`, removes its dead letters and the cursors of its staff
+    /// meanwhile. Returns the ids of other dead letters that contain its name too.
     async fn holdings(&self, removes: bool) -> anyhow::Result<(Found, BTreeSet<String>)> {
         let stored = query(|| forgetting::count(&self.pool, &self.feed, &self.broadcast_feed));
         let stored = stored.await?;
+        let staff_cursors = self.staff_cursors(removes).await?;
         let letters = self.stored_letters(removes).await?;
         let mut queued = self.queued_letters(removes).await?;
         let found = Found {
             stored,
+            staff_cursors,
             dead_letters: letters.own,
             queued_dead_letters: queued.own,
         };
@@ -193,7 +198,8 @@ impl Forgetting {
     /// Erases everything up to the number that the feed has now.
     async fn erase(&self) -> anyhow::Result<()> {
         let (pool, feed) = (&self.pool, &self.feed);
-        // Dead letters first, because a replayed one would be stored again.
+        // Dead letters first, because a replayed one would be stored again. The cursors of the feed name
+        // the staff, so they are deleted later.
         self.holdings(true).await?;
         if let Some(last) = query(|| forgetting::last_number(pool, feed)).await? {
             let mut removed = 0;
@@ -211,6 +217,32 @@ impl Forgetting {
         }
         while query(|| forgetting::delete_rest(pool, feed, &self.broadcast_feed)).await? {}
         Ok(())
+    }
+
+    /// Counts the cursors in the broadcast feed of the other subscribers of the feed that read no other
+    /// feed. With `removes`, deletes them meanwhile.
+    async fn staff_cursors(&self, removes: bool) -> anyhow::Result<u64> {
+        let (pool, broadcast_feed) = (&self.pool, &self.broadcast_feed);
+        let (mut count, mut after) = (0, String::new());
+        loop {
+            let mut staff = query(|| forgetting::staff_after(pool, &self.feed, &after)).await?;
+            let Some(last) = staff.last() else {
+                return Ok(count);
+            };
+            after.clone_from(last);
+            let (feeds, mut place) = ([&self.feed, broadcast_feed], ScanPlace::default());
+            while let Some((readers, through)) =
+                query(|| forgetting::readers_of_others(pool, &staff, feeds, &place)).await?
+            {
+                staff.retain(|subscriber| !readers.contains(subscriber));
+                place = through;
+            }
+            count += query(|| forgetting::count_cursors_of(pool, broadcast_feed, &staff)).await?;
+            while removes
+                && query(|| forgetting::delete_cursors_of(pool, broadcast_feed, &staff)).await?
+            {
+            }
+        }
     }
 
     /// Finds the dead letters in Postgres.

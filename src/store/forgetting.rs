@@ -15,6 +15,10 @@ use crate::model::feed::Feed;
 const ROWS_PER_STEP_MAX: i64 = 1_000;
 /// Most bytes of data that one statement deletes, as in retention.
 const BYTES_PER_STEP_MAX: i64 = 8 * 1024 * 1024;
+/// Subscribers of a feed whose other cursors one scan searches.
+const STAFF_PER_SCAN: i64 = 1_000;
+/// Cursors that one statement of this scan reads.
+const CURSORS_PER_STEP: i64 = 10_000;
 /// Dead letters that one statement searches for a name.
 const LETTERS_PER_STEP: i64 = 200;
 /// Most bytes of these, unless the first alone is larger.
@@ -141,15 +145,15 @@ const OF_FEED: [&str; 6] = [
      where (t.feed, t.seq) = (o.feed, o.seq) returning t.feed",
 ];
 
-/// The statements that delete a step of the cursors of subscriber `$1` in the broadcast feed `$3`, at
+/// The statements that delete a step of the cursors of subscribers `$1` in the broadcast feed `$3`, at
 /// most `$2` rows.
-const OF_SUBSCRIBER: [&str; 2] = [
+const OF_SUBSCRIBERS: [&str; 2] = [
     "delete from cursors c using (
-         select feed, subscriber, device from cursors where feed = $3 and subscriber = $1
+         select feed, subscriber, device from cursors where feed = $3 and subscriber = any($1)
          order by feed, subscriber, device limit $2 for update) o
      where (c.feed, c.subscriber, c.device) = (o.feed, o.subscriber, o.device) returning c.feed",
     "delete from evicted_cursors c using (
-         select feed, subscriber, device from evicted_cursors where feed = $3 and subscriber = $1
+         select feed, subscriber, device from evicted_cursors where feed = $3 and subscriber = any($1)
          order by feed, subscriber, device limit $2 for update) o
      where (c.feed, c.subscriber, c.device) = (o.feed, o.subscriber, o.device) returning c.feed",
 ];
@@ -164,20 +168,114 @@ pub async fn delete_rest(
     feed: &Feed,
     broadcast_feed: &Feed,
 ) -> Result<bool, StoreError> {
-    let step = |deletion| {
-        let query = sqlx::query(deletion).bind(feed.as_str());
-        query.bind(ROWS_PER_STEP_MAX)
-    };
     let mut deleted = 0;
     for deletion in OF_FEED {
-        deleted += super::rows(pool, step(deletion)).await?.len();
+        let query = sqlx::query(deletion).bind(feed.as_str());
+        let rows = super::rows(pool, query.bind(ROWS_PER_STEP_MAX)).await?;
+        deleted += rows.len();
     }
-    for deletion in OF_SUBSCRIBER {
-        let step = step(deletion).bind(broadcast_feed.as_str());
-        deleted += super::rows(pool, step).await?.len();
-    }
+    let of_subscriber =
+        delete_cursors_of(pool, broadcast_feed, &[feed.as_str().to_owned()]).await?;
     let query = sqlx::query("delete from settled_blocks where feed = $1").bind(feed.as_str());
     super::execute(pool, query).await?;
+    Ok(deleted > 0 || of_subscriber)
+}
+
+/// Reads the next subscribers of a feed after a name, in C order. Leaves out the one with the name of
+/// the feed. Locks nothing; uses `cursors_pkey` and `evicted_cursors_pkey`.
+pub async fn staff_after(pool: &Pool, feed: &Feed, after: &str) -> Result<Vec<String>, StoreError> {
+    let query = sqlx::query(
+        "select subscriber from (
+             (select distinct subscriber from cursors
+              where feed = $1 and subscriber > $2 and subscriber <> $1 order by subscriber limit $3)
+             union
+             (select distinct subscriber from evicted_cursors
+              where feed = $1 and subscriber > $2 and subscriber <> $1 order by subscriber limit $3)) s
+         order by subscriber limit $3",
+    )
+    .bind(feed.as_str())
+    .bind(after)
+    .bind(STAFF_PER_SCAN);
+    let rows: Vec<(String,)> = super::fetch(pool, query).await?;
+    Ok(rows.into_iter().map(|(subscriber,)| subscriber).collect())
+}
+
+/// The key of the cursor after which a scan continues. The default is before all cursors.
+#[derive(Debug, Clone, Default, FromRow)]
+pub struct ScanPlace {
+    feed: String,
+    subscriber: String,
+    device: String,
+}
+
+/// The columns of [`readers_of_others`].
+#[derive(FromRow)]
+struct ScanColumns {
+    #[sqlx(flatten)]
+    place: ScanPlace,
+    readers: Vec<String>,
+}
+
+/// Searches the next cursors after a place for those of `subscribers` in other feeds than these.
+/// Returns their subscribers and the last place, or `None` at the end.
+///
+/// Locks nothing; walks `cursors_pkey`, because no index begins with the subscriber.
+pub async fn readers_of_others(
+    pool: &Pool,
+    subscribers: &[String],
+    feeds: [&Feed; 2],
+    after: &ScanPlace,
+) -> Result<Option<(Vec<String>, ScanPlace)>, StoreError> {
+    let query = sqlx::query(
+        "with step as materialized (
+             select feed, subscriber, device from cursors where (feed, subscriber, device) > ($1, $2, $3)
+             order by feed, subscriber, device limit $4)
+         select feed, subscriber, device,
+                array(select distinct s.subscriber
+                      from step s join unnest($5::text[]) n (subscriber) on n.subscriber = s.subscriber
+                      where s.feed <> all($6)) as readers
+         from step order by feed desc, subscriber desc, device desc limit 1",
+    )
+    .bind(&after.feed)
+    .bind(&after.subscriber)
+    .bind(&after.device)
+    .bind(CURSORS_PER_STEP)
+    .bind(subscribers)
+    .bind(feeds.map(|feed| feed.as_str().to_owned()));
+    let row: Option<ScanColumns> = super::fetch(pool, query).await?.pop();
+    Ok(row.map(|row| (row.readers, row.place)))
+}
+
+/// Counts the cursors of subscribers in a feed, also those of evicted devices. Locks nothing; uses
+/// `cursors_pkey` and `evicted_cursors_pkey`.
+pub async fn count_cursors_of(
+    pool: &Pool,
+    feed: &Feed,
+    subscribers: &[String],
+) -> Result<u64, StoreError> {
+    let query = sqlx::query(
+        "select (select count(*) from cursors where feed = $1 and subscriber = any($2))
+                + (select count(*) from evicted_cursors where feed = $1 and subscriber = any($2))",
+    );
+    let query = query.bind(feed.as_str()).bind(subscribers);
+    let (count,): (i64,) = super::fetch_one(pool, query).await?;
+    Ok(count.unsigned_abs())
+}
+
+/// Deletes one step of the cursors of subscribers in a feed, also those of evicted devices. Returns
+/// whether more may exist. Locks the deleted rows, at most [`ROWS_PER_STEP_MAX`] of a table; uses
+/// `cursors_pkey` and `evicted_cursors_pkey`.
+pub async fn delete_cursors_of(
+    pool: &Pool,
+    feed: &Feed,
+    subscribers: &[String],
+) -> Result<bool, StoreError> {
+    let mut deleted = 0;
+    for deletion in OF_SUBSCRIBERS {
+        let query = sqlx::query(deletion).bind(subscribers);
+        let query = query.bind(ROWS_PER_STEP_MAX).bind(feed.as_str());
+        deleted += super::rows(pool, query).await?.len();
+    }
     Ok(deleted > 0)
 }
 

@@ -200,3 +200,54 @@ async fn forget_deletes_dead_letters_to_the_merchant_and_no_others() {
     drop(replica);
     world.finish().await;
 }
+
+/// The cook and 1,100 others read the feed of the merchant. The manager and the last of the others also read
+/// other feeds. `walker` has more cursors than one step of the scan reads.
+const STAFF: &str = "
+    insert into cursors (feed, subscriber, device, acked_seq)
+    select feed, 'staff-' || n, 'phone', 0 from generate_series(1, 1100) n, unnest(array['merchant-42', 'all']) feed
+    union all select 'feed-' || n, 'walker', '', 0 from generate_series(1, 12000) n
+    union all select 'all', 'walker', '', 0 union all select 'zone', 'staff-1100', '', 0;
+    insert into evicted_cursors (feed, subscriber, device, acked_seq)
+        values ('all', 'cook', 'old', 0), ('all', 'walker', 'old', 0)";
+
+#[tokio::test]
+async fn forget_deletes_the_broadcast_cursors_of_staff_who_read_no_other_feed() {
+    let world = World::new().await;
+    let replica = world.serve().await;
+    let notice = Event::new("notice", "all", "1");
+    world.publisher().await.publish(&notice).await;
+    world.expect_stored("all", 1).await;
+    for (subscriber, feeds) in [("cook", &[MERCHANT][..]), ("manager", &[MERCHANT, OTHER])] {
+        let feeds = feeds.iter().map(|feed| (*feed).to_owned()).collect();
+        let token = world.token(subscriber).feed_list(feeds).sign();
+        let staff = world.merchant(subscriber).device("till").token(token);
+        let mut staff = staff.connect(replica.public()).await;
+        assert_eq!(staff.next_notification().await.feed, "all");
+        staff.leave().await;
+    }
+    world.change_database(STAFF).await;
+
+    let forget = ["forget", MERCHANT, "--output", "json"];
+    let counted = world.shopbell(&forget).await.succeeded();
+    let erased = world
+        .shopbell(&[&forget[..], &["--yes"]].concat())
+        .await
+        .succeeded();
+    for found in [counted, erased] {
+        let found: Value = found.json_lines().remove(0);
+        // The cook's two and those of 1,099 others.
+        let counts = (&found["cursors"], &found["staff_cursors"]);
+        assert_eq!(counts, (&1102.into(), &1101.into()));
+    }
+    let kept = "select count(*) from cursors where feed = 'all' and subscriber in ('manager', 'staff-1100', 'walker')";
+    let left = "select (select count(*) from cursors where feed = 'all')
+                     + (select count(*) from evicted_cursors) * 100";
+    assert_eq!(
+        (world.number(kept).await, world.number(left).await),
+        (3, 103)
+    );
+    let others = "select count(*) from cursors where feed not in ('all', 'merchant-42')";
+    assert_eq!(world.number(others).await, 12_002);
+    world.finish().await;
+}
