@@ -295,7 +295,7 @@ pub async fn websocket(events: usize) -> anyhow::Result<Figures> {
 }
 
 /// A child process that ends with its owner.
-struct EndedWhenDropped(Child);
+pub struct EndedWhenDropped(pub Child);
 
 impl Drop for EndedWhenDropped {
     fn drop(&mut self) {

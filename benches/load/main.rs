@@ -15,6 +15,7 @@ mod floors;
 mod ledger;
 mod measure;
 mod memory;
+mod minimal;
 mod overload;
 mod peers;
 mod publisher;
@@ -32,6 +33,8 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 
+use self::measure::fdatasync_ms;
+use self::minimal::Minimal;
 use self::peers::Peer;
 use self::report::{Figures, Report, Who};
 use self::services::Services;
@@ -91,13 +94,23 @@ fn main() -> anyhow::Result<()> {
     {
         return runtime.block_on(floors::bare_server(outstanding.parse()?, frames.parse()?));
     }
+    if let [_, role, database_url, amqp_url] = arguments.as_slice()
+        && role == minimal::PIPELINE
+    {
+        return runtime.block_on(minimal::pipeline(database_url, amqp_url));
+    }
     runtime.block_on(run(Arguments::parse()))
 }
 
 async fn run(arguments: Arguments) -> anyhow::Result<()> {
     std::fs::create_dir_all(&arguments.output)?;
     let services = Services::up().await?;
-    let machine = format!("{}; {}", machine(), services.versions().await?);
+    let machine = format!(
+        "{}; fdatasync {:.2} ms; {}",
+        machine(),
+        fdatasync_ms(&arguments.output)?,
+        services.versions().await?
+    );
     let mut measured = Vec::new();
     let begun = Instant::now();
     for round in 1..=arguments.rounds {
@@ -146,6 +159,11 @@ async fn one(
         }
         "T" => {
             figures.append(scenarios::throughput(services, events).await?);
+            if !arguments.alone {
+                let minimal = Minimal::start(services).await?;
+                figures.append(minimal.throughput(events).await?);
+                minimal.stop().await?;
+            }
             if let Some(peer) = mqtt {
                 figures.append(peer.throughput(events).await?);
             }
@@ -154,6 +172,11 @@ async fn one(
             figures.append(floors::rabbitmq_latency(services, 500).await?);
             for per_second in [500, 2_000] {
                 figures.append(scenarios::latency(services, per_second).await?);
+                if !arguments.alone {
+                    let minimal = Minimal::start(services).await?;
+                    figures.append(minimal.latency(per_second).await?);
+                    minimal.stop().await?;
+                }
                 if let Some(peer) = &mqtt {
                     figures.append(peer.latency(per_second).await?);
                 }

@@ -2,7 +2,10 @@
 //! memory.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::path::Path;
+use std::time::Instant;
 
 use anyhow::{Context, anyhow};
 
@@ -59,6 +62,30 @@ impl Cpu {
 /// CPU-seconds of this process.
 pub fn own_cpu_seconds() -> anyhow::Result<f64> {
     Ok(ticks(std::process::id(), &running()?, false) / TICKS_PER_SECOND)
+}
+
+/// The median time of a small write that is flushed to the disk of a directory. Each commit and each confirm waits for
+/// one.
+pub fn fdatasync_ms(directory: &Path) -> anyhow::Result<f64> {
+    const WRITES: usize = 201;
+    let mut file = tempfile(directory)?;
+    let mut times = Vec::with_capacity(WRITES);
+    for _ in 0..WRITES {
+        let begun = Instant::now();
+        file.write_all(&[0; 4096])?;
+        file.sync_data()?;
+        times.push(begun.elapsed());
+    }
+    times.sort_unstable();
+    Ok(times[WRITES / 2].as_secs_f64() * 1e3)
+}
+
+/// A file without a name.
+fn tempfile(directory: &Path) -> anyhow::Result<File> {
+    let path = directory.join("fdatasync");
+    let file = File::create(&path).context("could not make a file for fdatasync")?;
+    fs::remove_file(path)?;
+    Ok(file)
 }
 
 /// Memory of a process in use now, in bytes.

@@ -17,15 +17,18 @@ pub enum Who {
     Shopbell,
     WebMqtt,
     WebStomp,
+    /// The same durability without Shopbell.
+    Minimal,
     /// A part alone.
     Floor,
 }
 
 impl Who {
-    const ALL: [(Self, &'static str); 4] = [
+    const ALL: [(Self, &'static str); 5] = [
         (Self::Shopbell, "Shopbell"),
         (Self::WebMqtt, "Web MQTT"),
         (Self::WebStomp, "Web STOMP"),
+        (Self::Minimal, "minimal pipeline"),
         (Self::Floor, "part alone"),
     ];
 }
@@ -240,6 +243,11 @@ impl Report {
                 self.ratio("T events/s", Who::WebMqtt),
                 3.0,
             ),
+            at_least(
+                "T: at least 0.98 x the minimal pipeline's events/s",
+                self.ratio("T events/s", Who::Minimal),
+                0.98,
+            ),
             at_most(
                 "T: at most 0.4 x Web MQTT's server CPU",
                 self.ratio("T all server CPU-s", Who::WebMqtt),
@@ -254,6 +262,11 @@ impl Report {
                 "T: the same, RabbitMQ's part through a topic exchange, as the contract has it",
                 self.over_parts_alone("RabbitMQ publish + consume, topic exchange, CPU-s"),
                 1.5,
+            ),
+            at_most(
+                "T: at most 9.5 CPU-s of all servers per 100,000",
+                self.shopbell("T all server CPU-s"),
+                9.5,
             ),
             at_most(
                 "T: Shopbell itself at most 3 CPU-s per 100,000",
@@ -279,6 +292,16 @@ impl Report {
                 "L: p99 at 500/s at most 2.5 ms",
                 self.shopbell("L 500/s, p99 ms"),
                 2.5,
+            ),
+            at_most(
+                "L: p50 at 500/s at most 1.05 x the minimal pipeline's",
+                self.ratio("L 500/s, p50 ms", Who::Minimal),
+                1.05,
+            ),
+            at_most(
+                "L: p99 at 500/s at most 1.25 x the minimal pipeline's",
+                self.ratio("L 500/s, p99 ms", Who::Minimal),
+                1.25,
             ),
             at_most(
                 "L: p50 at 500/s at most 2 x Web MQTT's",

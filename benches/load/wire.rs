@@ -40,6 +40,10 @@ pub enum Server {
         user: String,
         password: String,
     },
+    /// The minimal pipeline, which ignores replies.
+    Minimal {
+        port: u16,
+    },
     /// A bare WebSocket server, which accepts any reply.
     Bare {
         port: u16,
@@ -65,6 +69,7 @@ impl Server {
             Self::Shopbell { port, .. }
             | Self::WebMqtt { port, .. }
             | Self::WebStomp { port, .. }
+            | Self::Minimal { port }
             | Self::Bare { port } => *port,
         }
     }
@@ -72,12 +77,14 @@ impl Server {
     /// The handshake of the client of that name.
     pub fn request(&self, name: &str) -> anyhow::Result<Request> {
         let (path, subprotocol) = match self {
-            Self::Shopbell { .. } => ("/v1/ws", Some("shopbell.v1")),
-            Self::WebMqtt { .. } => ("/ws", Some("mqtt")),
-            Self::WebStomp { .. } => ("/ws", Some("v12.stomp")),
-            Self::Bare { .. } => ("/", None),
+            Self::Shopbell { .. } => ("v1/ws", Some("shopbell.v1")),
+            Self::WebMqtt { .. } => ("ws", Some("mqtt")),
+            Self::WebStomp { .. } => ("ws", Some("v12.stomp")),
+            Self::Minimal { .. } => (name, None),
+            Self::Bare { .. } => ("", None),
         };
-        let mut request = format!("ws://127.0.0.1:{}{path}", self.port()).into_client_request()?;
+        let url = format!("ws://127.0.0.1:{}/{path}", self.port());
+        let mut request = url.into_client_request()?;
         let headers = request.headers_mut();
         if let Some(subprotocol) = subprotocol {
             headers.insert(
@@ -104,7 +111,7 @@ impl Server {
     /// server has answered all.
     pub fn opening(&self, name: &str) -> Vec<Message> {
         match self {
-            Self::Shopbell { .. } | Self::Bare { .. } => vec![],
+            Self::Shopbell { .. } | Self::Minimal { .. } | Self::Bare { .. } => vec![],
             Self::WebMqtt { user, password, .. } => {
                 let mut connect = vec![0, 4, b'M', b'Q', b'T', b'T', 4, 0b1100_0000, 0, 0];
                 [name, user, password]
@@ -128,7 +135,7 @@ impl Server {
 
     /// Whether the server sends the first frame.
     pub fn greets(&self) -> bool {
-        matches!(self, Self::Shopbell { .. })
+        matches!(self, Self::Shopbell { .. } | Self::Minimal { .. })
     }
 
     /// Reads one message: an event, or nothing that counts.
@@ -136,7 +143,7 @@ impl Server {
         match (self, message) {
             (_, Message::Ping(_) | Message::Pong(_)) => Ok(vec![]),
             (_, Message::Close(frame)) => bail!("the server closed: {frame:?}"),
-            (Self::Shopbell { .. }, Message::Text(text)) => {
+            (Self::Shopbell { .. } | Self::Minimal { .. }, Message::Text(text)) => {
                 shopbell_frame(name, text).map(Vec::from_iter)
             }
             (Self::WebMqtt { .. }, Message::Binary(bytes)) => mqtt_packets(bytes),
