@@ -1,5 +1,5 @@
-//! The reasons of errors of TLS, with their remedies. Pure; the connections to Postgres and RabbitMQ
-//! use it.
+//! The reasons of errors of TLS, with their remedies. Pure; the connections to Postgres, to RabbitMQ
+//! and to the issuer of tokens use it.
 
 use std::error::Error;
 use std::io;
@@ -14,8 +14,8 @@ const NOT_FOR_SERVERS: &str =
 pub struct Settings {
     /// The parameter that names the file of trusted CAs.
     pub ca: &'static str,
-    /// The parameters that name the client's certificate and its key.
-    pub client: &'static str,
+    /// The parameters that name the client's certificate and its key. `None` if Shopbell sends none.
+    pub client: Option<&'static str>,
 }
 
 /// Returns the reason of an error that TLS or one of its sources reports, with the remedy. Returns
@@ -38,10 +38,12 @@ pub fn reason(error: &(dyn Error + 'static), settings: Settings) -> Option<Strin
             | AlertDescription::UnknownCA
             | AlertDescription::CertificateExpired
             | AlertDescription::AccessDenied,
-        ) => format!(
-            "the server requires a client certificate that it trusts; set {}",
-            settings.client
-        ),
+        ) => match settings.client {
+            Some(client) => format!(
+                "the server requires a client certificate that it trusts; set {client}"
+            ),
+            None => "the server requires a client certificate, and Shopbell sends none; allow it without one".to_owned(),
+        },
         other => format!("TLS failed: {other}"),
     };
     Some(reason)
@@ -107,7 +109,7 @@ mod tests {
     fn an_error_of_tls_is_found_inside_of_others() {
         const SETTINGS: Settings = Settings {
             ca: "the-ca",
-            client: "the-client",
+            client: Some("the-client"),
         };
         let wrapped = |error: TlsError| io::Error::other(io::Error::other(error));
         let found = |error: TlsError| reason(&wrapped(error), SETTINGS).unwrap_or_default();

@@ -197,7 +197,7 @@ fn certificates(address: &Address) -> Result<OwnedTLSConfig, BrokerError> {
 fn failed(address: &Address, error: lapin::Error) -> BrokerError {
     const SETTINGS: tls::Settings = tls::Settings {
         ca: "`cacertfile` in AMQP_URL",
-        client: "`certfile` and `keyfile` in AMQP_URL",
+        client: Some("`certfile` and `keyfile` in AMQP_URL"),
     };
     const NOT_AMQP: &str =
         "the port does not speak AMQP; if it is the port for TLS, begin AMQP_URL with amqps://";

@@ -181,7 +181,7 @@ struct Explained {
 pub(super) fn explain(error: sqlx::Error, options: &PgConnectOptions) -> sqlx::Error {
     const SETTINGS: tls::Settings = tls::Settings {
         ca: "`sslrootcert` in DATABASE_URL",
-        client: "`sslcert` and `sslkey` in DATABASE_URL",
+        client: Some("`sslcert` and `sslkey` in DATABASE_URL"),
     };
     let reason = match (tls::reason(&error, SETTINGS), &error) {
         (Some(reason), _) => reason,

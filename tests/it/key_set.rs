@@ -2,6 +2,8 @@
 
 use std::time::Instant;
 
+use crate::support::certificates::{Authority, Content};
+use crate::support::tls_server::TlsServer;
 use crate::support::{
     Answer, Done, Handshake, Issuer, PATIENCE, Replica, Setup, SigningKey, World, eventually, holds,
 };
@@ -225,6 +227,71 @@ async fn a_key_set_that_is_too_old_is_not_used() {
     .await;
     issuer.publish(&[&key]);
     replica.ready().await;
+    connect(&world, &replica, &key).await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn the_key_set_is_fetched_only_from_a_server_with_a_good_certificate() {
+    let world = World::new().await;
+    let (key, folder) = (SigningKey::p256("a"), world.folder("key-set"));
+    let set = serde_json::json!({"keys": [key.jwk()]}).to_string();
+    std::fs::write(format!("{folder}/keys.json"), set).expect("a file can be written");
+    let ca = Authority::new(world.folder("ca")).await;
+    let other = Authority::new(world.folder("other-ca")).await;
+    let issue = async |authority: &Authority, name, change: fn(&mut Content)| {
+        let mut content = Content::default();
+        change(&mut content);
+        authority.issue(name, content).await
+    };
+    let trusted = ca.file().display().to_string();
+    for (certificate, error) in [
+        (
+            issue(&other, "unknown", |_| ()).await,
+            "no trusted CA has signed the certificate of the server; name the file of its CA with SSL_CERT_FILE",
+        ),
+        (ca.self_signed().await, "has signed itself"),
+        (
+            issue(&ca, "named", |it| it.names = "DNS:other.example").await,
+            "is for another name",
+        ),
+        (
+            issue(&ca, "expired", |it| it.until = "20210101000000Z").await,
+            "has expired; renew it",
+        ),
+    ] {
+        let issuer = TlsServer::of_files(&certificate, &folder).await;
+        let url = format!("https://{}/keys.json", issuer.address);
+        let settings = [
+            ("SHOPBELL_JWKS_URL", &*url),
+            ("SHOPBELL_MAX_SESSIONS", "100"),
+            ("SSL_CERT_FILE", &trusted),
+        ];
+        let doctor = ["doctor", "--role", "gateway"];
+        let found = world.shopbell_with(&settings, &doctor).await.stdout;
+        let line = "keys.set: the key set of SHOPBELL_JWKS_URL cannot be fetched";
+        assert!(found.contains(line) && found.contains(error), "{found}");
+    }
+
+    let good = issue(&ca, "good", |_| ()).await;
+    let issuer = TlsServer::of_files(&good, &folder).await;
+    let replica = world
+        .replica()
+        .without("SHOPBELL_JWT_HS256_SECRET")
+        .with(
+            "SHOPBELL_JWKS_URL",
+            format!("https://{}/keys.json", issuer.address),
+        )
+        .with("SHOPBELL_JWKS_REFRESH_SECONDS", 1)
+        .with("SSL_CERT_FILE", &trusted)
+        .start()
+        .await;
+    connect(&world, &replica, &key).await;
+    // The CA is replaced. The next fetch does not trust the server any more, and the last set stays in use.
+    std::fs::copy(other.file(), ca.file()).expect("a file can be copied");
+    replica
+        .logs("WARN", "error", |found| found.contains("no trusted CA"))
+        .await;
     connect(&world, &replica, &key).await;
     world.finish().await;
 }

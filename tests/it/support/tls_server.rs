@@ -119,14 +119,24 @@ pub struct TlsServer {
 impl TlsServer {
     /// Starts it with more arguments.
     pub async fn start(certificate: &Certificate, more: &[&str]) -> Self {
+        Self::listen(certificate, &[&["-www"], more].concat(), ".").await
+    }
+
+    /// Starts it as a web server with the files of a folder.
+    pub async fn of_files(certificate: &Certificate, folder: &str) -> Self {
+        Self::listen(certificate, &["-WWW"], folder).await
+    }
+
+    async fn listen(certificate: &Certificate, arguments: &[&str], folder: &str) -> Self {
         let address = free_address();
         let mut server = Command::new("openssl");
         server
-            .args(["s_server", "-www", "-accept", &address.to_string(), "-cert"])
+            .args(["s_server", "-accept", &address.to_string(), "-cert"])
             .arg(&certificate.certificate)
             .arg("-key")
             .arg(&certificate.key)
-            .args(more)
+            .args(arguments)
+            .current_dir(folder)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null());

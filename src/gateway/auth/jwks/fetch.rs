@@ -9,11 +9,18 @@ use reqwest::{Client, StatusCode};
 
 use super::KeySet;
 use crate::config::JwksConfig;
+use crate::tls;
 
 /// Longest time of a fetch, from the lookup of the host name to the last byte.
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// Largest set. 32 keys with certificates need less.
 const BYTES_MAX: usize = 256 * 1024;
+
+/// The CAs of the operating system, unless this variable names a file.
+const CERTIFICATES: tls::Settings = tls::Settings {
+    ca: "SSL_CERT_FILE",
+    client: None,
+};
 
 /// The reason why the set could not be fetched. It repeats no part of the URL.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +45,9 @@ impl From<reqwest::Error> for FetchError {
             return Self::Away(format!("no complete answer within {} s", TIMEOUT.as_secs()));
         }
         let error = error.without_url();
+        if let Some(reason) = tls::reason(&error, CERTIFICATES) {
+            return Self::Away(reason);
+        }
         let mut causes = vec![error.to_string()];
         let mut source = error.source();
         while let Some(cause) = source {
