@@ -35,7 +35,7 @@ create table feeds (
 create table notifications (
     feed          text        collate "C" not null,
     seq           bigint      not null check (seq > 0),
-    source        text        collate "C" not null, -- CloudEvents source; with event_id, the identity of the event
+    source        text        collate "C" not null, -- CloudEvents source
     event_id      text        collate "C" not null,
     event_type    text        not null,
     time          timestamptz not null, -- of the event, or of its receipt if the publisher set none
@@ -49,8 +49,9 @@ create table notifications (
     import_done   bigint,               -- progress of the import when this was stored: imported or failed items
     import_failed bigint,               -- of these, the failed items
     import_total  bigint,               -- announced items; null if no import.started was stored
+    identity      uuid        not null, -- event_identity() of the row; 16 bytes keep its index small
     primary key (feed, seq),
-    unique (source, event_id, feed)     -- a redelivered or repeated event is stored once
+    unique (identity)                   -- a redelivered or repeated event is stored once
 ) with (fillfactor = 90, autovacuum_vacuum_insert_scale_factor = 0.05);
 
 -- Finds out if a newer notification of the same collapse key exists.
@@ -59,6 +60,14 @@ create index notifications_collapse on notifications (feed, collapse_key, seq) w
 -- Finds the rows of the last minutes (docs/runbook.md). Rows are stored in the order of created_at, so BRIN
 -- needs one entry for many pages and an append costs no more. autosummarize adds the entry of a full range.
 create index notifications_created_at on notifications using brin (created_at) with (autosummarize = on);
+
+-- The identity of an event in a feed: the first 16 bytes of a SHA-256. Two events with the same identity are the
+-- same event. No text of Postgres contains the byte 0, so it separates the parts. The service computes the same
+-- (src/store/append/identity.rs). `shopbell verify` compares, and operators write rows with it.
+create function event_identity(in_feed text, in_source text, in_event_id text) returns uuid language sql immutable as $$
+    select encode(substring(sha256(convert_to(in_feed, 'UTF8') || '\x00' || convert_to(in_source, 'UTF8') || '\x00'
+                                   || convert_to(in_event_id, 'UTF8')) from 1 for 16), 'hex')::uuid
+$$;
 
 -- For operators: notifications without any ack.
 create view undelivered as

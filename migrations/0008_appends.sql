@@ -17,8 +17,8 @@
 -- feeds first. If new feeds meet existing ones, Postgres may end one batch (40P01), and ingest repeats it.
 create function append_new_notifications(
     in_feeds text[], in_added bigint[], in_news bigint[],
-    in_event_feeds text[], in_later_in_batch bigint[], in_sources text[], in_event_ids text[], in_event_types text[],
-    in_times timestamptz[], in_data text[], in_collapse_keys text[], in_expires_at timestamptz[],
+    in_event_feeds text[], in_later_in_batch bigint[], in_identities uuid[], in_sources text[], in_event_ids text[],
+    in_event_types text[], in_times timestamptz[], in_data text[], in_collapse_keys text[], in_expires_at timestamptz[],
     in_received_at timestamptz,
     in_step_events bigint[], in_step_import_ids text[], in_step_items bigint[], in_step_done bigint[],
     in_step_failed bigint[], in_step_totals bigint[], in_step_statuses text[],
@@ -51,12 +51,12 @@ begin
     end if;
 
     if cardinality(in_step_events) = 0 then
-        insert into notifications (feed, seq, source, event_id, event_type, time, data, collapse_key, expires_at)
-        select e.feed, g.last_seq - e.later_in_batch, e.source, e.event_id, e.event_type, e.time, e.data, e.collapse_key,
+        insert into notifications (feed, seq, identity, source, event_id, event_type, time, data, collapse_key, expires_at)
+        select e.feed, g.last_seq - e.later_in_batch, e.identity, e.source, e.event_id, e.event_type, e.time, e.data, e.collapse_key,
                e.expires_at
-        from unnest(in_event_feeds, in_later_in_batch, in_sources, in_event_ids, in_event_types, in_times, in_data,
+        from unnest(in_event_feeds, in_later_in_batch, in_identities, in_sources, in_event_ids, in_event_types, in_times, in_data,
                     in_collapse_keys, in_expires_at)
-            as e (feed, later_in_batch, source, event_id, event_type, time, data, collapse_key, expires_at)
+            as e (feed, later_in_batch, identity, source, event_id, event_type, time, data, collapse_key, expires_at)
         join unnest(in_feeds, last_seqs) as g (feed, last_seq) on g.feed = e.feed;
         return;
     end if;
@@ -67,14 +67,14 @@ begin
          from unnest(in_step_events) with ordinality as s (event, ordinal)),
         in_step_import_ids, in_step_items, in_step_done, in_step_failed, in_step_totals, in_step_statuses) c;
 
-    insert into notifications (feed, seq, source, event_id, event_type, time, data, collapse_key, expires_at,
+    insert into notifications (feed, seq, identity, source, event_id, event_type, time, data, collapse_key, expires_at,
                                read_at, handled_at, import_done, import_failed, import_total)
-    select e.feed, g.last_seq - e.later_in_batch, e.source, e.event_id, e.event_type, e.time, e.data, e.collapse_key,
-           e.expires_at, p.marked_at, p.marked_at, p.done, p.failed, p.total
-    from unnest(in_event_feeds, in_later_in_batch, in_sources, in_event_ids, in_event_types, in_times, in_data,
+    select e.feed, g.last_seq - e.later_in_batch, e.identity, e.source, e.event_id, e.event_type, e.time, e.data,
+           e.collapse_key, e.expires_at, p.marked_at, p.marked_at, p.done, p.failed, p.total
+    from unnest(in_event_feeds, in_later_in_batch, in_identities, in_sources, in_event_ids, in_event_types, in_times, in_data,
                 in_collapse_keys, in_expires_at)
         with ordinality
-        as e (feed, later_in_batch, source, event_id, event_type, time, data, collapse_key, expires_at, event)
+        as e (feed, later_in_batch, identity, source, event_id, event_type, time, data, collapse_key, expires_at, event)
     join unnest(in_feeds, last_seqs) as g (feed, last_seq) on g.feed = e.feed
     left join (
         select s.event, case when s.is_done = 1 and s.is_failed = 0 then in_received_at end as marked_at,
@@ -89,10 +89,10 @@ $$;
 -- Stores a batch of which some events may be stored already. Returns for each event, in the order given, its
 -- number, whether it is a duplicate, and the progress of its import if it is new. Duplicates change no import.
 -- Fails (23505) if the row of a feed with notifications was missing, so that the caller repairs the feed.
--- Locks feeds in C order; finds duplicates by notifications_source_event_id_feed_key.
+-- Locks feeds in C order; finds duplicates by notifications_identity_key.
 create function append_notifications(
-    in_feeds text[], in_sources text[], in_event_ids text[], in_event_types text[], in_times timestamptz[],
-    in_data text[], in_collapse_keys text[], in_expires_at timestamptz[],
+    in_feeds text[], in_identities uuid[], in_sources text[], in_event_ids text[], in_event_types text[],
+    in_times timestamptz[], in_data text[], in_collapse_keys text[], in_expires_at timestamptz[],
     in_received_at timestamptz,
     in_step_events bigint[], in_step_import_ids text[], in_step_items bigint[], in_step_done bigint[],
     in_step_failed bigint[], in_step_totals bigint[], in_step_statuses text[],
@@ -129,11 +129,11 @@ begin
     select array_agg(n.seq order by i.ordinal),
            array_agg(n.seq is null and i.occurrence = 1 order by i.ordinal)
     into places, firsts
-    from (select u.*, row_number() over (partition by u.feed, u.source, u.event_id order by u.ordinal) as occurrence
-          from unnest(in_feeds, in_sources, in_event_ids) with ordinality as u (feed, source, event_id, ordinal)) i
+    from (select u.*, row_number() over (partition by u.identity order by u.ordinal) as occurrence
+          from unnest(in_identities) with ordinality as u (identity, ordinal)) i
     left join lateral (
         select r.seq from notifications r
-        where r.source = i.source and r.event_id = i.event_id and r.feed = i.feed
+        where r.identity = i.identity
         limit 1) n on true;
 
     select array_agg(s.event order by s.ordinal) into steps
@@ -155,8 +155,9 @@ begin
     return query
     with incoming as (
         select u.*, firsts[u.ordinal] as is_first
-        from unnest(in_feeds, in_sources, in_event_ids, in_event_types, in_times, in_data, in_collapse_keys, in_expires_at)
-            with ordinality as u (feed, source, event_id, event_type, time, data, collapse_key, expires_at, ordinal)
+        from unnest(in_feeds, in_identities, in_sources, in_event_ids, in_event_types, in_times, in_data, in_collapse_keys,
+                    in_expires_at)
+            with ordinality as u (feed, identity, source, event_id, event_type, time, data, collapse_key, expires_at, ordinal)
     ), placed as (
         select s.event, case when k.done = 1 and k.failed = 0 then in_received_at end as marked_at,
                s.done, s.failed, s.total
@@ -170,9 +171,9 @@ begin
         left join placed p on p.event = i.ordinal
         where i.is_first
     ), inserted as (
-        insert into notifications (feed, seq, source, event_id, event_type, time, data, collapse_key, expires_at,
+        insert into notifications (feed, seq, identity, source, event_id, event_type, time, data, collapse_key, expires_at,
                                    read_at, handled_at, import_done, import_failed, import_total)
-        select n.feed, n.seq, n.source, n.event_id, n.event_type, n.time, n.data, n.collapse_key, n.expires_at,
+        select n.feed, n.seq, n.identity, n.source, n.event_id, n.event_type, n.time, n.data, n.collapse_key, n.expires_at,
                n.marked_at, n.marked_at, n.done, n.failed, n.total
         from numbered n
         order by n.ordinal
@@ -185,7 +186,7 @@ begin
     )
     select i.ordinal, coalesce(places[i.ordinal], n.seq), not i.is_first, n.done, n.failed, n.total
     from incoming i
-    left join numbered n on n.feed = i.feed and n.source = i.source and n.event_id = i.event_id
+    left join numbered n on n.identity = i.identity
     order by i.ordinal;
 end
 $$;

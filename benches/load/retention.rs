@@ -109,7 +109,7 @@ async fn store_old(stage: &Stage<'_>, stored: usize) -> anyhow::Result<()> {
     for statement in [
         "set synchronous_commit = off; set maintenance_work_mem = '1GB'".to_owned(),
         "alter table notifications drop constraint notifications_pkey,
-             drop constraint notifications_source_event_id_feed_key"
+             drop constraint notifications_identity_key"
             .to_owned(),
         "delete from feeds; delete from cursors; delete from notifications".to_owned(),
         format!(
@@ -121,14 +121,15 @@ async fn store_old(stage: &Stage<'_>, stored: usize) -> anyhow::Result<()> {
              select 'merchant-' || m, 'merchant-' || m, {each} from generate_series(0, {MERCHANTS} - 1) m"
         ),
         format!(
-            "insert into notifications (feed, seq, source, event_id, event_type, time, data, created_at)
-             select 'merchant-' || m, s, '/checkout', md5(m || '-' || s), 'order.created', now(),
+            "insert into notifications (feed, seq, identity, source, event_id, event_type, time, data, created_at)
+             select 'merchant-' || m, s, event_identity('merchant-' || m, '/checkout', md5(m || '-' || s)), '/checkout',
+                    md5(m || '-' || s), 'order.created', now(),
                     '{{\"order_id\":\"A-' || s || '\",\"total\":\"129.90\",\"currency\":\"EUR\",\"items\":3}}',
                     now() - interval '40 days' + s * interval '1 second'
              from generate_series(1, {each}) s, generate_series(0, {MERCHANTS} - 1) m"
         ),
         "alter table notifications add primary key (feed, seq)".to_owned(),
-        "alter table notifications add unique (source, event_id, feed)".to_owned(),
+        "alter table notifications add unique (identity)".to_owned(),
         "vacuum analyze".to_owned(),
         "checkpoint".to_owned(),
     ] {

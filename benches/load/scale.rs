@@ -82,8 +82,9 @@ async fn store_before(stage: &Stage<'_>, stored: usize, recipients: usize) -> an
             "insert into feeds select 'merchant-' || m, {each}, {each}, {each}, {each} from generate_series(0, {recipients} - 1) m"
         ),
         format!(
-            "insert into notifications (feed, seq, source, event_id, event_type, time, data)
-             select 'merchant-' || m, s, '/checkout', 'b-' || m || '-' || s, 'order.created', now(), '{data}'
+            "insert into notifications (feed, seq, identity, source, event_id, event_type, time, data)
+             select 'merchant-' || m, s, event_identity('merchant-' || m, '/checkout', 'b-' || m || '-' || s), '/checkout',
+                    'b-' || m || '-' || s, 'order.created', now(), '{data}'
              from generate_series(1, {each}) s, generate_series(0, {recipients} - 1) m"
         ),
         format!(

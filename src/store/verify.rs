@@ -27,7 +27,7 @@ const STEP_TIMEOUT: Duration = Duration::from_secs(300);
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, FromRow)]
 pub struct Problem {
     /// The broken invariant: `numbers`, `counts`, `cursors`, `marks`, `imports`, `held`, `epoch`,
-    /// `indexes`, or `readable` if Postgres could not read rows.
+    /// `indexes`, `identities`, or `readable` if Postgres could not read rows.
     #[sqlx(rename = "check_name")]
     pub check: String,
     /// The feed, if the problem concerns one.

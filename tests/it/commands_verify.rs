@@ -102,7 +102,7 @@ async fn verify_finds_no_problem_while_replicas_work() {
 
 /// Each contradiction: the feed that it makes, the statements, the check, and a part of the text.
 /// The feed has ten notifications, which are read up to 4, and two marks.
-const CONTRADICTIONS: [(&str, &str, &str, &str); 20] = [
+const CONTRADICTIONS: [(&str, &str, &str, &str); 21] = [
     (
         "missing",
         "delete from notifications where feed = 'missing' and seq = 3",
@@ -218,6 +218,12 @@ const CONTRADICTIONS: [(&str, &str, &str, &str); 20] = [
         "1 events wait for the feed, but it is not held",
     ),
     (
+        "identity",
+        "update notifications set identity = gen_random_uuid() where feed = 'identity' and seq = 3",
+        "identities",
+        "notification 3 has an identity that is not the one of its event",
+    ),
+    (
         "index",
         "update pg_index set indisready = false where indexrelid = 'cursors_pkey'::regclass; insert into cursors (feed, subscriber, acked_seq) values ('index', 'unindexed', 1); update pg_index set indisready = true where indexrelid = 'cursors_pkey'::regclass",
         "indexes",
@@ -229,8 +235,8 @@ const CONTRADICTIONS: [(&str, &str, &str, &str); 20] = [
 const FEED: [&str; 5] = [
     "insert into feeds (feed, last_seq, acked_seq, unread, unhandled, read_seq, version)
          select f, 10, 8, 6, 10, 4, 2 from unnest($1::text[]) f",
-    "insert into notifications (feed, seq, source, event_id, event_type, time, read_at)
-         select f, n, '/s', n::text, 't', now(), case when n <= 4 then now() end
+    "insert into notifications (feed, seq, identity, source, event_id, event_type, time, read_at)
+         select f, n, event_identity(f, '/s', n::text), '/s', n::text, 't', now(), case when n <= 4 then now() end
          from unnest($1::text[]) f, generate_series(1, 10) n",
     "insert into cursors (feed, subscriber, acked_seq) select f, f, 8 from unnest($1::text[]) f",
     "insert into marks (feed, version, kind, through, marked_at, marked_by, unread, unhandled, last_seq)

@@ -6,8 +6,9 @@ use crate::support::{Event, Frame, Merchant, Monitor, Proxy, World};
 const MERCHANT: &str = "merchant-42";
 /// Another replica stores this in the restored database before this one reads the epoch.
 const OVERTAKE: &str = "select append_notifications(
-    array_fill('merchant-42'::text, array[4]), array_fill('/elsewhere'::text, array[4]),
-    array['n-8', 'n-9', 'n-10', 'n-11'], array_fill('order.created'::text, array[4]),
+    array_fill('merchant-42'::text, array[4]),
+    array(select event_identity('merchant-42', '/elsewhere', 'n-' || n) from generate_series(8, 11) n),
+    array_fill('/elsewhere'::text, array[4]), array['n-8', 'n-9', 'n-10', 'n-11'], array_fill('order.created'::text, array[4]),
     array_fill(now(), array[4]), array_fill('{}'::text, array[4]), array_fill(null::text, array[4]),
     array_fill(null::timestamptz, array[4]), now(), array[]::bigint[], array[]::text[], array[]::bigint[],
     array[]::bigint[], array[]::bigint[], array[]::bigint[], array[]::text[], false)";

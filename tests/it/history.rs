@@ -166,8 +166,8 @@ async fn a_page_with_few_matches_may_be_empty_and_has_a_next_cursor() {
     world.expect_stored(MERCHANT, 1).await;
     world
         .execute(
-            "insert into notifications (feed, seq, source, event_id, event_type, time, read_at, handled_at)
-             select 'merchant-42', n, '/s', n::text, 't', now(), now(), now() from generate_series(2, 12000) n",
+            "insert into notifications (feed, seq, identity, source, event_id, event_type, time, read_at, handled_at)
+             select 'merchant-42', n, event_identity('merchant-42', '/s', n::text), '/s', n::text, 't', now(), now(), now() from generate_series(2, 12000) n",
         )
         .await;
     world
@@ -197,8 +197,8 @@ async fn few_unhandled_of_many_are_found_without_another_walk() {
     let replica = world.serve().await;
     world
         .execute(
-            "insert into notifications (feed, seq, source, event_id, event_type, time, read_at, handled_at)
-             select 'merchant-42', n, '/s', n::text, 't', now(),
+            "insert into notifications (feed, seq, identity, source, event_id, event_type, time, read_at, handled_at)
+             select 'merchant-42', n, event_identity('merchant-42', '/s', n::text), '/s', n::text, 't', now(),
                     case when n <> 3 then now() end, case when n not in (3, 30400, 30500) then now() end
              from generate_series(1, 31000) n",
         )

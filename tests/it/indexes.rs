@@ -10,8 +10,9 @@ async fn a_query_for_the_last_minutes_reads_few_pages_of_many() {
     let world = World::new().await;
     world
         .change_database(
-            "insert into notifications (feed, seq, source, event_id, event_type, time, created_at)
-                 select 'merchant-42', n, '/s', n::text, 't', now(), now() - (200000 - n) * interval '1 second'
+            "insert into notifications (feed, seq, identity, source, event_id, event_type, time, created_at)
+                 select 'merchant-42', n, event_identity('merchant-42', '/s', n::text), '/s', n::text, 't', now(),
+                        now() - (200000 - n) * interval '1 second'
                  from generate_series(1, 200000) n;
              insert into feeds (feed, last_seq, unread, unhandled) values ('merchant-42', 200000, 200000, 200000);
              analyze notifications",

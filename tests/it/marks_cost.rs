@@ -252,8 +252,9 @@ async fn an_old_snapshot_makes_the_row_of_a_feed_few_pages_long() {
 async fn store_100_000(world: &World) {
     world
         .change_database(
-            "insert into notifications (feed, seq, source, event_id, event_type, time)
-                 select 'merchant-42', n, '/s', n::text, 't', now() from generate_series(1, 100000) n;
+            "insert into notifications (feed, seq, identity, source, event_id, event_type, time)
+                 select 'merchant-42', n, event_identity('merchant-42', '/s', n::text), '/s', n::text, 't', now()
+                 from generate_series(1, 100000) n;
              insert into feeds (feed, last_seq, unread, unhandled) values ('merchant-42', 100000, 100000, 100000)",
         )
         .await;

@@ -7,7 +7,7 @@ const MERCHANT: &str = "merchant-42";
 /// Statistics of 100 million notifications in 1,000 feeds, on the few pages that exist.
 const STATISTICS: &str = "
 update pg_class set reltuples = 100000000, relpages = greatest(relpages, 1)
-    where relname in ('notifications', 'notifications_pkey', 'notifications_source_event_id_feed_key');
+    where relname in ('notifications', 'notifications_pkey', 'notifications_identity_key');
 update pg_class set reltuples = 1000, relpages = greatest(relpages, 1) where relname in ('feeds', 'feeds_pkey')";
 
 /// Every new session of this database sends the plan of each statement to its client.

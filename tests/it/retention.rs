@@ -345,11 +345,11 @@ async fn a_device_that_returns_during_a_walk_misses_nothing() {
     // The newest broadcasts have expired since retention has read the floor.
     world
         .change_database(
-            "insert into notifications (feed, seq, source, event_id, event_type, time, created_at, expires_at)
-                 select 'all', s, '/s', s::text, 'notice', now(), now() - interval '40 days', case when s > 100 then now() end
+            "insert into notifications (feed, seq, identity, source, event_id, event_type, time, created_at, expires_at)
+                 select 'all', s, event_identity('all', '/s', s::text), '/s', s::text, 'notice', now(), now() - interval '40 days', case when s > 100 then now() end
                  from generate_series(1, 200) s
                  union all
-                 select 'merchant-42', s, '/m', s::text, 'order', now(), now() - interval '40 days', null
+                 select 'merchant-42', s, event_identity('merchant-42', '/m', s::text), '/m', s::text, 'order', now(), now() - interval '40 days', null
                  from generate_series(1, 5) s;
              insert into feeds (feed, last_seq, acked_seq, unread, unhandled)
                  values ('all', 200, 200, 200, 200), ('merchant-42', 5, 5, 5, 5);
@@ -387,8 +387,10 @@ async fn a_feed_that_cannot_be_read_holds_back_no_other() {
     world
         .change_database(
             "alter table cursors drop constraint cursors_acked_seq_check;
-             insert into notifications (feed, seq, source, event_id, event_type, time, created_at)
-                 select 'm-' || f, 1, '/s', f::text, 't', now(), now() - interval '40 days' from generate_series(1, 9) f;
+             insert into notifications (feed, seq, identity, source, event_id, event_type, time, created_at)
+                 select 'm-' || f, 1, event_identity('m-' || f, '/s', f::text), '/s', f::text, 't', now(),
+                        now() - interval '40 days'
+                 from generate_series(1, 9) f;
              insert into feeds (feed, last_seq, acked_seq, unread, unhandled)
                  select 'm-' || f, 1, 1, 1, 1 from generate_series(1, 9) f;
              insert into cursors (feed, subscriber, acked_seq)
@@ -426,8 +428,8 @@ async fn a_killed_replica_is_replaced_and_two_remove_each_row_once() {
     let world = World::new().await;
     world
         .change_database(
-            "insert into notifications (feed, seq, source, event_id, event_type, time, data, created_at)
-                 select 'm-' || f, s, '/s', f || '-' || s, 't', now(), repeat('x', 200), now() - interval '40 days'
+            "insert into notifications (feed, seq, identity, source, event_id, event_type, time, data, created_at)
+                 select 'm-' || f, s, event_identity('m-' || f, '/s', f || '-' || s), '/s', f || '-' || s, 't', now(), repeat('x', 200), now() - interval '40 days'
                  from generate_series(1, 3000) f, generate_series(1, 20) s;
              insert into feeds (feed, last_seq, acked_seq, unread, unhandled)
                  select 'm-' || f, 20, 20, 20, 20 from generate_series(1, 3000) f;

@@ -8,7 +8,7 @@ const HELD: &str = "SB002";
 const OF_THE_NUMBERING: [&str; 3] = [
     "notifications_pkey",
     "notifications_seq_check",
-    "notifications_source_event_id_feed_key",
+    "notifications_identity_key",
 ];
 /// Tables whose other constraints depend on the values of the call.
 const OF_THE_VALUES: [&str; 2] = ["notifications", "dead_letters"];
@@ -89,7 +89,7 @@ mod tests {
             (
                 "23505",
                 notifications,
-                Some("notifications_source_event_id_feed_key"),
+                Some("notifications_identity_key"),
                 Blame::Feed,
             ),
             (

@@ -5,6 +5,7 @@ use sqlx::postgres::PgArguments;
 use sqlx::query::Query;
 use time::OffsetDateTime;
 
+use super::identity::identity;
 use crate::model::event::{Event, Import, Step};
 
 /// The feeds of events.
@@ -25,6 +26,7 @@ pub(super) fn bind<'a>(
 ) -> Query<'a, Postgres, PgArguments> {
     let data = |event: &'a Event| event.data.as_ref().map(|data| data.get());
     let query = query
+        .bind(column(events, identity))
         .bind(column(events, |event| event.source.as_str()))
         .bind(column(events, |event| event.id.as_str()))
         .bind(column(events, |event| event.event_type.as_str()))

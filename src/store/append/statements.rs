@@ -19,9 +19,9 @@ macro_rules! append_any {
             $with,
             " select (select e.epoch from epochs e) as epoch, seq, duplicate, import_done, import_failed, import_total
               from append_notifications(
-                  $1::text[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::text[], $7::text[],
-                  $8::timestamptz[], $9::timestamptz, $10::bigint[], $11::text[], $12::bigint[], $13::bigint[],
-                  $14::bigint[], $15::bigint[], $16::text[], $17::boolean)"
+                  $1::text[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::timestamptz[], $7::text[], $8::text[],
+                  $9::timestamptz[], $10::timestamptz, $11::bigint[], $12::text[], $13::bigint[], $14::bigint[],
+                  $15::bigint[], $16::bigint[], $17::text[], $18::boolean)"
         )
     };
 }
@@ -79,7 +79,7 @@ impl AnyRow {
 /// Appends a batch if none of its events was stored before; returns `None` and stores nothing
 /// otherwise.
 ///
-/// Locks the feeds in C order; uses `feeds_pkey`. `notifications_source_event_id_feed_key` rejects a
+/// Locks the feeds in C order; uses `feeds_pkey`. `notifications_identity_key` rejects a
 /// duplicate.
 pub(super) async fn append_new(
     pool: &Pool,
@@ -91,9 +91,9 @@ pub(super) async fn append_new(
     let query = sqlx::query(
         "select (select e.epoch from epochs e) as epoch, last_seqs, steps_done, steps_failed, steps_total
          from append_new_notifications(
-             $1::text[], $2::bigint[], $3::bigint[], $4::text[], $5::bigint[], $6::text[], $7::text[], $8::text[],
-             $9::timestamptz[], $10::text[], $11::text[], $12::timestamptz[], $13::timestamptz, $14::bigint[],
-             $15::text[], $16::bigint[], $17::bigint[], $18::bigint[], $19::bigint[], $20::text[], false)",
+             $1::text[], $2::bigint[], $3::bigint[], $4::text[], $5::bigint[], $6::uuid[], $7::text[], $8::text[], $9::text[],
+             $10::timestamptz[], $11::text[], $12::text[], $13::timestamptz[], $14::timestamptz, $15::bigint[],
+             $16::text[], $17::bigint[], $18::bigint[], $19::bigint[], $20::bigint[], $21::text[], false)",
     )
     .bind(numbering.feeds())
     .bind(numbering.added())
@@ -128,7 +128,7 @@ pub(super) async fn append_new(
 
 /// Appends a batch of which some events may be stored already.
 ///
-/// Locks the feeds in C order; uses `feeds_pkey` and `notifications_source_event_id_feed_key`.
+/// Locks the feeds in C order; uses `feeds_pkey` and `notifications_identity_key`.
 pub(super) async fn append_any(
     pool: &Pool,
     events: &[&Event],
@@ -141,7 +141,7 @@ pub(super) async fn append_any(
 
 /// Appends the waiting events of a held feed, and deletes their rows.
 ///
-/// Locks the feed and these rows; uses `feeds_pkey`, `notifications_source_event_id_feed_key` and
+/// Locks the feed and these rows; uses `feeds_pkey`, `notifications_identity_key` and
 /// `dead_letters_id_key`.
 pub(super) async fn release(
     pool: &Pool,
@@ -150,7 +150,7 @@ pub(super) async fn release(
     received_at: OffsetDateTime,
 ) -> Result<Vec<StoredAt>, StoreError> {
     let query = sqlx::query(append_any!(
-        "with released as (delete from dead_letters where id = any ($18::text[]))"
+        "with released as (delete from dead_letters where id = any ($19::text[]))"
     ));
     let query = query.bind(feeds(events));
     let query = bind(query, events, received_at)
@@ -163,7 +163,7 @@ pub(super) async fn release(
 /// one has a feed, it holds that feed.
 ///
 /// Locks the feeds in C order, and the new rows of `held_feeds` and `dead_letters`; uses
-/// `feeds_pkey` and `notifications_source_event_id_feed_key`.
+/// `feeds_pkey` and `notifications_identity_key`.
 pub(super) async fn append_with_dead_letters(
     pool: &Pool,
     events: &[&Event],
@@ -172,8 +172,8 @@ pub(super) async fn append_with_dead_letters(
 ) -> Result<Vec<StoredAt>, StoreError> {
     let query = sqlx::query(append_any!(
         "with letters as (
-             select * from unnest($18::text[], $19::text[], $20::text[], $21::text[], $22::text[], $23::text[], $24::bytea[],
-                                  $25::bytea[], $26::bigint[], $27::text[])
+             select * from unnest($19::text[], $20::text[], $21::text[], $22::text[], $23::text[], $24::text[], $25::bytea[],
+                                  $26::bytea[], $27::bigint[], $28::text[])
                  with ordinality
                  as l (id, reason, detail, exchange, routing_key, content_type, properties, body, bytes, feed, ordinal)
          ), held as (
@@ -184,7 +184,7 @@ pub(super) async fn append_with_dead_letters(
              insert into dead_letters (id, reason, detail, exchange, routing_key, content_type, properties, body, bytes, feed,
                                        received_at)
              select l.id, l.reason, l.detail, l.exchange, l.routing_key, l.content_type, l.properties, l.body, l.bytes, l.feed,
-                    $9::timestamptz
+                    $10::timestamptz
              from letters l order by l.ordinal
              on conflict (id) do nothing)"
     ));

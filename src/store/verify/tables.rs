@@ -1,4 +1,4 @@
-//! The rows that are not of one feed, and the indexes of the tables.
+//! The rows that are not of one feed, and each row of the tables with their indexes.
 
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection as _};
@@ -53,6 +53,8 @@ pub(super) struct Table {
     row: &'static str,
     /// The name of an index, and the condition for a row `i` that it finds.
     indexes: &'static [(&'static str, &'static str)],
+    /// The broken invariant of a wrong row, its condition, and the contradiction for people.
+    wrong: &'static [(&'static str, &'static str, &'static str)],
 }
 
 /// The tables whose loss a merchant would notice.
@@ -61,17 +63,20 @@ pub(super) const INDEXED: [Table; 3] = [
         name: "feeds",
         row: "'the feed'",
         indexes: &[("feeds_pkey", "i.feed = t.feed")],
+        wrong: &[],
     },
     Table {
         name: "notifications",
         row: "format('notification %s', t.seq)",
         indexes: &[
             ("notifications_pkey", "i.feed = t.feed and i.seq = t.seq"),
-            (
-                "notifications_source_event_id_feed_key",
-                "i.source = t.source and i.event_id = t.event_id and i.feed = t.feed",
-            ),
+            ("notifications_identity_key", "i.identity = t.identity"),
         ],
+        wrong: &[(
+            "identities",
+            "t.identity <> event_identity(t.feed, t.source, t.event_id)",
+            "has an identity that is not the one of its event, so this event could be stored again",
+        )],
     },
     Table {
         name: "cursors",
@@ -80,6 +85,7 @@ pub(super) const INDEXED: [Table; 3] = [
             "cursors_pkey",
             "i.feed = t.feed and i.subscriber = t.subscriber and i.device = t.device",
         )],
+        wrong: &[],
     },
 ];
 
@@ -91,7 +97,8 @@ impl Table {
         query.fetch_one(connection).await
     }
 
-    /// Looks up the rows of some blocks in each index. Returns their number and the problems.
+    /// Looks up the rows of some blocks in each index, and searches them for wrong ones. Returns their
+    /// number and the problems.
     pub(super) async fn check(
         &self,
         connection: &mut PgConnection,
@@ -104,7 +111,12 @@ impl Table {
             .await?;
         let blocks = "t.ctid >= format('(%s,0)', $1::bigint)::tid and t.ctid < format('(%s,0)', $2::bigint)::tid";
         let end = first + BLOCKS_PER_STEP as i64;
-        let Self { name, row, indexes } = self;
+        let Self {
+            name,
+            row,
+            indexes,
+            wrong,
+        } = self;
         // Every part is a constant of this file.
         let query = format!("select count(*) from {name} t where {blocks}");
         let query = sqlx::query_scalar(AssertSqlSafe(query)).persistent(false);
@@ -113,16 +125,27 @@ impl Table {
             .bind(end)
             .fetch_one(&mut *transaction)
             .await?;
-        let mut problems = Vec::new();
-        for (index, condition) in *indexes {
-            let query = format!(
+        let lookup = |(index, condition): &(&str, &str)| {
+            format!(
                 "select t.feed, 'indexes' as check_name,
                         format('%s is a row of {name}, but {index} finds %s rows', {row}, found.rows) as found
                  from {name} t
                  cross join lateral (select count(*) as rows from {name} i where {condition}) found
                  where {blocks} and found.rows <> 1
                  limit {ROWS_MAX}"
-            );
+            )
+        };
+        let search = |(check, condition, found): &(&str, &str, &str)| {
+            format!(
+                "select t.feed, '{check}' as check_name, format('%s {found}', {row}) as found
+                 from {name} t
+                 where {blocks} and {condition}
+                 limit {ROWS_MAX}"
+            )
+        };
+        let queries = indexes.iter().map(lookup);
+        let mut problems = Vec::new();
+        for query in queries.chain(wrong.iter().map(search)) {
             let query = sqlx::query_as(AssertSqlSafe(query)).persistent(false);
             problems.extend(
                 query
