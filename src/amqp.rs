@@ -74,6 +74,15 @@ pub enum BrokerError {
     Unroutable(String),
 }
 
+/// The type of the ingest queues. RabbitMQ cannot change it for a queue that exists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QueueType {
+    /// Replicated, with a delivery limit.
+    Quorum,
+    /// On one node. It is faster, and has no delivery limit.
+    Classic,
+}
+
 /// The address of RabbitMQ, and the names that Shopbell uses there.
 #[derive(Clone)]
 pub struct Broker {
@@ -83,6 +92,8 @@ pub struct Broker {
     pub names: topology::Names,
     /// The number of ingest queues.
     pub partitions: u8,
+    /// The type of the ingest queues.
+    pub queue_type: QueueType,
     /// Whether to declare the topology, or only to verify that it exists.
     pub declare: bool,
     publishing: publisher::Shared,
@@ -94,6 +105,7 @@ impl std::fmt::Debug for Broker {
         f.debug_struct("Broker")
             .field("names", &self.names)
             .field("partitions", &self.partitions)
+            .field("queue_type", &self.queue_type)
             .field("declare", &self.declare)
             .finish_non_exhaustive()
     }
@@ -104,11 +116,18 @@ impl Broker {
     ///
     /// # Errors
     /// The URL is not valid. The text does not repeat the URL, because it holds a password.
-    pub fn new(url: &str, prefix: &str, partitions: u8, declare: bool) -> Result<Self, String> {
+    pub fn new(
+        url: &str,
+        prefix: &str,
+        partitions: u8,
+        queue_type: QueueType,
+        declare: bool,
+    ) -> Result<Self, String> {
         Ok(Self {
             address: Arc::new(RwLock::new(Arc::new(parse(url)?))),
             names: topology::Names::new(prefix),
             partitions,
+            queue_type,
             declare,
             publishing: publisher::Shared::default(),
         })

@@ -26,7 +26,7 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 
 use self::terminal::Format;
-use crate::amqp::Broker;
+use crate::amqp::{Broker, QueueType};
 use crate::config::{AmqpConfig, Environment};
 use crate::gateway::auth::SignError;
 
@@ -137,10 +137,15 @@ fn broker() -> anyhow::Result<Broker> {
 }
 
 fn broker_of(config: &AmqpConfig) -> anyhow::Result<Broker> {
+    let queue_type = match config.has_classic_queues {
+        true => QueueType::Classic,
+        false => QueueType::Quorum,
+    };
     let broker = Broker::new(
         config.url.reveal(),
         &config.prefix,
         config.partitions,
+        queue_type,
         config.declare,
     );
     broker.map_err(|problem| UsageError(format!("AMQP_URL {problem}")).into())

@@ -13,7 +13,7 @@ use lapin::{Channel, ErrorKind, ExchangeKind};
 
 pub use self::names::Names;
 use super::connection::Connection;
-use super::{Broker, BrokerError};
+use super::{Broker, BrokerError, QueueType};
 
 /// Deliveries of an event before RabbitMQ dead-letters it.
 ///
@@ -95,7 +95,11 @@ pub(super) async fn ensure(
             // A binding past the existing partitions would let new events overtake those that wait
             // there.
             1 if topology.more_partitions => {}
-            1 => bind(channel, names.ingest(), names.events(), EVERYTHING).await?,
+            1 => {
+                for source in [names.events(), names.entry()] {
+                    bind(channel, names.ingest(), source, EVERYTHING).await?;
+                }
+            }
             partitions => route_by_recipient(channel, names, partitions).await?,
         }
     }
@@ -105,17 +109,15 @@ pub(super) async fn ensure(
 /// The durable exchanges. Each stands after the exchanges in its arguments.
 pub(super) fn exchanges(broker: &Broker) -> Vec<(String, ExchangeKind, FieldTable)> {
     let names = &broker.names;
+    let keeping_all = || table([("alternate-exchange", text(names.unroutable()))]);
     let mut exchanges = vec![
         (
             names.unroutable(),
             ExchangeKind::Fanout,
             FieldTable::default(),
         ),
-        (
-            names.events(),
-            ExchangeKind::Topic,
-            table([("alternate-exchange", text(names.unroutable()))]),
-        ),
+        (names.events(), ExchangeKind::Topic, keeping_all()),
+        (names.entry(), ExchangeKind::Fanout, keeping_all()),
         (
             names.dead_letter(),
             ExchangeKind::Fanout,
@@ -145,14 +147,21 @@ pub(super) fn queues(broker: &Broker) -> Vec<(String, FieldTable)> {
         ])
     };
     // With at-least-once, RabbitMQ loses no event that it dead-letters. It needs reject-publish.
-    let ingest = table([
-        ("x-queue-type", text("quorum")),
-        ("x-single-active-consumer", AMQPValue::Boolean(true)),
-        ("x-delivery-limit", number(DELIVERY_LIMIT)),
-        ("x-dead-letter-exchange", text(names.dead_letter())),
-        ("x-dead-letter-strategy", text("at-least-once")),
-        ("x-overflow", text("reject-publish")),
-    ]);
+    let ingest = match broker.queue_type {
+        QueueType::Quorum => table([
+            ("x-queue-type", text("quorum")),
+            ("x-single-active-consumer", AMQPValue::Boolean(true)),
+            ("x-delivery-limit", number(DELIVERY_LIMIT)),
+            ("x-dead-letter-exchange", text(names.dead_letter())),
+            ("x-dead-letter-strategy", text("at-least-once")),
+            ("x-overflow", text("reject-publish")),
+        ]),
+        // A classic queue has no delivery limit, and dead-letters at most once.
+        QueueType::Classic => table([
+            ("x-queue-type", text("classic")),
+            ("x-single-active-consumer", AMQPValue::Boolean(true)),
+        ]),
+    };
     let replicated = table([("x-queue-type", text("quorum"))]);
     let mut queues = vec![
         (names.dead_letter(), kept()),
@@ -167,14 +176,15 @@ impl Broker {
     /// The bindings on the way of events: source, destination and key of each.
     pub fn bindings(&self) -> Vec<[String; 3]> {
         let names = &self.names;
+        let entries = [names.events(), names.entry()];
         let mut bindings = vec![
             [names.dead_letter(), names.dead_letter(), EVERYTHING.into()],
             [names.unroutable(), names.unroutable(), EVERYTHING.into()],
         ];
         if self.partitions == 1 {
-            bindings.push([names.events(), names.ingest(), EVERYTHING.into()]);
+            bindings.extend(entries.map(|source| [source, names.ingest(), EVERYTHING.into()]));
         } else {
-            bindings.push([names.events(), names.partitions(), EVERYTHING.into()]);
+            bindings.extend(entries.map(|source| [source, names.partitions(), EVERYTHING.into()]));
             bindings.extend((1..=self.partitions).map(|number| {
                 [
                     names.partitions(),
@@ -206,25 +216,26 @@ async fn route_by_recipient(
         )
         .await?;
     }
-    let (options, none) = (ExchangeBindOptions::default(), FieldTable::default());
-    let (from, to) = (names.events(), names.partitions());
-    channel
-        .exchange_bind(
-            to.into(),
-            from.into(),
-            EVERYTHING.into(),
-            options,
-            none.clone(),
-        )
-        .await?;
-    Ok(channel
-        .queue_unbind(
-            names.ingest().into(),
-            names.events().into(),
-            EVERYTHING.into(),
-            none,
-        )
-        .await?)
+    for from in [names.events(), names.entry()] {
+        channel
+            .exchange_bind(
+                names.partitions().into(),
+                from.as_str().into(),
+                EVERYTHING.into(),
+                ExchangeBindOptions::default(),
+                FieldTable::default(),
+            )
+            .await?;
+        channel
+            .queue_unbind(
+                names.ingest().into(),
+                from.as_str().into(),
+                EVERYTHING.into(),
+                FieldTable::default(),
+            )
+            .await?;
+    }
+    Ok(())
 }
 
 async fn bind(
@@ -334,10 +345,21 @@ pub(super) fn number(value: i32) -> AMQPValue {
 mod tests {
     use super::*;
 
+    fn broker(partitions: u8) -> Broker {
+        Broker::new(
+            "amqp://localhost",
+            "shop",
+            partitions,
+            QueueType::Quorum,
+            true,
+        )
+        .unwrap()
+    }
+
     #[test]
     fn bindings_use_only_declared_exchanges_and_queues() {
         for partitions in [1, 4] {
-            let broker = Broker::new("amqp://localhost", "shop", partitions, true).unwrap();
+            let broker = broker(partitions);
             let exchanges: Vec<_> = exchanges(&broker).into_iter().map(|it| it.0).collect();
             let queues: Vec<_> = queues(&broker).into_iter().map(|it| it.0).collect();
             for [source, destination, _] in broker.bindings() {
@@ -352,7 +374,7 @@ mod tests {
 
     #[test]
     fn an_exchange_stands_after_those_in_its_arguments() {
-        let broker = Broker::new("amqp://localhost", "shop", 4, true).unwrap();
+        let broker = broker(4);
         let mut before = Vec::new();
         for (name, _, arguments) in exchanges(&broker) {
             if let Some(AMQPValue::LongString(alternate)) =

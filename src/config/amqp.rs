@@ -5,7 +5,7 @@ use url::Url;
 use super::environment::Environment;
 use super::error::ConfigError;
 use super::secret::Secret;
-use super::settings::{AMQP_DECLARE, AMQP_PREFIX, AMQP_URL, INGEST_PARTITIONS};
+use super::settings::{AMQP_DECLARE, AMQP_PREFIX, AMQP_QUEUE_TYPE, AMQP_URL, INGEST_PARTITIONS};
 
 /// RabbitMQ.
 #[derive(Debug, Clone)]
@@ -16,6 +16,8 @@ pub struct AmqpConfig {
     pub prefix: String,
     /// `SHOPBELL_INGEST_PARTITIONS`.
     pub partitions: u8,
+    /// `SHOPBELL_AMQP_QUEUE_TYPE` is `classic`.
+    pub has_classic_queues: bool,
     /// `SHOPBELL_AMQP_DECLARE`.
     pub declare: bool,
 }
@@ -41,10 +43,12 @@ impl Environment {
         let prefix = self.prefix(&AMQP_PREFIX);
         let declare = self.flag(&AMQP_DECLARE);
         let partitions = self.number(&INGEST_PARTITIONS);
+        let queue_type = self.choice(&AMQP_QUEUE_TYPE);
         Some(AmqpConfig {
             url: url?.0,
             prefix: prefix?,
             partitions: partitions?,
+            has_classic_queues: queue_type? == "classic",
             declare: declare?,
         })
     }

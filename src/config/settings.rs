@@ -10,12 +10,13 @@ pub const EVENT_BYTES_MAX_DEFAULT: usize = 262_144;
 pub(super) const TOKEN_VARIABLE: &str = "SHOPBELL_TOKEN";
 
 /// Every setting, in the order in which it is shown.
-pub const SETTINGS: [&Setting; 35] = [
+pub const SETTINGS: [&Setting; 36] = [
     &DATABASE_URL,
     &AMQP_URL,
     &AMQP_PREFIX,
     &AMQP_DECLARE,
     &INGEST_PARTITIONS,
+    &AMQP_QUEUE_TYPE,
     &OPS_LISTEN,
     &BROADCAST_FEED,
     &MAX_EVENT_BYTES,
@@ -93,6 +94,15 @@ pub(super) const INGEST_PARTITIONS: Setting = Setting {
     default: Default::Value("1"),
     used_by: UsedBy::Both,
     description: "Number of ingest queues that events are spread over; read the page before you change it",
+    page: Some("scaling.md"),
+};
+
+pub(super) const AMQP_QUEUE_TYPE: Setting = Setting {
+    variable: "SHOPBELL_AMQP_QUEUE_TYPE",
+    kind: Kind::Choice(&["quorum", "classic"]),
+    default: Default::Value("quorum"),
+    used_by: UsedBy::Both,
+    description: "Type of the ingest queues; read the page before you choose `classic`",
     page: Some("scaling.md"),
 };
 

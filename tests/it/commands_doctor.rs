@@ -43,7 +43,7 @@ async fn doctor_reports_a_healthy_service() {
             of("rabbitmq.exchange"),
             of("rabbitmq.queue")
         ),
-        (1, 5, 4),
+        (1, 6, 4),
         "{findings:?}"
     );
     assert_eq!(
@@ -257,7 +257,7 @@ async fn a_different_declaration_is_found_and_nothing_is_declared() {
     let missing = findings
         .iter()
         .filter(|finding| finding.found.ends_with("is missing"));
-    assert_eq!(missing.count(), 7, "{findings:?}");
+    assert_eq!(missing.count(), 8, "{findings:?}");
     assert_eq!(
         broker.depth(&format!("{prefix}.dead-letter")).await,
         None,
@@ -399,7 +399,7 @@ async fn a_policy_that_deletes_events_is_found_in_the_rabbitmqctl_output() {
         .filter(|finding| finding.check == "rabbitmq.bindings");
     assert_eq!(
         unbound.filter(|finding| finding.state == "error").count(),
-        3,
+        4,
         "{done:?}"
     );
 

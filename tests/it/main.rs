@@ -33,6 +33,7 @@ mod dead_letters;
 mod devices;
 mod drain;
 mod encryption;
+mod entry;
 mod epoch;
 mod faults;
 mod forget;

@@ -147,7 +147,11 @@ async fn each_user_of_rabbitmq_is_refused_more_than_its_work() {
     let all = ACTS.iter().copied();
     let by_operator = all.filter(|act| !act.contains("other") && !act.contains("amq."));
     for (user, url, allowed) in [
-        ("publisher", &publisher, vec!["publish shopbell.events"]),
+        (
+            "publisher",
+            &publisher,
+            vec!["publish shopbell.events", "publish shopbell.entry"],
+        ),
         ("service", &service, ACTS_OF_THE_SERVICE.to_vec()),
         ("operator", &operator, by_operator.collect()),
     ] {
@@ -165,8 +169,9 @@ async fn each_user_of_rabbitmq_is_refused_more_than_its_work() {
 }
 
 /// Everything that a user may try, in this order.
-const ACTS: [&str; 15] = [
+const ACTS: [&str; 16] = [
     "publish shopbell.events",
+    "publish shopbell.entry",
     "publish shopbell.dead-letter",
     "publish shopbell.fanout",
     "publish shopbell.unroutable",

@@ -18,7 +18,9 @@ macro_rules! names {
 names! {
     /// The topic exchange for the events of publishers.
     events = "events",
-    /// The quorum queue of ingest. If there are several partitions, it is the first.
+    /// The fan-out exchange for the events of publishers. It costs RabbitMQ less than `events`.
+    entry = "entry",
+    /// The queue of ingest. If there are several partitions, it is the first.
     ingest = "ingest",
     /// The exchange that chooses the partition of an event by its recipient.
     partitions = "partitions",

@@ -291,6 +291,7 @@ fn harm_of(
 #[expect(clippy::unwrap_used, reason = "a test may panic")]
 mod tests {
     use super::*;
+    use crate::amqp::QueueType;
 
     /// The output format of RabbitMQ 3.10.8.
     fn output(policies: &str, operator_policies: &str) -> String {
@@ -321,7 +322,14 @@ mod tests {
     }
 
     fn findings_of(output: &str, partitions: u8, queues: &[&str]) -> Vec<(String, State)> {
-        let broker = Broker::new("amqp://127.0.0.1", "shop", partitions, true).unwrap();
+        let broker = Broker::new(
+            "amqp://127.0.0.1",
+            "shop",
+            partitions,
+            QueueType::Quorum,
+            true,
+        )
+        .unwrap();
         let findings = findings(Some(&Definitions::parse(output).unwrap()), &broker, queues);
         findings
             .into_iter()

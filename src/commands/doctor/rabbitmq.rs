@@ -173,10 +173,11 @@ fn waiting(queue: &Queue, broker: &Broker) -> Option<Finding> {
 mod tests {
     use super::super::State;
     use super::*;
+    use crate::amqp::QueueType;
     use crate::amqp::checkup::Exchange;
 
     fn broker(declare: bool) -> Broker {
-        Broker::new("amqp://127.0.0.1", "shop", 1, declare).unwrap()
+        Broker::new("amqp://127.0.0.1", "shop", 1, QueueType::Quorum, declare).unwrap()
     }
 
     fn healthy() -> Checkup {

@@ -21,8 +21,9 @@ const QUEUES: [&str; 7] = [
     "unroutable",
 ];
 /// Exchanges that Shopbell declares, without the prefix.
-const EXCHANGES: [&str; 6] = [
+const EXCHANGES: [&str; 7] = [
     "events",
+    "entry",
     "partitions",
     "dead-letter",
     "unroutable",
