@@ -349,8 +349,16 @@ async fn doctor_warns_of_dead_letters_and_of_a_queue_without_a_consumer() {
 async fn a_policy_that_deletes_events_is_found_in_the_rabbitmqctl_output() {
     let world = World::new().await;
     world.shopbell(&["declare"]).await.succeeded();
-    let [ingest, dead_letter, unroutable, gateways, events] =
-        ["ingest", "dead-letter", "unroutable", "gateways", "events"].map(|what| world.name(what));
+    let names = [
+        "ingest",
+        "dead-letter",
+        "unroutable",
+        "gateways",
+        "events",
+        "entry",
+    ];
+    let [ingest, dead_letter, unroutable, gateways, events, entry] =
+        names.map(|what| world.name(what));
     let queues = json!(
         [&ingest, &dead_letter, &unroutable, &gateways]
             .map(|name| json!({ "name": name, "policy": "all" }))
@@ -361,7 +369,8 @@ async fn a_policy_that_deletes_events_is_found_in_the_rabbitmqctl_output() {
     let bound = json!([
         binding(&dead_letter, &dead_letter),
         binding(&unroutable, &unroutable),
-        binding(&events, &ingest)
+        binding(&events, &ingest),
+        binding(&entry, &ingest)
     ]);
     let run = async |name: &str, policies: Value, bindings: &Value| {
         let printed = format!("{queues}\n{policies}\n[\n]\n{bindings}\n");
