@@ -25,8 +25,8 @@ create table feeds (
     made_seq    bigint -- lowest place of the cursors made since retention last read the cursors; null if none is below acked_seq
 ) with (fillfactor = 20, autovacuum_vacuum_scale_factor = 0.02);
 
--- One row for each event and feed. Only append_new_notifications() and append_notifications() insert;
--- only mark_notifications() updates.
+-- One row for each event and feed. Only the appends insert (src/store/append/statements.rs); only
+-- mark_notifications() updates.
 -- No foreign key to feeds: the append already holds the lock of the feed, and a check for each row would
 -- double its cost.
 -- The fillfactor is 90, because a mark updates its row in place (HOT) if the page has room. Otherwise it

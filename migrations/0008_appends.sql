@@ -1,16 +1,18 @@
--- Appends: each batch is stored in one round trip and one transaction.
+-- Appends: each batch is stored in one round trip and one transaction. A batch of new events without import events
+-- takes a plain statement (src/store/append/statements.rs), because a function costs a third more for one event.
 --
 -- Both functions take arrays with one element for each event. The arrays in_step_* have one element for each
 -- import event, in the same order. These are its place in the batch (from 1), its import and item, its part of
 -- done and failed (0 or 1), and the total and status that it sets. An imported item is progress and no news, so it is stored as
--- read and handled. Both functions fail with SB002 if a feed is held, unless in_held.
+-- read and handled.
 -- They are PL/pgSQL, because each statement of a volatile function reads the rows that others committed before
--- it. The parts of one plain statement would share a snapshot, and could number a duplicate twice.
+-- it. Imports need the rows after the lock of their feed. The parts of one plain statement would share a snapshot.
 
--- Stores a batch if none of its events was stored before, which is nearly always true. Then it locks, updates and
--- reads each feed in one pass, and searches for no duplicate. Returns the last number of each feed in in_feeds,
--- and the progress after each import event. If the unique index finds a duplicate, or the row of a feed with
--- notifications is missing, it stores nothing and returns null, and the caller uses append_notifications().
+-- Stores a batch with import events if none of its events was stored before, which is nearly always true. Then it locks,
+-- updates and reads each feed in one pass. Returns the last number of each feed in in_feeds, and the progress after
+-- each import event. If an event is stored or a feed is held, it stores nothing and returns null. If another transaction
+-- stores an event meanwhile, or the row of a feed with notifications is missing, it fails (23505). After both, the
+-- caller uses append_notifications().
 -- The array in_feeds has each feed once, in_added the number of its events, and in_news the number of its news.
 -- For each event, in_later_in_batch is the number of events of its feed that follow in the batch.
 -- Locks feeds in C order, because an upsert locks its rows in the order given. append_notifications() locks new
@@ -22,12 +24,12 @@ create function append_new_notifications(
     in_received_at timestamptz,
     in_step_events bigint[], in_step_import_ids text[], in_step_items bigint[], in_step_done bigint[],
     in_step_failed bigint[], in_step_totals bigint[], in_step_statuses text[],
-    in_held boolean,
     out last_seqs bigint[], out steps_done bigint[], out steps_failed bigint[], out steps_total bigint[])
 language plpgsql volatile as $$
 begin
-    if not in_held and exists (select from held_feeds h where h.feed = any (in_feeds)) then
-        raise exception 'a feed is held' using errcode = 'SB002';
+    if exists (select from held_feeds h where h.feed = any (in_feeds))
+       or exists (select from notifications n where n.identity = any (in_identities)) then
+        return;
     end if;
 
     with counted as (
@@ -47,18 +49,8 @@ begin
     -- A feed without its row would use numbers again that retention has removed.
     if exists (select from unnest(in_feeds, in_added, last_seqs) as g (feed, added, last_seq)
                where g.last_seq = g.added and exists (select from notifications n where n.feed = g.feed)) then
-        raise unique_violation;
-    end if;
-
-    if cardinality(in_step_events) = 0 then
-        insert into notifications (feed, seq, identity, source, event_id, event_type, time, data, collapse_key, expires_at)
-        select e.feed, g.last_seq - e.later_in_batch, e.identity, e.source, e.event_id, e.event_type, e.time, e.data, e.collapse_key,
-               e.expires_at
-        from unnest(in_event_feeds, in_later_in_batch, in_identities, in_sources, in_event_ids, in_event_types, in_times, in_data,
-                    in_collapse_keys, in_expires_at)
-            as e (feed, later_in_batch, identity, source, event_id, event_type, time, data, collapse_key, expires_at)
-        join unnest(in_feeds, last_seqs) as g (feed, last_seq) on g.feed = e.feed;
-        return;
+        raise unique_violation using message = 'the row of a feed was missing',
+            table = 'notifications', constraint = 'notifications_pkey';
     end if;
 
     select c.steps_done, c.steps_failed, c.steps_total into steps_done, steps_failed, steps_total
@@ -81,14 +73,13 @@ begin
                s.done, s.failed, s.total
         from unnest(in_step_events, in_step_done, in_step_failed, steps_done, steps_failed, steps_total)
             as s (event, is_done, is_failed, done, failed, total)) p on p.event = e.event;
-exception when unique_violation then
-    last_seqs := null;
 end
 $$;
 
 -- Stores a batch of which some events may be stored already. Returns for each event, in the order given, its
 -- number, whether it is a duplicate, and the progress of its import if it is new. Duplicates change no import.
--- Fails (23505) if the row of a feed with notifications was missing, so that the caller repairs the feed.
+-- Fails (23505) if the row of a feed with notifications was missing, so that the caller repairs the feed. Fails
+-- (SB002) if a feed is held, unless in_held.
 -- Locks feeds in C order; finds duplicates by notifications_identity_key.
 create function append_notifications(
     in_feeds text[], in_identities uuid[], in_sources text[], in_event_ids text[], in_event_types text[],

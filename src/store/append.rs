@@ -153,7 +153,7 @@ impl<T> NotAppended<T> {
 ///
 /// One round trip, or two if an event is a duplicate. Locks existing feeds in C order. If new feeds
 /// meet existing ones, Postgres may end one batch (40P01), and ingest repeats it. Uses `feeds_pkey`,
-/// and `notifications_identity_key` for duplicates.
+/// `held_feeds_pkey`, and `notifications_identity_key` for duplicates.
 pub async fn append<T>(
     pool: &Pool,
     pending: Vec<Pending<T>>,

@@ -1,4 +1,4 @@
-//! The plan of the page query if Postgres believes that the tables are large.
+//! The plans of the page query and of the append if Postgres believes that the tables are large.
 
 use crate::support::{Event, PATIENCE, World, eventually, holds};
 
@@ -52,6 +52,27 @@ async fn a_page_of_a_large_table_is_read_by_index_without_compilation() {
     );
     assert!(!plan.contains("Seq Scan on notifications"), "{plan}");
     assert!(!replica.log().contains("JIT:"), "{}", replica.log());
+
+    // The number 1 makes the append search for earlier notifications of the feed.
+    world
+        .publisher()
+        .await
+        .publish_all(Event::orders("merchant-43", 3))
+        .await;
+    world.expect_stored("merchant-43", 3).await;
+    let append = eventually("the plan of an append arrives", PATIENCE, async || {
+        let log = replica.log();
+        let append = log
+            .lines()
+            .find(|line| line.contains("Query Text") && line.contains("later_in_batch"));
+        append.map(str::to_owned).ok_or(log)
+    })
+    .await;
+    for index in ["notifications_identity_key", "notifications_pkey"] {
+        assert!(append.contains(index), "{index}: {append}");
+    }
+    assert!(!append.contains("Seq Scan on notifications"), "{append}");
+
     let huge = plan
         .split("cost=")
         .nth(1)

@@ -4,6 +4,7 @@ use crate::store::StoreError;
 
 /// SQLSTATE of the append functions for a held feed.
 const HELD: &str = "SB002";
+const NOTIFICATIONS: &str = "notifications";
 /// Constraints of `notifications` that a wrong numbering of the feed breaks, and no event.
 const OF_THE_NUMBERING: [&str; 3] = [
     "notifications_pkey",
@@ -11,7 +12,7 @@ const OF_THE_NUMBERING: [&str; 3] = [
     "notifications_identity_key",
 ];
 /// Tables whose other constraints depend on the values of the call.
-const OF_THE_VALUES: [&str; 2] = ["notifications", "dead_letters"];
+const OF_THE_VALUES: [&str; 2] = [NOTIFICATIONS, "dead_letters"];
 
 /// The cause of a failed append.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +40,18 @@ impl Blame {
             StoreError::Damaged(_) => Self::Feed,
             _ => Self::Nothing,
         }
+    }
+
+    /// Returns whether an append of new events broke a constraint of the numbering: one of them is
+    /// stored already, or the rows of its feed contradict each other.
+    pub(super) fn is_of_the_numbering(error: &StoreError) -> bool {
+        let StoreError::Refused(sqlx::Error::Database(error)) = error else {
+            return false;
+        };
+        error.table() == Some(NOTIFICATIONS)
+            && error
+                .constraint()
+                .is_some_and(|constraint| OF_THE_NUMBERING.contains(&constraint))
     }
 
     /// Blames an event only for a constraint on its values, or for a value that Postgres cannot store.

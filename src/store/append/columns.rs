@@ -18,14 +18,14 @@ pub(super) fn feed(event: &Event) -> &str {
     event.recipient.as_str()
 }
 
-/// Binds the stored columns of each event except its feed, then the columns of the import events.
-pub(super) fn bind<'a>(
+/// Binds the stored columns of each event except its feed.
+pub(super) fn bind_events<'a>(
     query: Query<'a, Postgres, PgArguments>,
     events: &[&'a Event],
     received_at: OffsetDateTime,
 ) -> Query<'a, Postgres, PgArguments> {
     let data = |event: &'a Event| event.data.as_ref().map(|data| data.get());
-    let query = query
+    query
         .bind(column(events, identity))
         .bind(column(events, |event| event.source.as_str()))
         .bind(column(events, |event| event.id.as_str()))
@@ -34,18 +34,18 @@ pub(super) fn bind<'a>(
         .bind(column(events, data))
         .bind(column(events, |event| event.collapse_key.as_deref()))
         .bind(column(events, |event| event.expires_at))
-        .bind(received_at);
-    bind_steps(query, events)
 }
 
-/// Binds `in_step_events` to `in_step_statuses`: one element for each import event.
-fn bind_steps<'a>(
+/// Binds `in_received_at`, and `in_step_events` to `in_step_statuses`: one element for each import event.
+pub(super) fn bind_steps<'a>(
     query: Query<'a, Postgres, PgArguments>,
     events: &[&'a Event],
+    received_at: OffsetDateTime,
 ) -> Query<'a, Postgres, PgArguments> {
     let (places, imports): (Vec<i64>, Vec<&'a Import>) = steps(events).unzip();
     let is_done = |step| matches!(step, Step::Imported | Step::Failed);
     query
+        .bind(received_at)
         .bind(places)
         .bind(column(&imports, |import| import.id.as_str()))
         .bind(column(&imports, |import| import.item))
