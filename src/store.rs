@@ -201,7 +201,10 @@ pub async fn check(pool: &Pool) -> Result<(), StoreError> {
         acquired => acquired?,
     };
     match tokio::time::timeout(CHECK_TIMEOUT, check_on(lease.connection())).await {
-        Ok(Ok(())) => Ok(()),
+        Ok(Ok(())) => {
+            lease.answered();
+            Ok(())
+        }
         Ok(Err(error)) => {
             match &error {
                 StoreError::Away(error) => lease.failed(error),
@@ -308,7 +311,10 @@ async fn rows_within(
 ) -> Result<Vec<PgRow>, StoreError> {
     let mut lease = pool.acquire().await?;
     match tokio::time::timeout(limit, query.fetch_all(lease.connection())).await {
-        Ok(Ok(rows)) => Ok(rows),
+        Ok(Ok(rows)) => {
+            lease.answered();
+            Ok(rows)
+        }
         Ok(Err(error)) => {
             lease.failed(&error);
             Err(error.into())

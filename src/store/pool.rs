@@ -1,5 +1,7 @@
 //! One pool of connections to Postgres, and the decision which of its connections are usable.
 
+mod ready;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -9,11 +11,16 @@ use sqlx::Postgres;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool};
 
+use self::ready::Ready;
 use crate::tls;
 
 /// Longest wait for the answer to a ping when a caller returns a connection or is dropped. After that
 /// the pool gives up the connection, so that a silent server occupies no place in the pool.
 const RETURN_TIMEOUT: Duration = Duration::from_secs(1);
+/// A connection that was idle for longer is closed, as sqlx closes those in its pool.
+const IDLE_MAX: Duration = Duration::from_secs(10 * 60);
+/// A connection returns to the pool of sqlx this often, which closes it after its longest life.
+const READY_MAX: Duration = Duration::from_secs(60);
 /// SQLSTATE: the server takes no writes.
 const READ_ONLY: &str = "25006";
 
@@ -22,6 +29,7 @@ const READ_ONLY: &str = "25006";
 pub struct Pool {
     pub(super) name: &'static str,
     pub(super) connections: PgPool,
+    ready: Arc<Ready<Connected>>,
     /// Shared by all pools of the replica, because they connect to the same server.
     pub(super) trust: Arc<Trust>,
     /// Waits that exceeded [`ACQUIRE_TIMEOUT`](super::pools).
@@ -29,18 +37,36 @@ pub struct Pool {
 }
 
 impl Pool {
+    pub(super) fn new(name: &'static str, connections: PgPool, trust: Arc<Trust>) -> Self {
+        Self {
+            name,
+            connections,
+            ready: Arc::default(),
+            trust,
+            timeouts: Counter::default(),
+        }
+    }
+
     /// Returns a free or a new connection.
     pub(super) async fn acquire(&self) -> Result<Lease, sqlx::Error> {
-        match self.connections.acquire().await {
-            Ok(connection) => {
-                let (acquired_at, trust) = (Instant::now(), self.trust.clone());
-                Ok(Lease {
-                    connection,
-                    acquired_at,
-                    trust,
-                    is_closing: false,
-                })
-            }
+        let waiting = match self
+            .ready
+            .take(|connected| connected.is_usable(&self.trust))
+        {
+            Ok(connected) => return Ok(self.lease(connected)),
+            Err(waiting) => waiting,
+        };
+        let trusted_since_us = self.trust.since_us();
+        let acquired = self.connections.acquire().await;
+        drop(waiting);
+        match acquired {
+            Ok(connection) => Ok(self.lease(Connected {
+                connection,
+                trusted_since_us,
+                checked_at: Instant::now(),
+                used_at: Instant::now(),
+                is_closing: false,
+            })),
             Err(error) => {
                 if matches!(error, sqlx::Error::PoolTimedOut) {
                     self.timeouts.inc();
@@ -48,6 +74,22 @@ impl Pool {
                 Err(explain(error, &self.connections.connect_options()))
             }
         }
+    }
+
+    fn lease(&self, connected: Connected) -> Lease {
+        Lease {
+            connected,
+            acquired_at: Instant::now(),
+            trust: self.trust.clone(),
+            ready: self.ready.clone(),
+        }
+    }
+
+    /// Begins to close all connections; waits for running statements.
+    pub(super) async fn close(&self) {
+        let closed = self.connections.close();
+        drop(self.ready.close());
+        closed.await;
     }
 
     /// Returns whether the last new connection led to a standby and was closed.
@@ -67,7 +109,8 @@ impl Pool {
 
     pub(super) fn counts(&self) -> [(&'static str, i64); 2] {
         // The two values are read one after the other, so idle may exceed the total.
-        let idle = i64::try_from(self.connections.num_idle()).unwrap_or(i64::MAX);
+        let idle = self.connections.num_idle() + self.ready.len();
+        let idle = i64::try_from(idle).unwrap_or(i64::MAX);
         [
             ("idle", idle),
             ("used", (i64::from(self.size()) - idle).max(0)),
@@ -103,7 +146,11 @@ impl Trust {
 
     pub(super) fn covers(&self, age: Duration) -> bool {
         let opened_at = Instant::now().checked_sub(age).unwrap_or(self.start);
-        self.microseconds(opened_at) >= self.since_us.load(Ordering::Relaxed)
+        self.microseconds(opened_at) >= self.since_us()
+    }
+
+    fn since_us(&self) -> u64 {
+        self.since_us.load(Ordering::Relaxed)
     }
 
     fn microseconds(&self, instant: Instant) -> u64 {
@@ -115,21 +162,72 @@ impl Trust {
     }
 }
 
+/// A connection that the pool of sqlx gave out.
+///
+/// If it is dropped, it returns there after every answer has been read, within [`RETURN_TIMEOUT`];
+/// otherwise the pool opens another one in its place.
+#[derive(Debug)]
+struct Connected {
+    connection: PoolConnection<Postgres>,
+    /// The trust before the pool of sqlx checked it.
+    trusted_since_us: u64,
+    /// When the pool of sqlx checked it.
+    checked_at: Instant,
+    used_at: Instant,
+    is_closing: bool,
+}
+
+impl Connected {
+    /// Returns whether there is no evidence against it since it was checked.
+    fn is_usable(&self, trust: &Trust) -> bool {
+        let since_us = trust.since_us();
+        since_us == self.trusted_since_us
+            && trust.microseconds(self.checked_at) >= since_us
+            && self.used_at.elapsed() < IDLE_MAX
+    }
+}
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        if self.is_closing {
+            return;
+        }
+        let returned = self.connection.return_to_pool();
+        // A runtime that ends drops its connections.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(tokio::time::timeout(RETURN_TIMEOUT, returned));
+        }
+    }
+}
+
 /// A connection that one caller uses.
 ///
-/// A caller may drop it in the middle of a statement. It returns to the pool after every answer has
-/// been read, within [`RETURN_TIMEOUT`]; otherwise the pool opens another one in its place.
+/// A caller may drop it in the middle of a statement. Then it is pinged before its next use.
 pub(super) struct Lease {
-    connection: PoolConnection<Postgres>,
+    connected: Connected,
     acquired_at: Instant,
     trust: Arc<Trust>,
-    is_closing: bool,
+    ready: Arc<Ready<Connected>>,
 }
 
 impl Lease {
     /// The connection, to run a statement on.
     pub(super) fn connection(&mut self) -> &mut PgConnection {
-        &mut self.connection
+        &mut self.connected.connection
+    }
+
+    /// Keeps the connection for the next caller without a round trip, because every answer has been
+    /// read.
+    pub(super) fn answered(self) {
+        let Self {
+            mut connected,
+            ready,
+            ..
+        } = self;
+        connected.used_at = Instant::now();
+        if connected.checked_at.elapsed() < READY_MAX {
+            drop(ready.keep(connected));
+        }
     }
 
     /// Closes the connection if its error shows that the server stops, is read-only or is gone. Then
@@ -149,23 +247,8 @@ impl Lease {
 
     /// Closes this connection only.
     pub(super) fn close(&mut self) {
-        self.is_closing = true;
-        self.connection.close_on_drop();
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        // A runtime that ends drops its connections.
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
-            return;
-        };
-        if !self.is_closing {
-            runtime.spawn(tokio::time::timeout(
-                RETURN_TIMEOUT,
-                self.connection.return_to_pool(),
-            ));
-        }
+        self.connected.is_closing = true;
+        self.connected.connection.close_on_drop();
     }
 }
 

@@ -76,9 +76,9 @@ impl Pools {
         let options = service_options(options);
         let pool = |name, size: u32| {
             let (trusted, connected, epochs) = (trust.clone(), trust.clone(), epochs.clone());
-            Pool {
+            Pool::new(
                 name,
-                connections: PgPoolOptions::new()
+                PgPoolOptions::new()
                     .max_connections(size)
                     .acquire_timeout(ACQUIRE_TIMEOUT)
                     .test_before_acquire(false)
@@ -98,9 +98,8 @@ impl Pools {
                         })
                     })
                     .connect_lazy_with(options.clone()),
-                trust: trust.clone(),
-                timeouts: Counter::default(),
-            }
+                trust.clone(),
+            )
         };
         Self {
             ingest: pool("ingest", u32::from(partitions) + INGEST_CONNECTIONS_SPARE),
@@ -146,8 +145,7 @@ impl Pools {
     /// Closes all pools after their running statements; returns whether that took less than
     /// [`CLOSE_TIMEOUT`].
     pub async fn close(&self) -> bool {
-        let [ingest, acks, marks, reads, upkeep, history, retention] =
-            self.all().map(|pool| pool.connections.close());
+        let [ingest, acks, marks, reads, upkeep, history, retention] = self.all().map(Pool::close);
         let closing =
             async { tokio::join!(ingest, acks, marks, reads, upkeep, history, retention) };
         tokio::time::timeout(CLOSE_TIMEOUT, closing).await.is_ok()
