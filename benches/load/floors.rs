@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use futures_util::{SinkExt, StreamExt};
+use lapin::ExchangeKind;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::FieldTable;
 use sqlx::postgres::PgConnection;
@@ -38,11 +39,17 @@ const PAGE_ROWS: i64 = 100;
 const BUFFER_BYTES: usize = 4 * 1024;
 
 /// RabbitMQ: publish, consume and acknowledge together, directly to a queue and through a topic
-/// exchange like the contract's. Then consume and acknowledge alone.
+/// and a fan-out exchange like the contract's. Then consume and acknowledge alone.
 pub async fn rabbitmq(services: &Services, events: usize) -> anyhow::Result<Figures> {
     const QUEUE: &str = "floor";
     const EXCHANGE: &str = "floor.events";
-    services.declare_quorum_queue(QUEUE, EXCHANGE).await?;
+    const ENTRY: &str = "floor.entry";
+    for (exchange, kind) in [
+        (EXCHANGE, ExchangeKind::Topic),
+        (ENTRY, ExchangeKind::Fanout),
+    ] {
+        services.declare_quorum_queue(QUEUE, exchange, kind).await?;
+    }
     let ledger = Ledger::new(events, events);
     let to = |index: usize| event::merchant(index % MERCHANTS);
     let processes = services.processes();
@@ -53,6 +60,10 @@ pub async fn rabbitmq(services: &Services, events: usize) -> anyhow::Result<Figu
         (
             "RabbitMQ publish + consume, topic exchange",
             Target::Events(EXCHANGE.into()),
+        ),
+        (
+            "RabbitMQ publish + consume, fan-out exchange",
+            Target::Events(ENTRY.into()),
         ),
     ] {
         let publisher = Publisher::connect(&services.amqp_url, target).await?;
@@ -96,7 +107,10 @@ pub async fn rabbitmq(services: &Services, events: usize) -> anyhow::Result<Figu
 pub async fn rabbitmq_latency(services: &Services, per_second: usize) -> anyhow::Result<Figures> {
     const QUEUE: &str = "floor-latency";
     const EXCHANGE: &str = "floor-latency.events";
-    services.declare_quorum_queue(QUEUE, EXCHANGE).await?;
+    let topic = ExchangeKind::Topic;
+    services
+        .declare_quorum_queue(QUEUE, EXCHANGE, topic)
+        .await?;
     let events = open_loop_events(per_second);
     let ledger = Arc::new(Ledger::new(events, events));
     let publisher = Publisher::connect(&services.amqp_url, Target::Events(EXCHANGE.into())).await?;

@@ -15,7 +15,7 @@ use futures_util::{SinkExt, StreamExt};
 use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::FieldTable;
-use lapin::{Connection, ConnectionProperties};
+use lapin::{Connection, ConnectionProperties, ExchangeKind};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use sqlx::Connection as _;
@@ -78,7 +78,9 @@ pub struct Minimal<'a> {
 impl<'a> Minimal<'a> {
     /// Starts it on an empty database and an empty queue.
     pub async fn start(services: &'a Services) -> anyhow::Result<Self> {
-        services.declare_quorum_queue(QUEUE, EXCHANGE).await?;
+        services
+            .declare_quorum_queue(QUEUE, EXCHANGE, ExchangeKind::Topic)
+            .await?;
         services.create_database(DATABASE).await?;
         let database_url = services.database_url(DATABASE);
         let mut connection = PgConnection::connect(&database_url).await?;

@@ -191,8 +191,13 @@ impl Services {
         Ok(())
     }
 
-    /// Declares a quorum queue that gets all events of a topic exchange.
-    pub async fn declare_quorum_queue(&self, queue: &str, exchange: &str) -> anyhow::Result<()> {
+    /// Declares a quorum queue that gets all events of an exchange.
+    pub async fn declare_quorum_queue(
+        &self,
+        queue: &str,
+        exchange: &str,
+        kind: ExchangeKind,
+    ) -> anyhow::Result<()> {
         let (connection, channel) = self.channel().await?;
         let mut arguments = FieldTable::default();
         arguments.insert(
@@ -214,7 +219,7 @@ impl Services {
             FieldTable::default(),
         );
         channel
-            .exchange_declare(exchange.into(), ExchangeKind::Topic, options, none.clone())
+            .exchange_declare(exchange.into(), kind, options, none.clone())
             .await?;
         channel
             .queue_bind(
