@@ -15,6 +15,10 @@ use super::settings::{
     JWT_PUBLIC_KEY, JWT_SECRET, JWT_SECRET_PREVIOUS, Setting,
 };
 
+/// Least time between the next fetch of the key set and its greatest age, so that one slow or failed
+/// fetch leaves no replica without keys.
+const STALE_MARGIN: Duration = Duration::from_secs(10);
+
 /// Every setting of tokens.
 pub(super) const JWT_SETTINGS: [&Setting; 9] = [
     &JWT_SECRET,
@@ -130,8 +134,8 @@ impl Environment {
             self.complain(JWKS_URL.variable, problem);
             return None;
         }
-        if stale_max <= refresh {
-            let problem = "must be greater than SHOPBELL_JWKS_REFRESH_SECONDS";
+        if stale_max < refresh + STALE_MARGIN {
+            let problem = "must be at least 10 seconds more than SHOPBELL_JWKS_REFRESH_SECONDS";
             self.complain(JWKS_STALE_SECONDS.variable, problem);
             return None;
         }
@@ -154,5 +158,35 @@ fn is_loopback(url: &Url) -> bool {
         Some(Host::Ipv6(address)) => IpAddr::from(address).is_loopback(),
         Some(Host::Domain(name)) => name == "localhost",
         None => false,
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_set_may_miss_a_fetch_for_ten_seconds() {
+        let read = |stale: &str| {
+            let variables = [
+                ("SHOPBELL_JWKS_URL", "https://id.example/keys"),
+                ("SHOPBELL_JWKS_REFRESH_SECONDS", "60"),
+                ("SHOPBELL_JWKS_STALE_SECONDS", stale),
+            ];
+            let given = variables.map(|(name, value)| (name.into(), value.into()));
+            Environment::of(given.into()).jwt()
+        };
+        let jwks = read("70").unwrap().jwks.unwrap();
+        assert_eq!(jwks.stale_max, Duration::from_secs(70));
+        let complaint = read("69").unwrap_err().to_string();
+        assert!(
+            complaint.contains("SHOPBELL_JWKS_STALE_SECONDS"),
+            "{complaint}"
+        );
+        assert!(
+            complaint.contains("at least 10 seconds more"),
+            "{complaint}"
+        );
     }
 }

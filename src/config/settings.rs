@@ -210,7 +210,7 @@ pub(super) const JWKS_STALE_SECONDS: Setting = Setting {
     kind: number(1, 2_592_000, "seconds"),
     default: Default::Value("86400"),
     used_by: UsedBy::Only(Role::Gateway),
-    description: "Greatest age of the key set; while its URL fails, the last set stays in use until then",
+    description: "Greatest age of the key set; while its URL fails, the last set stays in use until then. At least 10 seconds more than the interval",
     page: None,
 };
 

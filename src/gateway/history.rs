@@ -25,6 +25,7 @@ use crate::http::problem::Problem;
 use crate::model::feed::{Epoch, Feed, Seq, Version};
 use crate::store::StoreError;
 use crate::store::history::{HistoryPage, HistoryRequest, read};
+use crate::telemetry::labels::RequestRefused;
 
 const LIMIT_DEFAULT: u8 = 50;
 /// Most notifications of one page. `PAGE_BYTES_MAX` of the store bounds its bytes.
@@ -43,6 +44,27 @@ struct Parameters {
     #[serde(default)]
     unhandled: bool,
     collapse: Option<bool>,
+}
+
+/// A request that gets no page.
+#[derive(Debug)]
+struct Refused {
+    reason: RequestRefused,
+    problem: Problem,
+}
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Self {
+        let problem = match &refusal {
+            // A token without a feed is forbidden for a session and unauthorized here.
+            Refusal::Token(error) => Problem::unauthorized(error.to_string(), error.retry_after()),
+            refusal => refusal.problem(),
+        };
+        Self {
+            reason: refusal.label(),
+            problem,
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -82,20 +104,27 @@ async fn list_by_path(
     rest: Result<Path<String>, PathRejection>,
     parameters: Result<Query<Parameters>, QueryRejection>,
     headers: HeaderMap,
-) -> Result<Response, Problem> {
-    let Path(rest) = rest.map_err(|error| bad(error.to_string()))?;
-    let feed = if rest == REST_OF_DOT {
-        Some(".")
-    } else {
-        rest.strip_suffix("/notifications")
+) -> Response {
+    let listed = match feed_of_path(rest) {
+        Ok(feed) => list(&gateway, peer, &feed, parameters, &headers).await,
+        Err(refused) => Err(refused),
     };
-    let feed = feed.ok_or_else(|| {
-        Problem::new(
+    respond(&gateway, listed)
+}
+
+fn feed_of_path(rest: Result<Path<String>, PathRejection>) -> Result<String, Refused> {
+    let Path(rest) = rest.map_err(|error| bad(error.to_string()))?;
+    if rest == REST_OF_DOT {
+        return Ok(".".into());
+    }
+    let feed = rest.strip_suffix("/notifications").map(str::to_owned);
+    feed.ok_or_else(|| Refused {
+        reason: RequestRefused::BadRequest,
+        problem: Problem::new(
             StatusCode::NOT_FOUND,
             "unknown path: use /v1/feeds/{feed}/notifications",
-        )
-    })?;
-    list(&gateway, peer, feed, parameters, &headers).await
+        ),
+    })
 }
 
 async fn list_by_query(
@@ -103,19 +132,22 @@ async fn list_by_query(
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     parameters: Result<Query<Parameters>, QueryRejection>,
     headers: HeaderMap,
-) -> Result<Response, Problem> {
-    let feed = parameters
+) -> Response {
+    let named = parameters
         .as_ref()
         .ok()
         .and_then(|parameters| parameters.feed.clone());
-    list(
-        &gateway,
-        peer,
-        feed.as_deref().unwrap_or(DOT_DOT),
-        parameters,
-        &headers,
-    )
-    .await
+    let feed = named.as_deref().unwrap_or(DOT_DOT);
+    let listed = list(&gateway, peer, feed, parameters, &headers).await;
+    respond(&gateway, listed)
+}
+
+/// The response with the page. A refusal is counted.
+fn respond(gateway: &Gateway, listed: Result<Response, Refused>) -> Response {
+    listed.unwrap_or_else(|Refused { reason, problem }| {
+        gateway.shared.metrics.refused.history.inc(reason);
+        problem.into_response()
+    })
 }
 
 /// Responds with a page of a feed, if the token names the feed.
@@ -125,27 +157,20 @@ async fn list(
     feed: &str,
     parameters: Result<Query<Parameters>, QueryRejection>,
     headers: &HeaderMap,
-) -> Result<Response, Problem> {
+) -> Result<Response, Refused> {
     let client = gateway.client(peer, headers);
     let admitted = match gateway.count_request(client) {
         Ok(()) => gateway.authenticate(client, bearer(headers)).await,
         Err(refusal) => Err(refusal),
     };
-    let grant = admitted.map_err(|refusal| {
-        gateway.log_bound(client, &refusal);
-        match refusal {
-            // A token without a feed is forbidden for a session and unauthorized here.
-            Refusal::Token(error) => Problem::unauthorized(error.to_string(), error.retry_after()),
-            refusal => refusal.problem(),
-        }
-    })?;
+    let grant = admitted.inspect_err(|refusal| gateway.log_bound(client, refusal))?;
     let feed = Feed::parse(feed).map_err(|error| bad(error.to_string()))?;
     let Query(parameters) = parameters.map_err(|error| bad(error.body_text()))?;
     if !grant.feeds.contains(&feed) {
         if feed.as_str() == DOT_DOT && parameters.feed.is_none() {
             return Err(bad("name the feed: /v1/notifications?feed=FEED".into()));
         }
-        return Err(Refusal::ForeignFeed(feed).problem());
+        return Err(Refusal::ForeignFeed(feed).into());
     }
     let request = request(feed, &parameters).map_err(|detail| bad(detail.into()))?;
     let page = read(&gateway.history, &request)
@@ -162,23 +187,29 @@ async fn list(
         .into_response())
 }
 
-fn unreadable(gateway: &Gateway, feed: &Feed, error: &StoreError) -> Problem {
+fn unreadable(gateway: &Gateway, feed: &Feed, error: &StoreError) -> Refused {
+    let reason = RequestRefused::NotReady;
     if let StoreError::Away(_) | StoreError::Silent(_) = error {
         tracing::warn!(%error, "a page of history could not be read");
         let detail = "the database does not answer: try again";
-        return Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail).retry_later();
+        let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail).retry_later();
+        return Refused { reason, problem };
     }
     let damaged = u64::from(error.blames_rows());
     gateway.shared.metrics.damaged_reads.inc_by(damaged);
     tracing::error!(%error, feed = feed.as_str(), "a page of history could not be read");
-    Problem::new(
+    let problem = Problem::new(
         StatusCode::INTERNAL_SERVER_ERROR,
         "this page of history cannot be read",
-    )
+    );
+    Refused { reason, problem }
 }
 
-fn bad(detail: String) -> Problem {
-    Problem::new(StatusCode::BAD_REQUEST, detail)
+fn bad(detail: String) -> Refused {
+    Refused {
+        reason: RequestRefused::BadRequest,
+        problem: Problem::new(StatusCode::BAD_REQUEST, detail),
+    }
 }
 
 /// The origins that may fetch pages: those that may connect. Without a list, only the same origin.

@@ -14,7 +14,7 @@ use super::rates::TooFast;
 use crate::http::problem::Problem;
 use crate::model::feed::Feed;
 use crate::model::protocol::{Close, SUBPROTOCOL};
-use crate::telemetry::labels::HandshakeRefused;
+use crate::telemetry::labels::RequestRefused;
 
 /// Wait that a client is asked for if the refusal is temporary, in milliseconds.
 const RETRY_AFTER_MS: u64 = 2_000;
@@ -61,16 +61,16 @@ pub enum NotAHandshake {
 
 impl Refusal {
     /// The value of the label `reason` in the metrics.
-    pub fn label(&self) -> HandshakeRefused {
+    pub fn label(&self) -> RequestRefused {
         match self {
-            Self::NotAHandshake(_) | Self::Parameter(_) => HandshakeRefused::BadRequest,
-            Self::Origin => HandshakeRefused::Origin,
-            Self::Token(TokenError::NoFeed) | Self::ForeignFeed(_) => HandshakeRefused::Feed,
-            Self::Token(_) => HandshakeRefused::Token,
-            Self::TooManySessions(Full::Address) => HandshakeRefused::TooManyOfAddress,
-            Self::TooManySessions(_) => HandshakeRefused::TooMany,
-            Self::TooManyRequests(_) => HandshakeRefused::TooFast,
-            Self::Draining | Self::NotOpened(_) | Self::Restored => HandshakeRefused::NotReady,
+            Self::NotAHandshake(_) | Self::Parameter(_) => RequestRefused::BadRequest,
+            Self::Origin => RequestRefused::Origin,
+            Self::Token(TokenError::NoFeed) | Self::ForeignFeed(_) => RequestRefused::Feed,
+            Self::Token(_) => RequestRefused::Token,
+            Self::TooManySessions(Full::Address) => RequestRefused::TooManyOfAddress,
+            Self::TooManySessions(_) => RequestRefused::TooMany,
+            Self::TooManyRequests(_) => RequestRefused::TooFast,
+            Self::Draining | Self::NotOpened(_) | Self::Restored => RequestRefused::NotReady,
         }
     }
 
@@ -197,7 +197,7 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(refusal: Refusal, expected: (HandshakeRefused, u16, Option<u16>)) {
+    fn check(refusal: Refusal, expected: (RequestRefused, u16, Option<u16>)) {
         let status = refusal.problem().into_response().status().as_u16();
         if let Some(close) = refusal.close() {
             let problem = refusal.problem();
@@ -213,37 +213,37 @@ mod tests {
         let foreign = Feed::parse("m").unwrap();
         check(
             NotAHandshake::NoUpgrade.into(),
-            (HandshakeRefused::BadRequest, 426, None),
+            (RequestRefused::BadRequest, 426, None),
         );
         check(
             NotAHandshake::HttpVersion.into(),
-            (HandshakeRefused::BadRequest, 505, None),
+            (RequestRefused::BadRequest, 505, None),
         );
         check(
             NotAHandshake::Key.into(),
-            (HandshakeRefused::BadRequest, 400, None),
+            (RequestRefused::BadRequest, 400, None),
         );
-        check(Refusal::Origin, (HandshakeRefused::Origin, 403, None));
+        check(Refusal::Origin, (RequestRefused::Origin, 403, None));
         let parameter = Refusal::Parameter("device is too long".into());
-        check(parameter, (HandshakeRefused::BadRequest, 400, Some(4500)));
+        check(parameter, (RequestRefused::BadRequest, 400, Some(4500)));
         check(
             Refusal::Draining,
-            (HandshakeRefused::NotReady, 503, Some(1012)),
+            (RequestRefused::NotReady, 503, Some(1012)),
         );
         check(
             Refusal::ForeignFeed(foreign),
-            (HandshakeRefused::Feed, 403, Some(4503)),
+            (RequestRefused::Feed, 403, Some(4503)),
         );
         for (full, label) in [
-            (Full::Replica, HandshakeRefused::TooMany),
-            (Full::Subscriber, HandshakeRefused::TooMany),
-            (Full::Address, HandshakeRefused::TooManyOfAddress),
+            (Full::Replica, RequestRefused::TooMany),
+            (Full::Subscriber, RequestRefused::TooMany),
+            (Full::Address, RequestRefused::TooManyOfAddress),
         ] {
             check(Refusal::TooManySessions(full), (label, 429, Some(4429)));
         }
         for too_fast in [TooFast::Address, TooFast::FailedTokens, TooFast::Subscriber] {
             let too_fast = Refusal::TooManyRequests(too_fast);
-            check(too_fast, (HandshakeRefused::TooFast, 429, Some(4429)));
+            check(too_fast, (RequestRefused::TooFast, 429, Some(4429)));
         }
         for reason in [
             NotOpened::NoAnswer,
@@ -251,11 +251,11 @@ mod tests {
             NotOpened::NotRead,
         ] {
             let not_opened = Refusal::NotOpened(reason);
-            check(not_opened, (HandshakeRefused::NotReady, 503, Some(1013)));
+            check(not_opened, (RequestRefused::NotReady, 503, Some(1013)));
         }
         check(
             Refusal::Restored,
-            (HandshakeRefused::NotReady, 503, Some(1013)),
+            (RequestRefused::NotReady, 503, Some(1013)),
         );
     }
 
@@ -265,28 +265,25 @@ mod tests {
         for (error, expected) in [
             (
                 TokenError::Missing,
-                (HandshakeRefused::Token, 401, Some(4501)),
+                (RequestRefused::Token, 401, Some(4501)),
             ),
             (
                 TokenError::Audience("wrong audience"),
-                (HandshakeRefused::Token, 401, Some(4501)),
+                (RequestRefused::Token, 401, Some(4501)),
             ),
             (
                 TokenError::KeyUnknown,
-                (HandshakeRefused::Token, 401, Some(4402)),
+                (RequestRefused::Token, 401, Some(4402)),
             ),
             (
                 TokenError::NotYetValid { wait },
-                (HandshakeRefused::Token, 401, Some(4402)),
+                (RequestRefused::Token, 401, Some(4402)),
             ),
             (
                 TokenError::Expired,
-                (HandshakeRefused::Token, 401, Some(4401)),
+                (RequestRefused::Token, 401, Some(4401)),
             ),
-            (
-                TokenError::NoFeed,
-                (HandshakeRefused::Feed, 403, Some(4503)),
-            ),
+            (TokenError::NoFeed, (RequestRefused::Feed, 403, Some(4503))),
         ] {
             check(Refusal::Token(error), expected);
         }

@@ -167,7 +167,7 @@ impl Gateway {
             detail = refusal.problem().detail(),
             "a handshake was refused"
         );
-        self.shared.metrics.handshakes_refused.inc(reason);
+        self.shared.metrics.refused.handshakes.inc(reason);
     }
 }
 

@@ -79,8 +79,8 @@ label_values! {
 }
 
 label_values! {
-    /// The reason of a rejected handshake.
-    HandshakeRefused {
+    /// The reason of a refused handshake, or of a refused request of the history.
+    RequestRefused {
         /// The request breaks RFC 6455 or the protocol.
         BadRequest = "bad_request",
         /// The page's origin is not allowed.
@@ -95,7 +95,7 @@ label_values! {
         TooManyOfAddress = "too_many_of_address",
         /// A bound on requests or on failed tokens is reached.
         TooFast = "too_fast",
-        /// The replica drains, or Postgres does not answer.
+        /// The replica drains, or Postgres does not return what the request needs.
         NotReady = "not_ready",
     }
 }

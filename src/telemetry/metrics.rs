@@ -10,8 +10,8 @@ use prometheus_client::registry::{Metric, Registry};
 
 use crate::telemetry::instruments::{Age, CounterBy, GaugeBy, Holding, Seconds};
 use crate::telemetry::labels::{
-    CanaryStep, ConnectionDropped, DeadLetterState, HandshakeRefused, HealthPart, JwksFetch,
-    LabelValue, Retried, TokenRefused,
+    CanaryStep, ConnectionDropped, DeadLetterState, HealthPart, JwksFetch, LabelValue,
+    RequestRefused, Retried, TokenRefused,
 };
 
 /// Seconds, from a hint that is sent at once to a wait of a minute.
@@ -24,6 +24,15 @@ const APPEND_BUCKETS: [f64; 12] = [
 ];
 /// Deliveries, from one to the most in a batch.
 const BATCH_BUCKETS: [f64; 8] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0];
+
+/// The reasons for which a request of the history is refused.
+const OF_HISTORY: [RequestRefused; 5] = [
+    RequestRefused::BadRequest,
+    RequestRefused::Token,
+    RequestRefused::Feed,
+    RequestRefused::TooFast,
+    RequestRefused::NotReady,
+];
 
 /// The counters of one replica. They balance: received = stored + duplicate + dead-lettered + abandoned.
 #[derive(Debug)]
@@ -60,8 +69,8 @@ pub struct Metrics {
     pub sessions_opened: Counter,
     /// Sessions closed, by the word of the close code.
     pub sessions_closed: CounterBy<&'static str>,
-    /// Handshakes refused, by reason.
-    pub handshakes_refused: CounterBy<HandshakeRefused>,
+    /// Refused requests.
+    pub refused: RefusedMetrics,
     /// Tokens.
     pub tokens: TokenMetrics,
     /// The key set of the issuer.
@@ -102,6 +111,32 @@ pub struct Metrics {
     pub part_up: GaugeBy<HealthPart>,
     /// 1 while this replica drains.
     pub draining: Gauge,
+}
+
+/// Requests that clients are refused.
+#[derive(Debug)]
+pub struct RefusedMetrics {
+    /// Handshakes, by reason.
+    pub handshakes: CounterBy<RequestRefused>,
+    /// Requests of the history, by reason.
+    pub history: CounterBy<RequestRefused>,
+}
+
+impl RefusedMetrics {
+    fn new(named: &mut Named<'_>) -> Self {
+        Self {
+            handshakes: named.counters(
+                "handshakes_refused",
+                "Handshakes refused, by reason",
+                ("reason", RequestRefused::ALL),
+            ),
+            history: named.counters(
+                "history_refused",
+                "Requests of the history refused, by reason",
+                ("reason", &OF_HISTORY),
+            ),
+        }
+    }
 }
 
 /// The connections to one port that are not sessions.
@@ -193,11 +228,7 @@ impl Metrics {
             ),
             sessions_opened: named.counter("sessions_opened", "Sessions opened"),
             sessions_closed: named.counters("sessions_closed", "Sessions closed, by reason", ("reason", &[])),
-            handshakes_refused: named.counters(
-                "handshakes_refused",
-                "Handshakes refused, by reason",
-                ("reason", HandshakeRefused::ALL),
-            ),
+            refused: RefusedMetrics::new(&mut named),
             tokens: TokenMetrics::new(&mut named),
             jwks: JwksMetrics::new(&mut named),
             devices_evicted: named.counter(

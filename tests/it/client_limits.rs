@@ -225,6 +225,8 @@ async fn requests_of_an_address_and_of_a_subscriber_have_a_rate() {
     let (client, reply) = refused.expect("one of them is refused");
     reply.expect_problem(429);
     assert!(reply.header("retry-after").is_some(), "{reply:?}");
+    let counted = replica.metric_where("shopbell_history_refused_total", "too_fast");
+    assert_eq!(counted.await, 1);
     from(&client, &other).connect(address).await.leave().await;
     world.finish().await;
 }

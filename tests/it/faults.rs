@@ -1,6 +1,6 @@
 //! If the network breaks, Shopbell reports it. If the network works again, all events arrive.
 
-use crate::support::{Event, PATIENCE, Proxy, Replica, World, eventually, holds};
+use crate::support::{Event, PATIENCE, Proxy, Replica, World, eventually, holds, http};
 
 const MERCHANT: &str = "merchant-42";
 
@@ -27,6 +27,15 @@ async fn ingest_waits_in_place_for_an_absent_database() {
         .await;
     refusal.expect_problem(503);
     assert!(refusal.header("retry-after").is_some(), "{refusal:?}");
+    let authorization = format!("Bearer {}", world.token(MERCHANT).sign());
+    let (path, headers) = (
+        format!("/v1/feeds/{MERCHANT}/notifications"),
+        [("Authorization", authorization.as_str())],
+    );
+    let history = http::get_with(replica.public(), &path, &headers).await;
+    history.expect("an answer").expect_problem(503);
+    let counted = replica.metric_where("shopbell_history_refused_total", "not_ready");
+    assert_eq!(counted.await, 1);
     merchant.ping().await;
 
     network.mend();

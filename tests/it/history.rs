@@ -270,6 +270,15 @@ async fn unknown_feeds_and_parameters_are_refused() {
         .expect("an answer");
     reply.expect_problem(401);
     assert_eq!(reply.header("www-authenticate"), Some("Bearer"));
+    for (reason, refused) in [
+        ("bad_request", 6),
+        ("feed", 1),
+        ("token", 1),
+        ("not_ready", 0),
+    ] {
+        let counted = replica.metric_where("shopbell_history_refused_total", reason);
+        assert_eq!(counted.await, refused, "{reason}");
+    }
     let slashed = world.token("shop/1").sign();
     let authorization = format!("Bearer {slashed}");
     let headers = [("Authorization", authorization.as_str())];

@@ -210,7 +210,7 @@ async fn a_key_set_that_is_too_old_is_not_used() {
     let world = World::new().await;
     let key = SigningKey::p256("a");
     let issuer = Issuer::start(&[&key]).await;
-    let replica = replica_of(&world, &issuer).with("SHOPBELL_JWKS_STALE_SECONDS", 5);
+    let replica = replica_of(&world, &issuer).with("SHOPBELL_JWKS_STALE_SECONDS", 11);
     let replica = replica.start().await;
     issuer.answer_with(Answer::Nothing);
     replica.logs("WARN", "error", |_| true).await;

@@ -14,9 +14,9 @@ const MERCHANT: &str = "merchant-42";
 /// The bound of the head of a request.
 const HEAD_BYTES_MAX: usize = 16 * 1_024;
 
-/// Each row of the page with the constant or setting of its bound, and with the test that takes the
-/// bound and refuses more. A row without a constant has `-`.
-const ROWS: [&str; 64] = [
+/// Each row of the page with the constants or the setting of its bound, and with the test that takes
+/// the bound and refuses more. A row without a constant has `-`.
+const ROWS: [&str; 69] = [
     "body | SHOPBELL_MAX_EVENT_BYTES | a_body_may_have_the_greatest_size",
     "headers | model/event/parse.rs HEADERS_BYTES_MAX | headers_are_bounded_too",
     "`id` | model/event/cloud_event.rs ID_BYTES_MAX | texts_are_bounded_not_empty_and_without_control_characters",
@@ -38,6 +38,9 @@ const ROWS: [&str; 64] = [
     "pause between two requests | http/connections.rs IDLE_TIMEOUT | a_deadline_follows_what_the_connection_does",
     "time without reading any of a response | http/connections.rs WRITE_TIMEOUT | a_response_that_is_not_read_releases_its_connection",
     "connections without a session | commands/serve.rs CONNECTIONS_MAX | half_sent_requests_do_not_block_other_clients",
+    "connections of the operations port | commands/serve.rs OPERATIONS_CONNECTIONS_MAX | the_operations_port_keeps_64_connections",
+    "sessions that wait for Postgres to open | gateway/cursors/opening.rs SESSIONS_WAITING_MAX | more_sessions_than_may_wait_are_refused_as_not_ready",
+    "refused pages that get a close at the same time | gateway/websocket/places.rs REFUSALS_MAX, REFUSALS_OF_ADDRESSES_MAX | addresses_beyond_a_rate_leave_places_for_other_pages",
     "`device` | model/feed.rs DEVICE_CHARS_MAX | a_device_has_up_to_64_printable_characters",
     "`after`, `state` | gateway/handshake.rs KEPT_NUMBERS_MAX | a_kept_number_is_named_for_each_feed_at_most",
     "epoch in `after` and `state` | model/feed.rs EPOCH_BYTES_MAX | an_epoch_can_follow_a_number",
@@ -54,6 +57,7 @@ const ROWS: [&str; 64] = [
     "control frame | gateway/session/framing.rs CONTROL_BYTES_MAX | messages_and_control_frames_may_have_the_greatest_size",
     "frames a second | gateway/session/state/allowance.rs FRAMES_PER_SECOND | time_and_notifications_fill_the_allowance_up_to_its_bound",
     "frames for each notification | gateway/session/state/allowance.rs FRAMES_PER_NOTIFICATION | time_and_notifications_fill_the_allowance_up_to_its_bound",
+    "`auth` | gateway/session/state/allowance.rs FRAMES_PER_AUTH | an_auth_frame_counts_as_many_and_a_session_may_send_one_a_second",
     "saved frames | gateway/session/state/allowance.rs FRAMES_SAVED_MAX | time_and_notifications_fill_the_allowance_up_to_its_bound",
     "`seqs` of a `read` or `handle` | gateway/session/state/frames.rs SEQS_PER_FRAME_MAX | each_limit_of_a_frame_is_exact",
     "waiting marks of a session | gateway/session/state/frames.rs MARKS_WAITING_MAX | marks_are_accepted_within_bounds",
@@ -61,6 +65,7 @@ const ROWS: [&str; 64] = [
     "waiting marks of a replica | gateway/marks/queues.rs WAITING_MAX | too_many_submissions_of_one_subscriber_are_refused",
     "notifications without an ack | SHOPBELL_WINDOW | a_client_that_never_acknowledges_gets_one_window_and_no_more",
     "heartbeats without a frame of the client | gateway/session/state.rs SILENT_HEARTBEATS_MAX | timers_send_heartbeats_and_end_the_session",
+    "time without reading queued frames | gateway/session/task/outputs.rs WRITE_TIMEOUT, WRITE_BYTES_PER_SECOND_MIN | queued_frames_have_ten_seconds_and_more_if_they_are_large",
     "devices of a subscriber in a feed | store/cursors.rs DEVICES_PER_SUBSCRIBER_MAX | the_device_that_was_not_seen_for_longest_is_evicted",
     "a number of `shopbell config` | - | each_number_has_the_range_of_the_table",
     "HS256 secret | config/key_files.rs SECRET_BYTES_MIN | a_secret_has_at_least_32_bytes",
@@ -144,11 +149,12 @@ fn each_row_of_the_page_has_its_bound_and_a_test() {
             continue;
         };
         let known = expected.remove(at);
-        let bound = bound(known[1]);
-        if bound.as_ref().is_some_and(|bound| !names(limit, bound)) {
-            wrong.push(format!(
-                "{what}: the limit is {bound:?}, and the page has {limit}"
-            ));
+        for bound in bounds(known[1]) {
+            if !names(limit, &bound) {
+                wrong.push(format!(
+                    "{what}: the limit is {bound}, and the page has {limit}"
+                ));
+            }
         }
         if !tests.contains(known[2]) {
             wrong.push(format!("{what}: there is no test {}", known[2]));
@@ -201,15 +207,20 @@ fn names(text: &str, number: &str) -> bool {
     })
 }
 
-/// The bound in the words of the page.
-fn bound(place: &str) -> Option<String> {
+/// The bounds of a row, in the words of the page.
+fn bounds(place: &str) -> Vec<String> {
     if place == "-" {
-        return None;
+        return Vec::new();
     }
-    let Some((file, name)) = place.split_once(' ') else {
-        return Some(format!("`{place}`: {}", default(place)));
+    let Some((file, constants)) = place.split_once(' ') else {
+        return vec![format!("`{place}`: {}", default(place))];
     };
     let source = std::fs::read_to_string(format!("src/{file}")).expect("the file exists");
+    let bounds = constants.split(", ");
+    bounds.map(|name| bound(file, &source, name)).collect()
+}
+
+fn bound(file: &str, source: &str, name: &str) -> String {
     let constant = source
         .lines()
         .skip_while(|line| !line.contains(&format!("const {name}: ")))
@@ -229,7 +240,7 @@ fn bound(place: &str) -> Option<String> {
             .unwrap_or_else(|_| panic!("src/{file}: {name} = {value}"))
     });
     let number: u64 = factors.product();
-    Some(match number {
+    match number {
         _ if seconds.is_some() => format!("{number} s"),
         _ if name.contains("BYTES") && number.is_multiple_of(1 << 20) => {
             format!("{} MiB", number >> 20)
@@ -238,7 +249,7 @@ fn bound(place: &str) -> Option<String> {
             format!("{} KiB", number >> 10)
         }
         _ => with_commas(number),
-    })
+    }
 }
 
 /// The default of a setting, with its unit.

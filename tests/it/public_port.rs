@@ -75,6 +75,33 @@ async fn half_sent_requests_do_not_block_other_clients() {
 }
 
 #[tokio::test]
+async fn the_operations_port_keeps_64_connections() {
+    let world = World::new().await;
+    let replica = world.serve().await;
+    let request = "GET /livez HTTP/1.1\r\nHost: shop\r\n\r\n";
+    let mut kept = Vec::new();
+    for _ in 0..66 {
+        let stream = TcpStream::connect(replica.operations()).await;
+        let mut stream = stream.expect("the replica listens");
+        let reply = http::exchange(&mut stream, request).await;
+        assert_eq!(reply.expect("an answer").status, 200);
+        kept.push(stream);
+    }
+    // Only the two that have been idle for longest made room.
+    for stream in &mut kept[..2] {
+        let ended = timeout(PATIENCE, stream.read_u8()).await;
+        let ended = ended.expect("it ends in time").expect_err("nothing comes");
+        assert_eq!(ended.kind(), std::io::ErrorKind::UnexpectedEof);
+    }
+    for stream in &mut kept[2..] {
+        let reply = http::exchange(stream, request).await;
+        assert_eq!(reply.expect("it was kept").status, 200);
+    }
+    drop(kept);
+    world.finish().await;
+}
+
+#[tokio::test]
 async fn an_idle_connection_outlives_a_half_sent_request() {
     let world = World::new().await;
     let replica = world.serve().await;

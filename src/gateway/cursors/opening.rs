@@ -358,6 +358,8 @@ fn reply(part: Vec<Opening>, standings: Vec<FeedStanding>) {
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test may panic")]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
     use crate::model::feed::{Device, Feed, Subscriber, Version};
 
@@ -398,6 +400,18 @@ mod tests {
             standing: standing(acked.unwrap_or_default()),
             is_stale: acked == Some(3),
         }
+    }
+
+    #[test]
+    fn more_sessions_than_may_wait_are_refused_as_not_ready() {
+        let (openings, _waiting) = Openings::new();
+        let open = || openings.open(vec![key("a")]).now_or_never();
+        assert_eq!(
+            (0..SESSIONS_WAITING_MAX).find_map(|_| open()),
+            None,
+            "each waits for its reply"
+        );
+        assert_eq!(open(), Some(Err(NotOpened::NoAnswer)));
     }
 
     #[test]

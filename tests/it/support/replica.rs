@@ -70,6 +70,15 @@ impl Replica {
         self.0.public
     }
 
+    /// The address for operators.
+    #[allow(
+        dead_code,
+        reason = "the chaos stories do not use it, and both test binaries share this file"
+    )]
+    pub fn operations(&self) -> SocketAddr {
+        self.0.operations
+    }
+
     /// Waits until it serves, with Postgres and RabbitMQ.
     pub async fn ready(&self) {
         eventually(

@@ -9,6 +9,9 @@ const FRAMES_PER_SECOND: u32 = 50;
 pub(super) const FRAMES_SAVED_MAX: u32 = 1_000;
 /// Frames that a client may send for each notification: an ack and a mark.
 const FRAMES_PER_NOTIFICATION: u32 = 2;
+/// Frames that an `auth` counts as, because the check of a signature costs more than any other frame.
+/// A session without a reserve may send one `auth` a second.
+pub(super) const FRAMES_PER_AUTH: u32 = 50;
 
 #[derive(Debug)]
 pub(super) struct FrameAllowance {
@@ -36,14 +39,15 @@ impl FrameAllowance {
         self.add(FRAMES_PER_NOTIFICATION);
     }
 
-    pub(super) fn take_frame(&mut self, now: Instant) -> bool {
+    /// Takes so many frames, if there are as many.
+    pub(super) fn take(&mut self, frames: u32, now: Instant) -> bool {
         let seconds = now.saturating_duration_since(self.filled_at).as_secs();
         if seconds > 0 {
             let seconds = u32::try_from(seconds).unwrap_or(u32::MAX);
             self.add(FRAMES_PER_SECOND.saturating_mul(seconds));
             self.filled_at = now;
         }
-        match self.allowed.checked_sub(1) {
+        match self.allowed.checked_sub(frames) {
             Some(left) => self.allowed = left,
             None => return false,
         }
@@ -62,7 +66,7 @@ mod tests {
     use super::*;
 
     fn take_all(allowance: &mut FrameAllowance, now: Instant) -> u32 {
-        (0..).take_while(|_| allowance.take_frame(now)).count() as u32
+        (0..).take_while(|_| allowance.take(1, now)).count() as u32
     }
 
     #[test]
@@ -75,7 +79,21 @@ mod tests {
         assert_eq!(take_all(&mut allowance, start), FRAMES_PER_NOTIFICATION);
         let later = start + Duration::from_secs(2);
         assert_eq!(take_all(&mut allowance, later), 2 * FRAMES_PER_SECOND);
+        assert!(!allowance.take(FRAMES_PER_AUTH, later));
         let much_later = later + Duration::from_secs(1_000_000_000_000);
         assert_eq!(take_all(&mut allowance, much_later), full);
+    }
+    #[test]
+    fn an_auth_frame_counts_as_many_and_a_session_may_send_one_a_second() {
+        let (start, second) = (Instant::now(), Duration::from_secs(1));
+        let mut allowance = FrameAllowance::new(0, start);
+        let mut auths_at = |now| {
+            (0..)
+                .take_while(|_| allowance.take(FRAMES_PER_AUTH, now))
+                .count()
+        };
+        assert_eq!(auths_at(start), 20);
+        assert_eq!(auths_at(start + second), 1);
+        assert_eq!(auths_at(start + 5 * second), 4);
     }
 }

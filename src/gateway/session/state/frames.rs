@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use super::allowance::FRAMES_PER_AUTH;
 use super::output::{Effect, Output};
 use super::{Session, UNKNOWN_FEED};
 use crate::model::feed::Seq;
@@ -19,7 +20,11 @@ const TOO_MANY_FRAMES_RETRY_MS: u64 = 5_000;
 impl Session {
     /// A frame of the client.
     pub fn on_frame(&mut self, frame: ClientFrame, now: Instant) {
-        if !self.admit_frame(now) {
+        let counts_as = match frame {
+            ClientFrame::Auth { .. } => FRAMES_PER_AUTH,
+            _ => 1,
+        };
+        if !self.admit_frames(counts_as, now) {
             return;
         }
         match frame {
@@ -59,7 +64,7 @@ impl Session {
 
     /// A WebSocket ping, pong or fragment of the client.
     pub fn on_control(&mut self, now: Instant) {
-        self.admit_frame(now);
+        self.admit_frames(1, now);
     }
 
     fn on_ack(&mut self, feed: &str, seq: i64) {
@@ -126,10 +131,10 @@ impl Session {
         }
     }
 
-    /// Counts a frame of the client. Closes the session if there were too many.
-    fn admit_frame(&mut self, now: Instant) -> bool {
+    /// Counts frames of the client. Closes the session if there were too many.
+    fn admit_frames(&mut self, frames: u32, now: Instant) -> bool {
         self.heard_at = now;
-        if !self.frames_allowed.take_frame(now) {
+        if !self.frames_allowed.take(frames, now) {
             self.close(Close::TooManyFrames {
                 retry_after_ms: TOO_MANY_FRAMES_RETRY_MS,
             });

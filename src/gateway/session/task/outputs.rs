@@ -169,15 +169,31 @@ fn queue<S: AsyncRead + AsyncWrite + Unpin>(
 async fn flush<S: AsyncRead + AsyncWrite + Unpin>(
     socket: &mut Socket<S>,
 ) -> Result<(), SessionEnd> {
-    let by_size = Duration::from_secs((socket.unsent_bytes() / WRITE_BYTES_PER_SECOND_MIN) as u64);
+    let timeout = write_timeout(socket.unsent_bytes());
     // Most writes end at once and need no timer.
     let written = match socket.flush().now_or_never() {
         Some(written) => Ok(written),
-        None => tokio::time::timeout(WRITE_TIMEOUT + by_size, socket.flush()).await,
+        None => tokio::time::timeout(timeout, socket.flush()).await,
     };
     match written {
         Ok(Ok(())) => Ok(()),
         Ok(Err(_)) => Err(SessionEnd::Gone),
         Err(_) => Err(SessionEnd::Close(Close::Silent)),
+    }
+}
+
+fn write_timeout(unsent_bytes: usize) -> Duration {
+    let by_size = unsent_bytes / WRITE_BYTES_PER_SECOND_MIN;
+    WRITE_TIMEOUT + Duration::from_secs(by_size as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn queued_frames_have_ten_seconds_and_more_if_they_are_large() {
+        let seconds = [0, 32_767, 32_768, 300_000].map(|bytes| write_timeout(bytes).as_secs());
+        assert_eq!(seconds, [10, 10, 11, 19]);
     }
 }

@@ -1,6 +1,6 @@
 //! Timers and the bound on frames.
 
-use super::super::allowance::FRAMES_SAVED_MAX;
+use super::super::allowance::{FRAMES_PER_AUTH, FRAMES_SAVED_MAX};
 use super::*;
 
 #[test]
@@ -60,4 +60,29 @@ fn too_many_frames_end_the_session() {
         words(&mut session) == ["close 4429"]
     });
     assert!(sent.is_some_and(|sent| sent >= FRAMES_SAVED_MAX as usize));
+}
+
+#[test]
+fn tokens_that_follow_each_other_fast_end_the_session() {
+    let start = Instant::now();
+    let mut session = session_at(start, 0, 0);
+    words(&mut session);
+    let mut auth_at = |now| {
+        let token = String::new();
+        session.on_frame(ClientFrame::Auth { token }, now);
+        words(&mut session)
+    };
+    let checked = (0..10_000)
+        .take_while(|_| auth_at(start) == ["verify"])
+        .count();
+    assert!(checked >= (FRAMES_SAVED_MAX / FRAMES_PER_AUTH) as usize);
+    assert!(checked < 100, "{checked} tokens were checked");
+
+    let mut session = session_at(start, 0, 0);
+    words(&mut session);
+    for seconds in 0..1_000 {
+        let (token, now) = (String::new(), start + Duration::from_secs(seconds));
+        session.on_frame(ClientFrame::Auth { token }, now);
+        assert_eq!(words(&mut session), ["verify"], "one a second");
+    }
 }
