@@ -9,6 +9,8 @@ use sqlx::postgres::PgConnection;
 use crate::support::{Event, World};
 
 const MERCHANT: &str = "merchant-42";
+/// The identity of its event begins with its time.
+const UUID_OF_VERSION_7: &str = "0190c0de-5b00-7abc-8def-0123456789ab";
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -31,7 +33,9 @@ async fn verify_finds_no_problem_while_replicas_work() {
     let world = World::new().await;
     let (first, second) = (world.serve().await, world.serve().await);
     let publisher = world.publisher().await;
-    publisher.publish_all(Event::orders(MERCHANT, 5)).await;
+    publisher.publish_all(Event::orders(MERCHANT, 4)).await;
+    let timed = Event::order(MERCHANT).id(UUID_OF_VERSION_7);
+    publisher.publish(&timed).await;
     let mut merchant = world.merchant(MERCHANT).connect(first.public()).await;
     merchant.take_seqs(1..=5).await;
     merchant.read(MERCHANT, &[1, 3]).await;

@@ -1,4 +1,7 @@
 //! The identity of an event in a feed, by which Postgres finds duplicates. Pure.
+//!
+//! It is a hash, and begins with the time of an event id that is a UUID of version 7. So events of the
+//! same minute are neighbours in the index.
 
 use aws_lc_rs::digest::{Context, SHA256};
 use uuid::Uuid;
@@ -20,8 +23,23 @@ fn of(feed: &str, source: &str, id: &str) -> Uuid {
     }
     context.update(id.as_bytes());
     let digest = context.finish();
-    let first = digest.as_ref().first_chunk().copied();
-    Uuid::from_bytes(first.unwrap_or_default())
+    let mut bytes: [u8; 16] = digest.as_ref().first_chunk().copied().unwrap_or_default();
+    if let (Some(first), Some(time)) = (bytes.first_chunk_mut(), time_of(id)) {
+        *first = time;
+    }
+    Uuid::from_bytes(bytes)
+}
+
+/// The first four bytes of a UUID of version 7: its time, in units of 66 s (RFC 9562 §5.7).
+fn time_of(id: &str) -> Option<[u8; 4]> {
+    let (high, rest) = id.split_at_checked(8)?;
+    let (low, rest) = rest.strip_prefix('-')?.split_at_checked(4)?;
+    let is_hex = [high, low]
+        .concat()
+        .bytes()
+        .all(|byte| byte.is_ascii_hexdigit());
+    let high = u32::from_str_radix(high, 16).ok()?;
+    (is_hex && rest.starts_with("-7")).then(|| high.to_be_bytes())
 }
 
 #[cfg(test)]
@@ -36,6 +54,25 @@ mod tests {
             of("merchant-42", "/checkout", "o-1").simple().to_string(),
             expected
         );
+    }
+
+    #[test]
+    fn the_identity_of_a_uuid_of_version_7_begins_with_its_time() {
+        let of = |id| of("merchant-42", "/checkout", id).simple().to_string();
+        assert_eq!(
+            of("0190c0de-5b00-7abc-8def-0123456789ab"),
+            "0190c0de921e84b394179e5bd5095cb0"
+        );
+        for id in [
+            "0190c0de-5b00-4abc-8def-0123456789ab",
+            "0190c0de-5b0x-7abc-8def-0123456789ab",
+            "+190c0de-5b00-7abc-8def-0123456789ab",
+            "0190c0de5b007abc8def0123456789ab",
+            "0190c0de-5b0",
+        ] {
+            assert!(!of(id).starts_with("0190c0de"), "{id}");
+            assert_eq!(time_of(id), None, "{id}");
+        }
     }
 
     #[test]
