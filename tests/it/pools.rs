@@ -41,6 +41,8 @@ async fn aborted_requests_to_a_silent_database_give_their_connections_back() {
     let aborted = begin_history(&world, &replica).await;
     history_connections_in_use(&replica, HISTORY_CONNECTIONS).await;
     drop(aborted);
+    // Their answers never arrive, so no later request may use them.
+    history_connections_in_use(&replica, 0).await;
     eventually("history is read on new connections", AT_ONCE, async || {
         let reply = history(&world, &replica).await;
         holds(reply.status == 200, format!("{reply:?}"))
