@@ -40,6 +40,8 @@ class Case:
     rule: str
     name: str
     port: str = field(default=PUBLIC, kw_only=True)
+    # Whether no other case may run at the same time.
+    alone: bool = field(default=False, kw_only=True)
 
     def __str__(self):
         return f"{self.rule}: {self.name} ({self.port} port)"

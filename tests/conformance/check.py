@@ -13,15 +13,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import addresses
 import framing
 import handshakes
 import messages
 import pressure
 import service
 import smuggling
+from services import eventually
 
 # Slow cases first, so that they run beside the others.
-PARTS = (pressure, framing, handshakes, messages, smuggling)
+PARTS = (pressure, addresses, framing, handshakes, messages, smuggling)
 THREADS = 48
 # The second run of all cases may need this much more memory than the first.
 GROWTH_BYTES_MAX = 24 * 1024 * 1024
@@ -56,7 +58,10 @@ def main(binary, folder, words):
 
 def failures(world, cases):
     with ThreadPoolExecutor(THREADS) as threads:
-        return [complaint for complaint in threads.map(lambda case: failure(world, case), cases) if complaint]
+        together = [case for case in cases if not case.alone]
+        complaints = list(threads.map(lambda case: failure(world, case), together))
+    complaints += [failure(world, case) for case in cases if case.alone]
+    return [complaint for complaint in complaints if complaint]
 
 
 def failure(world, case):
@@ -71,7 +76,7 @@ def rested(world):
     """Waits until no client is left, and returns the service's memory and number of open files."""
     for name in ("shopbell_sessions", "shopbell_connections"):
         # The request for the metrics is a connection to the operations port itself.
-        service.eventually(f"{name} is 0", lambda name=name: world.metric(name) <= 0)
+        eventually(f"{name} is 0", lambda name=name: world.metric(name) <= 0)
     return world.memory_bytes(), world.open_files()
 
 

@@ -34,13 +34,8 @@ def fragments(*payloads, first=0x01):
 
 
 def cases():
-    yield from headers()
-    yield from lengths()
-    yield from fragmented()
-    yield from control()
-    yield from closes()
-    yield from utf8()
-    yield from contents()
+    for make in (headers, lengths, fragmented, control, closes, utf8, contents):
+        yield from make()
 
 
 def headers():

@@ -16,13 +16,8 @@ def refused(rule, name, sent, status, headers=None, then=OPEN):
 
 
 def cases():
-    yield from request_lines()
-    yield from upgrades()
-    yield from keys_and_versions()
-    yield from subprotocols()
-    yield from origins()
-    yield from tokens()
-    yield from parameters()
+    for make in (request_lines, upgrades, keys_and_versions, subprotocols, origins, tokens, parameters):
+        yield from make()
 
 
 def request_lines():

@@ -1,21 +1,23 @@
 """The real binary on free ports, with a database and an AMQP prefix of its own."""
 
+import itertools
 import json
 import os
 import re
 import secrets
-import socket
 import subprocess
-import time
 from contextlib import contextmanager
+from ipaddress import IPv4Address
 from pathlib import Path
-from urllib.error import HTTPError
-from urllib.parse import urlsplit
-from urllib.request import urlopen
 
 import wire
+from services import PATIENCE_SECONDS, ask, eventually, free_ports, new_database
 
-PATIENCE_SECONDS = 60
+# Small rates of one address, with a reserve of ten seconds. They apply only to clients that a proxy reports, because each case
+# itself has an internal address.
+SESSIONS_PER_ADDRESS, REQUESTS_PER_SECOND, FAILED_TOKENS_PER_SECOND = 2, 5, 1
+# Addresses for benchmarks (RFC 2544), which the service counts as public.
+CLIENTS = IPv4Address("198.18.0.0")
 
 
 class World:
@@ -25,6 +27,7 @@ class World:
         self.process, self.ports, self.secret, self.log = process, ports, secret, log
         self.numbers = {}
         self.tokens = {}
+        self.clients = itertools.count(1)
 
     def add(self, cases):
         for number, case in enumerate(cases, start=1):
@@ -33,7 +36,7 @@ class World:
 
     def connect(self, case):
         number = self.numbers[case]
-        # All of 127.0.0.0/8 is loopback.
+        # All of 127.0.0.0/8 is loopback, and a trusted proxy.
         return wire.Connection(self.ports[case.port], f"127.1.{number // 200}.{number % 200 + 1}")
 
     def filled(self, case, sent):
@@ -43,23 +46,17 @@ class World:
             sent = sent.replace(f"@{name}@".encode(), value.encode())
         return sent
 
-    def ask(self, path):
-        """The status and the body of a request to the operations port, or None."""
-        try:
-            with urlopen(f"http://127.0.0.1:{self.ports['operations']}{path}", timeout=5) as response:
-                return response.status, response.read().decode()
-        except HTTPError as error:
-            return error.code, error.read().decode()
-        except OSError:
-            return None
+    def new_client(self):
+        """The address of a client that sent no request yet."""
+        return str(CLIENTS + next(self.clients))
 
     def readiness(self):
-        answer = self.ask("/readyz")
+        answer = ask(self.ports["operations"], "/readyz")
         return answer and json.loads(answer[1])["status"]
 
     def metric(self, name):
         """A metric, summed over its labels."""
-        _, exposition = self.ask("/metrics")
+        _, exposition = ask(self.ports["operations"], "/metrics")
         return sum(float(value) for value in re.findall(rf"^{name}(?:\{{.*\}})? (\S+)", exposition, re.MULTILINE))
 
     def memory_bytes(self):
@@ -70,21 +67,12 @@ class World:
         return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
 
 
-def eventually(condition, probe):
-    """Calls `probe` until its result is true."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not (result := probe()):
-        assert time.monotonic() < deadline, f"not within {PATIENCE_SECONDS} s: {condition}"
-        time.sleep(0.05)
-    return result
-
-
 @contextmanager
 def serving(binary, log):
     """Runs the service. At the end it must stop in order."""
-    ports = dict(zip(("public", "operations"), free_ports()))
+    ports = dict(zip(("public", "operations"), free_ports(2)))
     secret = secrets.token_hex(32)
-    with new_database() as database:
+    with new_database("conformance") as database:
         environment = {
             "DATABASE_URL": database,
             "AMQP_URL": os.environ["AMQP_URL"],
@@ -92,6 +80,10 @@ def serving(binary, log):
             "SHOPBELL_LISTEN": f"127.0.0.1:{ports['public']}",
             "SHOPBELL_OPS_LISTEN": f"127.0.0.1:{ports['operations']}",
             "SHOPBELL_JWT_HS256_SECRET": secret,
+            "SHOPBELL_TRUSTED_PROXIES": "127.0.0.0/8",
+            "SHOPBELL_MAX_SESSIONS_PER_ADDRESS": str(SESSIONS_PER_ADDRESS),
+            "SHOPBELL_MAX_REQUESTS_PER_ADDRESS": str(REQUESTS_PER_SECOND),
+            "SHOPBELL_MAX_FAILED_TOKENS_PER_ADDRESS": str(FAILED_TOKENS_PER_SECOND),
             "SHOPBELL_CANARY_SECONDS": "0",
             "SHOPBELL_DRAIN_SECONDS": "0",
             "RUST_LOG": "info,shopbell=debug",
@@ -111,25 +103,3 @@ def serving(binary, log):
 
 def ended(process):
     assert process.poll() is None, f"the service ended with {process.returncode}"
-
-
-@contextmanager
-def new_database():
-    url, name = urlsplit(os.environ["DATABASE_URL"]), f"conformance_{os.getpid()}"
-
-    def execute(statement):
-        subprocess.run(["psql", "-qX", url.geturl(), "-c", statement], check=True)
-
-    execute(f"create database {name}")
-    try:
-        yield url._replace(path=f"/{name}").geturl()
-    finally:
-        execute(f"drop database {name} with (force)")
-
-
-def free_ports():
-    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
-    ports = [listener.getsockname()[1] for listener in listeners]
-    for listener in listeners:
-        listener.close()
-    return ports

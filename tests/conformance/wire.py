@@ -48,7 +48,8 @@ class Ended(Exception):
 
 
 class Connection:
-    """A TCP connection to the service. Each case has a source address of its own, so that no bound for an address is shared."""
+    """A TCP connection to the service. Each case has a source address of its own, so that a capture of the traffic shows it. The
+    service has no bound for such an internal address."""
 
     def __init__(self, port, source):
         self.socket = socket.create_connection(("127.0.0.1", port), PATIENCE_SECONDS, source_address=(source, 0))

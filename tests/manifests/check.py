@@ -7,12 +7,9 @@ usage: check.py KUBECTL BINARY FOLDER      in the checkout, with DATABASE_URL an
 import json
 import os
 import re
-import subprocess
 import sys
 import tomllib
-from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import yaml
 
@@ -20,6 +17,7 @@ import broker
 import objects
 import rendering
 import running
+from services import ask, eventually, new_database
 
 OVERLAYS = {name: Path("k8s/overlays") / name for name in ("development", "production")}
 # The overlays alone, and each component that they do not have. KEDA is only in production, whose settings its threshold needs.
@@ -171,7 +169,7 @@ def against_services(program, rendered, folder):
             )
             for item in rendered.of("Permission")
         }
-        with new_database() as database:
+        with new_database("manifests") as database:
             yield from serve(program, rendered, folder, database, urls["shopbell"], urls["shopbell-publisher"], partitions)
 
 
@@ -194,7 +192,7 @@ def serve(program, rendered, folder, database, amqp_url, publisher_url, partitio
             yield from running.probe_complaints(pod, operations)
             # The status 200 alone is not enough, because a missing permission leads to `degraded`, also with 200.
             state = f"{pod.name} is ready with the permissions of the user shopbell (see {folder}/*.log)"
-            running.eventually(state, is_ready, operations)
+            eventually(state, is_ready, operations)
         order = ["publish", "--recipient", "merchant-42"]
         publisher = {"AMQP_URL": publisher_url, "SHOPBELL_AMQP_DECLARE": "false", **partitions}
         program.must("as the publisher", *order, **publisher)
@@ -206,33 +204,18 @@ def serve(program, rendered, folder, database, amqp_url, publisher_url, partitio
         bad = [*order, "--type", "order.created", "--data", "{}", "--unchecked"]
         program.must("as the publisher", *bad, **publisher)
         letters = {**publisher, "AMQP_URL": amqp_url, "DATABASE_URL": database}
-        running.eventually("the dead letter is listed", has_dead_letter, program, letters)
+        eventually("the dead letter is listed", has_dead_letter, program, letters)
         if "ACCESS_REFUSED" not in program.run("dead-letters", "list", **letters | publisher).stderr:
             yield "the user shopbell-publisher may read from RabbitMQ"
 
 
 def is_ready(operations):
-    answer = running.ask(operations, "/readyz")
+    answer = ask(operations, "/readyz")
     return answer and json.loads(answer[1])["status"] == "ready"
 
 
 def has_dead_letter(program, environment):
     return "invalid_data" in program.must("as shopbell", "dead-letters", "list", **environment)
-
-
-@contextmanager
-def new_database():
-    """Creates a database in the private Postgres, and yields its URL."""
-    url, name = urlsplit(os.environ["DATABASE_URL"]), f"manifests_{os.getpid()}"
-
-    def execute(statement):
-        subprocess.run(["psql", "-qX", url.geturl(), "-c", statement], check=True)
-
-    execute(f"create database {name}")
-    try:
-        yield url._replace(path=f"/{name}").geturl()
-    finally:
-        execute(f"drop database {name} with (force)")
 
 
 def report(text):

@@ -3,14 +3,11 @@
 import json
 import re
 import secrets
-import socket
 import subprocess
-import time
 from contextlib import contextmanager
-from urllib.error import HTTPError
-from urllib.request import urlopen
 
-PATIENCE_SECONDS = 60
+from services import PATIENCE_SECONDS, ask, eventually, free_ports
+
 # `shopbell config` lists every OTEL_* variable that is set. OpenTelemetry's library reads these.
 OF_OPENTELEMETRY = {"OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_RESOURCE_ATTRIBUTES"}
 
@@ -83,7 +80,7 @@ class Program:
     @contextmanager
     def serving(self, pod, log):
         """Runs the program like the pod, but on free ports of this machine. Yields both ports."""
-        public, operations = free_port(), free_port()
+        public, operations = free_ports(2)
         environment = {
             **pod.environment,
             "SHOPBELL_LISTEN": f"127.0.0.1:{public}",
@@ -145,32 +142,6 @@ def probe_complaints(pod, operations):
         status, body = eventually(f"{pod.name} responds to {request['path']}", ask, operations, request["path"])
         if status != 200:
             yield f"has a {probe} for {request['path']}, which returns {status}: {body}"
-
-
-def ask(port, path):
-    try:
-        with urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
-            return answer.status, answer.read().decode()
-    except HTTPError as error:
-        return error.code, error.read().decode()
-    except OSError:
-        return None
-
-
-def eventually(condition, probe, *arguments):
-    """Calls `probe` until its result is true, and returns the result."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while time.monotonic() < deadline:
-        if result := probe(*arguments):
-            return result
-        time.sleep(0.1)
-    raise SystemExit(f"manifests: not within {PATIENCE_SECONDS} s: {condition}")
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def new_secret():
