@@ -81,6 +81,8 @@ fn merge(
     };
     match current {
         Some(Content::Value(key)) => keys.current = Some(key),
+        // It was missing at the start, and another key is enough.
+        Some(Content::Missing(_)) if last.current.is_none() => {}
         Some(Content::Missing(problem) | Content::Unusable(problem)) => {
             complain(&JWT_SECRET, problem)
         }
@@ -95,6 +97,7 @@ fn merge(
     }
     match public {
         Some(Content::Value(all)) => keys.public = all,
+        Some(Content::Missing(_)) if last.public.is_empty() => {}
         Some(Content::Missing(problem) | Content::Unusable(problem)) => {
             complain(&JWT_PUBLIC_KEY, problem)
         }
@@ -230,6 +233,20 @@ mod tests {
         folder.write("previous", b"short");
         let (read, problems) = folder.files().read(&keys(OLD, Some(NEW)));
         assert_eq!((read, problems.len()), (keys(OLD, Some(NEW)), 1));
+    }
+
+    #[test]
+    fn a_file_that_is_missing_since_the_start_is_no_problem() {
+        let folder = Folder::new();
+        let files = KeyFiles {
+            public: Some(folder.0.join("public")),
+            ..folder.files()
+        };
+        assert_eq!(files.read(&Keys::default()), (Keys::default(), vec![]));
+        folder.write("public", b"s3cr3t");
+        assert_eq!(files.read(&Keys::default()).1.len(), 1);
+        folder.write("current", NEW.as_bytes());
+        assert_eq!(files.read(&Keys::default()).0, keys(NEW, None));
     }
 
     #[test]

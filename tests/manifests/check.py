@@ -27,6 +27,8 @@ COMBINATIONS = [
     ("development", ["ingress"]),
     ("development", ["monitoring"]),
     ("development", ["traces"]),
+    ("development", ["jwks"]),
+    ("development", ["public-keys"]),
     ("development", ["rabbitmq"]),
     ("development", ["cloudnative-pg"]),
     ("development", ["rabbitmq", "partitions"]),
@@ -127,13 +129,18 @@ def names_in(cell):
 
 def settings(program, rendered, deployment, folder):
     pod = running.Pod(rendered, deployment, folder / "files")
-    jwt_secret = running.new_secret()
     pod.give(
         DATABASE_URL="postgresql://shopbell:secret@postgres.example:5432/shopbell",
         AMQP_URL="amqp://shopbell:secret@rabbitmq.example:5672/shopbell",
-        SHOPBELL_JWT_HS256_SECRET=jwt_secret,
     )
-    yield from running.settings_complaints(program, pod, jwt_secret)
+    # Each kind of key must be enough.
+    if "SHOPBELL_JWT_PUBLIC_KEY_FILE" in pod.environment:
+        pod.give(SHOPBELL_JWT_PUBLIC_KEY=running.new_public_key())
+    elif "SHOPBELL_JWKS_URL" not in pod.environment:
+        pod.give(SHOPBELL_JWT_HS256_SECRET=running.new_secret())
+    elif "SHOPBELL_JWT_HS256_SECRET_FILE" in pod.environment and not pod.has_optional_secret:
+        yield "does not start without the secret shopbell-jwt, although the issuer has the keys"
+    yield from running.settings_complaints(program, pod)
 
 
 def other_permissions(rendered):

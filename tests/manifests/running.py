@@ -20,6 +20,7 @@ class Pod:
         pod = workload["spec"]["template"]["spec"]
         self.container = pod["containers"][0]
         self.files, self.folders = set(), []
+        self.has_optional_secret = any(volume["secret"].get("optional") for volume in pod["volumes"])
         mounts = {mount["name"]: mount["mountPath"] for mount in self.container["volumeMounts"]}
         for volume in pod["volumes"]:
             if "items" in volume["secret"]:
@@ -96,11 +97,11 @@ class Program:
                 raise SystemExit(f"manifests: {pod.name} exited with an error, see {log}")
 
 
-def settings_complaints(program, pod, jwt_secret):
+def settings_complaints(program, pod):
     """Complains about variables that the program does not read, values that it refuses, and ports that it does not open."""
     try:
         # Both roles get the same settings, so one of them must read each name. The ports belong to the role.
-        whole = settings(program, [], {"SHOPBELL_JWT_HS256_SECRET": jwt_secret} | without(pod, "SHOPBELL_JWT_HS256_SECRET_FILE"))
+        whole = settings(program, [], {"SHOPBELL_JWT_HS256_SECRET": new_secret()} | without(pod, "SHOPBELL_JWT_HS256_SECRET_FILE"))
         of_role = settings(program, pod.container["args"][1:], pod.environment)
     except Refused as refusal:
         yield str(refusal)
@@ -146,3 +147,11 @@ def probe_complaints(pod, operations):
 
 def new_secret():
     return secrets.token_hex(24)
+
+
+def new_public_key():
+    """An ES256 key in PEM, by the commands of docs/keys.md."""
+    arguments = ["-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    signing = subprocess.run(["openssl", "genpkey", *arguments], check=True, capture_output=True).stdout
+    public = ["openssl", "pkey", "-pubout"]
+    return subprocess.run(public, input=signing, check=True, capture_output=True).stdout.decode()
