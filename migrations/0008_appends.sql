@@ -1,5 +1,5 @@
 -- Appends: each batch is stored in one round trip and one transaction. A batch of new events without import events
--- takes a plain statement (src/store/append/statements.rs), because a function costs a third more for one event.
+-- takes a plain statement (src/store/append/statements.rs), because a function costs nearly twice as much for one event.
 --
 -- Both functions take arrays with one element for each event. The arrays in_step_* have one element for each
 -- import event, in the same order. These are its place in the batch (from 1), its import and item, its part of

@@ -1,4 +1,5 @@
-//! Events as the arrays of the append functions, one array for each column. Pure.
+//! Events as parameters of the append statements: an array for each column, or the columns of one
+//! event. Pure.
 
 use sqlx::Postgres;
 use sqlx::postgres::PgArguments;
@@ -16,6 +17,24 @@ pub(super) fn feeds<'a>(events: &[&'a Event]) -> Vec<&'a str> {
 /// The feed of an event.
 pub(super) fn feed(event: &Event) -> &str {
     event.recipient.as_str()
+}
+
+/// Binds the stored columns of one event.
+pub(super) fn bind_event<'a>(
+    query: Query<'a, Postgres, PgArguments>,
+    event: &'a Event,
+    received_at: OffsetDateTime,
+) -> Query<'a, Postgres, PgArguments> {
+    query
+        .bind(feed(event))
+        .bind(identity(event))
+        .bind(event.source.as_str())
+        .bind(event.id.as_str())
+        .bind(event.event_type.as_str())
+        .bind(event.time.unwrap_or(received_at))
+        .bind(event.data.as_ref().map(|data| data.get()))
+        .bind(event.collapse_key.as_deref())
+        .bind(event.expires_at)
 }
 
 /// Binds the stored columns of each event except its feed.
