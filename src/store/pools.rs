@@ -27,10 +27,13 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// - No statement of ours leaves a transaction open. If one did, it would hold the lock of a feed.
 /// - Each statement reads few rows by index. If the planner overestimates them, compilation costs a
 ///   hundred times the execution.
-pub(super) const SESSION_SETTINGS: [(&str, &str); 3] = [
+/// - The plan of a statement stays in use while its table grows. A table is small at first, and a plan that reads all of
+///   it would then cost more with every row.
+pub(super) const SESSION_SETTINGS: [(&str, &str); 4] = [
     ("statement_timeout", "10s"),
     ("idle_in_transaction_session_timeout", "10s"),
     ("jit", "off"),
+    ("enable_seqscan", "off"),
 ];
 /// Each partition stores one batch at a time. One more connection serves a retry while another is
 /// closed.

@@ -87,3 +87,30 @@ async fn a_page_of_a_large_table_is_read_by_index_without_compilation() {
         .expect("Postgres would compile it by default");
     world.finish().await;
 }
+
+/// A plan of an empty table stays in use while the table grows.
+#[tokio::test]
+async fn appends_to_a_new_database_read_no_whole_table() {
+    let world = World::new().await;
+    world.change_database(EXPLAIN).await;
+    // They wait for the replica, so that it stores large batches.
+    world.shopbell(&["declare"]).await.succeeded();
+    let merchants = (0..600).map(|number| Event::order(&format!("merchant-{number}")));
+    world.publisher().await.publish_all(merchants).await;
+    let replica = world.serve().await;
+    let plan = eventually("the plan of an append arrives", PATIENCE, async || {
+        let log = replica.log();
+        let plan = log
+            .lines()
+            .find(|line| line.contains("Query Text") && line.contains("with counted as"));
+        plan.map(str::to_owned).ok_or(log)
+    })
+    .await;
+    assert!(plan.contains("notifications_identity_key"), "{plan}");
+    replica
+        .metric_reaches("shopbell_events_stored_total", 600)
+        .await;
+    let log = replica.log();
+    assert!(!log.contains("Seq Scan on notifications"), "{log}");
+    world.finish().await;
+}
