@@ -18,7 +18,9 @@ pub(super) fn postgres(options: &PgConnectOptions) -> Finding {
         PgSslMode::VerifyFull => Finding::ok(CHECK, "sslmode=verify-full"),
         PgSslMode::VerifyCa => Finding::warning(
             CHECK,
-            format!("sslmode=verify-ca accepts every server with a certificate of its CA or of a public CA as {host}"),
+            format!(
+                "sslmode=verify-ca accepts every server with a certificate of its CA or of a public CA as {host}"
+            ),
             verify,
         ),
         PgSslMode::Require => Finding::warning(
