@@ -307,6 +307,7 @@ mod tests {
 [
 {{"source_name":"","destination_name":"shop.ingest","routing_key":"shop.ingest"}}
 ,{{"source_name":"shop.dead-letter","destination_name":"shop.dead-letter","routing_key":"#"}}
+,{{"source_name":"shop.entry","destination_name":"shop.ingest","routing_key":"#"}}
 ,{{"source_name":"shop.events","destination_name":"shop.ingest","routing_key":"#"}}
 ,{{"source_name":"shop.unroutable","destination_name":"shop.unroutable","routing_key":"#"}}
 ]
@@ -433,8 +434,8 @@ mod tests {
         });
         assert_eq!(
             errors.count(),
-            3,
-            "for the partitions and for each of them: {found:?}"
+            4,
+            "of both exchanges and of each partition: {found:?}"
         );
     }
 
