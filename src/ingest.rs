@@ -1,6 +1,6 @@
 //! Stores deliveries as notifications: batch, append, fan-out, acknowledge.
 //!
-//! The deliveries of one partition come in. Notifications and dead letters go to Postgres, and
+//! The deliveries of some partitions come in. Notifications and dead letters go to Postgres, and
 //! hints to the fan-out. The deliveries that arrive while a batch is stored are the next batch, so
 //! no timer delays them.
 //!
@@ -19,6 +19,7 @@ mod publishing;
 mod storing;
 pub mod traces;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -26,12 +27,12 @@ use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use self::batch::{Batch, CountedConsumer};
-pub use self::claims::claims;
+pub use self::claims::{claims, connections};
 use self::hints::{current_time, hints};
 use self::publishing::STORED_MAX;
 use self::storing::Abandoned;
 use self::traces::TraceKeeper;
-use crate::amqp::consumer::Consumer;
+use crate::amqp::consumer::{Claim, Consumer};
 use crate::amqp::publisher::Publisher;
 use crate::amqp::{Broker, BrokerError};
 use crate::fanout::Fanout;
@@ -47,12 +48,17 @@ use crate::telemetry::labels::Retried;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::traces::BatchTrace;
 
-/// Most unacknowledged deliveries: the batch that is stored and the one that forms meanwhile.
+/// Most unacknowledged deliveries of a connection: the batch that is stored and the one that forms
+/// meanwhile.
 ///
 /// RabbitMQ bounds their number and not their bytes; its `max_message_size` bounds each. Never 1:
 /// with that, RabbitMQ 3.10.8 sometimes reorders deliveries that an earlier consumer gave back. It
 /// broke the order of a feed in 3 of 18 restarts under load.
 const PREFETCH: u16 = 2 * batch::EVENTS_MAX as u16;
+
+/// Least prefetch of a partition, if a connection consumes several: the deliveries that are acknowledged
+/// together. So a busy partition waits for no timer.
+const PREFETCH_OF_PARTITION_MIN: u16 = publishing::EVENTS_PER_ACKNOWLEDGEMENT as u16;
 
 /// The reason for which an incarnation ended.
 #[derive(Debug, thiserror::Error)]
@@ -63,15 +69,14 @@ enum IncarnationError {
     Abandoned(#[from] Abandoned),
 }
 
-/// Ingest of one partition. RabbitMQ lets one replica consume a partition; the others stand by.
+/// Ingest of some partitions by one connection. RabbitMQ lets one replica consume a partition; the
+/// others stand by.
 #[derive(Debug, Clone)]
 pub struct Ingest {
     /// The RabbitMQ that delivers events.
     pub broker: Broker,
-    /// The partition to consume. The first is 1.
-    pub partition: u8,
-    /// The claim of this replica to it.
-    pub claim: i32,
+    /// The partitions to consume, with the claims of this replica to them.
+    pub claims: Vec<Claim>,
     /// The database for notifications and dead letters.
     pub pool: Pool,
     /// Receives the hints of stored notifications.
@@ -86,7 +91,7 @@ pub struct Ingest {
     pub dead_letter_stored: Arc<Notify>,
     /// The counters.
     pub metrics: Arc<Metrics>,
-    /// Reports whether this partition is consumed.
+    /// Reports whether these partitions are consumed.
     pub health: Arc<Health>,
 }
 
@@ -122,11 +127,11 @@ impl Ingest {
         }
         // Connects with the first hint: an alarm of RabbitMQ must not keep ingest from consuming.
         let publisher = Publisher::lazy(&self.broker);
-        let consumer = Consumer::ingest(&self.broker, self.partition, self.claim, PREFETCH).await?;
+        let consumer = Consumer::ingest(&self.broker, &self.claims, self.prefetch()).await?;
         let mut consumer = CountedConsumer::new(consumer, self.metrics.clone());
         let acknowledger = consumer.acknowledger();
         let _up = self.health.ingest.up();
-        tracing::info!(names = %self.broker.names, partition = self.partition, "ingest consumes or stands by");
+        tracing::info!(names = %self.broker.names, partitions = ?self.partitions(), "ingest consumes or stands by");
         let (done, stored) = mpsc::channel(STORED_MAX);
         let processing = self.process_batches(&mut consumer, done, stop, retry);
         let hints = HintPublisher::new(self.fanout.clone(), publisher);
@@ -137,6 +142,25 @@ impl Ingest {
         // in another order.
         consumer.close().await;
         ended.map(drop)
+    }
+
+    /// Most unacknowledged deliveries of each partition.
+    fn prefetch(&self) -> u16 {
+        let partitions = u16::try_from(self.claims.len()).unwrap_or(u16::MAX);
+        (PREFETCH / partitions.max(1)).max(PREFETCH_OF_PARTITION_MIN)
+    }
+
+    /// The partitions in the order of their numbers.
+    fn partitions(&self) -> BTreeSet<u8> {
+        self.claims.iter().map(|claim| claim.partition).collect()
+    }
+
+    /// The name in traces of the place that delivers: the queue, or the exchange before several.
+    fn destination(&self) -> String {
+        match self.claims.as_slice() {
+            [claim] => self.broker.names.partition(claim.partition),
+            _ => self.broker.names.partitions(),
+        }
     }
 
     /// Processes batches until `stop`.
@@ -184,15 +208,14 @@ impl Ingest {
         stop: &CancellationToken,
     ) -> Result<Option<StoredBatch>, IncarnationError> {
         let received_at = current_time();
-        let _holding = self.metrics.holding.begin(self.partition);
+        let _holding = self.metrics.holding.begin();
         let pending = batch.parse(self.limits, &self.broadcast_feed);
         self.metrics.batch_events.observe(pending.len() as f64);
         let traceparents = pending.iter().filter_map(|pending| match &pending.fate {
             Fate::Notify(event) => event.traceparent.as_deref(),
             Fate::DeadLetter(_) | Fate::Hold(_) => None,
         });
-        let queue = || self.broker.names.partition(self.partition);
-        let trace = BatchTrace::begin(queue, pending.len(), traceparents);
+        let trace = BatchTrace::begin(|| self.destination(), pending.len(), traceparents);
         let begun = SystemTime::now();
         let committed = self
             .store_batch(pending, received_at, consumer, stop)

@@ -1,8 +1,10 @@
-//! Consumes a queue: one connection, one channel, one consumer.
+//! Consumes queues: one connection, one channel, and a consumer for each queue.
 //!
-//! Deliveries come out in the order of RabbitMQ, and [`Acknowledger`] acknowledges them on the
+//! Deliveries come out in the order in which RabbitMQ sent them, and [`Acknowledger`] acknowledges them on the
 //! incarnation that delivered them. A consumer never sends a nack or a cancel: see
 //! [`Consumer::close`].
+
+mod deliveries;
 
 use std::time::Duration;
 
@@ -11,6 +13,7 @@ use lapin::Channel;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::FieldTable;
 
+use self::deliveries::Deliveries;
 use super::connection::{Connection, Frames};
 use super::delivery::Delivery;
 use super::{Broker, BrokerError, DECLARE_TIMEOUT, topology, within};
@@ -22,43 +25,47 @@ const GATEWAYS_PREFETCH: u16 = 1;
 /// Longest wait of an acknowledgement for room in the socket.
 const ACKNOWLEDGE_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// The claim of a replica to a partition of the ingest queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Claim {
+    /// The number of the partition. The first is 1.
+    pub partition: u8,
+    /// RabbitMQ 4 gives the partition to the consumer with the highest priority. It first waits until the
+    /// one before has acknowledged its deliveries, so no event is overtaken. Older versions ignore the
+    /// priority.
+    pub priority: i32,
+}
+
 /// One incarnation of a consumer.
 pub struct Consumer {
     // Drops first, for the reason in `close`.
     connection: Connection,
     channel: Channel,
-    stream: lapin::Consumer,
-    queue: String,
-    /// The consumer by which RabbitMQ counts this gateway. It receives no deliveries.
-    counted: Option<lapin::Consumer>,
+    deliveries: Deliveries,
+    /// The channel and the consumer by which RabbitMQ counts this gateway. It receives no deliveries.
+    counted: Option<(Channel, lapin::Consumer)>,
 }
 
 impl std::fmt::Debug for Consumer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Consumer")
-            .field("queue", &self.queue)
-            .finish_non_exhaustive()
+        f.debug_struct("Consumer").finish_non_exhaustive()
     }
 }
 
 impl Consumer {
-    /// Consumes a partition of the ingest queue. `prefetch` bounds the unacknowledged deliveries.
-    ///
-    /// RabbitMQ 4 gives the partition to the consumer with the highest `priority`. It first waits until the
-    /// one before has acknowledged its deliveries, so no event is overtaken. Older versions ignore the
-    /// priority.
+    /// Consumes partitions of the ingest queue. `prefetch` bounds the unacknowledged deliveries of
+    /// each.
     ///
     /// # Errors
-    /// RabbitMQ does not answer, or rejects a part of the topology or the consumer.
+    /// RabbitMQ does not answer, or rejects a part of the topology or a consumer.
     pub async fn ingest(
         broker: &Broker,
-        partition: u8,
-        priority: i32,
+        claims: &[Claim],
         prefetch: u16,
     ) -> Result<Self, BrokerError> {
         let (connection, channel, topology) = broker.open("ingest", Frames::Large).await?;
         // Not fatal: replicas with the old setting drain while the number of partitions is raised.
-        if partition == 1 && topology.more_partitions {
+        if claims.iter().any(|claim| claim.partition == 1) && topology.more_partitions {
             tracing::error!(
                 known = broker.partitions,
                 unknown = broker.names.partition(broker.partitions + 1),
@@ -66,14 +73,19 @@ impl Consumer {
                  set SHOPBELL_INGEST_PARTITIONS to their number"
             );
         }
-        Self::consume(
+        let mut deliveries = Deliveries::new();
+        for claim in claims {
+            let queue = broker.names.partition(claim.partition);
+            let priority = topology::table([("x-priority", topology::number(claim.priority))]);
+            let consumer = consume(&channel, queue.clone(), prefetch, priority).await?;
+            deliveries.add(consumer, queue);
+        }
+        Ok(Self {
             connection,
             channel,
-            broker.names.partition(partition),
-            prefetch,
-            topology::table([("x-priority", topology::number(priority))]),
-        )
-        .await
+            deliveries,
+            counted: None,
+        })
     }
 
     /// Consumes a new fan-out queue. RabbitMQ counts this process as a gateway while it does.
@@ -84,34 +96,18 @@ impl Consumer {
         let (connection, channel, _) = broker.open("fanout", Frames::Large).await?;
         let declaring = topology::ensure_fanout_queue(&channel, &broker.names);
         let queue = within(DECLARE_TIMEOUT, "declaring a fan-out queue", declaring).await?;
-        let mut consumer =
-            Self::consume(connection, channel, queue, prefetch, FieldTable::default()).await?;
-        consumer.counted = Some(
-            consume(
-                &consumer.channel,
-                broker.names.gateways(),
-                GATEWAYS_PREFETCH,
-                FieldTable::default(),
-            )
-            .await?,
-        );
-        Ok(consumer)
-    }
-
-    async fn consume(
-        connection: Connection,
-        channel: Channel,
-        queue: String,
-        prefetch: u16,
-        arguments: FieldTable,
-    ) -> Result<Self, BrokerError> {
-        let stream = consume(&channel, queue.clone(), prefetch, arguments).await?;
+        let consumer = consume(&channel, queue.clone(), prefetch, FieldTable::default()).await?;
+        let mut deliveries = Deliveries::new();
+        deliveries.add(consumer, queue);
+        // A channel of its own: a message that was published there by mistake has a tag too.
+        let counting = connection.channel().await?;
+        let (gateways, none) = (broker.names.gateways(), FieldTable::default());
+        let counted = consume(&counting, gateways, GATEWAYS_PREFETCH, none).await?;
         Ok(Self {
             connection,
             channel,
-            stream,
-            queue,
-            counted: None,
+            deliveries,
+            counted: Some((counting, counted)),
         })
     }
 
@@ -120,14 +116,10 @@ impl Consumer {
     /// # Errors
     /// The consumer or its connection ended.
     pub async fn next(&mut self) -> Result<Delivery, BrokerError> {
-        let delivery = tokio::select! {
+        tokio::select! {
             biased;
-            delivery = self.stream.next() => delivery,
-            () = ended(&mut self.counted) => None,
-        };
-        match delivery {
-            Some(delivery) => Ok(Delivery { inner: delivery? }),
-            None => Err(BrokerError::ConsumerEnded(self.queue.clone())),
+            delivery = self.deliveries.next() => delivery,
+            () = ended(&mut self.counted) => Err(BrokerError::ConsumerEnded("gateways".into())),
         }
     }
 
@@ -159,9 +151,9 @@ impl Consumer {
 }
 
 /// Waits for the end of a consumer. If there is none, this never returns.
-async fn ended(consumer: &mut Option<lapin::Consumer>) {
-    match consumer {
-        Some(consumer) => while let Some(Ok(_)) = consumer.next().await {},
+async fn ended(counted: &mut Option<(Channel, lapin::Consumer)>) {
+    match counted {
+        Some((_, consumer)) => while let Some(Ok(_)) = consumer.next().await {},
         None => std::future::pending().await,
     }
 }

@@ -31,7 +31,7 @@ use crate::http::listener;
 use crate::ingest::dead_letters::DeadLetterPublisher;
 use crate::ingest::held_feeds::HeldFeeds;
 use crate::ingest::traces::TraceKeeper;
-use crate::ingest::{Ingest, claims};
+use crate::ingest::{Ingest, claims, connections};
 use crate::model::event::Limits;
 use crate::ops::housekeeping;
 use crate::ops::probes;
@@ -205,9 +205,9 @@ impl Base {
     fn new(config: &ServeConfig) -> anyhow::Result<Self> {
         let broker = broker_of(&config.amqp)?;
         let epochs = Arc::<Epochs>::default();
-        let pools = Pools::lazy(&config.database, broker.partitions, &epochs);
+        let pools = Pools::lazy(&config.database, connections(broker.partitions), &epochs);
         let ingests = if config.roles.ingest().is_some() {
-            broker.partitions
+            connections(broker.partitions)
         } else {
             0
         };
@@ -282,7 +282,7 @@ impl Base {
         Ok(())
     }
 
-    /// Starts ingest, with one task for each partition.
+    /// Starts ingest, with one task for each connection.
     fn ingest(&self, config: &IngestConfig, parts: &mut Parts) {
         let (traces, trace_writer) = TraceKeeper::new(self.pools.upkeep.clone());
         parts.spawn(Part::Traces, trace_writer.run());
@@ -292,11 +292,10 @@ impl Base {
                 event_bytes_max: config.event_bytes_max,
             },
         );
-        for (partition, claim) in claims(self.broker.partitions) {
+        for claims in claims(self.broker.partitions) {
             let ingest = Ingest {
                 broker: self.broker.clone(),
-                partition,
-                claim,
+                claims,
                 pool: self.pools.ingest.clone(),
                 fanout: self.fanout.clone(),
                 traces: traces.clone(),

@@ -85,7 +85,7 @@ pub(super) const AMQP_DECLARE: Setting = Setting {
     page: None,
 };
 
-/// Each partition costs every ingesting replica two connections to RabbitMQ and one to Postgres.
+/// Each partition is a queue of RabbitMQ. A replica consumes all of them by few connections.
 const PARTITIONS_MAX: u64 = 64;
 
 pub(super) const INGEST_PARTITIONS: Setting = Setting {

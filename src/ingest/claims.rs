@@ -1,22 +1,48 @@
-//! The claims of a replica to the partitions, by which replicas share them.
+//! The claims of a replica to the partitions, by which replicas share them. Pure.
 
+use crate::amqp::consumer::Claim;
+
+/// Most connections by which a replica consumes its partitions. Each has a thread, 8 MiB of buffers and a task that
+/// stores one batch at a time. So more partitions cost a replica nothing, and can be as many as it will ever need.
+const CONNECTIONS_MAX: u8 = 4;
 /// The difference between two ranks. A random part below it decides between equal ranks of two replicas.
 const RANK_STEP: i32 = 1 << 16;
 /// The claim to the only partition: a new replica does not take it from the one that works.
 const SOLE: i32 = 0;
 
-/// Returns the partitions in the order in which to consume them, each with its claim.
+/// The number of connections by which a replica consumes so many partitions.
+pub fn connections(partitions: u8) -> u8 {
+    partitions.min(CONNECTIONS_MAX)
+}
+
+/// Returns the claims of a replica, for each of its connections. The highest come first.
 ///
 /// RabbitMQ 4 gives a partition to the replica with the highest claim. Each replica uses the same ranks in a random
 /// order. So every replica has the highest claim to some partitions, whenever it starts. Older versions give a
 /// partition to the first replica that consumes it, and the random order shares them.
-pub fn claims(partitions: u8) -> Vec<(u8, i32)> {
+pub fn claims(partitions: u8) -> Vec<Vec<Claim>> {
+    let connections = usize::from(connections(partitions));
+    let mut of_connections = vec![Vec::new(); connections];
+    for (at, claim) in ranked(partitions).into_iter().enumerate() {
+        of_connections[at % connections].push(claim);
+    }
+    of_connections
+}
+
+/// All claims, the highest first.
+fn ranked(partitions: u8) -> Vec<Claim> {
     if partitions == 1 {
-        return vec![(1, SOLE)];
+        return vec![Claim {
+            partition: 1,
+            priority: SOLE,
+        }];
     }
     let mut shuffled: Vec<u8> = (1..=partitions).collect();
     fastrand::shuffle(&mut shuffled);
-    let claim = |(partition, rank)| (partition, rank * RANK_STEP + fastrand::i32(1..RANK_STEP));
+    let claim = |(partition, rank)| Claim {
+        partition,
+        priority: rank * RANK_STEP + fastrand::i32(1..RANK_STEP),
+    };
     let mut claims: Vec<_> = shuffled.into_iter().zip(0..).map(claim).collect();
     claims.reverse();
     claims
@@ -31,10 +57,10 @@ mod tests {
         const PARTITIONS: u8 = 64;
         let mut highest: Vec<(usize, i32)> = vec![(0, 0); usize::from(PARTITIONS)];
         for replica in 1..=3 {
-            for (partition, claim) in claims(PARTITIONS) {
-                let holder = &mut highest[usize::from(partition) - 1];
-                if claim > holder.1 {
-                    *holder = (replica, claim);
+            for claim in claims(PARTITIONS).concat() {
+                let holder = &mut highest[usize::from(claim.partition) - 1];
+                if claim.priority > holder.1 {
+                    *holder = (replica, claim.priority);
                 }
             }
         }
@@ -46,11 +72,20 @@ mod tests {
     }
 
     #[test]
-    fn every_partition_is_claimed_once_and_the_highest_claim_first() {
-        for partitions in [1, 2, 7, u8::MAX] {
+    fn every_partition_is_claimed_once_over_few_connections() {
+        for partitions in [1, 2, 7, 64, u8::MAX] {
             let claims = claims(partitions);
-            assert!(claims.is_sorted_by(|a, b| a.1 > b.1), "{claims:?}");
-            let mut claimed: Vec<u8> = claims.into_iter().map(|(partition, _)| partition).collect();
+            assert_eq!(claims.len(), usize::from(connections(partitions)));
+            assert!(claims.len() <= usize::from(CONNECTIONS_MAX));
+            let (few, many) = claims.split_at(usize::from(partitions) % claims.len());
+            let least = usize::from(partitions) / claims.len();
+            assert!(few.iter().all(|claims| claims.len() == least + 1));
+            assert!(many.iter().all(|claims| claims.len() == least));
+            for claims in &claims {
+                let priorities = claims.iter().map(|claim| claim.priority);
+                assert!(priorities.rev().is_sorted(), "{claims:?}");
+            }
+            let mut claimed: Vec<u8> = claims.concat().iter().map(|it| it.partition).collect();
             claimed.sort_unstable();
             assert!(claimed.into_iter().eq(1..=partitions));
         }
@@ -58,6 +93,7 @@ mod tests {
 
     #[test]
     fn the_only_partition_stays_with_the_replica_that_works() {
-        assert_eq!(claims(1), [(1, SOLE)]);
+        let priorities: Vec<i32> = claims(1).concat().iter().map(|it| it.priority).collect();
+        assert_eq!(priorities, [SOLE]);
     }
 }

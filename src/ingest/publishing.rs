@@ -14,7 +14,7 @@ use crate::retry;
 pub(super) const STORED_MAX: usize = 4;
 /// Events after which they are acknowledged at once. RabbitMQ writes each acknowledgement to disk,
 /// so one covers many events. It is a part of the prefetch, so that RabbitMQ goes on with the rest.
-const EVENTS_PER_ACKNOWLEDGEMENT: u64 = 64;
+pub(super) const EVENTS_PER_ACKNOWLEDGEMENT: u64 = 64;
 /// Longest delay of an acknowledgement. If the process dies before it, RabbitMQ delivers again.
 const ACKNOWLEDGE_AFTER: Duration = Duration::from_millis(10);
 

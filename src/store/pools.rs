@@ -35,7 +35,7 @@ pub(super) const SESSION_SETTINGS: [(&str, &str); 4] = [
     ("jit", "off"),
     ("enable_seqscan", "off"),
 ];
-/// Each partition stores one batch at a time. One more connection serves a retry while another is
+/// Each connection of ingest stores one batch at a time. One more connection serves a retry while another is
 /// closed.
 const INGEST_CONNECTIONS_SPARE: u32 = 1;
 /// One task writes acks.
@@ -73,8 +73,9 @@ pub struct Pools {
 
 impl Pools {
     /// Makes the pools. Connects only when a statement needs it, so that the database may start later.
-    /// Each new connection reads the epoch before its first use.
-    pub fn lazy(options: &PgConnectOptions, partitions: u8, epochs: &Arc<Epochs>) -> Self {
+    /// Each new connection reads the epoch before its first use. `batches` is the number of batches that
+    /// ingest stores at the same time.
+    pub fn lazy(options: &PgConnectOptions, batches: u8, epochs: &Arc<Epochs>) -> Self {
         let trust = Trust::new();
         let options = service_options(options);
         let pool = |name, size: u32| {
@@ -105,7 +106,7 @@ impl Pools {
             )
         };
         Self {
-            ingest: pool("ingest", u32::from(partitions) + INGEST_CONNECTIONS_SPARE),
+            ingest: pool("ingest", u32::from(batches) + INGEST_CONNECTIONS_SPARE),
             acks: pool("acks", ACK_CONNECTIONS_MAX),
             // The label in metrics keeps its first name.
             marks: pool("answers", MARK_CONNECTIONS_MAX),

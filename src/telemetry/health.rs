@@ -12,7 +12,7 @@ pub struct Health {
     pub ingest: Part,
     /// Up if hints are received.
     pub fanout: Part,
-    /// Partitions whose last hints RabbitMQ did not confirm, as in an alarm.
+    /// Connections of ingest whose last hints RabbitMQ did not confirm, as in an alarm.
     hints_refused: AtomicUsize,
     /// The replica drains.
     pub draining: AtomicBool,
@@ -88,7 +88,7 @@ impl Drop for Up<'_> {
     }
 }
 
-/// A partition whose hints RabbitMQ did not confirm, until it is dropped.
+/// A connection of ingest whose hints RabbitMQ did not confirm, until it is dropped.
 #[derive(Debug)]
 pub struct HintsRefused(Arc<Health>);
 

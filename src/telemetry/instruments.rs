@@ -68,30 +68,40 @@ impl<V: LabelValue> GaugeBy<V> {
     }
 }
 
-/// Since when each partition of ingest holds deliveries that it has not stored. The age is computed when it is read, so
+/// Since when each connection of ingest holds deliveries that it has not stored. The age is computed when it is read, so
 /// that it grows while ingest is stuck.
 #[derive(Debug, Clone, Default)]
-pub struct Holding(Arc<Mutex<HashMap<u8, Instant>>>);
+pub struct Holding(Arc<Mutex<Held>>);
+
+#[derive(Debug, Default)]
+struct Held {
+    begun: u64,
+    since: HashMap<u64, Instant>,
+}
 
 impl Holding {
-    /// The partition holds deliveries from now until the returned value is dropped.
-    pub fn begin(&self, partition: u8) -> HoldingPartition<'_> {
-        self.lock().insert(partition, Instant::now());
-        HoldingPartition {
+    /// A connection holds deliveries from now until the returned value is dropped.
+    pub fn begin(&self) -> HoldingBatch<'_> {
+        let mut held = self.lock();
+        held.begun += 1;
+        let number = held.begun;
+        held.since.insert(number, Instant::now());
+        HoldingBatch {
             holding: self,
-            partition,
+            number,
         }
     }
 
     /// The age of the oldest of them in seconds; 0 without one.
     pub fn oldest(&self) -> f64 {
         self.lock()
+            .since
             .values()
             .map(|since| since.elapsed().as_secs_f64())
             .fold(0.0, f64::max)
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<u8, Instant>> {
+    fn lock(&self) -> MutexGuard<'_, Held> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -106,16 +116,16 @@ impl EncodeMetric for Holding {
     }
 }
 
-/// A partition that holds deliveries.
+/// The deliveries of a batch that are held.
 #[derive(Debug)]
-pub struct HoldingPartition<'a> {
+pub struct HoldingBatch<'a> {
     holding: &'a Holding,
-    partition: u8,
+    number: u64,
 }
 
-impl Drop for HoldingPartition<'_> {
+impl Drop for HoldingBatch<'_> {
     fn drop(&mut self) {
-        self.holding.lock().remove(&self.partition);
+        self.holding.lock().since.remove(&self.number);
     }
 }
 
@@ -168,12 +178,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_age_is_that_of_the_oldest_partition() {
+    fn the_age_is_that_of_the_oldest_batch() {
         let holding = Holding::default();
         assert_eq!(holding.oldest(), 0.0);
-        let first = holding.begin(1);
+        let first = holding.begin();
         let after_first = Instant::now();
-        let second = holding.begin(2);
+        let second = holding.begin();
         drop(first);
         assert!(
             holding.oldest() <= after_first.elapsed().as_secs_f64(),

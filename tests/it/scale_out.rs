@@ -1,6 +1,7 @@
 //! More than one machine: separate roles, several gateways, partitions of the ingest queue.
 
 mod crowd;
+mod many;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -164,7 +165,7 @@ async fn events_without_the_header_arrive_in_order_through_one_partition() {
 /// Publishers continue, and one replica is killed while another one takes partitions from it.
 #[tokio::test]
 async fn a_replica_that_starts_later_gets_its_share_and_overtakes_nothing() {
-    const MANY: u8 = 8;
+    const MANY: u8 = 16;
     const RECEIVED: &str = "shopbell_events_received_total";
     let world = World::new().await;
     declare(&world, MANY).await;

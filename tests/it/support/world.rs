@@ -47,7 +47,7 @@ impl World {
         let database = format!("shopbell_test_{name}");
         let admin_url = url::with_database(&server_url, &database);
         let pool = PgPoolOptions::new()
-            .max_connections(2)
+            .max_connections(3)
             .connect_lazy(&admin_url)
             .expect("DATABASE_URL is a URL");
         let world = Self {
