@@ -6,6 +6,7 @@ mod device;
 mod dump;
 mod ending;
 mod faults;
+mod floors;
 mod history;
 mod load;
 mod marking;
@@ -52,6 +53,8 @@ const COUNTS_BOUND: Duration = Duration::from_secs(60);
 /// whole reconnect herd.
 const RECOVERY_SECONDS: u64 = 60;
 const READINESS_SECONDS: u64 = 8;
+/// `/readyz` asks Postgres for each reply.
+const UNREADY_SECONDS: u64 = 2;
 const RSS_BYTES: u64 = 160 * 1024 * 1024;
 const RSS_BYTES_PER_CLIENT: usize = 50 * 1024;
 
@@ -188,7 +191,12 @@ async fn describe(stage: &Stage, run: &Run<'_>, faults: &[&Fault], rabbitmq: &st
     let reorders = |fault: &&Fault| {
         fault.reorders(rabbitmq) || stage.partitions > 1 && fault.moves_partitions()
     };
-    let ordered = !faults.iter().any(reorders);
+    let reordering: Vec<_> = faults
+        .iter()
+        .filter(|fault| reorders(fault))
+        .map(|fault| fault.name)
+        .collect();
+    let ordered = reordering.is_empty();
     let faults: Vec<_> = faults.iter().map(|fault| fault.name).collect();
     let postgres: String = sqlx::query_scalar("show server_version")
         .fetch_one(&stage.pool)
@@ -212,8 +220,10 @@ async fn describe(stage: &Stage, run: &Run<'_>, faults: &[&Fault], rabbitmq: &st
         "ordered": ordered, "lossy": run.scenario.setting.is_lossy(),
         "bounds": {
             "recovery_seconds": RECOVERY_SECONDS, "rss_bytes": RSS_BYTES + (stage.herd * RSS_BYTES_PER_CLIENT) as u64,
-            "readiness_seconds": READINESS_SECONDS,
+            "readiness_seconds": READINESS_SECONDS, "unready_seconds": UNREADY_SECONDS,
         },
+        "reordering_faults": reordering, "lag_seconds": setting::LAG.as_secs(),
+        "floors": floors::of(run.seconds, run.options.rate, faults.is_empty()),
     });
     stage.history.write("run.json", &settings);
 }

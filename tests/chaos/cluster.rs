@@ -143,8 +143,11 @@ impl Cluster {
     }
 
     /// Kills every process of the server at once, like a power cut.
-    pub fn kill(&mut self) {
-        if let Some(mut server) = self.server.take() {
+    /// Returns whether it ran.
+    pub fn kill(&mut self) -> bool {
+        let server = self.server.take();
+        let ran = server.is_some();
+        if let Some(mut server) = server {
             // Postgres ends its children if its first process is gone, but only after a while.
             let children = Command::new("pgrep")
                 .args(["-P", &server.id().to_string()])
@@ -164,6 +167,7 @@ impl Cluster {
                 .status()
                 .ok();
         }
+        ran
     }
 
     /// From now on, each commit waits until a standby has it.

@@ -88,12 +88,14 @@ impl RabbitmqCluster {
         format!("amqp://{USER}:{}@{}/%2f", self.password, self.balancer)
     }
 
-    /// Kills a node, like a power cut.
-    pub fn kill(&mut self, node: usize) {
-        if let Some(mut process) = self.nodes[node].process.take() {
-            process.kill().expect("a child can be killed");
-            process.wait().expect("a child can be waited for");
-        }
+    /// Kills a node, like a power cut. Returns whether it ran.
+    pub fn kill(&mut self, node: usize) -> bool {
+        let Some(mut process) = self.nodes[node].process.take() else {
+            return false;
+        };
+        process.kill().expect("a child can be killed");
+        process.wait().expect("a child can be waited for");
+        true
     }
 
     /// Starts a killed node again, and waits until it serves.

@@ -108,6 +108,8 @@ pub async fn write_down(stage: &Arc<Stage>) {
                 stage.history.note_leak(&name(replica), line);
             }
         }
+        let lines = String::from_utf8_lossy(&log).lines().count();
+        stage.history.note_searched(&name(replica), lines);
         for panic in process.panics() {
             let text = format!("{} panicked: {panic}", name(replica));
             stage.history.object(text);

@@ -2,6 +2,7 @@
 
 mod broker;
 pub mod clusters;
+mod effects;
 mod herd;
 mod network;
 mod postgres;

@@ -138,6 +138,15 @@ impl History {
             json!({"replica": replica, "text": text}),
         );
     }
+
+    /// Notes how many lines of a log were searched for such a text.
+    pub fn note_searched(&self, replica: &str, lines: usize) {
+        self.note(
+            Book::Samples,
+            "logs_searched",
+            json!({"replica": replica, "lines": lines}),
+        );
+    }
 }
 
 /// A new secret.

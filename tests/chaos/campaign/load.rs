@@ -13,6 +13,8 @@ pub const PUBLISHERS: usize = 4;
 pub const BAD_PERMILLE: u16 = 3;
 /// Bound of a pause.
 const PAUSE_BOUND: Duration = Duration::from_secs(60);
+/// Publishers that are not blocked have fewer unconfirmed events together.
+const BLOCKED_MIN: usize = 40;
 const POLL: Duration = Duration::from_millis(50);
 
 /// Shared by the publishers and the faults.
@@ -63,6 +65,17 @@ impl Load {
 
     pub fn set_unconfirmed(&self, publisher: usize, events: usize) {
         self.unconfirmed[publisher].store(events, Ordering::Relaxed);
+    }
+
+    /// Events without a confirm, if so many wait that RabbitMQ accepts none; 0 otherwise.
+    pub fn blocked(&self) -> u64 {
+        let events = self.unconfirmed.iter();
+        let unconfirmed: usize = events.map(|events| events.load(Ordering::Relaxed)).sum();
+        if unconfirmed < BLOCKED_MIN {
+            0
+        } else {
+            u64::try_from(unconfirmed).expect("few events wait")
+        }
     }
 
     /// Pauses the load until all events are confirmed, and are stored or dead letters. Returns

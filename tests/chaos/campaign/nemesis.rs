@@ -55,11 +55,12 @@ pub struct Plan {
     pub begin: LocalBoxFuture<'static, End>,
 }
 
-/// The end of a fault.
-pub struct End(LocalBoxFuture<'static, ()>);
+/// The end of a fault. Its result counts the effects of the fault: processes that ended, connections
+/// that broke, sessions that waited, and so on. Without any, the fault proves nothing.
+pub struct End(LocalBoxFuture<'static, u64>);
 
 impl End {
-    pub fn by(end: impl Future<Output = ()> + 'static) -> Self {
+    pub fn by(end: impl Future<Output = u64> + 'static) -> Self {
         Self(end.boxed_local())
     }
 }
@@ -67,7 +68,7 @@ impl End {
 /// A fault that has begun.
 struct Present {
     number: u64,
-    name: &'static str,
+    fault: &'static Fault,
     hits: Vec<String>,
     note: serde_json::Value,
     end: End,
@@ -82,6 +83,9 @@ const CALM_MS: std::ops::Range<u64> = 2_500..6_000;
 const OVERLAP_MS: std::ops::Range<u64> = 0..2_000;
 /// One fault in so many overlaps with another.
 const OVERLAP_RARITY: u8 = 3;
+
+/// A fault without effect is repeated after so many others.
+const FAULTS_BETWEEN: usize = 3;
 
 /// Causes the faults until `until`. Each is caused once before any is repeated, and the usual ones
 /// come first.
@@ -122,10 +126,16 @@ pub async fn strike(
             // A service answers before its start has ended.
             let mut note = fault.note;
             note["ends_from"] = stage.history.now().into();
-            fault.end.0.await;
+            let effect = fault.end.0.await;
+            note["effect"] = effect.into();
             stage.history.note(Book::Faults, "fault_ended", note);
-            let (number, name) = (fault.number, fault.name);
-            stage.history.say(&format!("fault {number}, {name}, ended"));
+            let (number, name) = (fault.number, fault.fault.name);
+            let text = format!("fault {number}, {name}, ended, with {effect} effects");
+            stage.history.say(&text);
+            if effect == 0 {
+                // A few faults later, because the cause may pass.
+                bag.insert(bag.len().saturating_sub(FAULTS_BETWEEN), fault.fault);
+            }
         }
     }
 }
@@ -165,7 +175,7 @@ async fn begin(
     plan: Plan,
     random: &mut Rng,
 ) -> Present {
-    let note = json!({
+    let mut note = json!({
         "fault": fault.name, "number": number, "target": plan.target, "hits": plan.hits, "total": plan.total,
     });
     stage
@@ -176,10 +186,11 @@ async fn begin(
         .history
         .say(&format!("fault {number}, {name}, begins: {target}"));
     let end = plan.begin.await;
+    note["effective_from"] = stage.history.now().into();
     let lasts = Duration::from_millis(random.u64(fault.lasts_ms.clone()));
     Present {
         number,
-        name: fault.name,
+        fault,
         hits: plan.hits,
         note,
         end,

@@ -143,6 +143,7 @@ impl Population {
             json!({
                 "device": device.name,
                 "subscriber": device.subscriber,
+                "stored_as": device.device.as_deref().unwrap_or_default(),
                 "feeds": feeds,
                 "offline": device.temper == Temper::Offline,
             })

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::Run;
 
 /// The columns of the verdict that the table shows, and their headings.
-const COLUMNS: [(&str, &str); 18] = [
+const COLUMNS: [(&str, &str); 19] = [
     ("attempted", "attempted"),
     ("confirmed", "confirmed"),
     ("stored", "stored"),
@@ -20,12 +20,20 @@ const COLUMNS: [(&str, &str); 18] = [
     ("acknowledged_but_replayed", "replayed"),
     ("unexplained_gap", "gap"),
     ("count_mismatch", "counts"),
+    ("not_drained", "undrained"),
     ("readiness_untrue", "untrue"),
     ("memory_above_bound", "memory"),
     ("log_leaks", "logs"),
     ("unexpected", "unexp"),
     ("recovery_above_bound", "late"),
     ("slowest_recovery_seconds", "slowest"),
+];
+
+/// Further counts, and their headings: the faults with and without an effect, and the judged share of acks.
+const ALSO: [(&str, &str); 3] = [
+    ("faults", "faults"),
+    ("faults_without_effect", "no effect"),
+    ("acks_judged_percent", "acks judged (%)"),
 ];
 
 /// The verdicts of all runs.
@@ -52,7 +60,7 @@ impl Report {
             COLUMNS
                 .iter()
                 .map(|(name, _)| match &verdict["columns"][*name] {
-                    Value::Null => "?".to_owned(),
+                    Value::Null => "-".to_owned(),
                     Value::Number(number) => match number.as_f64().filter(|_| number.is_f64()) {
                         Some(number) => format!("{number:.1}"),
                         None => number.to_string(),
@@ -60,6 +68,8 @@ impl Report {
                     other => other.to_string(),
                 }),
         );
+        let also = |name: &str| verdict["also"][name].to_string();
+        row.extend(ALSO.iter().map(|(name, _)| also(name)));
         row.push(if clean { "clean" } else { "BROKEN" }.to_owned());
         self.rows.push(row);
     }
@@ -74,8 +84,11 @@ impl Report {
         for (_, heading) in COLUMNS {
             write!(text, " {heading} |").expect("a string can be written");
         }
+        for (_, heading) in ALSO {
+            write!(text, " {heading} |").expect("a string can be written");
+        }
         text += " verdict |\n|";
-        text += &"---|".repeat(COLUMNS.len() + 5);
+        text += &"---|".repeat(COLUMNS.len() + ALSO.len() + 5);
         for row in &self.rows {
             write!(text, "\n| {} |", row.join(" | ")).expect("a string can be written");
         }

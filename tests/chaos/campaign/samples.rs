@@ -19,6 +19,7 @@ pub async fn sample(stage: &Stage, replica: usize) {
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     for round in 0_u64.. {
         tick.tick().await;
+        let asked = stage.history.now();
         let reply = timeout(BOUND, process.try_get("/readyz")).await;
         let (status, body) = match reply {
             Ok(Ok(reply)) => (reply.status, serde_json::from_slice(&reply.body).ok()),
@@ -26,7 +27,7 @@ pub async fn sample(stage: &Stage, replica: usize) {
         };
         let body: Value = body.unwrap_or_default();
         let sample = json!({
-            "replica": name, "status": status, "postgres": body["database"], "broker": body["broker"],
+            "replica": name, "asked": asked, "status": status, "postgres": body["database"], "broker": body["broker"],
         });
         stage.history.note(Book::Samples, "readiness", sample);
         if round % 2 == 0

@@ -13,7 +13,7 @@ use crate::services::Services;
 /// Space for the data of Postgres: a new cluster needs 40 MB, and its log 80 MB.
 const SMALL_DISK_MEGABYTES: u32 = 256;
 /// An asynchronous standby does not have the transactions of this time.
-const LAG: Duration = Duration::from_secs(2);
+pub const LAG: Duration = Duration::from_secs(2);
 /// The library that moves the clock of a process.
 const CLOCK_LIBRARY: &str = "faketime/libfaketimeMT.so.1";
 
@@ -160,16 +160,17 @@ impl Pair {
         self.standby = Some((standby, replication));
     }
 
-    /// Kills the primary. An asynchronous standby lags before.
-    pub async fn kill_primary(&mut self) {
+    /// Kills the primary. An asynchronous standby lags before. Returns whether the primary ran.
+    pub async fn kill_primary(&mut self) -> bool {
         let (_, replication) = self.standby.as_ref().expect("the pair is complete");
         if !self.synchronous {
             replication.stall();
             tokio::time::sleep(LAG).await;
         }
-        self.primary.kill();
+        let killed = self.primary.kill();
         replication.cut();
         self.address.cut();
+        killed
     }
 
     /// The standby takes the place of the killed primary.

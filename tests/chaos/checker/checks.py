@@ -9,7 +9,7 @@ from typing import Any
 
 from findings import BAD_COLUMNS
 from judging import judge
-from synthetic import Record, Session, World, story
+from synthetic import Record, Session, World, bystander, story
 
 
 def verdict_of(world: World) -> dict[str, Any]:
@@ -65,6 +65,7 @@ def replace_by_skip(frame: Record, reason: str) -> None:
 def small(**settings: Any) -> tuple[World, Session]:
     """A world with one device that has got and acknowledged five events."""
     world = World(**settings)
+    bystander(world)
     world.device("anna", "till")
     world.wait(1)
     session = world.connect("anna", "till")
@@ -100,7 +101,7 @@ def fail_over(world: World, session: Session, *, new_epoch: bool) -> None:
     world.feeds["anna"].last -= 2
     if new_epoch:
         world.epoch = "e2"
-    world.fault("promote", 3, "postgres", total=True)
+    world.fault("fail-over", 3, "postgres", total=True)
     for _ in range(3):
         world.publish("anna")
     world.connect("anna", "till")

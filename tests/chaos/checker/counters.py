@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from findings import Findings
+from model import Ack, Event, Frame, Mark, Report, Row, Run, Skip
 from numbering import Feed, Numbering
-from reading import Event, Frame, Mark, Report, Row, Run, Skip
 
 # The rows of `marks` with their places, by feed and version.
 Marks = dict[str, dict[int, tuple[int, dict[str, Any]]]]
@@ -22,11 +22,14 @@ def check(run: Run, numbering: Numbering, findings: Findings) -> None:
     _imports(run, numbering, findings)
     _confirmed_marks(run, numbering, findings)
     _unasked_marks(run, findings)
+    _received_versions(run, numbering, marks, findings)
     _received_counts(run, numbering, marks, findings)
 
 
 def _feeds(run: Run, numbering: Numbering, findings: Findings) -> None:
     places = {row["feed"]: (at, row) for at, row in run.tables["feeds"]}
+    published = {event.feed for event in run.events.values()}
+    acked = _highest_acks(run, numbering)
     for name, feed in numbering.feeds.items():
         if name not in places:
             first = next(iter(feed.rows.values()))
@@ -40,6 +43,18 @@ def _feeds(run: Run, numbering: Numbering, findings: Findings) -> None:
         if missing:
             findings.add("count_mismatch", f"{name}: {len(missing)} numbers up to last_seq {feed.last_seq} are missing, the "
                          f"first is {missing[0]}", at)
+        if not 0 <= feed.trimmed_seq <= feed.last_seq:
+            findings.add("count_mismatch", f"{name}: trimmed_seq is {feed.trimmed_seq}, but last_seq {feed.last_seq}", at)
+        reached = numbering.reached.get(name)
+        if reached is not None and reached[0] > feed.last_seq:
+            findings.add("count_mismatch", f"{name}: {reached[0]} was received or acked, but last_seq is {feed.last_seq}", at, reached[1])
+        if feed.last_seq > 0 and name not in published:
+            findings.add("unexpected", f"{name} has numbers, but nothing was published for it", at)
+        highest = max((row["acked_seq"] for _, row in run.tables["cursors"] if row["feed"] == name), default=0)
+        if not min(highest, acked.get(name, 0)) <= counters["acked_seq"] <= max(highest, acked.get(name, 0)):
+            findings.add("count_mismatch", f"{name}: acked_seq is {counters['acked_seq']}, but the highest cursor is {highest} and the "
+                         f"highest ack {acked.get(name, 0)}", at)
+        findings.judged("count_mismatch", 1)
         oldest = min(feed.rows, default=feed.last_seq + 1)
         if oldest <= feed.trimmed_seq:
             findings.add("count_mismatch", f"{name}: {oldest} is stored, but numbers up to {feed.trimmed_seq} are removed", at)
@@ -51,6 +66,16 @@ def _feeds(run: Run, numbering: Numbering, findings: Findings) -> None:
         for column, rows in (("unread", unread), ("unhandled", unhandled)):
             if counters[column] != rows:
                 findings.add("count_mismatch", f"{name}: {column} is {counters[column]}, but {rows} rows are", at)
+
+
+def _highest_acks(run: Run, numbering: Numbering) -> dict[str, int]:
+    """The highest ack of anyone in the final epoch, by feed."""
+    acked: dict[str, int] = {}
+    for session in run.sessions.values():
+        for item in session.items:
+            if isinstance(item, Ack) and item.feed in session.starts and session.starts[item.feed].epoch == numbering.epoch:
+                acked[item.feed] = max(item.seq, acked.get(item.feed, 0))
+    return acked
 
 
 def _versions(run: Run, numbering: Numbering, marks: Marks, findings: Findings) -> None:
@@ -144,9 +169,9 @@ def _imports(run: Run, numbering: Numbering, findings: Findings) -> None:
         key = (row["feed"], row["import_id"])
         if key in stored and row["run"] == stored[key][1]["run"]:
             bits[key] = bits.get(key, 0) + row["seen"].count("1")
-    for key, seen in bits.items():
-        if seen != stored[key][1]["done"]:
-            at, row = stored[key]
+    for key, (at, row) in stored.items():
+        seen = bits.get(key, 0)
+        if seen != row["done"]:
             findings.add("count_mismatch", f"{key[0]}: import {key[1]}: done is {row['done']}, but {seen} items are seen", at)
 
 
@@ -167,6 +192,7 @@ def _count_imports(run: Run, numbering: Numbering) -> tuple[dict[tuple[str, str]
 
 
 def _confirmed_marks(run: Run, numbering: Numbering, findings: Findings) -> None:
+    findings.judged("count_mismatch", len(run.marks["confirmed"]))
     for mark in run.marks["confirmed"]:
         session = run.sessions[mark.session]
         if mark.feed not in session.starts or session.starts[mark.feed].epoch != numbering.epoch:
@@ -209,6 +235,32 @@ def _unasked_marks(run: Run, findings: Findings) -> None:
 def _is_imported(event: Event) -> bool:
     """Ingest stores an imported item as read and handled."""
     return event.type == "import.item" and not event.failed
+
+
+def _received_versions(run: Run, numbering: Numbering, marks: Marks, findings: Findings) -> None:
+    """A session received a version only after it was stored. So the feed still has it, and the mark is the same."""
+    newest = {row["feed"]: (row["version"], at) for at, row in run.tables["feeds"]}
+    reported: set[str] = set()
+    for report in run.reports:
+        session = run.sessions[report.session]
+        if report.version is None or report.feed not in session.starts or report.feed in reported:
+            continue
+        if session.starts[report.feed].epoch != numbering.epoch:
+            continue
+        version, at = newest.get(report.feed, (0, None))
+        if report.version > version:
+            reported.add(report.feed)
+            findings.add("count_mismatch", f"session {report.session} received version {report.version} of {report.feed}, but the "
+                         f"newest one is {version} at the end", report.at, *(() if at is None else (at,)))
+            continue
+        found = marks.get(report.feed, {}).get(report.version)
+        if found is None or not report.is_state or report.kind is None:
+            continue
+        stored = (found[1]["kind"], found[1]["through"], None if found[1]["seqs"] is None else set(found[1]["seqs"]))
+        if (report.kind, report.through) != stored[:2] or (report.seqs is not None and stored[2] is not None and not stored[2] >= set(report.seqs)):
+            reported.add(report.feed)
+            findings.add("count_mismatch", f"session {report.session} received version {report.version} of {report.feed} as {report.kind} "
+                         f"of other notifications than the stored mark", report.at, found[0])
 
 
 def _received_counts(run: Run, numbering: Numbering, marks: Marks, findings: Findings) -> None:

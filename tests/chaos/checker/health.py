@@ -5,12 +5,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from findings import Findings
+from model import SECOND, Fault, Run, Sample
 from numbering import frames
-from reading import SECOND, Fault, Run, Sample
 
-
-# The status of a sample without an answer.
+# The status of a sample without an answer, and of one that is ready.
 NO_ANSWER = 0
+READY = 200
+# A replica is ready only if it has these.
+NEEDED = frozenset(("postgres", "machine"))
 
 
 @dataclass(slots=True)
@@ -20,68 +22,79 @@ class Recovery:
 
 
 def check(run: Run, findings: Findings) -> list[Recovery]:
+    # Every log is searched before `drained` is trusted, see `campaign/ending.rs`.
+    findings.judged("log_leaks", run.log_lines)
     for at, replica in run.log_leaks:
         findings.add("log_leaks", f"a log of {replica} has a secret", at)
     _memory(run, findings)
     _ready_without_postgres(run, findings)
-    _unready_without_fault(run, findings)
+    _unready_without_cause(run, findings)
     return list(_recoveries(run, findings))
 
 
 def _memory(run: Run, findings: Findings) -> None:
     bound = run.settings["bounds"]["rss_bytes"]
     for replica, samples in run.memory.items():
+        findings.judged("memory_above_bound", len(samples))
         highest = max(samples, key=lambda sample: sample.value)
         if highest.value > bound:
             findings.add("memory_above_bound", f"{replica} used {highest.value} bytes, the bound is {bound}", highest.at)
 
 
-def _bound(run: Run) -> int:
-    return int(run.settings["bounds"]["readiness_seconds"] * SECOND)
-
-
 def _ready_without_postgres(run: Run, findings: Findings) -> None:
-    """Finds samples of 200 while Postgres was wholly away for longer than the bound, one for each outage and replica."""
-    outages = [(fault.begun, fault.ends_from or run.last)
-               for fault in run.faults.values() if fault.total and "postgres" in fault.hits]
-    for begun, ended in _merged(outages):
+    """Finds samples of 200 that were asked for while Postgres was wholly away for longer than the bound."""
+    bound = int(run.settings["bounds"]["unready_seconds"] * SECOND)
+    for fault in run.faults.values():
+        if not fault.total or "postgres" not in fault.hits:
+            continue
+        ended = run.last if fault.ends_from is None else fault.ends_from
         for replica, samples in run.readiness.items():
-            wrong = [sample for sample in samples if begun + _bound(run) < sample.t < ended and sample.value == 200]
-            if wrong:
-                seconds = (wrong[0].t - begun) / SECOND
-                findings.add("readiness_untrue", f"{replica} was ready {seconds:.1f} s after Postgres went away", wrong[0].at)
+            away = [sample for sample in samples
+                    if fault.effective_from + bound < sample.asked and sample.t < ended and sample.value != NO_ANSWER]
+            findings.judged("readiness_untrue", len(away))
+            wrong = next((sample for sample in away if sample.value == READY), None)
+            if wrong is not None:
+                seconds = (wrong.asked - fault.effective_from) / SECOND
+                findings.add("readiness_untrue", f"{replica} was ready {seconds:.1f} s after Postgres went away", wrong.at)
 
 
-def _unready_without_fault(run: Run, findings: Findings) -> None:
-    """Finds samples that are not 200 although no fault was active for longer than the bound.
+def _unready_without_cause(run: Run, findings: Findings) -> None:
+    """Finds samples that are not 200 although nothing that the replica needs has been hit for longer than the bound.
 
-    A sample without an answer claims nothing. Only a silence that is longer than the bound counts."""
-    faults = _merged([(fault.begun, fault.ended or run.last) for fault in run.faults.values()])
-    ends = [0, *(ended for _, ended in faults)]
-    begins = [*(begun for begun, _ in faults), run.drained or run.last]
+    A fault elsewhere keeps the machine busy, so two samples must agree while one is active. A sample without an answer
+    claims nothing. Only a silence that is longer than the bound counts."""
+    bound = int(run.settings["bounds"]["readiness_seconds"] * SECOND)
+    all_faults = _merged([(fault.begun, run.end_of(fault)) for fault in run.faults.values()])
     for replica in run.settings["replicas"]:
         samples = _since_first_ready(run.readiness.get(replica, []))
         if not samples:
             findings.add("readiness_untrue", f"{replica} was never ready")
-        for ended, begun in zip(ends, begins):
-            calm = [sample for sample in samples if ended + _bound(run) < sample.t < begun]
-            wrong = next(_untrue(calm, _bound(run)), None)
-            if wrong is not None:
-                seconds = (wrong.t - ended) / SECOND
-                findings.add("readiness_untrue", f"{replica} was not ready after {seconds:.1f} s without a fault", wrong.at)
+        own = _merged([(fault.begun, run.end_of(fault)) for fault in run.faults.values() if fault.hits & NEEDED or replica in fault.hits])
+        for faults, agreeing in ((all_faults, 1), (own, 2)):
+            ends = [0, *(ended for _, ended in faults)]
+            begins = [*(begun for begun, _ in faults), run.drained or run.last]
+            for ended, begun in zip(ends, begins):
+                calm = [sample for sample in samples if ended + bound < sample.asked and sample.t < begun]
+                findings.judged("readiness_untrue", len(calm) if faults is own else 0)
+                wrong = next(_untrue(calm, bound, agreeing), None)
+                if wrong is not None:
+                    seconds = (wrong.t - ended) / SECOND
+                    findings.add("readiness_untrue", f"{replica} was not ready after {seconds:.1f} s without a cause", wrong.at)
 
 
-def _untrue(samples: list[Sample], bound: int) -> Iterator[Sample]:
+def _untrue(samples: list[Sample], bound: int, agreeing: int) -> Iterator[Sample]:
     silent_since: int | None = None
+    unready = 0
     for sample in samples:
         if sample.value == NO_ANSWER:
             silent_since = sample.t if silent_since is None else silent_since
             if sample.t - silent_since > bound:
                 yield sample
-        else:
-            silent_since = None
-            if sample.value != 200:
-                yield sample
+            continue
+        silent_since = None
+        unready = 0 if sample.value == READY else unready + 1
+        if unready >= agreeing:
+            yield sample
 
 
 def _since_first_ready(samples: list[Sample]) -> list[Sample]:
@@ -107,6 +120,7 @@ def _recoveries(run: Run, findings: Findings) -> Iterator[Recovery]:
     for place, (_, ended) in enumerate(intervals):
         fault = next(fault for fault in run.faults.values() if fault.ended == ended or fault.ended is None)
         until = intervals[place + 1][0] if place + 1 < len(intervals) else run.last
+        findings.judged("recovery_above_bound", 1)
         recovered = _recovered(run, ended, confirmed, best)
         if recovered is not None and (recovered <= until or recovered - ended > bound * SECOND):
             seconds: float | None = (recovered - ended) / SECOND

@@ -4,6 +4,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import acks
+import amounts
 import counters
 import delivery
 import health
@@ -28,5 +30,8 @@ def judge(directory: Path) -> dict[str, Any]:
     sessions.check(run, numbers, findings)
     delivery.check(run, numbers, findings)
     counters.check(run, numbers, findings)
+    counts += acks.check(run, numbers, findings)
     recoveries = health.check(run, findings)
+    counts["readiness_judged"] = findings.comparisons["readiness_untrue"]
+    amounts.count(run, counts)
     return report.summarise(run, [], counts, findings, recoveries)

@@ -4,7 +4,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from reading import SECOND, UNOPENED, Event, Frame, Row, Run
+from model import SECOND, UNOPENED, Event, Frame, Row, Run, Skip
 
 # Clocks of the machine and of the history are read at different moments.
 EXPIRY_TOLERANCE = SECOND
@@ -27,11 +27,18 @@ class Numbering:
     run: Run
     epoch: str
     feeds: dict[str, Feed] = field(default_factory=dict)
+    twice: list[tuple[Row, Row]] = field(default_factory=list)  # rows with the same number
     stored: dict[int, list[Row]] = field(default_factory=dict)  # the rows of an event
     # The event of each number, by feed and epoch.
     numbers: dict[tuple[str, str], dict[int, int]] = field(default_factory=dict)
     # The numbers of each collapse key, ascending, by feed and epoch.
     keys: dict[tuple[str, str], dict[str, list[int]]] = field(default_factory=dict)
+    # The events that are not stored and that nobody received, by feed. Each may have had a number that was removed.
+    unseen: dict[str, list[int]] = field(default_factory=dict)
+    # The first delivery of each event.
+    delivered: dict[int, int] = field(default_factory=dict)
+    # The highest number of the final epoch that a session received or acked, with its place, by feed.
+    reached: dict[str, tuple[int, int]] = field(default_factory=dict)
     # The moment when the final epoch was first seen after another one.
     renewed: int | None = None
 
@@ -63,6 +70,10 @@ class Numbering:
         return numbers[place] if place < len(numbers) else None
 
 
+def has_expired(event: Event, t: int) -> bool:
+    return event.expires_at is not None and event.expires_at <= t + EXPIRY_TOLERANCE
+
+
 def effective_collapse_key(event: Event) -> str | None:
     """docs/publishing.md: imported items have a key by default; other events of an import have none."""
     if event.type in ("import.started", "import.finished") or (event.type == "import.item" and event.failed):
@@ -77,17 +88,32 @@ def build(run: Run) -> Numbering:
     for _, row in run.tables["feeds"]:
         numbering.feeds[row["feed"]] = Feed(row["last_seq"], row.get("trimmed_seq", 0))
     for row in run.rows:
-        numbering.feeds.setdefault(row.feed, Feed()).rows[row.seq] = row
+        rows = numbering.feeds.setdefault(row.feed, Feed()).rows
+        if row.seq in rows:
+            numbering.twice.append((rows[row.seq], row))
+        rows[row.seq] = row
         numbering.stored.setdefault(row.event, []).append(row)
         numbering.numbers.setdefault((row.feed, numbering.epoch), {})[row.seq] = row.event
     for frame in frames(run):
         numbering.numbers.setdefault((frame.feed, frame.epoch), {}).setdefault(frame.seq, frame.event)
+        numbering.delivered[frame.event] = min(frame.t, numbering.delivered.get(frame.event, frame.t))
+    for session in run.sessions.values():
+        for item in session.items:
+            if item.feed in session.starts and session.starts[item.feed].epoch == run.epoch:
+                seq = item.last if isinstance(item, Skip) else item.seq
+                if seq > numbering.reached.get(item.feed, (0, 0))[0]:
+                    numbering.reached[item.feed] = (seq, item.at)
     for (feed, epoch), events in numbering.numbers.items():
         keys = numbering.keys.setdefault((feed, epoch), {})
         for seq in sorted(events):
             if (key := numbering.collapse_key(feed, epoch, seq)) is not None:
                 keys.setdefault(key, []).append(seq)
     numbering.renewed = _renewed(run)
+    elsewhere = {run.event(row["source"], row["event_id"])
+                 for table in ("dead_letters", "unroutable") for _, row in run.tables[table] if row.get("event_id") is not None}
+    for number, event in run.events.items():
+        if not (event.poison or number in numbering.stored or number in numbering.delivered or number in elsewhere):
+            numbering.unseen.setdefault(event.feed, []).append(number)
     return numbering
 
 

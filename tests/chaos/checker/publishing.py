@@ -3,20 +3,23 @@
 from collections import Counter
 
 from findings import Findings
-from numbering import EXPIRY_TOLERANCE, Numbering, effective_collapse_key, frames
-from reading import Ack, Event, Run
+from losses import Losses
+from model import Ack, Run
+from numbering import Numbering, frames
+from removals import Removals
 
 
 def check(run: Run, numbering: Numbering, findings: Findings) -> Counter[str]:
     counts = Counter(attempted=len(run.events), stored=len(numbering.stored))
-    delivered = {frame.event for frame in frames(run)}
+    delivered = numbering.delivered.keys()
     counts["delivered"] = len(delivered)
     counts["acknowledged"] = len(delivered & _acknowledged(run, numbering))
     dead = _elsewhere(run, "dead_letters")
     unroutable = _elsewhere(run, "unroutable")
     counts["dead_lettered"] = len(dead)
     counts["unroutable"] = len(unroutable)
-    unseen: dict[str, list[Event]] = {}
+    losses = Losses(run, numbering)
+    removals = Removals(run, numbering)
 
     for number, event in run.events.items():
         if event.confirmed is None:
@@ -24,23 +27,23 @@ def check(run: Run, numbering: Numbering, findings: Findings) -> Counter[str]:
         counts["confirmed"] += 1
         if number in numbering.stored or number in dead or number in unroutable:
             continue
-        if _may_be_removed(run, numbering, number, event, number in delivered):
+        if removals.explain(number, event):
             counts["removed"] += 1
             counts["stored"] += 1
-            if number not in delivered:
-                unseen.setdefault(event.feed, []).append(event)
-        elif _may_be_lost(run, numbering, event):
+        elif losses.may_lose(event, numbering.delivered.get(number)):
             counts["lost_as_announced"] += 1
         else:
             findings.add("lost", f"{event.source} {event.id} for {event.feed} was confirmed, but neither stored nor "
                          "dead-lettered", event.at)
 
-    _removed(numbering, unseen, findings)
+    removals.check_numbers(findings)
+    findings.judged("lost", counts["confirmed"])
+    findings.judged("unexpected", len(run.rows))
+    findings.judged("duplicated", len(run.rows))
     _dead_letters(run, dead, findings)
     _rows(run, numbering, findings)
-    _frames(run, numbering, findings)
-    if run.settings.get("ordered", True):
-        _order(run, numbering, findings)
+    _frames(run, numbering, losses, findings)
+    _order(run, numbering, findings)
     return counts
 
 
@@ -60,35 +63,6 @@ def _elsewhere(run: Run, table: str) -> dict[int, int]:
     return {run.event(row["source"], row["event_id"]): at for at, row in run.tables[table] if row.get("event_id") is not None}
 
 
-def _may_be_removed(run: Run, numbering: Numbering, number: int, event: Event, was_delivered: bool) -> bool:
-    """The retention removes a notification that everyone has, that expired, or that a newer one replaced."""
-    feed = numbering.feed(event.feed)
-    if feed.trimmed_seq == 0:
-        return False
-    if event.expires_at is not None and event.expires_at <= run.last + EXPIRY_TOLERANCE:
-        return True
-    if effective_collapse_key(event) is not None:
-        return True
-    seqs = (seq for seq, other in numbering.numbers.get((event.feed, numbering.epoch), {}).items() if other == number)
-    return was_delivered and any(feed.is_trimmed(seq) for seq in seqs)
-
-
-def _removed(numbering: Numbering, unseen: dict[str, list[Event]], findings: Findings) -> None:
-    """Nobody got these, so their numbers are unknown. But each had one, and a feed has no more events than numbers."""
-    if numbering.renewed is not None:
-        return
-    for feed, events in unseen.items():
-        known = set(numbering.numbers.get((feed, numbering.epoch), {}).values())
-        excess = len(known) + len(events) - numbering.feed(feed).last_seq
-        for event in events[:max(excess, 0)]:
-            findings.add("lost", f"{excess} of {len(events)} removed events of {feed} never had a number, perhaps {event.source} {event.id}", event.at)
-
-
-def _may_be_lost(run: Run, numbering: Numbering, event: Event) -> bool:
-    """A standby that lagged lost the event, and a new epoch protects everything after it."""
-    return run.is_lossy and numbering.renewed is not None and event.confirmed is not None and event.confirmed < numbering.renewed
-
-
 def _dead_letters(run: Run, dead: dict[int, int], findings: Findings) -> None:
     for number, at in dead.items():
         event = run.events.get(number)
@@ -97,6 +71,8 @@ def _dead_letters(run: Run, dead: dict[int, int], findings: Findings) -> None:
 
 
 def _rows(run: Run, numbering: Numbering, findings: Findings) -> None:
+    for first, second in numbering.twice:
+        findings.add("duplicated", f"{first.feed} {first.seq} is stored twice", first.at, second.at)
     for number, rows in numbering.stored.items():
         event = run.events.get(number)
         for row in rows:
@@ -127,7 +103,7 @@ def secrets(run: Run, feed: str, found: tuple[str, ...]) -> tuple[bool, str | No
     return own in found, owners[0] if owners else "nobody"
 
 
-def _frames(run: Run, numbering: Numbering, findings: Findings) -> None:
+def _frames(run: Run, numbering: Numbering, losses: Losses, findings: Findings) -> None:
     """Compares each received frame with the final tables, and with the frames of other sessions."""
     seqs: dict[tuple[str, str], dict[int, int]] = {}
     reported: set[tuple[str, str, int]] = set()
@@ -148,30 +124,53 @@ def _frames(run: Run, numbering: Numbering, findings: Findings) -> None:
             reported.add(place)
             findings.add("duplicated", f"{name} is {frame.feed} {frame.seq} and {seqs[frame.feed, frame.epoch][frame.event]}, "
                          f"both in the epoch {frame.epoch}", frame.at)
-        elif not _is_kept(run, numbering, frame.feed, frame.epoch, frame.seq, frame.event):
+        elif not _is_kept(run, numbering, losses, frame.feed, frame.epoch, frame.seq, frame.event):
             reported.add(place)
             event = run.events[frame.event]
             if event.confirmed is None or event.feed != frame.feed:
                 findings.add("lost", f"{name} was delivered as {frame.feed} {frame.seq}, but is not stored", frame.at)
 
 
-def _is_kept(run: Run, numbering: Numbering, feed: str, epoch: str, seq: int, event: int) -> bool:
+def _is_kept(run: Run, numbering: Numbering, losses: Losses, feed: str, epoch: str, seq: int, event: int) -> bool:
     """A delivered notification is stored until the retention removes it. A standby that lagged may lose it."""
     if any(row.feed == feed for row in numbering.stored.get(event, ())):
         return True
-    return numbering.feed(feed).is_trimmed(seq) or (run.is_lossy and epoch != numbering.epoch)
+    if epoch == numbering.epoch and numbering.feed(feed).is_trimmed(seq):
+        return True
+    return losses.may_lose(run.events[event], numbering.delivered.get(event))
 
 
 def _order(run: Run, numbering: Numbering, findings: Findings) -> None:
-    """The numbers of a feed have the order of each of its publishers. A refused event was published again later."""
+    """The numbers of a feed have the order of each of its publishers. A refused event was published again later.
+
+    If a fault of the run may break the order, only the numbers that were delivered before it are compared."""
+    until = _ordered_until(run)
+    if until is None:
+        bound: dict[str, int] | None = None
+    else:
+        bound = {}
+        for frame in frames(run):
+            if frame.t < until and frame.epoch == numbering.epoch:
+                bound[frame.feed] = max(frame.seq, bound.get(frame.feed, 0))
     newest: dict[tuple[str, str], tuple[int, int]] = {}
     for row in run.rows:
         event = run.events.get(row.event)
         if event is None or event.n is None or event.refused or event.feed != row.feed:
             continue
+        if bound is not None and row.seq > bound.get(row.feed, 0):
+            continue
         key = (row.feed, event.publisher)
+        findings.judged("reordered", int(key in newest))
         n, at = newest.get(key, (0, 0))
         if event.n < n:
             findings.add("reordered", f"{row.feed} {row.seq} is event {event.n} of {event.publisher}, after its event {n}", row.at, at)
         elif event.n > n:
             newest[key] = (event.n, row.at)
+
+
+def _ordered_until(run: Run) -> int | None:
+    """The first fault after which the documentation allows another order."""
+    if run.settings.get("ordered", True):
+        return None
+    breaking = run.settings.get("reordering_faults")
+    return min((fault.begun for fault in run.faults.values() if breaking is None or fault.name in breaking), default=run.last)

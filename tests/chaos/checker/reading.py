@@ -5,225 +5,16 @@ possible."""
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from sys import intern
 from typing import Any
 
-SECOND = 1_000_000
+from model import (
+    LINES_PER_FILE, UNOPENED, Ack, Device, Event, Fault, Frame, Mark, Report, Row, Run, Sample, Session, Skip, Start, Table,
+)
 
 # Canaries publish events to themselves. They are no part of the load.
 CANARY_PREFIX = "shopbell-canary/"
-
-# The epoch of a frame whose feed the session did not open. It is leaked, and no number of its feed.
-UNOPENED = ""
-
-# A place is one integer, because there are half a million: the number of the file, then of the line.
-LINES_PER_FILE = 1 << 40
-
-
-@dataclass(slots=True)
-class Event:
-    """An event that a publisher sent at least once."""
-    source: str
-    id: str
-    feed: str
-    publisher: str
-    n: int | None
-    type: str
-    first_invoked: int
-    at: int
-    collapse_key: str | None
-    expires_at: int | None
-    import_id: str | None
-    item: int | None
-    failed: bool
-    total: int | None
-    status: str | None
-    poison: bool
-    confirmed: int | None = None
-    refused: bool = False
-
-
-@dataclass(slots=True)
-class Start:
-    """The place of a session in one feed, from `session_opened`."""
-    epoch: str
-    cursor: int
-    last_seq: int
-    by_client: bool
-
-
-@dataclass(slots=True)
-class Frame:
-    t: int
-    at: int
-    feed: str
-    epoch: str
-    seq: int
-    event: int
-    secrets: tuple[str, ...]
-
-
-@dataclass(slots=True)
-class Skip:
-    t: int
-    at: int
-    feed: str
-    first: int
-    last: int
-    reason: str
-
-
-@dataclass(slots=True)
-class Ack:
-    t: int
-    at: int
-    feed: str
-    seq: int
-
-
-@dataclass(slots=True)
-class Session:
-    name: str
-    device: tuple[str, str]  # subscriber and device
-    replica: str
-    opened: int
-    at: int
-    starts: dict[str, Start]
-    items: list[Frame | Skip | Ack] = field(default_factory=list)
-    closed: int | None = None
-    code: int | None = None
-    clean: bool = False
-
-
-@dataclass(slots=True)
-class Device:
-    feeds: frozenset[str]
-    offline: bool
-
-
-@dataclass(slots=True)
-class Mark:
-    t: int
-    at: int
-    session: str
-    kind: str
-    feed: str
-    seqs: tuple[int, ...]
-    through: int | None
-
-
-@dataclass(slots=True)
-class Report:
-    """Counts of a feed as a session received them: `state`, or `counts`."""
-    t: int
-    at: int
-    session: str
-    feed: str
-    version: int | None
-    unread: int | None
-    unhandled: int | None
-    last: int | None
-    is_state: bool
-
-
-@dataclass(slots=True)
-class Fault:
-    name: str
-    number: int
-    target: str
-    hits: frozenset[str]
-    total: bool
-    begun: int
-    at: int
-    ended: int | None = None
-    ends_from: int | None = None  # the parts may be back from then on
-
-
-@dataclass(slots=True)
-class Sample:
-    """A sample of the readiness of a replica, or of its memory."""
-    t: int
-    at: int
-    value: int
-
-
-@dataclass(slots=True)
-class Row:
-    """A row of `notifications`."""
-    at: int
-    feed: str
-    seq: int
-    event: int
-    collapse_key: str | None
-    expires_at: int | None
-    read: bool
-    handled: bool
-    secrets: tuple[str, ...]
-    progress: tuple[int | None, int | None]  # import_done, import_failed
-
-
-@dataclass(slots=True)
-class Table:
-    """The rows of another table, each with its place."""
-    rows: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
-
-    def __iter__(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        return iter(self.rows)
-
-
-@dataclass(slots=True)
-class Run:
-    settings: dict[str, Any]
-    secrets: dict[str, str]
-    devices: dict[tuple[str, str], Device]
-    files: list[str] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    identities: list[tuple[str, str]] = field(default_factory=list)  # of each event, by its number
-    numbers: dict[tuple[str, str], int] = field(default_factory=dict)
-    events: dict[int, Event] = field(default_factory=dict)
-    sessions: dict[str, Session] = field(default_factory=dict)
-    marks: dict[str, list[Mark]] = field(default_factory=lambda: {"invoked": [], "confirmed": [], "refused": []})
-    reports: list[Report] = field(default_factory=list)
-    faults: dict[tuple[str, int], Fault] = field(default_factory=dict)
-    readiness: dict[str, list[Sample]] = field(default_factory=dict)
-    memory: dict[str, list[Sample]] = field(default_factory=dict)
-    log_leaks: list[tuple[int, str]] = field(default_factory=list)
-    healed: int | None = None
-    drained: int | None = None
-    last: int = 0
-    rows: list[Row] = field(default_factory=list)
-    tables: dict[str, Table] = field(default_factory=dict)
-
-    def event(self, source: str, id: str) -> int:
-        """The number of an event in this run."""
-        key = (source, id)
-        number = self.numbers.get(key)
-        if number is None:
-            number = self.numbers[key] = len(self.identities)
-            self.identities.append(key)
-        return number
-
-    def name(self, event: int) -> str:
-        return " ".join(self.identities[event])
-
-    def place(self, at: int) -> str:
-        return f"{self.files[at // LINES_PER_FILE]}:{at % LINES_PER_FILE}"
-
-    @property
-    def epoch(self) -> str:
-        """The epoch of the final tables."""
-        return next(iter(self.tables["epochs"]))[1]["epoch"]
-
-    @property
-    def broadcast_feed(self) -> str:
-        return self.settings["broadcast_feed"]
-
-    @property
-    def is_lossy(self) -> bool:
-        return bool(self.settings.get("lossy", False))
-
 
 TABLES = ("feeds", "notifications", "cursors", "marks", "imports", "import_items", "dead_letters", "epochs")
 OPTIONAL_TABLES = ("unroutable",)
@@ -232,9 +23,10 @@ OPTIONAL_TABLES = ("unroutable",)
 def read(directory: Path) -> Run:
     settings, secrets, devices = (_object(directory / name) for name in ("run.json", "secrets.json", "devices.json"))
     run = Run(settings, secrets, {
-        (device["subscriber"], device["device"]): Device(frozenset(device["feeds"]), device["offline"])
+        (device["subscriber"], device["device"]): Device(
+            frozenset(device["feeds"]), device["offline"], device.get("stored_as", device["device"]))
         for device in devices})
-    for name in ("broadcast_feed", "window", "replicas", "bounds", "seed"):
+    for name in ("broadcast_feed", "window", "replicas", "bounds", "floors", "scenarios", "seed"):
         if name not in settings:
             run.problems.append(f"run.json has no {name}")
     _read_history(run, directory)
@@ -388,10 +180,16 @@ def _report(is_state: bool) -> Callable[[Run, int, int, dict[str, Any]], None]:
     def read_one(run: Run, t: int, at: int, record: dict[str, Any]) -> None:
         if record["session"] not in run.sessions:
             raise ValueError("the session was not opened")
+        seqs = record.get("seqs") if is_state else None
         run.reports.append(Report(
             t, at, record["session"], record["feed"], record.get("version"), record.get("unread"), record.get("unhandled"),
-            record.get("last"), is_state))
+            record.get("last"), is_state, _kind_of_mark(record) if is_state else None, None if seqs is None else tuple(seqs), record.get("through")))
     return read_one
+
+
+def _kind_of_mark(record: dict[str, Any]) -> str | None:
+    """None for a state without a mark, such as the one of retention."""
+    return "handled" if record.get("handled_at") is not None else "read" if record.get("read_at") is not None else None
 
 
 def _fault_begun(run: Run, t: int, at: int, record: dict[str, Any]) -> None:
@@ -403,19 +201,24 @@ def _fault_begun(run: Run, t: int, at: int, record: dict[str, Any]) -> None:
 
 def _fault_ended(run: Run, t: int, at: int, record: dict[str, Any]) -> None:
     fault = run.faults[record["fault"], record["number"]]
-    fault.ended, fault.ends_from = t, record.get("ends_from", t)
+    fault.ended, fault.ends_from, fault.effect = t, record.get("ends_from", t), record["effect"]
+    fault.effective_from = record.get("effective_from", fault.begun)
 
 
 def _readiness(run: Run, t: int, at: int, record: dict[str, Any]) -> None:
-    run.readiness.setdefault(record["replica"], []).append(Sample(t, at, int(record["status"])))
+    run.readiness.setdefault(record["replica"], []).append(Sample(t, at, int(record["status"]), int(record.get("asked", t))))
 
 
 def _memory(run: Run, t: int, at: int, record: dict[str, Any]) -> None:
-    run.memory.setdefault(record["replica"], []).append(Sample(t, at, int(record["rss"])))
+    run.memory.setdefault(record["replica"], []).append(Sample(t, at, int(record["rss"]), t))
 
 
 def _log_leak(run: Run, t: int, at: int, record: dict[str, Any]) -> None:
     run.log_leaks.append((at, record["replica"]))
+
+
+def _logs_searched(run: Run, t: int, at: int, record: dict[str, Any]) -> None:
+    run.log_lines += record["lines"]
 
 
 def _healed(run: Run, t: int, at: int, record: dict[str, Any]) -> None:
@@ -424,6 +227,8 @@ def _healed(run: Run, t: int, at: int, record: dict[str, Any]) -> None:
 
 def _drained(run: Run, t: int, at: int, record: dict[str, Any]) -> None:
     run.drained = t
+    if record.get("missing") is not None:
+        run.missing = (at, str(record["missing"]))
 
 
 READERS: dict[str | None, Callable[[Run, int, int, dict[str, Any]], None]] = {
@@ -447,6 +252,7 @@ READERS: dict[str | None, Callable[[Run, int, int, dict[str, Any]], None]] = {
     "readiness": _readiness,
     "memory": _memory,
     "log_leak": _log_leak,
+    "logs_searched": _logs_searched,
     "healed": _healed,
     "drained": _drained,
 }

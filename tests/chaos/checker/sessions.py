@@ -1,9 +1,9 @@
 """Checks each session: only its own feeds, ascending numbers, no number twice, and an explanation of each gap."""
 
 from findings import Findings
-from numbering import EXPIRY_TOLERANCE, Numbering
+from model import Ack, Frame, Run, Session, Skip
+from numbering import EXPIRY_TOLERANCE, Numbering, effective_collapse_key
 from publishing import secrets
-from reading import Ack, Frame, Run, Session, Skip
 
 REASONS = ("collapsed", "expired", "trimmed", "lost")
 
@@ -18,6 +18,10 @@ def check(run: Run, numbering: Numbering, findings: Findings) -> None:
         _isolation(run, session, allowed, findings)
         _numbers(session, allowed, findings)
         _window(run, session, findings)
+        received = sum(not isinstance(item, Ack) for item in session.items)
+        findings.judged("leaked", received)
+        findings.judged("duplicated", received)
+        findings.judged("unexplained_gap", received)
         for item in session.items:
             if isinstance(item, Skip) and item.feed in session.starts:
                 _reason(run, numbering, session, item, clock_moved, findings)
@@ -137,7 +141,10 @@ def _untrue(run: Run, numbering: Numbering, skip: Skip, epoch: str, seq: int, cl
         return "it has no collapse key"
     newer = numbering.newer_of_key(skip.feed, epoch, seq)
     if newer is None:
-        return None if feed.trimmed_seq >= seq else "nothing newer has its collapse key"
+        key = numbering.collapse_key(skip.feed, epoch, seq)
+        unseen = (run.events[number] for number in numbering.unseen.get(skip.feed, ()))
+        may_be_removed = feed.trimmed_seq > seq and any(effective_collapse_key(other) == key for other in unseen)
+        return None if may_be_removed else "nothing newer has its collapse key"
     published = run.events.get(numbering.event(skip.feed, epoch, newer) or 0)
     if published is not None and published.first_invoked > skip.t:
         return f"{newer} with its collapse key was published later"

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import amounts
+
 Record = dict[str, Any]
 
 STARTED_AT = 1_790_000_000_000_000  # of the run, in microseconds since 1970
@@ -15,6 +17,7 @@ SECOND = 1_000_000
 WINDOW = 8
 REPLICAS = ("replica-0", "replica-1")
 MERCHANTS = ("anna", "berta", "carla")
+BYSTANDER = "dora"
 BROADCAST = "all"
 
 
@@ -53,12 +56,13 @@ class World:
         self.n: dict[tuple[str, str], int] = {}
         self.ready = True
         self.ids = self.faults = 0
-        self.secrets = {name: f"secret-{name}" for name in (*MERCHANTS, BROADCAST)}
+        self.secrets = {name: f"secret-{name}" for name in (*MERCHANTS, BYSTANDER, BROADCAST)}
         self.settings = {
             "seed": seed, "seconds": 60, "scenarios": ["kill-replica"], "started_at": "2026-09-21T14:13:20Z",
             "versions": {"shopbell": "0", "rabbitmq": "0", "postgres": "0"}, "replicas": list(REPLICAS),
             "broadcast_feed": BROADCAST, "window": WINDOW, "ordered": True, "lossy": False,
-            "bounds": {"recovery_seconds": 60, "rss_bytes": 1_000, "readiness_seconds": 8}} | settings
+            "bounds": {"recovery_seconds": 60, "rss_bytes": 1_000, "readiness_seconds": 8, "unready_seconds": 2},
+            "floors": dict.fromkeys(amounts.FLOORS, 1) | {"acks_judged_percent": 25}} | settings
 
     # --- time, and everything that is sampled ---
 
@@ -78,14 +82,14 @@ class World:
             self.record("readiness", replica=replica, status=200 if self.ready else 503, postgres="ok", broker="ok")
             self.record("memory", replica=replica, rss=500)
 
-    def fault(self, name: str, seconds: float, *hits: str, total: bool = False, ready: bool = True) -> None:
+    def fault(self, name: str, seconds: float, *hits: str, total: bool = False, effect: int = 1) -> None:
         self.faults += 1
         fields = {"fault": name, "number": self.faults, "target": ",".join(hits), "hits": list(hits), "total": total}
         self.record("fault_begun", **fields)
-        self.ready = ready
+        self.ready = not (total and "postgres" in hits)
         self.wait(seconds)
         self.ready = True
-        self.record("fault_ended", **fields)
+        self.record("fault_ended", effect=effect, **fields)
 
     # --- publishers ---
 
@@ -151,7 +155,7 @@ class World:
     def device(self, subscriber: str, device: str, offline: bool = False) -> None:
         self.devices.append({"subscriber": subscriber, "device": device, "feeds": [subscriber], "offline": offline})
 
-    def connect(self, subscriber: str, device: str) -> Session:
+    def connect(self, subscriber: str, device: str, replica: str = REPLICAS[0]) -> Session:
         starts = []
         for name in (subscriber, BROADCAST):
             feed = self.feeds.get(name, Feed())
@@ -161,7 +165,7 @@ class World:
         session = Session(f"s{number}", subscriber, device, {}, {})
         for start in starts:
             session.sent[start["feed"]] = session.acked[start["feed"]] = start["cursor"]
-        self.record("session_opened", session=session.name, device=device, subscriber=subscriber, replica=REPLICAS[0], feeds=starts)
+        self.record("session_opened", session=session.name, device=device, subscriber=subscriber, replica=replica, feeds=starts)
         self.sessions[subscriber, device] = session
         self.replay(session)
         return session
@@ -243,7 +247,9 @@ class World:
                 key = (device["subscriber"], device["device"])
                 self.ack(self.sessions.get(key) or self.connect(*key))
         self.wait(2)
-        self.record("drained")
+        self.record("drained", missing=None)
+        for replica in REPLICAS:
+            self.record("logs_searched", replica=replica, lines=1)
         self.tables = {
             "feeds": [{"feed": name, "last_seq": feed.last, "version": feed.versions, "trimmed_seq": feed.trimmed, "read_seq": 0,
                        "acked_seq": max((seq for key, seq in self.cursors.items() if key[0] == name), default=0)} | self.counts(name)
@@ -304,6 +310,23 @@ def story(seed: int = 1) -> World:
     return world
 
 
+def bystander(world: World) -> None:
+    """Some of everything that must happen in a run, for a merchant of its own."""
+    world.device(BYSTANDER, "till")
+    world.wait(1)
+    session = world.connect(BYSTANDER, "till")
+    world.publish(BYSTANDER), world.publish(BYSTANDER)
+    world.publish(BYSTANDER, poison=True)
+    world.mark(session, "read", BYSTANDER, [1])
+    world.ack(session)
+    world.close(session)
+    world.fault("kill-replica", 1, "replica-1")
+    world.publish(BYSTANDER, expires_at=world.t + SECOND)
+    world.publish(BYSTANDER)
+    world.wait(10)
+    world.ack(world.connect(BYSTANDER, "till"))
+
+
 def _lost_ack(world: World, till: Session) -> None:
     """A replica is killed right after an ack. The device gets these notifications again."""
     world.publish("anna"), world.publish("anna")
@@ -315,7 +338,7 @@ def _lost_ack(world: World, till: Session) -> None:
 
 
 def _outage(world: World) -> None:
-    world.fault("stop-postgres", 15, "postgres", total=True, ready=False)
+    world.fault("stop-postgres", 15, "postgres", total=True)
     world.publish("anna")
     world.wait(10)
 

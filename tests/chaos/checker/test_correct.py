@@ -68,7 +68,7 @@ class StaysGreen(Checks):
         world.publish("anna")
         world.ack(session, kept=False)
         world.close(session)
-        world.connect("anna", "till")
+        world.connect("anna", "till", "replica-1")
         self.expect(finished(world))
 
     def test_an_ack_that_waits_for_a_dead_connection(self) -> None:
@@ -85,9 +85,9 @@ class StaysGreen(Checks):
 
     def test_an_ack_over_a_socket_that_died_before(self) -> None:
         world, session = small()
-        world.fault("half-open-clients", 1, "network", "replica-0")
-        world.wait(20)
         world.publish("anna")
+        world.fault("half-open-clients", 1, "network", "replica-0")
+        world.wait(5)
         world.ack(session, kept=False)
         world.wait(10)
         world.close(session, 1006)
@@ -102,7 +102,7 @@ class StaysGreen(Checks):
     def test_a_promotion_that_lost_nothing(self) -> None:
         world, session = small()
         world.close(session, 4410)
-        world.fault("promote", 3, "postgres", total=True)
+        world.fault("fail-over", 3, "postgres", total=True)
         world.epoch = "e2"
         world.connect("anna", "till")
         self.expect(finished(world))

@@ -20,10 +20,13 @@ class CountMismatch(Checks):
 
         self.expect_each(
             ("count_mismatch",),
-            *(more("feeds", column, feed="berta") for column in ("unread", "unhandled", "last_seq", "version")),
+            *(more("feeds", column, feed="berta") for column in ("unread", "unhandled", "acked_seq", "version")),
             *(more("imports", column, feed="berta") for column in ("done", "failed", "total")))
 
     def test_rows(self) -> None:
+        def a_number_that_is_not_stored(world: World) -> None:
+            row_of(world, "feeds", feed="berta")["last_seq"] += 1
+
         def the_status_of_an_import(world: World) -> None:
             row_of(world, "imports", feed="berta")["status"] = "running"
 
@@ -58,8 +61,10 @@ class CountMismatch(Checks):
             world.tables["feeds"].remove(row_of(world, "feeds", feed="all"))
 
         self.expect_each(("count_mismatch",), the_status_of_an_import, an_item_that_is_not_seen, no_row_for_an_import,
-                         the_progress_of_a_notification, a_cursor_above_the_last_number, a_gap_in_the_versions,
+                         the_progress_of_a_notification, a_gap_in_the_versions,
                          an_unread_one_among_the_read, a_row_below_the_watermark)
+        self.expect_each(("count_mismatch", "not_drained"), a_number_that_is_not_stored)
+        self.expect_each(("count_mismatch", "lost"), a_cursor_above_the_last_number)
         world = story()
         a_feed_without_a_row(world)
         self.assertIn("count_mismatch", red(verdict_of(world)))

@@ -1,13 +1,14 @@
 //! A RabbitMQ that works and does not let Shopbell work: alarms, closed connections, changed queues.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use fastrand::Rng;
 use futures_util::FutureExt as _;
 use tokio::time::sleep;
 
-use super::{postgres, queues};
+use super::{effects, postgres, queues};
 use crate::campaign::load::BAD_PERMILLE;
 use crate::campaign::nemesis::{End, Plan};
 use crate::campaign::stage::Stage;
@@ -43,8 +44,10 @@ pub fn memory_alarm(stage: &Arc<Stage>, poison: bool) -> Plan {
             }
             stage.services.set_memory_bound("0").await;
             End::by(async move {
+                let blocked = stage.load.blocked();
                 stage.services.set_memory_bound(MEMORY_BOUND).await;
                 stage.load.set_bad(BAD_PERMILLE);
+                blocked
             })
         }
         .boxed(),
@@ -59,11 +62,13 @@ pub fn close_connections(stage: &Arc<Stage>, random: &mut Rng) -> Plan {
         target: format!("all connections are closed, {times} times"),
         total: false,
         begin: async move {
+            let address = stage.to_rabbitmq.address();
+            let before = effects::connections(address);
             for _ in 0..times {
                 let close = ["close_all_connections", "chaos"];
                 stage.services.rabbitmqctl(close).await;
             }
-            End::by(async {})
+            End::by(async move { effects::gone(&before, address) })
         }
         .boxed(),
     }
@@ -80,8 +85,9 @@ pub fn consumer_timeout(stage: &Arc<Stage>, _: &mut Rng) -> Plan {
             stage.services.rabbitmqctl(["eval", SHORT_TIMEOUT]).await;
             let lock = postgres::take(&stage, postgres::TABLE_LOCK).await;
             End::by(async move {
-                postgres::release(lock).await;
+                let blocked = lock.release().await;
                 stage.services.rabbitmqctl(["eval", LONG_TIMEOUT]).await;
+                blocked
             })
         }
         .boxed(),
@@ -96,13 +102,16 @@ pub fn redelivery_storm(stage: &Arc<Stage>, random: &mut Rng) -> Plan {
         target: "a storm of redeliveries".to_owned(),
         total: false,
         begin: async move {
-            let stormy = Arc::clone(&stage);
+            let (stormy, broken) = (Arc::clone(&stage), Arc::new(AtomicU64::new(0)));
+            let counted = Arc::clone(&broken);
             let storm = tokio::spawn(async move {
                 loop {
                     // Long enough for a new connection and its deliveries.
                     sleep(Duration::from_millis(2 * random.u64(STORM_MS))).await;
                     stormy.to_rabbitmq.stall_upstream();
                     sleep(Duration::from_millis(random.u64(STORM_MS))).await;
+                    let cut = effects::count(&effects::connections(stormy.to_rabbitmq.address()));
+                    counted.fetch_add(cut, Ordering::Relaxed);
                     stormy.to_rabbitmq.cut();
                     stormy.to_rabbitmq.mend();
                 }
@@ -111,6 +120,7 @@ pub fn redelivery_storm(stage: &Arc<Stage>, random: &mut Rng) -> Plan {
                 storm.abort();
                 storm.await.ok();
                 stage.to_rabbitmq.mend();
+                broken.load(Ordering::Relaxed)
             })
         }
         .boxed(),
@@ -137,11 +147,14 @@ pub fn queue_deleted(stage: &Arc<Stage>, wrong: bool) -> Plan {
                     .history
                     .say("the load does not pause: no queue is deleted");
                 stage.load.resume();
-                return End::by(async {});
+                return End::by(async { 0 });
             }
             queues::delete(&stage, wrong).await;
             stage.load.resume();
-            End::by(async move { queues::repair(&stage, wrong).await })
+            End::by(async move {
+                queues::repair(&stage, wrong).await;
+                1
+            })
         }
         .boxed(),
     }

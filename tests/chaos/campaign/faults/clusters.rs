@@ -27,12 +27,13 @@ pub fn kill_node(stage: &Arc<Stage>, random: &mut Rng) -> Plan {
         target: format!("node {node} is killed"),
         total: false,
         begin: async move {
-            stage.parts.rabbitmq().await.kill(node);
+            let killed = stage.parts.rabbitmq().await.kill(node);
             End::by(async move {
                 expect_progress(&stage, node).await;
                 let mut cluster = stage.parts.rabbitmq().await;
                 cluster.restart(node).await;
                 cluster.whole().await;
+                killed.into()
             })
         }
         .boxed_local(),
@@ -49,7 +50,7 @@ pub fn kill_two_nodes(stage: &Arc<Stage>, random: &mut Rng) -> Plan {
         total: true,
         begin: async move {
             let mut cluster = stage.parts.rabbitmq().await;
-            killed().for_each(|node| cluster.kill(node));
+            let count = killed().filter(|node| cluster.kill(*node)).count();
             drop(cluster);
             End::by(async move {
                 let mut cluster = stage.parts.rabbitmq().await;
@@ -59,6 +60,7 @@ pub fn kill_two_nodes(stage: &Arc<Stage>, random: &mut Rng) -> Plan {
                     cluster.serves(node).await;
                 }
                 cluster.whole().await;
+                count as u64
             })
         }
         .boxed_local(),
@@ -96,14 +98,16 @@ pub fn fail_over(stage: &Arc<Stage>, _: &mut Rng) -> Plan {
     Plan {
         hits: vec!["postgres".to_owned()],
         target: "the primary is killed, and the standby takes over".to_owned(),
-        // Postgres is not away while a standby is made.
-        total: false,
+        total: true,
         begin: async move {
             let mut pair = stage.parts.pair().await;
             pair.complete().await;
-            pair.kill_primary().await;
+            let killed = pair.kill_primary().await;
             drop(pair);
-            End::by(async move { stage.parts.pair().await.promote_standby().await })
+            End::by(async move {
+                stage.parts.pair().await.promote_standby().await;
+                killed.into()
+            })
         }
         .boxed_local(),
     }
@@ -117,11 +121,13 @@ pub fn fill_disk(stage: &Arc<Stage>, _: &mut Rng) -> Plan {
         target: "the disk of Postgres is full".to_owned(),
         total: false,
         begin: async move {
+            // It panics if free space is left.
             stage.parts.small().await.fill_disk();
             End::by(async move {
                 let mut cluster = stage.parts.small().await;
                 cluster.free_disk();
                 cluster.start().await;
+                1
             })
         }
         .boxed_local(),
@@ -138,7 +144,11 @@ pub fn move_clock(stage: &Arc<Stage>, random: &mut Rng) -> Plan {
         total: false,
         begin: async move {
             stage.parts.clocks().set(replica, seconds);
-            End::by(async move { stage.parts.clocks().set(replica, 0) })
+            End::by(async move {
+                let runs = stage.replicas[replica].is_running();
+                stage.parts.clocks().set(replica, 0);
+                runs.into()
+            })
         }
         .boxed_local(),
     }

@@ -21,7 +21,8 @@ const PAUSE: Duration = Duration::from_millis(200);
 pub fn plan(stage: &Arc<Stage>, random: &mut Rng) -> Plan {
     let (stage, replica) = (Arc::clone(stage), random.usize(..REPLICAS));
     Plan {
-        hits: vec![name(replica)],
+        // The herd keeps the machine busy.
+        hits: vec![name(replica), "machine".to_owned()],
         target: format!("{} clients of {}", stage.herd, name(replica)),
         total: true,
         begin: async move {
@@ -46,6 +47,7 @@ pub fn plan(stage: &Arc<Stage>, random: &mut Rng) -> Plan {
                 let text = format!("{} clients of the herd are connected again", clients.len());
                 stage.history.say(&text);
                 stage.release(replica);
+                u64::try_from(clients.len()).expect("thousands")
             })
         }
         .boxed(),

@@ -7,6 +7,7 @@ use fastrand::Rng;
 use futures_util::FutureExt as _;
 use tokio::time::sleep;
 
+use super::effects;
 use crate::campaign::nemesis::{End, Plan};
 use crate::campaign::stage::{REPLICAS, Stage, name};
 use crate::it::support::Proxy;
@@ -67,6 +68,7 @@ pub fn plan(stage: &Arc<Stage>, random: &mut Rng, link: Link, trouble: Trouble) 
         total: matches!(trouble, Trouble::Cut | Trouble::BlackHole)
             && !matches!(link, Link::Publishers),
         begin: async move {
+            let connections = effects::connections(proxy(&stage, link, replica).address());
             begin(proxy(&stage, link, replica), trouble, loss).await;
             End::by(async move {
                 let proxy = proxy(&stage, link, replica);
@@ -74,6 +76,7 @@ pub fn plan(stage: &Arc<Stage>, random: &mut Rng, link: Link, trouble: Trouble) 
                     proxy.forget();
                 }
                 proxy.mend();
+                effects::count(&connections)
             })
         }
         .boxed(),

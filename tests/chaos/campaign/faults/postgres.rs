@@ -1,11 +1,13 @@
 //! A Postgres that works and does not let Shopbell work: locks, ended sessions, read-only.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use fastrand::Rng;
 use futures_util::FutureExt as _;
-use sqlx::{Postgres, Transaction};
+use sqlx::{PgPool, Postgres, Transaction};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
 use crate::campaign::nemesis::{End, Plan};
@@ -36,15 +38,18 @@ pub fn lock(stage: &Arc<Stage>, statement: &'static str) -> Plan {
         total: false,
         begin: async move {
             let lock = take(&stage, statement).await;
-            End::by(async move { release(lock).await })
+            End::by(async move { lock.release().await })
         }
         .boxed(),
     }
 }
 
+/// A write that changes nothing. Postgres refuses it while it is read-only.
+const WRITE: &str = "delete from retention where false";
+
 /// `pg_terminate_backend` of random sessions in a loop.
 pub fn terminate_backends(stage: &Arc<Stage>, _: &mut Rng) -> Plan {
-    const STATEMENT: &str = "select pg_terminate_backend(pid) from pg_stat_activity
+    const STATEMENT: &str = "select count(*) filter (where pg_terminate_backend(pid)) from pg_stat_activity
          where datname = current_database() and application_name like 'shopbell%' and random() < 0.5";
     let stage = Arc::clone(stage);
     Plan {
@@ -52,15 +57,19 @@ pub fn terminate_backends(stage: &Arc<Stage>, _: &mut Rng) -> Plan {
         target: "half of the sessions, again and again".to_owned(),
         total: false,
         begin: async move {
+            let ended = Arc::new(AtomicI64::new(0));
+            let counted = Arc::clone(&ended);
             let terminating = tokio::spawn(async move {
                 loop {
-                    sqlx::query(STATEMENT).execute(&stage.pool).await.ok();
+                    let ended = sqlx::query_scalar(STATEMENT).fetch_one(&stage.pool).await;
+                    counted.fetch_add(ended.unwrap_or_default(), Ordering::Relaxed);
                     sleep(TERMINATE_INTERVAL).await;
                 }
             });
             End::by(async move {
                 terminating.abort();
                 terminating.await.ok();
+                ended.load(Ordering::Relaxed).unsigned_abs()
             })
         }
         .boxed(),
@@ -82,7 +91,9 @@ pub fn read_only(stage: &Arc<Stage>, _: &mut Rng) -> Plan {
             )
             .await;
             End::by(async move {
+                let refused = sqlx::query(WRITE).execute(&stage.pool).await.is_err();
                 configure(&stage, "alter system reset default_transaction_read_only").await;
+                refused.into()
             })
         }
         .boxed(),
@@ -99,24 +110,60 @@ async fn configure(stage: &Stage, statement: &'static str) {
     }
 }
 
-/// At once, because a dropped transaction is rolled back a little later.
-pub async fn release(lock: Transaction<'static, Postgres>) {
-    // An error means that Postgres has ended the transaction already.
-    lock.rollback().await.ok();
+/// A lock, and the task that counts the sessions that wait for it.
+pub struct Lock {
+    transaction: Transaction<'static, Postgres>,
+    watching: JoinHandle<()>,
+    blocked: Arc<AtomicI64>,
 }
 
-/// The open transaction that holds the lock.
-pub async fn take(stage: &Stage, statement: &'static str) -> Transaction<'static, Postgres> {
+impl Lock {
+    /// At once, because a dropped transaction is rolled back a little later. Returns the most sessions
+    /// that waited at a time.
+    pub async fn release(self) -> u64 {
+        self.watching.abort();
+        // An error means that Postgres has ended the transaction already.
+        self.transaction.rollback().await.ok();
+        self.blocked.load(Ordering::Relaxed).unsigned_abs()
+    }
+}
+
+/// Opens the transaction that holds the lock.
+pub async fn take(stage: &Stage, statement: &'static str) -> Lock {
     let deadline = Instant::now() + BEGIN_BOUND;
     loop {
         let taken = async {
             let mut transaction = stage.pool.begin().await?;
             sqlx::query(statement).execute(&mut *transaction).await?;
-            Ok::<_, sqlx::Error>(transaction)
+            let holder: i32 = sqlx::query_scalar("select pg_backend_pid()")
+                .fetch_one(&mut *transaction)
+                .await?;
+            Ok::<_, sqlx::Error>((transaction, holder))
         };
         match taken.await {
-            Ok(transaction) => return transaction,
+            Ok((transaction, holder)) => {
+                let blocked = Arc::new(AtomicI64::new(0));
+                let watching = watch(stage.pool.clone(), holder, Arc::clone(&blocked));
+                return Lock {
+                    transaction,
+                    watching: tokio::spawn(watching),
+                    blocked,
+                };
+            }
             Err(error) => assert!(Instant::now() < deadline, "{statement}: {error}"),
+        }
+        sleep(POLL).await;
+    }
+}
+
+/// Counts the sessions that wait for `holder`. It never returns.
+async fn watch(pool: PgPool, holder: i32, blocked: Arc<AtomicI64>) {
+    const WAITING: &str =
+        "select count(*) from pg_stat_activity where $1 = any (pg_blocking_pids(pid))";
+    loop {
+        let waiting = sqlx::query_scalar(WAITING).bind(holder).fetch_one(&pool);
+        if let Ok(waiting) = waiting.await {
+            blocked.fetch_max(waiting, Ordering::Relaxed);
         }
         sleep(POLL).await;
     }

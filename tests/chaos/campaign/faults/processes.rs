@@ -8,6 +8,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::join_all;
 use tokio::time::{Instant, sleep};
 
+use super::effects;
 use crate::campaign::nemesis::{End, Plan};
 use crate::campaign::stage::{REPLICAS, Stage, name};
 use crate::it::support::process::signal;
@@ -26,11 +27,16 @@ pub fn kill_replicas(stage: &Arc<Stage>, random: &mut Rng, count: usize) -> Plan
         target: format!("{} killed", names(&replicas)),
         total: true,
         begin: async move {
+            let mut killed = 0;
             for replica in &replicas {
                 stage.hold(*replica);
+                killed += u64::from(stage.replicas[*replica].is_running());
                 stage.replicas[*replica].kill();
             }
-            End::by(async move { replicas.iter().for_each(|replica| stage.release(*replica)) })
+            End::by(async move {
+                replicas.iter().for_each(|replica| stage.release(*replica));
+                killed
+            })
         }
         .boxed(),
     }
@@ -59,8 +65,12 @@ pub fn terminate_replicas(stage: &Arc<Stage>, random: &mut Rng, count: usize) ->
         target: format!("{} terminated", names(&replicas)),
         total: true,
         begin: async move {
-            join_all(replicas.iter().map(|replica| terminate(&stage, *replica))).await;
-            End::by(async move { replicas.iter().for_each(|replica| stage.release(*replica)) })
+            let ending = replicas.iter().map(|replica| terminate(&stage, *replica));
+            let ended: u64 = join_all(ending).await.into_iter().map(u64::from).sum();
+            End::by(async move {
+                replicas.iter().for_each(|replica| stage.release(*replica));
+                ended
+            })
         }
         .boxed(),
     }
@@ -74,8 +84,9 @@ pub fn restart_in_turn(stage: &Arc<Stage>, _: &mut Rng) -> Plan {
         target: "all replicas, one after the other".to_owned(),
         total: false,
         begin: async move {
+            let mut restarted = 0;
             for replica in 0..REPLICAS {
-                terminate(&stage, replica).await;
+                restarted += u64::from(terminate(&stage, replica).await);
                 stage.release(replica);
                 let deadline = Instant::now() + READY_BOUND;
                 while !is_ready(&stage, replica).await {
@@ -89,7 +100,7 @@ pub fn restart_in_turn(stage: &Arc<Stage>, _: &mut Rng) -> Plan {
                     sleep(POLL).await;
                 }
             }
-            End::by(async {})
+            End::by(async move { restarted })
         }
         .boxed(),
     }
@@ -103,8 +114,13 @@ pub fn service(stage: &Arc<Stage>, service: &'static str, action: &'static str) 
         target: format!("{action} {service}"),
         total: true,
         begin: async move {
+            let process = stage.services.process(service);
             stage.services.act(action, service).await;
-            End::by(async move { stage.services.act("start", service).await })
+            let ended = !effects::is_running(process);
+            End::by(async move {
+                stage.services.act("start", service).await;
+                ended.into()
+            })
         }
         .boxed(),
     }
@@ -134,16 +150,22 @@ fn pause(processes: Vec<u32>) -> End {
         try_signal(*process, "STOP");
     }
     End::by(async move {
+        let paused = processes
+            .iter()
+            .filter(|process| effects::is_paused(**process));
+        let paused = paused.count() as u64;
         for process in processes.iter().rev() {
             try_signal(*process, "CONT");
         }
+        paused
     })
 }
 
-/// Sends SIGTERM, waits for the end, and keeps the replica down.
-async fn terminate(stage: &Stage, replica: usize) {
+/// Sends SIGTERM, waits for the end, and keeps the replica down. Returns whether it ended so.
+async fn terminate(stage: &Stage, replica: usize) -> bool {
     stage.hold(replica);
     let process = &stage.replicas[replica];
+    let mut ends = process.is_running();
     if let Some(id) = process.process_id() {
         try_signal(id, "TERM");
     }
@@ -155,9 +177,11 @@ async fn terminate(stage: &Stage, replica: usize) {
                 .history
                 .object(format!("{name} still ran {STOP_BOUND:?} after SIGTERM"));
             process.kill();
+            ends = false;
         }
         sleep(POLL).await;
     }
+    ends
 }
 
 async fn is_ready(stage: &Stage, replica: usize) -> bool {

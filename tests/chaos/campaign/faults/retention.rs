@@ -28,11 +28,15 @@ pub fn age(stage: &Arc<Stage>, _: &mut Rng) -> Plan {
         total: false,
         begin: async move {
             let aging = async {
-                sqlx::query(AGE).execute(&stage.pool).await?;
-                sqlx::query(WALK).execute(&stage.pool).await
+                let aged = sqlx::query(AGE).execute(&stage.pool).await?;
+                sqlx::query(WALK).execute(&stage.pool).await?;
+                Ok::<_, sqlx::Error>(aged.rows_affected())
             };
-            timeout(BOUND, aging).await.ok();
-            End::by(async {})
+            let aged = match timeout(BOUND, aging).await {
+                Ok(Ok(rows)) => rows,
+                Ok(Err(_)) | Err(_) => 0,
+            };
+            End::by(async move { aged })
         }
         .boxed(),
     }

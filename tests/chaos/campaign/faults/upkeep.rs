@@ -37,7 +37,11 @@ pub fn disk_alarm(stage: &Arc<Stage>, _: &mut Rng) -> Plan {
         total: false,
         begin: async move {
             set(Arc::clone(&stage), EVERYTHING).await;
-            End::by(set(stage, USUAL))
+            End::by(async move {
+                let blocked = stage.load.blocked();
+                set(stage, USUAL).await;
+                blocked
+            })
         }
         .boxed(),
     }
@@ -59,10 +63,11 @@ pub fn migrate(stage: &Arc<Stage>, random: &mut Rng) -> Plan {
                 Handle::current().block_on(run_migrations(&options, &next_release(version)))
             });
             let migrated = migrating.await.expect("a migration does not panic");
+            let effect = u64::from(migrated.is_ok());
             if let Err(error) = migrated {
                 stage.history.object(format!("a migration failed: {error}"));
             }
-            End::by(async {})
+            End::by(async move { effect })
         }
         .boxed(),
     }

@@ -1,0 +1,50 @@
+"""Counts everything that must have happened, so that a run in which little happened proves nothing."""
+
+from collections import Counter
+
+from model import Frame, Run, Skip
+
+# Each must reach its floor in `run.json`. The last one counts the faults that had an effect.
+FLOORS = (
+    "attempted", "confirmed", "stored", "delivered", "acknowledged", "dead_lettered", "marked", "skipped", "sessions", "reopened",
+    "replayed", "acks", "acks_judged_percent", "readiness_judged", "faults",
+)
+
+SHORT_SECONDS = 30
+
+
+def count(run: Run, counts: Counter[str]) -> None:
+    """Adds the amounts to the counts of the other checks."""
+    counts["sessions"] = len(run.sessions)
+    seen: set[tuple[str, str]] = set()
+    for session in run.sessions.values():
+        if session.device in seen:
+            counts["reopened"] += 1
+            is_behind = any(start.cursor < start.last_seq for start in session.starts.values())
+            counts["replayed"] += is_behind and any(isinstance(item, Frame) for item in session.items)
+        seen.add(session.device)
+        counts["skipped"] += sum(isinstance(item, Skip) for item in session.items)
+    counts["marked"] = len(run.marks["confirmed"])
+    counts["acks_judged_percent"] = 100 * counts["acks_judged"] // max(1, counts["acks"])
+    counts["faults"] = sum(fault.effect > 0 for fault in run.faults.values())
+    counts["faults_without_effect"] = len(run.faults) - counts["faults"]
+
+
+def problems(run: Run, counts: Counter[str]) -> list[str]:
+    """The reasons why the run proves nothing."""
+    floors = run.settings["floors"]
+    found = []
+    for name in FLOORS:
+        floor = floors.get(name)
+        # Three of 1,000 events become dead letters, so a short run may have none.
+        is_short = run.settings.get("seconds", SHORT_SECONDS) < SHORT_SECONDS
+        may_be_0 = name == "faults" and not run.settings["scenarios"] or name == "dead_lettered" and is_short
+        if not isinstance(floor, int) or floor < (0 if may_be_0 else 1):
+            found.append(f"run.json has no floor for {name}")
+        elif counts[name] < floor:
+            found.append(f"too little happened: {name} is {counts[name]}, and must be {floor}")
+    by_kind: dict[str, list[int]] = {}
+    for fault in run.faults.values():
+        by_kind.setdefault(fault.name, []).append(fault.effect)
+    found += [f"the fault {name} had no effect, {len(effects)} times" for name, effects in by_kind.items() if not any(effects)]
+    return found
