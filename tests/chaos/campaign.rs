@@ -141,6 +141,8 @@ async fn run_once(run: &Run<'_>, folder: &Path) -> Vec<String> {
     let mut background = JoinSet::new();
     let supervised = Arc::clone(&stage);
     background.spawn(async move { supervised.supervise().await });
+    let witnessed = Arc::clone(&stage);
+    background.spawn(async move { samples::witness(&witnessed).await });
     for replica in 0..REPLICAS {
         let sampled = Arc::clone(&stage);
         background.spawn(async move { samples::sample(&sampled, replica).await });

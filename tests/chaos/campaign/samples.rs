@@ -39,6 +39,23 @@ pub async fn sample(stage: &Stage, replica: usize) {
     }
 }
 
+/// Records how long Postgres needs to answer the recorder itself, without a proxy. If it needs long, the machine is
+/// overloaded or Postgres is away, and no replica can do better. It never returns.
+pub async fn witness(stage: &Stage) {
+    let mut tick = interval(INTERVAL);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        let asked = stage.history.now();
+        let answer = sqlx::query("select count(*) from epochs").execute(&stage.pool);
+        let answered = timeout(BOUND, answer)
+            .await
+            .is_ok_and(|answer| answer.is_ok());
+        let sample = json!({"asked": asked, "answered": answered});
+        stage.history.note(Book::Samples, "witness", sample);
+    }
+}
+
 /// `None` if the process has ended meanwhile.
 fn rss_bytes(process: u32) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;

@@ -151,8 +151,7 @@ class Writes:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.faults = sorted(run.faults.values(), key=lambda fault: fault.begun)
-        self.delaying = [fault for fault in self.faults if fault.hits & DELAYING]
-        self.begins = [fault.begun for fault in self.delaying]
+        self.delaying = sorted((fault for fault in [*self.faults, *run.slow_times()] if fault.hits & DELAYING), key=lambda fault: fault.begun)
         self.of_replica: dict[str, list[Fault]] = {
             replica: [fault for fault in self.faults if replica in fault.hits] for replica in run.settings["replicas"]}
 

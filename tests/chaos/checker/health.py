@@ -69,7 +69,8 @@ def _unready_without_cause(run: Run, findings: Findings) -> None:
         samples = _since_first_ready(run.readiness.get(replica, []))
         if not samples:
             findings.add("readiness_untrue", f"{replica} was never ready")
-        own = _merged([(fault.begun, run.end_of(fault)) for fault in run.faults.values() if fault.hits & NEEDED or replica in fault.hits])
+        own = _merged([(fault.begun, run.end_of(fault)) for fault in [*run.faults.values(), *run.slow_times()]
+                       if fault.hits & NEEDED or replica in fault.hits])
         for faults, agreeing in ((all_faults, 1), (own, 2)):
             ends = [0, *(ended for _, ended in faults)]
             begins = [*(begun for begun, _ in faults), run.drained or run.last]

@@ -9,6 +9,9 @@ SECOND = 1_000_000
 # The epoch of a frame whose feed the session did not open. It is leaked, and no number of its feed.
 UNOPENED = ""
 
+# Postgres answers the recorder within this time, unless it is away or the machine is overloaded.
+SLOW_AFTER = SECOND // 2
+
 # A place is one integer, because there are half a million: the number of the file, then of the line.
 LINES_PER_FILE = 1 << 40
 
@@ -188,6 +191,7 @@ class Run:
     readiness: dict[str, list[Sample]] = field(default_factory=dict)
     memory: dict[str, list[Sample]] = field(default_factory=dict)
     log_leaks: list[tuple[int, str]] = field(default_factory=list)
+    witness: list[tuple[int, int, bool]] = field(default_factory=list)  # when the recorder asked Postgres, the end, and an answer
     log_lines: int = 0  # lines of logs that were searched for secrets
     healed: int | None = None
     drained: int | None = None
@@ -207,6 +211,11 @@ class Run:
 
     def name(self, event: int) -> str:
         return " ".join(self.identities[event])
+
+    def slow_times(self) -> list[Fault]:
+        """The times in which Postgres did not answer the recorder itself soon. They excuse replicas like a fault."""
+        return [Fault("slow", place, "", frozenset(("machine",)), False, asked, 0, t)
+                for place, (asked, t, answered) in enumerate(self.witness) if not answered or t - asked > SLOW_AFTER]
 
     def end_of(self, fault: "Fault") -> int:
         """The end of a fault, or of the run."""

@@ -217,6 +217,10 @@ def _log_leak(run: Run, t: int, at: int, record: dict[str, Any]) -> None:
     run.log_leaks.append((at, record["replica"]))
 
 
+def _witness(run: Run, t: int, at: int, record: dict[str, Any]) -> None:
+    run.witness.append((record["asked"], t, record["answered"]))
+
+
 def _logs_searched(run: Run, t: int, at: int, record: dict[str, Any]) -> None:
     run.log_lines += record["lines"]
 
@@ -252,6 +256,7 @@ READERS: dict[str | None, Callable[[Run, int, int, dict[str, Any]], None]] = {
     "readiness": _readiness,
     "memory": _memory,
     "log_leak": _log_leak,
+    "witness": _witness,
     "logs_searched": _logs_searched,
     "healed": _healed,
     "drained": _drained,

@@ -198,6 +198,36 @@ class Readiness(Checks):
         self.expect(during("pause-replica", "replica-0"))
 
 
+class Overload(Checks):
+    """The machine is overloaded if Postgres does not answer the recorder itself soon."""
+
+    def slow(self, answered: bool, seconds: int) -> World:
+        world, session = small()
+        world.publish("anna")
+        world.ack(session, kept=False)
+        asked = world.t
+        world.wait(5)
+        world.records.append({"t": asked + seconds * 1_000_000, "kind": "witness", "asked": asked, "answered": answered})
+        world.close(session)
+        world.connect("anna", "till", "replica-1")
+        return finished(world)
+
+    def test_a_slow_answer_delays_an_ack(self) -> None:
+        self.expect(self.slow(True, 0), "acknowledged_but_replayed")
+        self.expect(self.slow(True, 1))
+        self.expect(self.slow(False, 1))
+
+    def test_a_slow_answer_excuses_an_unready_replica_while_something_else_is_broken(self) -> None:
+        for seconds, columns in ((0, ("readiness_untrue",)), (3, ())):
+            world, _ = small()
+            world.fault("pause-rabbitmq", 12, "rabbitmq")
+            for sample in records(world, "readiness", replica="replica-0")[-3:]:
+                sample["status"] = 503
+            asked = world.t - 10_000_000
+            world.records.append({"t": asked + seconds * 1_000_000, "kind": "witness", "asked": asked, "answered": True})
+            self.expect(finished(world), *columns)
+
+
 class AnnouncedLoss(Checks):
     def lossy(self, seconds: int) -> World:
         """Two notifications are stored that many seconds before the primary dies, and are gone."""
