@@ -10,7 +10,7 @@ const SECONDS_PER_FAULT: u64 = 30;
 /// The floors of a run of so many seconds of faults, at so many events a second. They are a small part of the usual
 /// amounts, because other work may slow the machine.
 pub fn of(seconds: u64, rate: f64, without_faults: bool) -> Value {
-    let published = (rate.min(RATE_MAX) * seconds as f64 / 5.0).max(1.0) as u64;
+    let published = (rate.min(RATE_MAX) * seconds as f64 / 10.0).max(1.0) as u64;
     json!({
         "attempted": published,
         "confirmed": published,
