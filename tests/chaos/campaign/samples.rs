@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use sqlx::{Connection as _, PgConnection};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::history::Book;
@@ -39,15 +40,22 @@ pub async fn sample(stage: &Stage, replica: usize) {
     }
 }
 
-/// Records how long Postgres needs to answer the recorder itself, without a proxy. If it needs long, the machine is
-/// overloaded or Postgres is away, and no replica can do better. It never returns.
+/// Records how long Postgres needs to answer the recorder itself, without a proxy and over a new connection, as a replica
+/// needs one after a fault. If it needs long, the machine is overloaded or Postgres is away. It never returns.
 pub async fn witness(stage: &Stage) {
+    let options = stage.pool.connect_options();
     let mut tick = interval(INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
         let asked = stage.history.now();
-        let answer = sqlx::query("select count(*) from epochs").execute(&stage.pool);
+        let answer = async {
+            let mut connection = PgConnection::connect_with(&options).await?;
+            sqlx::query("select count(*) from epochs")
+                .execute(&mut connection)
+                .await?;
+            connection.close().await
+        };
         let answered = timeout(BOUND, answer)
             .await
             .is_ok_and(|answer| answer.is_ok());
