@@ -19,14 +19,14 @@ pub fn of(seconds: u64, rate: f64, without_faults: bool) -> Value {
         "acknowledged": published / 2,
         "dead_lettered": published / 2_000,
         "marked": (seconds / 2).max(1),
-        "skipped": (seconds / 2).max(1),
+        "skipped": seconds / 30 * 10,
         // Most devices connect, and those that flap reconnect every few seconds.
         "sessions": 200 + seconds,
         "reopened": seconds.max(1),
         "replayed": (seconds / 2).max(1),
         "acks": published / 4,
         "acks_judged_percent": 90,
-        "readiness_judged": (seconds / 3).max(1),
+        "readiness_judged": seconds / 30 * 10,
         "faults": if without_faults { 0 } else { (seconds / SECONDS_PER_FAULT).max(1) },
     })
 }

@@ -60,6 +60,8 @@ def _unjudged(run: Run, findings: Findings) -> list[str]:
     excused = set()
     if not run.settings.get("ordered", True):
         excused.add("reordered")
+    if amounts.is_short(run):
+        excused.add("readiness_untrue")
     if not run.settings["scenarios"]:
         excused.add("recovery_above_bound")
     return [column for column in BAD_COLUMNS if _value(findings, column) is None and column not in excused]
