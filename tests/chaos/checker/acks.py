@@ -107,12 +107,13 @@ def _count(run: Run, numbering: Numbering, visit: Visit, following: Visit | None
     """An ack is judged if the next start, or else the final cursor, shows it or must show it."""
     counts["acks"] += len(visit.acks)
     if following is None:
-        judged = len(visit.acks) if visit.start.epoch == numbering.epoch and final is not None else 0
-    elif following.start.epoch != visit.start.epoch:
-        judged = 0
+        same = visit.start.epoch == numbering.epoch
+        judged = 0 if final is None else sum(same or ack.seq <= final[1] for ack in visit.acks)
     else:
+        # A new epoch keeps the cursors that are not above their feeds. It excuses the others.
         kept = sum(ack.seq <= following.start.cursor for ack in visit.acks)
-        judged = kept + sum(writes.excuse(visit.session, ack, following.session) is None for ack in visit.acks[kept:])
+        same = following.start.epoch == visit.start.epoch
+        judged = kept + sum(same and writes.excuse(visit.session, ack, following.session) is None for ack in visit.acks[kept:])
     counts["acks_judged"] += judged
 
 

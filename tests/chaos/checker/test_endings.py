@@ -95,6 +95,15 @@ class Acks(Checks):
         world.connect("anna", "till")
         self.expect(finished(world), "acknowledged_but_replayed")
 
+    def test_acks_that_a_new_epoch_keeps(self) -> None:
+        world, session = small()
+        world.close(session, 4410)
+        world.fault("fail-over", 3, "postgres", total=True)
+        world.epoch = "e2"
+        world.connect("anna", "till")
+        verdict = verdict_of(finished(world))
+        self.assertEqual((verdict["status"], verdict["also"]["acks_judged"]), (0, verdict["also"]["acks"]), verdict)
+
     def test_too_few_judged_acks(self) -> None:
         world, session = small()
         world.settings["floors"]["acks_judged_percent"] = 90
