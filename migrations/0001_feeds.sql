@@ -16,13 +16,13 @@
 create table feeds (
     feed        text   collate "C" primary key,
     last_seq    bigint not null default 0 check (last_seq >= 0),   -- number of the newest notification
-    acked_seq   bigint not null default 0 check (acked_seq >= 0),  -- highest ack of any subscriber
+    acked_seq   bigint not null default 0 check (acked_seq >= 0),  -- a recent highest ack: a cursor may be above it
     unread      bigint not null default 0 check (unread >= 0),     -- notifications without a read mark
     unhandled   bigint not null default 0 check (unhandled >= 0),  -- notifications without a handle mark
     read_seq    bigint not null default 0 check (read_seq >= 0),   -- all up to here are read: "read all" starts after it
     version     bigint not null default 0 check (version >= 0),    -- number of the newest row in marks
     trimmed_seq bigint not null default 0 check (trimmed_seq >= 0), -- all up to here are removed; a gap above is a loss
-    made_seq    bigint -- lowest place of the cursors made since retention last read the cursors; null if none is below acked_seq
+    made_seq    bigint -- lowest place of the cursors made since retention last read the cursors; null if none is below the highest ack
 ) with (fillfactor = 20, autovacuum_vacuum_scale_factor = 0.02);
 
 -- One row for each event and feed. Only the appends insert (src/store/append/statements.rs); only
@@ -72,10 +72,3 @@ create function event_identity(in_feed text, in_source text, in_event_id text) r
     from (select encode(sha256(convert_to(in_feed, 'UTF8') || '\x00' || convert_to(in_source, 'UTF8') || '\x00'
                                || convert_to(in_event_id, 'UTF8')), 'hex') as hash) h
 $$;
-
--- For operators: notifications without any ack.
-create view undelivered as
-    select n.feed, n.seq, n.source, n.event_id, n.event_type, n.time, n.created_at, n.expires_at
-    from feeds f
-    join notifications n on n.feed = f.feed and n.seq > f.acked_seq
-    where f.acked_seq < f.last_seq;

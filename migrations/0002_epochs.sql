@@ -38,6 +38,15 @@ begin
 end
 $$;
 
+-- Returns the flushed position of the write-ahead log in bytes, or null if the provider does not permit to read it.
+create function flushed_position() returns bigint language plpgsql volatile as $$
+begin
+    return pg_current_wal_flush_lsn() - '0/0'::pg_lsn;
+exception when insufficient_privilege or undefined_function or feature_not_supported then
+    return null;
+end
+$$;
+
 -- Begins a new epoch if in_old is the present one, or if in_old is null. Returns the present epoch. If several
 -- sessions call it with the same in_old, one of them begins the epoch: an advisory lock puts them in order.
 create function renew_epoch(in_old text, in_reason text) returns text language plpgsql volatile as $$

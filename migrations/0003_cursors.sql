@@ -1,4 +1,9 @@
 -- Cursors: the highest acked number of each subscriber, device and feed. A replay begins after it.
+--
+-- The highest ack of a feed is the greatest of its cursors and of feeds.acked_seq. An ack changes only its cursor,
+-- because a second row would nearly double its cost. Each gateway raises feeds.acked_seq after some time
+-- (src/gateway/cursors/highest.rs). A statement that deletes the cursor of a merchant raises it too, so the highest
+-- ack never goes back.
 
 -- The row is made when a device first connects. From then on the device misses nothing, even if others
 -- acknowledge while it is away. No index contains updated_at or seen_at, so that updates stay in place (HOT).
@@ -23,6 +28,29 @@ create table evicted_cursors (
     primary key (feed, subscriber, device)
 ) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.02);
 
+-- For operators: feeds with notifications without any ack. Expired and collapsed ones are included.
+create view undelivered_feeds as
+    select f.feed, f.last_seq, h.acked_seq, f.last_seq - greatest(h.acked_seq, f.trimmed_seq) as undelivered,
+           oldest.created_at as oldest_created_at
+    from feeds f
+    cross join lateral (
+        select greatest(f.acked_seq, max(c.acked_seq)) as acked_seq from cursors c where c.feed = f.feed) h
+    left join lateral (
+        select n.created_at from notifications n
+        where n.feed = f.feed and n.seq > greatest(h.acked_seq, f.trimmed_seq)
+        order by n.seq
+        limit 1) oldest on true
+    where greatest(f.acked_seq, f.trimmed_seq) < f.last_seq and h.acked_seq < f.last_seq;
+
+-- For operators: notifications without any ack.
+create view undelivered as
+    select n.feed, n.seq, n.source, n.event_id, n.event_type, n.time, n.created_at, n.expires_at
+    from feeds f
+    cross join lateral (
+        select greatest(f.acked_seq, max(c.acked_seq)) as acked_seq from cursors c where c.feed = f.feed) h
+    join notifications n on n.feed = f.feed and n.seq > h.acked_seq
+    where f.acked_seq < f.last_seq;
+
 -- For operators: how many numbers each device has not acked. Expired and collapsed ones are included.
 create view undelivered_devices as
     select c.feed, c.subscriber, c.device, c.acked_seq, f.last_seq, f.last_seq - c.acked_seq as undelivered,
@@ -41,11 +69,12 @@ create view undelivered_devices as
 --   2. the highest place of its subscriber's devices in this feed, because the subscriber has the rest;
 --   3. for a new subscriber of a feed that everyone reads (in_shared): before the oldest announcement that has
 --      not expired, of the newest in_announcements_max within the newest in_announcements_max * 10 numbers;
---   4. the highest ack of any subscriber of the feed.
+--   4. the highest ack of the feed. If the feed has more than 1,000 cursors, a sample of them and
+--      feeds.acked_seq count, so the place may be some seconds old.
 -- It never starts above the last number of the feed, because after a restore of some tables a place may be
 -- above it. A subscriber keeps in_devices_max cursors in a feed; then the device that was seen least recently
 -- is evicted.
--- A place below the newest ack is recorded in made_seq, so that a step of retention counts it. The step locks the
+-- A place below the highest ack is recorded in made_seq, so that a step of retention counts it. The step locks the
 -- row of the feed. So it sees this place, or the device connects after the removal.
 -- Locks cursors, then feeds, each in C order, and skips locked rows when it evicts. The lock timeout is short,
 -- because the caller splits a batch that fails.
@@ -57,7 +86,11 @@ language plpgsql volatile
 set lock_timeout = '250ms' as $$
 #variable_conflict use_column
 declare
-    evicted_now bigint;
+    made_feeds     text[];
+    made_places    bigint[];
+    evicted_feeds  text[];
+    evicted_places bigint[];
+    evicted_now    bigint;
 begin
     with wanted as (
         select distinct w.feed, w.subscriber, w.device, w.shared
@@ -69,27 +102,34 @@ begin
         from (select distinct feed, subscriber from wanted) w
         join cursors c on c.feed = w.feed and c.subscriber = w.subscriber
         group by w.feed, w.subscriber
-    ), announced as (
-        select f.feed, least(f.acked_seq, coalesce(min(n.seq) - 1, f.acked_seq)) as acked_seq
-        from (select distinct feed from wanted where shared) w
+    ), highest as (
+        select f.feed, f.last_seq, greatest(f.acked_seq, s.acked_seq) as acked_seq, s.cursors
+        from (select distinct feed from wanted) w
         join feeds f on f.feed = w.feed
+        cross join lateral (
+            select max(k.acked_seq) as acked_seq, count(*) as cursors
+            from (select c.acked_seq from cursors c where c.feed = f.feed limit 1000) k) s
+    ), announced as (
+        select h.feed, least(h.acked_seq, coalesce(min(n.seq) - 1, h.acked_seq)) as acked_seq
+        from (select distinct feed from wanted where shared) w
+        join highest h on h.feed = w.feed
         left join lateral (
             select a.seq from notifications a
-            where a.feed = f.feed and a.seq > f.last_seq - in_announcements_max * 10
+            where a.feed = h.feed and a.seq > h.last_seq - in_announcements_max * 10
               and (a.expires_at is null or a.expires_at > now())
             order by a.seq desc
             limit in_announcements_max) n on true
-        group by f.feed, f.acked_seq
+        group by h.feed, h.acked_seq
     ), made as (
         insert into cursors as c (feed, subscriber, device, acked_seq)
             select w.feed, w.subscriber, w.device,
-                   least(coalesce(e.acked_seq, s.acked_seq, case when w.shared then a.acked_seq end, f.acked_seq, 0),
-                         coalesce(f.last_seq, 0))
+                   least(coalesce(e.acked_seq, s.acked_seq, case when w.shared then a.acked_seq end, h.acked_seq, 0),
+                         coalesce(h.last_seq, 0))
             from wanted w
             left join evicted_cursors e on e.feed = w.feed and e.subscriber = w.subscriber and e.device = w.device
             left join standing s on s.feed = w.feed and s.subscriber = w.subscriber
             left join announced a on a.feed = w.feed
-            left join feeds f on f.feed = w.feed
+            left join highest h on h.feed = w.feed
             order by w.feed collate "C", w.subscriber collate "C", w.device collate "C"
             on conflict do nothing
             returning c.feed, c.subscriber, c.device, c.acked_seq
@@ -98,14 +138,10 @@ begin
         using made m
         where e.feed = m.feed and e.subscriber = m.subscriber and e.device = m.device
     )
-    -- An upsert that never inserts, because it locks its rows in the order given.
-    insert into feeds as f (feed, made_seq)
-        select k.feed, m.place
-        from (select made.feed, min(made.acked_seq) as place from made group by made.feed) m
-        join feeds k on k.feed = m.feed and k.acked_seq > m.place
-        order by k.feed collate "C"
-        on conflict (feed) do update
-            set made_seq = least(f.made_seq, excluded.made_seq);
+    -- The highest ack of a sample may be too low.
+    select array_agg(m.feed), array_agg(m.place) into made_feeds, made_places
+    from (select made.feed, min(made.acked_seq) as place from made group by made.feed) m
+    join highest h on h.feed = m.feed and m.place < case when h.cursors < 1000 then h.acked_seq else h.last_seq end;
 
     with aged as (
         select a.feed, a.subscriber, a.device,
@@ -131,9 +167,24 @@ begin
             order by r.feed collate "C", r.subscriber collate "C", r.device collate "C"
             on conflict (feed, subscriber, device) do update
                 set acked_seq = excluded.acked_seq, evicted_at = excluded.evicted_at
-            returning e.feed
+            returning e.feed, e.acked_seq
     )
-    select count(*) into evicted_now from remembered;
+    select count(*), array_agg(r.feed), array_agg(r.acked_seq) into evicted_now, evicted_feeds, evicted_places
+    from remembered r;
+
+    if made_feeds is not null or evicted_now > 0 then
+        -- An upsert that never inserts, because it locks its rows in the order given.
+        insert into feeds as f (feed, made_seq, acked_seq)
+            select k.feed, min(p.made), least(coalesce(max(p.evicted), 0), k.last_seq)
+            from (select m.feed, m.place as made, null as evicted from unnest(made_feeds, made_places) as m (feed, place)
+                  union all
+                  select e.feed, null, e.place from unnest(evicted_feeds, evicted_places) as e (feed, place)) p
+            join feeds k on k.feed = p.feed and (p.made is not null or p.evicted > k.acked_seq)
+            group by k.feed
+            order by k.feed collate "C"
+            on conflict (feed) do update
+                set made_seq = least(f.made_seq, excluded.made_seq), acked_seq = greatest(f.acked_seq, excluded.acked_seq);
+    end if;
 
     if evicted_now > 0 then
         with aged as (
@@ -161,54 +212,6 @@ begin
     left join evicted_cursors e on e.feed = w.feed and e.subscriber = w.subscriber and e.device = w.device
     where coalesce(c.acked_seq, e.acked_seq) is not null
     order by w.ordinal;
-end
-$$;
-
--- Stores a batch of acks that clients sent in in_epoch, each key at most once. Does nothing if in_epoch is not
--- the present epoch. A cursor never moves back, and never moves above the last number of its feed.
--- Returns the present epoch, and the flushed position of the log, which is beyond all that was acknowledged.
--- Begins a new epoch if an ack is above the last number of its feed, because then the database has lost that
--- notification. Canary feeds are excluded, because they are deleted on purpose.
--- Locks cursors, then feeds, each in C order. An upsert locks its rows in the order given, so the update of
--- feeds is an upsert that never inserts.
-create function advance_cursors(
-    in_epoch text, in_feeds text[], in_subscribers text[], in_devices text[], in_seqs bigint[], out epoch text, out flushed bigint)
-language plpgsql volatile as $$
-#variable_conflict use_column
-declare
-    beyond boolean;
-begin
-    select e.epoch, e.flushed into epoch, flushed from current_epoch() e;
-    if epoch <> in_epoch then
-        return;
-    end if;
-
-    with acks as materialized (
-        select a.feed, a.subscriber, a.device, a.seq, f.last_seq
-        from unnest(in_feeds, in_subscribers, in_devices, in_seqs) as a (feed, subscriber, device, seq)
-        join feeds f on f.feed = a.feed
-        order by a.feed collate "C", a.subscriber collate "C", a.device collate "C"
-    ), moved as (
-        insert into cursors as c (feed, subscriber, device, acked_seq)
-        select a.feed, a.subscriber, a.device, least(a.seq, a.last_seq) from acks a
-        on conflict (feed, subscriber, device) do update
-            set acked_seq = excluded.acked_seq, updated_at = now()
-            where c.acked_seq < excluded.acked_seq
-    )
-    select bool_or(a.seq > a.last_seq and a.feed not like 'shopbell-canary/%') into beyond from acks a;
-
-    insert into feeds as f (feed, acked_seq)
-        select k.feed, least(a.seq, k.last_seq)
-        from (select u.feed, max(u.seq) as seq from unnest(in_feeds, in_seqs) as u (feed, seq) group by u.feed) a
-        join feeds k on k.feed = a.feed and k.acked_seq < least(a.seq, k.last_seq)
-        order by k.feed collate "C"
-        on conflict (feed) do update
-            set acked_seq = excluded.acked_seq
-            where f.acked_seq < excluded.acked_seq;
-
-    if beyond then
-        epoch := renew_epoch(in_epoch, 'an ack was above the last number of its feed');
-    end if;
 end
 $$;
 

@@ -154,7 +154,7 @@ impl<'a> Stage<'a> {
     /// Waits until every ack has reached the database.
     pub async fn settled(&self) -> anyhow::Result<()> {
         self.wait_until("every ack is written", async || {
-            let behind = "select count(*) from feeds where acked_seq < last_seq";
+            let behind = "select count(*) from undelivered_feeds";
             Ok(sqlx::query_scalar::<_, i64>(behind)
                 .fetch_one(&self.pool)
                 .await?

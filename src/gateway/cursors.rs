@@ -1,9 +1,11 @@
 //! Cursors: a session reads them when it connects, and its acks move them.
 //!
 //! Acks come in and are merged: each write has the highest number of each cursor since the last
-//! write. If the replica crashes before a write, a few notifications are replayed, and none is
-//! skipped. This module never moves a cursor back.
+//! write. A write changes only cursors; the rows of feeds follow seldom. If the replica crashes
+//! before a write, a few notifications are replayed, and none is skipped. This module never moves a
+//! cursor back.
 
+mod highest;
 mod opening;
 mod unwritten;
 
@@ -19,15 +21,19 @@ use self::unwritten::UnwrittenAcks;
 use crate::model::feed::{Epoch, Seq};
 use crate::retry::{self, Retry};
 use crate::store::StoreError;
-use crate::store::cursors::{CursorKey, FeedStanding, advance};
+use crate::store::cursors::{CursorKey, FeedStanding, advance, raise};
 use crate::store::damage::Halves;
-use crate::store::epoch::known::Epochs;
+use crate::store::epoch::{self, known::Epochs};
 use crate::store::pool::Pool;
 use crate::telemetry::labels::Retried;
 use crate::telemetry::metrics::Metrics;
 
-/// Most acks in one statement, because it locks their cursors until it commits.
-const ACKS_PER_WRITE_MAX: usize = 2_000;
+/// Most acks in one statement. An append waits at most for one if both need the same processor. The
+/// statement also locks their cursors until it commits.
+const ACKS_PER_WRITE_MAX: usize = 200;
+/// Longest pause between two statements of a write. A pause is as long as its statement, so that half
+/// of the time belongs to the others.
+const PAUSE_MAX: Duration = Duration::from_millis(50);
 /// Rest after a write, in multiples of its duration, so that acks cost a small part of the
 /// database's time. If the database is busy, more acks are merged.
 const REST_TIMES: u32 = 20;
@@ -39,8 +45,8 @@ const REST_MAX: Duration = Duration::from_secs(1);
 /// Longest time for the last write when the replica stops. Notifications whose acks are not written
 /// by then are replayed.
 const LAST_FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
-/// Most statements of one round that may fail while a batch is halved. Eleven find one bad row
-/// among 2,000. If more fail, the round waits and begins again without the acks that it held, so
+/// Most statements of one round that may fail while a batch is halved. Eight find one bad row
+/// among 200. If more fail, the round waits and begins again without the acks that it held, so
 /// that a locked table costs little.
 const FAILURES_PER_ROUND_MAX: usize = 32;
 /// Most held acks that may fail in one round. Each may wait for a lock while new acks wait.
@@ -114,16 +120,17 @@ impl Cursors {
     pub async fn write(&self, pool: &Pool, stop: CancellationToken) {
         let mut retry = Retry::new(Retried::Acks, &self.metrics);
         while !stop.is_cancelled() {
-            let retry_at = self.lock().retry_at();
+            let wake_at = self.lock().wake_at();
             tokio::select! {
                 () = self.acked.notified() => {}
-                () = retry::until(retry_at) => {}
+                () = retry::until(wake_at) => {}
                 () = stop.cancelled() => break,
             }
             let begun = Instant::now();
             let (rest, may_hurry) = match self.write_waiting(pool, &stop, Duration::ZERO).await {
                 Ok(()) => {
                     retry.reset();
+                    self.raise_due(pool).await;
                     (
                         (begun.elapsed() * REST_TIMES).clamp(REST_MIN, REST_MAX),
                         true,
@@ -170,9 +177,14 @@ impl Cursors {
         loop {
             let (epoch, acks, more) = self.next_write();
             let Some(epoch) = epoch else { return Ok(()) };
+            let begun = Instant::now();
             self.write_in_parts(pool, &epoch, acks, stop).await?;
             if !more || stop.is_cancelled() {
                 break;
+            }
+            // The last write has no time to pause.
+            if early.is_zero() {
+                tokio::time::sleep(begun.elapsed().min(PAUSE_MAX)).await;
             }
         }
         let (epoch, due) = {
@@ -241,17 +253,39 @@ impl Cursors {
         epoch: &Epoch,
         acks: &[(CursorKey, Seq)],
     ) -> Result<(), StoreError> {
-        let (present, flushed) = advance(pool, epoch, acks).await?;
-        // If the epoch has changed, nothing was written, and these acks must not be.
-        let mut unwritten = self.lock();
-        if unwritten.is_of(epoch) {
-            unwritten.remove_written(acks);
+        let advanced = advance(pool, epoch, acks).await?;
+        if advanced.is_stored {
+            self.epochs.note_flushed(epoch, advanced.flushed);
+            let mut unwritten = self.lock();
+            if unwritten.is_of(epoch) {
+                unwritten.written(acks, Instant::now());
+            }
         }
-        drop(unwritten);
-        if self.epochs.learn(&present) {
-            self.epochs.note_flushed(&present, flushed);
+        if advanced.is_beyond {
+            let reason = "an ack was above the last number of its feed";
+            self.epochs.doubt(epoch, reason);
+        }
+        if advanced.is_beyond || !advanced.is_stored {
+            // The acks of an epoch that is over are dropped.
+            epoch::check(pool, &self.epochs).await?;
         }
         Ok(())
+    }
+
+    /// Raises the rows of the feeds that are due. If that fails, the next acks of these feeds raise
+    /// them.
+    async fn raise_due(&self, pool: &Pool) {
+        let (epoch, highest) = {
+            let mut unwritten = self.lock();
+            let highest = unwritten.take_highest(Instant::now());
+            (unwritten.epoch().cloned(), highest)
+        };
+        let Some(epoch) = epoch.filter(|_| !highest.is_empty()) else {
+            return;
+        };
+        if let Err(error) = raise(pool, &epoch, &highest).await {
+            tracing::debug!(%error, feeds = highest.len(), "the highest acks of feeds could not be raised");
+        }
     }
 
     /// Drops an ack that Postgres refuses, because it refuses the value each time; its
@@ -264,7 +298,7 @@ impl Cursors {
         }
         let (feed, seq) = (ack.0.feed.clone(), ack.1.get());
         if matches!(error, StoreError::Refused(_)) {
-            unwritten.remove_written(&[ack]);
+            unwritten.remove(&[ack]);
             drop(unwritten);
             tracing::error!(%error, %feed, seq, "Postgres refused an ack; it was dropped, and its notifications are replayed");
             return;

@@ -174,27 +174,91 @@ pub async fn note_seen(pool: &Pool, keys: &[CursorKey]) -> Result<(), StoreError
     super::execute(pool, bind_keys(query, keys).bind(SEEN_EVERY)).await
 }
 
+/// The result of [`advance`].
+#[derive(Debug, Clone, PartialEq, Eq, FromRow)]
+pub struct Advanced {
+    /// The acks are of the present epoch, so they were stored.
+    pub is_stored: bool,
+    /// An ack was above the last number of its feed, so the database has lost that notification. It
+    /// was not stored. The feeds of canaries do not count, because they are deleted on purpose.
+    pub is_beyond: bool,
+    /// The flushed position of the log, which is beyond all that was acked.
+    pub flushed: Option<i64>,
+}
+
 /// Stores acks that clients sent in epoch `given_in`, each key at most once. A cursor never moves
-/// back. Returns the present epoch and the flushed position of its log.
+/// back.
 ///
-/// Locks cursors, then feeds, in C order, and waits 250 ms at most for each; uses `cursors_pkey` and
-/// `feeds_pkey`. The commit does not wait for the disk, because a lost ack only causes a replay. Both
-/// settings hold for this transaction only, also behind a pooler.
+/// Stores nothing in another epoch, or if `feeds` is not the table of that epoch, as after
+/// `pg_restore --clean` on a live connection. A cursor that was deleted meanwhile is made again.
+///
+/// Locks the cursors in C order, because an upsert locks its rows in the order given, and waits
+/// 250 ms at most for each; uses `cursors_pkey` and `feeds_pkey`. The commit does not wait for the
+/// disk, because a lost ack only causes a replay. Both settings hold for this transaction only, also
+/// behind a pooler.
 pub async fn advance(
     pool: &Pool,
     given_in: &Epoch,
     acks: &[(CursorKey, Seq)],
-) -> Result<(Epoch, Option<i64>), StoreError> {
+) -> Result<Advanced, StoreError> {
     let (keys, seqs): (Vec<_>, Vec<_>) = acks.iter().map(|(key, seq)| (key, seq.get())).unzip();
     let query = sqlx::query(
-        // The function takes a value of the settings, so that Postgres applies them first.
-        "select a.epoch, a.flushed
-         from (select set_config('synchronous_commit', 'off', true) as commits, set_config('lock_timeout', '250ms', true) as waits) s,
-              lateral advance_cursors(case when s.waits is not null then $5::text end, $1::text[], $2::text[], $3::text[], $4::bigint[]) a",
+        // `present` takes a value of the settings, so that Postgres applies them before it locks.
+        "with settings as materialized (
+             select set_config('synchronous_commit', 'off', true) as commits, set_config('lock_timeout', '250ms', true) as waits
+         ), present as materialized (
+             select e.epoch from settings s, epochs e
+             where s.waits is not null and e.epoch = $5 and (e.feeds_oid <> 'feeds'::regclass) is not true
+         ), acks as materialized (
+             select a.feed, a.subscriber, a.device, a.seq, f.last_seq
+             from present p
+             cross join unnest($1::text[], $2::text[], $3::text[], $4::bigint[]) as a (feed, subscriber, device, seq)
+             join feeds f on f.feed = a.feed
+         ), moved as (
+             insert into cursors as c (feed, subscriber, device, acked_seq)
+             select a.feed, a.subscriber, a.device, a.seq from acks a
+             where a.seq <= a.last_seq
+             order by a.feed collate \"C\", a.subscriber collate \"C\", a.device collate \"C\"
+             on conflict (feed, subscriber, device) do update
+                 set acked_seq = excluded.acked_seq, updated_at = now()
+                 where c.acked_seq < excluded.acked_seq
+         )
+         select exists (select from present) as is_stored,
+                exists (select from acks a where a.seq > a.last_seq and a.feed not like 'shopbell-canary/%') as is_beyond,
+                flushed_position() as flushed",
     );
     let query = bind_keys(query, keys).bind(seqs).bind(given_in.as_str());
-    let (epoch, flushed): (String, Option<i64>) = super::fetch_one(pool, query).await?;
-    Ok((epoch::parse(&epoch)?, flushed))
+    super::fetch_one(pool, query).await
+}
+
+/// Raises the highest acks of feeds to acks that were stored in epoch `given_in`. Does nothing in
+/// another epoch.
+///
+/// Locks the feeds, and leaves out locked ones; uses `feeds_pkey`. The commit does not wait for the
+/// disk, because the cursors have the same acks.
+pub async fn raise(
+    pool: &Pool,
+    given_in: &Epoch,
+    highest: &[(Feed, Seq)],
+) -> Result<(), StoreError> {
+    let (feeds, seqs): (Vec<_>, Vec<_>) = highest
+        .iter()
+        .map(|(feed, seq)| (feed.as_str(), seq.get()))
+        .unzip();
+    let query = sqlx::query(
+        "with settings as materialized (select set_config('synchronous_commit', 'off', true) as commits),
+         lower as (
+             select f.feed, least(h.seq, f.last_seq) as acked_seq
+             from settings s
+             cross join unnest($1::text[], $2::bigint[]) as h (feed, seq)
+             join feeds f on f.feed = h.feed and f.acked_seq < least(h.seq, f.last_seq)
+             where s.commits is not null and exists (select from epochs e where e.epoch = $3)
+             order by f.feed
+             for no key update of f skip locked)
+         update feeds f set acked_seq = l.acked_seq from lower l where f.feed = l.feed",
+    );
+    let query = query.bind(feeds).bind(seqs).bind(given_in.as_str());
+    super::execute(pool, query).await
 }
 
 /// Binds the keys as `$1` to `$3`.

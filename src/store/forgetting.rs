@@ -118,12 +118,18 @@ pub async fn clear_marks(pool: &Pool, feed: &Feed, through: i64) -> Result<(), S
     super::execute(pool, query.bind(feed.as_str()).bind(through)).await
 }
 
-/// The statements that delete a step of the rows of feed `$1`, at most `$2` rows.
+/// The statements that delete a step of the rows of feed `$1`, at most `$2` rows. The highest ack of a
+/// feed does not go back with its cursors.
 const OF_FEED: [&str; 6] = [
-    "delete from cursors c using (
-         select feed, subscriber, device from cursors where feed = $1
-         order by feed, subscriber, device limit $2 for update) o
-     where (c.feed, c.subscriber, c.device) = (o.feed, o.subscriber, o.device) returning c.feed",
+    "with gone as (
+         delete from cursors c using (
+             select feed, subscriber, device from cursors where feed = $1
+             order by feed, subscriber, device limit $2 for update) o
+         where (c.feed, c.subscriber, c.device) = (o.feed, o.subscriber, o.device) returning c.feed, c.acked_seq),
+     raised as (
+         update feeds f set acked_seq = least(g.acked_seq, f.last_seq)
+         from (select max(acked_seq) as acked_seq from gone) g where f.feed = $1 and f.acked_seq < least(g.acked_seq, f.last_seq))
+     select feed from gone",
     "delete from evicted_cursors c using (
          select feed, subscriber, device from evicted_cursors where feed = $1
          order by feed, subscriber, device limit $2 for update) o
@@ -148,10 +154,15 @@ const OF_FEED: [&str; 6] = [
 /// The statements that delete a step of the cursors of subscribers `$1` in the broadcast feed `$3`, at
 /// most `$2` rows.
 const OF_SUBSCRIBERS: [&str; 2] = [
-    "delete from cursors c using (
-         select feed, subscriber, device from cursors where feed = $3 and subscriber = any($1)
-         order by feed, subscriber, device limit $2 for update) o
-     where (c.feed, c.subscriber, c.device) = (o.feed, o.subscriber, o.device) returning c.feed",
+    "with gone as (
+         delete from cursors c using (
+             select feed, subscriber, device from cursors where feed = $3 and subscriber = any($1)
+             order by feed, subscriber, device limit $2 for update) o
+         where (c.feed, c.subscriber, c.device) = (o.feed, o.subscriber, o.device) returning c.feed, c.acked_seq),
+     raised as (
+         update feeds f set acked_seq = least(g.acked_seq, f.last_seq)
+         from (select max(acked_seq) as acked_seq from gone) g where f.feed = $3 and f.acked_seq < least(g.acked_seq, f.last_seq))
+     select feed from gone",
     "delete from evicted_cursors c using (
          select feed, subscriber, device from evicted_cursors where feed = $3 and subscriber = any($1)
          order by feed, subscriber, device limit $2 for update) o

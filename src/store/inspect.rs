@@ -194,19 +194,22 @@ pub async fn notification(
     Ok(envelopes.pop().map(|envelope| (envelope, data.flatten())))
 }
 
-/// Reads the row of a feed. Locks nothing; uses `feeds_pkey`.
+/// Reads the row of a feed, with its highest ack. Locks nothing; uses `feeds_pkey` and `cursors_pkey`.
 async fn counters(
     connection: &mut PgConnection,
     feed: &Feed,
 ) -> Result<Option<Counters>, sqlx::Error> {
-    let query =
-        "select last_seq, trimmed_seq, acked_seq, unread, unhandled from feeds where feed = $1";
-    let query = sqlx::query_as(query).bind(feed.as_str());
+    let query = sqlx::query_as(
+        "select last_seq, trimmed_seq, greatest(acked_seq, (select max(c.acked_seq) from cursors c where c.feed = $1)) as acked_seq,
+                unread, unhandled
+         from feeds where feed = $1",
+    )
+    .bind(feed.as_str());
     query.fetch_optional(connection).await
 }
 
-/// Reads notifications without their data, newest first. Locks nothing; uses `notifications_pkey`
-/// and `feeds_pkey`.
+/// Reads notifications without their data, newest first. Locks nothing; uses `notifications_pkey`,
+/// `feeds_pkey` and `cursors_pkey`.
 async fn envelopes(
     connection: &mut PgConnection,
     feed: &Feed,
@@ -215,7 +218,8 @@ async fn envelopes(
 ) -> Result<Vec<Envelope>, sqlx::Error> {
     let query = sqlx::query_as(
         "select n.seq, n.event_id, n.source, n.event_type, n.time, n.created_at, n.expires_at,
-                n.seq <= f.acked_seq as delivered, n.read_at, n.handled_at, n.handled_by
+                n.seq <= greatest(f.acked_seq, (select max(c.acked_seq) from cursors c where c.feed = $1)) as delivered,
+                n.read_at, n.handled_at, n.handled_by
          from notifications n join feeds f on f.feed = n.feed
          where n.feed = $1 and n.seq between $2 and $3
          order by n.seq desc",

@@ -208,8 +208,8 @@ struct DueColumns<'r> {
     cursors: Option<i64>,
 }
 
-/// Reads the feeds of a part whose oldest notification was stored more than `kept` ago. In the
-/// broadcast feed, the floor is below the announcements that new subscribers get.
+/// Reads the feeds of a part whose oldest notification was stored more than `kept` ago. The floor of a
+/// feed without cursors is the highest ack of those that were deleted. In the broadcast feed, the floor is below the announcements that new subscribers get.
 ///
 /// Cursors that are made meanwhile are recorded in the feed, and [`trim`] counts them. So the parts of a
 /// floor need not be of one moment.
@@ -228,7 +228,7 @@ pub async fn due(
          from (select epoch from epochs) e
          left join (
              select f.feed, o.seq, coalesce(o.expires_at <= now(), false) as expired,
-                    least(f.acked_seq, c.floor, v.floor) as floor, c.cursors
+                    coalesce(least(c.floor, v.floor), f.acked_seq) as floor, c.cursors
              from feeds f
              cross join lateral (
                  select n.seq, n.created_at, n.expires_at from notifications n

@@ -14,6 +14,7 @@ const NOTE_EVERY_WRITE: &str = "
         return null;
     end $$;
     create trigger note_write after update on cursors for each statement execute function note_write()";
+const HIGHEST: &str = "select sum(acked_seq)::bigint from feeds";
 const WRITES: &str = "select count(*) from writes";
 const SHORTEST_PAUSE_MS: &str = "select coalesce(1000 * extract(epoch from min(pause)), 0)::bigint
     from (select at - lag(at) over (order by at) as pause from writes) pauses";
@@ -41,7 +42,7 @@ async fn acks_of_a_busy_client_are_written_together() {
 }
 
 #[tokio::test]
-async fn a_locked_feed_does_not_stop_the_acks_of_other_feeds() {
+async fn a_locked_cursor_does_not_stop_the_acks_of_other_feeds() {
     let world = World::new().await;
     let replica = world.serve().await;
     for merchant in [MERCHANT, OTHER] {
@@ -55,9 +56,11 @@ async fn a_locked_feed_does_not_stop_the_acks_of_other_feeds() {
     let mut first = world.merchant(MERCHANT).connect(replica.public()).await;
     let mut other = world.merchant(OTHER).connect(replica.public()).await;
 
-    let locked = world.lock_feed_of_merchant_42().await;
+    let locked = world
+        .lock("select from cursors where feed = 'merchant-42' for update")
+        .await;
     first.take_seqs(1..=3).await;
-    eventually("the ack of the locked feed fails", PATIENCE, async || {
+    eventually("the ack of the locked cursor fails", PATIENCE, async || {
         let retries = replica
             .metric_where("shopbell_retries_total", r#"part="acks""#)
             .await;
@@ -83,6 +86,50 @@ async fn a_locked_feed_does_not_stop_the_acks_of_other_feeds() {
     world.expect_cursor(MERCHANT, "", 0).await;
     drop(locked);
     world.expect_cursor(MERCHANT, "", 3).await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn a_locked_feed_stops_no_ack_and_its_row_follows_later() {
+    let world = World::new().await;
+    let replica = world.serve().await;
+    let publisher = world.publisher().await;
+    for merchant in [MERCHANT, OTHER] {
+        publisher.publish_all(Event::orders(merchant, 3)).await;
+        world.expect_stored(merchant, 3).await;
+    }
+    let mut first = world.merchant(MERCHANT).connect(replica.public()).await;
+    let mut other = world.merchant(OTHER).connect(replica.public()).await;
+
+    let locked = world.lock_feed_of_merchant_42().await;
+    first.take_seqs(1..=3).await;
+    world.expect_cursor(MERCHANT, "", 3).await;
+    other.take_seqs(1..=2).await;
+    world.expect_cursor(OTHER, "", 2).await;
+    assert_eq!(
+        world.number(HIGHEST).await,
+        0,
+        "an ack changes its cursor only"
+    );
+    assert_eq!(world.number("select count(*) from undelivered").await, 1);
+    eventually("the row of the other feed follows", PATIENCE, async || {
+        let highest = world.number(HIGHEST).await;
+        holds(highest == 2, highest)
+    })
+    .await;
+    drop(locked);
+    // The next ack of the feed that was locked raises its row.
+    publisher.publish(&Event::order(MERCHANT)).await;
+    first.take_seqs(4..=4).await;
+    eventually("the row of the locked feed follows", PATIENCE, async || {
+        let highest = world.number(HIGHEST).await;
+        holds(highest == 4 + 2, highest)
+    })
+    .await;
+    let retries = replica
+        .metric_where("shopbell_retries_total", r#"part="acks""#)
+        .await;
+    assert_eq!(retries, 0);
     world.finish().await;
 }
 

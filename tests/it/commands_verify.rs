@@ -175,9 +175,9 @@ const CONTRADICTIONS: [(&str, &str, &str, &str); 21] = [
     ),
     (
         "higher",
-        "insert into cursors (feed, subscriber, acked_seq) values ('higher', 's', 9)",
+        "insert into evicted_cursors (feed, subscriber, device, acked_seq) values ('higher', 's', 'd', 9)",
         "cursors",
-        "but the highest ack of the feed is 8",
+        "the evicted cursor of s on device \"d\" is 9, but the acks of the feed are recorded up to 8",
     ),
     (
         "evicted",

@@ -6,15 +6,19 @@ const MERCHANT: &str = "merchant-42";
 const DEVICES_MAX: usize = 64;
 /// Opens, acknowledges and evicts at random: three subscribers with six devices each in two feeds.
 /// Three devices each are kept. It fails if a device starts above its subscriber's highest ack, or
-/// at another place than its earlier one.
+/// at another place than its earlier one. It fails too if a new subscriber does not start at the
+/// highest ack of the feed, or if this goes back.
 const RANDOM_DEVICES: &str = "
+    create table tops (feed text, top bigint);
     create table opened (feed text, subscriber text, device text, place bigint, was_new boolean);
     do $$
     declare
         in_feed text; in_subscriber text; in_device text; own bigint; highest bigint; started bigint; step integer;
+        highest_of_all bigint; stored bigint;
     begin
         perform setseed(0.42);
         insert into feeds (feed) values ('a'), ('b');
+        insert into tops values ('a', 0), ('b', 0);
         for step in 1..3000 loop
             in_feed := (array['a', 'b'])[1 + floor(random() * 2)];
             in_subscriber := (array['owner', 'cook', 'waiter'])[1 + floor(random() * 3)];
@@ -29,11 +33,24 @@ const RANDOM_DEVICES: &str = "
             if started <> own or started > highest then
                 raise exception '% % in % starts at %, own %, highest %', in_subscriber, in_device, in_feed, started, own, highest;
             end if;
+            select t.top into highest_of_all from tops t where t.feed = in_feed;
+            if highest is null and started <> highest_of_all then
+                raise exception 'the new subscriber % starts at %, not at %', in_subscriber, started, highest_of_all;
+            end if;
             update cursors set seen_at = now() + step * interval '1 second'
                 where feed = in_feed and subscriber = in_subscriber and device = in_device;
             if random() < 0.5 then
                 select least(f.last_seq, started + floor(random() * 10)::bigint) into started from feeds f where f.feed = in_feed;
-                perform advance_cursors((select e.epoch from epochs e), array[in_feed], array[in_subscriber], array[in_device], array[started]);
+                update cursors set acked_seq = greatest(acked_seq, started)
+                    where feed = in_feed and subscriber = in_subscriber and device = in_device
+                    returning acked_seq into started;
+                update tops set top = greatest(top, started) where feed = in_feed;
+            end if;
+            select t.top, greatest(f.acked_seq, (select max(c.acked_seq) from cursors c where c.feed = in_feed))
+                into highest_of_all, stored
+                from feeds f join tops t on t.feed = f.feed where f.feed = in_feed;
+            if stored <> highest_of_all then
+                raise exception 'the highest ack of % is % instead of %', in_feed, stored, highest_of_all;
             end if;
             insert into opened values (in_feed, in_subscriber, in_device, started, highest is null);
         end loop;

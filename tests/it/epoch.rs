@@ -174,6 +174,49 @@ async fn the_sweep_notices_a_restore_on_live_connections() {
     world.finish().await;
 }
 
+/// The newest three are missing, and others have their numbers.
+const REPLACE_THREE: &str = "
+    delete from notifications where seq > 7;
+    insert into notifications (feed, seq, identity, source, event_id, event_type, time, data)
+        select 'merchant-42', n, event_identity('merchant-42', '/elsewhere', 'n-' || n), '/elsewhere', 'n-' || n,
+               'order.created', now(), '{}'
+        from generate_series(8, 9) n;
+    update feeds set last_seq = 9, unread = 9, unhandled = 9 where feed = 'merchant-42'";
+
+#[tokio::test]
+async fn an_ack_of_a_lost_order_covers_no_new_one() {
+    let world = World::new().await;
+    let replica = world.serve().await;
+    let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
+    merchant_with_ten(&world, &mut merchant, 5).await;
+    world.change_database(REPLACE_THREE).await;
+    merchant.ack(MERCHANT, 10).await;
+    assert_eq!(merchant.closed().await.code, 4410);
+    let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
+    assert_eq!(cursor_of(&merchant), 5);
+    let again = merchant.take_seqs(6..=9).await;
+    assert_eq!([&*again[2].id, &*again[3].id], ["n-8", "n-9"]);
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn an_ack_after_the_tables_were_restored_is_not_stored() {
+    let world = World::new().await;
+    let replica = world.serve().await;
+    let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
+    merchant_with_ten(&world, &mut merchant, 5).await;
+    // The table has another identity, as after `pg_restore --clean`, and the connections are the same.
+    world
+        .change_database("update epochs set feeds_oid = 0")
+        .await;
+    merchant.ack(MERCHANT, 10).await;
+    assert_eq!(merchant.closed().await.code, 4410);
+    let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
+    assert_eq!(cursor_of(&merchant), 5);
+    merchant.take_seqs(6..=10).await;
+    world.finish().await;
+}
+
 #[tokio::test]
 async fn a_place_of_another_epoch_is_not_used() {
     let world = World::new().await;

@@ -13,6 +13,7 @@ const MORE_ROWS: &str = "
     insert into traces (feed, seq, traceparent) values ('merchant-42', 1, 'a'), ('merchant-4', 1, 'a');
     insert into evicted_cursors (feed, subscriber, device, acked_seq)
         values ('merchant-42', 'cook', 'till', 1), ('merchant-4', 'cook', 'till', 1);
+    update feeds set acked_seq = 1 where feed in ('merchant-42', 'merchant-4');
     insert into dead_letters (id, reason, detail, exchange, routing_key, properties, body, bytes, feed, received_at)
         values ('held', 'feed_damaged', '', '', '', '', '', 0, 'merchant-42', now())";
 

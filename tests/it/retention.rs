@@ -352,7 +352,7 @@ async fn a_device_that_returns_during_a_walk_misses_nothing() {
                  select 'merchant-42', s, event_identity('merchant-42', '/m', s::text), '/m', s::text, 'order', now(), now() - interval '40 days', null
                  from generate_series(1, 5) s;
              insert into feeds (feed, last_seq, acked_seq, unread, unhandled)
-                 values ('all', 200, 200, 200, 200), ('merchant-42', 5, 5, 5, 5);
+                 values ('all', 200, 100, 200, 200), ('merchant-42', 5, 2, 5, 5);
              insert into cursors (feed, subscriber, acked_seq) values ('all', 'first', 200), ('merchant-42', 'merchant-42', 5);
              insert into evicted_cursors (feed, subscriber, device, acked_seq, evicted_at)
                  values ('merchant-42', 'merchant-42', 'old', 2, now() - interval '40 days')",

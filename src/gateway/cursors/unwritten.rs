@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use crate::model::feed::{Epoch, Seq};
+use super::highest::HighestAcks;
+use crate::model::feed::{Epoch, Feed, Seq};
 use crate::retry::Backoff;
 use crate::store::cursors::CursorKey;
 
@@ -20,6 +21,8 @@ pub(super) struct UnwrittenAcks {
     writing: BTreeMap<CursorKey, Seq>,
     /// Acks that failed alone. Batches leave them out, so that no other ack fails with them.
     held: BTreeMap<CursorKey, HeldAck>,
+    /// Acks that were written, for the rows of their feeds.
+    highest: HighestAcks,
 }
 
 #[derive(Debug)]
@@ -95,13 +98,26 @@ impl UnwrittenAcks {
             .collect()
     }
 
-    pub(super) fn retry_at(&self) -> Option<Instant> {
-        self.held.values().map(|held| held.retry_at).min()
+    /// The time at which the writer has work although no ack waits.
+    pub(super) fn wake_at(&self) -> Option<Instant> {
+        let retry_at = self.held.values().map(|held| held.retry_at);
+        retry_at.chain(self.highest.due_at()).min()
+    }
+
+    /// Takes the feeds whose rows are raised now.
+    pub(super) fn take_highest(&mut self, now: Instant) -> Vec<(Feed, Seq)> {
+        self.highest.take_due(now)
+    }
+
+    /// Removes acks that were written.
+    pub(super) fn written(&mut self, acks: &[(CursorKey, Seq)], now: Instant) {
+        self.remove(acks);
+        self.highest.add(acks, now);
     }
 
     /// Removes acks that were written or dropped. A higher ack that was held meanwhile waits for
     /// the next write.
-    pub(super) fn remove_written(&mut self, acks: &[(CursorKey, Seq)]) {
+    pub(super) fn remove(&mut self, acks: &[(CursorKey, Seq)]) {
         for (key, seq) in acks {
             self.writing.remove(key);
             if let Some(held) = self.held.remove(key)
@@ -175,7 +191,7 @@ mod tests {
         unwritten.add(key("a"), Seq::new(3).unwrap());
         assert!(unwritten.hold(ack("a", 1), now));
         assert_eq!(unwritten.next_write(10), [ack("b", 2)]);
-        unwritten.remove_written(&[ack("b", 2)]);
+        unwritten.remove(&[ack("b", 2)]);
         assert!(
             !unwritten.add(key("a"), Seq::new(4).unwrap()),
             "a held ack wakes the writer"
@@ -192,11 +208,8 @@ mod tests {
         let mut unwritten = unwritten(&[("a", 1)]);
         unwritten.hold(ack("a", 1), Instant::now());
         unwritten.add(key("a"), Seq::new(2).unwrap());
-        unwritten.remove_written(&[ack("a", 1)]);
-        assert_eq!(
-            (unwritten.retry_at(), unwritten.has_waiting()),
-            (None, true)
-        );
+        unwritten.remove(&[ack("a", 1)]);
+        assert_eq!((unwritten.wake_at(), unwritten.has_waiting()), (None, true));
         assert_eq!(unwritten.next_write(10), [ack("a", 2)]);
     }
 
@@ -213,9 +226,9 @@ mod tests {
         let mut unwritten = unwritten(&[("a", 1), ("b", 2), ("c", 3)]);
         assert_eq!(unwritten.next_write(2), [ack("a", 1), ack("b", 2)]);
         assert!(unwritten.has_waiting());
-        unwritten.remove_written(&[ack("a", 1), ack("b", 2)]);
+        unwritten.remove(&[ack("a", 1), ack("b", 2)]);
         assert_eq!(unwritten.next_write(2), [ack("c", 3)]);
-        unwritten.remove_written(&[ack("c", 3)]);
+        unwritten.remove(&[ack("c", 3)]);
         assert!(unwritten.next_write(2).is_empty());
         assert_eq!(unwritten.newest(&key("a")), None, "the database has it");
     }
@@ -232,7 +245,7 @@ mod tests {
             "the first write failed"
         );
         unwritten.add(key("a"), Seq::new(3).unwrap());
-        unwritten.remove_written(&[ack("a", 2)]);
+        unwritten.remove(&[ack("a", 2)]);
         assert_eq!(unwritten.next_write(10), [ack("a", 3)]);
     }
 
@@ -254,7 +267,7 @@ mod tests {
         let waits: Vec<_> = (0..20)
             .map(|_| {
                 unwritten.hold(ack("a", 1), now);
-                unwritten.retry_at().unwrap() - now
+                unwritten.wake_at().unwrap() - now
             })
             .collect();
         assert!(

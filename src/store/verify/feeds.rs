@@ -67,18 +67,19 @@ cross join lateral (values
 where found is not null and feed not like 'shopbell-canary/%'
 order by feed";
 
+/// An ack changes its cursor only, but an eviction raises the row of the feed too.
 const CURSORS: &str = "
 select c.feed, 'cursors' as check_name,
        format('the %s of %s on device \"%s\" is %s, but %s', c.kind, c.subscriber, c.device, c.acked_seq,
               case when c.acked_seq > coalesce(f.last_seq, 0)
                    then format('the newest number is %s', coalesce(f.last_seq, 0))
-                   else format('the highest ack of the feed is %s', f.acked_seq) end) as found
+                   else format('the acks of the feed are recorded up to %s', f.acked_seq) end) as found
 from (select 'cursor' as kind, feed, subscriber, device, acked_seq from cursors
       union all
       select 'evicted cursor', feed, subscriber, device, acked_seq from evicted_cursors) c
 left join feeds f on f.feed = c.feed
 where c.feed >= $1 and ($2::text is null or c.feed <= $2)
-  and (c.acked_seq > coalesce(f.last_seq, 0) or c.acked_seq > f.acked_seq)
+  and (c.acked_seq > coalesce(f.last_seq, 0) or c.kind = 'evicted cursor' and c.acked_seq > f.acked_seq)
   and c.feed not like 'shopbell-canary/%'
 order by c.feed, c.subscriber, c.device";
 
