@@ -1,12 +1,15 @@
 //! Housekeeping: deletes expired rows every hour.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::store::StoreError;
 use crate::store::pool::Pool;
 use crate::store::{canaries, dead_letters, imports, traces};
 
 const INTERVAL: Duration = Duration::from_secs(3_600);
+/// Longest pause between two statements. A pause is as long as its statement, so that half of the time
+/// belongs to the others.
+const PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// Runs on every replica with ingest. The deletes are safe to run on several replicas.
 pub async fn run(pool: Pool) {
@@ -20,8 +23,13 @@ pub async fn run(pool: Pool) {
 }
 
 async fn once(pool: &Pool) -> Result<(), StoreError> {
-    while traces::delete_expired(pool).await? > 0 {}
-    while imports::delete_expired_items(pool).await? > 0 {}
+    let mut begun = Instant::now();
+    while traces::delete_expired(pool).await? > 0 {
+        begun = pause(begun).await;
+    }
+    while imports::delete_expired_items(pool).await? > 0 {
+        begun = pause(begun).await;
+    }
     let mut deleted = 0;
     loop {
         let step = dead_letters::trim(pool).await?;
@@ -29,6 +37,7 @@ async fn once(pool: &Pool) -> Result<(), StoreError> {
             break;
         }
         deleted += step;
+        begun = pause(begun).await;
     }
     if deleted > 0 {
         tracing::warn!(
@@ -37,4 +46,10 @@ async fn once(pool: &Pool) -> Result<(), StoreError> {
         );
     }
     canaries::end_abandoned(pool).await
+}
+
+/// Pauses after a statement that began at `begun`; returns the begin of the next one.
+async fn pause(begun: Instant) -> Instant {
+    tokio::time::sleep(begun.elapsed().min(PAUSE_MAX)).await;
+    Instant::now()
 }
