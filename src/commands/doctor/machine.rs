@@ -8,14 +8,36 @@ use crate::gateway::websocket::REFUSALS_MAX;
 /// runtime.
 const OTHER_FILES_MAX: usize = 256;
 
+/// Tracked connections of a session: the kernel tracks one that has ended for two minutes more.
+const TRACKED_TIMES: usize = 2;
+
 /// Checks the limits of a process that starts from this shell. If the system does not have them,
 /// returns nothing.
 pub(super) fn findings(sessions_max: usize) -> Vec<Finding> {
     let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
-    let backlog = std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap_or_default();
-    let files = open_files_max(&limits).map(|max| open_files(max, sessions_max));
-    let backlog = backlog.trim().parse().ok().map(listen_backlog);
-    files.into_iter().chain(backlog).collect()
+    let tracked = kernel("net/netfilter/nf_conntrack_max");
+    let (cookies, half_open) = (
+        kernel("net/ipv4/tcp_syncookies"),
+        kernel("net/ipv4/tcp_max_syn_backlog"),
+    );
+    [
+        open_files_max(&limits).map(|max| open_files(max, sessions_max)),
+        kernel("net/core/somaxconn").map(listen_backlog),
+        cookies
+            .zip(half_open)
+            .map(|(cookies, max)| half_open_connections(cookies > 0, max)),
+        // Without a firewall or address translation, the kernel tracks no connections.
+        tracked.map(|max| tracked_connections(max, sessions_max)),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+/// Reads a setting of the kernel that is one number.
+fn kernel(name: &str) -> Option<usize> {
+    let text = std::fs::read_to_string(format!("/proc/sys/{name}")).ok()?;
+    text.trim().parse().ok()
 }
 
 /// Reads the hard limit, because `serve` raises its limit to that.
@@ -51,15 +73,52 @@ fn open_files(max: usize, sessions_max: usize) -> Finding {
     )
 }
 
-fn listen_backlog(somaxconn: u32) -> Finding {
+fn listen_backlog(somaxconn: usize) -> Finding {
     const CHECK: &str = "machine.listen_backlog";
-    if somaxconn >= BACKLOG {
+    if somaxconn >= BACKLOG as usize {
         return Finding::ok(CHECK, format!("net.core.somaxconn is {somaxconn}"));
     }
     Finding::warning(
         CHECK,
         format!("net.core.somaxconn is {somaxconn}, but `serve` requests a backlog of {BACKLOG}"),
         "Raise it. If all clients reconnect at once, those beyond the backlog wait at least a second",
+    )
+}
+
+/// If cookies are on, the kernel keeps nothing for a connection that is half open.
+fn half_open_connections(has_cookies: bool, max: usize) -> Finding {
+    const CHECK: &str = "machine.half_open_connections";
+    if has_cookies {
+        return Finding::ok(CHECK, "net.ipv4.tcp_syncookies is on");
+    }
+    let found = format!("net.ipv4.tcp_syncookies is off and tcp_max_syn_backlog is {max}");
+    if max >= BACKLOG as usize {
+        return Finding::ok(CHECK, found);
+    }
+    Finding::warning(
+        CHECK,
+        found,
+        format!(
+            "Turn tcp_syncookies on, or raise tcp_max_syn_backlog to {BACKLOG}. If all clients reconnect at once, those beyond it wait at least a second"
+        ),
+    )
+}
+
+fn tracked_connections(max: usize, sessions_max: usize) -> Finding {
+    const CHECK: &str = "machine.tracked_connections";
+    let needed = TRACKED_TIMES * (sessions_max + CONNECTIONS_MAX);
+    if max >= needed {
+        return Finding::ok(
+            CHECK,
+            format!("net.netfilter.nf_conntrack_max is {max}, and {needed} are enough"),
+        );
+    }
+    Finding::warning(
+        CHECK,
+        format!(
+            "net.netfilter.nf_conntrack_max is {max}, but SHOPBELL_MAX_SESSIONS={sessions_max} may need {needed}"
+        ),
+        "Raise it, or lower SHOPBELL_MAX_SESSIONS, because the kernel drops the packets of connections that it cannot track",
     )
 }
 
@@ -88,5 +147,13 @@ mod tests {
             (listen_backlog(128).state, listen_backlog(4_096).state),
             (State::Warning, State::Ok)
         );
+    }
+    #[test]
+    fn limits_below_a_reconnect_of_all_sessions_are_warnings() {
+        assert_eq!(tracked_connections(65_536, 50_000).state, State::Warning);
+        assert_eq!(tracked_connections(262_144, 50_000).state, State::Ok);
+        assert_eq!(half_open_connections(true, 128).state, State::Ok);
+        assert_eq!(half_open_connections(false, 128).state, State::Warning);
+        assert_eq!(half_open_connections(false, 4_096).state, State::Ok);
     }
 }
