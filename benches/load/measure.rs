@@ -13,9 +13,9 @@ use anyhow::{Context, anyhow};
 /// `_SC_CLK_TCK`).
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// The processes of the server side, by name.
+/// The processes of the server side with their names. Several may have the same name.
 #[derive(Debug, Clone, Default)]
-pub struct Processes(BTreeMap<&'static str, u32>);
+pub struct Processes(Vec<(&'static str, u32)>);
 
 /// CPU-seconds used since a process began, by name.
 #[derive(Debug, Clone, Default)]
@@ -24,17 +24,18 @@ pub struct Cpu(BTreeMap<&'static str, f64>);
 impl Processes {
     /// Adds one, by its process id.
     pub fn with(mut self, name: &'static str, pid: u32) -> Self {
-        self.0.insert(name, pid);
+        self.0.push((name, pid));
         self
     }
 
     /// The CPU time of each until now, with the children it has and had.
     pub fn cpu(&self) -> anyhow::Result<Cpu> {
         let running = running()?;
-        let used = |(name, pid): (&&'static str, &u32)| {
-            (*name, ticks(*pid, &running, true) / TICKS_PER_SECOND)
-        };
-        Ok(Cpu(self.0.iter().map(used).collect()))
+        let mut cpu = BTreeMap::new();
+        for (name, pid) in &self.0 {
+            *cpu.entry(*name).or_default() += ticks(*pid, &running, true) / TICKS_PER_SECOND;
+        }
+        Ok(Cpu(cpu))
     }
 }
 
@@ -93,6 +94,22 @@ pub fn rss_bytes(pid: u32) -> anyhow::Result<f64> {
     status_bytes(pid, "VmRSS:")
 }
 
+/// The share of a process in the memory that it maps (proc(5), `smaps_rollup`), in bytes.
+pub fn pss_bytes(pid: u32) -> anyhow::Result<f64> {
+    field_bytes(&format!("/proc/{pid}/smaps_rollup"), "Pss:")
+}
+
+/// Memory of the kernel in slabs and in buffers of TCP, in bytes.
+pub fn kernel_bytes() -> anyhow::Result<f64> {
+    const PAGE_BYTES: f64 = 4096.0;
+    let sockets = fs::read_to_string("/proc/net/sockstat").context("no figures of sockets")?;
+    let pages = sockets
+        .lines()
+        .find_map(|line| line.strip_prefix("TCP:")?.split(" mem ").nth(1));
+    let pages: f64 = pages.context("no memory of TCP")?.trim().parse()?;
+    Ok(field_bytes("/proc/meminfo", "Slab:")? + pages * PAGE_BYTES)
+}
+
 /// Its peak memory since it began, or since [`reset_peak_rss`].
 pub fn peak_rss_bytes(pid: u32) -> anyhow::Result<f64> {
     status_bytes(pid, "VmHWM:")
@@ -104,12 +121,15 @@ pub fn reset_peak_rss(pid: u32) -> anyhow::Result<()> {
 }
 
 fn status_bytes(pid: u32, field: &str) -> anyhow::Result<f64> {
-    let status =
-        fs::read_to_string(format!("/proc/{pid}/status")).context("a measured process is gone")?;
-    let line = status.lines().find_map(|line| line.strip_prefix(field));
+    field_bytes(&format!("/proc/{pid}/status"), field)
+}
+
+fn field_bytes(file: &str, field: &str) -> anyhow::Result<f64> {
+    let text = fs::read_to_string(file).with_context(|| format!("could not read {file}"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix(field));
     let kibibytes: f64 = line
         .and_then(|line| line.trim().trim_end_matches(" kB").parse().ok())
-        .ok_or_else(|| anyhow!("/proc/{pid}/status has no {field}"))?;
+        .ok_or_else(|| anyhow!("{file} has no {field}"))?;
     Ok(kibibytes * 1024.0)
 }
 

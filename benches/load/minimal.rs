@@ -33,7 +33,7 @@ use crate::ledger::Ledger;
 use crate::measure::Processes;
 use crate::publisher::{Publisher, Target};
 use crate::report::{Figures, Who};
-use crate::scenarios::{MERCHANTS, is_warm, names, open_loop_events};
+use crate::scenarios::{MERCHANTS, names, open_loop};
 use crate::services::Services;
 use crate::wire::Server;
 
@@ -128,29 +128,8 @@ impl<'a> Minimal<'a> {
 
     /// L: an open loop, from publish to receipt.
     pub async fn latency(&self, per_second: usize) -> anyhow::Result<Figures> {
-        let events = open_loop_events(per_second);
-        let ledger = Arc::new(Ledger::new(events, events));
-        let crowd = Crowd::connect(&self.server, names(MERCHANTS)).await?;
-        let _reading = crowd.read(&ledger);
-        let (run, rate) = (format!("l{per_second}"), per_second as f64);
-        let cpu = self.processes().cpu()?;
-        let publisher = self.publisher().await?;
-        publisher
-            .publish_at(run, ledger.clone(), 0..events, rate, to)
-            .await?;
-        ledger.complete().await?;
-        let cpu = self.processes().cpu()?.since(&cpu);
-        let mut figures = Figures::default();
-        figures.set_latencies(
-            &format!("L {per_second}/s"),
-            WHO,
-            ledger.latencies_ms(|index| is_warm(index, per_second)),
-        );
-        for (process, seconds) in cpu.each() {
-            let what = format!("L {per_second}/s, {process} CPU-s");
-            figures.set_per_100k(what, WHO, seconds, events);
-        }
-        Ok(figures)
+        let (publisher, processes) = (self.publisher().await?, self.processes());
+        open_loop(WHO, &self.server, publisher, &processes, per_second).await
     }
 
     /// Ends it, and deletes everything of its own.

@@ -3,11 +3,11 @@
 //! A quiet part of the same load comes before and after. RabbitMQ keeps the surplus of events, so the
 //! overload ends when the service has stored them.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
 use tokio::time::interval;
 
 use crate::crowd::{Crowd, Pace};
@@ -19,6 +19,13 @@ use crate::scenarios::names;
 use crate::services::Services;
 use crate::stage::Stage;
 
+/// The most memory in the first minute.
+pub const WARM_UP: &str = "overload: most RSS in the first minute, MB";
+/// The most memory after it.
+pub const AFTER: &str = "overload: most RSS after it, MB";
+/// The latency of the quiet part before, and at the end of the bound after the overload.
+pub const LATENCY_BEFORE: &str = "overload: p99 ms of the worst second before";
+pub const LATENCY_AFTER: &str = "overload: p99 ms in second 5 after";
 /// Merchants that read as fast as they can, and slow ones.
 const FAST: usize = 900;
 const SLOW: usize = 100;
@@ -31,7 +38,7 @@ const EVENTS_PER_SECOND_MAX: usize = 60_000;
 /// The load before and after.
 const QUIET_PER_SECOND: usize = 500;
 const QUIET_SECONDS: usize = 20;
-/// Seconds until latency must be as before.
+/// Seconds until latency must be as before ([`LATENCY_AFTER`]).
 const NORMAL_WITHIN_SECONDS: usize = 5;
 /// By then every buffer has its size.
 const WARM: Duration = Duration::from_secs(60);
@@ -61,15 +68,22 @@ pub async fn overload(services: &Services, duration: Duration) -> anyhow::Result
     let first = quiet;
     let published = Arc::new(AtomicUsize::new(0));
     let publishing = publish_too_fast(&stage, &ledger, first..most - quiet, duration, &published);
-    let memory = sample_memory(&stage, duration, &published, quiet);
-    let ((), memory) = tokio::try_join!(publishing, memory)?;
-    let overload = published.load(Ordering::Relaxed);
-    let stored = stage.metric("shopbell_events_stored_total").await? as usize - quiet;
-    let (ended, backlog) = (Instant::now(), overload - stored);
-    stage
-        .stored_within(quiet + overload, STORED_WITHIN * duration)
-        .await?;
-    let caught_up = ended.elapsed();
+    let mut memory = Memory::default();
+    let surplus = async {
+        publishing.await?;
+        let overload = published.load(Ordering::Relaxed);
+        let stored = stage.metric("shopbell_events_stored_total").await? as usize - quiet;
+        let ended = Instant::now();
+        stage
+            .stored_within(quiet + overload, STORED_WITHIN * duration)
+            .await?;
+        anyhow::Ok((overload, stored, ended.elapsed()))
+    };
+    let (overload, stored, caught_up) = tokio::select! {
+        done = surplus => done?,
+        Err(error) = sample_memory(&stage, &mut memory, &published, quiet) => return Err(error),
+    };
+    let backlog = overload - stored;
     pace.set(Duration::ZERO);
 
     let after = most - quiet;
@@ -77,25 +91,28 @@ pub async fn overload(services: &Services, duration: Duration) -> anyhow::Result
     ledger.reach(2 * quiet + overload).await?;
     stage.balanced(2 * quiet + overload).await?;
     let mut figures = Figures::default();
-    let mut set = |what: &str, value: f64| {
-        figures.set(format!("overload: {what}"), Who::Shopbell, value);
-    };
+    let mut set = |what: &str, value: f64| figures.set(what, Who::Shopbell, value);
     let seconds = duration.as_secs_f64();
-    set("events/s published", overload as f64 / seconds);
-    set("events/s stored", stored as f64 / seconds);
-    set("events that waited in RabbitMQ at its end", backlog as f64);
-    set("seconds until they were stored", caught_up.as_secs_f64());
-    set("most RSS in the first minute, MB", memory.warm / 1e6);
-    set("most RSS after it, MB", memory.after / 1e6);
-    set("p99 ms of the worst second before", before);
-    for second in 0..=NORMAL_WITHIN_SECONDS {
+    set("overload: events/s published", overload as f64 / seconds);
+    set("overload: events/s stored", stored as f64 / seconds);
+    set(
+        "overload: events that waited in RabbitMQ at its end",
+        backlog as f64,
+    );
+    set(
+        "overload: seconds until they were stored",
+        caught_up.as_secs_f64(),
+    );
+    set(WARM_UP, memory.warm / 1e6);
+    set(AFTER, memory.after / 1e6);
+    set(LATENCY_BEFORE, before);
+    for second in 0..NORMAL_WITHIN_SECONDS {
         let p99 = p99_of_second(&ledger, after, second);
-        set(&format!("p99 ms in second {second} after"), p99);
+        set(&format!("overload: p99 ms in second {second} after"), p99);
     }
-    let last = p99_of_second(&ledger, after, NORMAL_WITHIN_SECONDS);
-    ensure!(
-        last <= 2.0 * before,
-        "after {NORMAL_WITHIN_SECONDS} s the p99 is {last} ms; before the overload it was {before} ms at most"
+    set(
+        LATENCY_AFTER,
+        p99_of_second(&ledger, after, NORMAL_WITHIN_SECONDS),
     );
     stage.strike().await?;
     Ok(figures)
@@ -159,15 +176,15 @@ struct Memory {
     after: f64,
 }
 
+/// Runs until it is dropped.
 async fn sample_memory(
     stage: &Stage<'_>,
-    duration: Duration,
+    memory: &mut Memory,
     published: &AtomicUsize,
     quiet: usize,
-) -> anyhow::Result<Memory> {
+) -> anyhow::Result<Infallible> {
     let (begun, mut polls) = (Instant::now(), interval(POLL_INTERVAL));
-    let mut memory = Memory::default();
-    while begun.elapsed() < duration {
+    loop {
         polls.tick().await;
         let rss = rss_bytes(stage.pid())?;
         let most = if begun.elapsed() < WARM {
@@ -186,7 +203,6 @@ async fn sample_memory(
             );
         }
     }
-    Ok(memory)
 }
 
 /// The highest p99 of the seconds of a quiet part, in milliseconds, without the first seconds.

@@ -7,9 +7,10 @@ use std::time::Instant;
 use crate::crowd::{Crowd, storm};
 use crate::event;
 use crate::ledger::Ledger;
+use crate::measure::Processes;
 use crate::publisher::{Publisher, Target};
 use crate::report::{Figures, Who};
-use crate::scenarios::{MERCHANTS, is_warm, names, open_loop_events, settled_rss};
+use crate::scenarios::{MERCHANTS, names, open_loop, settled_rss};
 use crate::services::Services;
 use crate::wire::Server;
 
@@ -52,32 +53,9 @@ impl Peer<'_> {
 
     /// L.
     pub async fn latency(&self, per_second: usize) -> anyhow::Result<Figures> {
-        let events = open_loop_events(per_second);
-        let ledger = Arc::new(Ledger::new(events, events));
-        let reading = Crowd::connect(self.server(), names(MERCHANTS))
-            .await?
-            .read(&ledger);
-        let to = |index: usize| event::merchant(index % MERCHANTS);
-        let cpu = self.services.processes().cpu()?;
-        self.publisher()
-            .await?
-            .publish_at("l".into(), ledger.clone(), 0..events, per_second as f64, to)
-            .await?;
-        ledger.complete().await?;
-        let cpu = self.services.processes().cpu()?.since(&cpu).of("RabbitMQ");
-        let mut figures = Figures::default();
-        figures.set_latencies(
-            &format!("L {per_second}/s"),
-            self.who,
-            ledger.latencies_ms(|index| is_warm(index, per_second)),
-        );
-        figures.set_per_100k(
-            format!("L {per_second}/s, RabbitMQ CPU-s"),
-            self.who,
-            cpu,
-            events,
-        );
-        drop(reading);
+        let rabbitmq = Processes::default().with("RabbitMQ", self.services.rabbitmq());
+        let publisher = self.publisher().await?;
+        let figures = open_loop(self.who, self.server(), publisher, &rabbitmq, per_second).await?;
         self.forget(MERCHANTS).await?;
         Ok(figures)
     }

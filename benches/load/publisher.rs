@@ -30,12 +30,22 @@ pub enum Target {
     Queue(String),
 }
 
+/// The ids of events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ids {
+    /// Without an order that Postgres could use.
+    Random,
+    /// UUIDs of version 7 (RFC 9562 §5.7).
+    InOrder,
+}
+
 /// One connection with one channel.
 pub struct Publisher {
     connection: Connection,
     channel: Channel,
     target: Target,
     event_bytes: usize,
+    ids: Ids,
 }
 
 impl Publisher {
@@ -50,7 +60,13 @@ impl Publisher {
             channel,
             target,
             event_bytes: event::BYTES,
+            ids: Ids::Random,
         })
+    }
+
+    /// The same with other ids.
+    pub fn with_ids(self, ids: Ids) -> Self {
+        Self { ids, ..self }
     }
 
     /// The same with events of another size.
@@ -144,7 +160,11 @@ impl Publisher {
             mandatory: true,
             ..Default::default()
         };
-        let body = event::order_of(self.event_bytes, run, index, recipient);
+        let id = match self.ids {
+            Ids::Random => event::id(run, index),
+            Ids::InOrder => event::id_in_order(index),
+        };
+        let body = event::order_of(self.event_bytes, &id, index, recipient);
         let publishing = self.channel.basic_publish(
             exchange.into(),
             routing_key.into(),

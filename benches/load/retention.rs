@@ -9,19 +9,32 @@ use sqlx::AssertSqlSafe;
 use crate::crowd::Crowd;
 use crate::event;
 use crate::ledger::Ledger;
-use crate::report::{Figures, Who};
+use crate::publisher::Ids;
+use crate::report::{Figures, Who, median};
 use crate::scenarios::{MERCHANTS, names, publish_to_connected};
 use crate::services::Services;
 use crate::stage::Stage;
 
-const WHO: Who = Who::Shopbell;
+/// The wall time of an append with many stored notifications, divided by that to an empty database.
+pub const APPEND_IN_ORDER: &str = "retention: append, of empty, ids in order of time";
+pub const APPEND_RANDOM: &str = "retention: append, of empty, random ids";
+/// The rate of removal until the old ones are gone, and the rate of storing meanwhile.
+pub const REMOVED: &str = "retention: removed, /s";
+pub const STORED: &str = "retention: stored meanwhile, events/s";
+/// The table of notifications with its indexes.
+pub const SIZE_BEFORE: &str = "retention: size before, MB";
+pub const SIZE_MOST: &str = "retention: most size, MB";
 /// Events arrive at this rate while old ones are removed.
-const PER_SECOND: f64 = 5_000.0;
+pub const PER_SECOND: f64 = 5_000.0;
+const REMOVED_METRIC: &str = "shopbell_notifications_removed_total";
+const WHO: Who = Who::Shopbell;
+/// Measurements of each database, in turn, because the speed of a machine varies. The median counts.
+const TURNS: usize = 3;
 /// Between two reads of the sizes.
 const POLL_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Measures appends to an empty database and to one with `stored` notifications, then both the
-/// removal of these and appends at once, for `seconds`.
+/// Measures appends to an empty database and to one with `stored` notifications, in turn. Then
+/// measures the removal of these and appends at once, for `seconds`.
 pub async fn retention(
     services: &Services,
     events: usize,
@@ -29,36 +42,51 @@ pub async fn retention(
     seconds: u64,
 ) -> anyhow::Result<Figures> {
     let mut figures = Figures::default();
-    let stage = Stage::set(services).await?;
-    let empty = append_seconds(&stage, "e", events).await?;
-    figures.set_per_100k("append, empty database, s", WHO, empty, events);
-    stage.strike().await?;
-
-    let stage = Stage::set(services).await?;
+    let (empty, full) = (Stage::set(services).await?, Stage::set(services).await?);
     // The walk waits until the appends are measured.
-    execute(
-        &stage,
-        "update retention set begins_at = now() + interval '1 day'",
-    )
-    .await?;
-    store_old(&stage, stored).await?;
-    let full = append_seconds(&stage, "f", events).await?;
-    figures.set_per_100k(format!("append, {stored} stored, s"), WHO, full, events);
-    figures.set("append, with stored to empty, %", WHO, full / empty * 100.0);
-    let size = size_mb(&stage).await?;
-    figures.set("size before, MB", WHO, size);
+    let wait = "update retention set begins_at = now() + interval '1 day'";
+    execute(&full, wait).await?;
+    let begun = Instant::now();
+    store_old(&full, stored).await?;
+    eprintln!("stored {stored} in {:.0} s", begun.elapsed().as_secs_f64());
+    for (ids, title) in [
+        (Ids::InOrder, APPEND_IN_ORDER),
+        (Ids::Random, APPEND_RANDOM),
+    ] {
+        let mut seconds = [vec![], vec![]];
+        for turn in 0..TURNS {
+            for (stage, seconds) in [&empty, &full].into_iter().zip(&mut seconds) {
+                let run = format!("{ids:?}{turn}");
+                seconds.push(append_seconds(stage, &run, events, ids).await?);
+            }
+        }
+        let [empty, full] = seconds.map(|seconds| median(&seconds));
+        figures.set_per_100k(format!("{title}, s of the empty one"), WHO, empty, events);
+        figures.set(title, WHO, full / empty);
+    }
+    empty.strike().await?;
+    remove_under_load(&full, stored, seconds, &mut figures).await?;
+    full.strike().await?;
+    Ok(figures)
+}
 
+async fn remove_under_load(
+    stage: &Stage<'_>,
+    stored: usize,
+    seconds: u64,
+    figures: &mut Figures,
+) -> anyhow::Result<()> {
+    let size = size_mb(stage).await?;
     let total = (PER_SECOND * seconds as f64) as usize;
     let ledger = Arc::new(Ledger::new(total, total));
-    let _reading = Crowd::connect(&stage.server, names(MERCHANTS))
-        .await?
-        .read(&ledger);
+    let crowd = Crowd::connect(&stage.server, names(MERCHANTS)).await?;
+    let _reading = crowd.read(&ledger);
     let to = |index: usize| event::merchant(index % MERCHANTS);
-    let publisher = stage.publisher().await?;
+    let publisher = stage.publisher().await?.with_ids(Ids::InOrder);
     let mut publishing =
         std::pin::pin!(publisher.publish_at("r".into(), ledger.clone(), 0..total, PER_SECOND, to));
     let append = stage.metric("shopbell_append_seconds_sum").await?;
-    execute(&stage, "update retention set begins_at = now()").await?;
+    execute(stage, "update retention set begins_at = now()").await?;
     let (begun, mut removal) = (Instant::now(), None);
     let mut polls = tokio::time::interval(POLL_INTERVAL);
     let mut most = size;
@@ -66,44 +94,47 @@ pub async fn retention(
         tokio::select! {
             published = &mut publishing => break published?,
             _ = polls.tick() => {
-                let removed = stage.metric("shopbell_notifications_removed_total").await?;
+                let removed = stage.metric(REMOVED_METRIC).await?;
                 let elapsed = begun.elapsed().as_secs_f64();
-                // The rate until the old ones are gone.
                 if removed >= stored as f64 && removal.is_none() {
                     removal = Some(removed / elapsed);
                 }
-                most = most.max(size_mb(&stage).await?);
-                eprintln!("[{elapsed:>4.0} s] {removed} removed, {} received", ledger.receipts());
+                let size = size_mb(stage).await?;
+                most = most.max(size);
+                eprintln!("[{elapsed:>4.0} s] {removed} removed, {} received, {size:.0} MB", ledger.receipts());
             }
         }
     }
     ledger.complete().await?;
-    let elapsed = begun.elapsed().as_secs_f64();
+    let removed = stage.metric(REMOVED_METRIC).await? / begun.elapsed().as_secs_f64();
     ledger.no_fault()?;
-    let removed = stage.metric("shopbell_notifications_removed_total").await?;
-    figures.set(
-        "removed under load, /s",
-        WHO,
-        removal.unwrap_or(removed / elapsed),
-    );
     let append = stage.metric("shopbell_append_seconds_sum").await? - append;
-    figures.set_per_100k("append during removal, s", WHO, append, total);
-    figures.set_latencies("retention 5000/s", WHO, ledger.latencies_ms(|_| true));
-    figures.set("most size, MB", WHO, most);
-    figures.set("size after, MB", WHO, size_mb(&stage).await?);
-    stage.strike().await?;
-    Ok(figures)
+    figures.set(REMOVED, WHO, removal.unwrap_or(removed));
+    figures.set(STORED, WHO, total as f64 / ledger.elapsed().as_secs_f64());
+    figures.set_per_100k("retention: append during removal, s", WHO, append, total);
+    figures.set_latencies("retention: 5000/s", WHO, ledger.latencies_ms(|_| true));
+    figures.set(SIZE_BEFORE, WHO, size);
+    figures.set(SIZE_MOST, WHO, most);
+    figures.set("retention: size after, MB", WHO, size_mb(stage).await?);
+    Ok(())
 }
 
 /// The seconds in appends for these events.
-async fn append_seconds(stage: &Stage<'_>, run: &str, events: usize) -> anyhow::Result<f64> {
+async fn append_seconds(
+    stage: &Stage<'_>,
+    run: &str,
+    events: usize,
+    ids: Ids,
+) -> anyhow::Result<f64> {
     let before = stage.metric("shopbell_append_seconds_sum").await?;
-    publish_to_connected(stage, run, events, MERCHANTS).await?;
+    let publisher = stage.publisher().await?.with_ids(ids);
+    publish_to_connected(stage, publisher, run, events, MERCHANTS).await?;
     Ok(stage.metric("shopbell_append_seconds_sum").await? - before)
 }
 
 /// Stores notifications that every device acked 40 days ago, in the order of events. The indexes are
-/// built afterwards, because ten million inserts into them take half an hour.
+/// built afterwards, because ten million inserts into them take half an hour. The identities are
+/// random too, but they are not those of the events.
 async fn store_old(stage: &Stage<'_>, stored: usize) -> anyhow::Result<()> {
     let each = stored / MERCHANTS;
     for statement in [
@@ -122,7 +153,7 @@ async fn store_old(stage: &Stage<'_>, stored: usize) -> anyhow::Result<()> {
         ),
         format!(
             "insert into notifications (feed, seq, identity, source, event_id, event_type, time, data, created_at)
-             select 'merchant-' || m, s, event_identity('merchant-' || m, '/checkout', md5(m || '-' || s)), '/checkout',
+             select 'merchant-' || m, s, md5(m || '-' || s)::uuid, '/checkout',
                     md5(m || '-' || s), 'order.created', now(),
                     '{{\"order_id\":\"A-' || s || '\",\"total\":\"129.90\",\"currency\":\"EUR\",\"items\":3}}',
                     now() - interval '40 days' + s * interval '1 second'

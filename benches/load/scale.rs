@@ -27,7 +27,8 @@ pub async fn all(services: &Services, events: usize, output: &Path) -> anyhow::R
             let stage = Stage::set(services).await?;
             store_before(&stage, stored, recipients).await?;
             let scans = sequential_scans(&stage).await?;
-            let t = publish_to_connected(&stage, "t", events, recipients).await?;
+            let publisher = stage.publisher().await?;
+            let t = publish_to_connected(&stage, publisher, "t", events, recipients).await?;
             let r = replay_backlog(&stage, "r", events, recipients).await?;
             let cell = format!("S {stored_title} stored, {recipients_title} recipients");
             figures.set(
@@ -127,7 +128,8 @@ async fn sequential_scans(stage: &Stage<'_>) -> anyhow::Result<i64> {
 async fn plans(stage: &Stage<'_>) -> anyhow::Result<String> {
     const EVENTS: usize = 2_000;
     stage.services.explain(true).await?;
-    publish_to_connected(stage, "p", EVENTS, EVENTS).await?;
+    let publisher = stage.publisher().await?;
+    publish_to_connected(stage, publisher, "p", EVENTS, EVENTS).await?;
     replay_backlog(stage, "q", EVENTS, EVENTS).await?;
     stage.services.explain(false).await?;
     let plans = stage.services.explained()?;

@@ -6,10 +6,12 @@ use std::time::{Duration, Instant};
 use crate::crowd::{Crowd, storm};
 use crate::event;
 use crate::ledger::Ledger;
-use crate::measure::{Cpu, own_cpu_seconds, peak_rss_bytes, reset_peak_rss, rss_bytes};
+use crate::measure::{Cpu, Processes, own_cpu_seconds, peak_rss_bytes, reset_peak_rss, rss_bytes};
+use crate::publisher::Publisher;
 use crate::report::{Figures, Who};
 use crate::services::Services;
 use crate::stage::Stage;
+use crate::wire::Server;
 
 /// The default number of recipients.
 pub const MERCHANTS: usize = 1_000;
@@ -42,7 +44,8 @@ pub async fn throughput(services: &Services, events: usize) -> anyhow::Result<Fi
     let mut figures = Figures::default();
     reset_peak_rss(stage.pid())?;
     let own = own_cpu_seconds()?;
-    let run = publish_to_connected(&stage, "t", events, MERCHANTS).await?;
+    let publisher = stage.publisher().await?;
+    let run = publish_to_connected(&stage, publisher, "t", events, MERCHANTS).await?;
     stage.balanced(events).await?;
     figures.set("T events/s", WHO, events as f64 / run.elapsed.as_secs_f64());
     for (process, seconds) in run.cpu.each() {
@@ -73,6 +76,7 @@ pub struct Run {
 /// Publishes to connected merchants in turn, until every ack is in the database.
 pub async fn publish_to_connected(
     stage: &Stage<'_>,
+    publisher: Publisher,
     run: &str,
     events: usize,
     merchants: usize,
@@ -81,7 +85,6 @@ pub async fn publish_to_connected(
     let _reading = Crowd::connect(&stage.server, names(merchants))
         .await?
         .read(&ledger);
-    let publisher = stage.publisher().await?;
     let cpu = stage.processes().cpu()?;
     publisher
         .publish_all(run, &ledger, 0..events, |index| {
@@ -102,36 +105,42 @@ pub async fn publish_to_connected(
 /// L: an open loop, from publish to receipt.
 pub async fn latency(services: &Services, per_second: usize) -> anyhow::Result<Figures> {
     let stage = Stage::set(services).await?;
+    let publisher = stage.publisher().await?;
+    let processes = stage.processes();
+    let figures = open_loop(WHO, &stage.server, publisher, &processes, per_second).await?;
+    stage.balanced(open_loop_events(per_second)).await?;
+    stage.strike().await?;
+    Ok(figures)
+}
+
+/// Publishes at a steady rate to connected merchants of any server. Returns the latencies, and the
+/// processor time of these processes.
+pub async fn open_loop(
+    who: Who,
+    server: &Server,
+    publisher: Publisher,
+    processes: &Processes,
+    per_second: usize,
+) -> anyhow::Result<Figures> {
     let events = open_loop_events(per_second);
     let ledger = Arc::new(Ledger::new(events, events));
-    let _reading = Crowd::connect(&stage.server, names(MERCHANTS))
+    let _reading = Crowd::connect(server, names(MERCHANTS))
         .await?
         .read(&ledger);
     let to = |index: usize| event::merchant(index % MERCHANTS);
-    let cpu = stage.processes().cpu()?;
-    stage
-        .publisher()
-        .await?
+    let cpu = processes.cpu()?;
+    publisher
         .publish_at("l".into(), ledger.clone(), 0..events, per_second as f64, to)
         .await?;
     ledger.complete().await?;
-    let cpu = stage.processes().cpu()?.since(&cpu);
-    stage.balanced(events).await?;
+    let cpu = processes.cpu()?.since(&cpu);
     let mut figures = Figures::default();
-    figures.set_latencies(
-        &format!("L {per_second}/s"),
-        WHO,
-        ledger.latencies_ms(|index| is_warm(index, per_second)),
-    );
+    let warm = ledger.latencies_ms(|index| is_warm(index, per_second));
+    figures.set_latencies(&format!("L {per_second}/s"), who, warm);
     for (process, seconds) in cpu.each() {
-        figures.set_per_100k(
-            format!("L {per_second}/s, {process} CPU-s"),
-            WHO,
-            seconds,
-            events,
-        );
+        let what = format!("L {per_second}/s, {process} CPU-s");
+        figures.set_per_100k(what, who, seconds, events);
     }
-    stage.strike().await?;
     Ok(figures)
 }
 

@@ -29,8 +29,9 @@ pub struct Services {
 }
 
 impl Services {
-    /// Starts both on an empty directory.
-    pub async fn up() -> anyhow::Result<Self> {
+    /// Starts both on an empty directory. Postgres has default settings, or those of docs/scaling.md
+    /// for many notifications.
+    pub async fn up(is_for_many_notifications: bool) -> anyhow::Result<Self> {
         scripts_services(&["down", "--purge"])?;
         let (mqtt_port, stomp_port) = (free_port()?, free_port()?);
         let settings = format!(
@@ -41,7 +42,11 @@ impl Services {
         let place = directory().join("rabbitmq/conf.d");
         std::fs::create_dir_all(&place)?;
         std::fs::write(place.join("10-peers.conf"), settings)?;
-        let printed = scripts_services(&["up"])?;
+        let mut up = command(&["up"]);
+        if is_for_many_notifications {
+            up.env("SHOPBELL_SERVICES_SHARED_BUFFERS", "2GB");
+        }
+        let printed = output(up)?;
         let url = |name: &str| {
             let line = printed
                 .lines()
@@ -61,6 +66,13 @@ impl Services {
         sqlx::query("alter system set session_preload_libraries = 'auto_explain'")
             .execute(&mut connection)
             .await?;
+        if is_for_many_notifications {
+            for setting in ["max_wal_size = '8GB'", "checkpoint_timeout = '15min'"] {
+                sqlx::query(AssertSqlSafe(format!("alter system set {setting}")))
+                    .execute(&mut connection)
+                    .await?;
+            }
+        }
         sqlx::query("select pg_reload_conf()")
             .execute(&mut connection)
             .await?;
@@ -276,7 +288,12 @@ fn directory() -> PathBuf {
 }
 
 fn scripts_services(arguments: &[&str]) -> anyhow::Result<String> {
-    let output = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/services"))
+    output(command(arguments))
+}
+
+fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/services"));
+    command
         .args(arguments)
         .env_remove("DATABASE_URL")
         .env_remove("AMQP_URL")
@@ -284,11 +301,15 @@ fn scripts_services(arguments: &[&str]) -> anyhow::Result<String> {
         .env(
             "SHOPBELL_SERVICES_PLUGINS",
             "rabbitmq_web_mqtt,rabbitmq_web_stomp",
-        )
-        .output()?;
+        );
+    command
+}
+
+fn output(mut command: Command) -> anyhow::Result<String> {
+    let output = command.output()?;
     ensure!(
         output.status.success(),
-        "scripts/services {arguments:?}: {}",
+        "{command:?}: {}",
         String::from_utf8_lossy(&output.stderr)
     );
     Ok(String::from_utf8(output.stdout)?)

@@ -12,6 +12,10 @@ use crate::scenarios::{MERCHANTS, names};
 use crate::services::Services;
 use crate::stage::Stage;
 
+/// The most memory in the first minute.
+pub const WARM_UP: &str = "soak: most RSS in the first minute, MB";
+/// The most memory after it.
+pub const AFTER: &str = "soak: most RSS after it, MB";
 const PER_SECOND: f64 = 2_000.0;
 /// By then every buffer has its size.
 const WARM: Duration = Duration::from_secs(60);
@@ -49,12 +53,8 @@ pub async fn soak(services: &Services, seconds: u64) -> anyhow::Result<Figures> 
     ledger.complete().await?;
     stage.balanced(events).await?;
     let mut figures = Figures::default();
-    figures.set(
-        "soak: most RSS in the first minute, MB",
-        Who::Shopbell,
-        warm / 1e6,
-    );
-    figures.set("soak: most RSS after it, MB", Who::Shopbell, after / 1e6);
+    figures.set(WARM_UP, Who::Shopbell, warm / 1e6);
+    figures.set(AFTER, Who::Shopbell, after / 1e6);
     figures.set_latencies("soak 2000/s", Who::Shopbell, ledger.latencies_ms(|_| true));
     stage.strike().await?;
     Ok(figures)

@@ -187,7 +187,7 @@ fn shopbell_frame(name: &str, text: &str) -> anyhow::Result<Option<Received>> {
                 ack,
             }))
         }
-        ("welcome" | "caught_up" | "heartbeat", ..) => Ok(None),
+        ("welcome" | "caught_up" | "heartbeat" | "state", ..) => Ok(None),
         (other, ..) => bail!("{name} received an unexpected frame: {other}"),
     }
 }
