@@ -1,5 +1,6 @@
 //! One pool of connections to Postgres, and the decision which of its connections are usable.
 
+mod opening;
 mod ready;
 
 use std::sync::Arc;
@@ -11,9 +12,12 @@ use sqlx::Postgres;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool};
 
+use self::opening::Openings;
 use self::ready::Ready;
 use crate::tls;
 
+/// Longest wait of a caller for a free or a new connection; then the database counts as away.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest wait for the answer to a ping when a caller returns a connection or is dropped. After that
 /// the pool gives up the connection, so that a silent server occupies no place in the pool.
 const RETURN_TIMEOUT: Duration = Duration::from_secs(1);
@@ -30,9 +34,10 @@ pub struct Pool {
     pub(super) name: &'static str,
     pub(super) connections: PgPool,
     ready: Arc<Ready<Connected>>,
+    openings: Openings,
     /// Shared by all pools of the replica, because they connect to the same server.
     pub(super) trust: Arc<Trust>,
-    /// Waits that exceeded [`ACQUIRE_TIMEOUT`](super::pools).
+    /// Waits that exceeded [`ACQUIRE_TIMEOUT`].
     pub(super) timeouts: Counter,
 }
 
@@ -42,6 +47,7 @@ impl Pool {
             name,
             connections,
             ready: Arc::default(),
+            openings: Openings::default(),
             trust,
             timeouts: Counter::default(),
         }
@@ -57,7 +63,8 @@ impl Pool {
             Err(waiting) => waiting,
         };
         let trusted_since_us = self.trust.since_us();
-        let acquired = self.connections.acquire().await;
+        let acquiring = self.openings.acquire(&self.connections, ACQUIRE_TIMEOUT);
+        let acquired = acquiring.await;
         drop(waiting);
         match acquired {
             Ok(connection) => Ok(self.lease(Connected {

@@ -16,8 +16,9 @@ use super::epoch;
 use super::pool::{Pool, Trust, is_read_only};
 use crate::store::epoch::known::Epochs;
 
-/// Longest wait of a caller for a free or a new connection; then the database counts as away.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Longest time to open a connection. Callers wait less, because a database that needs more than that
+/// for a free connection counts as away. But if many connections open at once, each may need more.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest time to close all pools; then connections are dropped.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The settings of each session. They are set by SQL, because PgBouncer and some providers refuse or
@@ -48,7 +49,7 @@ const READ_CONNECTIONS_MAX: u32 = 6;
 const UPKEEP_CONNECTIONS_MAX: u32 = 1;
 /// Retention runs one statement at a time, which may take longer than others wait for a connection.
 const RETENTION_CONNECTIONS_MAX: u32 = 1;
-/// Further history requests wait up to [`ACQUIRE_TIMEOUT`].
+/// Further history requests wait.
 const HISTORY_CONNECTIONS_MAX: u32 = 3;
 
 /// The pools of a replica.
@@ -84,7 +85,7 @@ impl Pools {
                 name,
                 PgPoolOptions::new()
                     .max_connections(size)
-                    .acquire_timeout(ACQUIRE_TIMEOUT)
+                    .acquire_timeout(OPEN_TIMEOUT)
                     .test_before_acquire(false)
                     .before_acquire(move |_, metadata| {
                         let trusted = trusted.covers(metadata.age);
@@ -136,7 +137,7 @@ impl Pools {
         }
         if is_elsewhere {
             // An attempt that began with the old options may still end. The timeout bounds it.
-            let last = Instant::now() + ACQUIRE_TIMEOUT;
+            let last = Instant::now() + OPEN_TIMEOUT;
             self.upkeep.trust.distrust_older_than(last);
         }
     }

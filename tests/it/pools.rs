@@ -181,3 +181,33 @@ async fn history_connections_in_use(replica: &Replica, wanted: usize) {
     )
     .await;
 }
+
+/// After an outage, all connections of a replica open at once. So each may need longer than a caller waits.
+#[tokio::test]
+async fn connections_that_open_slowly_are_not_given_up() {
+    /// A new connection needs seven round trips, and a caller waits for two seconds.
+    const HALF_A_ROUND_TRIP: Duration = Duration::from_millis(200);
+    let world = World::new().await;
+    let network = Proxy::before_service(world.database_url()).await;
+    let replica = world
+        .replica()
+        .with("DATABASE_URL", network.url(world.database_url()))
+        .start()
+        .await;
+    let publisher = world.publisher().await;
+    publisher.publish_all(Event::orders(MERCHANT, 5)).await;
+    world.expect_stored(MERCHANT, 5).await;
+
+    network.delay(HALF_A_ROUND_TRIP);
+    world
+        .change_database(
+            "select pg_terminate_backend(pid) from pg_stat_activity
+             where application_name = 'shopbell' and datname = current_database()",
+        )
+        .await;
+    publisher.publish_all(Event::orders(MERCHANT, 5)).await;
+    world.expect_stored(MERCHANT, 10).await;
+    network.mend();
+    replica.ready().await;
+    world.finish().await;
+}
