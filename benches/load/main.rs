@@ -41,13 +41,15 @@ use self::measure::fdatasync_ms;
 use self::minimal::Minimal;
 use self::peers::Peer;
 use self::report::{Figures, Report, Who};
-use self::services::Services;
+use self::services::{Place, Services};
 
 /// A peer gets a tenth of the idle connections, because each costs it more than ten of Shopbell's.
 const PEERS_IDLE_SHARE: usize = 10;
 
 /// The scenarios of a run without `--only`.
 const ALL: &str = "F,T,L,R,C,H,S";
+/// The scenarios that run with the services of `--other-root` too.
+const COMPARED: [&str; 3] = ["T", "L", "R"];
 /// Memory after traffic is measured with half as many, because each replays a window.
 const MEMORY_SHARE: usize = 2;
 /// In a burst, each has notifications of its own.
@@ -86,6 +88,10 @@ struct Arguments {
     /// Idle sessions of `--only many`.
     #[arg(long, default_value_t = 90_000)]
     sessions: usize,
+    /// The directory of another Debian, as `scripts/install` prints it. T, L and R run with its
+    /// RabbitMQ and Postgres too.
+    #[arg(long)]
+    other_root: Option<PathBuf>,
     /// The folder for the figures as JSON and the plans of Postgres.
     #[arg(long, default_value = "target/bench")]
     output: PathBuf,
@@ -147,7 +153,11 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         .only
         .iter()
         .any(|scenario| scenario == "retention");
-    let services = Services::up(is_large).await?;
+    let services = Services::up(Place::Here, is_large).await?;
+    let others = match &arguments.other_root {
+        Some(root) => Some(Services::up(Place::Root(root.clone()), is_large).await?),
+        None => None,
+    };
     let machine = format!(
         "{}; fdatasync {:.2} ms; {}",
         machine(),
@@ -158,7 +168,13 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let begun = Instant::now();
     for round in 1..=arguments.rounds {
         for scenario in &arguments.only {
-            let figures = one(scenario, &services, &arguments).await?;
+            let mut figures = one(scenario, &services, &arguments).await?;
+            if let Some(others) = &others
+                && COMPARED.contains(&scenario.as_str())
+            {
+                let compared = one(scenario, others, &arguments).await?;
+                figures.append(compared.of_others(&others.versions().await?));
+            }
             let seconds = begun.elapsed().as_secs();
             eprintln!(
                 "[{seconds:>4} s] round {round} of {}, {scenario}: {}",

@@ -51,6 +51,12 @@ impl Figures {
         }
     }
 
+    /// The same figures of other services.
+    pub fn of_others(self, versions: &str) -> Self {
+        let named = |(what, who, value)| (format!("{versions}: {what}"), who, value);
+        Self(self.0.into_iter().map(named).collect())
+    }
+
     /// Adds the figures of another scenario.
     pub fn append(&mut self, mut other: Self) {
         self.0.append(&mut other.0);

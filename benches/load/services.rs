@@ -23,26 +23,35 @@ pub struct Services {
     pub amqp_url: String,
     pub web_mqtt: Server,
     pub web_stomp: Server,
+    place: Place,
     database_url: String,
     rabbitmq: u32,
     postgres: u32,
 }
 
+/// The programs of the services.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    Here,
+    /// Another Debian in this directory.
+    Root(PathBuf),
+}
+
 impl Services {
     /// Starts both on an empty directory. Postgres has default settings, or those of docs/scaling.md
     /// for many notifications.
-    pub async fn up(is_for_many_notifications: bool) -> anyhow::Result<Self> {
-        scripts_services(&["down", "--purge"])?;
+    pub async fn up(place: Place, is_for_many_notifications: bool) -> anyhow::Result<Self> {
+        place.services(&["down", "--purge"])?;
         let (mqtt_port, stomp_port) = (free_port()?, free_port()?);
         let settings = format!(
             "web_mqtt.tcp.ip = 127.0.0.1\nweb_mqtt.tcp.port = {mqtt_port}\nweb_mqtt.tcp.backlog = 4096\nmqtt.listeners.tcp = none\n\
              mqtt.allow_anonymous = false\nmqtt.exchange = amq.topic\nmqtt.vhost = /\n\
              web_stomp.tcp.ip = 127.0.0.1\nweb_stomp.tcp.port = {stomp_port}\nweb_stomp.tcp.backlog = 4096\nstomp.listeners.tcp = none\n"
         );
-        let place = directory().join("rabbitmq/conf.d");
-        std::fs::create_dir_all(&place)?;
-        std::fs::write(place.join("10-peers.conf"), settings)?;
-        let mut up = command(&["up"]);
+        let folder = place.directory().join("rabbitmq/conf.d");
+        std::fs::create_dir_all(&folder)?;
+        std::fs::write(folder.join("10-peers.conf"), settings)?;
+        let mut up = place.command(&["up"]);
         if is_for_many_notifications {
             up.env("SHOPBELL_SERVICES_SHARED_BUFFERS", "2GB");
         }
@@ -55,7 +64,7 @@ impl Services {
                 .with_context(|| format!("scripts/services up printed no {name}"))
         };
         let (database_url, amqp_url) = (url("DATABASE_URL")?, url("AMQP_URL")?);
-        let status = scripts_services(&["status"])?;
+        let status = place.services(&["status"])?;
         let pid = |name: &str| {
             let line = status.lines().find(|line| line.starts_with(name));
             let pid = line.and_then(|line| line.rsplit(' ').next()?.parse().ok());
@@ -94,6 +103,7 @@ impl Services {
             },
             rabbitmq: pid("rabbitmq")?,
             postgres: pid("postgres")?,
+            place,
             database_url,
             amqp_url,
         })
@@ -163,7 +173,7 @@ impl Services {
 
     /// The last plan of each statement in Postgres' log.
     pub fn explained(&self) -> anyhow::Result<String> {
-        let log = std::fs::read_to_string(directory().join("log/postgres.out"))?;
+        let log = std::fs::read_to_string(self.place.directory().join("log/postgres.out"))?;
         let entries = log.split("  plan:\n").skip(1).filter_map(|entry| {
             // An entry's lines begin with a tab; the next entry's first line does not.
             let lines: Vec<&str> = entry
@@ -253,7 +263,7 @@ impl Services {
             .fetch_one(&mut connection)
             .await?
             .try_get(0)?;
-        let rabbitmq = scripts_services(&["rabbitmqctl", "version"])?;
+        let rabbitmq = self.place.services(&["rabbitmqctl", "version"])?;
         Ok(format!("RabbitMQ {}, Postgres {postgres}", rabbitmq.trim()))
     }
 }
@@ -261,7 +271,7 @@ impl Services {
 impl Drop for Services {
     fn drop(&mut self) {
         // Their data is of no use afterwards.
-        let _ = scripts_services(&["down", "--purge"]);
+        let _ = self.place.services(&["down", "--purge"]);
     }
 }
 
@@ -275,34 +285,39 @@ pub fn free_port() -> anyhow::Result<u16> {
     free.context("found no free port")
 }
 
-/// A separate one for an unoptimised run of the tests, which must not end a long one.
-fn directory() -> PathBuf {
-    let name = if cfg!(debug_assertions) {
-        "bench-services-debug"
-    } else {
-        "bench-services"
-    };
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("target")
-        .join(name)
-}
+impl Place {
+    /// A separate one for an unoptimised run of the tests, which must not end a long one.
+    fn directory(&self) -> PathBuf {
+        let debug = if cfg!(debug_assertions) { "-debug" } else { "" };
+        let other = match self {
+            Self::Here => "",
+            Self::Root(_) => "-other",
+        };
+        let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("target");
+        target.join(format!("bench-services{other}{debug}"))
+    }
 
-fn scripts_services(arguments: &[&str]) -> anyhow::Result<String> {
-    output(command(arguments))
-}
+    fn services(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        output(self.command(arguments))
+    }
 
-fn command(arguments: &[&str]) -> Command {
-    let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/services"));
-    command
-        .args(arguments)
-        .env_remove("DATABASE_URL")
-        .env_remove("AMQP_URL")
-        .env("SHOPBELL_SERVICES_DIR", directory())
-        .env(
-            "SHOPBELL_SERVICES_PLUGINS",
-            "rabbitmq_web_mqtt,rabbitmq_web_stomp",
-        );
-    command
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command =
+            Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/services"));
+        command
+            .args(arguments)
+            .env_remove("DATABASE_URL")
+            .env_remove("AMQP_URL")
+            .env("SHOPBELL_SERVICES_DIR", self.directory())
+            .env(
+                "SHOPBELL_SERVICES_PLUGINS",
+                "rabbitmq_web_mqtt,rabbitmq_web_stomp",
+            );
+        if let Self::Root(root) = self {
+            command.env("SHOPBELL_SERVICES_ROOT", root);
+        }
+        command
+    }
 }
 
 fn output(mut command: Command) -> anyhow::Result<String> {
