@@ -13,7 +13,7 @@ use super::error::ConfigError;
 use super::jwt::{JWT_SETTINGS, JwtConfig};
 use super::settings::{
     ALLOWED_ORIGINS, BROADCAST_FEED, CANARY_SECONDS, DASHBOARD, DRAIN_SECONDS, HEARTBEAT_SECONDS,
-    LISTEN, MAX_EVENT_BYTES, MAX_FRAME_BYTES, MAX_SESSION_SECONDS, MAX_SESSIONS,
+    LISTEN, MAX_EVENT_BYTES, MAX_FRAME_BYTES, MAX_PAGE_BYTES, MAX_SESSION_SECONDS, MAX_SESSIONS,
     MAX_SESSIONS_PER_SUBSCRIBER, OPS_LISTEN, RETENTION_DAYS, Role, WINDOW,
 };
 use super::url_files::UrlFiles;
@@ -92,6 +92,8 @@ pub struct SessionConfig {
     pub age_max: Option<Duration>,
     /// `SHOPBELL_MAX_FRAME_BYTES`.
     pub frame_bytes_max: usize,
+    /// `SHOPBELL_MAX_PAGE_BYTES`, of this replica.
+    pub page_bytes_max: usize,
     /// `SHOPBELL_DRAIN_SECONDS`.
     pub drain: Duration,
     /// `SHOPBELL_ALLOWED_ORIGINS`; empty for the same origin only.
@@ -235,6 +237,7 @@ impl Environment {
         let sessions_per_subscriber_max = self.number(&MAX_SESSIONS_PER_SUBSCRIBER);
         let age_max = self.seconds(&MAX_SESSION_SECONDS);
         let frame_bytes_max = self.number(&MAX_FRAME_BYTES);
+        let page_bytes_max = self.number(&MAX_PAGE_BYTES);
         let drain = self.seconds(&DRAIN_SECONDS);
         Some(SessionConfig {
             window: window?,
@@ -243,6 +246,7 @@ impl Environment {
             sessions_per_subscriber_max: sessions_per_subscriber_max?,
             age_max: unless_zero(age_max?),
             frame_bytes_max: frame_bytes_max?,
+            page_bytes_max: page_bytes_max?,
             drain: drain?,
             allowed_origins: allowed_origins.unwrap_or_default(),
             broadcast_feed: broadcast_feed?,

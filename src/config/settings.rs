@@ -10,7 +10,7 @@ pub const EVENT_BYTES_MAX_DEFAULT: usize = 262_144;
 pub(super) const TOKEN_VARIABLE: &str = "SHOPBELL_TOKEN";
 
 /// Every setting, in the order in which it is shown.
-pub const SETTINGS: [&Setting; 36] = [
+pub const SETTINGS: [&Setting; 37] = [
     &DATABASE_URL,
     &AMQP_URL,
     &AMQP_PREFIX,
@@ -39,6 +39,7 @@ pub const SETTINGS: [&Setting; 36] = [
     &MAX_SESSIONS_PER_SUBSCRIBER,
     &MAX_SESSION_SECONDS,
     &MAX_FRAME_BYTES,
+    &MAX_PAGE_BYTES,
     &DRAIN_SECONDS,
     &SESSIONS_PER_ADDRESS,
     &REQUESTS_PER_ADDRESS,
@@ -302,6 +303,15 @@ pub(super) const MAX_FRAME_BYTES: Setting = Setting {
     used_by: UsedBy::Only(Role::Gateway),
     description: "Largest frame that a client may send",
     page: None,
+};
+
+pub(super) const MAX_PAGE_BYTES: Setting = Setting {
+    variable: "SHOPBELL_MAX_PAGE_BYTES",
+    kind: number(1_048_576, 1_099_511_627_776, "bytes"),
+    default: Default::Value("268435456"),
+    used_by: UsedBy::Only(Role::Gateway),
+    description: "Most memory for notifications that were read for a replay and are not yet written, of all sessions of one replica; further replays wait",
+    page: Some("scaling.md"),
 };
 
 pub(super) const DRAIN_SECONDS: Setting = Setting {

@@ -3,6 +3,7 @@
 //!
 //! A request gets its page, or its sender is dropped. [`sweep`] finds hints that were lost.
 
+mod room;
 pub mod sweep;
 
 use std::sync::Arc;
@@ -11,6 +12,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
+pub use self::room::PageInRoom;
+use self::room::Room;
 use crate::model::feed::{Feed, Seq, Version};
 use crate::model::page::Page;
 use crate::retry::Retry;
@@ -35,13 +38,15 @@ const REST_MAX: Duration = Duration::from_millis(50);
 /// Time after which a query that fails again and again is given up. Its sessions are closed and
 /// reconnect.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(60);
+/// Rows per read if little room is left for pages.
+const ROWS_IF_SHORT: i64 = 16;
 /// Rows per read of a damaged feed. Small reads return the notifications before the damage.
 const ROWS_BEFORE_DAMAGE: [i64; 2] = [16, 1];
 
 #[derive(Debug)]
 struct Request {
     page: PageRequest,
-    reply: oneshot::Sender<Arc<Page>>,
+    reply: oneshot::Sender<Arc<PageInRoom>>,
 }
 
 /// Takes the requests of sessions.
@@ -63,17 +68,24 @@ struct PageReader {
     metrics: Arc<Metrics>,
     /// Damaged feeds, which share no query with others.
     damaged: Arc<Damaged>,
+    room: Arc<Room>,
 }
 
 impl Replay {
     /// Makes the replay and its worker. Each session requests one page at a time, so `sessions_max`
-    /// bounds the requests.
-    pub fn new(pool: Pool, metrics: Arc<Metrics>, sessions_max: usize) -> (Self, ReplayWorker) {
+    /// bounds the requests. `bytes_max` bounds the pages in memory.
+    pub fn new(
+        pool: Pool,
+        metrics: Arc<Metrics>,
+        sessions_max: usize,
+        bytes_max: usize,
+    ) -> (Self, ReplayWorker) {
         let (sender, requests) = mpsc::channel(sessions_max.max(1));
         let reader = PageReader {
             pool,
             metrics,
             damaged: Arc::default(),
+            room: Room::new(bytes_max),
         };
         (Self { requests: sender }, ReplayWorker { requests, reader })
     }
@@ -87,7 +99,7 @@ impl Replay {
         after: Seq,
         wanted: usize,
         states_after: Option<Version>,
-    ) -> oneshot::Receiver<Arc<Page>> {
+    ) -> oneshot::Receiver<Arc<PageInRoom>> {
         let (reply, receiver) = oneshot::channel();
         let page = PageRequest {
             feed,
@@ -112,7 +124,8 @@ fn rows(wanted: usize) -> i64 {
 
 impl ReplayWorker {
     /// Serves until every [`Replay`] is dropped. The requests that wait when a query ends are the
-    /// next query. Requests for damaged feeds have a query of their own.
+    /// next query, as far as their pages have room. The others wait in their order. Requests for
+    /// damaged feeds have a query of their own.
     pub async fn run(mut self) {
         let (mut waiting, mut queries) = (Vec::new(), JoinSet::new());
         let (mut waiting_apart, mut query_apart) = (Vec::new(), JoinSet::new());
@@ -127,28 +140,40 @@ impl ReplayWorker {
                 }
                 Some(_) = queries.join_next() => {}
                 Some(_) = query_apart.join_next() => {}
+                () = self.reader.room.released(), if !waiting.is_empty() || !waiting_apart.is_empty() => {}
                 () = tokio::time::sleep_until(begun + SLOW_QUERY), if queries.len() == 1 && !waiting.is_empty() => {}
             }
             let damaged = &self.reader.damaged;
             waiting_apart.extend(waiting.extract_if(.., |request: &mut Request| {
                 damaged.contains(&request.page.feed)
             }));
-            if !waiting_apart.is_empty() && query_apart.is_empty() {
-                let count = waiting_apart.len().min(REQUESTS_PER_QUERY_MAX);
-                let (requests, reader) =
-                    (waiting_apart.drain(..count).collect(), self.reader.clone());
-                query_apart.spawn(async move { reader.serve(requests).await });
+            let count = waiting_apart.len().min(self.reader.room.pages());
+            if count > 0 && query_apart.is_empty() {
+                let count = count.min(REQUESTS_PER_QUERY_MAX);
+                let requests = waiting_apart.drain(..count).collect();
+                let (reader, reserved) = (self.reader.clone(), self.reader.room.reserve(count));
+                query_apart.spawn(async move {
+                    reader.serve(requests).await;
+                    drop(reserved);
+                });
             }
             let may_begin_another =
                 waiting.len() == REQUESTS_PER_QUERY_MAX || begun.elapsed() >= SLOW_QUERY;
-            if !waiting.is_empty()
-                && (queries.is_empty() || (may_begin_another && queries.len() < READERS))
-            {
+            let count = waiting.len().min(self.reader.room.pages());
+            if count > 0 && (queries.is_empty() || (may_begin_another && queries.len() < READERS)) {
                 begun = tokio::time::Instant::now();
-                let (requests, reader) = (std::mem::take(&mut waiting), self.reader.clone());
+                let mut requests: Vec<Request> = waiting.drain(..count).collect();
+                if self.reader.room.is_short() {
+                    // Slow clients hold their pages for long. Smaller ones leave room for others.
+                    for request in &mut requests {
+                        request.page.rows = request.page.rows.min(ROWS_IF_SHORT);
+                    }
+                }
+                let (reader, reserved) = (self.reader.clone(), self.reader.room.reserve(count));
                 queries.spawn(async move {
                     let (sessions, begun) = (requests.len(), Instant::now());
                     reader.serve(requests).await;
+                    drop(reserved);
                     if sessions > 1 {
                         tokio::time::sleep((begun.elapsed() * REST_TIMES).min(REST_MAX)).await;
                     }
@@ -180,7 +205,7 @@ impl PageReader {
                 }
                 let error = match self.read(&part).await {
                     Ok(pages) => {
-                        reply(&mut requests, &part, pages);
+                        self.reply(&mut requests, &part, pages);
                         break;
                     }
                     Err(error) => error,
@@ -224,7 +249,7 @@ impl PageReader {
                 ..page.clone()
             };
             if let Ok(pages) = self.read(&[less]).await {
-                return reply(requests, std::slice::from_ref(page), pages);
+                return self.reply(requests, std::slice::from_ref(page), pages);
             }
         }
         self.metrics.damaged_reads.inc();
@@ -239,18 +264,19 @@ impl PageReader {
         read.iter().for_each(|page| count_lost(&self.metrics, page));
         Ok(read)
     }
-}
 
-/// Sends pages to the sessions that requested them. `wanted` is sorted and has the request of each
-/// page.
-fn reply(requests: &mut Vec<Request>, wanted: &[PageRequest], pages: Vec<Page>) {
-    let pages: Vec<Arc<Page>> = pages.into_iter().map(Arc::new).collect();
-    let is_read = |request: &mut Request| wanted.binary_search(&request.page).is_ok();
-    for request in requests.extract_if(.., is_read) {
-        let place = wanted.binary_search(&request.page);
-        if let Some(page) = place.ok().and_then(|index| pages.get(index)) {
-            // A session that ended meanwhile dropped its receiver.
-            let _ = request.reply.send(page.clone());
+    /// Sends pages to the sessions that requested them. `wanted` is sorted and has the request of
+    /// each page.
+    fn reply(&self, requests: &mut Vec<Request>, wanted: &[PageRequest], pages: Vec<Page>) {
+        let hold = |page| Arc::new(self.room.hold(page));
+        let pages: Vec<Arc<PageInRoom>> = pages.into_iter().map(hold).collect();
+        let is_read = |request: &mut Request| wanted.binary_search(&request.page).is_ok();
+        for request in requests.extract_if(.., is_read) {
+            let place = wanted.binary_search(&request.page);
+            if let Some(page) = place.ok().and_then(|index| pages.get(index)) {
+                // A session that ended meanwhile dropped its receiver.
+                let _ = request.reply.send(page.clone());
+            }
         }
     }
 }

@@ -16,7 +16,7 @@ use crate::telemetry;
 
 /// A page ends before the row that would begin beyond this. So large events make short pages, and
 /// not a need for much memory.
-pub(super) const PAGE_BYTES_MAX: i64 = 256 * 1024;
+pub const PAGE_BYTES_MAX: i64 = 256 * 1024;
 /// Most marks in a page.
 const MARKS_PER_PAGE_MAX: i64 = 256;
 

@@ -16,7 +16,7 @@ const HEAD_BYTES_MAX: usize = 16 * 1_024;
 
 /// Each row of the page with the constants or the setting of its bound, and with the test that takes
 /// the bound and refuses more. A row without a constant has `-`.
-const ROWS: [&str; 69] = [
+const ROWS: [&str; 70] = [
     "body | SHOPBELL_MAX_EVENT_BYTES | a_body_may_have_the_greatest_size",
     "headers | model/event/parse.rs HEADERS_BYTES_MAX | headers_are_bounded_too",
     "`id` | model/event/cloud_event.rs ID_BYTES_MAX | texts_are_bounded_not_empty_and_without_control_characters",
@@ -64,6 +64,7 @@ const ROWS: [&str; 69] = [
     "waiting marks of a subscriber | gateway/marks/queues.rs WAITING_PER_SUBSCRIBER_MAX | too_many_submissions_of_one_subscriber_are_refused",
     "waiting marks of a replica | gateway/marks/queues.rs WAITING_MAX | too_many_submissions_of_one_subscriber_are_refused",
     "notifications without an ack | SHOPBELL_WINDOW | a_client_that_never_acknowledges_gets_one_window_and_no_more",
+    "memory for pages of replays, of all sessions of a replica | SHOPBELL_MAX_PAGE_BYTES | slow_clients_that_replay_at_once_share_a_budget_of_memory",
     "heartbeats without a frame of the client | gateway/session/state.rs SILENT_HEARTBEATS_MAX | timers_send_heartbeats_and_end_the_session",
     "time without reading queued frames | gateway/session/task/outputs.rs WRITE_TIMEOUT, WRITE_BYTES_PER_SECOND_MIN | queued_frames_have_ten_seconds_and_more_if_they_are_large",
     "devices of a subscriber in a feed | store/cursors.rs DEVICES_PER_SUBSCRIBER_MAX | the_device_that_was_not_seen_for_longest_is_evicted",

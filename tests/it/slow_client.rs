@@ -283,3 +283,52 @@ async fn a_client_that_never_reads_its_history_responses_is_closed() {
     .await;
     world.finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slow_clients_that_replay_at_once_share_a_budget_of_memory() {
+    const SLOW: u64 = 150;
+    const PAGE_BYTES_MAX: u64 = 4 * 1024 * 1024;
+    /// The budget, and buffers of results of Postgres. Without a budget, the pages of all slow clients
+    /// are 40 MiB.
+    const GROWTH_BYTES_MAX: u64 = 6 * PAGE_BYTES_MAX;
+    let world = World::new().await;
+    let replica = world
+        .replica()
+        .with("SHOPBELL_MAX_PAGE_BYTES", PAGE_BYTES_MAX)
+        .start()
+        .await;
+    let data = format!(r#"{{"lines":"{}"}}"#, "x".repeat(60 * 1024));
+    let large: Vec<_> = (0..SLOW + 100)
+        .map(|_| Event::new("order.large", "busy", &data))
+        .collect();
+    let publisher = world.publisher().await;
+    publisher.publish_all(&large).await;
+    world.expect_stored("busy", SLOW + 100).await;
+    let mut lively = world.merchant(MERCHANT).connect(replica.public()).await;
+
+    let before = replica.rss_bytes();
+    let mut deaf = Vec::new();
+    // Each begins at another number, so no two of them share a page.
+    for number in 0..SLOW {
+        let name = format!("slow-{number}");
+        let token = world.token(&name).feeds(["busy"]).sign();
+        let slow = world.merchant(&name).token(token).after("busy", number);
+        deaf.push(slow.connect(replica.public()).await);
+    }
+    let mut most = 0;
+    eventually("the first slow session is closed", PATIENCE, async || {
+        most = most.max(replica.rss_bytes());
+        let sessions = replica.metric("shopbell_sessions").await;
+        holds(sessions <= SLOW, sessions)
+    })
+    .await;
+    let growth = most.saturating_sub(before);
+    assert!(
+        growth < GROWTH_BYTES_MAX,
+        "grew by {growth} bytes, may grow by {GROWTH_BYTES_MAX}"
+    );
+    publisher.publish(&Event::order(MERCHANT)).await;
+    lively.take_seqs(1..=1).await;
+    drop(deaf);
+    world.finish().await;
+}

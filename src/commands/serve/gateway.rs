@@ -75,8 +75,12 @@ impl Base {
     ) -> Arc<Gateway> {
         let (session, limits) = (&config.session, &config.limits);
         let (reads, metrics) = (&self.pools.reads, &self.metrics);
-        let (replay, replay_worker) =
-            Replay::new(reads.clone(), metrics.clone(), session.sessions_max);
+        let (replay, replay_worker) = Replay::new(
+            reads.clone(),
+            metrics.clone(),
+            session.sessions_max,
+            session.page_bytes_max,
+        );
         parts.spawn(Part::Replay, replay_worker.run());
         let (cursors, cursor_reader) =
             Cursors::new(reads.clone(), self.epochs.clone(), metrics.clone());

@@ -28,10 +28,9 @@ use crate::gateway::auth::{Authenticator, LEEWAY};
 use crate::gateway::cursors::{Cursors, SEEN_AFTER};
 use crate::gateway::marks::Marks;
 use crate::gateway::rates::Rates;
-use crate::gateway::replay::Replay;
+use crate::gateway::replay::{PageInRoom, Replay};
 use crate::http::client_address::AddressBlock;
 use crate::model::feed::{Device, Epoch, Feed, Subscriber};
-use crate::model::page::Page;
 use crate::model::protocol::{ClientFrame, Close, ServerFrame, WelcomeFeed};
 use crate::store::cursors::CursorKey;
 use crate::store::epoch::known::Epochs;
@@ -100,7 +99,7 @@ pub struct Opened {
 enum Input {
     Frame(Result<Incoming, ReadError>),
     Hints,
-    Page(Result<Arc<Page>, oneshot::error::RecvError>),
+    Page(Result<Arc<PageInRoom>, oneshot::error::RecvError>),
     Tick,
     Drain,
 }
@@ -181,7 +180,7 @@ struct Task {
     session: Session,
     opened: Opened,
     shared: Arc<Shared>,
-    page: Option<oneshot::Receiver<Arc<Page>>>,
+    page: Option<oneshot::Receiver<Arc<PageInRoom>>>,
     measures: Measures,
 }
 
@@ -227,8 +226,9 @@ impl Task {
                 () = &mut timer => Input::Tick,
                 () = &mut leave => Input::Drain,
             };
-            self.on_input(input)?;
+            let page = self.on_input(input)?;
             self.perform_outputs(socket).await?;
+            drop(page);
             self.measures.update(&self.session, &self.shared.metrics);
         }
     }
@@ -246,11 +246,16 @@ impl Task {
         }
     }
 
-    fn on_input(&mut self, input: Input) -> Result<(), SessionEnd> {
+    /// Returns the page that the outputs are from, because its memory is in use until they are
+    /// written.
+    fn on_input(&mut self, input: Input) -> Result<Option<Arc<PageInRoom>>, SessionEnd> {
         match input {
             Input::Frame(frame) => self.on_socket_frame(frame)?,
             Input::Hints => self.on_waiting(),
-            Input::Page(Ok(page)) => self.session.on_page(&page, OffsetDateTime::now_utc()),
+            Input::Page(Ok(page)) => {
+                self.session.on_page(&page, OffsetDateTime::now_utc());
+                return Ok(Some(page));
+            }
             // Replay gave up, or has no room: a fault of this replica.
             Input::Page(Err(_)) => return Err(SessionEnd::Close(Close::Internal)),
             Input::Tick => self.session.on_tick(Instant::now()),
@@ -258,7 +263,7 @@ impl Task {
                 .session
                 .on_drain(fastrand::u64(0..=GOAWAY_RETRY_MS_MAX)),
         }
-        Ok(())
+        Ok(None)
     }
 
     fn on_socket_frame(&mut self, frame: Result<Incoming, ReadError>) -> Result<(), SessionEnd> {
@@ -351,8 +356,8 @@ impl Task {
 
 /// Returns the page that is being read. If none is, it never returns.
 async fn next_page(
-    page: &mut Option<oneshot::Receiver<Arc<Page>>>,
-) -> Result<Arc<Page>, oneshot::error::RecvError> {
+    page: &mut Option<oneshot::Receiver<Arc<PageInRoom>>>,
+) -> Result<Arc<PageInRoom>, oneshot::error::RecvError> {
     match page {
         Some(receiver) => {
             let read = receiver.await;
