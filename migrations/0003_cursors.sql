@@ -216,25 +216,51 @@ end
 $$;
 
 -- Lowers the places that are above the last number of their feed, as after a restore of some tables. Otherwise
--- the subscriber would not get the notifications that receive these numbers. Processes in_feeds_max feeds after
--- in_after; returns the last of them, or null at the end.
+-- the subscriber would not get the notifications that receive these numbers. The last number of a feed without a row
+-- is 0. The recorded ack of a feed is never below a lowered place. Processes in_feeds_max feeds after in_after; returns the last
+-- of them, or null at the end.
+-- Locks cursors, then feeds.
 create function lower_cursors(in_after text, in_feeds_max integer) returns text language plpgsql volatile as $$
 declare
     through text;
+    lowered text[];   -- the feed of each place that was above its last number
+    places  bigint[]; -- the new place
 begin
     select max(w.feed) into through
         from (select f.feed from feeds f where f.feed > in_after order by f.feed limit in_feeds_max) w;
+    -- Feeds without a row are between the others. Their places need no new ack.
     update cursors c
-        set acked_seq = f.last_seq
-        from feeds f
-        where f.feed > in_after and f.feed <= through and c.feed = f.feed and c.acked_seq > f.last_seq;
+        set acked_seq = 0
+        where c.feed > in_after and (through is null or c.feed <= through) and c.acked_seq > 0
+          and c.feed not like 'shopbell-canary/%' and not exists (select from feeds f where f.feed = c.feed);
     update evicted_cursors c
+        set acked_seq = 0
+        where c.feed > in_after and (through is null or c.feed <= through) and c.acked_seq > 0
+          and c.feed not like 'shopbell-canary/%' and not exists (select from feeds f where f.feed = c.feed);
+    with changed as (
+        update cursors c
         set acked_seq = f.last_seq
         from feeds f
-        where f.feed > in_after and f.feed <= through and c.feed = f.feed and c.acked_seq > f.last_seq;
+        where f.feed > in_after and f.feed <= through and c.feed = f.feed and c.acked_seq > f.last_seq
+        returning c.feed, c.acked_seq
+    ), changed_evicted as (
+        update evicted_cursors c
+        set acked_seq = f.last_seq
+        from feeds f
+        where f.feed > in_after and f.feed <= through and c.feed = f.feed and c.acked_seq > f.last_seq
+        returning c.feed, c.acked_seq
+    )
+    select array_agg(l.feed), array_agg(l.place) into lowered, places
+        from (select k.feed, max(k.acked_seq) as place
+              from (select * from changed union all select * from changed_evicted) k
+              group by k.feed) l;
     update feeds f
         set acked_seq = f.last_seq
         where f.feed > in_after and f.feed <= through and f.acked_seq > f.last_seq;
+    update feeds f
+        set acked_seq = l.place
+        from unnest(lowered, places) as l (feed, place)
+        where f.feed = l.feed and f.acked_seq < l.place;
     return through;
 end
 $$;

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::terminal::{self, Format};
 use crate::config::Environment;
 use crate::model::feed::Feed;
-use crate::store::verify::{Problem, Scope, Verdict, verify};
+use crate::store::verify::{Problem, Scope, Verdict, VerifyError, verify};
 
 /// Most problems of one kind that are printed. All are counted.
 const PRINTED_MAX: u64 = 100;
@@ -44,10 +44,14 @@ pub async fn run(arguments: Arguments, format: Format) -> anyhow::Result<()> {
             printed = printer.print(verdict, problem);
         }
     });
-    let verdict = verified
-        .await
-        .context("could not read the database at DATABASE_URL (is it running, is it migrated?)")?;
+    let verdict = match verified.await {
+        Err(VerifyError::Store(error)) => Err(error).context(
+            "could not read the database at DATABASE_URL (is it running, is it migrated?)",
+        )?,
+        verified => verified?,
+    };
     printed?;
+    printer.print_rest(&verdict)?;
     terminal::write_lines(&match format {
         Format::Text => terminal::text_line(&summary(&verdict)),
         Format::Json => terminal::json_line(&Line::Verdict(&verdict))?,
@@ -64,6 +68,11 @@ pub async fn run(arguments: Arguments, format: Format) -> anyhow::Result<()> {
 #[serde(rename_all = "snake_case")]
 enum Line<'a> {
     Problem(&'a Problem),
+    /// Problems that are counted, but not printed.
+    More {
+        check: &'a str,
+        problems: u64,
+    },
     Verdict(&'a Verdict),
 }
 
@@ -100,6 +109,25 @@ impl Printer {
             Format::Json => terminal::json_line(&Line::Problem(&problem))?,
         })
     }
+
+    /// Prints a line for each check that has found more problems than were printed.
+    fn print_rest(&self, verdict: &Verdict) -> anyhow::Result<()> {
+        for (check, count) in &verdict.problems {
+            let printed = self.printed.get(check).copied().unwrap_or_default();
+            let problems = count.saturating_sub(printed.min(PRINTED_MAX));
+            if problems > 0 {
+                terminal::write_lines(&match self.format {
+                    Format::Text => terminal::text_line(&rest(check, problems)),
+                    Format::Json => terminal::json_line(&Line::More { check, problems })?,
+                })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn rest(check: &str, problems: u64) -> String {
+    format!("MORE     {check}: {problems} more problems are not printed")
 }
 
 fn line(problem: &Problem) -> String {
@@ -112,16 +140,20 @@ fn progress(verdict: &Verdict) -> String {
     let Verdict {
         feeds,
         notifications,
+        cursors,
         indexed_rows,
         ..
     } = verdict;
-    format!("{feeds} feeds, {notifications} notifications, {indexed_rows} rows in indexes so far")
+    format!(
+        "{feeds} feeds, {notifications} notifications, {cursors} cursors, {indexed_rows} rows in indexes so far"
+    )
 }
 
 fn summary(verdict: &Verdict) -> String {
     let Verdict {
         feeds,
         notifications,
+        cursors,
         indexed_rows,
         problems,
     } = verdict;
@@ -134,7 +166,7 @@ fn summary(verdict: &Verdict) -> String {
             .join(", "),
     };
     format!(
-        "{feeds} feeds with {notifications} notifications, {indexed_rows} rows in indexes: {problems}"
+        "{feeds} feeds with {notifications} notifications and {cursors} cursors, {indexed_rows} rows in indexes: {problems}"
     )
 }
 
@@ -147,13 +179,13 @@ mod tests {
         let mut verdict = Verdict {
             feeds: 3,
             notifications: 12,
+            cursors: 4,
             ..Verdict::default()
         };
-        let clean = "3 feeds with 12 notifications, 0 rows in indexes: no problem";
+        let clean = "3 feeds with 12 notifications and 4 cursors, 0 rows in indexes: no problem";
         assert_eq!(summary(&verdict), clean);
         verdict.problems = BTreeMap::from([("counts".into(), 2), ("numbers".into(), 1)]);
-        let problems =
-            "3 feeds with 12 notifications, 0 rows in indexes: 2 of counts, 1 of numbers";
+        let problems = "3 feeds with 12 notifications and 4 cursors, 0 rows in indexes: 2 of counts, 1 of numbers";
         assert_eq!(summary(&verdict), problems);
     }
 }

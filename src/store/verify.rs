@@ -1,27 +1,31 @@
 //! Compares the rows of a database with the invariants of ARCHITECTURE.md, for `shopbell verify`.
 //! Writes nothing, and works while replicas run.
 //!
-//! Feeds are read in pages. Each page has one snapshot, in which the rows of its feeds must agree.
+//! Every statement reads a bounded number of rows and has a timeout. The feeds of a page are read in
+//! one snapshot, in which their rows must agree. A large feed is a page alone.
 
+mod compare;
 mod feeds;
+mod pace;
+mod places;
+mod steps;
 mod tables;
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use serde::Serialize;
 use sqlx::FromRow;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
-use tokio::time::timeout;
 
-use self::feeds::Page;
+use self::feeds::{FEEDS_MAX, Page};
+use self::pace::Pace;
+use self::places::{Kind, PLACES, Walk};
+use self::steps::{Names, Problems};
 use super::{StoreError, close, connect};
 use crate::model::feed::Feed;
 
 /// Name of the connection in Postgres.
 const APPLICATION: &str = "shopbell verify";
-/// Longest time of one step. A feed is one step, even with millions of notifications.
-const STEP_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// A row, or a group of rows, that contradicts an invariant.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, FromRow)]
@@ -42,8 +46,10 @@ pub struct Problem {
 pub struct Verdict {
     /// Feeds.
     pub feeds: i64,
-    /// Notifications that these feeds should have.
+    /// Notifications that were read.
     pub notifications: i64,
+    /// Cursors, and those of evicted devices.
+    pub cursors: i64,
     /// Rows that were looked up in each index of their table.
     pub indexed_rows: i64,
     /// Problems of each broken invariant.
@@ -61,16 +67,26 @@ pub enum Scope {
     Sample,
 }
 
-/// Verifies the database in steps. Calls `report` with each problem, and with the verdict so far
-/// after each step.
+/// An error of the verification.
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyError {
+    /// The database has no row of the feed.
+    #[error("there is no feed {0}: it has no notification, and no subscriber has connected to it")]
+    NoFeed(Feed),
+    /// The database cannot be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Verifies the database in steps. Calls `report` with some problems of each step, and with the verdict
+/// so far after each step.
 ///
-/// Each step is a read-only transaction. Locks nothing; uses `feeds_pkey`, `notifications_pkey` and
-/// `cursors_pkey`.
+/// Each step is a read-only transaction. Locks nothing; walks the primary keys.
 pub async fn verify(
     options: &PgConnectOptions,
     scope: &Scope,
     mut report: impl FnMut(&Verdict, Option<Problem>),
-) -> Result<Verdict, StoreError> {
+) -> Result<Verdict, VerifyError> {
     let mut verification = Verification {
         connection: connect(options, APPLICATION).await?,
         verdict: Verdict::default(),
@@ -79,14 +95,24 @@ pub async fn verify(
     match scope {
         Scope::All => {
             verification.tables().await?;
-            verification.feeds().await?;
+            verification.feeds(&Names::all()).await?;
+            verification.places(&Names::all(), u64::MAX).await?;
             verification.indexes().await?;
         }
-        Scope::Feed(feed) => verification.page(&Page::of(feed.as_str())).await?,
+        Scope::Feed(feed) => {
+            if !feeds::exists(&mut verification.connection, feed.as_str()).await? {
+                return Err(VerifyError::NoFeed(feed.clone()));
+            }
+            let names = Names::of(feed.as_str());
+            verification.feeds(&names).await?;
+            verification.places(&names, u64::MAX).await?;
+        }
         Scope::Sample => {
             verification.tables().await?;
-            for feed in step(feeds::sample(&mut verification.connection)).await? {
-                verification.page(&Page::of(&feed)).await?;
+            for feed in feeds::sample(&mut verification.connection).await? {
+                let names = Names::of(&feed);
+                verification.feeds(&names).await?;
+                verification.places(&names, 1).await?;
             }
         }
     }
@@ -108,81 +134,130 @@ struct Verification<'a, F> {
 impl<F: FnMut(&Verdict, Option<Problem>)> Verification<'_, F> {
     /// The rows that are not of one feed.
     async fn tables(&mut self) -> Result<(), StoreError> {
-        let checked = step(tables::problems(&mut self.connection)).await;
-        self.take("the catalog", checked.map(|problems| (0, 0, problems)))
-    }
-
-    /// Every feed, and every row without a feed.
-    async fn feeds(&mut self) -> Result<(), StoreError> {
-        let mut next = Some(String::new());
-        while let Some(first) = next {
-            let page = step(Page::from(&mut self.connection, &first)).await?;
-            self.page(&page).await?;
-            next = page.next();
+        match tables::problems(&mut self.connection).await {
+            Ok(problems) => self.take(problems),
+            Err(error) => self.take_unreadable("the catalog", error)?,
         }
         Ok(())
     }
 
-    async fn page(&mut self, page: &Page) -> Result<(), StoreError> {
-        let checked = step(page.check(&mut self.connection)).await;
-        self.take(&page.to_string(), checked)
+    /// The feeds of a range, with the rows without a feed. If a row of a page cannot be read, its feeds
+    /// are verified alone, until one with this row is left.
+    async fn feeds(&mut self, names: &Names) -> Result<(), StoreError> {
+        let mut names = names.clone();
+        let mut pace = Pace::new(FEEDS_MAX);
+        loop {
+            let Self {
+                connection,
+                verdict,
+                report,
+            } = self;
+            let before = verdict.notifications;
+            let mut progress = |notifications| {
+                verdict.notifications = before + notifications;
+                report(verdict, None);
+            };
+            let read = Page::read(connection, &names, pace.size(), &mut progress).await;
+            self.verdict.notifications = before;
+            let next = match read {
+                Ok(page) => {
+                    pace.grow();
+                    self.verdict.feeds += page.feeds;
+                    self.verdict.notifications += page.notifications;
+                    self.take(page.problems);
+                    page.next
+                }
+                Err(error) if pace.shrink(&error) => continue,
+                Err(error) => {
+                    let feed = feeds::first(&mut self.connection, &names.first).await;
+                    let feed = feed.ok().flatten().unwrap_or_else(|| names.first.clone());
+                    self.take_unreadable(&format!("feed {feed}"), error)?;
+                    let next = feeds::first(&mut self.connection, &Names::after(&feed)).await;
+                    next.ok().flatten().filter(|next| names.contain(next))
+                }
+            };
+            match next {
+                Some(next) => names.first = next,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// The cursors and imports of a range, in so many steps at most.
+    async fn places(&mut self, names: &Names, steps_max: u64) -> Result<(), StoreError> {
+        for places in &PLACES {
+            let mut walk = Walk::new(places, names);
+            let (mut steps, mut may_have_more) = (0, true);
+            while may_have_more && steps < steps_max {
+                steps += 1;
+                match walk.step(&mut self.connection).await {
+                    Ok(step) => {
+                        may_have_more = step.may_have_more;
+                        if places.kind == Kind::Cursor {
+                            self.verdict.cursors += step.rows;
+                        }
+                        self.take(step.problems);
+                    }
+                    Err(error) => {
+                        self.take_unreadable(&walk.place(), error)?;
+                        may_have_more = walk.skip_feed(&mut self.connection).await?;
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Every row of the tables, in each of their indexes.
     async fn indexes(&mut self) -> Result<(), StoreError> {
         for table in tables::INDEXED {
-            let blocks = step(table.blocks(&mut self.connection)).await?;
-            for first in (0..blocks).step_by(tables::BLOCKS_PER_STEP) {
-                let checked = step(table.check(&mut self.connection, first)).await;
-                let place = format!("block {first} and later of {}", table.name);
-                let checked = checked.map(|(rows, problems)| {
-                    self.verdict.indexed_rows += rows;
-                    (0, 0, problems)
-                });
-                self.take(&place, checked)?;
+            let blocks = table.blocks(&mut self.connection).await?;
+            let mut pace = Pace::new(tables::BLOCKS_PER_STEP);
+            let mut first = 0;
+            while first < blocks {
+                let end = first + pace.size();
+                match table.check(&mut self.connection, (first, end)).await {
+                    Ok((rows, problems)) => {
+                        pace.grow();
+                        self.verdict.indexed_rows += rows;
+                        self.take(problems);
+                    }
+                    Err(error) if pace.shrink(&error) => continue,
+                    Err(error) => {
+                        let place = format!("block {first} of {}", table.name);
+                        self.take_unreadable(&place, error)?;
+                    }
+                }
+                first = end;
             }
         }
         Ok(())
     }
 
-    /// Adds the result of a step. Rows that Postgres cannot read are a problem, and the next step
-    /// follows. Other errors end the verification.
-    fn take(
-        &mut self,
-        place: &str,
-        checked: Result<(i64, i64, Vec<Problem>), StoreError>,
-    ) -> Result<(), StoreError> {
-        let (feeds, notifications, problems) = match checked {
-            Ok(checked) => checked,
-            Err(error) if error.blames_rows() => {
-                let problem = Problem {
-                    check: "readable".into(),
-                    feed: None,
-                    found: format!("{place}: {error}"),
-                };
-                (0, 0, vec![problem])
-            }
-            Err(error) => return Err(error),
-        };
-        self.verdict.feeds += feeds;
-        self.verdict.notifications += notifications;
-        for problem in problems {
-            *self
-                .verdict
-                .problems
-                .entry(problem.check.clone())
-                .or_default() += 1;
+    /// Adds rows that cannot be read, not even alone, as a problem. The next step follows. Other
+    /// errors end the verification.
+    fn take_unreadable(&mut self, place: &str, error: StoreError) -> Result<(), StoreError> {
+        if !error.may_pass_in_parts() {
+            return Err(error);
+        }
+        let mut problems = Problems::default();
+        problems.add(Problem {
+            check: "readable".into(),
+            feed: None,
+            found: format!("{place}: {error}"),
+        });
+        self.take(problems);
+        Ok(())
+    }
+
+    /// Adds the problems of a step.
+    fn take(&mut self, problems: Problems) {
+        for (check, count) in problems.counts {
+            *self.verdict.problems.entry(check).or_default() += count;
+        }
+        for problem in problems.listed {
             (self.report)(&self.verdict, Some(problem));
         }
         (self.report)(&self.verdict, None);
-        Ok(())
-    }
-}
-
-/// Bounds a step, because a half-open connection would never answer.
-async fn step<T>(work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, StoreError> {
-    match timeout(STEP_TIMEOUT, work).await {
-        Ok(result) => Ok(result?),
-        Err(_) => Err(StoreError::Silent(STEP_TIMEOUT)),
     }
 }

@@ -1,5 +1,7 @@
 //! `shopbell verify` finds each contradiction of the rows, and none in a healthy database.
 
+mod bounds;
+
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
@@ -25,6 +27,10 @@ enum Line {
         notifications: u64,
         indexed_rows: u64,
         problems: BTreeMap<String, u64>,
+    },
+    More {
+        check: String,
+        problems: u64,
     },
 }
 
@@ -98,15 +104,19 @@ async fn verify_finds_no_problem_while_replicas_work() {
     let done = world.shopbell(&["verify", MERCHANT]).await.succeeded();
     assert_eq!(
         done.stdout,
-        "1 feeds with 25 notifications, 0 rows in indexes: no problem\n"
+        "1 feeds with 25 notifications and 2 cursors, 0 rows in indexes: no problem\n"
     );
-    world.shopbell(&["verify", "nobody"]).await.succeeded();
+    let typo = world.shopbell(&["verify", "nobody"]).await.failed_with(1);
+    assert!(
+        typo.stdout.is_empty() && typo.stderr.contains("there is no feed nobody"),
+        "{typo:?}"
+    );
     world.finish().await;
 }
 
 /// Each contradiction: the feed that it makes, the statements, the check, and a part of the text.
 /// The feed has ten notifications, which are read up to 4, and two marks.
-const CONTRADICTIONS: [(&str, &str, &str, &str); 21] = [
+const CONTRADICTIONS: [(&str, &str, &str, &str); 29] = [
     (
         "missing",
         "delete from notifications where feed = 'missing' and seq = 3",
@@ -130,6 +140,24 @@ const CONTRADICTIONS: [(&str, &str, &str, &str); 21] = [
         "update feeds set trimmed_seq = 2 where feed = 'below'",
         "numbers",
         "numbers up to 2 should be removed, but 1 is stored",
+    ),
+    (
+        "trimmed",
+        "update feeds set trimmed_seq = 20 where feed = 'trimmed'",
+        "numbers",
+        "numbers up to 20 should be removed, but the newest number is 10",
+    ),
+    (
+        "enormous",
+        "update feeds set last_seq = 4000000000 where feed = 'enormous'",
+        "numbers",
+        "3999999990 notifications from 1 to 4000000000 are missing, the first is 11",
+    ),
+    (
+        "largest",
+        "update feeds set last_seq = 9223372036854775807 where feed = 'largest'",
+        "numbers",
+        "9223372036854775797 notifications from 1 to 9223372036854775807 are missing, the first is 11",
     ),
     (
         "orphan",
@@ -204,6 +232,24 @@ const CONTRADICTIONS: [(&str, &str, &str, &str); 21] = [
         "the newest mark should have the version 1, but 2 is stored",
     ),
     (
+        "unmarked",
+        "delete from marks where feed = 'unmarked' and version = 2",
+        "marks",
+        "the newest mark should have the version 2, but 1 is stored",
+    ),
+    (
+        "markless",
+        "delete from marks where feed = 'markless'",
+        "marks",
+        "the newest mark should have the version 2, but none is stored",
+    ),
+    (
+        "oldest",
+        "delete from marks where feed = 'oldest' and version = 1",
+        "marks",
+        "the oldest mark should have the version 1, but 2 is stored",
+    ),
+    (
         "import",
         "update imports set done = done + 1 where feed = 'import'",
         "imports",
@@ -233,6 +279,18 @@ const CONTRADICTIONS: [(&str, &str, &str, &str); 21] = [
         "indexes",
         "the cursor of unindexed on device \"\" is a row of cursors, but cursors_pkey finds 0 rows",
     ),
+    (
+        "collapse",
+        "update pg_index set indisready = false where indexrelid = 'notifications_collapse'::regclass; update notifications set collapse_key = 'k' where feed = 'collapse' and seq = 4; update pg_index set indisready = true where indexrelid = 'notifications_collapse'::regclass",
+        "indexes",
+        "notification 4 is a row of notifications, but notifications_collapse finds 0 rows",
+    ),
+    (
+        "double",
+        "update pg_index set indisready = false where indexrelid in ('notifications_pkey'::regclass, 'notifications_identity_key'::regclass); insert into notifications (feed, seq, identity, source, event_id, event_type, time) select feed, seq, identity, source, event_id, event_type, time from notifications where feed = 'double' and seq = 3; update pg_index set indisready = true where indexrelid in ('notifications_pkey'::regclass, 'notifications_identity_key'::regclass)",
+        "indexes",
+        "notification 3 is a row of notifications, but notifications_pkey finds another row",
+    ),
 ];
 
 /// The rows of a feed with ten notifications, a cursor, two marks and an import of two items.
@@ -250,6 +308,9 @@ const FEED: [&str; 5] = [
          select f, 'i-1', 1, 0, set_bit(set_bit(0::bit(512), 1, 1), 7, 1), set_bit(0::bit(512), 7, 1) from unnest($1::text[]) f",
 ];
 
+/// New sessions in the database of the story may use so much of the disk for temporary files.
+const LITTLE_DISK: &str = "do $$ begin
+    execute format('alter database %I set temp_file_limit = ''16MB''', current_database()); end $$";
 async fn add_feeds(world: &World, feeds: &[&str]) {
     let mut connection = PgConnection::connect(world.database_url())
         .await
@@ -275,6 +336,8 @@ async fn verify_names_each_contradiction_and_its_feed() {
     );
     add_feeds(&world, &feeds).await;
     world.shopbell(&["verify"]).await.succeeded();
+    // A damaged number must not fill the disk of Postgres.
+    world.change_database(LITTLE_DISK).await;
     for (_, statements, _, _) in CONTRADICTIONS {
         world.change_database(statements).await;
     }
@@ -285,7 +348,7 @@ async fn verify_names_each_contradiction_and_its_feed() {
         )
         .await;
     world
-        .change_database("update pg_index set indisvalid = false where indexrelid = 'notifications_collapse'::regclass; delete from epochs")
+        .change_database("update pg_index set indisvalid = false where indexrelid = 'traces_stored_at'::regclass; delete from epochs")
         .await;
 
     let done = world
@@ -295,11 +358,7 @@ async fn verify_names_each_contradiction_and_its_feed() {
     let lines = done.json_lines::<Line>();
     let mut wanted = vec![
         (None, "epoch", "there should be one epoch, but 0 are stored"),
-        (
-            None,
-            "indexes",
-            "the index notifications_collapse is not valid",
-        ),
+        (None, "indexes", "the index traces_stored_at is not valid"),
     ];
     wanted.extend(CONTRADICTIONS.map(|(name, _, check, text)| (Some(name), check, text)));
     for (name, wanted, text) in wanted {
@@ -307,7 +366,7 @@ async fn verify_names_each_contradiction_and_its_feed() {
             Line::Problem { check, feed, found } => {
                 feed.as_deref() == name && check == wanted && found.contains(text)
             }
-            Line::Verdict { .. } => false,
+            Line::Verdict { .. } | Line::More { .. } => false,
         };
         assert_eq!(
             lines.iter().filter(is_wanted).count(),
@@ -317,7 +376,7 @@ async fn verify_names_each_contradiction_and_its_feed() {
     }
     let found = lines.iter().filter_map(|line| match line {
         Line::Problem { feed, .. } => feed.as_deref(),
-        Line::Verdict { .. } => None,
+        Line::Verdict { .. } | Line::More { .. } => None,
     });
     let is_sound = |feed: &str| feed == "sound" || feed.starts_with("shopbell-canary/");
     assert!(!found.clone().any(is_sound), "{lines:#?}");
@@ -339,16 +398,40 @@ async fn verify_names_each_contradiction_and_its_feed() {
 }
 
 #[tokio::test]
+async fn the_remedies_for_cursors_remove_the_problem() {
+    let world = World::new().await;
+    add_feeds(&world, &["acked", "higher", "cursor", "evicted"]).await;
+    for (feed, statements, check, _) in CONTRADICTIONS {
+        if check == "cursors" {
+            world.change_database(statements).await;
+            world.shopbell(&["verify", feed]).await.failed_with(1);
+        }
+    }
+    world.shopbell(&["epoch", "--renew"]).await.succeeded();
+    for feed in ["acked", "cursor", "evicted", "nowhere"] {
+        world.shopbell(&["verify", feed]).await.succeeded();
+    }
+    world
+        .change_database(
+            "update feeds f set acked_seq = (select max(c.acked_seq) from evicted_cursors c where c.feed = f.feed)
+             where f.feed = 'higher'",
+        )
+        .await;
+    world.shopbell(&["verify"]).await.succeeded();
+}
+
+#[tokio::test]
 async fn verify_goes_on_after_rows_that_postgres_cannot_read() {
     let world = World::new().await;
-    add_feeds(&world, &["merchant-1"]).await;
+    add_feeds(&world, &["merchant-1", "merchant-2", "merchant-3"]).await;
     world
         .change_database(
             "create function unreadable() returns bool language plpgsql as $$
                  begin raise 'invalid page' using errcode = 'XX001'; end $$;
              alter table notifications rename to readable;
              create view notifications as
-                 select * from readable where case when feed = 'merchant-1' then unreadable() else true end",
+                 select ctid, * from readable where case when feed = 'merchant-1' then unreadable() else true end;
+             update feeds set unread = 9 where feed = 'merchant-3'",
         )
         .await;
     let done = world
@@ -361,8 +444,18 @@ async fn verify_goes_on_after_rows_that_postgres_cannot_read() {
     };
     assert_eq!(check, "readable");
     assert!(
-        found.contains("feed merchant-1: ") && found.contains("invalid page"),
+        found.contains("feed merchant-1") && found.contains("invalid page"),
         "{found}"
     );
     world.shopbell(&["verify", "merchant-2"]).await.succeeded();
+    // The feeds beside the unreadable one are verified too.
+    let done = world.shopbell(&["verify"]).await.failed_with(1);
+    let found = [
+        "PROBLEM  readable: feed merchant-1",
+        "PROBLEM  counts: merchant-3: the count of unread notifications is 9",
+    ];
+    for found in found {
+        assert!(done.stdout.contains(found), "{done:?}");
+    }
+    assert_eq!(done.stdout.matches("PROBLEM").count(), 2, "{done:?}");
 }

@@ -1,217 +1,318 @@
-//! The rows of feeds: numbers, counts, cursors, marks and imports.
+//! The walk over feeds. A page is some feeds with the numbers of their notifications and marks, which
+//! must agree in one snapshot.
 
-use std::fmt;
+use std::collections::BTreeMap;
 
 use sqlx::postgres::PgConnection;
 use sqlx::{Connection as _, FromRow};
 
-use super::Problem;
+use super::compare::{self, FeedRow, Numbers};
+use super::pace::Pace;
+use super::steps::{Names, Problems, begin, step};
+use crate::store::StoreError;
 
 /// Most feeds of a page.
-const FEEDS_MAX: i64 = 500;
-/// A page ends at the feed with which it has so many notifications. A larger feed is a page alone.
+pub(super) const FEEDS_MAX: i64 = 500;
+/// A page ends before the feed with which it has so many notifications. A larger feed is a page alone.
 const NOTIFICATIONS_MAX: i64 = 50_000;
+/// Most rows that one statement reads, so that it also ends in time on a slow disk.
+pub(super) const ROWS_PER_STEP: i64 = 10_000;
 /// Feeds of a sample.
 const SAMPLED_FEEDS: i64 = 100;
 /// Most notifications of a feed in a sample, so that a sample takes little time.
 const SAMPLED_NOTIFICATIONS: i64 = 10_000;
-/// The character after which the names begin that follow a feed at once in C order.
-const NEXT: char = '\u{1}';
+/// Rows of these feeds are deleted while acks for them may still arrive.
+const CANARIES: &str = "shopbell-canary/";
 
-/// The statements of a page. Each returns problems for the feeds from $1 through $2, or all from $1
-/// if $2 is null. They leave out the feeds of canaries, which are deleted while acks for them may
-/// still arrive.
-const CHECKS: [&str; 4] = [NOTIFICATIONS, CURSORS, MARKS, IMPORTS];
+const FEEDS: &str = "
+select feed, last_seq, trimmed_seq, acked_seq, unread, unhandled, read_seq, version
+from feeds where feed >= $1 and ($2::text is null or feed < $2)
+order by feed limit $3";
 
-/// A full join, because rows of a feed without a row in `feeds` are a problem too.
+/// The numbers of the next rows, grouped by feed. $1 and $2 are the last row of the step before. A
+/// step contains all rows with its last number.
 const NOTIFICATIONS: &str = "
-with stored as (
-    select n.feed, count(*) as stored, min(n.seq) as lowest, max(n.seq) as highest,
-           count(*) filter (where n.read_at is null) as unread,
-           count(*) filter (where n.handled_at is null) as unhandled
+with read as (
+    select n.feed, n.seq, n.read_at is null as unread, n.handled_at is null as unhandled
     from notifications n
-    where n.feed >= $1 and ($2::text is null or n.feed <= $2)
-    group by n.feed)
-select feed, check_name, found
-from (select * from feeds f where f.feed >= $1 and ($2::text is null or f.feed <= $2)) f
-full join stored s using (feed)
-cross join lateral (values
-    ('numbers', case when f.last_seq is null
-        then format('%s notifications are stored, but the feed has no row', s.stored) end),
-    ('numbers', case when coalesce(s.highest, f.trimmed_seq) > f.last_seq
-        then format('the newest number should be %s, but %s is stored', f.last_seq, s.highest) end),
-    ('numbers', case when s.lowest <= f.trimmed_seq
-        then format('numbers up to %s should be removed, but %s is stored', f.trimmed_seq, s.lowest) end),
-    ('numbers', case when coalesce(s.stored, 0) < f.last_seq - f.trimmed_seq
-        then format('%s notifications from %s to %s are missing%s', f.last_seq - f.trimmed_seq - coalesce(s.stored, 0),
-                    f.trimmed_seq + 1, f.last_seq,
-                    (select format(', the first is %s', g.seq)
-                     from generate_series(f.trimmed_seq + 1, f.last_seq) g (seq)
-                     where not exists (select from notifications n where n.feed = f.feed and n.seq = g.seq)
-                     limit 1)) end),
-    ('counts', case when coalesce(s.unread, 0) <> f.unread
-        then format('the count of unread notifications is %s, but %s have no read mark', f.unread, coalesce(s.unread, 0)) end),
-    ('counts', case when coalesce(s.unhandled, 0) <> f.unhandled
-        then format('the count of unhandled notifications is %s, but %s have no handle mark', f.unhandled,
-                    coalesce(s.unhandled, 0)) end),
-    ('counts', case when f.read_seq > f.last_seq
-        then format('all up to %s should be read, but the newest number is %s', f.read_seq, f.last_seq) end),
-    ('counts', case when f.read_seq > f.trimmed_seq and f.unread > 0
-        then (select format('all up to %s should be read, but %s is unread', f.read_seq, n.seq)
-              from notifications n
-              where n.feed = f.feed and n.seq <= f.read_seq and n.read_at is null
-              limit 1) end),
-    ('cursors', case when f.acked_seq > f.last_seq
-        then format('the highest ack is %s, but the newest number is %s', f.acked_seq, f.last_seq) end)
-) as p (check_name, found)
-where found is not null and feed not like 'shopbell-canary/%'
-order by feed";
+    where (n.feed, n.seq) > ($1, $2) and ($3::text is null or n.feed < $3)
+    order by n.feed, n.seq
+    fetch first ($4) rows with ties
+), placed as (
+    select r.*, coalesce(lag(r.seq) over (partition by r.feed order by r.seq), case when r.feed = $1 then $2 end) as previous
+    from read r
+)
+select p.feed, count(*) as rows, min(p.seq) as lowest, max(p.seq) as highest,
+       count(*) filter (where p.seq = p.previous) as repeated,
+       count(*) filter (where p.seq <= f.trimmed_seq) as below,
+       count(*) filter (where p.seq > f.last_seq) as above,
+       min(greatest(p.previous, f.trimmed_seq) + 1) filter (where p.seq - 1 > greatest(p.previous, f.trimmed_seq)) as first_gap,
+       count(*) filter (where p.unread) as unread, count(*) filter (where p.unhandled) as unhandled,
+       min(p.seq) filter (where p.unread) as first_unread
+from placed p
+left join feeds f on f.feed = p.feed
+group by p.feed
+order by p.feed";
 
-/// An ack changes its cursor only, but an eviction raises the row of the feed too.
-const CURSORS: &str = "
-select c.feed, 'cursors' as check_name,
-       format('the %s of %s on device \"%s\" is %s, but %s', c.kind, c.subscriber, c.device, c.acked_seq,
-              case when c.acked_seq > coalesce(f.last_seq, 0)
-                   then format('the newest number is %s', coalesce(f.last_seq, 0))
-                   else format('the acks of the feed are recorded up to %s', f.acked_seq) end) as found
-from (select 'cursor' as kind, feed, subscriber, device, acked_seq from cursors
-      union all
-      select 'evicted cursor', feed, subscriber, device, acked_seq from evicted_cursors) c
-left join feeds f on f.feed = c.feed
-where c.feed >= $1 and ($2::text is null or c.feed <= $2)
-  and (c.acked_seq > coalesce(f.last_seq, 0) or c.kind = 'evicted cursor' and c.acked_seq > f.acked_seq)
-  and c.feed not like 'shopbell-canary/%'
-order by c.feed, c.subscriber, c.device";
-
+/// The same of marks.
 const MARKS: &str = "
-select m.feed, 'marks' as check_name,
-       case when m.newest > coalesce(f.version, 0)
-            then format('the newest mark should have the version %s, but %s is stored', coalesce(f.version, 0), m.newest)
-            else format('the marks from version %s to %s should be %s rows, but %s are stored', m.oldest, m.newest,
-                        m.newest - m.oldest + 1, m.stored) end as found
-from (select k.feed, count(*) as stored, min(k.version) as oldest, max(k.version) as newest
-      from marks k
-      where k.feed >= $1 and ($2::text is null or k.feed <= $2)
-      group by k.feed) m
-left join feeds f on f.feed = m.feed
-where m.newest > coalesce(f.version, 0) or m.newest - m.oldest + 1 <> m.stored
-order by m.feed";
+with read as (
+    select k.feed, k.version
+    from marks k
+    where (k.feed, k.version) > ($1, $2) and ($3::text is null or k.feed < $3)
+    order by k.feed, k.version
+    fetch first ($4) rows with ties
+), placed as (
+    select r.*, lag(r.version) over (partition by r.feed order by r.version) as previous from read r
+)
+select p.feed, count(*) as rows, min(p.version) as lowest, max(p.version) as highest,
+       count(*) filter (where p.version = p.previous) as repeated, 0::bigint as below, 0::bigint as above,
+       null::bigint as first_gap, 0::bigint as unread, 0::bigint as unhandled, null::bigint as first_unread
+from placed p
+group by p.feed
+order by p.feed";
 
-/// Items are deleted 30 days after the last event of their import.
-const IMPORTS: &str = "
-select i.feed, 'imports' as check_name,
-       format('the import %s counts %s done and %s failed, but its items are %s and %s', i.import_id, i.done, i.failed,
-              k.done, k.failed) as found
-from imports i
-cross join lateral (
-    select coalesce(sum(bit_count(k.seen)), 0) as done, coalesce(sum(bit_count(k.failed)), 0) as failed
-    from import_items k
-    where k.feed = i.feed and k.import_id = i.import_id and k.run = i.run) k
-where i.feed >= $1 and ($2::text is null or i.feed <= $2)
-  and i.updated_at > now() - interval '29 days'
-  and (i.done, i.failed) <> (k.done, k.failed)
-order by i.feed, i.import_id";
-
-/// The rows of the feeds from one name through another.
-#[derive(Debug)]
-pub(super) struct Page {
-    first: String,
-    /// `None` if the page has every feed from the first.
-    last: Option<String>,
+/// A feed in a step.
+#[derive(FromRow)]
+struct Group {
+    feed: String,
+    #[sqlx(flatten)]
+    numbers: Numbers,
 }
 
-#[derive(FromRow)]
-struct Size {
-    feed: String,
-    notifications: i64,
+/// The result of a page.
+#[derive(Debug, Default)]
+pub(super) struct Page {
+    /// The rows of `feeds`.
+    pub(super) feeds: i64,
+    pub(super) notifications: i64,
+    pub(super) problems: Problems,
+    /// The name with which the next page begins, if there is one.
+    pub(super) next: Option<String>,
 }
 
 impl Page {
-    /// One feed.
-    pub(super) fn of(feed: &str) -> Self {
-        Self {
-            first: feed.to_owned(),
-            last: Some(feed.to_owned()),
-        }
-    }
-
-    /// The page that begins with the name `first`.
-    pub(super) async fn from(
+    /// Reads the first feeds of a range, `feeds_max` at most. Calls `progress` with the number of
+    /// notifications after each step.
+    pub(super) async fn read(
         connection: &mut PgConnection,
-        first: &str,
-    ) -> Result<Self, sqlx::Error> {
-        let query = sqlx::query_as(
-            "select feed, last_seq - trimmed_seq as notifications from feeds where feed >= $1 order by feed limit $2",
-        );
-        let query = query.bind(first).bind(FEEDS_MAX).persistent(false);
-        let sizes: Vec<Size> = query.fetch_all(connection).await?;
-        let is_end = (sizes.len() as i64) < FEEDS_MAX;
-        let (mut total, mut last) = (0, None);
-        for Size {
-            feed,
-            notifications,
-        } in sizes
-        {
-            if last.is_some() && total + notifications > NOTIFICATIONS_MAX {
-                let first = first.to_owned();
-                return Ok(Self { first, last });
+        names: &Names,
+        feeds_max: i64,
+        progress: &mut impl FnMut(i64),
+    ) -> Result<Self, StoreError> {
+        let mut snapshot = begin(connection).await?;
+        let mut page = Self::default();
+        let query = sqlx::query_as(FEEDS)
+            .bind(&names.first)
+            .bind(&names.before)
+            .bind(feeds_max + 1)
+            .persistent(false);
+        let mut rows: Vec<FeedRow> = step(query.fetch_all(&mut *snapshot)).await?;
+        let mut names = names.clone();
+        if rows.len() as i64 > feeds_max {
+            names.before = rows.pop().map(|row| row.feed);
+            page.next = names.before.clone();
+        }
+        let rows: BTreeMap<_, _> = rows
+            .into_iter()
+            .map(|row| (row.feed.clone(), row))
+            .collect();
+
+        let mut walk = Walk::new(&names, &rows, compare::notifications);
+        while walk.step(&mut snapshot, NOTIFICATIONS).await? {
+            progress(walk.read);
+            if let Some(current) = walk.end_before(&names) {
+                page.next = Some(current.clone());
+                names.before = Some(current);
+                break;
             }
-            total += notifications;
-            last = Some(feed);
         }
-        Ok(Self {
-            first: first.to_owned(),
-            last: last.filter(|_| !is_end),
-        })
-    }
+        let read = walk.finish(&names);
+        page.notifications = read.0;
+        page.problems.merge(read.1);
 
-    /// The name with which the next page begins.
-    pub(super) fn next(&self) -> Option<String> {
-        self.last.as_ref().map(|last| format!("{last}{NEXT}"))
-    }
-
-    /// Returns the number of feeds, of their notifications, and the problems, all in one snapshot.
-    pub(super) async fn check(
-        &self,
-        connection: &mut PgConnection,
-    ) -> Result<(i64, i64, Vec<Problem>), sqlx::Error> {
-        let mut snapshot = connection
-            .begin_with("begin isolation level repeatable read, read only")
-            .await?;
-        let query = sqlx::query_as(
-            "select count(*), coalesce(sum(last_seq - trimmed_seq), 0)::bigint
-             from feeds where feed >= $1 and ($2::text is null or feed <= $2)",
-        );
-        let query = query.bind(&self.first).bind(&self.last).persistent(false);
-        let (feeds, notifications) = query.fetch_one(&mut *snapshot).await?;
-        let mut problems = Vec::new();
-        for check in CHECKS {
-            let query = sqlx::query_as(check).bind(&self.first).bind(&self.last);
-            problems.extend(query.persistent(false).fetch_all(&mut *snapshot).await?);
+        let mut walk = Walk::new(&names, &rows, compare::marks);
+        while walk.step(&mut snapshot, MARKS).await? {
+            progress(page.notifications);
         }
-        snapshot.rollback().await?;
-        Ok((feeds, notifications, problems))
+        page.problems.merge(walk.finish(&names).1);
+        page.feeds = rows.keys().filter(|feed| names.contain(feed)).count() as i64;
+        step(snapshot.rollback()).await?;
+        Ok(page)
     }
 }
 
-impl fmt::Display for Page {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.last {
-            Some(last) if *last == self.first => write!(f, "feed {last}"),
-            Some(last) => write!(f, "feeds from \"{}\" to {last}", self.first.escape_debug()),
-            None => write!(f, "feeds from \"{}\"", self.first.escape_debug()),
+type Compare = fn(&str, Option<&FeedRow>, &Numbers) -> Vec<super::Problem>;
+
+/// Reads a table with numbered rows in steps, and compares each feed when its last row was read.
+struct Walk<'a> {
+    rows: &'a BTreeMap<String, FeedRow>,
+    compare: Compare,
+    before: Option<String>,
+    pace: Pace,
+    /// The last row that was read, and the numbers of its feed so far.
+    feed: String,
+    number: i64,
+    numbers: Numbers,
+    /// Rows that were read, also of the last feed.
+    read: i64,
+    /// The feeds before this name were compared.
+    compared: String,
+    problems: Problems,
+}
+
+impl<'a> Walk<'a> {
+    fn new(names: &Names, rows: &'a BTreeMap<String, FeedRow>, compare: Compare) -> Self {
+        Self {
+            rows,
+            compare,
+            before: names.before.clone(),
+            pace: Pace::new(ROWS_PER_STEP),
+            feed: names.first.clone(),
+            number: i64::MIN,
+            numbers: Numbers::default(),
+            read: 0,
+            compared: names.first.clone(),
+            problems: Problems::default(),
         }
     }
+
+    /// Reads the next rows. Returns whether there may be more.
+    async fn step(
+        &mut self,
+        snapshot: &mut PgConnection,
+        statement: &'static str,
+    ) -> Result<bool, StoreError> {
+        // An error ends only the savepoint, so that a smaller step can read the same snapshot.
+        let mut savepoint = step(snapshot.begin()).await?;
+        let query = sqlx::query_as(statement)
+            .bind(&self.feed)
+            .bind(self.number)
+            .bind(&self.before)
+            .bind(self.pace.size())
+            .persistent(false);
+        let groups: Result<Vec<Group>, _> = step(query.fetch_all(&mut *savepoint)).await;
+        step(savepoint.rollback()).await?;
+        match groups {
+            Ok(groups) => {
+                let read: i64 = groups.iter().map(|group| group.numbers.rows).sum();
+                let may_have_more = read >= self.pace.size();
+                self.pace.grow();
+                groups.into_iter().for_each(|group| self.add(group));
+                Ok(may_have_more)
+            }
+            Err(error) if self.pace.shrink(&error) => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn add(&mut self, Group { feed, numbers }: Group) {
+        if feed != self.feed {
+            self.compare_before(&feed);
+            self.feed = feed;
+        }
+        self.read += numbers.rows;
+        self.number = numbers.highest;
+        self.numbers.add(numbers);
+    }
+
+    /// Compares the feeds before this name.
+    fn compare_before(&mut self, name: &str) {
+        let numbers = std::mem::take(&mut self.numbers);
+        if numbers.rows > 0 {
+            self.compare_silent(&self.feed.clone());
+            self.compare(&self.feed.clone(), &numbers);
+            self.compared = Names::after(&self.feed);
+        }
+        self.compare_silent(name);
+    }
+
+    /// Compares the feeds before this name that have no stored number.
+    fn compare_silent(&mut self, name: &str) {
+        if *self.compared >= *name {
+            return;
+        }
+        let rows = self.rows;
+        for feed in rows
+            .range(self.compared.clone()..name.to_owned())
+            .map(|(feed, _)| feed)
+        {
+            self.compare(feed, &Numbers::default());
+        }
+        self.compared = name.to_owned();
+    }
+
+    fn compare(&mut self, feed: &str, numbers: &Numbers) {
+        if feed.starts_with(CANARIES) {
+            return;
+        }
+        let found = (self.compare)(feed, self.rows.get(feed), numbers);
+        found
+            .into_iter()
+            .for_each(|problem| self.problems.add(problem));
+    }
+
+    /// The feed before which the page ends, because it is large enough.
+    fn end_before(&self, names: &Names) -> Option<String> {
+        let is_large = self.read >= NOTIFICATIONS_MAX && self.feed > names.first;
+        is_large.then(|| self.feed.clone())
+    }
+
+    /// Compares the rest of the feeds. Returns the number of rows in them, and the problems.
+    fn finish(mut self, names: &Names) -> (i64, Problems) {
+        if names.contain(&self.feed) {
+            let end = self.feed.clone();
+            self.compare_before(&Names::after(&end));
+        } else {
+            self.read -= self.numbers.rows;
+        }
+        let rest: Vec<_> = self
+            .rows
+            .range(self.compared.clone()..)
+            .map(|(feed, _)| feed)
+            .filter(|feed| names.contain(feed))
+            .collect();
+        for feed in rest {
+            self.compare(feed, &Numbers::default());
+        }
+        (self.read, self.problems)
+    }
+}
+
+/// Returns whether a table has a row of this feed.
+pub(super) async fn exists(connection: &mut PgConnection, feed: &str) -> Result<bool, StoreError> {
+    let query = sqlx::query_scalar(
+        "select exists (select from feeds where feed = $1) or exists (select from notifications where feed = $1)
+             or exists (select from cursors where feed = $1) or exists (select from evicted_cursors where feed = $1)
+             or exists (select from marks where feed = $1) or exists (select from imports where feed = $1)",
+    );
+    let mut transaction = begin(connection).await?;
+    let query = query.bind(feed).persistent(false);
+    let exists = step(query.fetch_one(&mut *transaction)).await?;
+    step(transaction.rollback()).await?;
+    Ok(exists)
+}
+
+/// The first feed from a name, in the table `feeds`.
+pub(super) async fn first(
+    connection: &mut PgConnection,
+    name: &str,
+) -> Result<Option<String>, StoreError> {
+    let mut transaction = begin(connection).await?;
+    let query = sqlx::query_scalar("select feed from feeds where feed >= $1 order by feed limit 1");
+    let query = query.bind(name).persistent(false);
+    let first = step(query.fetch_optional(&mut *transaction)).await?;
+    step(transaction.rollback()).await?;
+    Ok(first)
 }
 
 /// Chooses feeds at random. Reads a few pages of `feeds`.
-pub(super) async fn sample(connection: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
+pub(super) async fn sample(connection: &mut PgConnection) -> Result<Vec<String>, StoreError> {
+    let mut transaction = begin(connection).await?;
     // Of a new table, Postgres has no estimate.
     let query = "select greatest(reltuples, 0)::bigint from pg_class where oid = 'feeds'::regclass";
-    let feeds: i64 = sqlx::query_scalar(query)
-        .persistent(false)
-        .fetch_one(&mut *connection)
-        .await?;
+    let query = sqlx::query_scalar(query).persistent(false);
+    let feeds: i64 = step(query.fetch_one(&mut *transaction)).await?;
     let percent = (100.0 * 2.0 * SAMPLED_FEEDS as f64 / feeds.max(1) as f64).min(100.0);
     let query = sqlx::query_scalar(
         "select feed from feeds tablesample system ($1) where last_seq - trimmed_seq <= $2 limit $3",
@@ -219,25 +320,9 @@ pub(super) async fn sample(connection: &mut PgConnection) -> Result<Vec<String>,
     let query = query
         .bind(percent)
         .bind(SAMPLED_NOTIFICATIONS)
-        .bind(SAMPLED_FEEDS);
-    query.persistent(false).fetch_all(connection).await
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_next_page_begins_after_the_last_feed_and_before_all_others() {
-        let next = Page::of("merchant-4").next();
-        let Some(next) = next else {
-            panic!("a page with an end has a next page")
-        };
-        assert!("merchant-4" < next.as_str());
-        assert!(
-            ["merchant-4-", "merchant-42", "merchant-5"]
-                .iter()
-                .all(|name| next.as_str() < *name)
-        );
-    }
+        .bind(SAMPLED_FEEDS)
+        .persistent(false);
+    let sample = step(query.fetch_all(&mut *transaction)).await?;
+    step(transaction.rollback()).await?;
+    Ok(sample)
 }

@@ -1,14 +1,13 @@
 //! The rows that are not of one feed, and each row of the tables with their indexes.
 
+use sqlx::AssertSqlSafe;
 use sqlx::postgres::PgConnection;
-use sqlx::{AssertSqlSafe, Connection as _};
 
-use super::Problem;
+use super::steps::{Problems, begin, listing, step};
+use crate::store::StoreError;
 
-/// Blocks of a table that one step reads: 16 MiB.
-pub(super) const BLOCKS_PER_STEP: usize = 2_000;
-/// Most rows that a step reports.
-const ROWS_MAX: i64 = 20;
+/// Most blocks of a table that one step reads: 16 MiB.
+pub(super) const BLOCKS_PER_STEP: i64 = 2_000;
 
 /// Each statement returns problems. The position of dead letters is read only if our user may read
 /// the sequence.
@@ -35,42 +34,71 @@ const CHECKS: [&str; 4] = [
 ];
 
 /// Returns the problems of rows that are not of one feed.
-pub(super) async fn problems(connection: &mut PgConnection) -> Result<Vec<Problem>, sqlx::Error> {
-    let mut transaction = connection.begin_with("begin read only").await?;
-    let mut problems = Vec::new();
+pub(super) async fn problems(connection: &mut PgConnection) -> Result<Problems, StoreError> {
+    let mut transaction = begin(connection).await?;
+    let mut problems = Problems::default();
     for check in CHECKS {
-        let query = sqlx::query_as(check).persistent(false);
-        problems.extend(query.fetch_all(&mut *transaction).await?);
+        let query = sqlx::query_as(AssertSqlSafe(listing(check))).persistent(false);
+        problems.add_listed(step(query.fetch_all(&mut *transaction)).await?);
     }
-    transaction.rollback().await?;
+    step(transaction.rollback()).await?;
     Ok(problems)
 }
 
-/// A table, and the conditions that find a row `t` by each unique index.
+/// A table with its indexes.
 pub(super) struct Table {
     pub(super) name: &'static str,
     /// The row, for people.
     row: &'static str,
-    /// The name of an index, and the condition for a row `i` that it finds.
-    indexes: &'static [(&'static str, &'static str)],
+    indexes: &'static [Index],
     /// The broken invariant of a wrong row, its condition, and the contradiction for people.
     wrong: &'static [(&'static str, &'static str, &'static str)],
 }
 
+/// An index, which finds each row of its table by its key.
+struct Index {
+    name: &'static str,
+    /// The condition for a row `t` that it has.
+    has: &'static str,
+    /// The condition for a row `i` that it finds.
+    finds: &'static str,
+    /// An order in which only this index finds the rows, so that Postgres chooses it. Empty if no other
+    /// index can find them.
+    order: &'static str,
+}
+
+const fn unique(name: &'static str, finds: &'static str) -> Index {
+    Index {
+        name,
+        has: "true",
+        finds,
+        order: "",
+    }
+}
+
 /// The tables whose loss a merchant would notice.
-pub(super) const INDEXED: [Table; 3] = [
+pub(super) const INDEXED: [Table; 6] = [
     Table {
         name: "feeds",
         row: "'the feed'",
-        indexes: &[("feeds_pkey", "i.feed = t.feed")],
+        indexes: &[unique("feeds_pkey", "i.feed = t.feed")],
         wrong: &[],
     },
     Table {
         name: "notifications",
         row: "format('notification %s', t.seq)",
         indexes: &[
-            ("notifications_pkey", "i.feed = t.feed and i.seq = t.seq"),
-            ("notifications_identity_key", "i.identity = t.identity"),
+            unique("notifications_pkey", "i.feed = t.feed and i.seq = t.seq"),
+            unique("notifications_identity_key", "i.identity = t.identity"),
+            Index {
+                name: "notifications_collapse",
+                // With `is not null`, Postgres could find the rows `t` by this index too.
+                has: "num_nulls(t.collapse_key) = 0",
+                finds: "i.feed = t.feed and i.collapse_key is not null
+                        and (i.collapse_key, i.seq) >= (t.collapse_key, t.seq)
+                        and (i.collapse_key, i.seq) <= (t.collapse_key, t.seq)",
+                order: "order by i.collapse_key, i.seq",
+            },
         ],
         wrong: &[(
             "identities",
@@ -81,9 +109,36 @@ pub(super) const INDEXED: [Table; 3] = [
     Table {
         name: "cursors",
         row: "format('the cursor of %s on device \"%s\"', t.subscriber, t.device)",
-        indexes: &[(
+        indexes: &[unique(
             "cursors_pkey",
             "i.feed = t.feed and i.subscriber = t.subscriber and i.device = t.device",
+        )],
+        wrong: &[],
+    },
+    Table {
+        name: "evicted_cursors",
+        row: "format('the evicted cursor of %s on device \"%s\"', t.subscriber, t.device)",
+        indexes: &[unique(
+            "evicted_cursors_pkey",
+            "i.feed = t.feed and i.subscriber = t.subscriber and i.device = t.device",
+        )],
+        wrong: &[],
+    },
+    Table {
+        name: "marks",
+        row: "format('the mark with version %s', t.version)",
+        indexes: &[unique(
+            "marks_pkey",
+            "i.feed = t.feed and i.version = t.version",
+        )],
+        wrong: &[],
+    },
+    Table {
+        name: "imports",
+        row: "format('the import %s', t.import_id)",
+        indexes: &[unique(
+            "imports_pkey",
+            "i.feed = t.feed and i.import_id = t.import_id",
         )],
         wrong: &[],
     },
@@ -91,10 +146,10 @@ pub(super) const INDEXED: [Table; 3] = [
 
 impl Table {
     /// The number of its blocks.
-    pub(super) async fn blocks(&self, connection: &mut PgConnection) -> Result<i64, sqlx::Error> {
+    pub(super) async fn blocks(&self, connection: &mut PgConnection) -> Result<i64, StoreError> {
         let query = "select pg_relation_size($1::regclass) / current_setting('block_size')::bigint";
         let query = sqlx::query_scalar(query).bind(self.name).persistent(false);
-        query.fetch_one(connection).await
+        step(query.fetch_one(connection)).await
     }
 
     /// Looks up the rows of some blocks in each index, and searches them for wrong ones. Returns their
@@ -102,15 +157,13 @@ impl Table {
     pub(super) async fn check(
         &self,
         connection: &mut PgConnection,
-        first: i64,
-    ) -> Result<(i64, Vec<Problem>), sqlx::Error> {
-        let mut transaction = connection.begin_with("begin read only").await?;
-        // So that a lookup uses the index, and not the table itself.
-        sqlx::raw_sql("set local enable_seqscan = off; set local enable_bitmapscan = off")
-            .execute(&mut *transaction)
-            .await?;
+        (first, end): (i64, i64),
+    ) -> Result<(i64, Problems), StoreError> {
+        // In this transaction a lookup uses its index, and not the table itself or another index.
+        let mut transaction = begin(connection).await?;
+        let no_sort = sqlx::query("select set_config('enable_sort', 'off', true)");
+        step(no_sort.persistent(false).execute(&mut *transaction)).await?;
         let blocks = "t.ctid >= format('(%s,0)', $1::bigint)::tid and t.ctid < format('(%s,0)', $2::bigint)::tid";
-        let end = first + BLOCKS_PER_STEP as i64;
         let Self {
             name,
             row,
@@ -120,42 +173,44 @@ impl Table {
         // Every part is a constant of this file.
         let query = format!("select count(*) from {name} t where {blocks}");
         let query = sqlx::query_scalar(AssertSqlSafe(query)).persistent(false);
-        let rows = query
-            .bind(first)
-            .bind(end)
-            .fetch_one(&mut *transaction)
-            .await?;
-        let lookup = |(index, condition): &(&str, &str)| {
-            format!(
-                "select t.feed, 'indexes' as check_name,
-                        format('%s is a row of {name}, but {index} finds %s rows', {row}, found.rows) as found
-                 from {name} t
-                 cross join lateral (select count(*) as rows from {name} i where {condition}) found
-                 where {blocks} and found.rows <> 1
-                 limit {ROWS_MAX}"
-            )
-        };
+        let query = query.bind(first).bind(end);
+        let rows = step(query.fetch_one(&mut *transaction)).await?;
         let search = |(check, condition, found): &(&str, &str, &str)| {
             format!(
                 "select t.feed, '{check}' as check_name, format('%s {found}', {row}) as found
                  from {name} t
-                 where {blocks} and {condition}
-                 limit {ROWS_MAX}"
+                 where {blocks} and {condition}"
             )
         };
-        let queries = indexes.iter().map(lookup);
-        let mut problems = Vec::new();
+        let queries = indexes.iter().map(|index| self.lookup(index, blocks));
+        let mut problems = Problems::default();
         for query in queries.chain(wrong.iter().map(search)) {
-            let query = sqlx::query_as(AssertSqlSafe(query)).persistent(false);
-            problems.extend(
-                query
-                    .bind(first)
-                    .bind(end)
-                    .fetch_all(&mut *transaction)
-                    .await?,
-            );
+            let query = sqlx::query_as(AssertSqlSafe(listing(&query))).persistent(false);
+            let query = query.bind(first).bind(end);
+            problems.add_listed(step(query.fetch_all(&mut *transaction)).await?);
         }
-        transaction.rollback().await?;
+        step(transaction.rollback()).await?;
         Ok((rows, problems))
+    }
+
+    /// Returns the statement that looks up the rows of some blocks in an index.
+    fn lookup(&self, index: &Index, blocks: &str) -> String {
+        let Self { name, row, .. } = self;
+        let Index {
+            name: index,
+            has,
+            finds,
+            order,
+        } = index;
+        format!(
+            "select t.feed, 'indexes' as check_name,
+                    format('%s is a row of {name}, but {index} finds %s', {row},
+                           case found.rows when 0 then '0 rows' when 1 then 'another row' else 'several rows' end) as found
+             from {name} t
+             cross join lateral (
+                 select count(*) as rows, coalesce(bool_or(r.place = t.ctid), false) as has_it
+                 from (select i.ctid as place from {name} i where {finds} {order} limit 2) r) found
+             where {blocks} and {has} and (found.rows <> 1 or not found.has_it)"
+        )
     }
 }
