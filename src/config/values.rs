@@ -76,13 +76,7 @@ impl Environment {
 
     /// Origins as browsers write them: in lower case, in ASCII, without a default port.
     pub(super) fn origins(&mut self, setting: &Setting) -> Option<Vec<String>> {
-        let parse = |list: &str| {
-            let origins = list.split(',').map(str::trim);
-            let origins = origins.filter(|origin| !origin.is_empty());
-            let origins: Vec<_> = origins.map(serialized_origin).collect::<Option<_>>()?;
-            (origins.len() <= ORIGINS_MAX).then_some(origins)
-        };
-        self.read(setting, parse, |origins: &Vec<_>| origins.join(","))
+        self.list(setting, ORIGINS_MAX, serialized_origin, String::clone)
     }
 
     /// One of the words of the setting.
@@ -96,17 +90,7 @@ impl Environment {
 
     /// Networks of IP addresses. An address alone is a network of one.
     pub(super) fn networks(&mut self, setting: &Setting) -> Option<Vec<IpNet>> {
-        let parse = |list: &str| {
-            let networks = list.split(',').map(str::trim);
-            let networks = networks.filter(|network| !network.is_empty());
-            let networks: Vec<_> = networks.map(network).collect::<Option<_>>()?;
-            (networks.len() <= NETWORKS_MAX).then_some(networks)
-        };
-        let shown = |networks: &Vec<IpNet>| {
-            let networks: Vec<_> = networks.iter().map(IpNet::to_string).collect();
-            networks.join(",")
-        };
-        self.read(setting, parse, shown)
+        self.list(setting, NETWORKS_MAX, network, IpNet::to_string)
     }
 
     /// A web URL without a user, because the URL is no secret.
@@ -119,6 +103,35 @@ impl Environment {
             (is_web && is_plain).then_some(url)
         };
         self.read(setting, parse, Url::to_string)
+    }
+
+    /// One to `count_max` items, separated by commas. Two commas may follow each other. A list of
+    /// nothing is a mistake, because its setting would not be unset.
+    fn list<T>(
+        &mut self,
+        setting: &Setting,
+        count_max: usize,
+        parse: impl Fn(&str) -> Option<T>,
+        shown: impl Fn(&T) -> String,
+    ) -> Option<Vec<T>> {
+        let mut is_empty = false;
+        let parse = |list: &str| {
+            let items = list.split(',').map(str::trim);
+            let mut items = items.filter(|item| !item.is_empty()).peekable();
+            is_empty = items.peek().is_none();
+            let items: Vec<_> = items.map(parse).collect::<Option<_>>()?;
+            (items.len() <= count_max).then_some(items)
+        };
+        let shown = |items: &Vec<T>| items.iter().map(shown).collect::<Vec<_>>().join(",");
+        let items = self.read(setting, parse, shown);
+        if is_empty {
+            self.complain(
+                setting.variable,
+                "has only commas: name an item, or unset it",
+            );
+            return None;
+        }
+        items
     }
 
     fn read<T>(
@@ -290,6 +303,23 @@ mod tests {
         let many = |count| vec!["https://shop.example"; count].join(",");
         assert!(origins(&many(ORIGINS_MAX)).is_some());
         assert_eq!(origins(&many(ORIGINS_MAX + 1)), None);
+    }
+
+    #[test]
+    fn a_list_of_commas_is_refused() {
+        for commas in [",", " , ,, "] {
+            let origins = read(&settings::ALLOWED_ORIGINS, commas, Environment::origins);
+            let networks = read(&settings::TRUSTED_PROXIES, commas, Environment::networks);
+            let complaint = "has only commas: name an item, or unset it";
+            assert_eq!(
+                (origins.0, origins.1),
+                (None, vec![format!("SHOPBELL_ALLOWED_ORIGINS {complaint}")])
+            );
+            assert_eq!(
+                (networks.0, networks.1),
+                (None, vec![format!("SHOPBELL_TRUSTED_PROXIES {complaint}")])
+            );
+        }
     }
 
     #[test]
