@@ -96,7 +96,7 @@ fn check_again(
     for setting in settings {
         let is_plain = shown
             .get(&setting.variable)
-            .is_some_and(|value| !value.contains(CANARY));
+            .is_some_and(|value| !value.contains(CANARY) || URLS.contains(&&*setting.variable));
         if let Some(value) = setting.value.clone().filter(|_| is_plain) {
             shown.insert(setting.variable.clone(), value);
         }

@@ -9,6 +9,8 @@ use super::environment::Environment;
 use super::error::ConfigError;
 use super::settings::DATABASE_URL;
 
+const SEVERAL_HOSTS: &str = "names several hosts: use one name that always leads to the primary";
+
 impl Environment {
     /// Reads the settings of Postgres only.
     pub fn database(mut self) -> Result<PgConnectOptions, ConfigError> {
@@ -38,9 +40,13 @@ pub(super) fn parse(url: &str) -> Result<PgConnectOptions, String> {
         .next()
         .is_some_and(|hosts| hosts.contains(','))
     {
-        return Err("names several hosts: use one name that always leads to the primary".into());
+        return Err(SEVERAL_HOSTS.into());
     }
-    without_brackets(PgConnectOptions::from_str(url).map_err(|_| expected())?)
+    let options = PgConnectOptions::from_str(url).map_err(|_| expected())?;
+    if options.get_host().contains(',') {
+        return Err(SEVERAL_HOSTS.into());
+    }
+    without_brackets(options)
 }
 
 /// Removes the brackets around an IPv6 address (RFC 3986 §3.2.2). sqlx would resolve it as a name.
@@ -55,7 +61,7 @@ fn without_brackets(options: PgConnectOptions) -> Result<PgConnectOptions, Strin
     Ok(options.host(&address.to_string()))
 }
 
-/// The effective options without the password. Variables of libpq may have filled in some.
+/// The effective options as a URL without the password. Variables of libpq may have filled in some.
 fn shown(options: &PgConnectOptions) -> String {
     let sslmode = match options.get_ssl_mode() {
         PgSslMode::Disable => "disable",
@@ -66,13 +72,45 @@ fn shown(options: &PgConnectOptions) -> String {
         PgSslMode::VerifyFull => "verify-full",
     };
     let (user, port) = (options.get_username(), options.get_port());
-    let host = match options.get_socket() {
-        Some(socket) => socket.display().to_string(),
-        None if options.get_host().contains(':') => format!("[{}]", options.get_host()),
-        None => options.get_host().to_owned(),
-    };
     let database = options.get_database().unwrap_or(user);
-    format!("postgres://{user}@{host}:{port}/{database}?sslmode={sslmode}")
+    let socket = options
+        .get_socket()
+        .map(|socket| socket.display().to_string());
+    let host = match &socket {
+        Some(socket) => Some(encoded(socket)),
+        None => authority_host(options.get_host()),
+    };
+    let has_names = !user.is_empty() && !database.is_empty();
+    let (user, database) = (encoded(user), encoded(database));
+    if let Some(host) = host.filter(|_| has_names) {
+        return format!("postgres://{user}@{host}:{port}/{database}?sslmode={sslmode}");
+    }
+    // Such a name has no place before the query.
+    let host = encoded(socket.as_deref().unwrap_or(options.get_host()));
+    format!("postgres:///?host={host}&port={port}&user={user}&dbname={database}&sslmode={sslmode}")
+}
+
+/// A host as it stands in a URL; `None` if it can only stand in the query, because sqlx decodes no
+/// host.
+fn authority_host(host: &str) -> Option<String> {
+    if host.parse::<Ipv6Addr>().is_ok() {
+        return Some(format!("[{host}]"));
+    }
+    (!host.is_empty() && encoded(host) == host).then(|| host.to_owned())
+}
+
+/// Encodes every character that may have a meaning in a URL (RFC 3986 §2.3).
+fn encoded(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                encoded.push(char::from(byte));
+            }
+            _ => encoded.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    encoded
 }
 
 #[cfg(test)]
@@ -91,10 +129,49 @@ mod tests {
     }
 
     #[test]
+    fn a_shown_url_gives_the_same_options_again() {
+        let parts = |options: &PgConnectOptions| {
+            (
+                options.get_host().to_owned(),
+                options.get_socket().cloned(),
+                options.get_port(),
+                options.get_username().to_owned(),
+                options
+                    .get_database()
+                    .unwrap_or(options.get_username())
+                    .to_owned(),
+                shown(options),
+            )
+        };
+        for url in [
+            "postgres://u:hidden@h/d",
+            "postgres://a%40b%2Fc%3Ad:hidden@h/d",
+            "postgres://%C3%BC%20%25:hidden@h/d",
+            "postgres://u:hidden@h/a%2Fb%3Fc%23d%20%25",
+            "postgres://u:hidden@h/%2Fd?user=a+b",
+            "postgres://u:hidden@%2Frun%2Fpost%20gres/d",
+            "postgres:///d?host=/run/postgres&user=a%26b",
+            "postgres:///d?host=fe80::1%25eth0",
+            "postgres://u:hidden@h/d?host=a%20b",
+            "postgres:///d?host=",
+            "postgres://u:hidden@[::1]:5433/d?dbname=&user=",
+        ] {
+            let options = parse(url).unwrap();
+            let shown = shown(&options);
+            assert!(!shown.contains("hidden"), "{shown}");
+            let again = parse(&shown).unwrap_or_else(|error| panic!("{url}: {shown}: {error}"));
+            assert_eq!(parts(&again), parts(&options), "{url}: {shown}");
+        }
+        let encoded = shown(&parse("postgres://a%40b:hidden@h/c%2Fd").unwrap());
+        assert_eq!(encoded, "postgres://a%40b@h:5432/c%2Fd?sslmode=prefer");
+    }
+
+    #[test]
     fn several_hosts_are_refused_with_a_reason() {
         for url in [
             "postgres://u:hidden@a,b/d",
             "postgres://u:hidden@a:5432,b:5432/d?target_session_attrs=read-write",
+            "postgres:///d?host=a,b",
         ] {
             let refused = parse(url).unwrap_err();
             assert!(refused.starts_with("names several hosts"), "{refused}");
