@@ -18,13 +18,14 @@ use crate::store::StoreError;
 use crate::store::append::{Blame, Committed, Fate, NotAppended, Outcome, Pending, append};
 use crate::store::damage::Halves;
 use crate::store::holds;
+use crate::telemetry::health::WaitingAppend;
 use crate::telemetry::labels::Retried;
 use crate::telemetry::metrics::Metrics;
 
 /// Longest time for which deliveries are held while the database is away. RabbitMQ ends a consumer
 /// after its `consumer_timeout` of 30 minutes, and some versions do not recover from that.
 const HOLD_MAX: Duration = Duration::from_secs(15 * 60);
-/// Most characters of an error of Postgres in a dead letter.
+/// Most characters of an error of Postgres in a dead letter, and in the detail of `/readyz`.
 const DETAIL_CHARS_MAX: usize = 300;
 
 /// The reason for which a batch is given up. RabbitMQ delivers it again.
@@ -105,6 +106,7 @@ impl Ingest {
     ) -> Result<Appended, Abandoned> {
         let held_since = Instant::now();
         let mut retry = Retry::new(Retried::Append, &self.metrics);
+        let mut waiting = None;
         loop {
             let begun = Instant::now();
             let appended = append(&self.pool, part, received_at).await;
@@ -118,6 +120,9 @@ impl Ingest {
             }
             let NotAppended { pending, error } = not_appended;
             part = pending;
+            waiting
+                .get_or_insert_with(|| WaitingAppend::begin(self.health.clone()))
+                .failed(detail(&error));
             let wait = retry.failed("a batch could not be stored", &error);
             if !retry::sleep(wait, stop).await {
                 return Err(Abandoned::Stopping);

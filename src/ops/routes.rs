@@ -84,7 +84,8 @@ async fn ready(State(operations): State<Operations>) -> Response {
         failure = Some(KEYLESS.into());
     }
     let broker = operations.health.has_broker();
-    let stuck = stuck(operations.metrics.holding.oldest());
+    let error = operations.health.append_error();
+    let stuck = stuck(operations.metrics.holding.oldest(), error);
     let (code, status) = match (
         &failure,
         operations.health.draining.load(Ordering::Relaxed),
@@ -106,10 +107,16 @@ async fn ready(State(operations): State<Operations>) -> Response {
     (code, Json(readiness)).into_response()
 }
 
-/// The detail if ingest is stuck although Postgres answers. Sessions are served all the same.
-fn stuck(held_seconds: f64) -> Option<String> {
-    (held_seconds > STUCK_SECONDS)
-        .then(|| format!("ingest has held a delivery for {held_seconds:.0} s without storing it"))
+/// The detail if ingest is stuck although Postgres answers, as if its disk is full. Ends with the error
+/// of the last append. Sessions are served all the same.
+fn stuck(held_seconds: f64, append_error: Option<String>) -> Option<String> {
+    let error = append_error.map(|error| format!(": {error}"));
+    (held_seconds > STUCK_SECONDS).then(|| {
+        format!(
+            "ingest has held a delivery for {held_seconds:.0} s without storing it{}",
+            error.unwrap_or_default()
+        )
+    })
 }
 
 /// Tries further connections of the pool if one is broken or leads to a former primary. A read-only answer closes its
@@ -153,4 +160,19 @@ async fn metrics(State(operations): State<Operations>, headers: HeaderMap) -> Re
 
 fn internal(error: &dyn std::error::Error) -> Response {
     Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_detail_of_stuck_ingest_ends_with_the_error() {
+        let error = || Some("could not extend file".to_owned());
+        assert_eq!(stuck(STUCK_SECONDS, error()), None);
+        let text = "ingest has held a delivery for 31 s without storing it";
+        assert_eq!(stuck(31.0, None).as_deref(), Some(text));
+        let with_error = format!("{text}: could not extend file");
+        assert_eq!(stuck(31.0, error()), Some(with_error));
+    }
 }

@@ -1,7 +1,7 @@
 //! The health of one replica, for `/readyz`. Each part reports its own state.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::telemetry::labels::HealthPart;
 
@@ -14,6 +14,8 @@ pub struct Health {
     pub fanout: Part,
     /// Connections of ingest whose last hints RabbitMQ did not confirm, as in an alarm.
     hints_refused: AtomicUsize,
+    /// Held for a short write only.
+    waiting_appends: Mutex<WaitingAppends>,
     /// The replica drains.
     pub draining: AtomicBool,
     /// The gateway has no key for tokens, so it can admit nobody.
@@ -27,6 +29,7 @@ impl Health {
             ingest: Part::of(ingest),
             fanout: Part::of(fanout),
             hints_refused: AtomicUsize::new(0),
+            waiting_appends: Mutex::default(),
             draining: AtomicBool::new(false),
             keyless: AtomicBool::new(false),
         }
@@ -50,6 +53,25 @@ impl Health {
             && self.fanout.is_up()
             && self.hints_refused.load(Ordering::Relaxed) == 0
     }
+
+    /// The error of the last failed append, while a batch waits for the next attempt.
+    pub fn append_error(&self) -> Option<String> {
+        let waiting = self.waiting_appends();
+        (waiting.batches > 0).then(|| waiting.last_error.clone())
+    }
+
+    fn waiting_appends(&self) -> MutexGuard<'_, WaitingAppends> {
+        self.waiting_appends
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Batches whose append failed, of all partitions.
+#[derive(Debug, Default)]
+struct WaitingAppends {
+    batches: usize,
+    last_error: String,
 }
 
 /// One part. It is up if all its tasks are.
@@ -106,6 +128,29 @@ impl Drop for HintsRefused {
     }
 }
 
+/// A batch whose append failed, until it is dropped.
+#[derive(Debug)]
+pub struct WaitingAppend(Arc<Health>);
+
+impl WaitingAppend {
+    /// Starts counting.
+    pub fn begin(health: Arc<Health>) -> Self {
+        health.waiting_appends().batches += 1;
+        Self(health)
+    }
+
+    /// Notes the error of an attempt. The caller bounds its length.
+    pub fn failed(&self, error: String) {
+        self.0.waiting_appends().last_error = error;
+    }
+}
+
+impl Drop for WaitingAppend {
+    fn drop(&mut self) {
+        self.0.waiting_appends().batches -= 1;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -119,5 +164,19 @@ mod tests {
         assert!(!health.has_broker(), "the other is still refused");
         drop(other);
         assert!(health.has_broker());
+    }
+
+    #[test]
+    fn the_error_of_an_append_is_kept_while_a_batch_waits() {
+        let health = Arc::new(Health::new(1, 0));
+        assert_eq!(health.append_error(), None);
+        let [one, other] = [(); 2].map(|()| WaitingAppend::begin(health.clone()));
+        one.failed("the disk is full".into());
+        drop(one);
+        assert_eq!(health.append_error().as_deref(), Some("the disk is full"));
+        other.failed("a lock timeout".into());
+        assert_eq!(health.append_error().as_deref(), Some("a lock timeout"));
+        drop(other);
+        assert_eq!(health.append_error(), None);
     }
 }

@@ -233,6 +233,8 @@ async fn a_consumer_that_is_stuck() {
         readiness.status == 200 && text.contains("degraded") && text.contains("ingest has held"),
         "{text}"
     );
+    // The detail ends with the cause.
+    assert!(text.contains("canceling statement due to"), "{text}");
     monitor.expect_alert("ShopbellIngestStuck", "page").await;
     drop(lock);
     world.expect_stored(MERCHANT, 3).await;
