@@ -295,3 +295,40 @@ async fn the_key_set_is_fetched_only_from_a_server_with_a_good_certificate() {
     connect(&world, &replica, &key).await;
     world.finish().await;
 }
+
+/// Runs the commands of docs/keys.md as they are written.
+#[tokio::test]
+async fn the_commands_of_the_page_make_a_key_set() {
+    let world = World::new().await;
+    let page_of_keys = include_str!("../../docs/keys.md");
+    let section = page_of_keys.split("### A key set of your own\n").nth(1);
+    let commands = section
+        .and_then(|section| section.split("```sh\n").nth(1))
+        .and_then(|block| block.split("```").next())
+        .expect("the page has the commands");
+    let script = world.file("commands", commands.as_bytes());
+    let folder = std::path::PathBuf::from(format!("{script}-made"));
+    std::fs::create_dir(&folder).expect("a folder can be made");
+    let made = std::process::Command::new("bash")
+        .args(["-euo", "pipefail", &script])
+        .current_dir(&folder)
+        .output()
+        .expect("bash runs");
+    assert!(made.status.success(), "{made:?}");
+    let read = |name: &str| std::fs::read_to_string(folder.join(name)).expect("it was made");
+
+    let issuer = Issuer::start(&[]).await;
+    issuer.answer_with(Answer::Response(200, String::new(), read("keys.json")));
+    let replica = world
+        .replica()
+        .without("SHOPBELL_JWT_HS256_SECRET")
+        .with("SHOPBELL_JWKS_URL", issuer.url())
+        .start()
+        .await;
+    for name in ["rs256", "es256", "eddsa"] {
+        let key = SigningKey::read(&format!("shop-{name}"), &read(&format!("{name}.pem")));
+        connect(&world, &replica, &key).await;
+    }
+    assert_eq!(replica.metric("shopbell_jwks_keys").await, 3);
+    world.finish().await;
+}

@@ -41,6 +41,20 @@ impl SigningKey {
         Self::of(kid, Pair::Ed25519(pair))
     }
 
+    /// Reads the private key that openssl wrote in PEM.
+    pub fn read(kid: &str, pem: &str) -> Self {
+        let text: String = pem.lines().filter(|line| !line.starts_with('-')).collect();
+        let der = STANDARD.decode(text).expect("PEM is base64");
+        let pair = match kid {
+            _ if kid.ends_with("rs256") => RsaKeyPair::from_pkcs8(&der).map(Pair::Rsa),
+            _ if kid.ends_with("es256") => {
+                EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &der).map(Pair::P256)
+            }
+            _ => Ed25519KeyPair::from_pkcs8(&der).map(Pair::Ed25519),
+        };
+        Self::of(kid, pair.expect("a private key"))
+    }
+
     fn of(kid: &str, pair: Pair) -> Self {
         let kid = kid.to_owned();
         Self { kid, pair }
