@@ -189,6 +189,30 @@ fn every_link_to_the_runbook_leads_to_an_entry() {
 }
 
 #[test]
+fn the_dashboard_shows_retention_keys_and_refusals() {
+    let dashboard: Value = serde_json::from_str(&read(DASHBOARD)).expect("the dashboard is JSON");
+    let mut queries = BTreeSet::new();
+    strings_named("expr", &dashboard, &mut queries);
+    for metric in [
+        "shopbell_notifications_removed_total",
+        "shopbell_retention_late_seconds",
+        "shopbell_retention_feeds_held_back",
+        "shopbell_jwks_age_seconds",
+        "shopbell_jwks_keys",
+        "shopbell_jwks_fetches_total",
+        "shopbell_tokens_refused_total",
+        "shopbell_history_refused_total",
+        "shopbell_handshakes_refused_total",
+        "shopbell_connections_dropped_total",
+    ] {
+        assert!(
+            queries.iter().any(|query| query.contains(metric)),
+            "no panel shows {metric}"
+        );
+    }
+}
+
+#[test]
 fn every_panel_has_a_description_and_uses_the_chosen_data_source() {
     let dashboard: Value = serde_json::from_str(&read(DASHBOARD)).expect("the dashboard is JSON");
     let mut uids = BTreeSet::new();
