@@ -139,13 +139,20 @@ impl Broker {
         (address.uri.authority.host.clone(), address.is_encrypted())
     }
 
-    /// Uses this URL for each new connection. Open connections stay open.
+    /// Uses this URL for each new connection. If it leads to another host, port or virtual host, ends
+    /// the open connections, so that all parts use the same broker. Otherwise they stay open.
     ///
     /// # Errors
     /// The URL is not valid. Nothing changes then.
     pub fn use_url(&self, url: &str) -> Result<(), String> {
-        let address = Arc::new(parse(url)?);
-        *self.address.write().unwrap_or_else(PoisonError::into_inner) = address;
+        let mut address = parse(url)?;
+        let mut current = self.address.write().unwrap_or_else(PoisonError::into_inner);
+        if address.is_same_place(&current) {
+            address.sockets = current.sockets.clone();
+        } else {
+            current.sockets.replace();
+        }
+        *current = Arc::new(address);
         Ok(())
     }
 

@@ -9,7 +9,7 @@ use std::io;
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use futures_util::{AsyncRead, AsyncWrite};
 use lapin::tcp::{AsyncTcpStream, OwnedIdentity, OwnedTLSConfig};
@@ -41,7 +41,7 @@ pub(super) enum Frames {
 /// it cleanly.
 pub(super) struct Connection {
     // Drops first: lapin cancels a dropped consumer, and RabbitMQ must not receive the cancel.
-    socket: Socket,
+    socket: Arc<Socket>,
     inner: lapin::Connection,
 }
 
@@ -126,10 +126,11 @@ async fn connect(
         .map_err(lapin::Error::from)?;
     let socket = match &stream {
         AsyncTcpStream::Plain(stream) => {
-            Socket::of(stream.get_ref()).map_err(lapin::Error::from)?
+            Arc::new(Socket::of(stream.get_ref()).map_err(lapin::Error::from)?)
         }
         _ => return Err(lapin::Error::from(io::Error::from(io::ErrorKind::Unsupported)).into()),
     };
+    address.sockets.add(&socket);
     let stream = secure(address, stream).await?;
     // If the first stream ends early, lapin connects again. It then gets an error.
     let stream = Mutex::new(Some(stream));
@@ -214,8 +215,41 @@ fn failed(address: &Address, error: lapin::Error) -> BrokerError {
     }
 }
 
+/// The sockets of one address, so that all of them end if another address replaces it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Sockets(Arc<Mutex<OpenSockets>>);
+
+#[derive(Debug, Default)]
+struct OpenSockets {
+    /// Some may have ended. A replica has a few connections.
+    open: Vec<Weak<Socket>>,
+    is_replaced: bool,
+}
+
+impl Sockets {
+    /// Adds a socket. Ends it if the address was replaced meanwhile.
+    fn add(&self, socket: &Arc<Socket>) {
+        let mut sockets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if sockets.is_replaced {
+            socket.cut();
+        }
+        sockets.open.retain(|socket| socket.strong_count() > 0);
+        sockets.open.push(Arc::downgrade(socket));
+    }
+
+    /// Ends all sockets, also those that are added later.
+    pub(super) fn replace(&self) {
+        let mut sockets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        sockets.is_replaced = true;
+        let open = sockets.open.drain(..);
+        open.filter_map(|socket| socket.upgrade())
+            .for_each(|socket| socket.cut());
+    }
+}
+
 /// A second handle of a connection's socket. Its drop ends the socket, also if opening fails
 /// halfway.
+#[derive(Debug)]
 struct Socket(TcpStream);
 
 impl Socket {

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use lapin::uri::{AMQPScheme, AMQPUri};
 use url::{Host, Url};
 
+use super::connection::Sockets;
+
 /// The expected form.
 const FORM: &str = "must be a URL like amqp://user:password@host:5672/vhost";
 
@@ -16,6 +18,8 @@ pub(super) struct Address {
     pub(super) ca: Option<PathBuf>,
     /// `certfile` and `keyfile`: the certificate of this client and its key.
     pub(super) client: Option<(PathBuf, PathBuf)>,
+    /// The open connections to it.
+    pub(super) sockets: Sockets,
 }
 
 impl Address {
@@ -23,6 +27,11 @@ impl Address {
     pub(super) fn authority(&self) -> String {
         let authority = &self.uri.authority;
         format!("{}:{}", authority.host, authority.port)
+    }
+
+    /// Whether both lead to the same virtual host of the same broker.
+    pub(super) fn is_same_place(&self, other: &Self) -> bool {
+        self.authority() == other.authority() && self.uri.vhost == other.uri.vhost
     }
 
     pub(super) fn is_encrypted(&self) -> bool {
@@ -52,6 +61,7 @@ pub(super) fn parse(text: &str) -> Result<Address, &'static str> {
         uri,
         ca: path("cacertfile"),
         client,
+        sockets: Sockets::default(),
     };
     if !address.is_encrypted() && (address.ca.is_some() || address.client.is_some()) {
         return Err("names certificates without TLS: it must begin with amqps://");

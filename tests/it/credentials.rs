@@ -85,6 +85,41 @@ async fn a_reconnect_uses_the_url_that_its_file_has_now() {
     world.finish().await;
 }
 
+#[tokio::test]
+async fn a_new_address_of_rabbitmq_ends_the_old_connections() {
+    let world = World::new().await;
+    let (first, second) = (
+        Proxy::before_service(world.amqp_url()).await,
+        Proxy::before_service(world.amqp_url()).await,
+    );
+    let amqp = world.file("amqp-url", first.url(world.amqp_url()).as_bytes());
+    let replica = world
+        .replica()
+        .without("AMQP_URL")
+        .with("AMQP_URL_FILE", &amqp)
+        .start()
+        .await;
+    let publisher = world.publisher().await;
+    let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
+    publisher.publish_all(Event::orders(MERCHANT, 2)).await;
+    merchant.take_seqs(1..=2).await;
+
+    // Only the address changes. Nothing else ends the open connections.
+    fs::write(&amqp, second.url(world.amqp_url())).expect("a file can be written");
+    eventually(
+        "no connection is at the old address",
+        PATIENCE,
+        async || holds(first.connections() == 0, first.connections()),
+    )
+    .await;
+    publisher.publish_all(Event::orders(MERCHANT, 3)).await;
+    merchant.take_seqs(3..=5).await;
+    assert!(second.connections() > 0);
+    replica.ready().await;
+    merchant.leave().await;
+    world.finish().await;
+}
+
 async fn execute(admin: &PgPool, statement: String) {
     let executed = sqlx::raw_sql(AssertSqlSafe(statement)).execute(admin).await;
     executed.expect("the database accepts the statement");

@@ -99,6 +99,16 @@ impl Proxy {
         url::at(service_url, &self.address.to_string())
     }
 
+    /// The number of open connections.
+    #[allow(
+        dead_code,
+        reason = "only the stories use it, and both test binaries share this file"
+    )]
+    pub fn connections(&self) -> usize {
+        // Each direction of a connection has a receiver, and so has the listener.
+        (self.network.receiver_count() - 1).div_ceil(2)
+    }
+
     /// Connects new connections to `authority` (`host:port`). Existing connections stay.
     #[allow(
         dead_code,
