@@ -29,11 +29,13 @@ COMBINATIONS = [
     ("development", ["traces"]),
     ("development", ["jwks"]),
     ("development", ["public-keys"]),
+    ("development", ["postgres-roles"]),
     ("development", ["rabbitmq"]),
     ("development", ["cloudnative-pg"]),
     ("development", ["rabbitmq", "partitions"]),
     ("production", []),
     ("production", ["partitions", "traces"]),
+    ("production", ["postgres-roles"]),
 ]
 
 
@@ -55,6 +57,8 @@ def main(kubectl, binary, folder):
             found += [(item, text) for item in rendered.of("Deployment") for text in settings(program, rendered, item, folder)]
         complaints += [f"{name}: {item['kind']} {item['metadata']['name']}: {text}" for item, text in found]
         report(f"{name}: {len(rendered.items)} objects")
+    for name in ("development+postgres-roles", "production+postgres-roles"):
+        complaints += [f"{name}: {text}" for text in roles(whole[name])]
     complaints += [*every_component_is_rendered(), *undocumented(whole.values(), documentation), *undocumented_cluster()]
     for item in whole["docs/kubernetes.md"].of("PodMonitor", "PrometheusRule"):
         if "release" not in item["metadata"]["labels"]:
@@ -141,6 +145,16 @@ def settings(program, rendered, deployment, folder):
     elif "SHOPBELL_JWT_HS256_SECRET_FILE" in pod.environment and not pod.has_optional_secret:
         yield "does not start without the secret shopbell-jwt, although the issuer has the keys"
     yield from running.settings_complaints(program, pod)
+
+
+def roles(rendered):
+    """Complains if a replica gets the URL of the owner, or the migration that of the app."""
+    for item in rendered.workloads():
+        volumes = item["spec"]["template"]["spec"]["volumes"]
+        (secret,) = [volume["secret"]["secretName"] for volume in volumes if volume["name"] == "database"]
+        wanted = "shopbell-database-owner" if item["kind"] == "Job" else "shopbell-database"
+        if secret != wanted:
+            yield f"{item['metadata']['name']} has the secret {secret}, not {wanted}"
 
 
 def other_permissions(rendered):
