@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
+use super::announcement::Announcement;
+use super::stream::Stream;
 use super::{Fanout, Hints, wire};
 use crate::amqp::BrokerError;
 use crate::amqp::consumer::Acknowledger;
@@ -17,7 +19,7 @@ use crate::telemetry::traces;
 /// caused ends only if ingest goes on.
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Time for which a count of the gateways is used again. A replica that starts meanwhile relies on its sweep.
+/// Time for which a count of the gateways is used again. A replica that starts meanwhile finds a gap in the numbers.
 const COUNT_MAX_AGE: Duration = Duration::from_secs(1);
 
 /// A stored batch: its hints, and the tag that acknowledges it and all deliveries before it. Only made from the proof that
@@ -63,6 +65,7 @@ impl Published {
 pub struct HintPublisher {
     fanout: Arc<Fanout>,
     publisher: Publisher,
+    stream: Arc<Stream>,
     /// Whether this replica is the only gateway, and when that was counted.
     alone: Option<(bool, Instant)>,
     /// Set while RabbitMQ does not confirm hints.
@@ -70,11 +73,12 @@ pub struct HintPublisher {
 }
 
 impl HintPublisher {
-    /// Publishes through `publisher`.
-    pub fn new(fanout: Arc<Fanout>, publisher: Publisher) -> Self {
+    /// Publishes through `publisher`, with the numbers of `stream`.
+    pub fn new(fanout: Arc<Fanout>, publisher: Publisher, stream: Arc<Stream>) -> Self {
         Self {
             fanout,
             publisher,
+            stream,
             alone: None,
             refused: None,
         }
@@ -93,7 +97,7 @@ impl HintPublisher {
             match self.publish_hints(&batches).await {
                 Ok(()) => self.refused = None,
                 Err(error) if self.refused.is_none() => {
-                    tracing::warn!(%error, "RabbitMQ does not take hints; other replicas find notifications by their sweep");
+                    tracing::warn!(%error, "RabbitMQ does not take hints; other replicas read the notifications");
                     self.refused = Some(HintsRefused::begin(self.fanout.health.clone()));
                 }
                 Err(_) => {}
@@ -102,13 +106,18 @@ impl HintPublisher {
         Some(Published { through })
     }
 
-    /// Publishes hints if there are other gateways.
+    /// Publishes hints if there are other gateways. Uses up a number in any case.
     ///
     /// # Errors
     /// RabbitMQ did not confirm the hints within [`PUBLISH_TIMEOUT`].
     pub async fn publish_hints(&mut self, batches: &[&Hints]) -> Result<(), BrokerError> {
         let count: usize = batches.iter().map(|hints| hints.len()).sum();
-        if count == 0 || self.is_alone().await {
+        if count == 0 {
+            return Ok(());
+        }
+        let stream = self.stream.clone();
+        let in_flight = stream.begin();
+        if self.is_alone().await {
             return Ok(());
         }
         let Fanout {
@@ -118,12 +127,16 @@ impl HintPublisher {
             ..
         } = &*self.fanout;
         let body = wire::encode(batches).into_bytes();
+        let announcement = Announcement::Hints {
+            stream: in_flight.stream(),
+            number: in_flight.number(),
+        };
         let begun = SystemTime::now();
         let published = self
             .publisher
             .try_publish(
                 PUBLISH_TIMEOUT,
-                Outgoing::hint(exchange.clone(), replica, body),
+                Outgoing::hints(exchange.clone(), replica, announcement.encode(), body),
             )
             .await;
         if published.is_ok() {
@@ -141,7 +154,7 @@ impl HintPublisher {
     /// Whether RabbitMQ counts no gateway but this replica. If RabbitMQ does not answer, it returns false.
     ///
     /// If RabbitMQ has closed this replica's fan-out connection and the replica has not noticed, the count is one too low
-    /// and another gateway gets no hints. Its sweep covers the time until a heartbeat is missed here.
+    /// and another gateway gets no hints. It finds a gap in the numbers then.
     async fn is_alone(&mut self) -> bool {
         if let Some((alone, at)) = self.alone
             && at.elapsed() < COUNT_MAX_AGE
