@@ -63,4 +63,5 @@ test("forty orders at once show few toasts and are all listed", async (t) => {
   );
 });
 
-const acked = (world) => world.sql(`select max(acked_seq) from cursors where feed = '${world.merchant}'`);
+const acked = (world) =>
+  world.sql(`select max(acked_seq) from cursors where feed = '${world.merchant}'`);

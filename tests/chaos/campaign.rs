@@ -225,7 +225,7 @@ async fn describe(stage: &Stage, run: &Run<'_>, faults: &[&Fault], rabbitmq: &st
             "readiness_seconds": READINESS_SECONDS, "unready_seconds": UNREADY_SECONDS,
         },
         "reordering_faults": reordering, "lag_seconds": setting::LAG.as_secs(),
-        "floors": floors::of(run.seconds, run.options.rate, faults.is_empty(), run.scenario.setting.is_lossy()),
+        "floors": floors::of(run.seconds, run.options.rate, faults.is_empty(), run.scenario.setting),
     });
     stage.history.write("run.json", &settings);
 }

@@ -44,6 +44,16 @@ impl Setting {
     pub fn is_lossy(self) -> bool {
         self == Self::AsynchronousStandby
     }
+
+    /// The least share of acks in percent that the checker must judge. A fail-over ends the sessions of all
+    /// replicas with their acks under way, and it may lower cursors if it loses rows.
+    pub fn acks_judged_percent_min(self) -> u64 {
+        match self {
+            Self::AsynchronousStandby => 60,
+            Self::SynchronousStandby => 75,
+            _ => 90,
+        }
+    }
 }
 
 /// The parts of a setting.
