@@ -50,7 +50,11 @@ impl Heartbeat {
             };
             let refused = self.publish(&beat).await.err();
             match &refused {
-                None => self.fanout.heard().confirmed(begun),
+                None => {
+                    self.fanout.heard().confirmed(begun);
+                    // The next hint may be far away.
+                    self.fanout.health.fanout_published(true);
+                }
                 Some(error) if !was_refused => {
                     tracing::warn!(%error, "RabbitMQ does not take heartbeats; gateways read what they may have missed");
                 }

@@ -12,7 +12,6 @@ use crate::amqp::consumer::Acknowledger;
 use crate::amqp::delivery::Delivery;
 use crate::amqp::publisher::{Outgoing, Publisher};
 use crate::store::append::Committed;
-use crate::telemetry::health::HintsRefused;
 use crate::telemetry::traces;
 
 /// Longest wait for RabbitMQ to confirm hints. RabbitMQ confirms none during an alarm, and an alarm that the ingest queue
@@ -68,8 +67,8 @@ pub struct HintPublisher {
     stream: Arc<Stream>,
     /// Whether this replica is the only gateway, and when that was counted.
     alone: Option<(bool, Instant)>,
-    /// Set while RabbitMQ does not confirm hints.
-    refused: Option<HintsRefused>,
+    /// Whether RabbitMQ did not confirm the last hints.
+    was_refused: bool,
 }
 
 impl HintPublisher {
@@ -80,7 +79,7 @@ impl HintPublisher {
             publisher,
             stream,
             alone: None,
-            refused: None,
+            was_refused: false,
         }
     }
 
@@ -94,14 +93,12 @@ impl HintPublisher {
             .filter(|hints| hints.len() > 0)
             .collect();
         if !batches.is_empty() {
-            match self.publish_hints(&batches).await {
-                Ok(()) => self.refused = None,
-                Err(error) if self.refused.is_none() => {
-                    tracing::warn!(%error, "RabbitMQ does not take hints; other replicas read the notifications");
-                    self.refused = Some(HintsRefused::begin(self.fanout.health.clone()));
-                }
-                Err(_) => {}
+            let refused = self.publish_hints(&batches).await.err();
+            if let Some(error) = refused.as_ref().filter(|_| !self.was_refused) {
+                tracing::warn!(%error, "RabbitMQ does not take hints; other replicas read the notifications");
             }
+            self.was_refused = refused.is_some();
+            self.fanout.health.fanout_published(refused.is_none());
         }
         Some(Published { through })
     }

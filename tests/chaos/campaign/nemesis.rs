@@ -87,8 +87,8 @@ const OVERLAP_RARITY: u8 = 3;
 /// A fault without effect is repeated after so many others.
 const FAULTS_BETWEEN: usize = 3;
 
-/// Causes the faults until `until`. Each is caused once before any is repeated, and the usual ones
-/// come first.
+/// Causes the faults until `until`, and at least one. Each is caused once before any is repeated, and
+/// the usual ones come first.
 pub async fn strike(
     stage: &Arc<Stage>,
     faults: &[&'static Fault],
@@ -102,7 +102,7 @@ pub async fn strike(
     }
     loop {
         sleep(Duration::from_millis(random.u64(CALM_MS))).await;
-        if Instant::now() >= until {
+        if Instant::now() >= until && (number > 0 || faults.is_empty()) {
             return;
         }
         let mut present = Vec::new();
