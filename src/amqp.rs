@@ -57,9 +57,6 @@ pub enum BrokerError {
     /// The consumer of this queue ended: the queue was deleted, or the connection was lost.
     #[error("RabbitMQ ended the consumer of {0}")]
     ConsumerEnded(String),
-    /// RabbitMQ confirms hints and delivers none, so the queue has lost its binding.
-    #[error("RabbitMQ takes hints and delivers none; the queue of hints is bound again")]
-    NothingDelivered,
     /// RabbitMQ rejected a publish to this exchange, or lost it.
     #[error("RabbitMQ did not confirm a publish to the exchange {0}")]
     NotConfirmed(String),

@@ -1,22 +1,17 @@
 //! The metrics of one replica, for Prometheus: every name with its help and buckets. No label contains a feed, a subscriber or
 //! an event type, so that the number of series is bounded.
 
-mod hints;
-mod named;
-
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Metric, Registry};
 
-pub use self::hints::HintMetrics;
-use self::named::Named;
 use crate::telemetry::instruments::{Age, CounterBy, GaugeBy, Holding, Seconds};
 use crate::telemetry::labels::{
-    CanaryStep, ConnectionDropped, DeadLetterState, HealthPart, JwksFetch, RequestRefused, Retried,
-    TokenRefused,
+    CanaryStep, ConnectionDropped, DeadLetterState, HealthPart, JwksFetch, LabelValue,
+    RequestRefused, Retried, TokenRefused,
 };
 
 /// Seconds, from a hint that is sent at once to a wait of a minute.
@@ -378,6 +373,30 @@ impl JwksMetrics {
     }
 }
 
+/// The hints of the fan-out.
+#[derive(Debug)]
+pub struct HintMetrics {
+    /// Hints published to other replicas.
+    pub published: Counter,
+    /// Hints received from other replicas.
+    pub received: Counter,
+    /// Hints that RabbitMQ did not confirm in time.
+    pub refused: Counter,
+}
+
+impl HintMetrics {
+    fn new(named: &mut Named<'_>) -> Self {
+        Self {
+            published: named.counter("hints_published", "Hints published to other replicas"),
+            received: named.counter("hints_received", "Hints received from other replicas"),
+            refused: named.counter(
+                "hints_refused",
+                "Hints that RabbitMQ did not confirm in time",
+            ),
+        }
+    }
+}
+
 /// The removal of old notifications.
 #[derive(Debug)]
 pub struct RetentionMetrics {
@@ -431,6 +450,49 @@ impl CanaryMetrics {
                 "Time from the publish of a canary event to its ack, in seconds",
                 &LATENCY_BUCKETS,
             ),
+        }
+    }
+}
+
+/// Registers metrics by name.
+struct Named<'a>(&'a mut Registry);
+
+impl Named<'_> {
+    fn metric<M: Metric + Clone>(&mut self, name: &str, help: &str, metric: M) -> M {
+        self.0.register(name, help, metric.clone());
+        metric
+    }
+
+    fn counter(&mut self, name: &str, help: &str) -> Counter {
+        self.metric(name, help, Counter::default())
+    }
+
+    fn gauge(&mut self, name: &str, help: &str) -> Gauge {
+        self.metric(name, help, Gauge::default())
+    }
+
+    fn histogram(&mut self, name: &str, help: &str, buckets: &[f64]) -> Histogram {
+        self.metric(name, help, Histogram::new(buckets.iter().copied()))
+    }
+
+    fn counters<V: LabelValue>(
+        &mut self,
+        name: &str,
+        help: &str,
+        label: (&'static str, &[V]),
+    ) -> CounterBy<V> {
+        let counters = CounterBy {
+            label: label.0,
+            family: self.metric(name, help, Family::default()),
+        };
+        counters.begin(label.1);
+        counters
+    }
+
+    fn gauges<V: LabelValue>(&mut self, name: &str, help: &str, label: &'static str) -> GaugeBy<V> {
+        GaugeBy {
+            label,
+            family: self.metric(name, help, Family::default()),
         }
     }
 }

@@ -35,7 +35,6 @@ mod drain;
 mod encryption;
 mod entry;
 mod epoch;
-mod evidence;
 mod faults;
 mod forget;
 mod goodbye;
