@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from model import Frame, Run, Skip
+from model import SECOND, Frame, Run, Skip
 
 # Each must reach its floor in `run.json`. The last one counts the faults that had an effect.
 FLOORS = (
@@ -13,6 +13,9 @@ FLOORS = (
 # These need time, so a shorter run may have none: three of 1,000 events become dead letters, for example.
 RARE = ("dead_lettered", "skipped", "readiness_judged")
 SHORT_SECONDS = 30
+
+# An outage of Postgres that is longer than the bound of readiness by this has samples of readiness in it.
+SAMPLED_SECONDS = 2
 
 # A kind of fault may meet an idle moment twice, and the verdict lists it. It never does so three times.
 TRIES = 3
@@ -55,4 +58,14 @@ def problems(run: Run, counts: Counter[str]) -> list[str]:
         by_kind.setdefault(fault.name, []).append(fault.effect)
     found += [f"the fault {name} had no effect, {len(effects)} times" for name, effects in by_kind.items()
               if len(effects) >= TRIES and not any(effects)]
+    outages = _long_outages(run)
+    if outages and not counts["unreadiness_judged"]:
+        found.append(f"readiness was never judged while Postgres was away, in {outages} long outages")
     return found
+
+
+def _long_outages(run: Run) -> int:
+    """The outages of Postgres in which every replica must have reported that it is not ready."""
+    least = (run.settings["bounds"]["unready_seconds"] + SAMPLED_SECONDS) * SECOND
+    ends = ((fault, run.last if fault.ends_from is None else fault.ends_from) for fault in run.faults.values() if fault.is_outage())
+    return sum(ended - fault.effective_from > least for fault, ended in ends)

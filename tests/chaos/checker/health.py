@@ -1,6 +1,7 @@
 """Checks readiness, memory, logs, and how fast the service recovers from each fault."""
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -21,14 +22,15 @@ class Recovery:
     seconds: float | None  # none if the next fault began before
 
 
-def check(run: Run, findings: Findings) -> list[Recovery]:
+def check(run: Run, counts: Counter[str], findings: Findings) -> list[Recovery]:
+    """Adds the samples of readiness that could contradict the true state to the counts."""
     # Every log is searched before `drained` is trusted, see `campaign/ending.rs`.
     findings.judged("log_leaks", run.log_lines)
     for at, replica in run.log_leaks:
         findings.add("log_leaks", f"a log of {replica} has a secret", at)
     _memory(run, findings)
-    _ready_without_postgres(run, findings)
-    _unready_without_cause(run, findings)
+    _ready_without_postgres(run, counts, findings)
+    _unready_without_cause(run, counts, findings)
     return list(_recoveries(run, findings))
 
 
@@ -41,46 +43,52 @@ def _memory(run: Run, findings: Findings) -> None:
             findings.add("memory_above_bound", f"{replica} used {highest.value} bytes, the bound is {bound}", highest.at)
 
 
-def _ready_without_postgres(run: Run, findings: Findings) -> None:
+def _ready_without_postgres(run: Run, counts: Counter[str], findings: Findings) -> None:
     """Finds samples of 200 that were asked for while Postgres was wholly away for longer than the bound."""
     bound = int(run.settings["bounds"]["unready_seconds"] * SECOND)
     for fault in run.faults.values():
-        if not fault.total or "postgres" not in fault.hits:
+        if not fault.is_outage():
             continue
         ended = run.last if fault.ends_from is None else fault.ends_from
         for replica, samples in run.readiness.items():
             away = [sample for sample in samples
                     if fault.effective_from + bound < sample.asked and sample.t < ended and sample.value != NO_ANSWER]
             findings.judged("readiness_untrue", len(away))
+            counts["unreadiness_judged"] += len(away)
             wrong = next((sample for sample in away if sample.value == READY), None)
             if wrong is not None:
                 seconds = (wrong.asked - fault.effective_from) / SECOND
                 findings.add("readiness_untrue", f"{replica} was ready {seconds:.1f} s after Postgres went away", wrong.at)
 
 
-def _unready_without_cause(run: Run, findings: Findings) -> None:
+def _unready_without_cause(run: Run, counts: Counter[str], findings: Findings) -> None:
     """Finds samples that are not 200 although nothing that the replica needs has been hit for longer than the bound.
 
-    A fault elsewhere keeps the machine busy, so two samples must agree while one is active. A sample without an answer
-    claims nothing. Only a silence that is longer than the bound counts."""
+    A fault elsewhere keeps the machine busy, so two samples must agree while one is active. A slow time excuses every
+    replica, most of all after the faults, when all devices catch up. A sample without an answer claims nothing. Only a silence that is longer than the bound counts."""
     bound = int(run.settings["bounds"]["readiness_seconds"] * SECOND)
-    all_faults = _merged([(fault.begun, run.end_of(fault)) for fault in run.faults.values()])
+    excuses = [*run.faults.values(), *run.slow_times()]
+    all_faults = _merged([(fault.begun, run.end_of(fault)) for fault in excuses])
+    total = 0
     for replica in run.settings["replicas"]:
         samples = _since_first_ready(run.readiness.get(replica, []))
         if not samples:
             findings.add("readiness_untrue", f"{replica} was never ready")
-        own = _merged([(fault.begun, run.end_of(fault)) for fault in [*run.faults.values(), *run.slow_times()]
-                       if fault.hits & NEEDED or replica in fault.hits])
+        own = _merged([(fault.begun, run.end_of(fault)) for fault in excuses if fault.hits & NEEDED or replica in fault.hits])
+        total += sum(sample.t < (run.drained or run.last) for sample in samples)
         for faults, agreeing in ((all_faults, 1), (own, 2)):
             ends = [0, *(ended for _, ended in faults)]
             begins = [*(begun for begun, _ in faults), run.drained or run.last]
             for ended, begun in zip(ends, begins):
                 calm = [sample for sample in samples if ended + bound < sample.asked and sample.t < begun]
-                findings.judged("readiness_untrue", len(calm) if faults is own else 0)
+                if faults is own:
+                    findings.judged("readiness_untrue", len(calm))
+                    counts["readiness_judged"] += len(calm)
                 wrong = next(_untrue(calm, bound, agreeing), None)
                 if wrong is not None:
                     seconds = (wrong.t - ended) / SECOND
                     findings.add("readiness_untrue", f"{replica} was not ready after {seconds:.1f} s without a cause", wrong.at)
+    counts["readiness_judged_percent"] = 100 * counts["readiness_judged"] // max(1, total)
 
 
 def _untrue(samples: list[Sample], bound: int, agreeing: int) -> Iterator[Sample]:

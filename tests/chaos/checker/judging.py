@@ -31,7 +31,6 @@ def judge(directory: Path) -> dict[str, Any]:
     delivery.check(run, numbers, findings)
     counters.check(run, numbers, findings)
     counts += acks.check(run, numbers, findings)
-    recoveries = health.check(run, findings)
-    counts["readiness_judged"] = findings.comparisons["readiness_untrue"]
+    recoveries = health.check(run, counts, findings)
     amounts.count(run, counts)
     return report.summarise(run, [], counts, findings, recoveries)

@@ -140,6 +140,10 @@ class Fault:
     ends_from: int | None = None  # the parts may be back from then on
     effect: int = 0  # whatever it broke, counted; without any, it proves nothing
 
+    def is_outage(self) -> bool:
+        """Whether Postgres is wholly away."""
+        return self.total and "postgres" in self.hits
+
 
 @dataclass(slots=True)
 class Sample:

@@ -186,7 +186,31 @@ class Floors(Checks):
         self.assertEqual((verdict["columns"]["reordered"], verdict["status"]), (None, 0), verdict)
 
 
+    def test_an_outage_of_postgres_without_an_answer(self) -> None:
+        world = story()
+        self.assertGreater(verdict_of(world)["also"]["unreadiness_judged"], 0)
+        for sample in records(world, "readiness", status=503):
+            sample["status"] = 0
+        self.expect_problem(world, "while Postgres was away")
+        # A short one may be over before the bound.
+        world, _ = small()
+        world.fault("stop-postgres", 3, "postgres", total=True)
+        for sample in records(world, "readiness", status=503):
+            sample["status"] = 0
+        verdict = verdict_of(finished(world))
+        self.assertEqual((verdict["problems"], verdict["also"]["unreadiness_judged"]), ([], 0), verdict)
+
+
 class Readiness(Checks):
+    def test_the_share_of_time_in_which_it_was_judged(self) -> None:
+        def percent(*parts: str) -> int:
+            world, _ = small()
+            world.fault("herd", 30, *parts)
+            return int(verdict_of(finished(world))["also"]["readiness_judged_percent"])
+
+        self.assertGreater(percent("rabbitmq"), 50)
+        self.assertLess(percent("machine"), 25)
+
     def test_ready_in_a_short_outage(self) -> None:
         world = story()
         world.fault("kill-postgres", 5, "postgres", total=True)
@@ -243,6 +267,16 @@ class Overload(Checks):
                 sample["status"] = 503
             asked = world.t - 10_000_000
             world.records.append({"t": asked + seconds * 1_000_000, "kind": "witness", "asked": asked, "answered": True})
+            self.expect(finished(world), *columns)
+
+
+    def test_a_slow_answer_excuses_an_unready_replica_without_a_fault(self) -> None:
+        for seconds, columns in ((0, ("readiness_untrue",)), (3, ())):
+            world, _ = small()
+            world.wait(20)
+            asked = world.t - 4_000_000
+            world.records.append({"t": asked + seconds * 1_000_000, "kind": "witness", "asked": asked, "answered": True})
+            records(world, "readiness", replica="replica-0")[-1]["status"] = 503
             self.expect(finished(world), *columns)
 
 
