@@ -2,7 +2,7 @@
 //!
 //! A client is a task with a raw socket and no buffer. It checks the order of its events,
 //! acknowledges each, answers pings, and reconnects at once if its connection ends. The process
-//! prints a line if all clients are connected, and if each has one more event.
+//! prints a line when all clients are connected, and when each has one more event.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -209,7 +209,7 @@ fn take_frames(
     Ok(replies)
 }
 
-/// Counts one, and prints a line if all clients count.
+/// Counts one, and prints a line when all clients count.
 fn count(counter: &AtomicUsize, herd: &Herd, what: &str) {
     let number = counter.fetch_add(1, Ordering::Relaxed) + 1;
     if number.is_multiple_of(herd.clients) {

@@ -44,8 +44,8 @@ impl Fault {
 
 /// A fault that is about to begin.
 pub struct Plan {
-    /// The parts that it hits: `postgres`, `rabbitmq`, `replica-0` and so on, `clients`. Faults that
-    /// hit the same part never overlap.
+    /// The parts that it hits, from `hits` in `tests/chaos/checker/HISTORY.md`. Faults that hit the
+    /// same part never overlap.
     pub hits: Vec<String>,
     /// The target in words, for people.
     pub target: String,
