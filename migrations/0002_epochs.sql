@@ -47,6 +47,18 @@ exception when insufficient_privilege or undefined_function or feature_not_suppo
 end
 $$;
 
+-- Returns whether in_epoch is the present epoch, and the fingerprint is still that of this epoch. Behind a pooler
+-- a fail-over may end no connection, so a statement that stores numbers of clients calls it. Takes about 20 µs.
+create function is_present_epoch(in_epoch text) returns boolean language sql stable as $$
+    select exists (
+        select from epochs e, read_fingerprint() p
+        where e.epoch = in_epoch
+          and (e.system_identifier <> p.system_identifier) is not true
+          and (e.timeline <> p.timeline) is not true
+          and (e.database_oid <> p.database_oid) is not true
+          and (e.feeds_oid <> p.feeds_oid) is not true)
+$$;
+
 -- Begins a new epoch if in_old is the present one, or if in_old is null. Returns the present epoch. If several
 -- sessions call it with the same in_old, one of them begins the epoch: an advisory lock puts them in order.
 create function renew_epoch(in_old text, in_reason text) returns text language plpgsql volatile as $$

@@ -189,8 +189,9 @@ pub struct Advanced {
 /// Stores acks that clients sent in epoch `given_in`, each key at most once. A cursor never moves
 /// back.
 ///
-/// Stores nothing in another epoch, or if `feeds` is not the table of that epoch, as after
-/// `pg_restore --clean` on a live connection. A cursor that was deleted meanwhile is made again.
+/// Stores nothing in another epoch, or if the fingerprint is not that of the epoch, as after
+/// `pg_restore --clean` on a live connection, or after a fail-over behind a pooler. A cursor that was
+/// deleted meanwhile is made again.
 ///
 /// Locks the cursors in C order, because an upsert locks its rows in the order given, and waits
 /// 250 ms at most for each; uses `cursors_pkey` and `feeds_pkey`. The commit does not wait for the
@@ -207,8 +208,7 @@ pub async fn advance(
         "with settings as materialized (
              select set_config('synchronous_commit', 'off', true) as commits, set_config('lock_timeout', '250ms', true) as waits
          ), present as materialized (
-             select e.epoch from settings s, epochs e
-             where s.waits is not null and e.epoch = $5 and (e.feeds_oid <> 'feeds'::regclass) is not true
+             select from settings s where s.waits is not null and is_present_epoch($5)
          ), acks as materialized (
              select a.feed, a.subscriber, a.device, a.seq, f.last_seq
              from present p
@@ -232,7 +232,7 @@ pub async fn advance(
 }
 
 /// Raises the highest acks of feeds to acks that were stored in epoch `given_in`. Does nothing in
-/// another epoch.
+/// another epoch, or with another fingerprint.
 ///
 /// Locks the feeds, and leaves out locked ones; uses `feeds_pkey`. The commit does not wait for the
 /// disk, because the cursors have the same acks.
@@ -252,7 +252,7 @@ pub async fn raise(
              from settings s
              cross join unnest($1::text[], $2::bigint[]) as h (feed, seq)
              join feeds f on f.feed = h.feed and f.acked_seq < least(h.seq, f.last_seq)
-             where s.commits is not null and exists (select from epochs e where e.epoch = $3)
+             where s.commits is not null and is_present_epoch($3)
              order by f.feed
              for no key update of f skip locked)
          update feeds f set acked_seq = l.acked_seq from lower l where f.feed = l.feed",

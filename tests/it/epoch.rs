@@ -200,21 +200,29 @@ async fn an_ack_of_a_lost_order_covers_no_new_one() {
 }
 
 #[tokio::test]
-async fn an_ack_after_the_tables_were_restored_is_not_stored() {
-    let world = World::new().await;
-    let replica = world.serve().await;
-    let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
-    merchant_with_ten(&world, &mut merchant, 5).await;
-    // The table has another identity, as after `pg_restore --clean`, and the connections are the same.
-    world
-        .change_database("update epochs set feeds_oid = 0")
-        .await;
-    merchant.ack(MERCHANT, 10).await;
-    assert_eq!(merchant.closed().await.code, 4410);
-    let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
-    assert_eq!(cursor_of(&merchant), 5);
-    merchant.take_seqs(6..=10).await;
-    world.finish().await;
+async fn an_ack_after_the_database_changed_is_not_stored() {
+    for change in [
+        // The table has another identity, as after `pg_restore --clean`.
+        "update epochs set feeds_oid = 0",
+        // As after a fail-over behind a pooler.
+        "update epochs set timeline = '00000000'",
+        // As after a pooler was pointed to a restored copy.
+        "update epochs set system_identifier = '0'",
+        "update epochs set database_oid = 0",
+    ] {
+        let world = World::new().await;
+        let replica = world.serve().await;
+        let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
+        merchant_with_ten(&world, &mut merchant, 5).await;
+        // The connections are the same.
+        world.change_database(change).await;
+        merchant.ack(MERCHANT, 10).await;
+        assert_eq!(merchant.closed().await.code, 4410, "{change}");
+        let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
+        assert_eq!(cursor_of(&merchant), 5, "{change}");
+        merchant.take_seqs(6..=10).await;
+        world.finish().await;
+    }
 }
 
 #[tokio::test]
