@@ -2,8 +2,8 @@
 //!
 //! Acks come in and are merged: each write has the highest number of each cursor since the last
 //! write. A write changes only cursors; the rows of feeds follow seldom. If the replica crashes
-//! before a write, a few notifications are replayed, and none is skipped. This module never moves a
-//! cursor back.
+//! before a write, or Postgres crashes soon after it, a few notifications are replayed, and none is
+//! skipped. This module never moves a cursor back.
 
 mod highest;
 mod opening;

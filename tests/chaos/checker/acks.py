@@ -27,6 +27,8 @@ ALIVE_AFTER = 10 * SECOND
 CLOSES_THAT_KEEP_ACKS = (1000, 1012, 4401, 4408, 4409)
 # Faults of these parts delay the writes of every replica.
 DELAYING = frozenset(("postgres", "machine"))
+# These faults crash Postgres. A commit of acks does not wait for the disk, so a crash soon after it loses them.
+CRASHES_OF_POSTGRES = frozenset(("kill-postgres", "full-disk"))
 
 
 @dataclass(slots=True)
@@ -153,6 +155,7 @@ class Writes:
         self.run = run
         self.faults = sorted(run.faults.values(), key=lambda fault: fault.begun)
         self.delaying = sorted((fault for fault in [*self.faults, *run.slow_times()] if fault.hits & DELAYING), key=lambda fault: fault.begun)
+        self.crashes = [fault for fault in self.faults if fault.name in CRASHES_OF_POSTGRES]
         self.of_replica: dict[str, list[Fault]] = {
             replica: [fault for fault in self.faults if replica in fault.hits] for replica in run.settings["replicas"]}
 
@@ -161,11 +164,13 @@ class Writes:
         t = session.opened if ack is None else ack.t
         if ack is not None and (reason := self._not_arrived(session, ack, later)):
             return reason
+        by = self._written_by(t)
+        if _overlap(self.crashes, t, by, self.run):
+            return "a crash of Postgres"
         of_replica = self.of_replica.get(session.replica, [])
         if later.replica == session.replica and not _overlap(of_replica, t, later.opened, self.run):
             # The replica has it in memory.
             return None
-        by = self._written_by(t)
         if _overlap(of_replica, t - FAULT_BEFORE, by, self.run):
             return "a fault of the replica"
         return "the next session came too soon" if later.opened < by else None
@@ -186,7 +191,7 @@ class Writes:
         return "the next session came too soon" if later.opened < arrived_by else None
 
     def _written_by(self, t: int) -> int:
-        """When an ack of this moment is surely written, if its replica lives. It is written again until it is stored."""
+        """When an ack of this moment is surely on disk, if its replica and Postgres live. It is written again until it is stored."""
         busy = _overlap(self.faults, t - FAULT_BEFORE, t + WRITTEN_AFTER, self.run)
         by = t + (BUSY_WRITTEN_AFTER if busy else WRITTEN_AFTER)
         # An outage that ended before still keeps connections dead for a while.

@@ -78,12 +78,27 @@ class Acks(Checks):
 
     def test_an_ack_that_the_same_replica_has_in_memory(self) -> None:
         self.expect(self.lose(lambda world: None, "replica-0"), "acknowledged_but_replayed")
-        self.expect(self.lose(lambda world: world.fault("kill-postgres", 2, "postgres", total=True), "replica-0"),
+        self.expect(self.lose(lambda world: world.fault("pause-postgres", 2, "postgres", total=True), "replica-0"),
                     "acknowledged_but_replayed")
+
+    def test_an_ack_that_a_crash_of_postgres_lost(self) -> None:
+        def crash_later(fault: str, seconds: float) -> Callable[[World], None]:
+            def crash(world: World) -> None:
+                world.wait(seconds)
+                world.fault(fault, 2, "postgres", total=True)
+                world.wait(20)
+            return crash
+
+        for fault in ("kill-postgres", "full-disk"):
+            with self.subTest(fault=fault):
+                self.expect(self.lose(crash_later(fault, 1), "replica-0"))
+                self.expect(self.lose(crash_later(fault, 1)))
+                self.expect(self.lose(crash_later(fault, 8), "replica-0"), "acknowledged_but_replayed")
+        self.expect(self.lose(crash_later("restart-postgres", 1)), "acknowledged_but_replayed")
 
     def test_an_ack_that_waited_for_the_end_of_an_outage(self) -> None:
         def outage(world: World) -> None:
-            world.fault("kill-postgres", 2, "postgres", total=True)
+            world.fault("pause-postgres", 2, "postgres", total=True)
             world.wait(16)
 
         self.expect(self.lose(outage), "acknowledged_but_replayed")
