@@ -17,6 +17,9 @@ const PAUSE_MS: std::ops::Range<u64> = 200..1_000;
 /// Length of a session that flaps, and of the pause after it.
 const FLAP_MS: std::ops::Range<u64> = 500..6_000;
 const AWAY_MS: std::ops::Range<u64> = 100..4_000;
+/// Length of the only session that a device has before it is away for the rest of the load. It is long enough for
+/// its first ack.
+const VISIT: Duration = Duration::from_secs(8);
 
 /// Lives until the run is finishing and the device has received the counts.
 pub async fn live(stage: Arc<Stage>, device: Device, mut random: Rng) {
@@ -39,12 +42,19 @@ pub async fn live(stage: Arc<Stage>, device: Device, mut random: Rng) {
         let stay = Stay {
             slow: device.temper == Temper::Slow,
             hoards: device.temper == Temper::Hoarding,
-            length: (device.temper == Temper::Flapping)
-                .then(|| Duration::from_millis(random.u64(FLAP_MS))),
+            length: match device.temper {
+                Temper::Flapping => Some(Duration::from_millis(random.u64(FLAP_MS))),
+                Temper::Away => Some(VISIT),
+                _ => None,
+            },
         };
         let session = Session::new(&stage, name, &device, replica, &welcome, socket);
         if session.live(stay, &mut random, &mut phase).await {
             return;
+        }
+        if device.temper == Temper::Away {
+            // The sender lives as long as the stage.
+            phase.wait_for(|phase| *phase >= Phase::Draining).await.ok();
         }
         let pause = match device.temper {
             Temper::Flapping if *phase.borrow() == Phase::Running => random.u64(AWAY_MS),

@@ -28,6 +28,7 @@ pub const ALL: &[Fault] = &[
     fault("kill-all-replicas", 0..3_000, |stage, random| {
         processes::kill_replicas(stage, random, REPLICAS)
     }),
+    fault("kill-behind-lock", 0..2_000, postgres::kill_behind_lock),
     fault("pause-replica", 500..15_000, processes::pause_replica),
     fault("terminate-replica", 0..3_000, |stage, random| {
         processes::terminate_replicas(stage, random, 1)

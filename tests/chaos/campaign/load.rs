@@ -1,6 +1,7 @@
 //! The controls of the load: a fault may pause it, or make more of its events bad.
 
 use std::sync::atomic::{AtomicU16, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use sqlx::PgPool;
@@ -13,8 +14,8 @@ pub const PUBLISHERS: usize = 4;
 pub const BAD_PERMILLE: u16 = 3;
 /// Bound of a pause.
 const PAUSE_BOUND: Duration = Duration::from_secs(60);
-/// Publishers that are not blocked have fewer unconfirmed events together.
-const BLOCKED_MIN: usize = 40;
+/// RabbitMQ confirms a publish much sooner if it accepts publishes.
+const BLOCKED_AFTER: Duration = Duration::from_millis(500);
 const POLL: Duration = Duration::from_millis(50);
 
 /// Shared by the publishers and the faults.
@@ -25,6 +26,8 @@ pub struct Load {
     bad: AtomicU64,
     /// Unconfirmed events of each publisher.
     unconfirmed: [AtomicUsize; PUBLISHERS],
+    /// When each publisher sent the oldest event that waits for its confirm.
+    oldest: Mutex<[Option<Instant>; PUBLISHERS]>,
 }
 
 impl Load {
@@ -35,6 +38,7 @@ impl Load {
             good: AtomicU64::new(0),
             bad: AtomicU64::new(0),
             unconfirmed: Default::default(),
+            oldest: Mutex::default(),
         }
     }
 
@@ -63,19 +67,21 @@ impl Load {
         self.good.load(Ordering::Relaxed)
     }
 
-    pub fn set_unconfirmed(&self, publisher: usize, events: usize) {
+    /// The unconfirmed events of a publisher, and when it sent the oldest of them.
+    pub fn set_unconfirmed(&self, publisher: usize, events: usize, oldest: Option<Instant>) {
         self.unconfirmed[publisher].store(events, Ordering::Relaxed);
+        self.oldest()[publisher] = oldest;
     }
 
-    /// Events without a confirm, if so many wait that RabbitMQ accepts none; 0 otherwise.
+    /// The number of publishers that have waited so long for a confirm that RabbitMQ accepts no publish of them.
     pub fn blocked(&self) -> u64 {
-        let events = self.unconfirmed.iter();
-        let unconfirmed: usize = events.map(|events| events.load(Ordering::Relaxed)).sum();
-        if unconfirmed < BLOCKED_MIN {
-            0
-        } else {
-            u64::try_from(unconfirmed).expect("few events wait")
-        }
+        let oldest = self.oldest();
+        let sent = oldest.iter().flatten();
+        sent.filter(|sent| sent.elapsed() >= BLOCKED_AFTER).count() as u64
+    }
+
+    fn oldest(&self) -> MutexGuard<'_, [Option<Instant>; PUBLISHERS]> {
+        self.oldest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Pauses the load until all events are confirmed, and are stored or dead letters. Returns

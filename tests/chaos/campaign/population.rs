@@ -56,6 +56,8 @@ pub enum Temper {
     Hoarding,
     /// Leaves and returns.
     Flapping,
+    /// Has one short session, and returns when the load has ended.
+    Away,
     /// Never connects.
     Offline,
 }
@@ -105,11 +107,12 @@ impl Population {
                 subscriber: format!("chain-{chain}"),
                 device: None,
                 feeds: feeds.collect(),
-                // The first one reads the greatest merchant, and so enough to fill its window.
-                temper: if chain == 0 {
-                    Temper::Hoarding
-                } else {
-                    Temper::Steady
+                temper: match chain {
+                    // It reads the greatest merchant, and so enough to fill its window.
+                    0 => Temper::Hoarding,
+                    // The other devices of the same merchants acknowledge meanwhile.
+                    1 | 2 => Temper::Away,
+                    _ => Temper::Steady,
                 },
             });
         }

@@ -34,7 +34,7 @@ struct Pending {
 struct Waiting {
     pending: Pending,
     confirm: Pin<Box<PublisherConfirm>>,
-    deadline: Instant,
+    sent: Instant,
 }
 
 /// Publishes about `rate` events a second until the run drains, and returns when all are confirmed.
@@ -84,6 +84,7 @@ impl Line<'_> {
         let mut nacked = VecDeque::new();
         let (mut tick, mut due, phase) = (interval(TICK), 0.0, self.stage.phase());
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let load = &self.stage.load;
         loop {
             if waiting.is_empty() && !nacked.is_empty() {
                 sleep(PAUSE).await;
@@ -94,11 +95,19 @@ impl Line<'_> {
                 let Some(pending) = queue.pop_front() else {
                     break;
                 };
+                // Before the publish, because it does not return while RabbitMQ blocks the connection.
+                let sent = Instant::now();
+                let sent_at = waiting.front().map_or(sent, |waiting| waiting.sent);
+                load.set_unconfirmed(
+                    mix.publisher(),
+                    waiting.len() + queue.len() + 1,
+                    Some(sent_at),
+                );
                 match self.send(&pending).await {
                     Some(confirm) => waiting.push_back(Waiting {
                         pending,
                         confirm,
-                        deadline: Instant::now() + CONFIRM_BOUND,
+                        sent,
                     }),
                     None => {
                         queue.push_front(again(pending));
@@ -106,8 +115,8 @@ impl Line<'_> {
                     }
                 }
             }
-            let load = &self.stage.load;
-            load.set_unconfirmed(mix.publisher(), waiting.len() + queue.len());
+            let sent_at = waiting.front().map(|waiting| waiting.sent);
+            load.set_unconfirmed(mix.publisher(), waiting.len() + queue.len(), sent_at);
             let running = *phase.borrow() == Phase::Running;
             if !running && queue.is_empty() && waiting.is_empty() {
                 return queue;
@@ -215,7 +224,7 @@ async fn oldest(
     waiting: &mut VecDeque<Waiting>,
 ) -> Result<Result<Confirmation, lapin::Error>, tokio::time::error::Elapsed> {
     match waiting.front_mut() {
-        Some(oldest) => timeout_at(oldest.deadline, oldest.confirm.as_mut()).await,
+        Some(oldest) => timeout_at(oldest.sent + CONFIRM_BOUND, oldest.confirm.as_mut()).await,
         None => std::future::pending().await,
     }
 }

@@ -45,6 +45,15 @@ impl Setting {
         self == Self::AsynchronousStandby
     }
 
+    /// A fault, its end and the pause after it take less than this, except for the slowest ones. Nodes and standbys
+    /// start slowly.
+    pub fn seconds_per_fault(self) -> u64 {
+        match self {
+            Self::Alone | Self::MovedClocks => 30,
+            _ => 60,
+        }
+    }
+
     /// The least share of acks in percent that the checker must judge. A fail-over ends the sessions of all
     /// replicas with their acks under way, and it may lower cursors if it loses rows.
     pub fn acks_judged_percent_min(self) -> u64 {
@@ -217,6 +226,13 @@ impl Clocks {
         let new = file.with_extension("new");
         std::fs::write(&new, format!("{seconds:+}\n")).expect("a file can be written");
         std::fs::rename(new, file).expect("a file can be renamed");
+    }
+
+    /// Whether a process has loaded the library, so that its clock moves.
+    pub fn move_clock_of(&self, process: u32) -> bool {
+        let library = self.library.to_str().expect("a plain name");
+        let maps = std::fs::read_to_string(format!("/proc/{process}/maps"));
+        maps.is_ok_and(|maps| maps.contains(library))
     }
 
     fn environment(&self, replica: usize) -> Vec<(&'static str, String)> {

@@ -84,10 +84,14 @@ pub fn consumer_timeout(stage: &Arc<Stage>, _: &mut Rng) -> Plan {
         begin: async move {
             stage.services.rabbitmqctl(["eval", SHORT_TIMEOUT]).await;
             let lock = postgres::take(&stage, postgres::TABLE_LOCK).await;
+            let address = stage.to_rabbitmq.address();
+            let before = effects::connections(address);
             End::by(async move {
-                let blocked = lock.release().await;
+                // A replica closes the connection of a channel that RabbitMQ closed.
+                let closed = effects::gone(&before, address);
+                lock.release().await;
                 stage.services.rabbitmqctl(["eval", LONG_TIMEOUT]).await;
-                blocked
+                closed
             })
         }
         .boxed(),

@@ -145,9 +145,11 @@ pub fn move_clock(stage: &Arc<Stage>, random: &mut Rng) -> Plan {
         begin: async move {
             stage.parts.clocks().set(replica, seconds);
             End::by(async move {
-                let runs = stage.replicas[replica].is_running();
+                let process = stage.replicas[replica].process_id();
+                let moved =
+                    process.is_some_and(|process| stage.parts.clocks().move_clock_of(process));
                 stage.parts.clocks().set(replica, 0);
-                runs.into()
+                moved.into()
             })
         }
         .boxed_local(),

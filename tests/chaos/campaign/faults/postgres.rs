@@ -11,12 +11,14 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
 use crate::campaign::nemesis::{End, Plan};
-use crate::campaign::stage::Stage;
+use crate::campaign::stage::{REPLICAS, Stage, name};
 
 /// Interval of the loop that ends sessions.
 const TERMINATE_INTERVAL: Duration = Duration::from_millis(250);
 /// Postgres may still recover from the fault before.
 const BEGIN_BOUND: Duration = Duration::from_secs(30);
+/// Bound for the load to run into a lock.
+const BLOCK_BOUND: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(100);
 
 /// The rows of the greatest feeds are locked, so that ingest waits.
@@ -39,6 +41,40 @@ pub fn lock(stage: &Arc<Stage>, statement: &'static str) -> Plan {
         begin: async move {
             let lock = take(&stage, statement).await;
             End::by(async move { lock.release().await })
+        }
+        .boxed(),
+    }
+}
+
+/// All replicas are killed while appends wait for a lock. The appends end too, so that nothing of them is stored.
+pub fn kill_behind_lock(stage: &Arc<Stage>, _: &mut Rng) -> Plan {
+    const END_WAITING: &str =
+        "select count(*) filter (where pg_terminate_backend(pid)) from pg_stat_activity
+         where $1 = any (pg_blocking_pids(pid))";
+    let stage = Arc::clone(stage);
+    let mut hits: Vec<_> = (0..REPLICAS).map(name).collect();
+    hits.push("postgres".to_owned());
+    Plan {
+        hits,
+        target: "all replicas killed while appends wait for a lock".to_owned(),
+        total: true,
+        begin: async move {
+            let lock = take(&stage, TABLE_LOCK).await;
+            let deadline = Instant::now() + BLOCK_BOUND;
+            while lock.blocked.load(Ordering::Relaxed) == 0 && Instant::now() < deadline {
+                sleep(POLL).await;
+            }
+            for replica in 0..REPLICAS {
+                stage.hold(replica);
+                stage.replicas[replica].kill();
+            }
+            let ended = sqlx::query_scalar::<_, i64>(END_WAITING).bind(lock.holder);
+            let ended = ended.fetch_one(&stage.pool).await.unwrap_or_default();
+            lock.release().await;
+            End::by(async move {
+                (0..REPLICAS).for_each(|replica| stage.release(replica));
+                ended.unsigned_abs()
+            })
         }
         .boxed(),
     }
@@ -113,6 +149,8 @@ async fn configure(stage: &Stage, statement: &'static str) {
 /// A lock, and the task that counts the sessions that wait for it.
 pub struct Lock {
     transaction: Transaction<'static, Postgres>,
+    /// The process of Postgres that holds it.
+    holder: i32,
     watching: JoinHandle<()>,
     blocked: Arc<AtomicI64>,
 }
@@ -146,6 +184,7 @@ pub async fn take(stage: &Stage, statement: &'static str) -> Lock {
                 let watching = watch(stage.pool.clone(), holder, Arc::clone(&blocked));
                 return Lock {
                     transaction,
+                    holder,
                     watching: tokio::spawn(watching),
                     blocked,
                 };
