@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::net::TcpStream;
 
-use crate::support::{Event, Monitor, PATIENCE, Parcel, Proxy, World, eventually, holds};
+use crate::support::{Event, Monitor, PATIENCE, Parcel, World, eventually, holds};
 
 const MERCHANT: &str = "merchant-42";
 /// Longer than a rule without `for` waits.
@@ -67,12 +67,10 @@ async fn a_service_that_ends_as_soon_as_it_starts() {
 #[tokio::test]
 async fn a_broker_that_is_away_and_a_canary_that_does_not_come_through() {
     let world = World::new().await;
-    let network = Proxy::before_service(world.amqp_url()).await;
-    let replica = world
+    let (network, replica) = world
         .replica()
-        .with("AMQP_URL", network.url(world.amqp_url()))
         .with("SHOPBELL_CANARY_SECONDS", 1)
-        .start()
+        .start_behind_broker_proxy()
         .await;
     replica
         .metric_reaches("shopbell_canary_publish_to_ack_seconds_count", 3)
@@ -117,12 +115,7 @@ async fn a_broker_that_is_away_and_a_canary_that_does_not_come_through() {
 #[tokio::test]
 async fn a_database_that_is_away() {
     let world = World::new().await;
-    let network = Proxy::before_service(world.database_url()).await;
-    let replica = world
-        .replica()
-        .with("DATABASE_URL", network.url(world.database_url()))
-        .start()
-        .await;
+    let (network, replica) = world.replica().start_behind_database_proxy().await;
     let monitor = Monitor::of(&world, [&replica]).await;
     network.cut();
     replica.metric_is("shopbell_database_up", "", 0).await;

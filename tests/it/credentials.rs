@@ -5,7 +5,9 @@ use std::fs;
 use sqlx::AssertSqlSafe;
 use sqlx::postgres::PgPool;
 
-use crate::support::{Event, PATIENCE, Proxy, World, eventually, holds};
+use crate::support::{
+    Event, Merchant, PATIENCE, Proxy, Publisher, Replica, Setup, World, eventually, holds,
+};
 
 const MERCHANT: &str = "m-1";
 
@@ -20,24 +22,19 @@ async fn a_reconnect_uses_the_url_that_its_file_has_now() {
         format!("create role {role} login password 'one' in role shopbell_app"),
     )
     .await;
-    let (first, second) = (
-        Proxy::before_service(world.amqp_url()).await,
-        Proxy::before_service(world.amqp_url()).await,
-    );
     let database = world.file("database-url", format!("{}\n", named("one")).as_bytes());
-    let amqp = world.file("amqp-url", first.url(world.amqp_url()).as_bytes());
-    let replica = world
+    let setup = world
         .replica()
         .without("DATABASE_URL")
-        .without("AMQP_URL")
-        .with("DATABASE_URL_FILE", &database)
-        .with("AMQP_URL_FILE", &amqp)
-        .start()
-        .await;
-    let publisher = world.publisher().await;
-    let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
-    publisher.publish_all(Event::orders(MERCHANT, 2)).await;
-    merchant.take_seqs(1..=2).await;
+        .with("DATABASE_URL_FILE", &database);
+    let Opening {
+        first,
+        second,
+        amqp,
+        replica,
+        publisher,
+        mut merchant,
+    } = Opening::of(&world, setup).await;
 
     // A file that cannot be used changes nothing.
     for bad in ["", "hunter2", "postgres://hunter2@a,b/c"] {
@@ -88,21 +85,14 @@ async fn a_reconnect_uses_the_url_that_its_file_has_now() {
 #[tokio::test]
 async fn a_new_address_of_rabbitmq_ends_the_old_connections() {
     let world = World::new().await;
-    let (first, second) = (
-        Proxy::before_service(world.amqp_url()).await,
-        Proxy::before_service(world.amqp_url()).await,
-    );
-    let amqp = world.file("amqp-url", first.url(world.amqp_url()).as_bytes());
-    let replica = world
-        .replica()
-        .without("AMQP_URL")
-        .with("AMQP_URL_FILE", &amqp)
-        .start()
-        .await;
-    let publisher = world.publisher().await;
-    let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
-    publisher.publish_all(Event::orders(MERCHANT, 2)).await;
-    merchant.take_seqs(1..=2).await;
+    let Opening {
+        first,
+        second,
+        amqp,
+        replica,
+        publisher,
+        mut merchant,
+    } = Opening::of(&world, world.replica()).await;
 
     // Only the address changes. Nothing else ends the open connections.
     fs::write(&amqp, second.url(world.amqp_url())).expect("a file can be written");
@@ -118,6 +108,43 @@ async fn a_new_address_of_rabbitmq_ends_the_old_connections() {
     replica.ready().await;
     merchant.leave().await;
     world.finish().await;
+}
+
+/// A replica that reads the URL of RabbitMQ from a file, and a merchant that has got two events.
+struct Opening {
+    /// The address of RabbitMQ in the file.
+    first: Proxy,
+    /// Another address of the same RabbitMQ.
+    second: Proxy,
+    /// The path of the file.
+    amqp: String,
+    replica: Replica,
+    publisher: Publisher,
+    merchant: Merchant,
+}
+
+impl Opening {
+    async fn of(world: &World, setup: Setup<'_>) -> Self {
+        let (first, second) = (
+            Proxy::before_service(world.amqp_url()).await,
+            Proxy::before_service(world.amqp_url()).await,
+        );
+        let amqp = world.file("amqp-url", first.url(world.amqp_url()).as_bytes());
+        let setup = setup.without("AMQP_URL").with("AMQP_URL_FILE", &amqp);
+        let replica = setup.start().await;
+        let publisher = world.publisher().await;
+        let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
+        publisher.publish_all(Event::orders(MERCHANT, 2)).await;
+        merchant.take_seqs(1..=2).await;
+        Self {
+            first,
+            second,
+            amqp,
+            replica,
+            publisher,
+            merchant,
+        }
+    }
 }
 
 async fn execute(admin: &PgPool, statement: String) {

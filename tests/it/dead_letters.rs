@@ -1,6 +1,6 @@
 //! A dead letter is stored with its batch and published later, so no order waits for RabbitMQ.
 
-use crate::support::{Event, PATIENCE, Parcel, Proxy, World, eventually, holds};
+use crate::support::{Event, PATIENCE, Parcel, World, eventually, holds};
 
 const MERCHANT: &str = "merchant-42";
 
@@ -231,12 +231,7 @@ async fn letters_of_a_killed_replica_are_published_by_another_one() {
 async fn a_commit_with_a_dead_letter_is_repeated_if_its_reply_is_lost() {
     const WARMING: u64 = 8;
     let world = World::new().await;
-    let network = Proxy::before_service(world.database_url()).await;
-    let replica = world
-        .replica()
-        .with("DATABASE_URL", network.url(world.database_url()))
-        .start()
-        .await;
+    let (network, replica) = world.replica().start_behind_database_proxy().await;
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
     let (publisher, orders) = (world.publisher().await, Event::orders(MERCHANT, 12));
 

@@ -1,7 +1,7 @@
 //! The database is restored to an earlier state while replicas run. No number from before the
 //! restore is used again.
 
-use crate::support::{Event, Frame, Merchant, Monitor, Proxy, World};
+use crate::support::{Event, Frame, Merchant, Monitor, World};
 
 const MERCHANT: &str = "merchant-42";
 /// Another replica stores this in the restored database before this one reads the epoch.
@@ -116,12 +116,7 @@ async fn orders_that_got_old_numbers_after_a_restore_are_sent() {
 #[tokio::test]
 async fn a_pending_ack_of_before_a_restore_covers_no_new_order() {
     let world = World::new().await;
-    let proxy = Proxy::before_service(world.database_url()).await;
-    let replica = world
-        .replica()
-        .with("DATABASE_URL", proxy.url(world.database_url()))
-        .start()
-        .await;
+    let (proxy, replica) = world.replica().start_behind_database_proxy().await;
     world
         .publisher()
         .await

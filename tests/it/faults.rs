@@ -7,12 +7,7 @@ const MERCHANT: &str = "merchant-42";
 #[tokio::test]
 async fn ingest_waits_in_place_for_an_absent_database() {
     let world = World::new().await;
-    let network = Proxy::before_service(world.database_url()).await;
-    let replica = world
-        .replica()
-        .with("DATABASE_URL", network.url(world.database_url()))
-        .start()
-        .await;
+    let (network, replica) = world.replica().start_behind_database_proxy().await;
     let publisher = world.publisher().await;
     publisher.publish_all(Event::orders(MERCHANT, 10)).await;
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
@@ -52,12 +47,7 @@ async fn ingest_waits_in_place_for_an_absent_database() {
 #[tokio::test]
 async fn events_held_for_an_absent_database_keep_their_order_after_a_stop() {
     let world = World::new().await;
-    let network = Proxy::before_service(world.database_url()).await;
-    let replica = world
-        .replica()
-        .with("DATABASE_URL", network.url(world.database_url()))
-        .start()
-        .await;
+    let (network, replica) = world.replica().start_behind_database_proxy().await;
     // Later events would be stored first if their deliveries came before the held ones are
     // returned.
     let standby = world.serve().await;
@@ -91,12 +81,7 @@ async fn events_held_for_an_absent_database_keep_their_order_after_a_stop() {
 #[tokio::test]
 async fn ingest_waits_in_place_for_a_silent_database() {
     let world = World::new().await;
-    let network = Proxy::before_service(world.database_url()).await;
-    let replica = world
-        .replica()
-        .with("DATABASE_URL", network.url(world.database_url()))
-        .start()
-        .await;
+    let (network, replica) = world.replica().start_behind_database_proxy().await;
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
 
     network.stall();
@@ -116,12 +101,7 @@ async fn ingest_waits_in_place_for_a_silent_database() {
 #[tokio::test]
 async fn a_silent_connection_to_the_database_is_replaced() {
     let world = World::new().await;
-    let network = Proxy::before_service(world.database_url()).await;
-    let replica = world
-        .replica()
-        .with("DATABASE_URL", network.url(world.database_url()))
-        .start()
-        .await;
+    let (network, replica) = world.replica().start_behind_database_proxy().await;
     let publisher = world.publisher().await;
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
     publisher.publish_all(Event::orders(MERCHANT, 10)).await;
@@ -140,12 +120,7 @@ async fn a_silent_connection_to_the_database_is_replaced() {
 #[tokio::test]
 async fn without_a_broker_sessions_are_served_from_the_database() {
     let world = World::new().await;
-    let network = Proxy::before_service(world.amqp_url()).await;
-    let replica = world
-        .replica()
-        .with("AMQP_URL", network.url(world.amqp_url()))
-        .start()
-        .await;
+    let (network, replica) = world.replica().start_behind_broker_proxy().await;
     let publisher = world.publisher().await;
     publisher.publish_all(Event::orders(MERCHANT, 20)).await;
     world.expect_stored(MERCHANT, 20).await;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::support::{Event, Frame, Merchant, PATIENCE, Proxy, World, eventually, holds};
+use crate::support::{Event, Frame, Merchant, PATIENCE, World, eventually, holds};
 
 const MERCHANT: &str = "merchant-42";
 
@@ -10,12 +10,7 @@ const MERCHANT: &str = "merchant-42";
 async fn a_replica_without_hints_finds_marks_in_the_database() {
     let world = World::new().await;
     let near = world.serve().await;
-    let proxy = Proxy::before_service(world.amqp_url()).await;
-    let far = world
-        .replica()
-        .with("AMQP_URL", proxy.url(world.amqp_url()))
-        .start()
-        .await;
+    let (proxy, far) = world.replica().start_behind_broker_proxy().await;
     world
         .publisher()
         .await
@@ -57,12 +52,7 @@ async fn a_replica_without_hints_finds_marks_in_the_database() {
 #[tokio::test]
 async fn marks_sent_while_postgres_is_away_are_stored_later() {
     let world = World::new().await;
-    let proxy = Proxy::before_service(world.database_url()).await;
-    let replica = world
-        .replica()
-        .with("DATABASE_URL", proxy.url(world.database_url()))
-        .start()
-        .await;
+    let (proxy, replica) = world.replica().start_behind_database_proxy().await;
     world
         .publisher()
         .await

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-use crate::support::{Event, PATIENCE, Proxy, Replica, World, eventually, holds, http};
+use crate::support::{Event, PATIENCE, Replica, World, eventually, holds, http};
 
 const MERCHANT: &str = "merchant-42";
 /// As many as the history pool has.
@@ -16,12 +16,7 @@ const AT_ONCE: Duration = Duration::from_secs(4);
 #[tokio::test]
 async fn aborted_requests_to_a_silent_database_give_their_connections_back() {
     let world = World::new().await;
-    let network = Proxy::before_service(world.database_url()).await;
-    let replica = world
-        .replica()
-        .with("DATABASE_URL", network.url(world.database_url()))
-        .start()
-        .await;
+    let (network, replica) = world.replica().start_behind_database_proxy().await;
     world
         .publisher()
         .await
@@ -54,12 +49,7 @@ async fn aborted_requests_to_a_silent_database_give_their_connections_back() {
 #[tokio::test]
 async fn connections_to_a_server_that_became_read_only_are_left() {
     let world = World::new().await;
-    let network = Proxy::before_service(world.database_url()).await;
-    let replica = world
-        .replica()
-        .with("DATABASE_URL", network.url(world.database_url()))
-        .start()
-        .await;
+    let (network, replica) = world.replica().start_behind_database_proxy().await;
     let publisher = world.publisher().await;
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
     publisher.publish_all(Event::orders(MERCHANT, 5)).await;
@@ -188,12 +178,7 @@ async fn connections_that_open_slowly_are_not_given_up() {
     /// A new connection needs seven round trips, and a caller waits for two seconds.
     const HALF_A_ROUND_TRIP: Duration = Duration::from_millis(200);
     let world = World::new().await;
-    let network = Proxy::before_service(world.database_url()).await;
-    let replica = world
-        .replica()
-        .with("DATABASE_URL", network.url(world.database_url()))
-        .start()
-        .await;
+    let (network, replica) = world.replica().start_behind_database_proxy().await;
     let publisher = world.publisher().await;
     publisher.publish_all(Event::orders(MERCHANT, 5)).await;
     world.expect_stored(MERCHANT, 5).await;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::support::{Event, PATIENCE, Proxy, World, eventually, holds};
+use crate::support::{Event, PATIENCE, World, eventually, holds};
 
 const MERCHANT: &str = "merchant-42";
 
@@ -57,12 +57,7 @@ async fn another_source_or_another_recipient_makes_another_notification() {
 #[tokio::test]
 async fn a_redelivery_after_the_commit_adds_no_notification_and_no_gap() {
     let world = World::new().await;
-    let network = Proxy::before_service(world.amqp_url()).await;
-    let replica = world
-        .replica()
-        .with("AMQP_URL", network.url(world.amqp_url()))
-        .start()
-        .await;
+    let (network, replica) = world.replica().start_behind_broker_proxy().await;
     let publisher = world.publisher().await;
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
 

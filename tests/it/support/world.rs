@@ -11,7 +11,7 @@ use sqlx::postgres::{PgPool, PgPoolOptions};
 use uuid::Uuid;
 
 use super::process::Environment;
-use super::{Broker, Done, Handshake, Publisher, Replica, Token, command, template, url};
+use super::{Broker, Done, Handshake, Proxy, Publisher, Replica, Token, command, template, url};
 
 /// The user of the service in RabbitMQ.
 const SERVICE: &str = "shopbell-service";
@@ -316,6 +316,22 @@ impl Setup<'_> {
     pub fn open_files(mut self, files: u32) -> Self {
         self.open_files = Some(files);
         self
+    }
+
+    /// Starts it with a proxy before Postgres.
+    pub async fn start_behind_database_proxy(self) -> (Proxy, Replica) {
+        let url = self.world.database_url();
+        let proxy = Proxy::before_service(url).await;
+        let replica = self.with("DATABASE_URL", proxy.url(url)).start().await;
+        (proxy, replica)
+    }
+
+    /// Starts it with a proxy before RabbitMQ.
+    pub async fn start_behind_broker_proxy(self) -> (Proxy, Replica) {
+        let url = self.world.amqp_url();
+        let proxy = Proxy::before_service(url).await;
+        let replica = self.with("AMQP_URL", proxy.url(url)).start().await;
+        (proxy, replica)
     }
 
     /// Starts it, and waits until it serves.
