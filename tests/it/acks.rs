@@ -1,5 +1,7 @@
 //! Acks are written for many numbers together, and at once if a client leaves.
 
+use std::time::Duration;
+
 use crate::support::{Event, PATIENCE, World, eventually, holds};
 
 const MERCHANT: &str = "merchant-42";
@@ -14,6 +16,8 @@ const NOTE_EVERY_WRITE: &str = "
         return null;
     end $$;
     create trigger note_write after update on cursors for each statement execute function note_write()";
+/// The row of a feed follows the acks of its subscribers so much later.
+const RAISE_AFTER: Duration = Duration::from_secs(20);
 const HIGHEST: &str = "select sum(acked_seq)::bigint from feeds";
 const WRITES: &str = "select count(*) from writes";
 const SHORTEST_PAUSE_MS: &str = "select coalesce(1000 * extract(epoch from min(pause)), 0)::bigint
@@ -112,19 +116,27 @@ async fn a_locked_feed_stops_no_ack_and_its_row_follows_later() {
         "an ack changes its cursor only"
     );
     assert_eq!(world.number("select count(*) from undelivered").await, 1);
-    eventually("the row of the other feed follows", PATIENCE, async || {
-        let highest = world.number(HIGHEST).await;
-        holds(highest == 2, highest)
-    })
+    eventually(
+        "the row of the other feed follows",
+        RAISE_AFTER + PATIENCE,
+        async || {
+            let highest = world.number(HIGHEST).await;
+            holds(highest == 2, highest)
+        },
+    )
     .await;
     drop(locked);
     // The next ack of the feed that was locked raises its row.
     publisher.publish(&Event::order(MERCHANT)).await;
     first.take_seqs(4..=4).await;
-    eventually("the row of the locked feed follows", PATIENCE, async || {
-        let highest = world.number(HIGHEST).await;
-        holds(highest == 4 + 2, highest)
-    })
+    eventually(
+        "the row of the locked feed follows",
+        RAISE_AFTER + PATIENCE,
+        async || {
+            let highest = world.number(HIGHEST).await;
+            holds(highest == 4 + 2, highest)
+        },
+    )
     .await;
     let retries = replica
         .metric_where("shopbell_retries_total", r#"part="acks""#)

@@ -7,7 +7,7 @@ use crate::support::World;
 
 /// A statement of new sessions may take so long.
 const SHORT_STATEMENTS: &str = "do $$ begin
-    execute format('alter database %I set statement_timeout = ''300ms''', current_database()); end $$";
+    execute format('alter database %I set statement_timeout = ''1s''', current_database()); end $$";
 
 #[tokio::test]
 async fn verify_bounds_its_lists_and_counts_the_rest() {
@@ -55,8 +55,8 @@ async fn verify_reads_a_large_feed_in_steps_with_a_timeout() {
         .change_database(
             "insert into notifications (feed, seq, identity, source, event_id, event_type, time)
                  select 'large', n, event_identity('large', '/s', n::text), '/s', n::text, 't', now()
-                 from generate_series(11, 1000) n;
-             update feeds set last_seq = 1000, unread = 996, unhandled = 1000 where feed = 'large';
+                 from generate_series(11, 3000) n;
+             update feeds set last_seq = 3000, unread = 2996, unhandled = 3000 where feed = 'large';
              alter table notifications rename to fast;
              create view notifications as select * from fast where pg_sleep(0.001) is not null",
         )
@@ -65,12 +65,12 @@ async fn verify_reads_a_large_feed_in_steps_with_a_timeout() {
     let done = world.shopbell(&["verify", "large"]).await.succeeded();
     assert_eq!(
         done.stdout,
-        "1 feeds with 1000 notifications and 1 cursors, 0 rows in indexes: no problem\n"
+        "1 feeds with 3000 notifications and 1 cursors, 0 rows in indexes: no problem\n"
     );
     world
         .change_database("delete from fast where seq = 700")
         .await;
     let done = world.shopbell(&["verify", "large"]).await.failed_with(1);
-    let missing = "1 notifications from 1 to 1000 are missing, the first is 700";
+    let missing = "1 notifications from 1 to 3000 are missing, the first is 700";
     assert!(done.stdout.contains(missing), "{done:?}");
 }
