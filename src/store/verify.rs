@@ -31,7 +31,7 @@ const APPLICATION: &str = "shopbell verify";
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, FromRow)]
 pub struct Problem {
     /// The broken invariant: `numbers`, `counts`, `cursors`, `marks`, `imports`, `held`, `epoch`,
-    /// `indexes`, `identities`, or `readable` if Postgres could not read rows.
+    /// `indexes`, `identities`, `settled`, or `readable` if Postgres could not read rows.
     #[sqlx(rename = "check_name")]
     pub check: String,
     /// The feed, if the problem concerns one.

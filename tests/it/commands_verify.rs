@@ -116,7 +116,7 @@ async fn verify_finds_no_problem_while_replicas_work() {
 
 /// Each contradiction: the feed that it makes, the statements, the check, and a part of the text.
 /// The feed has ten notifications, which are read up to 4, and two marks.
-const CONTRADICTIONS: [(&str, &str, &str, &str); 29] = [
+const CONTRADICTIONS: [(&str, &str, &str, &str); 32] = [
     (
         "missing",
         "delete from notifications where feed = 'missing' and seq = 3",
@@ -272,6 +272,24 @@ const CONTRADICTIONS: [(&str, &str, &str, &str); 29] = [
         "update notifications set identity = gen_random_uuid() where feed = 'identity' and seq = 3",
         "identities",
         "notification 3 has an identity that is not the one of its event",
+    ),
+    (
+        "settled",
+        "insert into settled_blocks values ('settled', 'read', 0)",
+        "settled",
+        "the block 0, settled as read, ends above the newest number",
+    ),
+    (
+        "unsettled",
+        "update feeds set last_seq = 1000 where feed = 'unsettled'; insert into settled_blocks values ('unsettled', 'handled', 0)",
+        "settled",
+        "the block 0, settled as handled, has notifications without this mark",
+    ),
+    (
+        "uncounted",
+        "insert into settled_blocks values ('uncounted', 'read', 9223372036854775807)",
+        "settled",
+        "the block 9223372036854775807, settled as read, ends above the newest number",
     ),
     (
         "index",

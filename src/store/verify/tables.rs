@@ -76,8 +76,8 @@ const fn unique(name: &'static str, finds: &'static str) -> Index {
     }
 }
 
-/// The tables whose loss a merchant would notice.
-pub(super) const INDEXED: [Table; 6] = [
+/// The tables whose loss or damage a merchant would notice.
+pub(super) const INDEXED: [Table; 7] = [
     Table {
         name: "feeds",
         row: "'the feed'",
@@ -141,6 +141,30 @@ pub(super) const INDEXED: [Table; 6] = [
             "i.feed = t.feed and i.import_id = t.import_id",
         )],
         wrong: &[],
+    },
+    Table {
+        name: "settled_blocks",
+        row: "format('the block %s, settled as %s,', t.block, t.kind)",
+        indexes: &[unique(
+            "settled_blocks_pkey",
+            "i.feed = t.feed and i.kind = t.kind and i.block = t.block",
+        )],
+        wrong: &[
+            (
+                "settled",
+                "t.block >= coalesce((select f.last_seq from feeds f where f.feed = t.feed), 0) / 1000",
+                "ends above the newest number, so the history will not find new notifications",
+            ),
+            (
+                "settled",
+                // The bound keeps the numbers of a damaged block in their type.
+                "exists (select from notifications n
+                         where n.feed = t.feed and n.seq > least(t.block, 1000000000000000) * 1000
+                           and n.seq <= least(t.block, 1000000000000000) * 1000 + 1000
+                           and case t.kind when 'read' then n.read_at else n.handled_at end is null)",
+                "has notifications without this mark, so the history does not find them",
+            ),
+        ],
     },
 ];
 
