@@ -1,5 +1,5 @@
-//! Partial failures: an alarm with bad events in the queue, a Postgres that turns silent, a secret
-//! that changes. No order is lost, repeated or reordered.
+//! Partial failures: an alarm with bad events in the queue, a Postgres that turns silent or has no
+//! space, a secret that changes. No order is lost, repeated or reordered.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,10 +8,12 @@ use futures_util::future::join_all;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use crate::cluster::Cluster;
 use crate::it::support::{
     Event, Frame, Handshake, PATIENCE, Parcel, Proxy, Replica, Token, World, eventually, holds,
     http,
 };
+use crate::programs::is_root;
 use crate::services::Services;
 use crate::{ALONE, Cast, run};
 
@@ -95,6 +97,72 @@ async fn a_silent_primary_with_aborted_requests_loses_nothing_and_recovers() {
         ..ALONE
     };
     run(&services, cast, 2, strike).await;
+}
+
+/// It needs root, as the scenario `small-disk`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn readyz_names_the_full_disk_of_postgres_until_there_is_space() {
+    /// Space for a new cluster and the log of this story.
+    const MEGABYTES: u32 = 256;
+    /// After this time, a delivery that is not stored degrades the replica.
+    const STUCK_AFTER: Duration = Duration::from_secs(30);
+    const ORDERS: u64 = 20;
+    /// Random text of this length needs new pages of its table.
+    const NOTE_BYTES: usize = 6_000;
+    if !is_root() {
+        eprintln!("not run, because only root can mount a small disk");
+        return;
+    }
+    let services = Services::up().await;
+    let mut postgres = Cluster::primary_on_disk_of(MEGABYTES).await;
+    let world = World::at(postgres.url(), services.amqp_url.clone()).await;
+    let replica = world.serve().await;
+    let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
+    let publisher = world.publisher().await;
+    publisher.publish(&Event::order(MERCHANT)).await;
+    merchant.take_seqs(1..=1).await;
+
+    postgres.fill_disk();
+    let orders: Vec<_> = (0..ORDERS)
+        .map(|_| {
+            let note: String = std::iter::repeat_with(fastrand::alphanumeric)
+                .take(NOTE_BYTES)
+                .collect();
+            Event::new(
+                "note.left",
+                MERCHANT,
+                &format!(r#"{{"note":"{note}"}}"#),
+            )
+        })
+        .collect();
+    publisher.publish_all(&orders).await;
+    eventually("/readyz names it", STUCK_AFTER + PATIENCE, async || {
+        let reply = replica.get("/readyz").await;
+        let text = reply.text();
+        let named =
+            text.contains("ingest has held a delivery") && text.contains("No space left on device");
+        let degraded =
+            text.contains(r#""status":"degraded""#) && text.contains(r#""database":"ok""#);
+        holds(reply.status == 200 && named && degraded, text)
+    })
+    .await;
+    // Sessions are served from Postgres all the same.
+    merchant.ping().await;
+
+    postgres.free_disk();
+    postgres.start().await;
+    let arrived = merchant.take_seqs(2..=ORDERS + 1).await;
+    let ids = arrived.iter().map(|notification| notification.id.as_str());
+    assert!(ids.eq(orders.iter().map(Event::event_id)));
+    eventually("/readyz reports no detail", PATIENCE, async || {
+        let text = replica.get("/readyz").await.text();
+        holds(
+            text.contains(r#""status":"ready""#) && !text.contains("detail"),
+            text,
+        )
+    })
+    .await;
+    world.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
