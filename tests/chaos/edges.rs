@@ -128,11 +128,7 @@ async fn readyz_names_the_full_disk_of_postgres_until_there_is_space() {
             let note: String = std::iter::repeat_with(fastrand::alphanumeric)
                 .take(NOTE_BYTES)
                 .collect();
-            Event::new(
-                "note.left",
-                MERCHANT,
-                &format!(r#"{{"note":"{note}"}}"#),
-            )
+            Event::new("note.left", MERCHANT, &format!(r#"{{"note":"{note}"}}"#))
         })
         .collect();
     publisher.publish_all(&orders).await;
