@@ -310,7 +310,7 @@ pub(super) const MAX_PAGE_BYTES: Setting = Setting {
     kind: number(1_048_576, 1_099_511_627_776, "bytes"),
     default: Default::Value("268435456"),
     used_by: UsedBy::Only(Role::Gateway),
-    description: "Most memory for notifications that were read for a replay and are not yet written, of all sessions of one replica; further replays wait",
+    description: "Memory for notifications that were read for a replay and are not yet written, of all sessions of one replica; further replays wait. One event more for each page that is being read",
     page: Some("scaling.md"),
 };
 

@@ -20,7 +20,7 @@ use crate::retry::Retry;
 use crate::store;
 use crate::store::StoreError;
 use crate::store::damage::{Damaged, Halves};
-use crate::store::pages::PageRequest;
+use crate::store::pages::{PAGE_BYTES_MAX, PageRequest};
 use crate::store::pool::Pool;
 use crate::telemetry::labels::Retried;
 use crate::telemetry::metrics::Metrics;
@@ -40,12 +40,16 @@ const REST_MAX: Duration = Duration::from_millis(50);
 const GIVE_UP_AFTER: Duration = Duration::from_secs(60);
 /// Rows per read if little room is left for pages.
 const ROWS_IF_SHORT: i64 = 16;
+/// Bytes of data before the last row of a page if little room is left for pages.
+const BYTES_IF_SHORT: i64 = 16 * 1024;
 /// Rows per read of a damaged feed. Small reads return the notifications before the damage.
 const ROWS_BEFORE_DAMAGE: [i64; 2] = [16, 1];
 
 #[derive(Debug)]
 struct Request {
     page: PageRequest,
+    /// Whether it is counted as one that waited for memory.
+    has_waited: bool,
     reply: oneshot::Sender<Arc<PageInRoom>>,
 }
 
@@ -81,11 +85,16 @@ impl Replay {
         bytes_max: usize,
     ) -> (Self, ReplayWorker) {
         let (sender, requests) = mpsc::channel(sessions_max.max(1));
+        let room = Room::new(bytes_max, metrics.replay.bytes.clone());
+        metrics
+            .replay
+            .bytes_max
+            .set(i64::try_from(bytes_max).unwrap_or(i64::MAX));
         let reader = PageReader {
             pool,
             metrics,
             damaged: Arc::default(),
-            room: Room::new(bytes_max),
+            room,
         };
         (Self { requests: sender }, ReplayWorker { requests, reader })
     }
@@ -105,10 +114,15 @@ impl Replay {
             feed,
             after,
             rows: rows(wanted),
+            bytes: PAGE_BYTES_MAX,
             states_after,
         };
         // If the channel is closed, the sender is dropped, and the receiver returns an error.
-        let _ = self.requests.try_send(Request { page, reply });
+        let _ = self.requests.try_send(Request {
+            page,
+            has_waited: false,
+            reply,
+        });
         receiver
     }
 }
@@ -159,31 +173,46 @@ impl ReplayWorker {
             }
             let may_begin_another =
                 waiting.len() == REQUESTS_PER_QUERY_MAX || begun.elapsed() >= SLOW_QUERY;
-            let count = waiting.len().min(self.reader.room.pages());
-            if count > 0 && (queries.is_empty() || (may_begin_another && queries.len() < READERS)) {
-                begun = tokio::time::Instant::now();
-                let mut requests: Vec<Request> = waiting.drain(..count).collect();
-                if self.reader.room.is_short() {
-                    // Slow clients hold their pages for long. Smaller ones leave room for others.
-                    for request in &mut requests {
-                        request.page.rows = request.page.rows.min(ROWS_IF_SHORT);
-                    }
-                }
-                let (reader, reserved) = (self.reader.clone(), self.reader.room.reserve(count));
-                queries.spawn(async move {
-                    let (sessions, begun) = (requests.len(), Instant::now());
-                    reader.serve(requests).await;
-                    drop(reserved);
-                    if sessions > 1 {
-                        tokio::time::sleep((begun.elapsed() * REST_TIMES).min(REST_MAX)).await;
-                    }
-                });
+            let has_reader = may_begin_another && queries.len() < READERS;
+            if !queries.is_empty() && !has_reader {
+                continue;
             }
+            let count = waiting.len().min(self.reader.room.pages());
+            self.reader.count_waits(&mut waiting[count..]);
+            if count == 0 {
+                continue;
+            }
+            begun = tokio::time::Instant::now();
+            let mut requests: Vec<Request> = waiting.drain(..count).collect();
+            let (reader, reserved) = (self.reader.clone(), self.reader.room.reserve(count));
+            if self.reader.room.is_short() {
+                // Slow clients hold their pages for long. Smaller ones leave room for others.
+                for request in &mut requests {
+                    request.page.rows = request.page.rows.min(ROWS_IF_SHORT);
+                    request.page.bytes = BYTES_IF_SHORT;
+                }
+            }
+            queries.spawn(async move {
+                let (sessions, begun) = (requests.len(), Instant::now());
+                reader.serve(requests).await;
+                drop(reserved);
+                if sessions > 1 {
+                    tokio::time::sleep((begun.elapsed() * REST_TIMES).min(REST_MAX)).await;
+                }
+            });
         }
     }
 }
 
 impl PageReader {
+    /// Counts requests that have no room, each once.
+    fn count_waits(&self, requests: &mut [Request]) {
+        for request in requests.iter_mut().filter(|request| !request.has_waited) {
+            request.has_waited = true;
+            self.metrics.replay.waits.inc();
+        }
+    }
+
     /// Reads each page once and sends it to all sessions that requested it. If the database is
     /// away, repeats the read for a time. If a page cannot be read, its requests are dropped.
     async fn serve(&self, mut requests: Vec<Request>) {
@@ -259,8 +288,8 @@ impl PageReader {
 
     async fn read(&self, pages: &[PageRequest]) -> Result<Vec<Page>, StoreError> {
         let read = store::pages::read(&self.pool, pages).await?;
-        self.metrics.page_queries.inc();
-        self.metrics.pages_read.inc_by(read.len() as u64);
+        self.metrics.replay.queries.inc();
+        self.metrics.replay.pages.inc_by(read.len() as u64);
         read.iter().for_each(|page| count_lost(&self.metrics, page));
         Ok(read)
     }

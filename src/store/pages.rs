@@ -14,8 +14,8 @@ use crate::model::page::Page;
 use crate::model::protocol::SkipReason;
 use crate::telemetry;
 
-/// A page ends before the row that would begin beyond this. So large events make short pages, and
-/// not a need for much memory.
+/// Most bytes of data before the last row of a page. So large events make short pages. The last row
+/// is read whole.
 pub const PAGE_BYTES_MAX: i64 = 256 * 1024;
 /// Most marks in a page.
 const MARKS_PER_PAGE_MAX: i64 = 256;
@@ -29,6 +29,8 @@ pub struct PageRequest {
     pub after: Seq,
     /// Most notifications.
     pub rows: i64,
+    /// A page ends before the row that would begin beyond so many bytes of data.
+    pub bytes: i64,
     /// If set, the page includes the marks after this version.
     pub states_after: Option<Version>,
 }
@@ -102,13 +104,14 @@ pub async fn read(pool: &Pool, requests: &[PageRequest]) -> Result<Vec<Page>, St
         .collect();
     let after: Vec<_> = requests.iter().map(|request| request.after.get()).collect();
     let rows: Vec<_> = requests.iter().map(|request| request.rows).collect();
+    let bytes: Vec<_> = requests.iter().map(|request| request.bytes).collect();
     let query = sqlx::query(
         "select r.ordinal, (select e.epoch from epochs e) as epoch, coalesce(f.last_seq, 0) as last_seq,
                 coalesce(f.version, 0) as version, coalesce(f.trimmed_seq, 0) as trimmed_seq,
                 n.seq, n.source, n.event_id, n.event_type, n.time,
                 case when n.collapsed or n.expired then null else n.data end as data, n.collapse_key,
                 n.import_done, n.import_failed, n.import_total, n.expires_at, n.read_at, n.handled_at, n.handled_by, n.collapsed, n.expired
-         from unnest($1::text[], $2::bigint[], $3::bigint[]) with ordinality as r (feed, after, rows, ordinal)
+         from unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[]) with ordinality as r (feed, after, rows, bytes, ordinal)
          left join feeds f on f.feed = r.feed
          left join lateral (
              select *, sum(bytes) over (order by seq) - bytes as bytes_before
@@ -122,13 +125,13 @@ pub async fn read(pool: &Pool, requests: &[PageRequest]) -> Result<Vec<Page>, St
                      from notifications p
                      where p.feed = r.feed and p.seq > greatest(r.after, f.trimmed_seq)
                      order by p.seq
-                     limit r.rows) judged) sized) n on n.bytes_before < $4
+                     limit r.rows) judged) sized) n on n.bytes_before < r.bytes
          order by r.ordinal, n.seq",
     )
     .bind(feeds)
     .bind(after)
     .bind(rows)
-    .bind(PAGE_BYTES_MAX);
+    .bind(bytes);
     let rows = super::rows(pool, query).await?;
 
     let mut pages: Vec<Page> = requests

@@ -1,17 +1,22 @@
 //! The metrics of one replica, for Prometheus: every name with its help and buckets. No label contains a feed, a subscriber or
 //! an event type, so that the number of series is bounded.
 
+mod named;
+mod replay;
+
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
-use prometheus_client::registry::{Metric, Registry};
+use prometheus_client::registry::Registry;
 
+use self::named::Named;
+pub use self::replay::ReplayMetrics;
 use crate::telemetry::instruments::{Age, CounterBy, GaugeBy, Holding, Seconds};
 use crate::telemetry::labels::{
-    CanaryStep, ConnectionDropped, DeadLetterState, HealthPart, JwksFetch, LabelValue,
-    RequestRefused, Retried, TokenRefused,
+    CanaryStep, ConnectionDropped, DeadLetterState, HealthPart, JwksFetch, RequestRefused, Retried,
+    TokenRefused,
 };
 
 /// Seconds, from a hint that is sent at once to a wait of a minute.
@@ -89,10 +94,8 @@ pub struct Metrics {
     pub publish_to_delivery: Histogram,
     /// Time from publish to the ack, for sessions that were open then.
     pub publish_to_ack: Histogram,
-    /// Pages read for sessions with a gap.
-    pub pages_read: Counter,
-    /// Queries that read pages; one query may read several.
-    pub page_queries: Counter,
+    /// The pages of replays.
+    pub replay: ReplayMetrics,
     /// Reads of a feed that failed because its rows are damaged.
     pub damaged_reads: Counter,
     /// Missing rows that retention did not remove.
@@ -249,8 +252,7 @@ impl Metrics {
                 "Time from the event's time to the ack of a session that was open then, in seconds",
                 &LATENCY_BUCKETS,
             ),
-            pages_read: named.counter("pages_read", "Pages read for sessions with a gap"),
-            page_queries: named.counter("page_queries", "Queries that read pages"),
+            replay: ReplayMetrics::new(&mut named),
             damaged_reads: named.counter("damaged_reads", "Reads of a feed that failed because its rows are damaged"),
             notifications_lost: named.counter(
                 "notifications_lost",
@@ -450,49 +452,6 @@ impl CanaryMetrics {
                 "Time from the publish of a canary event to its ack, in seconds",
                 &LATENCY_BUCKETS,
             ),
-        }
-    }
-}
-
-/// Registers metrics by name.
-struct Named<'a>(&'a mut Registry);
-
-impl Named<'_> {
-    fn metric<M: Metric + Clone>(&mut self, name: &str, help: &str, metric: M) -> M {
-        self.0.register(name, help, metric.clone());
-        metric
-    }
-
-    fn counter(&mut self, name: &str, help: &str) -> Counter {
-        self.metric(name, help, Counter::default())
-    }
-
-    fn gauge(&mut self, name: &str, help: &str) -> Gauge {
-        self.metric(name, help, Gauge::default())
-    }
-
-    fn histogram(&mut self, name: &str, help: &str, buckets: &[f64]) -> Histogram {
-        self.metric(name, help, Histogram::new(buckets.iter().copied()))
-    }
-
-    fn counters<V: LabelValue>(
-        &mut self,
-        name: &str,
-        help: &str,
-        label: (&'static str, &[V]),
-    ) -> CounterBy<V> {
-        let counters = CounterBy {
-            label: label.0,
-            family: self.metric(name, help, Family::default()),
-        };
-        counters.begin(label.1);
-        counters
-    }
-
-    fn gauges<V: LabelValue>(&mut self, name: &str, help: &str, label: &'static str) -> GaugeBy<V> {
-        GaugeBy {
-            label,
-            family: self.metric(name, help, Family::default()),
         }
     }
 }

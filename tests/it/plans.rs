@@ -41,7 +41,7 @@ async fn a_page_of_a_large_table_is_read_by_index_without_compilation() {
     let plan = eventually("the plan of a page query arrives", PATIENCE, async || {
         let log = replica.log();
         let plan = log.lines().find(|line| {
-            line.contains("Query Text") && line.contains("(feed, after, rows, ordinal)")
+            line.contains("Query Text") && line.contains("(feed, after, rows, bytes, ordinal)")
         });
         plan.map(str::to_owned).ok_or(log)
     })

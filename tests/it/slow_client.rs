@@ -332,3 +332,55 @@ async fn slow_clients_that_replay_at_once_share_a_budget_of_memory() {
     drop(deaf);
     world.finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slow_clients_do_not_stop_the_replays_of_others() {
+    /// The pages of so many would be 7 MiB.
+    const SLOW: u64 = 24;
+    const PAGE_BYTES_MAX: u64 = 4 * 1024 * 1024;
+    const EVENTS: u64 = 300;
+    /// Less than the time for which a slow client may hold its page.
+    const BOUND: Duration = Duration::from_secs(8);
+    let world = World::new().await;
+    let replica = world
+        .replica()
+        .with("SHOPBELL_MAX_PAGE_BYTES", PAGE_BYTES_MAX)
+        .start()
+        .await;
+    let data = format!(r#"{{"lines":"{}"}}"#, "x".repeat(60 * 1024));
+    let large: Vec<_> = (0..EVENTS)
+        .map(|_| Event::new("order.large", "busy", &data))
+        .collect();
+    let publisher = world.publisher().await;
+    publisher.publish_all(&large).await;
+    publisher.publish_all(Event::orders(MERCHANT, 100)).await;
+    world.expect_stored("busy", EVENTS).await;
+    world.expect_stored(MERCHANT, 100).await;
+
+    let mut deaf = Vec::new();
+    // Each begins at another number, so no two of them share a page.
+    for number in 0..SLOW {
+        let name = format!("slow-{number}");
+        let token = world.token(&name).feeds(["busy"]).sign();
+        let slow = world.merchant(&name).token(token).after("busy", number);
+        deaf.push(slow.connect(replica.public()).await);
+    }
+    let (mut before, mut polls) = (0, 0);
+    eventually("the slow clients hold pages", PATIENCE, async || {
+        let pages = replica.metric("shopbell_pages_read_total").await;
+        let bytes = replica.metric("shopbell_page_bytes").await;
+        polls = if before == pages { polls + 1 } else { 0 };
+        before = pages;
+        let is_stuck = bytes > PAGE_BYTES_MAX / 3 && polls > 10;
+        holds(is_stuck, format!("{pages} pages, {bytes} bytes"))
+    })
+    .await;
+    let mut lively = world.merchant(MERCHANT).connect(replica.public()).await;
+    let begun = Instant::now();
+    lively.take_seqs(1..=100).await;
+    let took = begun.elapsed();
+    assert!(took < BOUND, "the replay took {took:?}");
+    lively.expect_caught_up(MERCHANT).await;
+    drop(deaf);
+    world.finish().await;
+}

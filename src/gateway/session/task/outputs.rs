@@ -17,10 +17,11 @@ use crate::model::protocol::{Close, WelcomeFeed};
 use crate::store::marks::MarkRequest;
 use crate::telemetry::traces;
 
-/// Time in which a client must take the frames that are written. If it does not, its session is
-/// closed as silent.
+/// Time in which a client must take the frames of a page, or of other outputs that are performed
+/// together. If it does not, its session is closed as silent.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Each so many queued bytes extend the timeout by a second, because a large event takes longer.
+/// Each so many bytes of these frames extend the timeout by a second, because a large page takes
+/// longer.
 const WRITE_BYTES_PER_SECOND_MIN: usize = 32 * 1024;
 /// Bytes of queued frames that are written at once.
 const WRITE_BYTES: usize = 64 * 1024;
@@ -32,6 +33,7 @@ impl Task {
         socket: &mut Socket<S>,
     ) -> Result<(), SessionEnd> {
         let (mut sent, begun) = (Vec::new(), SystemTime::now());
+        let mut writes = Writes::default();
         loop {
             let outputs = self.session.take_outputs();
             if outputs.is_empty() {
@@ -42,13 +44,20 @@ impl Task {
                     Output::Send(frame) => {
                         queue(frame, socket, &mut sent);
                         if socket.unsent_bytes() >= WRITE_BYTES {
-                            flush(socket).await?;
+                            writes.flush(socket).await?;
                         }
                     }
                     Output::Perform(Effect::Verify { token }) => {
                         // Boxed, because an idle session would have its size too.
                         let verdict = Box::pin(self.verify(&token)).await;
                         self.session.on_verified(verdict);
+                    }
+                    Output::Perform(read @ Effect::Read { .. }) => {
+                        // A client that takes its page slowly must not hold the next one too.
+                        if socket.unsent_bytes() > 0 {
+                            writes.flush(socket).await?;
+                        }
+                        self.perform(read);
                     }
                     Output::Perform(effect) => self.perform(effect),
                     Output::Close(close) => return Err(SessionEnd::Close(close)),
@@ -57,7 +66,7 @@ impl Task {
         }
         // The socket also queues pongs.
         if socket.unsent_bytes() > 0 {
-            flush(socket).await?;
+            writes.flush(socket).await?;
         }
         self.on_sent(&sent, begun);
         Ok(())
@@ -165,25 +174,48 @@ fn queue<S: AsyncRead + AsyncWrite + Unpin>(
     }
 }
 
-/// Writes the queued frames. A client that does not take them in time is closed.
-async fn flush<S: AsyncRead + AsyncWrite + Unpin>(
-    socket: &mut Socket<S>,
-) -> Result<(), SessionEnd> {
-    let timeout = write_timeout(socket.unsent_bytes());
-    // Most writes end at once and need no timer.
-    let written = match socket.flush().now_or_never() {
-        Some(written) => Ok(written),
-        None => tokio::time::timeout(timeout, socket.flush()).await,
-    };
-    match written {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(_)) => Err(SessionEnd::Gone),
-        Err(_) => Err(SessionEnd::Close(Close::Silent)),
+/// The writes of outputs that are performed together. All of them share one timeout, because the
+/// memory of their page is in use until the last one ends.
+#[derive(Debug, Default)]
+struct Writes {
+    /// Bytes that were written.
+    bytes: usize,
+    /// Time for which the client was waited for.
+    waited: Duration,
+}
+
+impl Writes {
+    /// The rest of the timeout.
+    fn left(&self) -> Duration {
+        write_timeout(self.bytes).saturating_sub(self.waited)
+    }
+
+    /// Writes the queued frames. A client that does not take them in time is closed.
+    async fn flush<S: AsyncRead + AsyncWrite + Unpin>(
+        &mut self,
+        socket: &mut Socket<S>,
+    ) -> Result<(), SessionEnd> {
+        self.bytes += socket.unsent_bytes();
+        // Most writes end at once and need no timer.
+        let written = match socket.flush().now_or_never() {
+            Some(written) => Ok(written),
+            None => {
+                let begun = Instant::now();
+                let written = tokio::time::timeout(self.left(), socket.flush()).await;
+                self.waited += begun.elapsed();
+                written
+            }
+        };
+        match written {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(SessionEnd::Gone),
+            Err(_) => Err(SessionEnd::Close(Close::Silent)),
+        }
     }
 }
 
-fn write_timeout(unsent_bytes: usize) -> Duration {
-    let by_size = unsent_bytes / WRITE_BYTES_PER_SECOND_MIN;
+fn write_timeout(bytes: usize) -> Duration {
+    let by_size = bytes / WRITE_BYTES_PER_SECOND_MIN;
     WRITE_TIMEOUT + Duration::from_secs(by_size as u64)
 }
 
@@ -195,5 +227,26 @@ mod tests {
     fn queued_frames_have_ten_seconds_and_more_if_they_are_large() {
         let seconds = [0, 32_767, 32_768, 300_000].map(|bytes| write_timeout(bytes).as_secs());
         assert_eq!(seconds, [10, 10, 11, 19]);
+    }
+
+    /// The seconds for which a client is waited for that takes a page of 256 KiB at this speed, and
+    /// whether it gets the whole page.
+    fn write_page(bytes_per_second: usize) -> (u64, bool) {
+        let mut writes = Writes::default();
+        let mut is_in_time = true;
+        for _ in 0..4 {
+            writes.bytes += WRITE_BYTES;
+            let needed = Duration::from_secs((WRITE_BYTES / bytes_per_second) as u64);
+            is_in_time &= needed <= writes.left();
+            writes.waited += needed.min(writes.left());
+        }
+        (writes.waited.as_secs(), is_in_time)
+    }
+
+    #[test]
+    fn one_timeout_holds_for_all_writes_of_a_page() {
+        assert_eq!(write_page(16 * 1024), (16, true));
+        assert_eq!(write_page(6 * 1024), (18, false));
+        assert_eq!(write_page(1), (18, false));
     }
 }
