@@ -107,6 +107,12 @@ pub async fn sleep(wait: Duration, stop: &CancellationToken) -> bool {
         .is_some()
 }
 
+/// Pauses after a statement that began at `begun`, for as long as it took and `pause_max` at most. So
+/// half of the time belongs to the others.
+pub async fn pause_after(begun: Instant, pause_max: Duration) {
+    tokio::time::sleep(begun.elapsed().min(pause_max)).await;
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

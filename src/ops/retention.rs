@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::model::feed::{Epoch, Feed, Seq};
+use crate::retry;
 use crate::store::StoreError;
 use crate::store::pool::Pool;
 use crate::store::retention::{self, Due, DueFeed, Locks, Part, Trimmed};
@@ -57,22 +58,22 @@ impl Retention {
         let Some(part) = part else {
             return Ok(false);
         };
-        let mut held_back = 0;
-        if let Some(due) = self.due(&part).await? {
+        let (mut lease, mut held_back) = (Lease::new(part), 0);
+        if let Some(due) = self.due(&mut lease).await? {
             let (removable, kept): (Vec<_>, Vec<_>) =
                 due.feeds.into_iter().partition(|feed| feed.is_removable);
             held_back = kept.len();
-            self.trim_all(&part, &due.epoch, &removable).await?;
+            self.trim_all(&mut lease, &due.epoch, &removable).await?;
         }
-        retention::finish(&self.pool, &part, held_back).await?;
+        // If another replica has the lease, this changes nothing.
+        retention::finish(&self.pool, &lease.part, held_back).await?;
         Ok(true)
     }
 
     /// Reads the due feeds of a part. Halves the part if Postgres cannot read it, until the damaged feed
     /// is alone, and leaves that one out.
-    async fn due(&self, part: &Part) -> Result<Option<Due>, StoreError> {
-        let mut lease = Lease::new(part);
-        let mut waiting = vec![part.clone()];
+    async fn due(&self, lease: &mut Lease) -> Result<Option<Due>, StoreError> {
+        let mut waiting = vec![lease.part.clone()];
         let mut all: Option<Due> = None;
         while let Some(part) = waiting.pop().filter(|part| !part.is_end()) {
             let reading = retention::due(&self.pool, &part, self.kept, &self.broadcast_feed);
@@ -87,7 +88,9 @@ impl Retention {
                 }
                 (Err(error), _) => return Err(error),
             }
-            lease.extend(&self.pool).await?;
+            if !lease.extend(&self.pool).await? {
+                return Ok(None);
+            }
         }
         Ok(all)
     }
@@ -95,11 +98,10 @@ impl Retention {
     /// Removes all due notifications of these feeds.
     async fn trim_all(
         &self,
-        part: &Part,
+        lease: &mut Lease,
         epoch: &Epoch,
         feeds: &[DueFeed],
     ) -> Result<(), StoreError> {
-        let mut lease = Lease::new(part);
         let mut steps = Steps::new(feeds);
         while let Some((step, locks)) = steps.next() {
             let begun = Instant::now();
@@ -116,9 +118,10 @@ impl Retention {
                 }
                 Err(error) => return Err(error),
             }
-            // Half of the time belongs to the others.
-            tokio::time::sleep(begun.elapsed().min(PAUSE_MAX)).await;
-            lease.extend(&self.pool).await?;
+            retry::pause_after(begun, PAUSE_MAX).await;
+            if !lease.extend(&self.pool).await? {
+                break;
+            }
         }
         Ok(())
     }
@@ -131,25 +134,26 @@ impl Retention {
 }
 
 /// The lease of a part, which is extended in time.
-struct Lease<'a> {
-    part: &'a Part,
+struct Lease {
+    part: Part,
     extended_at: Instant,
 }
 
-impl<'a> Lease<'a> {
-    fn new(part: &'a Part) -> Self {
+impl Lease {
+    fn new(part: Part) -> Self {
         Self {
             part,
             extended_at: Instant::now(),
         }
     }
 
-    async fn extend(&mut self, pool: &Pool) -> Result<(), StoreError> {
-        if self.extended_at.elapsed() > EXTEND_EVERY {
-            retention::extend(pool, self.part).await?;
-            self.extended_at = Instant::now();
+    /// Returns false if another replica has leased the part meanwhile.
+    async fn extend(&mut self, pool: &Pool) -> Result<bool, StoreError> {
+        if self.extended_at.elapsed() <= EXTEND_EVERY {
+            return Ok(true);
         }
-        Ok(())
+        self.extended_at = Instant::now();
+        retention::extend(pool, &mut self.part).await
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use sqlx::FromRow;
 use sqlx::postgres::PgRow;
+use time::OffsetDateTime;
 
 use super::cursors::ANNOUNCEMENTS_MAX;
 use super::marks::MARKS_KEPT_MAX;
@@ -46,6 +47,8 @@ pub struct Part {
     after: String,
     /// Its last feed. `None` at the end of the walk.
     through: Option<String>,
+    /// The end of the lease, by which the lease is recognised.
+    leased_until: OffsetDateTime,
 }
 
 impl Part {
@@ -105,6 +108,7 @@ pub enum Locks {
 struct LeaseRow {
     after_feed: Option<String>,
     through: Option<String>,
+    leased_until: Option<OffsetDateTime>,
     #[sqlx(flatten)]
     state: WalkState,
 }
@@ -120,8 +124,8 @@ pub async fn lease(pool: &Pool) -> Result<(Option<Part>, WalkState), StoreError>
              set leased_until = now() + $1::interval,
                  begins_at = case when after_feed = '' and leased_until is null then now() else begins_at end
              where begins_at <= now() and (leased_until is null or leased_until < now())
-             returning after_feed, begins_at)
-         select (select after_feed from taken) as after_feed,
+             returning after_feed, begins_at, leased_until)
+         select (select after_feed from taken) as after_feed, (select leased_until from taken) as leased_until,
                 (select max(w.feed)
                  from (select f.feed from feeds f
                        where f.feed > (select after_feed from taken) order by f.feed limit $2) w) as through,
@@ -133,16 +137,31 @@ pub async fn lease(pool: &Pool) -> Result<(Option<Part>, WalkState), StoreError>
     .bind(FEEDS_PER_PART);
     let row: LeaseRow = super::fetch_one(pool, query).await?;
     let through = row.through;
-    let part = row.after_feed.map(|after| Part { after, through });
+    let taken = row.after_feed.zip(row.leased_until);
+    let part = taken.map(|(after, leased_until)| Part {
+        after,
+        through,
+        leased_until,
+    });
     Ok((part, row.state))
 }
 
-/// Extends the lease of a part. Locks the row of `retention`.
-pub async fn extend(pool: &Pool, part: &Part) -> Result<(), StoreError> {
+/// Extends the lease of a part. Returns false if the lease has ended and another replica has leased the
+/// part. Locks the row of `retention`.
+pub async fn extend(pool: &Pool, part: &mut Part) -> Result<bool, StoreError> {
     let query = sqlx::query(
-        "update retention set leased_until = now() + $2::interval where after_feed = $1",
-    );
-    super::execute(pool, query.bind(&part.after).bind(LEASE)).await
+        "update retention set leased_until = now() + $3::interval
+         where after_feed = $1 and leased_until = $2
+         returning leased_until",
+    )
+    .bind(&part.after)
+    .bind(part.leased_until)
+    .bind(LEASE);
+    let Some((leased_until,)) = super::fetch(pool, query).await?.pop() else {
+        return Ok(false);
+    };
+    part.leased_until = leased_until;
+    Ok(true)
 }
 
 /// Ends a part of which `held_back` feeds could not be trimmed, so that the next part can be leased.
@@ -155,12 +174,13 @@ pub async fn finish(pool: &Pool, part: &Part, held_back: usize) -> Result<(), St
              begins_at = case when $2 is null then now() + $3::interval else begins_at end,
              held_back_last = case when $2 is null then held_back else held_back_last end,
              held_back = case when $2 is null then 0 else held_back + $4 end
-         where after_feed = $1",
+         where after_feed = $1 and leased_until = $5",
     )
     .bind(&part.after)
     .bind(&part.through)
     .bind(WALK_EVERY)
-    .bind(i64::try_from(held_back).unwrap_or(i64::MAX));
+    .bind(i64::try_from(held_back).unwrap_or(i64::MAX))
+    .bind(part.leased_until);
     super::execute(pool, query).await
 }
 
@@ -175,10 +195,12 @@ pub async fn halve(pool: &Pool, part: &Part) -> Result<Option<[Part; 2]>, StoreE
         let first = Part {
             after: part.after.clone(),
             through: Some(middle.clone()),
+            leased_until: part.leased_until,
         };
         let second = Part {
             after: middle,
             through: part.through.clone(),
+            leased_until: part.leased_until,
         };
         [first, second]
     };
@@ -209,7 +231,8 @@ struct DueColumns<'r> {
 }
 
 /// Reads the feeds of a part whose oldest notification was stored more than `kept` ago. The floor of a
-/// feed without cursors is the highest ack of those that were deleted. In the broadcast feed, the floor is below the announcements that new subscribers get.
+/// feed without cursors is the highest ack of those that were deleted. In the broadcast feed, the floor
+/// is below the announcements that new subscribers get.
 ///
 /// Cursors that are made meanwhile are recorded in the feed, and [`trim`] counts them. So the parts of a
 /// floor need not be of one moment.

@@ -41,6 +41,7 @@ mod goodbye;
 mod handshake;
 mod hints;
 mod history;
+mod housekeeping;
 mod imports;
 mod indexes;
 mod key_set;
