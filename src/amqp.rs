@@ -57,6 +57,9 @@ pub enum BrokerError {
     /// The consumer of this queue ended: the queue was deleted, or the connection was lost.
     #[error("RabbitMQ ended the consumer of {0}")]
     ConsumerEnded(String),
+    /// All consumers of a channel ended.
+    #[error("RabbitMQ ended all consumers")]
+    ConsumersEnded,
     /// RabbitMQ rejected a publish to this exchange, or lost it.
     #[error("RabbitMQ did not confirm a publish to the exchange {0}")]
     NotConfirmed(String),
@@ -139,7 +142,7 @@ impl Broker {
         (address.uri.authority.host.clone(), address.is_encrypted())
     }
 
-    /// Uses this URL for each new connection. If it leads to another host, port or virtual host, ends
+    /// Uses this URL for each new connection. If it leads to another host, port or virtual host, or differs in TLS, ends
     /// the open connections, so that all parts use the same broker. Otherwise they stay open.
     ///
     /// # Errors

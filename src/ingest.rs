@@ -48,8 +48,9 @@ use crate::telemetry::labels::Retried;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::traces::BatchTrace;
 
-/// Most unacknowledged deliveries of a connection: the batch that is stored and the one that forms
-/// meanwhile.
+/// Most unacknowledged deliveries of a connection that consumes up to four partitions: the batch that
+/// is stored and the one that forms meanwhile. With more partitions, each has
+/// [`PREFETCH_OF_PARTITION_MIN`].
 ///
 /// RabbitMQ bounds their number and not their bytes; its `max_message_size` bounds each. Never 1:
 /// with that, RabbitMQ 3.10.8 sometimes reorders deliveries that an earlier consumer gave back. It

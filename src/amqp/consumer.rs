@@ -43,7 +43,13 @@ pub struct Consumer {
     channel: Channel,
     deliveries: Deliveries,
     /// The channel and the consumer by which RabbitMQ counts this gateway. It receives no deliveries.
-    counted: Option<(Channel, lapin::Consumer)>,
+    counted: Option<Counted>,
+}
+
+struct Counted {
+    consumer: lapin::Consumer,
+    queue: String,
+    _channel: Channel,
 }
 
 impl std::fmt::Debug for Consumer {
@@ -101,13 +107,18 @@ impl Consumer {
         deliveries.add(consumer, queue);
         // A channel of its own: a message that was published there by mistake has a tag too.
         let counting = connection.channel().await?;
-        let (gateways, none) = (broker.names.gateways(), FieldTable::default());
-        let counted = consume(&counting, gateways, GATEWAYS_PREFETCH, none).await?;
+        let (queue, none) = (broker.names.gateways(), FieldTable::default());
+        let consumer = consume(&counting, queue.clone(), GATEWAYS_PREFETCH, none).await?;
+        let counted = Counted {
+            consumer,
+            queue,
+            _channel: counting,
+        };
         Ok(Self {
             connection,
             channel,
             deliveries,
-            counted: Some((counting, counted)),
+            counted: Some(counted),
         })
     }
 
@@ -119,7 +130,7 @@ impl Consumer {
         tokio::select! {
             biased;
             delivery = self.deliveries.next() => delivery,
-            () = ended(&mut self.counted) => Err(BrokerError::ConsumerEnded("gateways".into())),
+            queue = ended(&mut self.counted) => Err(BrokerError::ConsumerEnded(queue)),
         }
     }
 
@@ -150,10 +161,13 @@ impl Consumer {
     }
 }
 
-/// Waits for the end of a consumer. If there is none, this never returns.
-async fn ended(counted: &mut Option<(Channel, lapin::Consumer)>) {
+/// Waits for the end of a consumer, and returns its queue. If there is none, this never returns.
+async fn ended(counted: &mut Option<Counted>) -> String {
     match counted {
-        Some((_, consumer)) => while let Some(Ok(_)) = consumer.next().await {},
+        Some(counted) => {
+            while let Some(Ok(_)) = counted.consumer.next().await {}
+            counted.queue.clone()
+        }
         None => std::future::pending().await,
     }
 }

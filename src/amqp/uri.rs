@@ -29,9 +29,11 @@ impl Address {
         format!("{}:{}", authority.host, authority.port)
     }
 
-    /// Whether both lead to the same virtual host of the same broker.
+    /// Whether both lead to the same virtual host of the same broker, both with TLS or both without.
     pub(super) fn is_same_place(&self, other: &Self) -> bool {
-        self.authority() == other.authority() && self.uri.vhost == other.uri.vhost
+        self.authority() == other.authority()
+            && self.uri.vhost == other.uri.vhost
+            && self.is_encrypted() == other.is_encrypted()
     }
 
     pub(super) fn is_encrypted(&self) -> bool {
@@ -140,6 +142,14 @@ mod tests {
             ("u@x", "p/:[#")
         );
         assert_eq!((uri.vhost.as_str(), uri.query.heartbeat), ("a/b", Some(5)));
+    }
+
+    #[test]
+    fn an_address_that_differs_in_tls_is_another_place() {
+        let address = |url| parse(url).unwrap_or_default();
+        let plain = address("amqp://u:p@host:5671/v");
+        assert!(plain.is_same_place(&address("amqp://other:user@host:5671/v")));
+        assert!(!plain.is_same_place(&address("amqps://u:p@host:5671/v")));
     }
 
     #[test]

@@ -3,7 +3,8 @@
 use crate::amqp::consumer::Claim;
 
 /// Most connections by which a replica consumes its partitions. Each has a thread, 8 MiB of buffers and a task that
-/// stores one batch at a time. So more partitions cost a replica nothing, and can be as many as it will ever need.
+/// stores one batch at a time. Up to 16 partitions cost a replica no more than four. Each partition above that costs
+/// the memory of the deliveries that RabbitMQ sends ahead for it.
 const CONNECTIONS_MAX: u8 = 4;
 /// The difference between two ranks. A random part below it decides between equal ranks of two replicas.
 const RANK_STEP: i32 = 1 << 16;

@@ -49,7 +49,7 @@ impl Deliveries {
                 return Ok(delivery);
             }
             let Some(delivery) = self.streams.next().await else {
-                return Err(BrokerError::ConsumerEnded("no queue".into()));
+                return Err(BrokerError::ConsumersEnded);
             };
             let delivery = delivery?;
             self.order.add(delivery.tag(), delivery);

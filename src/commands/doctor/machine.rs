@@ -148,6 +148,7 @@ mod tests {
             (State::Warning, State::Ok)
         );
     }
+
     #[test]
     fn limits_below_a_reconnect_of_all_sessions_are_warnings() {
         assert_eq!(tracked_connections(65_536, 50_000).state, State::Warning);
