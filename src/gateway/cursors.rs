@@ -28,9 +28,14 @@ use crate::store::pool::Pool;
 use crate::telemetry::labels::Retried;
 use crate::telemetry::metrics::Metrics;
 
-/// Most acks in one statement. An append waits at most for one if both need the same processor. The
-/// statement also locks their cursors until it commits.
-const ACKS_PER_WRITE_MAX: usize = 200;
+/// Most acks in one statement, if few acks wait. An append waits at most for one if both need the same
+/// processor. The statement also locks their cursors until it commits.
+const ACKS_PER_WRITE: usize = 200;
+/// Most acks in one statement, if many acks wait or the replica stops. A large statement needs less time
+/// for each ack.
+const ACKS_PER_WRITE_MAX: usize = 2_000;
+/// Statements for the acks that wait. So their number grows before their size.
+const WRITES_PER_BACKLOG: usize = 10;
 /// Longest pause between two statements of a write. A pause is as long as its statement, so that half
 /// of the time belongs to the others.
 const PAUSE_MAX: Duration = Duration::from_millis(50);
@@ -45,12 +50,14 @@ const REST_MAX: Duration = Duration::from_secs(1);
 /// Longest time for the last write when the replica stops. Notifications whose acks are not written
 /// by then are replayed.
 const LAST_FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
-/// Most statements of one round that may fail while a batch is halved. Eight find one bad row
-/// among 200. If more fail, the round waits and begins again without the acks that it held, so
+/// Most statements of one batch that may fail while it is halved. Twelve find one bad row
+/// among 2,000. If more fail, the round waits and begins again without the acks that it held, so
 /// that a locked table costs little.
-const FAILURES_PER_ROUND_MAX: usize = 32;
-/// Most held acks that may fail in one round. Each may wait for a lock while new acks wait.
-const HELD_FAILURES_PER_ROUND_MAX: usize = 4;
+const FAILURES_PER_BATCH_MAX: usize = 32;
+/// Most held acks that may fail after one batch. Each may wait for a lock.
+const HELD_FAILURES_MAX: usize = 4;
+/// The same if new acks wait meanwhile.
+const HELD_FAILURES_MAX_IN_A_BACKLOG: usize = 1;
 
 /// The cursors of all sessions of this replica.
 #[derive(Debug)]
@@ -98,7 +105,7 @@ impl Cursors {
     /// Ends the rest of the writer if acks wait. A session calls it when it ends, because its
     /// subscriber may reconnect to another replica.
     pub fn write_soon(&self) {
-        if self.lock().has_waiting() {
+        if self.lock().waiting_count() > 0 {
             self.soon.notify_one();
         }
     }
@@ -130,7 +137,6 @@ impl Cursors {
             let (rest, may_hurry) = match self.write_waiting(pool, &stop, Duration::ZERO).await {
                 Ok(()) => {
                     retry.reset();
-                    self.raise_due(pool).await;
                     (
                         (begun.elapsed() * REST_TIMES).clamp(REST_MIN, REST_MAX),
                         true,
@@ -166,8 +172,9 @@ impl Cursors {
         }
     }
 
-    /// Writes the acks that wait, then the held acks that are due within `early`. If the replica
-    /// stops meanwhile, leaves the rest for the last write.
+    /// Writes the acks that wait. After each batch, writes the held acks that are due within `early`,
+    /// and raises rows of feeds, so that neither waits for the end of a backlog. If the replica stops
+    /// meanwhile, leaves the rest for the last write.
     async fn write_waiting(
         &self,
         pool: &Pool,
@@ -175,18 +182,37 @@ impl Cursors {
         early: Duration,
     ) -> Result<(), StoreError> {
         loop {
-            let (epoch, acks, more) = self.next_write();
+            // The last write has no time to pause or to raise rows.
+            let is_last = !early.is_zero();
+            let (epoch, acks, mut more) = self.next_write(is_last);
             let Some(epoch) = epoch else { return Ok(()) };
             let begun = Instant::now();
             self.write_in_parts(pool, &epoch, acks, stop).await?;
-            if !more || stop.is_cancelled() {
-                break;
+            let failures_max = match more {
+                true => HELD_FAILURES_MAX_IN_A_BACKLOG,
+                false => HELD_FAILURES_MAX,
+            };
+            self.write_held(pool, stop, early, failures_max).await?;
+            if !is_last {
+                more |= self.raise_due(pool).await;
             }
-            // The last write has no time to pause.
-            if early.is_zero() {
+            if !more || stop.is_cancelled() {
+                return Ok(());
+            }
+            if !is_last {
                 tokio::time::sleep(begun.elapsed().min(PAUSE_MAX)).await;
             }
         }
+    }
+
+    /// Writes the held acks that are due within `early`, each alone, until `failures_max` have failed.
+    async fn write_held(
+        &self,
+        pool: &Pool,
+        stop: &CancellationToken,
+        early: Duration,
+        failures_max: usize,
+    ) -> Result<(), StoreError> {
         let (epoch, due) = {
             let unwritten = self.lock();
             (
@@ -197,7 +223,7 @@ impl Cursors {
         let Some(epoch) = epoch else { return Ok(()) };
         let mut failures = 0;
         for ack in due {
-            if failures == HELD_FAILURES_PER_ROUND_MAX || stop.is_cancelled() {
+            if failures == failures_max || stop.is_cancelled() {
                 break;
             }
             let acks = [ack];
@@ -237,7 +263,7 @@ impl Cursors {
                         }
                     }
                     failures += 1;
-                    if failures == FAILURES_PER_ROUND_MAX && !parts.is_empty() {
+                    if failures == FAILURES_PER_BATCH_MAX && !parts.is_empty() {
                         return Err(error);
                     }
                 }
@@ -272,20 +298,28 @@ impl Cursors {
         Ok(())
     }
 
-    /// Raises the rows of the feeds that are due. If that fails, the next acks of these feeds raise
-    /// them.
-    async fn raise_due(&self, pool: &Pool) {
-        let (epoch, highest) = {
+    /// Raises rows of feeds that are due, in one statement, and returns whether more are due. A row
+    /// that is locked is raised later.
+    async fn raise_due(&self, pool: &Pool) -> bool {
+        let (epoch, mut highest, more) = {
             let mut unwritten = self.lock();
-            let highest = unwritten.take_highest(Instant::now());
-            (unwritten.epoch().cloned(), highest)
+            let (highest, more) = unwritten.take_highest(Instant::now());
+            (unwritten.epoch().cloned(), highest, more)
         };
         let Some(epoch) = epoch.filter(|_| !highest.is_empty()) else {
-            return;
+            return false;
         };
-        if let Err(error) = raise(pool, &epoch, &highest).await {
-            tracing::debug!(%error, feeds = highest.len(), "the highest acks of feeds could not be raised");
+        match raise(pool, &epoch, &highest).await {
+            Ok(left) => highest.retain(|(feed, _)| left.contains(feed)),
+            Err(error) => {
+                tracing::debug!(%error, feeds = highest.len(), "the highest acks of feeds could not be raised");
+            }
         }
+        let mut unwritten = self.lock();
+        if unwritten.is_of(&epoch) {
+            unwritten.put_highest_back(highest, Instant::now());
+        }
+        more
     }
 
     /// Drops an ack that Postgres refuses, because it refuses the value each time; its
@@ -312,10 +346,15 @@ impl Cursors {
     }
 
     /// Returns the acks of the next statement, and whether more wait.
-    fn next_write(&self) -> (Option<Epoch>, Vec<(CursorKey, Seq)>, bool) {
+    fn next_write(&self, is_last: bool) -> (Option<Epoch>, Vec<(CursorKey, Seq)>, bool) {
         let mut unwritten = self.lock();
-        let acks = unwritten.next_write(ACKS_PER_WRITE_MAX);
-        (unwritten.epoch().cloned(), acks, unwritten.has_waiting())
+        let acks_max = match is_last {
+            true => ACKS_PER_WRITE_MAX,
+            false => acks_per_write(unwritten.waiting_count()),
+        };
+        let acks = unwritten.next_write(acks_max);
+        let more = unwritten.waiting_count() > 0;
+        (unwritten.epoch().cloned(), acks, more)
     }
 
     /// Returns the newest ack of each key that the database may not have, and the epoch of these
@@ -340,5 +379,21 @@ impl Cursors {
             *unwritten = UnwrittenAcks::of(epoch);
         }
         unwritten
+    }
+}
+
+/// Most acks in the next statement if so many wait.
+fn acks_per_write(waiting: usize) -> usize {
+    (waiting / WRITES_PER_BACKLOG).clamp(ACKS_PER_WRITE, ACKS_PER_WRITE_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_statement_has_more_acks_if_many_wait() {
+        let sizes = [0, 2_000, 5_000, 20_000, 100_000].map(acks_per_write);
+        assert_eq!(sizes, [200, 200, 500, 2_000, 2_000]);
     }
 }

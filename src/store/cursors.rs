@@ -232,7 +232,8 @@ pub async fn advance(
 }
 
 /// Raises the highest acks of feeds to acks that were stored in epoch `given_in`. Does nothing in
-/// another epoch, or with another fingerprint.
+/// another epoch, or with another fingerprint. Returns the feeds whose rows were locked, so that the
+/// caller raises them later.
 ///
 /// Locks the feeds, and leaves out locked ones; uses `feeds_pkey`. The commit does not wait for the
 /// disk, because the cursors have the same acks.
@@ -240,25 +241,33 @@ pub async fn raise(
     pool: &Pool,
     given_in: &Epoch,
     highest: &[(Feed, Seq)],
-) -> Result<(), StoreError> {
+) -> Result<Vec<Feed>, StoreError> {
     let (feeds, seqs): (Vec<_>, Vec<_>) = highest
         .iter()
         .map(|(feed, seq)| (feed.as_str(), seq.get()))
         .unzip();
     let query = sqlx::query(
         "with settings as materialized (select set_config('synchronous_commit', 'off', true) as commits),
-         lower as (
+         lower as materialized (
              select f.feed, least(h.seq, f.last_seq) as acked_seq
              from settings s
              cross join unnest($1::text[], $2::bigint[]) as h (feed, seq)
              join feeds f on f.feed = h.feed and f.acked_seq < least(h.seq, f.last_seq)
-             where s.commits is not null and is_present_epoch($3)
+             where s.commits is not null and is_present_epoch($3)),
+         free as materialized (
+             select f.feed, l.acked_seq
+             from lower l join feeds f on f.feed = l.feed and f.acked_seq < l.acked_seq
              order by f.feed
-             for no key update of f skip locked)
-         update feeds f set acked_seq = l.acked_seq from lower l where f.feed = l.feed",
+             for no key update of f skip locked),
+         raised as (update feeds f set acked_seq = l.acked_seq from free l where f.feed = l.feed)
+         select l.feed from lower l where not exists (select from free r where r.feed = l.feed)",
     );
     let query = query.bind(feeds).bind(seqs).bind(given_in.as_str());
-    super::execute(pool, query).await
+    let left: Vec<(String,)> = super::fetch(pool, query).await?;
+    Ok(left
+        .iter()
+        .filter_map(|(feed,)| Feed::parse(feed).ok())
+        .collect())
 }
 
 /// Binds the keys as `$1` to `$3`.

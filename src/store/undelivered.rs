@@ -21,8 +21,8 @@ pub struct Undelivered {
 const LATE: &str = "1 minute";
 /// Most numbers of a feed that are read to find one that has not expired.
 const NUMBERS_READ_MAX: i64 = 1_000;
-/// Most cursors of a feed that are read for its highest ack. If a feed has more, its `acked_seq` is at
-/// most some seconds old.
+/// Most cursors of a feed that are read for its highest ack. If a feed has more, its `acked_seq` counts
+/// too, which follows the acks usually after about 20 s.
 const CURSORS_READ_MAX: i64 = 1_000;
 
 impl Undelivered {

@@ -1,18 +1,18 @@
 //! The highest ack of each feed since its row in `feeds` was raised. Acks that were written come in,
 //! the feeds that are due go out. No I/O.
 //!
-//! A raise that is lost costs little: every reader of the row reads the cursors of the feed too.
+//! The readers of the row also read up to 1,000 cursors of the feed, so they need it only for a feed
+//! with more. A replica that stops loses its raises, and the next acks of these feeds raise the rows.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use crate::model::feed::{Feed, Seq};
-use crate::store::cursors::CursorKey;
 
 /// Age of the first ack when its feed is raised. A busy merchant has many acks in this time.
 const RAISE_AFTER: Duration = Duration::from_secs(20);
 /// Most feeds in one statement. Appends to them wait meanwhile.
-const FEEDS_PER_RAISE_MAX: usize = 20;
+pub(super) const FEEDS_PER_RAISE_MAX: usize = 20;
 
 /// The highest acks of one epoch.
 #[derive(Debug, Default)]
@@ -24,14 +24,13 @@ pub(super) struct HighestAcks {
 
 impl HighestAcks {
     /// Adds acks that were written.
-    pub(super) fn add(&mut self, acks: &[(CursorKey, Seq)], now: Instant) {
-        for (key, seq) in acks {
-            match self.highest.get_mut(&key.feed) {
-                Some(highest) => *highest = (*highest).max(*seq),
+    pub(super) fn add(&mut self, acks: impl IntoIterator<Item = (Feed, Seq)>, now: Instant) {
+        for (feed, seq) in acks {
+            match self.highest.get_mut(&feed) {
+                Some(highest) => *highest = seq.max(*highest),
                 None => {
-                    self.highest.insert(key.feed.clone(), *seq);
-                    self.waiting
-                        .push_back((now + RAISE_AFTER, key.feed.clone()));
+                    self.waiting.push_back((now + RAISE_AFTER, feed.clone()));
+                    self.highest.insert(feed, seq);
                 }
             }
         }
@@ -51,7 +50,7 @@ impl HighestAcks {
             due.extend(self.highest.remove_entry(&feed));
         }
         if self.waiting.is_empty() {
-            // A broadcast may have made them large.
+            // Frees their memory, because one announcement may have added every feed.
             *self = Self::default();
         }
         due
@@ -62,15 +61,9 @@ impl HighestAcks {
 #[expect(clippy::unwrap_used, reason = "a test may panic")]
 mod tests {
     use super::*;
-    use crate::model::feed::{Device, Subscriber};
 
-    fn ack(feed: &str, subscriber: &str, seq: i64) -> (CursorKey, Seq) {
-        let key = CursorKey {
-            feed: Feed::parse(feed).unwrap(),
-            subscriber: Subscriber::parse(subscriber).unwrap(),
-            device: Device::default(),
-        };
-        (key, Seq::new(seq).unwrap())
+    fn ack(feed: &str, seq: i64) -> (Feed, Seq) {
+        (Feed::parse(feed).unwrap(), Seq::new(seq).unwrap())
     }
 
     fn raised(due: &[(Feed, Seq)]) -> Vec<(&str, i64)> {
@@ -82,9 +75,9 @@ mod tests {
     #[test]
     fn a_feed_is_raised_to_its_highest_ack_when_its_first_one_is_old() {
         let (begun, mut acks) = (Instant::now(), HighestAcks::default());
-        acks.add(&[ack("a", "x", 3), ack("a", "y", 7)], begun);
+        acks.add([ack("a", 3), ack("a", 7)], begun);
         let later = begun + RAISE_AFTER / 2;
-        acks.add(&[ack("a", "x", 5), ack("b", "x", 1)], later);
+        acks.add([ack("a", 5), ack("b", 1)], later);
         assert_eq!(acks.due_at(), Some(begun + RAISE_AFTER));
         assert!(acks.take_due(later).is_empty());
         assert_eq!(raised(&acks.take_due(begun + RAISE_AFTER)), [("a", 7)]);
@@ -97,7 +90,7 @@ mod tests {
         let (begun, mut acks) = (Instant::now(), HighestAcks::default());
         let count = FEEDS_PER_RAISE_MAX + 1;
         for feed in 0..count {
-            acks.add(&[ack(&feed.to_string(), "x", 1)], begun);
+            acks.add([ack(&feed.to_string(), 1)], begun);
         }
         let now = begun + RAISE_AFTER;
         assert_eq!(acks.take_due(now).len(), FEEDS_PER_RAISE_MAX);

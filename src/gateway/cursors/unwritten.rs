@@ -2,6 +2,7 @@
 //! next write go out. No I/O.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::time::Instant;
 
 use super::highest::HighestAcks;
@@ -17,6 +18,9 @@ pub(super) struct UnwrittenAcks {
     epoch: Option<Epoch>,
     /// Acks for the next write. They are ordered, so that writes lock rows in one order.
     waiting: BTreeMap<CursorKey, Seq>,
+    /// The last key that left `waiting`. The next write begins after it and goes round, so that no ack
+    /// waits longer because of its key.
+    taken_through: Option<CursorKey>,
     /// Acks that are being written. A session that connects still needs them.
     writing: BTreeMap<CursorKey, Seq>,
     /// Acks that failed alone. Batches leave them out, so that no other ack fails with them.
@@ -58,8 +62,8 @@ impl UnwrittenAcks {
         true
     }
 
-    pub(super) fn has_waiting(&self) -> bool {
-        !self.waiting.is_empty()
+    pub(super) fn waiting_count(&self) -> usize {
+        self.waiting.len()
     }
 
     pub(super) fn newest(&self, key: &CursorKey) -> Option<Seq> {
@@ -75,14 +79,30 @@ impl UnwrittenAcks {
     /// first.
     pub(super) fn next_write(&mut self, acks_max: usize) -> Vec<(CursorKey, Seq)> {
         while self.writing.len() < acks_max
-            && let Some((key, seq)) = self.waiting.pop_first()
+            && let Some((key, seq)) = self.take_waiting()
         {
+            self.taken_through = Some(key.clone());
             raise(&mut self.writing, key, seq);
         }
         self.writing
             .iter()
             .map(|(key, seq)| (key.clone(), *seq))
             .collect()
+    }
+
+    fn take_waiting(&mut self) -> Option<(CursorKey, Seq)> {
+        let after = match &self.taken_through {
+            Some(key) => Bound::Excluded(key),
+            None => Bound::Unbounded,
+        };
+        let mut later = self.waiting.range((after, Bound::Unbounded));
+        match later.next() {
+            Some((key, _)) => {
+                let key = key.clone();
+                self.waiting.remove_entry(&key)
+            }
+            None => self.waiting.pop_first(),
+        }
     }
 
     /// The held acks that are due, the earliest first.
@@ -104,15 +124,25 @@ impl UnwrittenAcks {
         retry_at.chain(self.highest.due_at()).min()
     }
 
-    /// Takes the feeds whose rows are raised now.
-    pub(super) fn take_highest(&mut self, now: Instant) -> Vec<(Feed, Seq)> {
-        self.highest.take_due(now)
+    /// Takes feeds whose rows are raised now. Returns also whether more are due.
+    pub(super) fn take_highest(&mut self, now: Instant) -> (Vec<(Feed, Seq)>, bool) {
+        let due = self.highest.take_due(now);
+        (
+            due,
+            self.highest.due_at().is_some_and(|due_at| due_at <= now),
+        )
+    }
+
+    /// Puts feeds back whose rows could not be raised.
+    pub(super) fn put_highest_back(&mut self, feeds: Vec<(Feed, Seq)>, now: Instant) {
+        self.highest.add(feeds, now);
     }
 
     /// Removes acks that were written.
     pub(super) fn written(&mut self, acks: &[(CursorKey, Seq)], now: Instant) {
         self.remove(acks);
-        self.highest.add(acks, now);
+        let highest = acks.iter().map(|(key, seq)| (key.feed.clone(), *seq));
+        self.highest.add(highest, now);
     }
 
     /// Removes acks that were written or dropped. A higher ack that was held meanwhile waits for
@@ -209,7 +239,7 @@ mod tests {
         unwritten.hold(ack("a", 1), Instant::now());
         unwritten.add(key("a"), Seq::new(2).unwrap());
         unwritten.remove(&[ack("a", 1)]);
-        assert_eq!((unwritten.wake_at(), unwritten.has_waiting()), (None, true));
+        assert_eq!((unwritten.wake_at(), unwritten.waiting_count()), (None, 1));
         assert_eq!(unwritten.next_write(10), [ack("a", 2)]);
     }
 
@@ -218,19 +248,34 @@ mod tests {
         let mut unwritten = unwritten(&[("a", 2), ("b", 5), ("a", 7), ("a", 3), ("b", 4)]);
         assert_eq!(unwritten.newest(&key("a")), Seq::new(7));
         assert_eq!(unwritten.next_write(10), [ack("a", 7), ack("b", 5)]);
-        assert!(!unwritten.has_waiting());
+        assert_eq!(unwritten.waiting_count(), 0);
     }
 
     #[test]
     fn one_write_has_a_bound_and_the_rest_waits() {
         let mut unwritten = unwritten(&[("a", 1), ("b", 2), ("c", 3)]);
         assert_eq!(unwritten.next_write(2), [ack("a", 1), ack("b", 2)]);
-        assert!(unwritten.has_waiting());
+        assert_eq!(unwritten.waiting_count(), 1);
         unwritten.remove(&[ack("a", 1), ack("b", 2)]);
         assert_eq!(unwritten.next_write(2), [ack("c", 3)]);
         unwritten.remove(&[ack("c", 3)]);
         assert!(unwritten.next_write(2).is_empty());
         assert_eq!(unwritten.newest(&key("a")), None, "the database has it");
+    }
+
+    #[test]
+    fn a_late_key_is_written_although_earlier_keys_keep_coming() {
+        let mut unwritten = unwritten(&[("a", 1), ("b", 1), ("c", 1), ("z", 1)]);
+        let mut written = Vec::new();
+        for seq in 2..5 {
+            let acks = unwritten.next_write(2);
+            unwritten.remove(&acks);
+            written.extend(acks.into_iter().map(|(key, _)| key));
+            for name in ["a", "b", "c"] {
+                unwritten.add(key(name), Seq::new(seq).unwrap());
+            }
+        }
+        assert_eq!(written, ["a", "b", "c", "z", "a", "b"].map(key));
     }
 
     #[test]
