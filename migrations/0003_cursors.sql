@@ -28,13 +28,15 @@ create table evicted_cursors (
     primary key (feed, subscriber, device)
 ) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.02);
 
--- For operators: feeds with notifications without any ack. Expired and collapsed ones are included.
+-- For operators: feeds with notifications without any ack. Expired and collapsed ones are included. Of the cursors
+-- of a feed, 1,000 are read, so that a broadcast feed costs little.
 create view undelivered_feeds as
     select f.feed, f.last_seq, h.acked_seq, f.last_seq - greatest(h.acked_seq, f.trimmed_seq) as undelivered,
            oldest.created_at as oldest_created_at
     from feeds f
     cross join lateral (
-        select greatest(f.acked_seq, max(c.acked_seq)) as acked_seq from cursors c where c.feed = f.feed) h
+        select greatest(f.acked_seq, max(k.acked_seq)) as acked_seq
+        from (select c.acked_seq from cursors c where c.feed = f.feed limit 1000) k) h
     left join lateral (
         select n.created_at from notifications n
         where n.feed = f.feed and n.seq > greatest(h.acked_seq, f.trimmed_seq)
@@ -42,12 +44,13 @@ create view undelivered_feeds as
         limit 1) oldest on true
     where greatest(f.acked_seq, f.trimmed_seq) < f.last_seq and h.acked_seq < f.last_seq;
 
--- For operators: notifications without any ack.
+-- For operators: notifications without any ack, by the same cursors.
 create view undelivered as
     select n.feed, n.seq, n.source, n.event_id, n.event_type, n.time, n.created_at, n.expires_at
     from feeds f
     cross join lateral (
-        select greatest(f.acked_seq, max(c.acked_seq)) as acked_seq from cursors c where c.feed = f.feed) h
+        select greatest(f.acked_seq, max(k.acked_seq)) as acked_seq
+        from (select c.acked_seq from cursors c where c.feed = f.feed limit 1000) k) h
     join notifications n on n.feed = f.feed and n.seq > h.acked_seq
     where f.acked_seq < f.last_seq;
 
@@ -70,7 +73,7 @@ create view undelivered_devices as
 --   3. for a new subscriber of a feed that everyone reads (in_shared): before the oldest announcement that has
 --      not expired, of the newest in_announcements_max within the newest in_announcements_max * 10 numbers;
 --   4. the highest ack of the feed. If the feed has more than 1,000 cursors, a sample of them and
---      feeds.acked_seq count, so the place may be some seconds old.
+--      feeds.acked_seq count, so the place may be lower, and the device gets more notifications.
 -- It never starts above the last number of the feed, because after a restore of some tables a place may be
 -- above it. A subscriber keeps in_devices_max cursors in a feed; then the device that was seen least recently
 -- is evicted.
@@ -216,51 +219,103 @@ end
 $$;
 
 -- Lowers the places that are above the last number of their feed, as after a restore of some tables. Otherwise
--- the subscriber would not get the notifications that receive these numbers. The last number of a feed without a row
--- is 0. The recorded ack of a feed is never below a lowered place. Processes in_feeds_max feeds after in_after; returns the last
--- of them, or null at the end.
--- Locks cursors, then feeds.
-create function lower_cursors(in_after text, in_feeds_max integer) returns text language plpgsql volatile as $$
+-- the subscriber would not get the notifications that receive these numbers. The last number of a feed without a
+-- row is 0. The recorded ack of a feed is never above its last number, nor below a lowered place.
+-- Walks feeds, cursors and evicted cursors together, in the order of their keys, where a feed has the key
+-- (feed, '', ''). Processes in_rows_max rows after the given key; returns the key of the last one, or nulls at the end.
+-- Locks cursors, then evicted cursors, then feeds, each in C order, and only those that it changes.
+create function lower_cursors(
+    in_feed text, in_subscriber text, in_device text, in_rows_max integer, out feed text, out subscriber text, out device text)
+language plpgsql volatile as $$
+#variable_conflict use_column
 declare
-    through text;
+    last    record;
     lowered text[];   -- the feed of each place that was above its last number
     places  bigint[]; -- the new place
 begin
-    select max(w.feed) into through
-        from (select f.feed from feeds f where f.feed > in_after order by f.feed limit in_feeds_max) w;
-    -- Feeds without a row are between the others. Their places need no new ack.
-    update cursors c
-        set acked_seq = 0
-        where c.feed > in_after and (through is null or c.feed <= through) and c.acked_seq > 0
-          and c.feed not like 'shopbell-canary/%' and not exists (select from feeds f where f.feed = c.feed);
-    update evicted_cursors c
-        set acked_seq = 0
-        where c.feed > in_after and (through is null or c.feed <= through) and c.acked_seq > 0
-          and c.feed not like 'shopbell-canary/%' and not exists (select from feeds f where f.feed = c.feed);
-    with changed as (
+    -- The last key of the step, and whether the walk ends with it.
+    with walked as (
+        select w.feed, w.subscriber, w.device
+        from ((select f.feed, '' as subscriber, '' as device from feeds f
+               where f.feed > in_feed
+               order by f.feed limit in_rows_max)
+              union all
+              (select c.feed, c.subscriber, c.device from cursors c
+               where (c.feed, c.subscriber, c.device) > (in_feed, in_subscriber, in_device)
+               order by c.feed, c.subscriber, c.device limit in_rows_max)
+              union all
+              (select e.feed, e.subscriber, e.device from evicted_cursors e
+               where (e.feed, e.subscriber, e.device) > (in_feed, in_subscriber, in_device)
+               order by e.feed, e.subscriber, e.device limit in_rows_max)) w
+        order by w.feed, w.subscriber collate "C", w.device collate "C"
+        limit in_rows_max)
+    select w.feed, w.subscriber, w.device, (select count(*) from walked) < in_rows_max as is_end into last
+    from walked w
+    order by w.feed desc, w.subscriber collate "C" desc, w.device collate "C" desc
+    limit 1;
+    if last.feed is null then
+        return;
+    end if;
+
+    with above as materialized (
+        select c.feed, c.subscriber, c.device, coalesce(f.last_seq, 0) as place
+        from cursors c
+        left join feeds f on f.feed = c.feed
+        where (c.feed, c.subscriber, c.device) > (in_feed, in_subscriber, in_device)
+          and (c.feed, c.subscriber, c.device) <= (last.feed, last.subscriber, last.device)
+          and c.acked_seq > coalesce(f.last_seq, 0) and (f.feed is not null or c.feed not like 'shopbell-canary/%')
+        order by c.feed, c.subscriber, c.device
+        for no key update of c
+    ), changed as (
         update cursors c
-        set acked_seq = f.last_seq
-        from feeds f
-        where f.feed > in_after and f.feed <= through and c.feed = f.feed and c.acked_seq > f.last_seq
+        set acked_seq = a.place
+        from above a
+        where c.feed = a.feed and c.subscriber = a.subscriber and c.device = a.device
         returning c.feed, c.acked_seq
+    ), evicted_above as materialized (
+        select c.feed, c.subscriber, c.device, coalesce(f.last_seq, 0) as place
+        from evicted_cursors c
+        left join feeds f on f.feed = c.feed
+        where (c.feed, c.subscriber, c.device) > (in_feed, in_subscriber, in_device)
+          and (c.feed, c.subscriber, c.device) <= (last.feed, last.subscriber, last.device)
+          and c.acked_seq > coalesce(f.last_seq, 0) and (f.feed is not null or c.feed not like 'shopbell-canary/%')
+        order by c.feed, c.subscriber, c.device
+        for no key update of c
     ), changed_evicted as (
         update evicted_cursors c
-        set acked_seq = f.last_seq
-        from feeds f
-        where f.feed > in_after and f.feed <= through and c.feed = f.feed and c.acked_seq > f.last_seq
+        set acked_seq = a.place
+        from evicted_above a
+        where c.feed = a.feed and c.subscriber = a.subscriber and c.device = a.device
         returning c.feed, c.acked_seq
     )
     select array_agg(l.feed), array_agg(l.place) into lowered, places
         from (select k.feed, max(k.acked_seq) as place
               from (select * from changed union all select * from changed_evicted) k
               group by k.feed) l;
+
+    with wrong as (
+        select k.feed, max(k.place) as place
+        from (select l.feed, l.place from unnest(lowered, places) as l (feed, place)
+              union all
+              select f.feed, null from feeds f
+              where f.feed > in_feed and f.feed <= last.feed and f.acked_seq > f.last_seq) k
+        group by k.feed
+    ), locked as materialized (
+        select f.feed, w.place
+        from wrong w
+        join feeds f on f.feed = w.feed
+        order by f.feed
+        for no key update of f
+    )
     update feeds f
-        set acked_seq = f.last_seq
-        where f.feed > in_after and f.feed <= through and f.acked_seq > f.last_seq;
-    update feeds f
-        set acked_seq = l.place
-        from unnest(lowered, places) as l (feed, place)
-        where f.feed = l.feed and f.acked_seq < l.place;
-    return through;
+        set acked_seq = greatest(l.place, least(f.acked_seq, f.last_seq))
+        from locked l
+        where f.feed = l.feed and f.acked_seq <> greatest(l.place, least(f.acked_seq, f.last_seq));
+
+    if not last.is_end then
+        feed := last.feed;
+        subscriber := last.subscriber;
+        device := last.device;
+    end if;
 end
 $$;

@@ -11,8 +11,8 @@ use super::StoreError;
 use super::pool::Pool;
 use crate::model::feed::Epoch;
 
-/// Most feeds whose cursors one statement lowers.
-const FEEDS_PER_STATEMENT_MAX: i32 = 5_000;
+/// Most feeds, cursors and evicted cursors that one statement reads, and lowers if necessary.
+const ROWS_PER_STATEMENT_MAX: i32 = 1_000;
 /// SQLSTATE: the schema has no such function. The check of the schema reports it.
 const UNDEFINED_FUNCTION: &str = "42883";
 /// Why an epoch is renewed if a database has one that was replaced before.
@@ -22,8 +22,8 @@ const BACK_AGAIN: &str = "an epoch came back that had been replaced";
 const CURRENT: &str = "select epoch, flushed from current_epoch($1, $2)";
 /// Locks the row of `epochs`; see `renew_epoch` in `migrations/`.
 const RENEW: &str = "select renew_epoch($1, $2)";
-/// Locks the rows that it changes; uses `feeds_pkey` and `cursors_pkey`.
-const LOWER_CURSORS: &str = "select lower_cursors($1, $2)";
+/// Locks the rows that it changes; uses `feeds_pkey`, `cursors_pkey` and `evicted_cursors_pkey`.
+const LOWER_CURSORS: &str = "select feed, subscriber, device from lower_cursors($1, $2, $3, $4)";
 
 /// Reads the epoch on a new connection, before its first use. Fails on a standby.
 ///
@@ -87,22 +87,32 @@ pub async fn check(pool: &Pool, epochs: &Epochs) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// The columns of [`LOWER_CURSORS`]; nulls at the end.
+type LoweredRow = (Option<String>, Option<String>, Option<String>);
+
+fn lowered_through((feed, subscriber, device): LoweredRow) -> Option<(String, String, String)> {
+    Some((feed?, subscriber?, device?))
+}
+
 /// Lowers the cursors above the last number of their feed, once in each epoch.
 ///
-/// Locks the rows that it changes, in steps of [`FEEDS_PER_STATEMENT_MAX`] feeds; uses `feeds_pkey`
-/// and `cursors_pkey`.
+/// Locks the rows that it changes, in steps of [`ROWS_PER_STATEMENT_MAX`] rows; uses `feeds_pkey`,
+/// `cursors_pkey` and `evicted_cursors_pkey`.
 pub async fn lower_cursors(pool: &Pool, epoch: &Epoch) -> Result<(), StoreError> {
     let query =
         sqlx::query("select from epochs where epoch = $1 and not lowered").bind(epoch.as_str());
     if super::rows(pool, query).await?.is_empty() {
         return Ok(());
     }
-    let mut after = Some(String::new());
-    while let Some(feed) = after {
+    let mut after = Some((String::new(), String::new(), String::new()));
+    while let Some((feed, subscriber, device)) = after {
         let query = sqlx::query(LOWER_CURSORS)
             .bind(feed)
-            .bind(FEEDS_PER_STATEMENT_MAX);
-        (after,) = super::fetch_one(pool, query).await?;
+            .bind(subscriber)
+            .bind(device)
+            .bind(ROWS_PER_STATEMENT_MAX);
+        let row: LoweredRow = super::fetch_one(pool, query).await?;
+        after = lowered_through(row);
     }
     let query =
         sqlx::query("update epochs set lowered = true where epoch = $1").bind(epoch.as_str());
@@ -134,11 +144,15 @@ pub async fn by_hand(
         let query = sqlx::query(RENEW).bind(None::<&str>).bind(reason);
         query.execute(&mut connection).await?;
         // Running replicas do the same, but none may run.
-        let mut after = Some(String::new());
-        while let Some(feed) = after {
-            let query = sqlx::query_scalar(LOWER_CURSORS);
-            let query = query.bind(feed).bind(FEEDS_PER_STATEMENT_MAX);
-            after = query.fetch_one(&mut connection).await?;
+        let mut after = Some((String::new(), String::new(), String::new()));
+        while let Some((feed, subscriber, device)) = after {
+            let query = sqlx::query_as(LOWER_CURSORS)
+                .bind(feed)
+                .bind(subscriber)
+                .bind(device)
+                .bind(ROWS_PER_STATEMENT_MAX);
+            let row: LoweredRow = query.fetch_one(&mut connection).await?;
+            after = lowered_through(row);
         }
     }
     let query = sqlx::query_as("select epoch, since, reason from epochs");
