@@ -25,6 +25,9 @@ const DATABASE_TIMEOUT: Duration = Duration::from_secs(15);
 const ATTEMPTS_MAX: u32 = 20;
 /// Wait after a failed attempt.
 const ATTEMPT_INTERVAL: Duration = Duration::from_millis(250);
+/// Wait before the last count. A gateway may have an ack of a session that has ended, and makes the
+/// deleted cursor again when it writes the ack, within about a second.
+const LAST_ACKS_WAIT: Duration = Duration::from_secs(2);
 /// Most ids of dead letters that one message lists.
 const IDS_MAX: usize = 20;
 
@@ -69,6 +72,7 @@ pub async fn run(arguments: &Arguments, format: Format) -> anyhow::Result<()> {
     }
     forgetting.erase().await?;
     print(feed, &before, true, format)?;
+    tokio::time::sleep(LAST_ACKS_WAIT).await;
     let (left, _) = forgetting.holdings(false).await?;
     if left != Found::default() {
         bail!(

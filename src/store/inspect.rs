@@ -194,13 +194,16 @@ pub async fn notification(
     Ok(envelopes.pop().map(|envelope| (envelope, data.flatten())))
 }
 
-/// Reads the row of a feed, with its highest ack. Locks nothing; uses `feeds_pkey` and `cursors_pkey`.
+/// Reads the row of a feed, with its highest ack. Of many cursors, a sample counts. Locks nothing; uses
+/// `feeds_pkey` and `cursors_pkey`.
 async fn counters(
     connection: &mut PgConnection,
     feed: &Feed,
 ) -> Result<Option<Counters>, sqlx::Error> {
     let query = sqlx::query_as(
-        "select last_seq, trimmed_seq, greatest(acked_seq, (select max(c.acked_seq) from cursors c where c.feed = $1)) as acked_seq,
+        "select last_seq, trimmed_seq, greatest(acked_seq, (
+                    select max(k.acked_seq)
+                    from (select c.acked_seq from cursors c where c.feed = $1 limit 1000) k)) as acked_seq,
                 unread, unhandled
          from feeds where feed = $1",
     )
@@ -218,7 +221,9 @@ async fn envelopes(
 ) -> Result<Vec<Envelope>, sqlx::Error> {
     let query = sqlx::query_as(
         "select n.seq, n.event_id, n.source, n.event_type, n.time, n.created_at, n.expires_at,
-                n.seq <= greatest(f.acked_seq, (select max(c.acked_seq) from cursors c where c.feed = $1)) as delivered,
+                n.seq <= greatest(f.acked_seq, (
+                    select max(k.acked_seq)
+                    from (select c.acked_seq from cursors c where c.feed = $1 limit 1000) k)) as delivered,
                 n.read_at, n.handled_at, n.handled_by
          from notifications n join feeds f on f.feed = n.feed
          where n.feed = $1 and n.seq between $2 and $3

@@ -1,5 +1,6 @@
-//! The walks over cursors and imports. Each statement has its own snapshot, because an ack or an
-//! import event changes both compared rows in one transaction.
+//! The walks over cursors and imports. Each step has its own snapshot. An ack never exceeds the last
+//! number in its own snapshot, so an older one cannot contradict it. An import event changes both
+//! compared rows in one transaction.
 
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, FromRow};
