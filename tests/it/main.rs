@@ -47,6 +47,7 @@ mod indexes;
 mod key_set;
 mod keys;
 mod limits;
+mod lowering;
 mod marks;
 mod marks_cost;
 mod marks_faults;
