@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use futures_util::FutureExt as _;
-use futures_util::future::LocalBoxFuture;
+use futures_util::future::{LocalBoxFuture, join_all};
 use serde_json::json;
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -120,24 +120,28 @@ pub async fn strike(
                 present.push(begin(stage, number, fault, plan, &mut random).await);
             }
         }
-        present.sort_by_key(|fault| fault.ends_at);
-        for fault in present {
-            sleep_until(fault.ends_at).await;
-            // A service answers before its start has ended.
-            let mut note = fault.note;
-            note["ends_from"] = stage.history.now().into();
-            let effect = fault.end.0.await;
-            note["effect"] = effect.into();
-            stage.history.note(Book::Faults, "fault_ended", note);
-            let (number, name) = (fault.number, fault.fault.name);
-            let text = format!("fault {number}, {name}, ended, with {effect} effects");
-            stage.history.say(&text);
-            if effect == 0 {
-                // A few faults later, because the cause may pass.
-                bag.insert(bag.len().saturating_sub(FAULTS_BETWEEN), fault.fault);
-            }
+        // Together, because the end of one may wait for the end of the other.
+        let ended = join_all(present.into_iter().map(|fault| end(stage, fault))).await;
+        for fault in ended.into_iter().flatten() {
+            // A few faults later, because the cause may pass.
+            bag.insert(bag.len().saturating_sub(FAULTS_BETWEEN), fault);
         }
     }
+}
+
+/// Ends a fault when its time is over. Returns the fault if it had no effect.
+async fn end(stage: &Stage, present: Present) -> Option<&'static Fault> {
+    sleep_until(present.ends_at).await;
+    // A service answers before its start has ended.
+    let mut note = present.note;
+    note["ends_from"] = stage.history.now().into();
+    let effect = present.end.0.await;
+    note["effect"] = effect.into();
+    stage.history.note(Book::Faults, "fault_ended", note);
+    let (number, name) = (present.number, present.fault.name);
+    let text = format!("fault {number}, {name}, ended, with {effect} effects");
+    stage.history.say(&text);
+    (effect == 0).then_some(present.fault)
 }
 
 /// The next fault of the bag that hits no part of the `present` ones.

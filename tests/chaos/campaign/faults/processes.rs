@@ -83,27 +83,36 @@ pub fn restart_in_turn(stage: &Arc<Stage>, _: &mut Rng) -> Plan {
         hits: (0..REPLICAS).map(name).collect(),
         target: "all replicas, one after the other".to_owned(),
         total: false,
+        // The restart belongs to the end, because another fault may keep the replicas unready until it ends.
         begin: async move {
-            let mut restarted = 0;
-            for replica in 0..REPLICAS {
-                restarted += u64::from(terminate(&stage, replica).await);
-                stage.release(replica);
-                let deadline = Instant::now() + READY_BOUND;
-                while !is_ready(&stage, replica).await {
-                    if Instant::now() >= deadline {
-                        let name = name(replica);
-                        stage
-                            .history
-                            .object(format!("{name} did not get ready in a rolling restart"));
-                        break;
-                    }
-                    sleep(POLL).await;
+            End::by(async move {
+                let mut restarted = 0;
+                for replica in 0..REPLICAS {
+                    restarted += u64::from(restart(&stage, replica).await);
                 }
-            }
-            End::by(async move { restarted })
+                restarted
+            })
         }
         .boxed(),
     }
+}
+
+/// Returns whether the replica ended in order.
+async fn restart(stage: &Stage, replica: usize) -> bool {
+    let ended = terminate(stage, replica).await;
+    stage.release(replica);
+    let deadline = Instant::now() + READY_BOUND;
+    while !is_ready(stage, replica).await {
+        if Instant::now() >= deadline {
+            let name = name(replica);
+            stage
+                .history
+                .object(format!("{name} did not get ready in a rolling restart"));
+            break;
+        }
+        sleep(POLL).await;
+    }
+    ended
 }
 
 /// A service that is away until it is started again. `action` is one of `scripts/services`.
