@@ -36,8 +36,7 @@ const ACKS_PER_WRITE: usize = 200;
 const ACKS_PER_WRITE_MAX: usize = 2_000;
 /// Statements for the acks that wait. So their number grows before their size.
 const WRITES_PER_BACKLOG: usize = 10;
-/// Longest pause between two statements of a write. A pause is as long as its statement, so that half
-/// of the time belongs to the others.
+/// Longest pause between two statements of a write.
 const PAUSE_MAX: Duration = Duration::from_millis(50);
 /// Rest after a write, in multiples of its duration, so that acks cost a small part of the
 /// database's time. If the database is busy, more acks are merged.
@@ -200,7 +199,7 @@ impl Cursors {
                 return Ok(());
             }
             if !is_last {
-                tokio::time::sleep(begun.elapsed().min(PAUSE_MAX)).await;
+                retry::pause_after(begun, PAUSE_MAX).await;
             }
         }
     }

@@ -31,7 +31,7 @@ pub fn of(seconds: u64, rate: f64, without_faults: bool, setting: Setting) -> Va
         "replayed": (seconds / 2).max(1),
         "acks": part(4),
         "acks_judged_percent": setting.acks_judged_percent_min(),
-        "readiness_judged": seconds / 30 * 10,
+        "readiness_judged": seconds / 30 * 5,
         "faults": if without_faults { 0 } else { (seconds / setting.seconds_per_fault()).max(1) },
     })
 }
