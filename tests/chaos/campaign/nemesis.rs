@@ -77,8 +77,6 @@ struct Present {
 
 /// Even a short run has these, because they are the most frequent ones in production.
 const USUAL: [&str; 3] = ["kill-replica", "kill-rabbitmq", "restart-postgres"];
-/// Pause without a fault, so that everything recovers and the recovery is measured.
-const CALM_MS: std::ops::Range<u64> = 2_500..6_000;
 /// A second fault begins this long after the first one, at most.
 const OVERLAP_MS: std::ops::Range<u64> = 0..2_000;
 /// One fault in so many overlaps with another.
@@ -101,7 +99,8 @@ pub async fn strike(
         sleep_until(until).await;
     }
     loop {
-        sleep(Duration::from_millis(random.u64(CALM_MS))).await;
+        let calm_ms = stage.parts.setting.calm_ms();
+        sleep(Duration::from_millis(random.u64(calm_ms))).await;
         if Instant::now() >= until && (number > 0 || faults.is_empty()) {
             return;
         }

@@ -45,6 +45,18 @@ impl Setting {
         self == Self::AsynchronousStandby
     }
 
+    /// Milliseconds without a fault, so that everything recovers and the recovery is measured. If every fault hits
+    /// Postgres, they are longer than the time that a replica has to become ready. Otherwise no sample of
+    /// readiness could be judged.
+    pub fn calm_ms(self) -> std::ops::Range<u64> {
+        match self {
+            Self::SmallDisk | Self::SynchronousStandby | Self::AsynchronousStandby => {
+                10_000..14_000
+            }
+            _ => 2_500..6_000,
+        }
+    }
+
     /// A fault, its end and the pause after it take less than this, except for the slowest ones. Nodes and standbys
     /// start slowly.
     pub fn seconds_per_fault(self) -> u64 {
