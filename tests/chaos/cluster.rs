@@ -15,6 +15,8 @@ use crate::small_disk::SmallDisk;
 
 /// A copy recovers from its log first.
 const START_BOUND: Duration = Duration::from_secs(60);
+/// The log of some dozen events.
+const NEAR_BYTES: i64 = 64 * 1024;
 /// The programs of each version are in a directory of its own.
 const VERSIONS: &str = "/usr/lib/postgresql";
 /// The superuser of every cluster. Connections come only from this machine and need no password.
@@ -185,6 +187,23 @@ impl Cluster {
                 .await
                 .map_err(|error| error.to_string())?;
             holds(count == 1, format!("{count} are"))
+        })
+        .await;
+    }
+
+    /// Waits until a standby has all but the newest transactions. On a busy machine it may lag by seconds.
+    pub async fn standby_catches_up(&self) {
+        const LAG_BYTES: &str = "select max(pg_wal_lsn_diff(pg_current_wal_lsn(), flush_lsn))::bigint from pg_stat_replication";
+        eventually("the standby catches up", START_BOUND, async || {
+            let mut connection = PgConnection::connect(&self.url())
+                .await
+                .map_err(|error| error.to_string())?;
+            let bytes: Option<i64> = sqlx::query_scalar(LAG_BYTES)
+                .fetch_one(&mut connection)
+                .await
+                .map_err(|error| error.to_string())?;
+            let is_near = bytes.is_some_and(|bytes| bytes <= NEAR_BYTES);
+            holds(is_near, format!("it lags by {bytes:?} bytes"))
         })
         .await;
     }

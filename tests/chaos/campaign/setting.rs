@@ -195,6 +195,8 @@ impl Pair {
     pub async fn kill_primary(&mut self) -> bool {
         let (_, replication) = self.standby.as_ref().expect("the pair is complete");
         if !self.synchronous {
+            // Otherwise it could lag by more than the checker expects.
+            self.primary.standby_catches_up().await;
             replication.stall();
             tokio::time::sleep(LAG).await;
         }
