@@ -2,27 +2,38 @@
 //!
 //! Stored notifications and marks come in. [`hub`] passes them to the sessions of this replica,
 //! [`publisher`] sends them to the other replicas through RabbitMQ, and [`receiver`] takes theirs. A
-//! hint only saves a session a read: if it is lost, the sweep finds the notification. So hints are
-//! neither persistent nor repeated.
+//! hint only saves a session a read, so hints are neither persistent nor repeated.
+//!
+//! Each hint has a number in its [`stream`], and [`heartbeat`] repeats the last numbers. [`heard`]
+//! finds evidence that a hint was lost. Then the gateway reads the newest numbers of its feeds.
 //!
 //! Hints delay the acknowledgement of a batch by 3 s at most: 1 s each to connect, to count the
 //! gateways, and to publish. After a failed connect, hints are dropped at once for 5 s.
 
+pub mod announcement;
+pub mod evidence;
+pub mod heard;
+pub mod heartbeat;
 pub mod hub;
 pub mod publisher;
 pub mod receiver;
+pub mod stream;
 pub mod wire;
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::amqp::Broker;
+use crate::fanout::evidence::Found;
+use crate::fanout::heard::Heard;
 use crate::fanout::hub::Hub;
+use crate::fanout::stream::{Stream, Streams};
 use crate::model::feed::{Epoch, Feed, Newest, Seq, Version};
 use crate::model::mark::StateFrame;
 use crate::model::notification::Notification;
 use crate::store::epoch::known::Epochs;
 use crate::telemetry::health::Health;
+use crate::telemetry::labels::Evidence;
 use crate::telemetry::metrics::Metrics;
 
 /// The hints of one batch.
@@ -56,6 +67,12 @@ pub struct Fanout {
     replica: String,
     /// Whether RabbitMQ counts this replica among the gateways.
     receives: AtomicBool,
+    /// The numbers of the hints that this replica publishes.
+    streams: Streams,
+    /// The numbers of the hints that it receives. Locked only for a lookup.
+    heard: Mutex<Heard>,
+    /// The evidence of lost hints, for the part that reads them.
+    evidence: Arc<Found>,
 }
 
 impl Fanout {
@@ -67,19 +84,44 @@ impl Fanout {
         health: Arc<Health>,
         broker: &Broker,
     ) -> Self {
+        let replica = uuid::Uuid::new_v4().simple().to_string();
         Self {
             hub,
             epochs,
             metrics,
             health,
             exchange: broker.names.fanout(),
-            replica: uuid::Uuid::new_v4().simple().to_string(),
+            heard: Mutex::new(Heard::new(replica.clone())),
+            replica,
             receives: AtomicBool::new(false),
+            streams: Streams::default(),
+            evidence: Arc::default(),
         }
     }
 
-    /// Wakes the sessions of this replica. Hints of another epoch are dropped, and the sweep asks the database for the
-    /// present epoch; if it changed, sessions read the dropped notifications.
+    /// Opens the stream of a part that publishes hints.
+    pub fn open_stream(&self) -> Arc<Stream> {
+        self.streams.open()
+    }
+
+    /// The evidence of lost hints.
+    pub fn evidence(&self) -> Arc<Found> {
+        self.evidence.clone()
+    }
+
+    /// Makes every gateway read the newest numbers, because a write of the part with this stream may be stored without
+    /// hints.
+    pub fn suspect_write(&self, stream: &Stream) {
+        stream.skip();
+        self.evidence.add(Evidence::Write);
+    }
+
+    fn heard(&self) -> MutexGuard<'_, Heard> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Wakes the sessions of this replica. Hints of another epoch are dropped, and the database is asked for the present
+    /// epoch; if it changed, sessions read the dropped notifications.
     pub fn publish_locally(&self, hints: &Hints) {
         match &hints.epoch {
             Some(epoch) if self.epochs.is_current(epoch) => {

@@ -11,6 +11,7 @@ use lapin::{BasicProperties, Channel, Confirmation};
 use tokio::sync::Mutex;
 
 use super::connection::{self, Connection, Frames};
+use super::delivery::ANNOUNCEMENT_HEADER;
 use super::{Broker, BrokerError, DECLARE_TIMEOUT, topology, within};
 
 /// Longest wait for a confirm. After it, RabbitMQ is gone, or its alarm lasts.
@@ -19,6 +20,8 @@ const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
 const REOPEN_PAUSE: Duration = Duration::from_secs(5);
 /// Most unconfirmed publishes on the channel.
 const IN_FLIGHT_MAX: usize = 256;
+/// The body of a heartbeat, which any version reads as no hints.
+const NO_HINTS: &str = "[]";
 /// RabbitMQ writes a persistent message to disk before it confirms it.
 const PERSISTENT: u8 = 2;
 
@@ -49,15 +52,24 @@ impl Outgoing {
         }
     }
 
-    /// Hints for the other replicas. They are not persistent, because the sweep covers lost hints.
-    pub fn hint(exchange: String, replica: &str, body: Vec<u8>) -> Self {
+    /// Hints for the other replicas. They are not persistent, because a receiver finds a lost one by
+    /// the numbers in `announcement`.
+    pub fn hints(exchange: String, replica: &str, announcement: String, body: Vec<u8>) -> Self {
+        let header = topology::table([(ANNOUNCEMENT_HEADER, topology::text(announcement))]);
         Self {
             exchange,
             routing_key: String::new(),
-            properties: BasicProperties::default().with_app_id(replica.into()),
+            properties: BasicProperties::default()
+                .with_app_id(replica.into())
+                .with_headers(header),
             body,
             mandatory: false,
         }
+    }
+
+    /// A heartbeat for the other replicas: an announcement without hints.
+    pub fn heartbeat(exchange: String, replica: &str, announcement: String) -> Self {
+        Self::hints(exchange, replica, announcement, NO_HINTS.into())
     }
 
     pub(super) fn persistent(properties: BasicProperties) -> BasicProperties {

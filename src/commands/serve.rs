@@ -22,8 +22,10 @@ use self::parts::{Part, Parts, STOP_STEP_TIMEOUT};
 use super::broker_of;
 use crate::amqp::Broker;
 use crate::amqp::depths::DepthProbe;
+use crate::amqp::publisher::Publisher;
 use crate::config::{IngestConfig, Role, ServeConfig};
 use crate::fanout::Fanout;
+use crate::fanout::heartbeat::Heartbeat;
 use crate::fanout::hub::Hub;
 use crate::gateway::websocket::Gateway;
 use crate::http::connections::Connections;
@@ -94,6 +96,7 @@ pub async fn run_with(config: ServeConfig, more: Router) -> anyhow::Result<()> {
     if let Some(config) = config.roles.ingest() {
         base.ingest(config, &mut parts);
     }
+    base.beat(&mut parts);
     tracing::info!(operations = %config.ops_listen, "shopbell serves");
 
     let (mut terminated, mut interrupted) = (
@@ -183,6 +186,7 @@ async fn stop_in_order(
     parts.ended(Part::Marks).await;
     parts.ended(Part::DeadLetters).await;
     stops.last.cancel();
+    parts.ended(Part::Heartbeat).await;
     parts.ended(Part::OperationsPort).await;
     parts.ended(Part::Fanout).await;
     parts.ended(Part::BrokerProbe).await;
@@ -282,6 +286,12 @@ impl Base {
         Ok(())
     }
 
+    /// Starts the heartbeats. All streams of this process are open then.
+    fn beat(&self, parts: &mut Parts) {
+        let heartbeat = Heartbeat::new(self.fanout.clone(), Publisher::lazy(&self.broker));
+        parts.spawn(Part::Heartbeat, heartbeat.run(self.stops.last.clone()));
+    }
+
     /// Starts ingest, with one task for each connection.
     fn ingest(&self, config: &IngestConfig, parts: &mut Parts) {
         let (traces, trace_writer) = TraceKeeper::new(self.pools.upkeep.clone());
@@ -298,6 +308,7 @@ impl Base {
                 claims,
                 pool: self.pools.ingest.clone(),
                 fanout: self.fanout.clone(),
+                stream: self.fanout.open_stream(),
                 traces: traces.clone(),
                 limits,
                 broadcast_feed: config.broadcast_feed.clone(),
@@ -318,11 +329,16 @@ impl Base {
         let held = HeldFeeds {
             pool: self.pools.upkeep.clone(),
             fanout: self.fanout.clone(),
+            stream: self.fanout.open_stream(),
             limits,
             broadcast_feed: config.broadcast_feed.clone(),
             metrics: self.metrics.clone(),
         };
-        parts.spawn(Part::HeldFeeds, held.run(self.stops.ingest.clone()));
+        let publisher = Publisher::lazy(&self.broker);
+        parts.spawn(
+            Part::HeldFeeds,
+            held.run(publisher, self.stops.ingest.clone()),
+        );
         parts.spawn(
             Part::Housekeeping,
             housekeeping::run(self.pools.upkeep.clone()),

@@ -10,7 +10,7 @@ pub const EVENT_BYTES_MAX_DEFAULT: usize = 262_144;
 pub(super) const TOKEN_VARIABLE: &str = "SHOPBELL_TOKEN";
 
 /// Every setting, in the order in which it is shown.
-pub const SETTINGS: [&Setting; 37] = [
+pub const SETTINGS: [&Setting; 38] = [
     &DATABASE_URL,
     &AMQP_URL,
     &AMQP_PREFIX,
@@ -47,6 +47,7 @@ pub const SETTINGS: [&Setting; 37] = [
     &FAILED_TOKENS_PER_ADDRESS,
     &TRUSTED_PROXIES,
     &PROXY_HEADER,
+    &SWEEP_SECONDS,
     &CANARY_SECONDS,
 ];
 
@@ -382,6 +383,15 @@ pub(super) const FAILED_TOKENS_PER_ADDRESS: Setting = Setting {
     used_by: UsedBy::Only(Role::Gateway),
     description: "Most refused tokens of one public address, before its requests are refused unchecked; 0 sets no limit",
     page: Some("limits.md"),
+};
+
+pub(super) const SWEEP_SECONDS: Setting = Setting {
+    variable: "SHOPBELL_SWEEP_SECONDS",
+    kind: number(1, 3_600, "seconds"),
+    default: Default::Value("60"),
+    used_by: UsedBy::Only(Role::Gateway),
+    description: "Interval in which each feed with a session is read, in case a hint was lost without evidence",
+    page: Some("scaling.md"),
 };
 
 pub(super) const CANARY_SECONDS: Setting = Setting {

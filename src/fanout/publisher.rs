@@ -4,20 +4,21 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
+use super::announcement::Announcement;
+use super::stream::Stream;
 use super::{Fanout, Hints, wire};
 use crate::amqp::BrokerError;
 use crate::amqp::consumer::Acknowledger;
 use crate::amqp::delivery::Delivery;
 use crate::amqp::publisher::{Outgoing, Publisher};
 use crate::store::append::Committed;
-use crate::telemetry::health::HintsRefused;
 use crate::telemetry::traces;
 
 /// Longest wait for RabbitMQ to confirm hints. RabbitMQ confirms none during an alarm, and an alarm that the ingest queue
 /// caused ends only if ingest goes on.
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Time for which a count of the gateways is used again. A replica that starts meanwhile relies on its sweep.
+/// Time for which a count of the gateways is used again. A replica that starts meanwhile finds a gap in the numbers.
 const COUNT_MAX_AGE: Duration = Duration::from_secs(1);
 
 /// A stored batch: its hints, and the tag that acknowledges it and all deliveries before it. Only made from the proof that
@@ -63,20 +64,22 @@ impl Published {
 pub struct HintPublisher {
     fanout: Arc<Fanout>,
     publisher: Publisher,
+    stream: Arc<Stream>,
     /// Whether this replica is the only gateway, and when that was counted.
     alone: Option<(bool, Instant)>,
-    /// Set while RabbitMQ does not confirm hints.
-    refused: Option<HintsRefused>,
+    /// Whether RabbitMQ did not confirm the last hints.
+    was_refused: bool,
 }
 
 impl HintPublisher {
-    /// Publishes through `publisher`.
-    pub fn new(fanout: Arc<Fanout>, publisher: Publisher) -> Self {
+    /// Publishes through `publisher`, with the numbers of `stream`.
+    pub fn new(fanout: Arc<Fanout>, publisher: Publisher, stream: Arc<Stream>) -> Self {
         Self {
             fanout,
             publisher,
+            stream,
             alone: None,
-            refused: None,
+            was_refused: false,
         }
     }
 
@@ -90,25 +93,28 @@ impl HintPublisher {
             .filter(|hints| hints.len() > 0)
             .collect();
         if !batches.is_empty() {
-            match self.publish_hints(&batches).await {
-                Ok(()) => self.refused = None,
-                Err(error) if self.refused.is_none() => {
-                    tracing::warn!(%error, "RabbitMQ does not take hints; other replicas find notifications by their sweep");
-                    self.refused = Some(HintsRefused::begin(self.fanout.health.clone()));
-                }
-                Err(_) => {}
+            let refused = self.publish_hints(&batches).await.err();
+            if let Some(error) = refused.as_ref().filter(|_| !self.was_refused) {
+                tracing::warn!(%error, "RabbitMQ does not take hints; other replicas read the notifications");
             }
+            self.was_refused = refused.is_some();
+            self.fanout.health.fanout_published(refused.is_none());
         }
         Some(Published { through })
     }
 
-    /// Publishes hints if there are other gateways.
+    /// Publishes hints if there are other gateways. Uses up a number in any case.
     ///
     /// # Errors
     /// RabbitMQ did not confirm the hints within [`PUBLISH_TIMEOUT`].
     pub async fn publish_hints(&mut self, batches: &[&Hints]) -> Result<(), BrokerError> {
         let count: usize = batches.iter().map(|hints| hints.len()).sum();
-        if count == 0 || self.is_alone().await {
+        if count == 0 {
+            return Ok(());
+        }
+        let stream = self.stream.clone();
+        let in_flight = stream.begin();
+        if self.is_alone().await {
             return Ok(());
         }
         let Fanout {
@@ -118,12 +124,16 @@ impl HintPublisher {
             ..
         } = &*self.fanout;
         let body = wire::encode(batches).into_bytes();
+        let announcement = Announcement::Hints {
+            stream: in_flight.stream(),
+            number: in_flight.number(),
+        };
         let begun = SystemTime::now();
         let published = self
             .publisher
             .try_publish(
                 PUBLISH_TIMEOUT,
-                Outgoing::hint(exchange.clone(), replica, body),
+                Outgoing::hints(exchange.clone(), replica, announcement.encode(), body),
             )
             .await;
         if published.is_ok() {
@@ -141,7 +151,7 @@ impl HintPublisher {
     /// Whether RabbitMQ counts no gateway but this replica. If RabbitMQ does not answer, it returns false.
     ///
     /// If RabbitMQ has closed this replica's fan-out connection and the replica has not noticed, the count is one too low
-    /// and another gateway gets no hints. Its sweep covers the time until a heartbeat is missed here.
+    /// and another gateway gets no hints. It finds a gap in the numbers then.
     async fn is_alone(&mut self) -> bool {
         if let Some((alone, at)) = self.alone
             && at.elapsed() < COUNT_MAX_AGE

@@ -12,8 +12,8 @@ pub struct Health {
     pub ingest: Part,
     /// Up if hints are received.
     pub fanout: Part,
-    /// Connections of ingest whose last hints RabbitMQ did not confirm, as in an alarm.
-    hints_refused: AtomicUsize,
+    /// RabbitMQ did not confirm the last hints, as in an alarm, and no heartbeat since.
+    hints_refused: AtomicBool,
     /// Held for a short write only.
     waiting_appends: Mutex<WaitingAppends>,
     /// The replica drains.
@@ -28,7 +28,7 @@ impl Health {
         Self {
             ingest: Part::of(ingest),
             fanout: Part::of(fanout),
-            hints_refused: AtomicUsize::new(0),
+            hints_refused: AtomicBool::new(false),
             waiting_appends: Mutex::default(),
             draining: AtomicBool::new(false),
             keyless: AtomicBool::new(false),
@@ -47,11 +47,14 @@ impl Health {
             .map(|(name, part)| (name, part.is_up()))
     }
 
+    /// RabbitMQ confirmed a message of the fan-out, or did not.
+    pub fn fanout_published(&self, is_confirmed: bool) {
+        self.hints_refused.store(!is_confirmed, Ordering::Relaxed);
+    }
+
     /// Whether RabbitMQ works for every part.
     pub fn has_broker(&self) -> bool {
-        self.ingest.is_up()
-            && self.fanout.is_up()
-            && self.hints_refused.load(Ordering::Relaxed) == 0
+        self.ingest.is_up() && self.fanout.is_up() && !self.hints_refused.load(Ordering::Relaxed)
     }
 
     /// The error of the last failed append, while a batch waits for the next attempt.
@@ -110,24 +113,6 @@ impl Drop for Up<'_> {
     }
 }
 
-/// A connection of ingest whose hints RabbitMQ did not confirm, until it is dropped.
-#[derive(Debug)]
-pub struct HintsRefused(Arc<Health>);
-
-impl HintsRefused {
-    /// Starts counting.
-    pub fn begin(health: Arc<Health>) -> Self {
-        health.hints_refused.fetch_add(1, Ordering::Relaxed);
-        Self(health)
-    }
-}
-
-impl Drop for HintsRefused {
-    fn drop(&mut self) {
-        self.0.hints_refused.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// A batch whose append failed, until it is dropped.
 #[derive(Debug)]
 pub struct WaitingAppend(Arc<Health>);
@@ -156,13 +141,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_broker_works_when_no_partition_is_refused() {
-        let health = Arc::new(Health::new(0, 0));
-        let [one, other] = [(); 2].map(|()| HintsRefused::begin(health.clone()));
+    fn the_broker_works_again_when_it_confirms_a_message() {
+        let health = Health::new(0, 0);
+        assert!(health.has_broker());
+        health.fanout_published(false);
         assert!(!health.has_broker());
-        drop(one);
-        assert!(!health.has_broker(), "the other is still refused");
-        drop(other);
+        health.fanout_published(true);
         assert!(health.has_broker());
     }
 

@@ -35,6 +35,7 @@ mod drain;
 mod encryption;
 mod entry;
 mod epoch;
+mod evidence;
 mod faults;
 mod forget;
 mod goodbye;

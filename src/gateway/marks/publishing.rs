@@ -7,8 +7,8 @@ use super::UNPUBLISHED_MAX;
 use crate::fanout::Hints;
 use crate::fanout::publisher::HintPublisher;
 
-/// Publishes until the channel is closed. If RabbitMQ refuses hints, they are lost, and the sweeps
-/// of other replicas find the marks.
+/// Publishes until the channel is closed. If RabbitMQ refuses hints, they are lost, and the
+/// other replicas read the marks.
 pub(super) async fn publish_all(
     mut unpublished: mpsc::Receiver<Hints>,
     mut publisher: HintPublisher,
@@ -22,7 +22,7 @@ pub(super) async fn publish_all(
         if let Err(error) = &published
             && !was_refused
         {
-            tracing::warn!(%error, "RabbitMQ refuses hints; the sweeps of other replicas find marks");
+            tracing::warn!(%error, "RabbitMQ refuses hints; other replicas read the marks");
         }
         was_refused = published.is_err();
         waiting.clear();
