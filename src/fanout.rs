@@ -8,7 +8,8 @@
 //! finds evidence that a hint was lost. Then the gateway reads the newest numbers of its feeds.
 //!
 //! Hints delay the acknowledgement of a batch by 3 s at most: 1 s each to connect, to count the
-//! gateways, and to publish. After a failed connect, hints are dropped at once for 5 s.
+//! gateways, and to publish. After a failed connect, hints are dropped at once for 5 s. In an alarm of
+//! RabbitMQ they are dropped at once, and heartbeats begin again when it ends.
 
 pub mod announcement;
 pub mod evidence;
@@ -23,7 +24,9 @@ pub mod wire;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::amqp::Broker;
+use tokio::sync::Notify;
+
+use crate::amqp::{Broker, BrokerError};
 use crate::fanout::evidence::Found;
 use crate::fanout::heard::Heard;
 use crate::fanout::hub::Hub;
@@ -32,7 +35,7 @@ use crate::model::feed::{Epoch, Feed, Newest, Seq, Version};
 use crate::model::mark::StateFrame;
 use crate::model::notification::Notification;
 use crate::store::epoch::known::Epochs;
-use crate::telemetry::health::Health;
+use crate::telemetry::health::{BrokerState, Health};
 use crate::telemetry::labels::Evidence;
 use crate::telemetry::metrics::Metrics;
 
@@ -73,6 +76,8 @@ pub struct Fanout {
     heard: Mutex<Heard>,
     /// The evidence of lost hints, for the part that reads them.
     evidence: Arc<Found>,
+    /// Hints were not confirmed, so the next heartbeat is due.
+    refused: Notify,
 }
 
 impl Fanout {
@@ -96,6 +101,7 @@ impl Fanout {
             receives: AtomicBool::new(false),
             streams: Streams::default(),
             evidence: Arc::default(),
+            refused: Notify::new(),
         }
     }
 
@@ -114,6 +120,24 @@ impl Fanout {
     pub fn suspect_write(&self, stream: &Stream) {
         stream.skip();
         self.evidence.add(Evidence::Write);
+    }
+
+    /// Records whether RabbitMQ has confirmed hints or a heartbeat. The next heartbeat shows whether it
+    /// works again.
+    fn published(&self, published: &Result<(), BrokerError>) {
+        let state = match published {
+            Ok(()) => Some(BrokerState::Ok),
+            Err(BrokerError::Blocked) => Some(BrokerState::Blocked),
+            // Nothing was attempted.
+            Err(BrokerError::FailedBefore(_)) => None,
+            Err(_) => Some(BrokerState::Away),
+        };
+        if let Some(state) = state {
+            self.health.fanout_published(state);
+        }
+        if published.is_err() {
+            self.refused.notify_one();
+        }
     }
 
     fn heard(&self) -> MutexGuard<'_, Heard> {

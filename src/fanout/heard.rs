@@ -18,8 +18,8 @@ const SILENT_AFTER_MAX: Duration = Duration::from_secs(60);
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(60);
 /// Interval of evidence while a fault lasts. An event that is stored meanwhile waits for this time.
 const REPEATED_EVERY: Duration = Duration::from_secs(2);
-/// Time without a delivery after which the binding of the queue is gone, if RabbitMQ has confirmed
-/// heartbeats of this process meanwhile.
+/// Time without a delivery after a confirmed heartbeat of this process, after which the binding of
+/// the queue is gone.
 const DEAF_AFTER: Duration = Duration::from_secs(10);
 /// Most processes. Each costs some hundred bytes.
 const PROCESSES_MAX: usize = 4_096;
@@ -33,8 +33,9 @@ pub struct Heard {
     processes: HashMap<String, Process>,
     /// The time of the last delivery, or of the connection.
     delivered_at: Option<Instant>,
-    /// The begin of the last heartbeat of this process that RabbitMQ confirmed.
-    confirmed_at: Option<Instant>,
+    /// The begin of the first heartbeat of this process that RabbitMQ confirmed since the last
+    /// delivery.
+    undelivered_since: Option<Instant>,
     repeated_at: Option<Instant>,
     /// Numbers that did not arrive.
     missed: u64,
@@ -55,7 +56,7 @@ impl Heard {
             own,
             processes: HashMap::new(),
             delivered_at: None,
-            confirmed_at: None,
+            undelivered_since: None,
             repeated_at: None,
             missed: 0,
         }
@@ -65,8 +66,7 @@ impl Heard {
     pub fn connected(&mut self, now: Instant) {
         self.processes.clear();
         self.processes.insert(self.own.clone(), Process::new(now));
-        self.delivered_at = Some(now);
-        self.confirmed_at = None;
+        self.delivered(now);
     }
 
     /// The queue is gone.
@@ -76,12 +76,15 @@ impl Heard {
 
     /// RabbitMQ confirmed a heartbeat of this process.
     pub fn confirmed(&mut self, begun: Instant) {
-        self.confirmed_at = Some(begun);
+        if self.delivered_at.is_some_and(|at| at < begun) {
+            self.undelivered_since.get_or_insert(begun);
+        }
     }
 
     /// Takes a delivery without an announcement, such as one of an older version.
     pub fn delivered(&mut self, now: Instant) {
         self.delivered_at = Some(now);
+        self.undelivered_since = None;
     }
 
     /// Takes the announcement of a process. Returns evidence of a loss.
@@ -91,7 +94,7 @@ impl Heard {
         announcement: &Announcement,
         now: Instant,
     ) -> Option<Evidence> {
-        self.delivered_at = Some(now);
+        self.delivered(now);
         let is_own = name == self.own;
         if !is_own && let Announcement::Farewell { .. } = announcement {
             let mut process = self.processes.remove(name);
@@ -141,11 +144,10 @@ impl Heard {
     }
 
     /// Whether RabbitMQ confirms the heartbeats of this process and delivers nothing, so that the
-    /// queue must be bound again.
-    pub fn is_deaf(&self) -> bool {
-        let delivered_and_confirmed = self.delivered_at.zip(self.confirmed_at);
-        delivered_and_confirmed
-            .is_some_and(|(delivered, confirmed)| confirmed >= delivered + DEAF_AFTER)
+    /// queue must be bound again. The time without heartbeats, as in an alarm, does not count.
+    pub fn is_deaf(&self, now: Instant) -> bool {
+        self.undelivered_since
+            .is_some_and(|since| now.duration_since(since) >= DEAF_AFTER)
     }
 
     /// Returns how many numbers were missed since the last call.
@@ -361,13 +363,27 @@ mod tests {
     #[test]
     fn a_confirmed_heartbeat_that_does_not_come_back_shows_a_lost_binding() {
         let mut world = World::connected();
-        world.heard.confirmed(world.begun + seconds(9));
-        assert!(!world.heard.is_deaf());
-        world.heard.confirmed(world.begun + seconds(10));
-        assert!(world.heard.is_deaf());
-        world.hints("a", 1);
-        world.heard.delivered(world.begun + seconds(1));
-        assert!(!world.heard.is_deaf());
+        let begun = world.begun;
+        for second in 1..=11 {
+            world.heard.confirmed(begun + seconds(second));
+            let is_deaf = world.heard.is_deaf(begun + seconds(second));
+            assert_eq!(is_deaf, second >= 11, "{second}");
+        }
+        world.heard.delivered(begun + seconds(12));
+        assert!(!world.heard.is_deaf(begun + seconds(60)));
+    }
+
+    #[test]
+    fn the_time_of_an_alarm_does_not_show_a_lost_binding() {
+        let mut world = World::connected();
+        let begun = world.begun;
+        // The confirm of the first heartbeat after the alarm arrives before its delivery.
+        world.heard.confirmed(begun + seconds(40));
+        assert!(!world.heard.is_deaf(begun + seconds(40)));
+        world.heard.delivered(begun + seconds(41));
+        // A confirm that is noticed after the delivery.
+        world.heard.confirmed(begun + seconds(41));
+        assert!(!world.heard.is_deaf(begun + seconds(99)));
     }
 
     #[test]

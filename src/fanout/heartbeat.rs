@@ -12,10 +12,11 @@ use super::Fanout;
 use super::announcement::Announcement;
 use crate::amqp::publisher::{Outgoing, Publisher};
 use crate::amqp::{Broker, BrokerError};
-use crate::retry;
 
 /// Interval of heartbeats in a small cluster. Lost hints are found after about this time.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// Interval after hints or a heartbeat that RabbitMQ did not confirm.
+const INTERVAL_AFTER_FAILURE: Duration = Duration::from_millis(500);
 /// Longest interval.
 const INTERVAL_MAX: Duration = Duration::from_secs(15);
 /// Gateways for which the interval is not longer. Each process publishes to each gateway, so their
@@ -48,20 +49,21 @@ impl Heartbeat {
                 every_ms: u64::try_from(every.as_millis()).unwrap_or(u64::MAX),
                 numbers: self.fanout.streams.settled(),
             };
-            let refused = self.publish(&beat).await.err();
-            match &refused {
-                None => {
-                    self.fanout.heard().confirmed(begun);
-                    // The next hint may be far away.
-                    self.fanout.health.fanout_published(true);
-                }
-                Some(error) if !was_refused => {
+            let published = self.publish(&beat).await;
+            self.fanout.published(&published);
+            match &published {
+                Ok(()) => self.fanout.heard().confirmed(begun),
+                Err(error) if !was_refused => {
                     tracing::warn!(%error, "RabbitMQ does not take heartbeats; gateways read what they may have missed");
                 }
-                Some(_) => {}
+                Err(_) => {}
             }
-            was_refused = refused.is_some();
-            if !retry::sleep(every.saturating_sub(begun.elapsed()), &stop).await {
+            was_refused = published.is_err();
+            if stop
+                .run_until_cancelled(self.next(begun, every))
+                .await
+                .is_none()
+            {
                 break;
             }
             if let Ok(gateways) = self.publisher.count_gateways(TIMEOUT).await {
@@ -75,6 +77,19 @@ impl Heartbeat {
             tracing::warn!(%error, "RabbitMQ does not take the last heartbeat; gateways find the end of this process by its silence");
         }
         self.publisher.close().await;
+    }
+
+    /// Waits for the time of the next heartbeat. After a failure, it is due early. While RabbitMQ has an
+    /// alarm, it is due at the end of the alarm, so that its state is known again at once.
+    async fn next(&self, begun: Instant, every: Duration) {
+        let after = |pause: Duration| tokio::time::sleep(pause.saturating_sub(begun.elapsed()));
+        tokio::select! {
+            () = after(every) => {}
+            () = self.fanout.refused.notified() => {
+                self.publisher.unblocked().await;
+                after(INTERVAL_AFTER_FAILURE).await;
+            }
+        }
     }
 
     async fn publish(&mut self, announcement: &Announcement) -> Result<(), BrokerError> {

@@ -98,7 +98,6 @@ impl HintPublisher {
                 tracing::warn!(%error, "RabbitMQ does not take hints; other replicas read the notifications");
             }
             self.was_refused = refused.is_some();
-            self.fanout.health.fanout_published(refused.is_none());
         }
         Some(Published { through })
     }
@@ -136,6 +135,7 @@ impl HintPublisher {
                 Outgoing::hints(exchange.clone(), replica, announcement.encode(), body),
             )
             .await;
+        self.fanout.published(&published);
         if published.is_ok() {
             metrics.hints.published.inc_by(count as u64);
             let stored = batches.iter().flat_map(|hints| &hints.stored);

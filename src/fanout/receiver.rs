@@ -87,7 +87,7 @@ impl Fanout {
         loop {
             let delivery = tokio::select! {
                 delivery = consumer.next() => delivery?,
-                _ = interval.tick() => match self.heard().is_deaf() {
+                _ = interval.tick() => match self.heard().is_deaf(Instant::now()) {
                     true => return Err(BrokerError::NothingDelivered),
                     false => continue,
                 },

@@ -5,6 +5,28 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::telemetry::labels::HealthPart;
 
+/// The state of RabbitMQ, as a replica sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BrokerState {
+    /// It works.
+    Ok,
+    /// It blocks publishers because of an alarm.
+    Blocked,
+    /// A part has no connection to it, or it does not confirm hints and heartbeats.
+    Away,
+}
+
+impl BrokerState {
+    /// The word in `/readyz`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Blocked => "blocked",
+            Self::Away => "away",
+        }
+    }
+}
+
 /// The health of one replica.
 #[derive(Debug)]
 pub struct Health {
@@ -12,8 +34,8 @@ pub struct Health {
     pub ingest: Part,
     /// Up if hints are received.
     pub fanout: Part,
-    /// RabbitMQ did not confirm the last hints, as in an alarm, and no heartbeat since.
-    hints_refused: AtomicBool,
+    /// Whether RabbitMQ confirms hints and heartbeats. Held for a short write only.
+    publishing: Mutex<BrokerState>,
     /// Held for a short write only.
     waiting_appends: Mutex<WaitingAppends>,
     /// The replica drains.
@@ -28,7 +50,7 @@ impl Health {
         Self {
             ingest: Part::of(ingest),
             fanout: Part::of(fanout),
-            hints_refused: AtomicBool::new(false),
+            publishing: Mutex::new(BrokerState::Ok),
             waiting_appends: Mutex::default(),
             draining: AtomicBool::new(false),
             keyless: AtomicBool::new(false),
@@ -47,14 +69,23 @@ impl Health {
             .map(|(name, part)| (name, part.is_up()))
     }
 
-    /// RabbitMQ confirmed a message of the fan-out, or did not.
-    pub fn fanout_published(&self, is_confirmed: bool) {
-        self.hints_refused.store(!is_confirmed, Ordering::Relaxed);
+    /// Records whether RabbitMQ confirmed the last hints or the last heartbeat.
+    pub fn fanout_published(&self, state: BrokerState) {
+        *self
+            .publishing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = state;
     }
 
     /// Whether RabbitMQ works for every part.
-    pub fn has_broker(&self) -> bool {
-        self.ingest.is_up() && self.fanout.is_up() && !self.hints_refused.load(Ordering::Relaxed)
+    pub fn broker(&self) -> BrokerState {
+        if !(self.ingest.is_up() && self.fanout.is_up()) {
+            return BrokerState::Away;
+        }
+        *self
+            .publishing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The error of the last failed append, while a batch waits for the next attempt.
@@ -142,12 +173,13 @@ mod tests {
 
     #[test]
     fn the_broker_works_again_when_it_confirms_a_message() {
-        let health = Health::new(0, 0);
-        assert!(health.has_broker());
-        health.fanout_published(false);
-        assert!(!health.has_broker());
-        health.fanout_published(true);
-        assert!(health.has_broker());
+        let health = Health::new(1, 0);
+        assert_eq!(health.broker(), BrokerState::Away, "ingest is down");
+        let _up = health.ingest.up();
+        for state in [BrokerState::Blocked, BrokerState::Away, BrokerState::Ok] {
+            health.fanout_published(state);
+            assert_eq!(health.broker(), state);
+        }
     }
 
     #[test]

@@ -67,6 +67,7 @@ mod prose;
 mod protocol;
 mod public_keys;
 mod public_port;
+mod rabbitmq_alarm;
 mod real_input;
 mod redaction;
 mod redelivery;
