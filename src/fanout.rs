@@ -31,7 +31,7 @@ use crate::fanout::evidence::Found;
 use crate::fanout::heard::Heard;
 use crate::fanout::hub::Hub;
 use crate::fanout::stream::{Stream, Streams};
-use crate::model::feed::{Epoch, Feed, Newest, Seq, Version};
+use crate::model::feed::{Epoch, Feed, Newest};
 use crate::model::mark::StateFrame;
 use crate::model::notification::Notification;
 use crate::store::epoch::known::Epochs;
@@ -46,15 +46,15 @@ pub struct Hints {
     pub epoch: Option<Epoch>,
     /// New notifications, ready to send.
     pub stored: Vec<Arc<Notification>>,
-    /// Events that were stored before. Sessions that miss them read them from Postgres.
-    pub duplicates: Vec<(Feed, Seq)>,
+    /// Numbers without a frame. Sessions that miss them read the rest from Postgres.
+    pub newest: Vec<(Feed, Newest)>,
     /// New marks.
     pub states: Vec<Arc<StateFrame>>,
 }
 
 impl Hints {
     fn len(&self) -> usize {
-        self.stored.len() + self.duplicates.len() + self.states.len()
+        self.stored.len() + self.newest.len() + self.states.len()
     }
 }
 
@@ -151,13 +151,7 @@ impl Fanout {
             Some(epoch) if self.epochs.is_current(epoch) => {
                 self.hub.publish(epoch, &hints.stored);
                 self.hub.publish_states(epoch, &hints.states);
-                let duplicates = hints.duplicates.iter();
-                self.hub.publish_newest(
-                    epoch,
-                    &duplicates
-                        .map(|(feed, seq)| newest_seq(feed, *seq))
-                        .collect::<Vec<_>>(),
-                );
+                self.hub.publish_newest(epoch, &hints.newest);
             }
             Some(_) => self.epochs.ask(),
             // The frames may belong to any epoch. Their numbers only make sessions read pages, which name their epoch.
@@ -170,38 +164,20 @@ impl Fanout {
     }
 }
 
-/// The highest numbers of the hints, without their frames.
+/// The numbers of the hints, without their frames.
 fn numbers(hints: &Hints) -> Vec<(Feed, Newest)> {
-    let stored = hints.stored.iter();
-    let states = hints.states.iter();
+    let of_seq = |seq| Newest {
+        seq,
+        ..Newest::default()
+    };
+    let of_version = |version| Newest {
+        version,
+        ..Newest::default()
+    };
+    let (stored, states) = (hints.stored.iter(), hints.states.iter());
     stored
-        .map(|stored| newest_seq(&stored.feed, stored.seq))
-        .chain(
-            hints
-                .duplicates
-                .iter()
-                .map(|(feed, seq)| newest_seq(feed, *seq)),
-        )
-        .chain(states.map(|state| newest_version(&state.feed, state.version)))
+        .map(|stored| (stored.feed.clone(), of_seq(stored.seq)))
+        .chain(states.map(|state| (state.feed.clone(), of_version(state.version))))
+        .chain(hints.newest.iter().cloned())
         .collect()
-}
-
-fn newest_seq(feed: &Feed, seq: Seq) -> (Feed, Newest) {
-    (
-        feed.clone(),
-        Newest {
-            seq,
-            ..Newest::default()
-        },
-    )
-}
-
-fn newest_version(feed: &Feed, version: Version) -> (Feed, Newest) {
-    (
-        feed.clone(),
-        Newest {
-            version,
-            ..Newest::default()
-        },
-    )
 }

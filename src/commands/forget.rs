@@ -74,7 +74,7 @@ pub async fn run(arguments: &Arguments, format: Format) -> anyhow::Result<()> {
     forgetting.erase().await?;
     if let Err(error) = announce_changes(&forgetting.broker).await {
         terminal::write_message(&format!(
-            "open sessions get the new counts at the next sweep: {error}"
+            "open sessions get the new counts within SHOPBELL_SWEEP_SECONDS, because RabbitMQ takes no hint: {error}"
         ));
     }
     print(feed, &before, true, format)?;

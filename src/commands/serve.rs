@@ -27,6 +27,7 @@ use crate::config::{IngestConfig, Role, ServeConfig};
 use crate::fanout::Fanout;
 use crate::fanout::heartbeat::Heartbeat;
 use crate::fanout::hub::Hub;
+use crate::fanout::publisher::HintPublisher;
 use crate::gateway::websocket::Gateway;
 use crate::http::connections::Connections;
 use crate::http::listener;
@@ -185,6 +186,8 @@ async fn stop_in_order(
     parts.ended(Part::CursorWriter).await;
     parts.ended(Part::Marks).await;
     parts.ended(Part::DeadLetters).await;
+    parts.ended(Part::HeldFeeds).await;
+    parts.ended(Part::Retention).await;
     stops.last.cancel();
     parts.ended(Part::Heartbeat).await;
     parts.ended(Part::OperationsPort).await;
@@ -344,13 +347,19 @@ impl Base {
             housekeeping::run(self.pools.upkeep.clone()),
         );
         if let Some(kept) = config.retention {
+            let stream = self.fanout.open_stream();
+            let publisher = Publisher::lazy(&self.broker);
+            let hints = HintPublisher::new(self.fanout.clone(), publisher, stream.clone());
             let retention = Retention {
                 pool: self.pools.retention.clone(),
                 kept,
                 broadcast_feed: config.broadcast_feed.clone(),
+                fanout: self.fanout.clone(),
+                stream,
                 metrics: self.metrics.clone(),
             };
-            parts.spawn(Part::Retention, retention.run());
+            let stop = self.stops.ingest.clone();
+            parts.spawn(Part::Retention, retention.run(hints, stop));
         }
     }
 }

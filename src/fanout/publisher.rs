@@ -87,30 +87,32 @@ impl HintPublisher {
     /// and the proof is returned all the same. Returns `None` without a batch.
     pub async fn publish(&mut self, stored: &[StoredBatch]) -> Option<Published> {
         let through = stored.last()?.through;
-        let batches: Vec<&Hints> = stored
-            .iter()
-            .map(|batch| &batch.hints)
-            .filter(|hints| hints.len() > 0)
-            .collect();
-        if !batches.is_empty() {
-            let refused = self.publish_hints(&batches).await.err();
-            if let Some(error) = refused.as_ref().filter(|_| !self.was_refused) {
-                tracing::warn!(%error, "RabbitMQ does not take hints; other replicas read the notifications");
-            }
-            self.was_refused = refused.is_some();
-        }
+        let batches: Vec<&Hints> = stored.iter().map(|batch| &batch.hints).collect();
+        self.publish_hints(&batches).await;
         Some(Published { through })
     }
 
-    /// Publishes hints if there are other gateways. Uses up a number in any case.
-    ///
-    /// # Errors
-    /// RabbitMQ did not confirm the hints within [`PUBLISH_TIMEOUT`].
-    pub async fn publish_hints(&mut self, batches: &[&Hints]) -> Result<(), BrokerError> {
-        let count: usize = batches.iter().map(|hints| hints.len()).sum();
-        if count == 0 {
-            return Ok(());
+    /// Publishes hints if there are other gateways. Uses up a number in any case. If RabbitMQ does not confirm the hints
+    /// within [`PUBLISH_TIMEOUT`], they are lost, and other gateways find a gap.
+    pub async fn publish_hints(&mut self, batches: &[&Hints]) {
+        let batches: Vec<&Hints> = batches
+            .iter()
+            .copied()
+            .filter(|hints| hints.len() > 0)
+            .collect();
+        if batches.is_empty() {
+            return;
         }
+        let refused = self.try_publish_hints(&batches).await.err();
+        // Only the first of consecutive failures is logged, because clients choose the number of marks.
+        if let Some(error) = refused.as_ref().filter(|_| !self.was_refused) {
+            tracing::warn!(%error, "RabbitMQ does not take hints; other replicas read what they miss");
+        }
+        self.was_refused = refused.is_some();
+    }
+
+    async fn try_publish_hints(&mut self, batches: &[&Hints]) -> Result<(), BrokerError> {
+        let count: usize = batches.iter().map(|hints| hints.len()).sum();
         let stream = self.stream.clone();
         let in_flight = stream.begin();
         if self.is_alone().await {

@@ -190,11 +190,9 @@ impl HeldFeeds {
         self.metrics.events_stored.inc_by(hints.stored.len() as u64);
         self.metrics
             .events_duplicate
-            .inc_by(hints.duplicates.len() as u64);
+            .inc_by(hints.newest.len() as u64);
         self.fanout.publish_locally(&hints);
-        if let Err(error) = publisher.publish_hints(&[&hints]).await {
-            tracing::warn!(%error, "RabbitMQ does not take hints; other replicas read the notifications");
-        }
+        publisher.publish_hints(&[&hints]).await;
         tracing::info!(%feed, events = placed.len(), reason = FEED_DAMAGED, "events that waited for a feed were stored");
         Ok(())
     }

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::{Event, Merchant, PATIENCE, Proxy, Replica, World, eventually, holds};
+use crate::support::{Event, Merchant, PATIENCE, Proxy, Replica, Tap, World, eventually, holds};
 
 const MERCHANT: &str = "merchant-42";
 /// Longer than any story. So only evidence helps.
@@ -74,6 +74,47 @@ async fn a_gap_in_the_numbers() {
         gateway.metric("shopbell_hint_messages_missed_total").await,
         1
     );
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn a_hint_that_was_lost_on_its_way() {
+    let world = World::new().await;
+    let tap = Tap::before(world.amqp_url()).await;
+    let gateway = world
+        .replica()
+        .role("gateway")
+        .with("SHOPBELL_SWEEP_SECONDS", NEVER)
+        .with("AMQP_URL", tap.url(world.amqp_url()))
+        .start()
+        .await;
+    let _ingest = world.replica().role("ingest").start().await;
+    rounds_reach(&gateway, "new_stream", 1).await;
+    let mut merchant = world.merchant(MERCHANT).connect(gateway.public()).await;
+    merchant.expect_caught_up(MERCHANT).await;
+    let publisher = world.publisher().await;
+    publisher.publish(&Event::order(MERCHANT)).await;
+    merchant.take_seqs(1..=1).await;
+    let others = others_than(&gateway, "gap").await;
+
+    tap.lose_hints();
+    publisher.publish(&Event::order(MERCHANT)).await;
+    merchant.take_seqs(2..=2).await;
+    // The hint was lost, and the next heartbeat has shown the gap.
+    assert_eq!(tap.hints_lost(), 1);
+    assert_eq!(rounds(&gateway, "gap").await, 1);
+    assert_eq!(others_than(&gateway, "gap").await, others);
+    assert_eq!(
+        gateway.metric("shopbell_hint_messages_missed_total").await,
+        1
+    );
+    tap.recover();
+    let hints = gateway.metric("shopbell_hints_received_total").await;
+    publisher.publish(&Event::order(MERCHANT)).await;
+    merchant.take_seqs(3..=3).await;
+    gateway
+        .metric_reaches("shopbell_hints_received_total", hints + 1)
+        .await;
     world.finish().await;
 }
 
@@ -251,6 +292,36 @@ async fn events_of_a_held_feed_are_hinted_to_other_replicas() {
         hints + 3
     );
     assert_eq!(gateway.metric("shopbell_feeds_read_total").await, feeds);
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn new_counts_after_retention_are_hinted_to_other_replicas() {
+    let world = World::new().await;
+    let (gateway, mut merchant) = gateway_with_merchant(&world).await;
+    let ingest = world.replica().role("ingest").start().await;
+    rounds_reach(&gateway, "new_stream", 1).await;
+    let publisher = world.publisher().await;
+    publisher.publish_all(Event::orders(MERCHANT, 5)).await;
+    merchant.take_seqs(1..=5).await;
+    merchant.ack(MERCHANT, 5).await;
+    world.expect_cursor(MERCHANT, "", 5).await;
+    let feeds = gateway.metric("shopbell_feeds_read_total").await;
+
+    world
+        .change_database("update notifications set created_at = created_at - interval '31 days'")
+        .await;
+    world
+        .change_database(
+            "update retention set begins_at = now(), after_feed = '', leased_until = null",
+        )
+        .await;
+    let state = merchant.next_state().await;
+    assert_eq!((state.seqs, state.unread), (Some(vec![]), 0));
+    assert_eq!(gateway.metric("shopbell_feeds_read_total").await, feeds);
+    ingest
+        .metric_reaches("shopbell_notifications_removed_total", 5)
+        .await;
     world.finish().await;
 }
 
