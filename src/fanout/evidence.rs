@@ -1,5 +1,5 @@
-//! The evidence that hints were lost, from the parts that find it to the one that reads what was
-//! missed.
+//! The evidence that hints were lost, from the parts that find it to the one that reads the newest
+//! numbers.
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};

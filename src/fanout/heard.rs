@@ -1,5 +1,5 @@
-//! What this gateway has heard from each process that publishes hints. Announcements come in, and
-//! evidence of lost hints goes out. Takes the time as an argument. No I/O.
+//! The numbers that this gateway has heard from each process. Announcements come in, and evidence of
+//! lost hints goes out. Takes the time as an argument. No I/O.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -62,7 +62,7 @@ impl Heard {
         }
     }
 
-    /// Begins again with a new queue, which receives only what is published from now on.
+    /// Begins again with a new queue, which receives only publishes from now on.
     pub fn connected(&mut self, now: Instant) {
         self.processes.clear();
         self.processes.insert(self.own.clone(), Process::new(now));

@@ -54,7 +54,7 @@ impl Heartbeat {
             match &published {
                 Ok(()) => self.fanout.heard().confirmed(begun),
                 Err(error) if !was_refused => {
-                    tracing::warn!(%error, "RabbitMQ does not take heartbeats; gateways read what they may have missed");
+                    tracing::warn!(%error, "RabbitMQ does not take heartbeats; gateways read the newest numbers");
                 }
                 Err(_) => {}
             }

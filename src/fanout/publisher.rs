@@ -106,7 +106,7 @@ impl HintPublisher {
         let refused = self.try_publish_hints(&batches).await.err();
         // Only the first of consecutive failures is logged, because clients choose the number of marks.
         if let Some(error) = refused.as_ref().filter(|_| !self.was_refused) {
-            tracing::warn!(%error, "RabbitMQ does not take hints; other replicas read what they miss");
+            tracing::warn!(%error, "RabbitMQ does not take hints; other replicas read the missed notifications");
         }
         self.was_refused = refused.is_some();
     }

@@ -1,4 +1,4 @@
-//! Evidence that hints were lost: without a sweep, a gateway reads what it missed. Each story stores
+//! Evidence that hints were lost: without a sweep, a gateway reads the missed notifications. Each story stores
 //! a notification without a hint, and shows why the gateway has read it.
 
 use std::time::{Duration, Instant};

@@ -1,6 +1,6 @@
 //! The sweep: a slow poll of the newest numbers of all feeds that have a session here.
 //!
-//! It finds what was lost without evidence. It reads a few feeds at a time, so that Postgres has no
+//! It finds hints that were lost without evidence. It reads a few feeds at a time, so that Postgres has no
 //! burst of work.
 
 use std::time::Duration;

@@ -109,8 +109,7 @@ impl Epochs {
         });
     }
 
-    /// Records that the database has lost notifications of this epoch, so that the next
-    /// read renews it.
+    /// Records that the database has lost notifications of this epoch, so that it is renewed.
     pub fn doubt(&self, epoch: &Epoch, reason: &'static str) {
         self.known.send_if_modified(|known| {
             known.doubt = Some(Doubt {

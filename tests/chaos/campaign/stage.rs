@@ -13,7 +13,7 @@ use tokio::time::sleep;
 use super::history::History;
 use super::load::Load;
 use super::setting::{Parts, Setting};
-use crate::it::support::{Proxy, Replica, World};
+use crate::it::support::{Proxy, Replica, Tap, World};
 use crate::services::Services;
 
 /// Replicas of Shopbell.
@@ -44,6 +44,8 @@ pub struct Stage {
     /// The proxies between the replicas and the services.
     pub to_postgres: Proxy,
     pub to_rabbitmq: Proxy,
+    /// Stands between that proxy and RabbitMQ, and can lose hints.
+    pub tap: Tap,
     /// The proxy between the publishers and RabbitMQ.
     pub publishers: Proxy,
     /// Connections to Postgres without a proxy, for locks and queries.
@@ -69,7 +71,8 @@ impl Stage {
         let parts = Parts::start(setting, &services, &folder).await;
         let world = World::at(parts.database_url.clone(), parts.amqp_url.clone()).await;
         let to_postgres = Proxy::before_service(&parts.database_url).await;
-        let to_rabbitmq = Proxy::before_service(&parts.amqp_url).await;
+        let tap = Tap::before(&parts.amqp_url).await;
+        let to_rabbitmq = Proxy::before_service(&tap.url(&parts.amqp_url)).await;
         let publishers = Proxy::before_service(&parts.amqp_url).await;
         let start_one = |number| {
             parts
@@ -106,6 +109,7 @@ impl Stage {
             doors,
             to_postgres,
             to_rabbitmq,
+            tap,
             publishers,
             pool,
             partitions,

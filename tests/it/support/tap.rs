@@ -114,7 +114,7 @@ impl Tap {
         self.mood.send_replace(Mood::Forgetful);
     }
 
-    /// Ends the fault. Blocked connections go on with what they have sent.
+    /// Ends the fault. RabbitMQ reads on from blocked connections.
     pub fn recover(&self) {
         self.mood.send_replace(Mood::Well);
     }
