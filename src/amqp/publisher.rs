@@ -112,10 +112,16 @@ impl Shared {
             if connection.is_blocked() {
                 return Err(BrokerError::Blocked);
             }
-            let channel = connection.channel().await;
-            // Without an answer, the connection is of no use to any publisher.
-            let channel = channel.inspect_err(|_| connection.cut())?;
-            return Ok((connection, channel));
+            return match connection.channel().await {
+                Ok(channel) => Ok((connection, channel)),
+                // The answer comes when the alarm ends.
+                Err(_) if connection.is_blocked() => Err(BrokerError::Blocked),
+                // Without an answer, the connection is of no use to any publisher.
+                Err(error) => {
+                    connection.cut();
+                    Err(error)
+                }
+            };
         }
         let connection =
             Arc::new(Connection::open(&broker.address(), "publisher", Frames::Large).await?);
@@ -192,7 +198,7 @@ impl Publisher {
         // Taken out, so that an error drops it.
         let incarnation = match self.incarnation.take() {
             Some(incarnation) => incarnation,
-            None => Incarnation::open(&self.broker).await?,
+            None => self.unless_blocked(Incarnation::open(&self.broker).await)?,
         };
         let published = within(
             CONFIRM_TIMEOUT,
@@ -299,11 +305,20 @@ impl Publisher {
             return Err(BrokerError::FailedBefore(REOPEN_PAUSE));
         }
         let opened = within(limit, "connecting", Incarnation::open(&self.broker)).await;
-        if opened.is_err() && self.broker.publishing.is_blocked() {
-            return Err(BrokerError::Blocked);
+        let opened = self.unless_blocked(opened);
+        if !matches!(opened, Err(BrokerError::Blocked)) {
+            self.reopen_at = Some(now + REOPEN_PAUSE);
         }
-        self.reopen_at = Some(now + REOPEN_PAUSE);
         opened
+    }
+
+    /// Names the alarm as the cause of an error, because RabbitMQ answers no request of a blocked
+    /// connection.
+    fn unless_blocked<T>(&self, result: Result<T, BrokerError>) -> Result<T, BrokerError> {
+        result.map_err(|error| match self.broker.publishing.is_blocked() {
+            true => BrokerError::Blocked,
+            false => error,
+        })
     }
 
     /// Closes the channel, and the connection if no other publisher uses it.
