@@ -7,6 +7,9 @@
 //! Each hint has a number in its [`stream`], and [`heartbeat`] repeats the last numbers. [`heard`]
 //! finds evidence that a hint was lost. Then the gateway reads the newest numbers of its feeds.
 //!
+//! With many gateways, hints are lean: they carry numbers without frames, and only the gateways with a
+//! session of the feed read the notifications.
+//!
 //! Hints delay the acknowledgement of a batch by 3 s at most: 1 s each to connect, to count the
 //! gateways, and to publish. After a failed connect, hints are dropped at once for 5 s. In an alarm of
 //! RabbitMQ they are dropped at once, and heartbeats begin again when it ends.
@@ -21,6 +24,7 @@ pub mod receiver;
 pub mod stream;
 pub mod wire;
 
+use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -56,6 +60,20 @@ impl Hints {
     fn len(&self) -> usize {
         self.stored.len() + self.newest.len() + self.states.len()
     }
+
+    /// The same without frames: the highest numbers of each feed.
+    fn lean(&self) -> Self {
+        let mut newest = BTreeMap::<Feed, Newest>::new();
+        for (feed, more) in numbers(self) {
+            let known = newest.entry(feed).or_default();
+            *known = known.max(more);
+        }
+        Self {
+            epoch: self.epoch.clone(),
+            newest: newest.into_iter().collect(),
+            ..Self::default()
+        }
+    }
 }
 
 /// The fan-out of this replica.
@@ -66,6 +84,8 @@ pub struct Fanout {
     metrics: Arc<Metrics>,
     health: Arc<Health>,
     exchange: String,
+    /// The number of gateways from which hints carry numbers only; `None` for none.
+    lean_from: Option<u32>,
     /// A random name. The receiver drops hints that carry it, because the hub already has them.
     replica: String,
     /// Whether RabbitMQ counts this replica among the gateways.
@@ -88,6 +108,7 @@ impl Fanout {
         metrics: Arc<Metrics>,
         health: Arc<Health>,
         broker: &Broker,
+        lean_from: Option<u32>,
     ) -> Self {
         let replica = uuid::Uuid::new_v4().simple().to_string();
         Self {
@@ -96,6 +117,7 @@ impl Fanout {
             metrics,
             health,
             exchange: broker.names.fanout(),
+            lean_from,
             heard: Mutex::new(Heard::new(replica.clone())),
             replica,
             receives: AtomicBool::new(false),
@@ -180,4 +202,49 @@ fn numbers(hints: &Hints) -> Vec<(Feed, Newest)> {
         .chain(states.map(|state| (state.feed.clone(), of_version(state.version))))
         .chain(hints.newest.iter().cloned())
         .collect()
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
+mod tests {
+    use super::*;
+    use crate::model::feed::{Seq, Version};
+
+    #[test]
+    fn lean_hints_have_the_highest_numbers_of_each_feed() {
+        let feed = |name: &str| Feed::parse(name).unwrap();
+        let newest = |seq, version| Newest {
+            seq: Seq::new(seq).unwrap(),
+            version: Version::new(version).unwrap(),
+        };
+        let stored = |name: &str, seq| {
+            Arc::new(Notification {
+                feed: feed(name),
+                seq: Seq::new(seq).unwrap(),
+                expires_at: None,
+                time: None,
+                trace: None,
+                frame: "{}".into(),
+            })
+        };
+        let state = StateFrame {
+            feed: feed("a"),
+            version: Version::new(4).unwrap(),
+            highest: Seq::new(2).unwrap(),
+            frame: "{}".into(),
+        };
+        let hints = Hints {
+            epoch: Some(Epoch::parse("e1").unwrap()),
+            stored: vec![stored("b", 1), stored("a", 7), stored("a", 8)],
+            newest: vec![(feed("b"), newest(3, 0)), (feed("a"), newest(5, 2))],
+            states: vec![Arc::new(state)],
+        };
+        let lean = hints.lean();
+        assert_eq!(lean.epoch, hints.epoch);
+        assert_eq!(
+            lean.newest,
+            [(feed("a"), newest(8, 4)), (feed("b"), newest(3, 0))]
+        );
+        assert_eq!(lean.len(), 2);
+    }
 }

@@ -237,6 +237,7 @@ impl Base {
             metrics.clone(),
             health.clone(),
             &broker,
+            config.amqp.lean_hints_from,
         ));
         let registry = Arc::new(registry);
         Ok(Self {

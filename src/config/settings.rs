@@ -10,13 +10,14 @@ pub const EVENT_BYTES_MAX_DEFAULT: usize = 262_144;
 pub(super) const TOKEN_VARIABLE: &str = "SHOPBELL_TOKEN";
 
 /// Every setting, in the order in which it is shown.
-pub const SETTINGS: [&Setting; 38] = [
+pub const SETTINGS: [&Setting; 39] = [
     &DATABASE_URL,
     &AMQP_URL,
     &AMQP_PREFIX,
     &AMQP_DECLARE,
     &INGEST_PARTITIONS,
     &AMQP_QUEUE_TYPE,
+    &LEAN_HINTS_FROM,
     &OPS_LISTEN,
     &BROADCAST_FEED,
     &MAX_EVENT_BYTES,
@@ -105,6 +106,15 @@ pub(super) const AMQP_QUEUE_TYPE: Setting = Setting {
     default: Default::Value("quorum"),
     used_by: UsedBy::Both,
     description: "Type of the ingest queues; read the page before you choose `classic`",
+    page: Some("scaling.md"),
+};
+
+pub(super) const LEAN_HINTS_FROM: Setting = Setting {
+    variable: "SHOPBELL_LEAN_HINTS_FROM",
+    kind: number(0, 10_000, "gateways"),
+    default: Default::Value("16"),
+    used_by: UsedBy::Both,
+    description: "Gateways from which hints carry numbers without notifications; 0 sends whole notifications to any number",
     page: Some("scaling.md"),
 };
 

@@ -65,8 +65,8 @@ pub struct HintPublisher {
     fanout: Arc<Fanout>,
     publisher: Publisher,
     stream: Arc<Stream>,
-    /// Whether this replica is the only gateway, and when that was counted.
-    alone: Option<(bool, Instant)>,
+    /// The number of gateways, and when they were counted. `None` if RabbitMQ did not answer.
+    counted: Option<(Option<u32>, Instant)>,
     /// Whether RabbitMQ did not confirm the last hints.
     was_refused: bool,
 }
@@ -78,7 +78,7 @@ impl HintPublisher {
             fanout,
             publisher,
             stream,
-            alone: None,
+            counted: None,
             was_refused: false,
         }
     }
@@ -115,16 +115,25 @@ impl HintPublisher {
         let count: usize = batches.iter().map(|hints| hints.len()).sum();
         let stream = self.stream.clone();
         let in_flight = stream.begin();
-        if self.is_alone().await {
+        let gateways = self.gateways().await;
+        if self.is_alone(gateways) {
             return Ok(());
         }
+        let is_lean = gateways.zip(self.fanout.lean_from);
+        let body = match is_lean.is_some_and(|(gateways, from)| gateways >= from) {
+            true => {
+                let lean: Vec<Hints> = batches.iter().map(|hints| hints.lean()).collect();
+                wire::encode(&lean.iter().collect::<Vec<_>>())
+            }
+            false => wire::encode(batches),
+        };
         let Fanout {
             metrics,
             exchange,
             replica,
             ..
         } = &*self.fanout;
-        let body = wire::encode(batches).into_bytes();
+        let bytes = body.len();
         let announcement = Announcement::Hints {
             stream: in_flight.stream(),
             number: in_flight.number(),
@@ -134,12 +143,18 @@ impl HintPublisher {
             .publisher
             .try_publish(
                 PUBLISH_TIMEOUT,
-                Outgoing::hints(exchange.clone(), replica, announcement.encode(), body),
+                Outgoing::hints(
+                    exchange.clone(),
+                    replica,
+                    announcement.encode(),
+                    body.into_bytes(),
+                ),
             )
             .await;
         self.fanout.published(&published);
         if published.is_ok() {
             metrics.hints.published.inc_by(count as u64);
+            metrics.hints.bytes_published.inc_by(bytes as u64);
             let stored = batches.iter().flat_map(|hints| &hints.stored);
             for trace in stored.filter_map(|stored| stored.trace.as_ref()) {
                 traces::published(trace, exchange, begun);
@@ -154,17 +169,21 @@ impl HintPublisher {
     ///
     /// If RabbitMQ has closed this replica's fan-out connection and the replica has not noticed, the count is one too low
     /// and another gateway gets no hints. It finds a gap in the numbers then.
-    async fn is_alone(&mut self) -> bool {
-        if let Some((alone, at)) = self.alone
+    fn is_alone(&self, gateways: Option<u32>) -> bool {
+        let own = u32::from(self.fanout.receives.load(Ordering::Relaxed));
+        gateways.is_some_and(|gateways| gateways <= own)
+    }
+
+    /// Counts the gateways from time to time.
+    async fn gateways(&mut self) -> Option<u32> {
+        if let Some((gateways, at)) = self.counted
             && at.elapsed() < COUNT_MAX_AGE
         {
-            return alone;
+            return gateways;
         }
-        let own = u32::from(self.fanout.receives.load(Ordering::Relaxed));
-        let counted = self.publisher.count_gateways(PUBLISH_TIMEOUT).await;
-        let alone = counted.is_ok_and(|gateways| gateways <= own);
-        self.alone = Some((alone, Instant::now()));
-        alone
+        let gateways = self.publisher.count_gateways(PUBLISH_TIMEOUT).await.ok();
+        self.counted = Some((gateways, Instant::now()));
+        gateways
     }
 
     /// Closes the connection.

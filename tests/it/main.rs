@@ -47,6 +47,7 @@ mod imports;
 mod indexes;
 mod key_set;
 mod keys;
+mod lean_hints;
 mod limits;
 mod lowering;
 mod marks;

@@ -11,6 +11,8 @@ use crate::telemetry::labels::Evidence;
 pub struct HintMetrics {
     /// Hints published to other replicas.
     pub published: Counter,
+    /// Their bytes, once for all replicas.
+    pub bytes_published: Counter,
     /// Hints received from other replicas.
     pub received: Counter,
     /// Hints that RabbitMQ did not confirm in time.
@@ -27,6 +29,10 @@ impl HintMetrics {
     pub(super) fn new(named: &mut Named<'_>) -> Self {
         Self {
             published: named.counter("hints_published", "Hints published to other replicas"),
+            bytes_published: named.counter(
+                "hint_bytes_published",
+                "Bytes of hints published to other replicas, counted once for all of them",
+            ),
             received: named.counter("hints_received", "Hints received from other replicas"),
             refused: named.counter(
                 "hints_refused",

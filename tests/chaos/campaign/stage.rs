@@ -51,6 +51,8 @@ pub struct Stage {
     /// Connections to Postgres without a proxy, for locks and queries.
     pub pool: PgPool,
     pub partitions: u8,
+    /// `SHOPBELL_LEAN_HINTS_FROM`.
+    pub lean_hints_from: usize,
     pub load: Load,
     /// Clients of a reconnect herd.
     pub herd: usize,
@@ -66,7 +68,13 @@ pub struct Stage {
 
 impl Stage {
     /// Starts the services, the replicas and the proxies.
-    pub async fn open(folder: PathBuf, setting: Setting, partitions: u8, herd: usize) -> Self {
+    pub async fn open(
+        folder: PathBuf,
+        setting: Setting,
+        partitions: u8,
+        lean_hints_from: usize,
+        herd: usize,
+    ) -> Self {
         let services = Services::up().await;
         let parts = Parts::start(setting, &services, &folder).await;
         let world = World::at(parts.database_url.clone(), parts.amqp_url.clone()).await;
@@ -86,6 +94,7 @@ impl Stage {
                 .with("SHOPBELL_HEARTBEAT_SECONDS", HEARTBEAT_SECONDS)
                 .with("SHOPBELL_DRAIN_SECONDS", DRAIN_SECONDS)
                 .with("SHOPBELL_INGEST_PARTITIONS", partitions)
+                .with("SHOPBELL_LEAN_HINTS_FROM", lean_hints_from)
                 .start()
         };
         let replicas = join_all((0..REPLICAS).map(start_one)).await;
@@ -113,6 +122,7 @@ impl Stage {
             publishers,
             pool,
             partitions,
+            lean_hints_from,
             load: Load::new(),
             herd,
             phase: watch::Sender::new(Phase::Running),
