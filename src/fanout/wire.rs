@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 use time::OffsetDateTime;
 
 use super::Hints;
-use crate::model::feed::{Epoch, Feed, Newest, Seq, Version};
+use crate::model::feed::{Epoch, Feed, Seq, Version};
 use crate::model::frame_text::FrameText;
 use crate::model::mark::StateFrame;
 use crate::model::notification::Notification;
@@ -26,7 +26,7 @@ struct WireHint<'a> {
     feed: &'a str,
     /// The number of a notification, or the highest number of a mark.
     seq: i64,
-    /// The number of a mark. Without `change`, only the newest numbers of the feed are known.
+    /// Set for marks.
     version: Option<i64>,
     /// Microseconds since 1970, the precision of Postgres.
     expires_at_us: Option<i64>,
@@ -55,8 +55,8 @@ pub fn encode(batches: &[&Hints]) -> String {
         }
     }
     for hints in batches {
-        for (feed, newest) in &hints.newest {
-            writer.newest(hints.epoch.as_ref(), feed, *newest);
+        for (feed, seq) in &hints.duplicates {
+            writer.duplicate(hints.epoch.as_ref(), feed, *seq);
         }
     }
     writer.finish()
@@ -131,13 +131,8 @@ impl<'a> Writer<'a> {
         let _ = write!(self.body, r#","version":{version},"change":{frame}}}"#);
     }
 
-    /// Writes the numbers only. A replica that knows no versions here reads the number of the
-    /// notification.
-    fn newest(&mut self, epoch: Option<&'a Epoch>, feed: &Feed, newest: Newest) {
-        self.begin(epoch, feed, newest.seq);
-        if newest.version > Version::ZERO {
-            let _ = write!(self.body, r#","version":{}"#, newest.version.get());
-        }
+    fn duplicate(&mut self, epoch: Option<&'a Epoch>, feed: &Feed, seq: Seq) {
+        self.begin(epoch, feed, seq);
         self.body.push('}');
     }
 
@@ -190,14 +185,10 @@ fn index_of(batches: &mut Vec<Hints>, epoch: Epoch) -> usize {
 fn add(batch: &mut Hints, hint: &WireHint<'_>) -> Result<(), String> {
     let feed = Feed::parse(hint.feed).map_err(|error| error.to_string())?;
     let seq = Seq::new(hint.seq).ok_or("a negative seq")?;
-    let version = hint
-        .version
-        .map(|version| Version::new(version).ok_or("a negative version"));
-    let version = version.transpose()?;
-    if let Some((version, frame)) = version.zip(hint.change) {
+    if let Some((version, frame)) = hint.version.zip(hint.change) {
         batch.states.push(Arc::new(StateFrame {
             feed,
-            version,
+            version: Version::new(version).ok_or("a negative version")?,
             highest: seq,
             frame: FrameText::from(frame.get()),
         }));
@@ -212,8 +203,7 @@ fn add(batch: &mut Hints, hint: &WireHint<'_>) -> Result<(), String> {
             frame: FrameText::from(frame.get()),
         }));
     } else {
-        let version = version.unwrap_or(Version::ZERO);
-        batch.newest.push((feed, Newest { seq, version }));
+        batch.duplicates.push((feed, seq));
     }
     Ok(())
 }
@@ -248,10 +238,7 @@ mod tests {
             notification(1, r#"{"data":{ "b":1e400,"a":"\u0000" }}"#, Some(at)),
             notification(2, r#"{"data":null}"#, None),
         ];
-        let of_m2 = |version| {
-            let (seq, version) = (Seq::new(9).unwrap(), Version::new(version).unwrap());
-            (Feed::parse("m-2").unwrap(), Newest { seq, version })
-        };
+        let duplicates = vec![(Feed::parse("m-2").unwrap(), Seq::new(9).unwrap())];
         let state = StateFrame {
             feed: Feed::parse("m-3").unwrap(),
             version: Version::new(4).unwrap(),
@@ -262,12 +249,12 @@ mod tests {
         let hints = Hints {
             epoch: epoch("e1"),
             stored,
-            newest: vec![of_m2(5), of_m2(0)],
+            duplicates,
             states: vec![Arc::new(state)],
         };
         let later = Hints {
             epoch: epoch("e2"),
-            newest: hints.newest.clone(),
+            duplicates: hints.duplicates.clone(),
             ..Hints::default()
         };
         let encoded = encode(&[&hints, &later, &hints]);
@@ -278,7 +265,7 @@ mod tests {
         );
         let twice = |mut hints: Hints| {
             hints.stored.extend(hints.stored.clone());
-            hints.newest.extend(hints.newest.clone());
+            hints.duplicates.extend(hints.duplicates.clone());
             hints.states.extend(hints.states.clone());
             hints
         };
@@ -294,10 +281,9 @@ mod tests {
         assert_eq!(decode(encoded.as_bytes()).unwrap(), [hints]);
         // During a rolling update an older replica reads a hint with unknown fields as a duplicate.
         let change = r#"{"feed":"m-3","seq":7,"version":4,"change":{"type":"state"}}"#;
-        let numbers = r#"{"feed":"m-2","seq":9,"version":5}"#;
         let again = r#"{"feed":"m-2","seq":9}"#;
         assert!(
-            encoded.ends_with(&format!("{change},{numbers},{again}]")),
+            encoded.ends_with(&format!("{change},{again}]")),
             "{encoded}"
         );
         assert!(decode(b"[{}]").is_err());

@@ -1,13 +1,9 @@
 //! Replay: reads pages for sessions that are behind. Requests come in; one query reads the pages of
 //! many sessions.
 //!
-//! A request gets its page, or its sender is dropped. [`round`] and [`sweep`] find notifications
-//! whose hint was lost.
+//! A request gets its page, or its sender is dropped. [`sweep`] finds hints that were lost.
 
-pub mod epoch;
-pub mod newest;
 mod room;
-pub mod round;
 pub mod sweep;
 
 use std::sync::Arc;

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use time::OffsetDateTime;
 
 use crate::fanout::Hints;
-use crate::model::feed::Newest;
 use crate::model::notification::Notification;
 use crate::store::append::Placed;
 use crate::telemetry::traces::BatchTrace;
@@ -40,11 +39,7 @@ pub(super) fn hints<'a>(
             continue;
         }
         if *duplicate {
-            let newest = Newest {
-                seq: *seq,
-                ..Newest::default()
-            };
-            hints.newest.push((event.recipient.clone(), newest));
+            hints.duplicates.push((event.recipient.clone(), *seq));
         } else {
             let mut notification = Notification::of_event(event, *seq, received_at, *progress);
             notification.trace =

@@ -1,7 +1,6 @@
 //! Probes: periodic measurements for the metrics. They check that Postgres and RabbitMQ answer, count messages in queues, and
 //! count the undelivered notifications of feeds with a session on this replica.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +9,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::amqp::depths::DepthProbe;
 use crate::fanout::hub::Hub;
-use crate::model::feed::{Feed, Newest};
 use crate::store;
 use crate::store::StoreError;
 use crate::store::damage::{Damaged, Halves};
@@ -68,27 +66,18 @@ pub async fn database(pool: Pool, hub: Arc<Hub>, metrics: Arc<Metrics>) {
     }
 }
 
-/// Reads the feeds that may have undelivered notifications. A feed of which all is acked is read
-/// again when a notification is published to it, so an idle session costs nothing. Leaves out feeds
-/// that cannot be read.
+/// Leaves out feeds that cannot be read.
 async fn measure(
     pool: &Pool,
     hub: &Hub,
     damaged: &Damaged,
 ) -> Result<(Undelivered, Counts), StoreError> {
     let mut all = Undelivered::default();
-    let published: HashMap<Feed, Newest> = hub.undelivered().into_iter().collect();
-    let feeds: Vec<Feed> = published.keys().cloned().collect();
-    for feeds in feeds.chunks(FEEDS_PER_QUERY_MAX) {
+    for feeds in hub.feeds().chunks(FEEDS_PER_QUERY_MAX) {
         let mut parts = Halves::new(damaged.others(feeds), SPLITS_MAX);
-        while let Some(part) = parts.take().filter(|part| !part.is_empty()) {
+        while let Some(part) = parts.take() {
             match store::undelivered::read(pool, &part).await {
-                Ok((undelivered, delivered)) => {
-                    all = all.and(undelivered);
-                    let before = |feed: Feed| Some((feed.clone(), *published.get(&feed)?));
-                    let delivered: Vec<_> = delivered.into_iter().filter_map(before).collect();
-                    hub.delivered(&delivered);
-                }
+                Ok(undelivered) => all = all.and(undelivered),
                 // The sweep reads the same row, and counts it.
                 Err(error) => _ = parts.failed(part, error, damaged)?,
             }

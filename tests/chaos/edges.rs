@@ -15,7 +15,7 @@ use crate::it::support::{
 };
 use crate::programs::is_root;
 use crate::services::Services;
-use crate::{AFTER_ALARM, ALONE, Cast, run};
+use crate::{ALONE, Cast, run};
 
 const MERCHANT: &str = "merchant-42";
 /// Time before an aborted history request is closed.
@@ -40,8 +40,7 @@ async fn an_alarm_with_bad_events_in_the_queue_holds_up_no_order() {
     world.publisher().await.publish_all(parcels).await;
 
     services.set_memory_bound("0").await;
-    replica.launch();
-    replica.reports_broker("blocked").await;
+    replica.restart().await;
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
     let arrived = merchant.take_seqs(1..=ORDERS as u64).await;
     assert!(
@@ -55,7 +54,6 @@ async fn an_alarm_with_bad_events_in_the_queue_holds_up_no_order() {
         .await;
 
     services.set_memory_bound("0.5").await;
-    replica.ready_within(AFTER_ALARM).await;
     let (broker, queue) = (world.broker().await, world.name("dead-letter"));
     eventually("the broker has every dead letter", PATIENCE, async || {
         let depth = broker.depth(&queue).await;

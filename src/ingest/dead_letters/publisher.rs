@@ -50,12 +50,7 @@ impl DeadLetterPublisher {
     pub async fn run(self, stop: CancellationToken) {
         let mut publisher = Publisher::lazy(&self.broker);
         let mut together_max = TOGETHER_MAX;
-        // While RabbitMQ has an alarm, they stay in Postgres.
-        while stop
-            .run_until_cancelled(publisher.unblocked())
-            .await
-            .is_some()
-        {
+        while !stop.is_cancelled() {
             match self.publish(&mut publisher, &mut together_max).await {
                 Ok(true) => continue,
                 Ok(false) => {}
