@@ -3,8 +3,9 @@
 
 pub mod known;
 
-use sqlx::FromRow;
-use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::postgres::{PgArguments, PgConnectOptions, PgConnection};
+use sqlx::query::Query;
+use sqlx::{FromRow, Postgres};
 
 use self::known::{Doubt, Epochs};
 use super::StoreError;
@@ -90,8 +91,22 @@ pub async fn check(pool: &Pool, epochs: &Epochs) -> Result<(), StoreError> {
 /// The columns of [`LOWER_CURSORS`]; nulls at the end.
 type LoweredRow = (Option<String>, Option<String>, Option<String>);
 
-fn lowered_through((feed, subscriber, device): LoweredRow) -> Option<(String, String, String)> {
+/// The feed, subscriber and device of the last row of a step.
+type LoweredThrough = (String, String, String);
+
+fn lowered_through((feed, subscriber, device): LoweredRow) -> Option<LoweredThrough> {
     Some((feed?, subscriber?, device?))
+}
+
+/// The step of [`LOWER_CURSORS`] after a key.
+fn lower_after(
+    (feed, subscriber, device): LoweredThrough,
+) -> Query<'static, Postgres, PgArguments> {
+    sqlx::query(LOWER_CURSORS)
+        .bind(feed)
+        .bind(subscriber)
+        .bind(device)
+        .bind(ROWS_PER_STATEMENT_MAX)
 }
 
 /// Lowers the cursors above the last number of their feed, once in each epoch.
@@ -104,14 +119,9 @@ pub async fn lower_cursors(pool: &Pool, epoch: &Epoch) -> Result<(), StoreError>
     if super::rows(pool, query).await?.is_empty() {
         return Ok(());
     }
-    let mut after = Some((String::new(), String::new(), String::new()));
-    while let Some((feed, subscriber, device)) = after {
-        let query = sqlx::query(LOWER_CURSORS)
-            .bind(feed)
-            .bind(subscriber)
-            .bind(device)
-            .bind(ROWS_PER_STATEMENT_MAX);
-        let row: LoweredRow = super::fetch_one(pool, query).await?;
+    let mut after = Some(LoweredThrough::default());
+    while let Some(key) = after {
+        let row: LoweredRow = super::fetch_one(pool, lower_after(key)).await?;
         after = lowered_through(row);
     }
     let query =
@@ -144,15 +154,10 @@ pub async fn by_hand(
         let query = sqlx::query(RENEW).bind(None::<&str>).bind(reason);
         query.execute(&mut connection).await?;
         // Running replicas do the same, but none may run.
-        let mut after = Some((String::new(), String::new(), String::new()));
-        while let Some((feed, subscriber, device)) = after {
-            let query = sqlx::query_as(LOWER_CURSORS)
-                .bind(feed)
-                .bind(subscriber)
-                .bind(device)
-                .bind(ROWS_PER_STATEMENT_MAX);
-            let row: LoweredRow = query.fetch_one(&mut connection).await?;
-            after = lowered_through(row);
+        let mut after = Some(LoweredThrough::default());
+        while let Some(key) = after {
+            let row = lower_after(key).fetch_one(&mut connection).await?;
+            after = lowered_through(LoweredRow::from_row(&row)?);
         }
     }
     let query = sqlx::query_as("select epoch, since, reason from epochs");
