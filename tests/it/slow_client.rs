@@ -284,6 +284,14 @@ async fn a_client_that_never_reads_its_history_responses_is_closed() {
     world.finish().await;
 }
 
+/// Orders of one busy merchant, with 60 KiB of data each.
+fn large_orders(count: u64) -> Vec<Event> {
+    let data = format!(r#"{{"lines":"{}"}}"#, "x".repeat(60 * 1024));
+    (0..count)
+        .map(|_| Event::new("order.large", "busy", &data))
+        .collect()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn slow_clients_that_replay_at_once_share_a_budget_of_memory() {
     const SLOW: u64 = 150;
@@ -297,10 +305,7 @@ async fn slow_clients_that_replay_at_once_share_a_budget_of_memory() {
         .with("SHOPBELL_MAX_PAGE_BYTES", PAGE_BYTES_MAX)
         .start()
         .await;
-    let data = format!(r#"{{"lines":"{}"}}"#, "x".repeat(60 * 1024));
-    let large: Vec<_> = (0..SLOW + 100)
-        .map(|_| Event::new("order.large", "busy", &data))
-        .collect();
+    let large = large_orders(SLOW + 100);
     let publisher = world.publisher().await;
     publisher.publish_all(&large).await;
     world.expect_stored("busy", SLOW + 100).await;
@@ -347,10 +352,7 @@ async fn slow_clients_do_not_stop_the_replays_of_others() {
         .with("SHOPBELL_MAX_PAGE_BYTES", PAGE_BYTES_MAX)
         .start()
         .await;
-    let data = format!(r#"{{"lines":"{}"}}"#, "x".repeat(60 * 1024));
-    let large: Vec<_> = (0..EVENTS)
-        .map(|_| Event::new("order.large", "busy", &data))
-        .collect();
+    let large = large_orders(EVENTS);
     let publisher = world.publisher().await;
     publisher.publish_all(&large).await;
     publisher.publish_all(Event::orders(MERCHANT, 100)).await;
