@@ -2,8 +2,8 @@
 
 /** Upper bound of the first wait. */
 export const BACKOFF_BASE_MS = 500;
-/** Upper bound of every wait, so that a shop's bell is at most half a minute late. */
-export const BACKOFF_CAP_MS = 30_000;
+/** Upper bound of every wait, so that a bell rings at most ten seconds after the network is back. */
+export const BACKOFF_CAP_MS = 10_000;
 
 /**
  * Full jitter, `random(0, min(cap, base * 2 ** attempt))`, spreads the clients of a lost replica
