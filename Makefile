@@ -19,7 +19,8 @@ test: toolchain ## run every check and test with a private RabbitMQ and Postgres
 chaos: toolchain ## cause random faults under load and check every promise (60 minutes; CHAOS="--help" lists options)
 	@scripts/chaos $(CHAOS)
 
-bench: toolchain ## measure throughput, latency, replay, idle sessions and scale (15 minutes; BENCH="--help" lists options)
+bench: toolchain ## measure throughput, latency, replay, idle sessions and scale (20 minutes; BENCH="--help" lists options)
+	@scripts/install nats-server || true
 	@cargo bench --locked --bench load -- $(BENCH)
 
 docs: toolchain ## build the documentation as a site: target/docs/html/index.html

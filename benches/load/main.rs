@@ -14,11 +14,13 @@ mod event;
 mod floors;
 mod goals;
 mod herd;
+mod jetstream;
 mod ledger;
 mod many;
 mod measure;
 mod memory;
 mod minimal;
+mod nats;
 mod overload;
 mod peers;
 mod publisher;
@@ -39,8 +41,7 @@ use clap::Parser;
 
 use self::measure::fdatasync_ms;
 use self::minimal::Minimal;
-use self::peers::Peer;
-use self::report::{Figures, Report, Who};
+use self::report::{Figures, Report};
 use self::services::{Place, Services};
 
 /// A peer gets a tenth of the idle connections, because each costs it more than ten of Shopbell's.
@@ -158,11 +159,20 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         Some(root) => Some(Services::up(Place::Root(root.clone()), is_large).await?),
         None => None,
     };
+    let mut versions = services.versions().await?;
+    let has_peers = |scenario: &String| !peers::of(scenario).is_empty();
+    if !arguments.alone && arguments.only.iter().any(has_peers) {
+        match jetstream::version()? {
+            Some(version) => versions = format!("{versions}, {version}"),
+            None => eprintln!(
+                "without NATS JetStream, because nats-server is not installed; run: scripts/install nats-server"
+            ),
+        }
+    }
     let machine = format!(
-        "{}; fdatasync {:.2} ms; {}",
+        "{}; fdatasync {:.2} ms; {versions}",
         machine(),
         fdatasync_ms(&arguments.output)?,
-        services.versions().await?
     );
     let mut measured = Vec::new();
     let begun = Instant::now();
@@ -210,14 +220,11 @@ async fn one(
     arguments: &Arguments,
 ) -> anyhow::Result<Figures> {
     let events = arguments.events;
-    let mqtt = (!arguments.alone).then_some(Peer {
-        who: Who::WebMqtt,
-        services,
-    });
-    let stomp = (!arguments.alone).then_some(Peer {
-        who: Who::WebStomp,
-        services,
-    });
+    let peers = if arguments.alone {
+        &[]
+    } else {
+        peers::of(scenario)
+    };
     let mut figures = Figures::default();
     match scenario {
         "F" => {
@@ -232,9 +239,9 @@ async fn one(
                 figures.append(minimal.throughput(events).await?);
                 minimal.stop().await?;
             }
-            if let Some(peer) = mqtt {
-                figures.append(peer.throughput(events).await?);
-            }
+            figures.append(
+                peers::each(peers, services, async |peer| peer.throughput(events).await).await?,
+            );
         }
         "L" => {
             figures.append(floors::rabbitmq_latency(services, 500).await?);
@@ -245,24 +252,26 @@ async fn one(
                     figures.append(minimal.latency(per_second).await?);
                     minimal.stop().await?;
                 }
-                if let Some(peer) = &mqtt {
-                    figures.append(peer.latency(per_second).await?);
-                }
+                figures.append(
+                    peers::each(peers, services, async |peer| peer.latency(per_second).await)
+                        .await?,
+                );
             }
         }
         "R" => {
             figures.append(scenarios::replay(services, events).await?);
-            for peer in mqtt.into_iter().chain(stomp) {
-                figures.append(peer.replay(events).await?);
-            }
+            figures.append(
+                peers::each(peers, services, async |peer| peer.replay(events).await).await?,
+            );
         }
         "C" => {
             figures.append(scenarios::idle(services, arguments.idle).await?);
             figures.append(memory::after_traffic(services, arguments.idle / MEMORY_SHARE).await?);
             figures.append(memory::after_burst(services, arguments.idle / BURST_SHARE).await?);
-            if let Some(peer) = mqtt {
-                figures.append(peer.idle(arguments.idle / PEERS_IDLE_SHARE).await?);
-            }
+            let connections = arguments.idle / PEERS_IDLE_SHARE;
+            figures.append(
+                peers::each(peers, services, async |peer| peer.idle(connections).await).await?,
+            );
         }
         "H" => figures.append(scenarios::hot(services).await?),
         "S" => figures.append(scale::all(services, events / 2, &arguments.output).await?),

@@ -1,9 +1,11 @@
 //! The upstream system: one channel, persistent events, publisher confirms, a bound on unconfirmed
-//! publishes.
+//! publishes. For JetStream, it is one connection, and a confirm is a reply.
 
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -15,7 +17,9 @@ use lapin::{
 use tokio::runtime::Handle;
 
 use crate::event;
+use crate::jetstream::{ENDED, Link, Reply};
 use crate::ledger::Ledger;
+use crate::nats;
 
 /// Most unconfirmed publishes.
 const IN_FLIGHT_MAX: usize = 1_000;
@@ -41,11 +45,40 @@ pub enum Ids {
 
 /// One connection with one channel.
 pub struct Publisher {
-    connection: Connection,
-    channel: Channel,
-    target: Target,
+    upstream: Upstream,
     event_bytes: usize,
     ids: Ids,
+}
+
+#[expect(clippy::large_enum_variant, reason = "a run has one")]
+enum Upstream {
+    RabbitMq {
+        connection: Connection,
+        channel: Channel,
+        target: Target,
+    },
+    JetStream(Link),
+}
+
+/// A confirm that has not arrived yet.
+enum Confirm {
+    RabbitMq(PublisherConfirm),
+    JetStream(Reply),
+}
+
+impl Future for Confirm {
+    type Output = anyhow::Result<()>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut std::task::Context<'_>) -> Poll<Self::Output> {
+        match self.get_mut() {
+            Self::RabbitMq(confirm) => Pin::new(confirm)
+                .poll(context)
+                .map(|confirmation| accept(confirmation?)),
+            Self::JetStream(reply) => Pin::new(reply)
+                .poll(context)
+                .map(|reply| reply.context(ENDED)?),
+        }
+    }
 }
 
 impl Publisher {
@@ -55,13 +88,24 @@ impl Publisher {
         channel
             .confirm_select(ConfirmSelectOptions::default())
             .await?;
-        Ok(Self {
+        Ok(Self::of(Upstream::RabbitMq {
             connection,
             channel,
             target,
+        }))
+    }
+
+    /// Publishes to JetStream instead; the subject names the recipient.
+    pub fn to_jetstream(link: Link) -> Self {
+        Self::of(Upstream::JetStream(link))
+    }
+
+    fn of(upstream: Upstream) -> Self {
+        Self {
+            upstream,
             event_bytes: event::BYTES,
             ids: Ids::Random,
-        })
+        }
     }
 
     /// The same with other ids.
@@ -77,7 +121,7 @@ impl Publisher {
         }
     }
 
-    /// Publishes these events as fast as RabbitMQ confirms them. `recipient` returns the recipient
+    /// Publishes these events as fast as they are confirmed. `recipient` returns the recipient
     /// of each.
     pub async fn publish_all(
         &self,
@@ -91,13 +135,13 @@ impl Publisher {
             if unconfirmed.len() >= IN_FLIGHT_MAX
                 && let Some(oldest) = unconfirmed.pop_front()
             {
-                check(oldest).await?;
+                oldest.await?;
             }
             ledger.publish(index);
             unconfirmed.push_back(self.publish(run, index, &recipient(index)).await?);
         }
         for confirm in unconfirmed {
-            check(confirm).await?;
+            confirm.await?;
         }
         Ok(())
     }
@@ -125,11 +169,11 @@ impl Publisher {
                         unconfirmed.front_mut().and_then(FutureExt::now_or_never)
                     {
                         unconfirmed.pop_front();
-                        accept(confirmed?)?;
+                        confirmed?;
                     }
                 }
                 for confirm in unconfirmed {
-                    check(confirm).await?;
+                    confirm.await?;
                 }
                 self.close().await;
                 anyhow::Ok(())
@@ -139,16 +183,27 @@ impl Publisher {
     }
 
     pub async fn close(self) {
-        let _ = self.connection.close(200, "goodbye".into()).await;
+        if let Upstream::RabbitMq { connection, .. } = self.upstream {
+            let _ = connection.close(200, "goodbye".into()).await;
+        }
     }
 
-    async fn publish(
-        &self,
-        run: &str,
-        index: usize,
-        recipient: &str,
-    ) -> anyhow::Result<PublisherConfirm> {
-        let (exchange, routing_key) = match &self.target {
+    async fn publish(&self, run: &str, index: usize, recipient: &str) -> anyhow::Result<Confirm> {
+        let id = match self.ids {
+            Ids::Random => event::id(run, index),
+            Ids::InOrder => event::id_in_order(index),
+        };
+        let body = event::order_of(self.event_bytes, &id, index, recipient);
+        let (channel, target) = match &self.upstream {
+            Upstream::RabbitMq {
+                channel, target, ..
+            } => (channel, target),
+            Upstream::JetStream(link) => {
+                let reply = link.request(nats::orders_of(recipient), body)?;
+                return Ok(Confirm::JetStream(reply));
+            }
+        };
+        let (exchange, routing_key) = match target {
             Target::Events(exchange) => (exchange.as_str(), "order.created"),
             Target::Topics => ("amq.topic", recipient),
             Target::Queue(queue) => ("", queue.as_str()),
@@ -160,24 +215,16 @@ impl Publisher {
             mandatory: true,
             ..Default::default()
         };
-        let id = match self.ids {
-            Ids::Random => event::id(run, index),
-            Ids::InOrder => event::id_in_order(index),
-        };
-        let body = event::order_of(self.event_bytes, &id, index, recipient);
-        let publishing = self.channel.basic_publish(
+        let publishing = channel.basic_publish(
             exchange.into(),
             routing_key.into(),
             options,
             &body,
             properties,
         );
-        publishing.await.context("could not publish")
+        let confirm = publishing.await.context("could not publish")?;
+        Ok(Confirm::RabbitMq(confirm))
     }
-}
-
-async fn check(confirm: PublisherConfirm) -> anyhow::Result<()> {
-    accept(confirm.await?)
 }
 
 fn accept(confirmation: Confirmation) -> anyhow::Result<()> {

@@ -116,6 +116,14 @@ impl Services {
             .with("Postgres", self.postgres)
     }
 
+    /// A directory for a server beside them, unless they run in another Debian.
+    pub fn directory_beside(&self, name: &str) -> Option<PathBuf> {
+        match self.place {
+            Place::Here => Some(self.place.directory().join(name)),
+            Place::Root(_) => None,
+        }
+    }
+
     /// RabbitMQ's process id.
     pub fn rabbitmq(&self) -> u32 {
         self.rabbitmq

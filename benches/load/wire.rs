@@ -2,7 +2,7 @@
 //! them.
 //!
 //! MQTT 3.1.1 and STOMP 1.2 are five packets and four frames here. Any client library for them
-//! would be larger.
+//! would be larger. `nats` has the protocol of NATS.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::handshake::client::Request;
 use tokio_tungstenite::tungstenite::http::HeaderValue;
 
-use crate::event;
+use crate::{event, nats};
 
 /// Validity of a token: longer than a run.
 const TOKEN_TTL: Duration = Duration::from_secs(24 * 60 * 60);
@@ -39,6 +39,10 @@ pub enum Server {
         port: u16,
         user: String,
         password: String,
+    },
+    /// NATS JetStream: a durable push consumer for each client, with explicit acks.
+    JetStream {
+        port: u16,
     },
     /// The minimal pipeline, which ignores replies.
     Minimal {
@@ -69,6 +73,7 @@ impl Server {
             Self::Shopbell { port, .. }
             | Self::WebMqtt { port, .. }
             | Self::WebStomp { port, .. }
+            | Self::JetStream { port }
             | Self::Minimal { port }
             | Self::Bare { port } => *port,
         }
@@ -81,7 +86,7 @@ impl Server {
             Self::WebMqtt { .. } => ("ws", Some("mqtt")),
             Self::WebStomp { .. } => ("ws", Some("v12.stomp")),
             Self::Minimal { .. } => (name, None),
-            Self::Bare { .. } => ("", None),
+            Self::JetStream { .. } | Self::Bare { .. } => ("", None),
         };
         let url = format!("ws://127.0.0.1:{}/{path}", self.port());
         let mut request = url.into_client_request()?;
@@ -130,12 +135,16 @@ impl Server {
                     "SUBSCRIBE\nid:{name}\ndestination:/topic/{name}\ndurable:true\nauto-delete:false\nx-queue-name:stomp-{name}\nack:client-individual\nreceipt:s\n\n"
                 )),
             ],
+            Self::JetStream { .. } => vec![Message::binary(nats::opening(name))],
         }
     }
 
     /// Whether the server sends the first frame.
     pub fn greets(&self) -> bool {
-        matches!(self, Self::Shopbell { .. } | Self::Minimal { .. })
+        matches!(
+            self,
+            Self::Shopbell { .. } | Self::JetStream { .. } | Self::Minimal { .. }
+        )
     }
 
     /// Reads one message: an event, or nothing that counts.
@@ -153,6 +162,7 @@ impl Server {
             (Self::WebStomp { .. }, Message::Binary(bytes)) => {
                 stomp_frame(std::str::from_utf8(bytes)?).map(Vec::from_iter)
             }
+            (Self::JetStream { .. }, Message::Binary(bytes)) => nats_messages(name, bytes),
             (Self::Bare { .. }, Message::Text(text)) => {
                 shopbell_frame("bare", text).map(Vec::from_iter)
             }
@@ -291,4 +301,29 @@ fn stomp_frame(text: &str) -> anyhow::Result<Option<Received>> {
         "CONNECTED" | "RECEIPT" => Ok(None),
         _ => bail!("STOMP: {head}"),
     }
+}
+
+/// The messages in one WebSocket message; nats-server puts whole ones into each.
+fn nats_messages(name: &str, mut bytes: &[u8]) -> anyhow::Result<Vec<Received>> {
+    let mut received = Vec::new();
+    while !bytes.is_empty() {
+        let (arrival, rest) = nats::split_first(bytes)?.context("a cut NATS message")?;
+        bytes = rest;
+        let nats::Arrival::Message(message) = arrival else {
+            continue;
+        };
+        ensure!(
+            message.subject == nats::orders_of(name),
+            "{name} received a message of {}",
+            message.subject
+        );
+        let ack_subject = message.reply.context("a message of no consumer")?;
+        received.push(Received {
+            index: published_index(message.payload)?,
+            seq: Some(nats::consumer_seq(ack_subject)?),
+            broadcast: false,
+            ack: Message::binary(nats::ack(ack_subject)),
+        });
+    }
+    Ok(received)
 }
