@@ -204,7 +204,7 @@ impl Link {
     }
 }
 
-/// Writes together what waits together.
+/// Sends the requests that wait in one write.
 async fn write(
     mut requests: mpsc::UnboundedReceiver<Request>,
     written: mpsc::UnboundedSender<(usize, Waiting)>,
