@@ -9,6 +9,12 @@ use shopbell::commands::terminal::{self, StdoutClosed};
 use shopbell::commands::{Cli, UsageError};
 use shopbell::config::ConfigError;
 use shopbell::telemetry;
+use tikv_jemallocator::Jemalloc;
+
+/// Its thread returns freed memory to the system, also while nothing happens. The allocator of glibc
+/// keeps most of it after a burst of replays.
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
 
 const FAILED: u8 = 1;
 /// Also the status of clap for a command line that it rejects.

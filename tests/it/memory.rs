@@ -1,5 +1,7 @@
 //! A session uses no more memory after traffic than before.
 
+use futures_util::future::join_all;
+
 use crate::support::{Event, PATIENCE, World, eventually, holds};
 
 const SESSIONS: u64 = 400;
@@ -89,6 +91,49 @@ async fn large_frames_of_clients_leave_no_memory_with_their_sessions() {
         async || {
             let grown = replica.rss_bytes().saturating_sub(idle);
             holds(grown < GROWTH_BYTES_MAX, grown)
+        },
+    )
+    .await;
+    world.finish().await;
+}
+
+/// Windows of small notifications, written directly because a publisher would take longer.
+const STORE_WINDOWS: &str = "
+    insert into notifications (feed, seq, identity, source, event_id, event_type, time, data)
+        select 'merchant-' || m, s, event_identity('merchant-' || m, '/s', m || '-' || s), '/s', m || '-' || s, 't', now(),
+               '{\"text\":\"' || repeat('x', 250) || '\"}'
+        from generate_series(0, 300) m, generate_series(1, 256) s;
+    insert into feeds (feed, last_seq, unread, unhandled)
+        select 'merchant-' || m, 256, 256, 256 from generate_series(0, 300) m";
+
+/// A burst leaves small values all over the heap. The allocator must return the pages between them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_burst_of_replays_gives_its_memory_back() {
+    const MERCHANTS: u64 = 300;
+    const WINDOW: u64 = 256;
+    /// A fraction of the bytes that the sessions get.
+    const GROWTH_BYTES_MAX: u64 = MERCHANTS * WINDOW * 400 / 6;
+    let world = World::new().await;
+    world.change_database(STORE_WINDOWS).await;
+    let replica = world.serve().await;
+    let replay = async |number: u64| {
+        let name = format!("merchant-{number}");
+        let mut merchant = world.merchant(&name).connect(replica.public()).await;
+        merchant.take_seqs(1..=WINDOW).await;
+        merchant
+    };
+    replay(0).await.leave().await;
+    let before = replica.rss_bytes();
+    let merchants = join_all((1..=MERCHANTS).map(replay)).await;
+    let most = replica.rss_bytes();
+    join_all(merchants.into_iter().map(|merchant| merchant.leave())).await;
+    eventually(
+        "the memory of the burst is released",
+        PATIENCE,
+        async || {
+            let now = replica.rss_bytes();
+            let is_released = now.saturating_sub(before) < GROWTH_BYTES_MAX;
+            holds(is_released, format!("{before}, {most}, now {now} bytes"))
         },
     )
     .await;
