@@ -139,13 +139,21 @@ def _untrue(run: Run, numbering: Numbering, skip: Skip, epoch: str, seq: int, cl
         return None
     if numbering.collapse_key(skip.feed, epoch, seq) is None:
         return "it has no collapse key"
+    if _was_replaced_by_a_removed_one(run, numbering, skip, epoch, seq):
+        return None
     newer = numbering.newer_of_key(skip.feed, epoch, seq)
     if newer is None:
-        key = numbering.collapse_key(skip.feed, epoch, seq)
-        unseen = (run.events[number] for number in numbering.unseen.get(skip.feed, ()))
-        may_be_removed = feed.trimmed_seq > seq and any(effective_collapse_key(other) == key for other in unseen)
-        return None if may_be_removed else "nothing newer has its collapse key"
+        return "nothing newer has its collapse key"
     published = run.events.get(numbering.event(skip.feed, epoch, newer) or 0)
     if published is not None and published.first_invoked > skip.t:
         return f"{newer} with its collapse key was published later"
     return None
+
+
+def _was_replaced_by_a_removed_one(run: Run, numbering: Numbering, skip: Skip, epoch: str, seq: int) -> bool:
+    """Whether an event that nobody received, and that retention may have removed, explains a skip."""
+    if numbering.feed(skip.feed).trimmed_seq <= seq:
+        return False
+    key = numbering.collapse_key(skip.feed, epoch, seq)
+    unseen = (run.events[number] for number in numbering.unseen.get(skip.feed, ()))
+    return any(effective_collapse_key(other) == key and other.first_invoked <= skip.t for other in unseen)

@@ -135,6 +135,20 @@ class StaysGreen(Checks):
         trim(world, 7)
         self.expect(finished(world))
 
+    def test_a_replacement_that_was_removed_before_another_one_came(self) -> None:
+        world, session = small()
+        world.publish("anna", collapse_key="stock")
+        world.close(session)
+        world.publish("anna", collapse_key="stock", expires_at=world.t + SECOND)
+        world.wait(4)
+        world.device("anna", "new")
+        world.cursors["anna", "anna", "new"] = 5
+        world.connect("anna", "new")
+        trim(world, 7)
+        world.publish("anna", collapse_key="stock")
+        world.connect("anna", "till")
+        self.expect(finished(world))
+
     def test_a_start_that_the_client_chose(self) -> None:
         world, session = small()
         world.close(session)
