@@ -60,6 +60,9 @@ pub enum BrokerError {
     /// All consumers of a channel ended.
     #[error("RabbitMQ ended all consumers")]
     ConsumersEnded,
+    /// RabbitMQ confirms hints and delivers none, so the queue has lost its binding.
+    #[error("RabbitMQ takes hints and delivers none; the queue of hints is bound again")]
+    NothingDelivered,
     /// RabbitMQ rejected a publish to this exchange, or lost it.
     #[error("RabbitMQ did not confirm a publish to the exchange {0}")]
     NotConfirmed(String),

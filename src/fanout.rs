@@ -2,27 +2,45 @@
 //!
 //! Stored notifications and marks come in. [`hub`] passes them to the sessions of this replica,
 //! [`publisher`] sends them to the other replicas through RabbitMQ, and [`receiver`] takes theirs. A
-//! hint only saves a session a read: if it is lost, the sweep finds the notification. So hints are
-//! neither persistent nor repeated.
+//! hint only saves a session a read, so hints are neither persistent nor repeated.
+//!
+//! Each hint has a number in its [`stream`], and [`heartbeat`] repeats the last numbers. [`heard`]
+//! finds evidence that a hint was lost. Then the gateway reads the newest numbers of its feeds.
+//!
+//! With many gateways, hints are lean: they carry numbers without frames, and only the gateways with a
+//! session of the feed read the notifications.
 //!
 //! Hints delay the acknowledgement of a batch by 3 s at most: 1 s each to connect, to count the
-//! gateways, and to publish. After a failed connect, hints are dropped at once for 5 s.
+//! gateways, and to publish. After a failed connect, hints are dropped at once for 5 s. In an alarm of
+//! RabbitMQ they are dropped at once, and heartbeats begin again when it ends.
 
+pub mod announcement;
+pub mod evidence;
+pub mod heard;
+pub mod heartbeat;
 pub mod hub;
 pub mod publisher;
 pub mod receiver;
+pub mod stream;
 pub mod wire;
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::amqp::Broker;
+use tokio::sync::Notify;
+
+use crate::amqp::{Broker, BrokerError};
+use crate::fanout::evidence::Found;
+use crate::fanout::heard::Heard;
 use crate::fanout::hub::Hub;
-use crate::model::feed::{Epoch, Feed, Newest, Seq, Version};
+use crate::fanout::stream::{Stream, Streams};
+use crate::model::feed::{Epoch, Feed, Newest};
 use crate::model::mark::StateFrame;
 use crate::model::notification::Notification;
 use crate::store::epoch::known::Epochs;
-use crate::telemetry::health::Health;
+use crate::telemetry::health::{BrokerState, Health};
+use crate::telemetry::labels::Evidence;
 use crate::telemetry::metrics::Metrics;
 
 /// The hints of one batch.
@@ -32,15 +50,29 @@ pub struct Hints {
     pub epoch: Option<Epoch>,
     /// New notifications, ready to send.
     pub stored: Vec<Arc<Notification>>,
-    /// Events that were stored before. Sessions that miss them read them from Postgres.
-    pub duplicates: Vec<(Feed, Seq)>,
+    /// Numbers without a frame. Sessions that miss them read the rest from Postgres.
+    pub newest: Vec<(Feed, Newest)>,
     /// New marks.
     pub states: Vec<Arc<StateFrame>>,
 }
 
 impl Hints {
     fn len(&self) -> usize {
-        self.stored.len() + self.duplicates.len() + self.states.len()
+        self.stored.len() + self.newest.len() + self.states.len()
+    }
+
+    /// The same without frames: the highest numbers of each feed.
+    fn lean(&self) -> Self {
+        let mut newest = BTreeMap::<Feed, Newest>::new();
+        for (feed, more) in numbers(self) {
+            let known = newest.entry(feed).or_default();
+            *known = known.max(more);
+        }
+        Self {
+            epoch: self.epoch.clone(),
+            newest: newest.into_iter().collect(),
+            ..Self::default()
+        }
     }
 }
 
@@ -52,10 +84,20 @@ pub struct Fanout {
     metrics: Arc<Metrics>,
     health: Arc<Health>,
     exchange: String,
+    /// The number of gateways from which hints carry numbers only; `None` for none.
+    lean_from: Option<u32>,
     /// A random name. The receiver drops hints that carry it, because the hub already has them.
     replica: String,
     /// Whether RabbitMQ counts this replica among the gateways.
     receives: AtomicBool,
+    /// The numbers of the hints that this replica publishes.
+    streams: Streams,
+    /// The numbers of the hints that it receives. Locked only for a lookup.
+    heard: Mutex<Heard>,
+    /// The evidence of lost hints, for the part that reads them.
+    evidence: Arc<Found>,
+    /// Hints were not confirmed, so the next heartbeat is due.
+    refused: Notify,
 }
 
 impl Fanout {
@@ -66,32 +108,72 @@ impl Fanout {
         metrics: Arc<Metrics>,
         health: Arc<Health>,
         broker: &Broker,
+        lean_from: Option<u32>,
     ) -> Self {
+        let replica = uuid::Uuid::new_v4().simple().to_string();
         Self {
             hub,
             epochs,
             metrics,
             health,
             exchange: broker.names.fanout(),
-            replica: uuid::Uuid::new_v4().simple().to_string(),
+            lean_from,
+            heard: Mutex::new(Heard::new(replica.clone())),
+            replica,
             receives: AtomicBool::new(false),
+            streams: Streams::default(),
+            evidence: Arc::default(),
+            refused: Notify::new(),
         }
     }
 
-    /// Wakes the sessions of this replica. Hints of another epoch are dropped, and the sweep asks the database for the
-    /// present epoch; if it changed, sessions read the dropped notifications.
+    /// Opens the stream of a part that publishes hints.
+    pub fn open_stream(&self) -> Arc<Stream> {
+        self.streams.open()
+    }
+
+    /// The evidence of lost hints.
+    pub fn evidence(&self) -> Arc<Found> {
+        self.evidence.clone()
+    }
+
+    /// Makes every gateway read the newest numbers, because a write of the part with this stream may be stored without
+    /// hints.
+    pub fn suspect_write(&self, stream: &Stream) {
+        stream.skip();
+        self.evidence.add(Evidence::Write);
+    }
+
+    /// Records whether RabbitMQ has confirmed hints or a heartbeat. The next heartbeat shows whether it
+    /// works again.
+    fn published(&self, published: &Result<(), BrokerError>) {
+        let state = match published {
+            Ok(()) => Some(BrokerState::Ok),
+            Err(BrokerError::Blocked) => Some(BrokerState::Blocked),
+            // Nothing was attempted.
+            Err(BrokerError::FailedBefore(_)) => None,
+            Err(_) => Some(BrokerState::Away),
+        };
+        if let Some(state) = state {
+            self.health.fanout_published(state);
+        }
+        if published.is_err() {
+            self.refused.notify_one();
+        }
+    }
+
+    fn heard(&self) -> MutexGuard<'_, Heard> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Wakes the sessions of this replica. Hints of another epoch are dropped, and the database is asked for the present
+    /// epoch; if it changed, sessions read the dropped notifications.
     pub fn publish_locally(&self, hints: &Hints) {
         match &hints.epoch {
             Some(epoch) if self.epochs.is_current(epoch) => {
                 self.hub.publish(epoch, &hints.stored);
                 self.hub.publish_states(epoch, &hints.states);
-                let duplicates = hints.duplicates.iter();
-                self.hub.publish_newest(
-                    epoch,
-                    &duplicates
-                        .map(|(feed, seq)| newest_seq(feed, *seq))
-                        .collect::<Vec<_>>(),
-                );
+                self.hub.publish_newest(epoch, &hints.newest);
             }
             Some(_) => self.epochs.ask(),
             // The frames may belong to any epoch. Their numbers only make sessions read pages, which name their epoch.
@@ -104,38 +186,65 @@ impl Fanout {
     }
 }
 
-/// The highest numbers of the hints, without their frames.
+/// The numbers of the hints, without their frames.
 fn numbers(hints: &Hints) -> Vec<(Feed, Newest)> {
-    let stored = hints.stored.iter();
-    let states = hints.states.iter();
+    let of_seq = |seq| Newest {
+        seq,
+        ..Newest::default()
+    };
+    let of_version = |version| Newest {
+        version,
+        ..Newest::default()
+    };
+    let (stored, states) = (hints.stored.iter(), hints.states.iter());
     stored
-        .map(|stored| newest_seq(&stored.feed, stored.seq))
-        .chain(
-            hints
-                .duplicates
-                .iter()
-                .map(|(feed, seq)| newest_seq(feed, *seq)),
-        )
-        .chain(states.map(|state| newest_version(&state.feed, state.version)))
+        .map(|stored| (stored.feed.clone(), of_seq(stored.seq)))
+        .chain(states.map(|state| (state.feed.clone(), of_version(state.version))))
+        .chain(hints.newest.iter().cloned())
         .collect()
 }
 
-fn newest_seq(feed: &Feed, seq: Seq) -> (Feed, Newest) {
-    (
-        feed.clone(),
-        Newest {
-            seq,
-            ..Newest::default()
-        },
-    )
-}
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
+mod tests {
+    use super::*;
+    use crate::model::feed::{Seq, Version};
 
-fn newest_version(feed: &Feed, version: Version) -> (Feed, Newest) {
-    (
-        feed.clone(),
-        Newest {
-            version,
-            ..Newest::default()
-        },
-    )
+    #[test]
+    fn lean_hints_have_the_highest_numbers_of_each_feed() {
+        let feed = |name: &str| Feed::parse(name).unwrap();
+        let newest = |seq, version| Newest {
+            seq: Seq::new(seq).unwrap(),
+            version: Version::new(version).unwrap(),
+        };
+        let stored = |name: &str, seq| {
+            Arc::new(Notification {
+                feed: feed(name),
+                seq: Seq::new(seq).unwrap(),
+                expires_at: None,
+                time: None,
+                trace: None,
+                frame: "{}".into(),
+            })
+        };
+        let state = StateFrame {
+            feed: feed("a"),
+            version: Version::new(4).unwrap(),
+            highest: Seq::new(2).unwrap(),
+            frame: "{}".into(),
+        };
+        let hints = Hints {
+            epoch: Some(Epoch::parse("e1").unwrap()),
+            stored: vec![stored("b", 1), stored("a", 7), stored("a", 8)],
+            newest: vec![(feed("b"), newest(3, 0)), (feed("a"), newest(5, 2))],
+            states: vec![Arc::new(state)],
+        };
+        let lean = hints.lean();
+        assert_eq!(lean.epoch, hints.epoch);
+        assert_eq!(
+            lean.newest,
+            [(feed("a"), newest(8, 4)), (feed("b"), newest(3, 0))]
+        );
+        assert_eq!(lean.len(), 2);
+    }
 }

@@ -37,6 +37,7 @@ use crate::amqp::publisher::Publisher;
 use crate::amqp::{Broker, BrokerError};
 use crate::fanout::Fanout;
 use crate::fanout::publisher::{HintPublisher, StoredBatch};
+use crate::fanout::stream::Stream;
 use crate::model::event::{Limits, Reason};
 use crate::model::feed::Feed;
 use crate::retry::{self, Retry};
@@ -82,6 +83,8 @@ pub struct Ingest {
     pub pool: Pool,
     /// Receives the hints of stored notifications.
     pub fanout: Arc<Fanout>,
+    /// The numbers of the hints.
+    pub stream: Arc<Stream>,
     /// The limits of events.
     pub limits: Limits,
     /// The feed that everyone reads. No order is stored in it.
@@ -110,6 +113,8 @@ impl Ingest {
             match self.run_incarnation(&stop, &mut retry).await {
                 Ok(()) => return,
                 Err(error) => {
+                    // A batch may be stored whose hints were not published.
+                    self.stream.skip();
                     let wait = retry.failed("the connection of ingest ended", &error);
                     retry::sleep(wait, &stop).await;
                 }
@@ -135,7 +140,7 @@ impl Ingest {
         tracing::info!(names = %self.broker.names, partitions = ?self.partitions(), "ingest consumes or stands by");
         let (done, stored) = mpsc::channel(STORED_MAX);
         let processing = self.process_batches(&mut consumer, done, stop, retry);
-        let hints = HintPublisher::new(self.fanout.clone(), publisher);
+        let hints = HintPublisher::new(self.fanout.clone(), publisher, self.stream.clone());
         let publishing =
             async { Ok(publishing::publish_and_acknowledge(stored, hints, &acknowledger).await?) };
         let ended = tokio::try_join!(processing, publishing);

@@ -132,6 +132,11 @@ impl StoreError {
         }
     }
 
+    /// Returns whether a write may be stored although it failed: its reply was lost.
+    pub fn may_be_stored(&self) -> bool {
+        matches!(self, Self::Away(_)) && !self.may_concern_one_value()
+    }
+
     /// Returns whether a read failed because of the content of one of its rows.
     pub fn blames_rows(&self) -> bool {
         matches!(self, Self::Damaged(_) | Self::Refused(_))

@@ -18,7 +18,7 @@ fuzz_target!(|input: &[u8]| {
         Ok(batches) => batches,
         Err(error) => return assert!(!error.is_empty()),
     };
-    let count = |hints: &Hints| hints.stored.len() + hints.duplicates.len() + hints.states.len();
+    let count = |hints: &Hints| hints.stored.len() + hints.newest.len() + hints.states.len();
     let hints: usize = batches.iter().map(count).sum();
     assert!(
         hints <= input.len() / 18,

@@ -11,6 +11,9 @@ use crate::model::event::{HeaderValue, Message};
 
 const NANOSECONDS_PER_MILLISECOND: i128 = 1_000_000;
 
+/// The header of the numbers of hints.
+pub(super) const ANNOUNCEMENT_HEADER: &str = "shopbell-announcement";
+
 /// A delivery: an event as its publisher sent it, and the tag that acknowledges it.
 #[derive(Debug)]
 pub struct Delivery {
@@ -49,6 +52,11 @@ impl Delivery {
             .app_id()
             .as_ref()
             .map(|name| name.as_str())
+    }
+
+    /// The numbers of hints, as their publisher wrote them.
+    pub fn announcement(&self) -> Option<Cow<'_, str>> {
+        header(self.properties(), ANNOUNCEMENT_HEADER)
     }
 
     pub(super) fn properties(&self) -> &BasicProperties {

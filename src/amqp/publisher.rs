@@ -1,7 +1,7 @@
 //! Publishes with confirms. A publish that must arrive waits for RabbitMQ; a publish that may be
 //! lost fails at once while RabbitMQ takes none.
 
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 
 use futures_util::stream::{FuturesUnordered, TryStreamExt};
@@ -11,14 +11,19 @@ use lapin::{BasicProperties, Channel, Confirmation};
 use tokio::sync::Mutex;
 
 use super::connection::{self, Connection, Frames};
+use super::delivery::ANNOUNCEMENT_HEADER;
 use super::{Broker, BrokerError, DECLARE_TIMEOUT, topology, within};
 
 /// Longest wait for a confirm. After it, RabbitMQ is gone, or its alarm lasts.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
 /// Pause after a failure, before a publish that may be lost is attempted again.
 const REOPEN_PAUSE: Duration = Duration::from_secs(5);
+/// Interval of the look whether an alarm of RabbitMQ has begun or ended.
+const ALARM_POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// Most unconfirmed publishes on the channel.
 const IN_FLIGHT_MAX: usize = 256;
+/// The body of a heartbeat, which any version reads as no hints.
+const NO_HINTS: &str = "[]";
 /// RabbitMQ writes a persistent message to disk before it confirms it.
 const PERSISTENT: u8 = 2;
 
@@ -49,15 +54,24 @@ impl Outgoing {
         }
     }
 
-    /// Hints for the other replicas. They are not persistent, because the sweep covers lost hints.
-    pub fn hint(exchange: String, replica: &str, body: Vec<u8>) -> Self {
+    /// Hints for the other replicas. They are not persistent, because a receiver finds a lost one by
+    /// the numbers in `announcement`.
+    pub fn hints(exchange: String, replica: &str, announcement: String, body: Vec<u8>) -> Self {
+        let header = topology::table([(ANNOUNCEMENT_HEADER, topology::text(announcement))]);
         Self {
             exchange,
             routing_key: String::new(),
-            properties: BasicProperties::default().with_app_id(replica.into()),
+            properties: BasicProperties::default()
+                .with_app_id(replica.into())
+                .with_headers(header),
             body,
             mandatory: false,
         }
+    }
+
+    /// A heartbeat for the other replicas: an announcement without hints.
+    pub fn heartbeat(exchange: String, replica: &str, announcement: String) -> Self {
+        Self::hints(exchange, replica, announcement, NO_HINTS.into())
     }
 
     pub(super) fn persistent(properties: BasicProperties) -> BasicProperties {
@@ -71,26 +85,51 @@ impl Outgoing {
 /// closes with its last publisher. If a publisher fails, it drops its channel and keeps the
 /// connection, unless the connection is the cause.
 #[derive(Clone, Default)]
-pub(super) struct Shared(Arc<Mutex<Weak<Connection>>>);
+pub(super) struct Shared {
+    /// Locked only to copy or to replace the pointer.
+    connection: Arc<RwLock<Weak<Connection>>>,
+    /// Held while a publisher opens the connection or a channel.
+    opening: Arc<Mutex<()>>,
+}
 
 impl Shared {
+    /// The connection, if it works.
+    fn current(&self) -> Option<Arc<Connection>> {
+        let connection = self.connection.read();
+        let connection = connection.unwrap_or_else(PoisonError::into_inner).upgrade();
+        connection.filter(|connection| connection.is_connected())
+    }
+
+    /// Whether RabbitMQ blocks the connection because of an alarm.
+    fn is_blocked(&self) -> bool {
+        self.current()
+            .is_some_and(|connection| connection.is_blocked())
+    }
+
     async fn channel(&self, broker: &Broker) -> Result<(Arc<Connection>, Channel), BrokerError> {
-        let mut shared = self.0.lock().await;
-        if let Some(connection) = shared
-            .upgrade()
-            .filter(|connection| connection.is_connected())
-        {
+        let _opening = self.opening.lock().await;
+        if let Some(connection) = self.current() {
             if connection.is_blocked() {
                 return Err(BrokerError::Blocked);
             }
-            let channel = connection.channel().await;
-            // Without an answer, the connection is of no use to any publisher.
-            let channel = channel.inspect_err(|_| connection.cut())?;
-            return Ok((connection, channel));
+            return match connection.channel().await {
+                Ok(channel) => Ok((connection, channel)),
+                // The answer comes when the alarm ends.
+                Err(_) if connection.is_blocked() => Err(BrokerError::Blocked),
+                // Without an answer, the connection is of no use to any publisher.
+                Err(error) => {
+                    connection.cut();
+                    Err(error)
+                }
+            };
         }
         let connection =
             Arc::new(Connection::open(&broker.address(), "publisher", Frames::Large).await?);
         let channel = connection.channel().await?;
+        let mut shared = self
+            .connection
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
         *shared = Arc::downgrade(&connection);
         Ok((connection, channel))
     }
@@ -148,10 +187,18 @@ impl Publisher {
     /// RabbitMQ does not answer, or rejects a publish. [`BrokerError::Blocked`] if an alarm lasts
     /// too long. Some publishes may have arrived; the caller repeats all.
     pub async fn publish(&mut self, publishes: &[Outgoing]) -> Result<(), BrokerError> {
+        // Otherwise lapin would keep the publishes, and the connection would have to be cut.
+        if self.is_blocked()
+            && tokio::time::timeout(CONFIRM_TIMEOUT, self.unblocked())
+                .await
+                .is_err()
+        {
+            return Err(BrokerError::Blocked);
+        }
         // Taken out, so that an error drops it.
         let incarnation = match self.incarnation.take() {
             Some(incarnation) => incarnation,
-            None => Incarnation::open(&self.broker).await?,
+            None => self.unless_blocked(Incarnation::open(&self.broker).await)?,
         };
         let published = within(
             CONFIRM_TIMEOUT,
@@ -183,29 +230,14 @@ impl Publisher {
         limit: Duration,
         publish: Outgoing,
     ) -> Result<(), BrokerError> {
-        if self
-            .incarnation
-            .as_ref()
-            .is_some_and(Incarnation::is_blocked)
-        {
-            return Err(BrokerError::Blocked);
-        }
-        let incarnation = match self.incarnation.take() {
-            Some(incarnation) => incarnation,
-            None => self.reopen(limit).await?,
+        let incarnation = self.take(limit).await?;
+        let publishes = [publish];
+        let published = tokio::select! {
+            biased;
+            published = within(limit, "confirming a publish", incarnation.publish(&publishes)) => published,
+            () = incarnation.blocked() => Err(BrokerError::Blocked),
         };
-        let published = tokio::time::timeout(limit, incarnation.publish(&[publish])).await;
-        let blocked = incarnation.is_blocked();
-        match blocked || matches!(published, Ok(Ok(()))) {
-            true => self.incarnation = Some(incarnation),
-            // The caller does not wait for the close, which has a timeout of its own.
-            false => drop(tokio::spawn(incarnation.close())),
-        }
-        match published {
-            Ok(published) => published,
-            Err(_) if blocked => Err(BrokerError::Blocked),
-            Err(_) => Err(BrokerError::Timeout(limit, "confirming a publish")),
-        }
+        self.keep(incarnation, published)
     }
 
     /// Counts the gateways, including that of this replica.
@@ -213,32 +245,80 @@ impl Publisher {
     /// # Errors
     /// RabbitMQ does not answer within `limit`, or blocks the connection.
     pub async fn count_gateways(&mut self, limit: Duration) -> Result<u32, BrokerError> {
-        if self
-            .incarnation
-            .as_ref()
-            .is_some_and(Incarnation::is_blocked)
-        {
-            return Err(BrokerError::Blocked);
-        }
-        // Taken out, so that an error drops it.
-        let incarnation = match self.incarnation.take() {
-            Some(incarnation) => incarnation,
-            None => self.reopen(limit).await?,
-        };
+        let incarnation = self.take(limit).await?;
         let counting = topology::count_gateways(&incarnation.channel, &self.broker.names);
-        let gateways = within(limit, "counting gateways", counting).await?;
-        self.incarnation = Some(incarnation);
-        Ok(gateways)
+        let counted = within(limit, "counting gateways", counting).await;
+        self.keep(incarnation, counted)
     }
 
-    /// Opens an incarnation for a publish that may be lost, at most once in [`REOPEN_PAUSE`].
+    /// Waits until RabbitMQ does not block the connection, because its alarm has ended or the
+    /// connection has.
+    pub async fn unblocked(&self) {
+        while self.is_blocked() {
+            tokio::time::sleep(ALARM_POLL_INTERVAL).await;
+        }
+    }
+
+    fn is_blocked(&self) -> bool {
+        match &self.incarnation {
+            Some(incarnation) => incarnation.is_blocked(),
+            None => self.broker.publishing.is_blocked(),
+        }
+    }
+
+    /// Takes the incarnation out, so that an error drops it, or opens one. For a publish that may be
+    /// lost.
+    async fn take(&mut self, limit: Duration) -> Result<Incarnation, BrokerError> {
+        if self.is_blocked() {
+            return Err(BrokerError::Blocked);
+        }
+        let incarnation = self.incarnation.take();
+        match incarnation.filter(|incarnation| incarnation.connection.is_connected()) {
+            Some(incarnation) => Ok(incarnation),
+            None => self.reopen(limit).await,
+        }
+    }
+
+    /// Keeps the incarnation if it works or is blocked, and returns the result.
+    fn keep<T>(
+        &mut self,
+        incarnation: Incarnation,
+        result: Result<T, BrokerError>,
+    ) -> Result<T, BrokerError> {
+        let result = match result {
+            Err(_) if incarnation.is_blocked() => Err(BrokerError::Blocked),
+            result => result,
+        };
+        match result {
+            Ok(_) | Err(BrokerError::Blocked) => self.incarnation = Some(incarnation),
+            // The caller does not wait for the close, which has a timeout of its own.
+            Err(_) => drop(tokio::spawn(incarnation.close())),
+        }
+        result
+    }
+
+    /// Opens an incarnation for a publish that may be lost, at most once in [`REOPEN_PAUSE`]. An
+    /// alarm causes no pause, so the first publish after it is attempted.
     async fn reopen(&mut self, limit: Duration) -> Result<Incarnation, BrokerError> {
         let now = Instant::now();
         if self.reopen_at.is_some_and(|at| now < at) {
             return Err(BrokerError::FailedBefore(REOPEN_PAUSE));
         }
-        self.reopen_at = Some(now + REOPEN_PAUSE);
-        within(limit, "connecting", Incarnation::open(&self.broker)).await
+        let opened = within(limit, "connecting", Incarnation::open(&self.broker)).await;
+        let opened = self.unless_blocked(opened);
+        if !matches!(opened, Err(BrokerError::Blocked)) {
+            self.reopen_at = Some(now + REOPEN_PAUSE);
+        }
+        opened
+    }
+
+    /// Names the alarm as the cause of an error, because RabbitMQ answers no request of a blocked
+    /// connection.
+    fn unless_blocked<T>(&self, result: Result<T, BrokerError>) -> Result<T, BrokerError> {
+        result.map_err(|error| match self.broker.publishing.is_blocked() {
+            true => BrokerError::Blocked,
+            false => error,
+        })
     }
 
     /// Closes the channel, and the connection if no other publisher uses it.
@@ -278,6 +358,13 @@ impl Incarnation {
     /// Whether RabbitMQ blocks the connection.
     fn is_blocked(&self) -> bool {
         self.connection.is_blocked()
+    }
+
+    /// Waits until RabbitMQ blocks the connection. It does so at the first publish in an alarm.
+    async fn blocked(&self) {
+        while !self.is_blocked() {
+            tokio::time::sleep(ALARM_POLL_INTERVAL).await;
+        }
     }
 
     async fn publish(&self, publishes: &[Outgoing]) -> Result<(), BrokerError> {

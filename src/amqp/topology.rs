@@ -23,7 +23,8 @@ use super::{Broker, BrokerError, QueueType};
 const DELIVERY_LIMIT: i32 = 1_000;
 /// Deliveries of a dead letter. Each listing counts as one, and must never drop a dead letter.
 const DEAD_LETTER_DELIVERY_LIMIT: i32 = 1_000_000_000;
-/// Most hints that wait for a slow replica. RabbitMQ drops the oldest, and the sweep covers them.
+/// Most hints that wait for a slow replica. RabbitMQ drops the oldest, and the replica finds a
+/// gap in their numbers.
 const HINTS_WAITING_MAX: i32 = 10_000;
 /// Most bytes of the hints that wait for a slow replica.
 const HINT_BYTES_WAITING_MAX: i32 = 64 * 1024 * 1024;

@@ -12,6 +12,7 @@ use super::{UsageError, broker, within};
 use crate::amqp::Broker;
 use crate::amqp::dead_letter::DeadLetter;
 use crate::config::Environment;
+use crate::fanout::heartbeat::announce_changes;
 use crate::model::event::is_addressed_to;
 use crate::model::feed::Feed;
 use crate::store::forgetting::{self, Holdings, ScanPlace};
@@ -71,6 +72,11 @@ pub async fn run(arguments: &Arguments, format: Format) -> anyhow::Result<()> {
         return Ok(());
     }
     forgetting.erase().await?;
+    if let Err(error) = announce_changes(&forgetting.broker).await {
+        terminal::write_message(&format!(
+            "open sessions get the new counts within SHOPBELL_SWEEP_SECONDS, because RabbitMQ takes no hint: {error}"
+        ));
+    }
     print(feed, &before, true, format)?;
     tokio::time::sleep(LAST_ACKS_WAIT).await;
     let (left, _) = forgetting.holdings(false).await?;

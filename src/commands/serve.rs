@@ -22,9 +22,12 @@ use self::parts::{Part, Parts, STOP_STEP_TIMEOUT};
 use super::broker_of;
 use crate::amqp::Broker;
 use crate::amqp::depths::DepthProbe;
+use crate::amqp::publisher::Publisher;
 use crate::config::{IngestConfig, Role, ServeConfig};
 use crate::fanout::Fanout;
+use crate::fanout::heartbeat::Heartbeat;
 use crate::fanout::hub::Hub;
+use crate::fanout::publisher::HintPublisher;
 use crate::gateway::websocket::Gateway;
 use crate::http::connections::Connections;
 use crate::http::listener;
@@ -94,6 +97,7 @@ pub async fn run_with(config: ServeConfig, more: Router) -> anyhow::Result<()> {
     if let Some(config) = config.roles.ingest() {
         base.ingest(config, &mut parts);
     }
+    base.beat(&mut parts);
     tracing::info!(operations = %config.ops_listen, "shopbell serves");
 
     let (mut terminated, mut interrupted) = (
@@ -182,7 +186,10 @@ async fn stop_in_order(
     parts.ended(Part::CursorWriter).await;
     parts.ended(Part::Marks).await;
     parts.ended(Part::DeadLetters).await;
+    parts.ended(Part::HeldFeeds).await;
+    parts.ended(Part::Retention).await;
     stops.last.cancel();
+    parts.ended(Part::Heartbeat).await;
     parts.ended(Part::OperationsPort).await;
     parts.ended(Part::Fanout).await;
     parts.ended(Part::BrokerProbe).await;
@@ -230,6 +237,7 @@ impl Base {
             metrics.clone(),
             health.clone(),
             &broker,
+            config.amqp.lean_hints_from,
         ));
         let registry = Arc::new(registry);
         Ok(Self {
@@ -282,6 +290,12 @@ impl Base {
         Ok(())
     }
 
+    /// Starts the heartbeats. All streams of this process are open then.
+    fn beat(&self, parts: &mut Parts) {
+        let heartbeat = Heartbeat::new(self.fanout.clone(), Publisher::lazy(&self.broker));
+        parts.spawn(Part::Heartbeat, heartbeat.run(self.stops.last.clone()));
+    }
+
     /// Starts ingest, with one task for each connection.
     fn ingest(&self, config: &IngestConfig, parts: &mut Parts) {
         let (traces, trace_writer) = TraceKeeper::new(self.pools.upkeep.clone());
@@ -298,6 +312,7 @@ impl Base {
                 claims,
                 pool: self.pools.ingest.clone(),
                 fanout: self.fanout.clone(),
+                stream: self.fanout.open_stream(),
                 traces: traces.clone(),
                 limits,
                 broadcast_feed: config.broadcast_feed.clone(),
@@ -318,23 +333,34 @@ impl Base {
         let held = HeldFeeds {
             pool: self.pools.upkeep.clone(),
             fanout: self.fanout.clone(),
+            stream: self.fanout.open_stream(),
             limits,
             broadcast_feed: config.broadcast_feed.clone(),
             metrics: self.metrics.clone(),
         };
-        parts.spawn(Part::HeldFeeds, held.run(self.stops.ingest.clone()));
+        let publisher = Publisher::lazy(&self.broker);
+        parts.spawn(
+            Part::HeldFeeds,
+            held.run(publisher, self.stops.ingest.clone()),
+        );
         parts.spawn(
             Part::Housekeeping,
             housekeeping::run(self.pools.upkeep.clone()),
         );
         if let Some(kept) = config.retention {
+            let stream = self.fanout.open_stream();
+            let publisher = Publisher::lazy(&self.broker);
+            let hints = HintPublisher::new(self.fanout.clone(), publisher, stream.clone());
             let retention = Retention {
                 pool: self.pools.retention.clone(),
                 kept,
                 broadcast_feed: config.broadcast_feed.clone(),
+                fanout: self.fanout.clone(),
+                stream,
                 metrics: self.metrics.clone(),
             };
-            parts.spawn(Part::Retention, retention.run());
+            let stop = self.stops.ingest.clone();
+            parts.spawn(Part::Retention, retention.run(hints, stop));
         }
     }
 }

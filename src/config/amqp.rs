@@ -5,7 +5,9 @@ use url::Url;
 use super::environment::Environment;
 use super::error::ConfigError;
 use super::secret::Secret;
-use super::settings::{AMQP_DECLARE, AMQP_PREFIX, AMQP_QUEUE_TYPE, AMQP_URL, INGEST_PARTITIONS};
+use super::settings::{
+    AMQP_DECLARE, AMQP_PREFIX, AMQP_QUEUE_TYPE, AMQP_URL, INGEST_PARTITIONS, LEAN_HINTS_FROM,
+};
 
 /// RabbitMQ.
 #[derive(Debug, Clone)]
@@ -18,6 +20,8 @@ pub struct AmqpConfig {
     pub partitions: u8,
     /// `SHOPBELL_AMQP_QUEUE_TYPE` is `classic`.
     pub has_classic_queues: bool,
+    /// `SHOPBELL_LEAN_HINTS_FROM`, in gateways; `None` if it is 0.
+    pub lean_hints_from: Option<u32>,
     /// `SHOPBELL_AMQP_DECLARE`.
     pub declare: bool,
 }
@@ -44,11 +48,13 @@ impl Environment {
         let declare = self.flag(&AMQP_DECLARE);
         let partitions = self.number(&INGEST_PARTITIONS);
         let queue_type = self.choice(&AMQP_QUEUE_TYPE);
+        let lean_hints_from = self.number::<u32>(&LEAN_HINTS_FROM);
         Some(AmqpConfig {
             url: url?.0,
             prefix: prefix?,
             partitions: partitions?,
             has_classic_queues: queue_type? == "classic",
+            lean_hints_from: Some(lean_hints_from?).filter(|from| *from > 0),
             declare: declare?,
         })
     }

@@ -14,7 +14,7 @@ use super::jwt::{JWT_SETTINGS, JwtConfig};
 use super::settings::{
     ALLOWED_ORIGINS, BROADCAST_FEED, CANARY_SECONDS, DASHBOARD, DRAIN_SECONDS, HEARTBEAT_SECONDS,
     LISTEN, MAX_EVENT_BYTES, MAX_FRAME_BYTES, MAX_PAGE_BYTES, MAX_SESSION_SECONDS, MAX_SESSIONS,
-    MAX_SESSIONS_PER_SUBSCRIBER, OPS_LISTEN, RETENTION_DAYS, Role, WINDOW,
+    MAX_SESSIONS_PER_SUBSCRIBER, OPS_LISTEN, RETENTION_DAYS, Role, SWEEP_SECONDS, WINDOW,
 };
 use super::url_files::UrlFiles;
 use crate::model::feed::Feed;
@@ -73,6 +73,8 @@ pub struct GatewayConfig {
     pub limits: ClientLimits,
     /// `SHOPBELL_DASHBOARD`.
     pub dashboard: bool,
+    /// `SHOPBELL_SWEEP_SECONDS`.
+    pub sweep: Duration,
     /// `SHOPBELL_CANARY_SECONDS`; `None` if it is 0.
     pub canary: Option<Duration>,
 }
@@ -217,6 +219,7 @@ impl Environment {
         let session = self.read_session(broadcast_feed);
         let limits = self.read_client_limits();
         let proxies = self.read_proxies();
+        let sweep = self.seconds(&SWEEP_SECONDS);
         let canary = self.seconds(&CANARY_SECONDS);
         Some(GatewayConfig {
             listen: listen?,
@@ -225,6 +228,7 @@ impl Environment {
             proxies: proxies?,
             limits: limits?,
             dashboard: dashboard?,
+            sweep: sweep?,
             canary: unless_zero(canary?),
         })
     }

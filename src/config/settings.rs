@@ -10,13 +10,14 @@ pub const EVENT_BYTES_MAX_DEFAULT: usize = 262_144;
 pub(super) const TOKEN_VARIABLE: &str = "SHOPBELL_TOKEN";
 
 /// Every setting, in the order in which it is shown.
-pub const SETTINGS: [&Setting; 37] = [
+pub const SETTINGS: [&Setting; 39] = [
     &DATABASE_URL,
     &AMQP_URL,
     &AMQP_PREFIX,
     &AMQP_DECLARE,
     &INGEST_PARTITIONS,
     &AMQP_QUEUE_TYPE,
+    &LEAN_HINTS_FROM,
     &OPS_LISTEN,
     &BROADCAST_FEED,
     &MAX_EVENT_BYTES,
@@ -47,6 +48,7 @@ pub const SETTINGS: [&Setting; 37] = [
     &FAILED_TOKENS_PER_ADDRESS,
     &TRUSTED_PROXIES,
     &PROXY_HEADER,
+    &SWEEP_SECONDS,
     &CANARY_SECONDS,
 ];
 
@@ -104,6 +106,15 @@ pub(super) const AMQP_QUEUE_TYPE: Setting = Setting {
     default: Default::Value("quorum"),
     used_by: UsedBy::Both,
     description: "Type of the ingest queues; read the page before you choose `classic`",
+    page: Some("scaling.md"),
+};
+
+pub(super) const LEAN_HINTS_FROM: Setting = Setting {
+    variable: "SHOPBELL_LEAN_HINTS_FROM",
+    kind: number(0, 10_000, "gateways"),
+    default: Default::Value("16"),
+    used_by: UsedBy::Both,
+    description: "Gateways from which hints carry numbers without notifications; 0 sends whole notifications to any number",
     page: Some("scaling.md"),
 };
 
@@ -382,6 +393,15 @@ pub(super) const FAILED_TOKENS_PER_ADDRESS: Setting = Setting {
     used_by: UsedBy::Only(Role::Gateway),
     description: "Most refused tokens of one public address, before its requests are refused unchecked; 0 sets no limit",
     page: Some("limits.md"),
+};
+
+pub(super) const SWEEP_SECONDS: Setting = Setting {
+    variable: "SHOPBELL_SWEEP_SECONDS",
+    kind: number(1, 3_600, "seconds"),
+    default: Default::Value("60"),
+    used_by: UsedBy::Only(Role::Gateway),
+    description: "Interval in which each feed with a session is read, in case a hint was lost without evidence",
+    page: Some("scaling.md"),
 };
 
 pub(super) const CANARY_SECONDS: Setting = Setting {

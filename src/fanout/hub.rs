@@ -32,8 +32,10 @@ struct Readers {
     places: Places,
     /// Empty places, which new sessions take first.
     empty: Vec<usize>,
-    /// The highest numbers published to them. The sweep wakes them only for higher numbers.
+    /// The highest numbers published to them. A read of the newest numbers wakes them only for higher ones.
     published: Newest,
+    /// Whether subscribers have acked all that is published, as far as a probe knows.
+    is_delivered: bool,
 }
 
 /// The inbox of each session at a place that it keeps, so that it leaves without a search. A hint shares the list while it
@@ -115,14 +117,37 @@ impl Hub {
         lock(&self.sessions).feeds.keys().cloned().collect()
     }
 
-    /// The present epoch, and the highest numbers published to each feed in it.
-    pub fn published(&self) -> (Option<Epoch>, HashMap<Feed, Newest>) {
+    /// The present epoch, and the highest numbers published to those of these feeds that have a session here.
+    pub fn published(&self, feeds: &[Feed]) -> (Option<Epoch>, HashMap<Feed, Newest>) {
         let sessions = self.of_the_present_epoch();
-        let published = sessions
+        let published = feeds
+            .iter()
+            .filter_map(|feed| Some((feed.clone(), sessions.feeds.get(feed)?.published)));
+        (sessions.epoch.clone(), published.collect())
+    }
+
+    /// The feeds that may have notifications without an ack, with their published numbers.
+    pub fn undelivered(&self) -> Vec<(Feed, Newest)> {
+        let sessions = self.of_the_present_epoch();
+        let undelivered = sessions
             .feeds
             .iter()
-            .map(|(feed, readers)| (feed.clone(), readers.published));
-        (sessions.epoch.clone(), published.collect())
+            .filter(|(_, readers)| !readers.is_delivered);
+        undelivered
+            .map(|(feed, readers)| (feed.clone(), readers.published))
+            .collect()
+    }
+
+    /// Records that all notifications of a feed up to these numbers were acked.
+    pub fn delivered(&self, feeds: &[(Feed, Newest)]) {
+        let mut sessions = lock(&self.sessions);
+        for (feed, published) in feeds {
+            if let Some(readers) = sessions.feeds.get_mut(feed)
+                && readers.published == *published
+            {
+                readers.is_delivered = true;
+            }
+        }
     }
 
     /// Wakes all sessions if the epoch has changed. Every other call does the same first.
@@ -139,6 +164,7 @@ impl Hub {
         {
             for readers in sessions.feeds.values_mut() {
                 readers.published = Newest::default();
+                readers.is_delivered = false;
                 readers
                     .places
                     .iter()
@@ -167,6 +193,7 @@ impl Hub {
             let readers = sessions.feeds.get_mut(feed)?;
             let before = readers.published;
             readers.published = before.max(newest);
+            readers.is_delivered &= readers.published == before;
             Some(Wakeup {
                 of: item,
                 is_news: readers.published != before,
@@ -352,7 +379,7 @@ mod tests {
             )],
         );
         assert_eq!(
-            hub.published(),
+            hub.published(&[feed("all")]),
             (
                 Some(epoch("e2")),
                 HashMap::from([(feed("all"), Newest::default())])

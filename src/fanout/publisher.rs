@@ -4,20 +4,21 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
+use super::announcement::Announcement;
+use super::stream::Stream;
 use super::{Fanout, Hints, wire};
 use crate::amqp::BrokerError;
 use crate::amqp::consumer::Acknowledger;
 use crate::amqp::delivery::Delivery;
 use crate::amqp::publisher::{Outgoing, Publisher};
 use crate::store::append::Committed;
-use crate::telemetry::health::HintsRefused;
 use crate::telemetry::traces;
 
 /// Longest wait for RabbitMQ to confirm hints. RabbitMQ confirms none during an alarm, and an alarm that the ingest queue
 /// caused ends only if ingest goes on.
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Time for which a count of the gateways is used again. A replica that starts meanwhile relies on its sweep.
+/// Time for which a count of the gateways is used again. A replica that starts meanwhile finds a gap in the numbers.
 const COUNT_MAX_AGE: Duration = Duration::from_secs(1);
 
 /// A stored batch: its hints, and the tag that acknowledges it and all deliveries before it. Only made from the proof that
@@ -63,20 +64,22 @@ impl Published {
 pub struct HintPublisher {
     fanout: Arc<Fanout>,
     publisher: Publisher,
-    /// Whether this replica is the only gateway, and when that was counted.
-    alone: Option<(bool, Instant)>,
-    /// Set while RabbitMQ does not confirm hints.
-    refused: Option<HintsRefused>,
+    stream: Arc<Stream>,
+    /// The number of gateways, and when they were counted. `None` if RabbitMQ did not answer.
+    counted: Option<(Option<u32>, Instant)>,
+    /// Whether RabbitMQ did not confirm the last hints.
+    was_refused: bool,
 }
 
 impl HintPublisher {
-    /// Publishes through `publisher`.
-    pub fn new(fanout: Arc<Fanout>, publisher: Publisher) -> Self {
+    /// Publishes through `publisher`, with the numbers of `stream`.
+    pub fn new(fanout: Arc<Fanout>, publisher: Publisher, stream: Arc<Stream>) -> Self {
         Self {
             fanout,
             publisher,
-            alone: None,
-            refused: None,
+            stream,
+            counted: None,
+            was_refused: false,
         }
     }
 
@@ -84,50 +87,74 @@ impl HintPublisher {
     /// and the proof is returned all the same. Returns `None` without a batch.
     pub async fn publish(&mut self, stored: &[StoredBatch]) -> Option<Published> {
         let through = stored.last()?.through;
-        let batches: Vec<&Hints> = stored
-            .iter()
-            .map(|batch| &batch.hints)
-            .filter(|hints| hints.len() > 0)
-            .collect();
-        if !batches.is_empty() {
-            match self.publish_hints(&batches).await {
-                Ok(()) => self.refused = None,
-                Err(error) if self.refused.is_none() => {
-                    tracing::warn!(%error, "RabbitMQ does not take hints; other replicas find notifications by their sweep");
-                    self.refused = Some(HintsRefused::begin(self.fanout.health.clone()));
-                }
-                Err(_) => {}
-            }
-        }
+        let batches: Vec<&Hints> = stored.iter().map(|batch| &batch.hints).collect();
+        self.publish_hints(&batches).await;
         Some(Published { through })
     }
 
-    /// Publishes hints if there are other gateways.
-    ///
-    /// # Errors
-    /// RabbitMQ did not confirm the hints within [`PUBLISH_TIMEOUT`].
-    pub async fn publish_hints(&mut self, batches: &[&Hints]) -> Result<(), BrokerError> {
+    /// Publishes hints if there are other gateways. Uses up a number in any case. If RabbitMQ does not confirm the hints
+    /// within [`PUBLISH_TIMEOUT`], they are lost, and other gateways find a gap.
+    pub async fn publish_hints(&mut self, batches: &[&Hints]) {
+        let batches: Vec<&Hints> = batches
+            .iter()
+            .copied()
+            .filter(|hints| hints.len() > 0)
+            .collect();
+        if batches.is_empty() {
+            return;
+        }
+        let refused = self.try_publish_hints(&batches).await.err();
+        // Only the first of consecutive failures is logged, because clients choose the number of marks.
+        if let Some(error) = refused.as_ref().filter(|_| !self.was_refused) {
+            tracing::warn!(%error, "RabbitMQ does not take hints; other replicas read the missed notifications");
+        }
+        self.was_refused = refused.is_some();
+    }
+
+    async fn try_publish_hints(&mut self, batches: &[&Hints]) -> Result<(), BrokerError> {
         let count: usize = batches.iter().map(|hints| hints.len()).sum();
-        if count == 0 || self.is_alone().await {
+        let stream = self.stream.clone();
+        let in_flight = stream.begin();
+        let gateways = self.gateways().await;
+        if self.is_alone(gateways) {
             return Ok(());
         }
+        let is_lean = gateways.zip(self.fanout.lean_from);
+        let body = match is_lean.is_some_and(|(gateways, from)| gateways >= from) {
+            true => {
+                let lean: Vec<Hints> = batches.iter().map(|hints| hints.lean()).collect();
+                wire::encode(&lean.iter().collect::<Vec<_>>())
+            }
+            false => wire::encode(batches),
+        };
         let Fanout {
             metrics,
             exchange,
             replica,
             ..
         } = &*self.fanout;
-        let body = wire::encode(batches).into_bytes();
+        let bytes = body.len();
+        let announcement = Announcement::Hints {
+            stream: in_flight.stream(),
+            number: in_flight.number(),
+        };
         let begun = SystemTime::now();
         let published = self
             .publisher
             .try_publish(
                 PUBLISH_TIMEOUT,
-                Outgoing::hint(exchange.clone(), replica, body),
+                Outgoing::hints(
+                    exchange.clone(),
+                    replica,
+                    announcement.encode(),
+                    body.into_bytes(),
+                ),
             )
             .await;
+        self.fanout.published(&published);
         if published.is_ok() {
             metrics.hints.published.inc_by(count as u64);
+            metrics.hints.bytes_published.inc_by(bytes as u64);
             let stored = batches.iter().flat_map(|hints| &hints.stored);
             for trace in stored.filter_map(|stored| stored.trace.as_ref()) {
                 traces::published(trace, exchange, begun);
@@ -141,18 +168,22 @@ impl HintPublisher {
     /// Whether RabbitMQ counts no gateway but this replica. If RabbitMQ does not answer, it returns false.
     ///
     /// If RabbitMQ has closed this replica's fan-out connection and the replica has not noticed, the count is one too low
-    /// and another gateway gets no hints. Its sweep covers the time until a heartbeat is missed here.
-    async fn is_alone(&mut self) -> bool {
-        if let Some((alone, at)) = self.alone
+    /// and another gateway gets no hints. It finds a gap in the numbers then.
+    fn is_alone(&self, gateways: Option<u32>) -> bool {
+        let own = u32::from(self.fanout.receives.load(Ordering::Relaxed));
+        gateways.is_some_and(|gateways| gateways <= own)
+    }
+
+    /// Counts the gateways from time to time.
+    async fn gateways(&mut self) -> Option<u32> {
+        if let Some((gateways, at)) = self.counted
             && at.elapsed() < COUNT_MAX_AGE
         {
-            return alone;
+            return gateways;
         }
-        let own = u32::from(self.fanout.receives.load(Ordering::Relaxed));
-        let counted = self.publisher.count_gateways(PUBLISH_TIMEOUT).await;
-        let alone = counted.is_ok_and(|gateways| gateways <= own);
-        self.alone = Some((alone, Instant::now()));
-        alone
+        let gateways = self.publisher.count_gateways(PUBLISH_TIMEOUT).await.ok();
+        self.counted = Some((gateways, Instant::now()));
+        gateways
     }
 
     /// Closes the connection.

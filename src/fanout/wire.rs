@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 use time::OffsetDateTime;
 
 use super::Hints;
-use crate::model::feed::{Epoch, Feed, Seq, Version};
+use crate::model::feed::{Epoch, Feed, Newest, Seq, Version};
 use crate::model::frame_text::FrameText;
 use crate::model::mark::StateFrame;
 use crate::model::notification::Notification;
@@ -26,7 +26,7 @@ struct WireHint<'a> {
     feed: &'a str,
     /// The number of a notification, or the highest number of a mark.
     seq: i64,
-    /// Set for marks.
+    /// The number of a mark. Without `change`, only the newest numbers of the feed are known.
     version: Option<i64>,
     /// Microseconds since 1970, the precision of Postgres.
     expires_at_us: Option<i64>,
@@ -55,8 +55,8 @@ pub fn encode(batches: &[&Hints]) -> String {
         }
     }
     for hints in batches {
-        for (feed, seq) in &hints.duplicates {
-            writer.duplicate(hints.epoch.as_ref(), feed, *seq);
+        for (feed, newest) in &hints.newest {
+            writer.newest(hints.epoch.as_ref(), feed, *newest);
         }
     }
     writer.finish()
@@ -131,8 +131,13 @@ impl<'a> Writer<'a> {
         let _ = write!(self.body, r#","version":{version},"change":{frame}}}"#);
     }
 
-    fn duplicate(&mut self, epoch: Option<&'a Epoch>, feed: &Feed, seq: Seq) {
-        self.begin(epoch, feed, seq);
+    /// Writes the numbers only. A replica that knows no versions here reads the number of the
+    /// notification.
+    fn newest(&mut self, epoch: Option<&'a Epoch>, feed: &Feed, newest: Newest) {
+        self.begin(epoch, feed, newest.seq);
+        if newest.version > Version::ZERO {
+            let _ = write!(self.body, r#","version":{}"#, newest.version.get());
+        }
         self.body.push('}');
     }
 
@@ -185,10 +190,14 @@ fn index_of(batches: &mut Vec<Hints>, epoch: Epoch) -> usize {
 fn add(batch: &mut Hints, hint: &WireHint<'_>) -> Result<(), String> {
     let feed = Feed::parse(hint.feed).map_err(|error| error.to_string())?;
     let seq = Seq::new(hint.seq).ok_or("a negative seq")?;
-    if let Some((version, frame)) = hint.version.zip(hint.change) {
+    let version = hint
+        .version
+        .map(|version| Version::new(version).ok_or("a negative version"));
+    let version = version.transpose()?;
+    if let Some((version, frame)) = version.zip(hint.change) {
         batch.states.push(Arc::new(StateFrame {
             feed,
-            version: Version::new(version).ok_or("a negative version")?,
+            version,
             highest: seq,
             frame: FrameText::from(frame.get()),
         }));
@@ -203,7 +212,8 @@ fn add(batch: &mut Hints, hint: &WireHint<'_>) -> Result<(), String> {
             frame: FrameText::from(frame.get()),
         }));
     } else {
-        batch.duplicates.push((feed, seq));
+        let version = version.unwrap_or(Version::ZERO);
+        batch.newest.push((feed, Newest { seq, version }));
     }
     Ok(())
 }
@@ -238,7 +248,10 @@ mod tests {
             notification(1, r#"{"data":{ "b":1e400,"a":"\u0000" }}"#, Some(at)),
             notification(2, r#"{"data":null}"#, None),
         ];
-        let duplicates = vec![(Feed::parse("m-2").unwrap(), Seq::new(9).unwrap())];
+        let of_m2 = |version| {
+            let (seq, version) = (Seq::new(9).unwrap(), Version::new(version).unwrap());
+            (Feed::parse("m-2").unwrap(), Newest { seq, version })
+        };
         let state = StateFrame {
             feed: Feed::parse("m-3").unwrap(),
             version: Version::new(4).unwrap(),
@@ -249,12 +262,12 @@ mod tests {
         let hints = Hints {
             epoch: epoch("e1"),
             stored,
-            duplicates,
+            newest: vec![of_m2(5), of_m2(0)],
             states: vec![Arc::new(state)],
         };
         let later = Hints {
             epoch: epoch("e2"),
-            duplicates: hints.duplicates.clone(),
+            newest: hints.newest.clone(),
             ..Hints::default()
         };
         let encoded = encode(&[&hints, &later, &hints]);
@@ -265,7 +278,7 @@ mod tests {
         );
         let twice = |mut hints: Hints| {
             hints.stored.extend(hints.stored.clone());
-            hints.duplicates.extend(hints.duplicates.clone());
+            hints.newest.extend(hints.newest.clone());
             hints.states.extend(hints.states.clone());
             hints
         };
@@ -281,9 +294,10 @@ mod tests {
         assert_eq!(decode(encoded.as_bytes()).unwrap(), [hints]);
         // During a rolling update an older replica reads a hint with unknown fields as a duplicate.
         let change = r#"{"feed":"m-3","seq":7,"version":4,"change":{"type":"state"}}"#;
+        let numbers = r#"{"feed":"m-2","seq":9,"version":5}"#;
         let again = r#"{"feed":"m-2","seq":9}"#;
         assert!(
-            encoded.ends_with(&format!("{change},{again}]")),
+            encoded.ends_with(&format!("{change},{numbers},{again}]")),
             "{encoded}"
         );
         assert!(decode(b"[{}]").is_err());

@@ -25,6 +25,7 @@ use self::submission::{BUSY, Submission};
 use self::writing::{Failure, MarkBatch, Written};
 use crate::fanout::hub::Inbox;
 use crate::fanout::publisher::HintPublisher;
+use crate::fanout::stream::Stream;
 use crate::fanout::{Fanout, Hints};
 use crate::model::feed::Epoch;
 use crate::model::protocol::ErrorCode;
@@ -42,8 +43,8 @@ const MARKS_ARRIVING_MAX: usize = 1_024;
 /// Wait before a failed request is written again. The requests of other feeds are written
 /// meanwhile.
 const RETRY_AFTER: Duration = Duration::from_millis(200);
-/// Most written batches whose marks wait for their publication to other replicas. If more wait, the
-/// sweeps of these replicas find the marks.
+/// Most written batches whose marks wait for their publication to other replicas. If more wait, these
+/// replicas find a gap in the numbers and read the marks.
 const UNPUBLISHED_MAX: usize = 64;
 /// Reply to a request of an earlier epoch.
 const EPOCH_OVER: &str = "the database was restored: fetch the notifications again";
@@ -59,6 +60,7 @@ impl Marks {
     pub fn new(
         pool: Pool,
         fanout: Arc<Fanout>,
+        stream: Arc<Stream>,
         epochs: Arc<Epochs>,
         metrics: Arc<Metrics>,
     ) -> (Self, MarkWriter) {
@@ -75,6 +77,7 @@ impl Marks {
             is_open: true,
             pool,
             fanout,
+            stream,
             epochs,
             metrics,
         };
@@ -103,6 +106,8 @@ pub struct MarkWriter {
     is_open: bool,
     pool: Pool,
     fanout: Arc<Fanout>,
+    /// The numbers of the hints.
+    stream: Arc<Stream>,
     epochs: Arc<Epochs>,
     metrics: Arc<Metrics>,
 }
@@ -144,9 +149,8 @@ impl MarkWriter {
                 Input::Submitted(_) => self.on_submitted(arrived.drain(..)),
                 Input::Written(Ok(written)) => {
                     let hints = self.on_written(written);
-                    if !hints.states.is_empty() {
-                        // If the channel is full, the sweeps of other replicas find the marks.
-                        let _ = unpublished.try_send(hints);
+                    if !hints.states.is_empty() && unpublished.try_send(hints).is_err() {
+                        self.stream.skip();
                     }
                 }
                 Input::Written(Err(error)) => std::panic::resume_unwind(error.into_panic()),
@@ -213,6 +217,9 @@ impl MarkWriter {
         self.queues.put_back(again);
         self.metrics.changes.inc_by(hints.states.len() as u64);
         self.fanout.publish_locally(&hints);
+        if written.is_suspect {
+            self.fanout.suspect_write(&self.stream);
+        }
         // After the marks, so that a session gets its marks before it may submit more.
         done.into_iter().for_each(Submission::finish);
         hints

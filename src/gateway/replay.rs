@@ -1,9 +1,13 @@
 //! Replay: reads pages for sessions that are behind. Requests come in; one query reads the pages of
 //! many sessions.
 //!
-//! A request gets its page, or its sender is dropped. [`sweep`] finds hints that were lost.
+//! A request gets its page, or its sender is dropped. [`round`] and [`sweep`] find notifications
+//! whose hint was lost.
 
+pub mod epoch;
+pub mod newest;
 mod room;
+pub mod round;
 pub mod sweep;
 
 use std::sync::Arc;

@@ -11,7 +11,10 @@ use super::batch::parse_event;
 use super::dead_letters::FEED_DAMAGED;
 use super::hints::{current_time, hints};
 use crate::amqp::dead_letter::{DeadLetter, Undecodable};
+use crate::amqp::publisher::Publisher;
 use crate::fanout::Fanout;
+use crate::fanout::publisher::HintPublisher;
+use crate::fanout::stream::Stream;
 use crate::model::event::{Event, Limits, Reason, Rejection};
 use crate::model::feed::Feed;
 use crate::retry;
@@ -35,6 +38,8 @@ pub struct HeldFeeds {
     pub pool: Pool,
     /// Receives the hints of stored notifications.
     pub fanout: Arc<Fanout>,
+    /// The numbers of the hints.
+    pub stream: Arc<Stream>,
     /// The limits of events.
     pub limits: Limits,
     /// The feed that everyone reads.
@@ -56,21 +61,24 @@ enum ReleaseError {
 type Events = (Vec<Event>, Vec<String>);
 
 impl HeldFeeds {
-    /// Tries all held feeds at each interval, until `stop`.
-    pub async fn run(self, stop: CancellationToken) {
+    /// Tries all held feeds at each interval, until `stop`. Publishes hints to other replicas through
+    /// `publisher`.
+    pub async fn run(self, publisher: Publisher, stop: CancellationToken) {
+        let mut hints = HintPublisher::new(self.fanout.clone(), publisher, self.stream.clone());
         while retry::sleep(INTERVAL, &stop).await {
-            if let Err(error) = self.try_all().await {
+            if let Err(error) = self.try_all(&mut hints).await {
                 self.metrics.retries.inc(Retried::HeldFeeds);
                 tracing::warn!(%error, "held feeds could not be read; the next attempt follows");
             }
         }
+        hints.close().await;
     }
 
-    async fn try_all(&self) -> Result<(), StoreError> {
+    async fn try_all(&self, hints: &mut HintPublisher) -> Result<(), StoreError> {
         let mut feeds = holds::held_after(&self.pool, None).await?;
         while let Some(last) = feeds.last() {
             for feed in &feeds {
-                if let Err(error) = self.try_release(feed).await {
+                if let Err(error) = self.try_release(feed, hints).await {
                     tracing::error!(%feed, %error, "a feed is damaged; its events wait in Postgres");
                 }
             }
@@ -80,7 +88,11 @@ impl HeldFeeds {
     }
 
     /// Stores the events that wait for a feed, then ends its hold.
-    async fn try_release(&self, feed: &Feed) -> Result<(), ReleaseError> {
+    async fn try_release(
+        &self,
+        feed: &Feed,
+        hints: &mut HintPublisher,
+    ) -> Result<(), ReleaseError> {
         let mut events_max = EVENTS_MAX;
         loop {
             let waiting = holds::waiting(&self.pool, feed, events_max).await?;
@@ -98,7 +110,7 @@ impl HeldFeeds {
             let Some(events) = self.parse(waiting).await? else {
                 continue;
             };
-            match self.release(feed, events).await {
+            match self.release(feed, events, hints).await {
                 Ok(()) => events_max = EVENTS_MAX,
                 Err(error) if Blame::of(&error) == Blame::Value => {
                     events_max = match only {
@@ -157,18 +169,30 @@ impl HeldFeeds {
         Ok(Some((events, ids)))
     }
 
-    async fn release(&self, feed: &Feed, (events, ids): Events) -> Result<(), StoreError> {
+    async fn release(
+        &self,
+        feed: &Feed,
+        (events, ids): Events,
+        publisher: &mut HintPublisher,
+    ) -> Result<(), StoreError> {
         let now: OffsetDateTime = current_time();
-        let placed = release(&self.pool, events, &ids, now).await?;
+        let released = release(&self.pool, events, &ids, now).await;
+        if let Err(error) = &released
+            && error.may_be_stored()
+        {
+            // No later attempt has these hints.
+            self.fanout.suspect_write(&self.stream);
+        }
+        let placed = released?;
         let hints = hints(placed.iter(), now, None);
         // The events were counted as received and dead-lettered before, so they are received again.
         self.metrics.events_received.inc_by(placed.len() as u64);
         self.metrics.events_stored.inc_by(hints.stored.len() as u64);
         self.metrics
             .events_duplicate
-            .inc_by(hints.duplicates.len() as u64);
-        // Other replicas find them by their sweep.
+            .inc_by(hints.newest.len() as u64);
         self.fanout.publish_locally(&hints);
+        publisher.publish_hints(&[&hints]).await;
         tracing::info!(%feed, events = placed.len(), reason = FEED_DAMAGED, "events that waited for a feed were stored");
         Ok(())
     }

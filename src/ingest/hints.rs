@@ -5,6 +5,7 @@ use std::sync::Arc;
 use time::OffsetDateTime;
 
 use crate::fanout::Hints;
+use crate::model::feed::Newest;
 use crate::model::notification::Notification;
 use crate::store::append::Placed;
 use crate::telemetry::traces::BatchTrace;
@@ -39,7 +40,11 @@ pub(super) fn hints<'a>(
             continue;
         }
         if *duplicate {
-            hints.duplicates.push((event.recipient.clone(), *seq));
+            let newest = Newest {
+                seq: *seq,
+                ..Newest::default()
+            };
+            hints.newest.push((event.recipient.clone(), newest));
         } else {
             let mut notification = Notification::of_event(event, *seq, received_at, *progress);
             notification.trace =

@@ -1,6 +1,7 @@
 //! Probes: periodic measurements for the metrics. They check that Postgres and RabbitMQ answer, count messages in queues, and
 //! count the undelivered notifications of feeds with a session on this replica.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::amqp::depths::DepthProbe;
 use crate::fanout::hub::Hub;
+use crate::model::feed::{Feed, Newest};
 use crate::store;
 use crate::store::StoreError;
 use crate::store::damage::{Damaged, Halves};
@@ -66,18 +68,27 @@ pub async fn database(pool: Pool, hub: Arc<Hub>, metrics: Arc<Metrics>) {
     }
 }
 
-/// Leaves out feeds that cannot be read.
+/// Reads the feeds that may have undelivered notifications. A feed of which all is acked is read
+/// again when a notification is published to it, so an idle session costs nothing. Leaves out feeds
+/// that cannot be read.
 async fn measure(
     pool: &Pool,
     hub: &Hub,
     damaged: &Damaged,
 ) -> Result<(Undelivered, Counts), StoreError> {
     let mut all = Undelivered::default();
-    for feeds in hub.feeds().chunks(FEEDS_PER_QUERY_MAX) {
+    let published: HashMap<Feed, Newest> = hub.undelivered().into_iter().collect();
+    let feeds: Vec<Feed> = published.keys().cloned().collect();
+    for feeds in feeds.chunks(FEEDS_PER_QUERY_MAX) {
         let mut parts = Halves::new(damaged.others(feeds), SPLITS_MAX);
-        while let Some(part) = parts.take() {
+        while let Some(part) = parts.take().filter(|part| !part.is_empty()) {
             match store::undelivered::read(pool, &part).await {
-                Ok(undelivered) => all = all.and(undelivered),
+                Ok((undelivered, delivered)) => {
+                    all = all.and(undelivered);
+                    let before = |feed: Feed| Some((feed.clone(), *published.get(&feed)?));
+                    let delivered: Vec<_> = delivered.into_iter().filter_map(before).collect();
+                    hub.delivered(&delivered);
+                }
                 // The sweep reads the same row, and counts it.
                 Err(error) => _ = parts.failed(part, error, damaged)?,
             }

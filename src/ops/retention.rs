@@ -1,14 +1,20 @@
 //! Retention: removes old notifications in small steps, under load. It walks over all feeds every
-//! hour. One ingest replica at a time works, and any other continues if that one is killed.
+//! hour. One ingest replica at a time works, and any other continues if that one is killed. The hints
+//! of a step have the new numbers of its feeds, because their counts may have changed.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio_util::sync::CancellationToken;
+
+use crate::fanout::publisher::HintPublisher;
+use crate::fanout::stream::Stream;
+use crate::fanout::{Fanout, Hints};
 use crate::model::feed::{Epoch, Feed, Seq};
 use crate::retry;
-use crate::store::StoreError;
 use crate::store::pool::Pool;
 use crate::store::retention::{self, Due, DueFeed, Locks, Part, Trimmed};
+use crate::store::{StoreError, pages};
 use crate::telemetry::labels::Retried;
 use crate::telemetry::metrics::Metrics;
 
@@ -30,15 +36,27 @@ pub struct Retention {
     pub kept: Duration,
     /// The feed that everyone reads.
     pub broadcast_feed: Feed,
+    /// Receives the new numbers of feeds.
+    pub fanout: Arc<Fanout>,
+    /// The numbers of the hints.
+    pub stream: Arc<Stream>,
     /// The counters.
     pub metrics: Arc<Metrics>,
 }
 
 impl Retention {
-    /// Runs forever. The task may be dropped at any time, because each step is one statement.
-    pub async fn run(self) {
+    /// Removes until `stop`, which may come at any time, because each step is one statement. Publishes
+    /// hints to other replicas through `hints`.
+    pub async fn run(self, mut hints: HintPublisher, stop: CancellationToken) {
+        stop.run_until_cancelled(self.walk(&mut hints)).await;
+        // The last step may be stored without hints.
+        self.stream.skip();
+        hints.close().await;
+    }
+
+    async fn walk(&self, hints: &mut HintPublisher) {
         loop {
-            match self.next_part().await {
+            match self.next_part(hints).await {
                 Ok(true) => {}
                 Ok(false) => tokio::time::sleep(POLL_INTERVAL).await,
                 Err(error) => {
@@ -51,7 +69,7 @@ impl Retention {
     }
 
     /// Processes the next part of the walk; returns whether there was one.
-    async fn next_part(&self) -> Result<bool, StoreError> {
+    async fn next_part(&self, hints: &mut HintPublisher) -> Result<bool, StoreError> {
         let (part, state) = retention::lease(&self.pool).await?;
         self.metrics.retention.late.set(state.late_seconds);
         self.metrics.retention.held_back.set(state.held_back);
@@ -63,7 +81,8 @@ impl Retention {
             let (removable, kept): (Vec<_>, Vec<_>) =
                 due.feeds.into_iter().partition(|feed| feed.is_removable);
             held_back = kept.len();
-            self.trim_all(&mut lease, &due.epoch, &removable).await?;
+            self.trim_all(&mut lease, &due.epoch, &removable, hints)
+                .await?;
         }
         // If another replica has the lease, this changes nothing.
         retention::finish(&self.pool, &lease.part, held_back).await?;
@@ -101,12 +120,20 @@ impl Retention {
         lease: &mut Lease,
         epoch: &Epoch,
         feeds: &[DueFeed],
+        hints: &mut HintPublisher,
     ) -> Result<(), StoreError> {
         let mut steps = Steps::new(feeds);
         while let Some((step, locks)) = steps.next() {
             let begun = Instant::now();
-            match retention::trim(&self.pool, epoch, &step, self.kept, locks).await {
+            let trimmed = retention::trim(&self.pool, epoch, &step, self.kept, locks).await;
+            if let Err(error) = &trimmed
+                && error.may_be_stored()
+            {
+                self.fanout.suspect_write(&self.stream);
+            }
+            match trimmed {
                 Ok(trimmed) => {
+                    self.publish_numbers(&trimmed, hints).await;
                     let removed = trimmed.iter().map(|one| one.removed).sum();
                     self.metrics.retention.removed.inc_by(removed);
                     steps.done(&step, locks, &trimmed);
@@ -124,6 +151,31 @@ impl Retention {
             }
         }
         Ok(())
+    }
+
+    /// Publishes the newest numbers of the feeds that have lost notifications. Sessions read their counts
+    /// if the version is new.
+    async fn publish_numbers(&self, trimmed: &[Trimmed], publisher: &mut HintPublisher) {
+        let changed = trimmed.iter().filter(|one| one.removed > 0);
+        let feeds: Vec<Feed> = changed.map(|one| one.feed.clone()).collect();
+        if feeds.is_empty() {
+            return;
+        }
+        match pages::newest(&self.pool, &feeds).await {
+            Ok((epoch, newest)) => {
+                let hints = Hints {
+                    epoch,
+                    newest,
+                    ..Hints::default()
+                };
+                self.fanout.publish_locally(&hints);
+                publisher.publish_hints(&[&hints]).await;
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the numbers of feeds after retention could not be read; gateways read them");
+                self.fanout.suspect_write(&self.stream);
+            }
+        }
     }
 
     /// Leaves a feed to the next walk.

@@ -17,7 +17,7 @@ use crate::http::problem::Problem;
 use crate::store::pool::Pool;
 use crate::store::{self, StoreError};
 use crate::telemetry::exposition::Exposition;
-use crate::telemetry::health::Health;
+use crate::telemetry::health::{BrokerState, Health};
 use crate::telemetry::metrics::Metrics;
 
 /// The limit of the alert ShopbellIngestStuck.
@@ -44,7 +44,7 @@ pub struct Operations {
 /// The body of `/readyz`.
 #[derive(Debug, Serialize)]
 struct Readiness {
-    /// `ready`, `degraded` (RabbitMQ is away or ingest is stuck; sessions are served from Postgres), `unready` or `draining`.
+    /// `ready`, `degraded` (RabbitMQ is away or blocks publishers, or ingest is stuck; sessions are served from Postgres), `unready` or `draining`.
     status: &'static str,
     database: &'static str,
     broker: &'static str,
@@ -83,13 +83,13 @@ async fn ready(State(operations): State<Operations>) -> Response {
     if failure.is_none() && operations.health.keyless.load(Ordering::Relaxed) {
         failure = Some(KEYLESS.into());
     }
-    let broker = operations.health.has_broker();
+    let broker = operations.health.broker();
     let error = operations.health.append_error();
     let stuck = stuck(operations.metrics.holding.oldest(), error);
     let (code, status) = match (
         &failure,
         operations.health.draining.load(Ordering::Relaxed),
-        broker,
+        broker == BrokerState::Ok,
         &stuck,
     ) {
         (_, true, ..) => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
@@ -97,11 +97,10 @@ async fn ready(State(operations): State<Operations>) -> Response {
         (None, _, true, None) => (StatusCode::OK, "ready"),
         (None, ..) => (StatusCode::OK, "degraded"),
     };
-    let broker = if broker { "ok" } else { "away" };
     let readiness = Readiness {
         status,
         database,
-        broker,
+        broker: broker.as_str(),
         detail: failure.or(stuck),
     };
     (code, Json(readiness)).into_response()

@@ -212,7 +212,7 @@ async fn add_marks(
 }
 
 /// Reads the epoch, and the newest number and version of each feed; zero for a feed that is not
-/// stored. The sweep compares them with those that sessions have.
+/// stored. Rounds and the sweep compare them with those that sessions have.
 ///
 /// Locks nothing; uses `feeds_pkey`.
 pub async fn newest(

@@ -7,7 +7,7 @@ use super::pool::Pool;
 use crate::model::feed::Feed;
 
 /// Undelivered notifications of some feeds together.
-#[derive(Debug, Clone, Copy, Default, PartialEq, FromRow)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Undelivered {
     /// Notifications without an ack.
     pub count: i64,
@@ -36,17 +36,27 @@ impl Undelivered {
     }
 }
 
-/// Reads the undelivered notifications of these feeds.
+/// The columns of a feed with undelivered notifications.
+#[derive(FromRow)]
+struct FeedColumns {
+    ordinal: i64,
+    count: i64,
+    oldest_seconds: f64,
+    is_late: bool,
+}
+
+/// Reads the undelivered notifications of these feeds. Returns their figures together, and the feeds
+/// without any.
 ///
 /// Locks nothing. Uses `feeds_pkey`, and for each feed whose `acked_seq` is behind, `cursors_pkey` and
 /// `notifications_pkey`.
-pub async fn read(pool: &Pool, feeds: &[Feed]) -> Result<Undelivered, StoreError> {
+pub async fn read(pool: &Pool, feeds: &[Feed]) -> Result<(Undelivered, Vec<Feed>), StoreError> {
     // The age is not negative, even if the clock of the database was set back.
     let query = sqlx::query(
-        "select coalesce(sum(f.last_seq - h.through), 0)::bigint as count,
-                greatest(coalesce(extract(epoch from now() - min(n.created_at)), 0), 0)::double precision as oldest_seconds,
-                count(*) filter (where n.created_at < now() - $2::interval) as late_feeds
-         from unnest($1::text[]) as w (feed)
+        "select w.ordinal, f.last_seq - h.through as count,
+                greatest(coalesce(extract(epoch from now() - n.created_at), 0), 0)::double precision as oldest_seconds,
+                coalesce(n.created_at < now() - $2::interval, false) as is_late
+         from unnest($1::text[]) with ordinality as w (feed, ordinal)
          join feeds f on f.feed = w.feed and greatest(f.acked_seq, f.trimmed_seq) < f.last_seq
          join lateral (
              select greatest(f.acked_seq, f.trimmed_seq, max(k.acked_seq)) as through
@@ -62,5 +72,20 @@ pub async fn read(pool: &Pool, feeds: &[Feed]) -> Result<Undelivered, StoreError
     .bind(LATE)
     .bind(NUMBERS_READ_MAX)
     .bind(CURSORS_READ_MAX);
-    super::fetch_one(pool, query).await
+    let mut all = Undelivered::default();
+    let mut is_delivered = vec![true; feeds.len()];
+    for row in &super::rows(pool, query).await? {
+        let of_feed = FeedColumns::from_row(row)?;
+        all = all.and(Undelivered {
+            count: of_feed.count,
+            oldest_seconds: of_feed.oldest_seconds,
+            late_feeds: i64::from(of_feed.is_late),
+        });
+        if let Some((index, _)) = super::at(feeds, of_feed.ordinal) {
+            is_delivered[index] = false;
+        }
+    }
+    let delivered = feeds.iter().zip(is_delivered);
+    let delivered = delivered.filter(|(_, is_delivered)| *is_delivered);
+    Ok((all, delivered.map(|(feed, _)| feed.clone()).collect()))
 }

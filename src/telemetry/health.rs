@@ -5,6 +5,28 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::telemetry::labels::HealthPart;
 
+/// The state of RabbitMQ, as a replica sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BrokerState {
+    /// It works.
+    Ok,
+    /// It blocks publishers because of an alarm.
+    Blocked,
+    /// A part has no connection to it, or it does not confirm hints and heartbeats.
+    Away,
+}
+
+impl BrokerState {
+    /// The word in `/readyz`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Blocked => "blocked",
+            Self::Away => "away",
+        }
+    }
+}
+
 /// The health of one replica.
 #[derive(Debug)]
 pub struct Health {
@@ -12,8 +34,8 @@ pub struct Health {
     pub ingest: Part,
     /// Up if hints are received.
     pub fanout: Part,
-    /// Connections of ingest whose last hints RabbitMQ did not confirm, as in an alarm.
-    hints_refused: AtomicUsize,
+    /// Whether RabbitMQ confirms hints and heartbeats. Held for a short write only.
+    publishing: Mutex<BrokerState>,
     /// Held for a short write only.
     waiting_appends: Mutex<WaitingAppends>,
     /// The replica drains.
@@ -28,7 +50,7 @@ impl Health {
         Self {
             ingest: Part::of(ingest),
             fanout: Part::of(fanout),
-            hints_refused: AtomicUsize::new(0),
+            publishing: Mutex::new(BrokerState::Ok),
             waiting_appends: Mutex::default(),
             draining: AtomicBool::new(false),
             keyless: AtomicBool::new(false),
@@ -47,11 +69,23 @@ impl Health {
             .map(|(name, part)| (name, part.is_up()))
     }
 
+    /// Records whether RabbitMQ confirmed the last hints or the last heartbeat.
+    pub fn fanout_published(&self, state: BrokerState) {
+        *self
+            .publishing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = state;
+    }
+
     /// Whether RabbitMQ works for every part.
-    pub fn has_broker(&self) -> bool {
-        self.ingest.is_up()
-            && self.fanout.is_up()
-            && self.hints_refused.load(Ordering::Relaxed) == 0
+    pub fn broker(&self) -> BrokerState {
+        if !(self.ingest.is_up() && self.fanout.is_up()) {
+            return BrokerState::Away;
+        }
+        *self
+            .publishing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The error of the last failed append, while a batch waits for the next attempt.
@@ -110,24 +144,6 @@ impl Drop for Up<'_> {
     }
 }
 
-/// A connection of ingest whose hints RabbitMQ did not confirm, until it is dropped.
-#[derive(Debug)]
-pub struct HintsRefused(Arc<Health>);
-
-impl HintsRefused {
-    /// Starts counting.
-    pub fn begin(health: Arc<Health>) -> Self {
-        health.hints_refused.fetch_add(1, Ordering::Relaxed);
-        Self(health)
-    }
-}
-
-impl Drop for HintsRefused {
-    fn drop(&mut self) {
-        self.0.hints_refused.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// A batch whose append failed, until it is dropped.
 #[derive(Debug)]
 pub struct WaitingAppend(Arc<Health>);
@@ -156,14 +172,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_broker_works_when_no_partition_is_refused() {
-        let health = Arc::new(Health::new(0, 0));
-        let [one, other] = [(); 2].map(|()| HintsRefused::begin(health.clone()));
-        assert!(!health.has_broker());
-        drop(one);
-        assert!(!health.has_broker(), "the other is still refused");
-        drop(other);
-        assert!(health.has_broker());
+    fn the_broker_works_again_when_it_confirms_a_message() {
+        let health = Health::new(1, 0);
+        assert_eq!(health.broker(), BrokerState::Away, "ingest is down");
+        let _up = health.ingest.up();
+        for state in [BrokerState::Blocked, BrokerState::Away, BrokerState::Ok] {
+            health.fanout_published(state);
+            assert_eq!(health.broker(), state);
+        }
     }
 
     #[test]

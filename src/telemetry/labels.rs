@@ -17,7 +17,7 @@ impl<T: EncodeLabelValue + Copy + Eq + Hash + fmt::Debug + Send + Sync + 'static
 macro_rules! label_values {
     ($(#[$docs:meta])* $name:ident { $($(#[$value_docs:meta])* $value:ident = $text:literal,)+ }) => {
         $(#[$docs])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum $name {
             $($(#[$value_docs])* $value,)+
         }
@@ -59,7 +59,7 @@ label_values! {
         Acks = "acks",
         /// The read of pages.
         Pages = "pages",
-        /// The sweep.
+        /// The sweep, and the reads of all newest numbers.
         Sweep = "sweep",
         /// The write of marks. The label is historical: marks were once named answers.
         Marks = "answers",
@@ -75,6 +75,24 @@ label_values! {
         HeldFeeds = "held_feeds",
         /// The removal of old notifications.
         Retention = "retention",
+    }
+}
+
+label_values! {
+    /// The evidence that hints were lost.
+    Evidence {
+        /// A number of a stream did not arrive.
+        Gap = "gap",
+        /// A stream is heard for the first time.
+        NewStream = "new_stream",
+        /// A process publishes no heartbeats, or those of this process do not arrive.
+        Silence = "silence",
+        /// This gateway has no connection to RabbitMQ.
+        Disconnect = "disconnect",
+        /// This gateway has a new queue.
+        Reconnect = "reconnect",
+        /// A write of this replica was repeated, and its first attempt may have been stored.
+        Write = "write",
     }
 }
 

@@ -1,6 +1,7 @@
 //! The metrics of one replica, for Prometheus: every name with its help and buckets. No label contains a feed, a subscriber or
 //! an event type, so that the number of series is bounded.
 
+mod hints;
 mod named;
 mod replay;
 
@@ -11,6 +12,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
+pub use self::hints::HintMetrics;
 use self::named::Named;
 pub use self::replay::ReplayMetrics;
 use crate::telemetry::instruments::{Age, CounterBy, GaugeBy, Holding, Seconds};
@@ -371,30 +373,6 @@ impl JwksMetrics {
                 Age::default(),
             ),
             keys: named.gauge("jwks_keys", "Usable keys of the key set of the issuer"),
-        }
-    }
-}
-
-/// The hints of the fan-out.
-#[derive(Debug)]
-pub struct HintMetrics {
-    /// Hints published to other replicas.
-    pub published: Counter,
-    /// Hints received from other replicas.
-    pub received: Counter,
-    /// Hints that RabbitMQ did not confirm in time.
-    pub refused: Counter,
-}
-
-impl HintMetrics {
-    fn new(named: &mut Named<'_>) -> Self {
-        Self {
-            published: named.counter("hints_published", "Hints published to other replicas"),
-            received: named.counter("hints_received", "Hints received from other replicas"),
-            refused: named.counter(
-                "hints_refused",
-                "Hints that RabbitMQ did not confirm in time",
-            ),
         }
     }
 }

@@ -126,8 +126,16 @@ async fn run_once(run: &Run<'_>, folder: &Path) -> Vec<String> {
     let mut faults = nemesis::named(run.scenario.faults, &options.faults);
     let partitions = *random.choice(PARTITIONS).expect("there are numbers");
     let partitions = setting.partitions().unwrap_or(partitions);
-    let stage = Stage::open(folder.to_owned(), setting, partitions, options.herd()).await;
-    let stage = Arc::new(stage);
+    // Whole hints, or lean ones for any number of gateways.
+    let lean_hints_from = random.usize(..=1);
+    let open = Stage::open(
+        folder.to_owned(),
+        setting,
+        partitions,
+        lean_hints_from,
+        options.herd(),
+    );
+    let stage = Arc::new(open.await);
     let rabbitmq = stage.services.rabbitmqctl(["version"]).await;
     if options.faults.is_empty() {
         faults.retain(|fault| !fault.reorders(&rabbitmq));
@@ -218,7 +226,7 @@ async fn describe(stage: &Stage, run: &Run<'_>, faults: &[&Fault], rabbitmq: &st
             "postgres": postgres,
         },
         "replicas": (0..REPLICAS).map(name).collect::<Vec<_>>(),
-        "broadcast_feed": BROADCAST_FEED, "window": 256, "partitions": stage.partitions,
+        "broadcast_feed": BROADCAST_FEED, "window": 256, "partitions": stage.partitions, "lean_hints_from": stage.lean_hints_from,
         "ordered": ordered, "lossy": run.scenario.setting.is_lossy(),
         "bounds": {
             "recovery_seconds": RECOVERY_SECONDS, "rss_bytes": RSS_BYTES + (stage.herd * RSS_BYTES_PER_CLIENT) as u64,

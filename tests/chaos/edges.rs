@@ -15,7 +15,7 @@ use crate::it::support::{
 };
 use crate::programs::is_root;
 use crate::services::Services;
-use crate::{ALONE, Cast, run};
+use crate::{AFTER_ALARM, ALONE, Cast, run};
 
 const MERCHANT: &str = "merchant-42";
 /// Time before an aborted history request is closed.
@@ -40,7 +40,8 @@ async fn an_alarm_with_bad_events_in_the_queue_holds_up_no_order() {
     world.publisher().await.publish_all(parcels).await;
 
     services.set_memory_bound("0").await;
-    replica.restart().await;
+    replica.launch();
+    replica.reports_broker("blocked").await;
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
     let arrived = merchant.take_seqs(1..=ORDERS as u64).await;
     assert!(
@@ -54,6 +55,7 @@ async fn an_alarm_with_bad_events_in_the_queue_holds_up_no_order() {
         .await;
 
     services.set_memory_bound("0.5").await;
+    replica.ready_within(AFTER_ALARM).await;
     let (broker, queue) = (world.broker().await, world.name("dead-letter"));
     eventually("the broker has every dead letter", PATIENCE, async || {
         let depth = broker.depth(&queue).await;

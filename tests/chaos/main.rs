@@ -45,6 +45,9 @@ use services::Services;
 /// Bound for a whole story on a machine of two cores, with a part that is killed.
 const BOUND: Duration = Duration::from_secs(240);
 
+/// Time from the end of an alarm until replicas are ready.
+const AFTER_ALARM: Duration = Duration::from_secs(5);
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_replicas_with_partitions_lose_and_repeat_nothing_in_order() {
     let services = Services::up().await;
@@ -90,7 +93,8 @@ async fn an_alarm_of_rabbitmq_does_not_delay_queued_events() {
         .await;
 
     services.set_memory_bound("0").await;
-    replica.restart().await;
+    replica.launch();
+    replica.reports_broker("blocked").await;
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
     merchant.take_seqs(1..=600).await;
     elsewhere.take_seqs(1..=600).await;
@@ -116,9 +120,11 @@ async fn an_alarm_of_rabbitmq_does_not_delay_queued_events() {
         .saturating_sub(threads);
     assert!(more <= 3, "{more} threads more than before the alarm");
     services.set_memory_bound("0.5").await;
+    replica.ready_within(AFTER_ALARM).await;
+    gateway.ready_within(AFTER_ALARM).await;
     publisher.publish_all(Event::orders(MERCHANT, 20)).await;
     merchant.take_seqs(601..=620).await;
-    replica.ready().await;
+    elsewhere.take_seqs(601..=620).await;
     world.finish().await;
 }
 

@@ -149,7 +149,11 @@ async fn a_pending_ack_of_before_a_restore_covers_no_new_order() {
 #[tokio::test]
 async fn the_sweep_notices_a_restore_on_live_connections() {
     let world = World::new().await;
-    let replica = world.serve().await;
+    let replica = world
+        .replica()
+        .with("SHOPBELL_SWEEP_SECONDS", 2)
+        .start()
+        .await;
     let mut merchant = world.merchant(MERCHANT).connect(replica.public()).await;
     merchant_with_ten(&world, &mut merchant, 10).await;
     let epoch = epoch_of(&merchant);
@@ -458,7 +462,11 @@ async fn cursors_that_a_restore_of_some_tables_left_are_lowered_at_the_start() {
 #[tokio::test]
 async fn the_sweep_continues_while_cursors_cannot_be_lowered() {
     let world = World::new().await;
-    let replica = world.serve().await;
+    let replica = world
+        .replica()
+        .with("SHOPBELL_SWEEP_SECONDS", 2)
+        .start()
+        .await;
     let merchant = world.merchant(MERCHANT).connect(replica.public()).await;
     world
         .change_database(

@@ -3,6 +3,7 @@
 //!
 //! Nothing here depends on the inside of Shopbell. All modules use AMQP, WebSocket, HTTP and SQL.
 
+mod amqp_frames;
 mod broker;
 pub mod certificates;
 mod collector;

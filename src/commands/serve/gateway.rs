@@ -21,7 +21,8 @@ use crate::gateway::dashboard;
 use crate::gateway::history;
 use crate::gateway::marks::Marks;
 use crate::gateway::rates::Rates;
-use crate::gateway::replay::{Replay, sweep};
+use crate::gateway::replay::newest::NewestReader;
+use crate::gateway::replay::{Replay, epoch, round, sweep};
 use crate::gateway::session::state::Rules;
 use crate::gateway::session::task::{self, Shared};
 use crate::gateway::websocket::{self, Gateway, Places};
@@ -49,7 +50,7 @@ impl Base {
             Part::PublicPort,
             listener::serve(listener, routes(&gateway, config, more), connections, stop),
         );
-        self.receive_hints(parts);
+        self.receive_hints(config, parts);
         if let Some(every) = config.canary {
             let canary = Canary {
                 address: listener::reachable(config.listen),
@@ -90,13 +91,16 @@ impl Base {
         parts.spawn(Part::CursorWriter, async move {
             writer.write(&acks, stop).await
         });
+        let stream = self.fanout.open_stream();
         let (marks, mark_writer) = Marks::new(
             self.pools.marks.clone(),
             self.fanout.clone(),
+            stream.clone(),
             self.epochs.clone(),
             metrics.clone(),
         );
-        let others = HintPublisher::new(self.fanout.clone(), Publisher::lazy(&self.broker));
+        let publisher = Publisher::lazy(&self.broker);
+        let others = HintPublisher::new(self.fanout.clone(), publisher, stream);
         parts.spawn(
             Part::Marks,
             mark_writer.run(others, self.stops.cursors.clone()),
@@ -143,21 +147,29 @@ impl Base {
         })
     }
 
-    /// Starts the parts that wake sessions: the receiver of hints, the sweep, and the watch over the epoch.
-    fn receive_hints(&self, parts: &mut Parts) {
+    /// Starts the parts that wake sessions: the receiver of hints, the reads that make up for lost ones, and the watch over
+    /// the epoch.
+    fn receive_hints(&self, config: &GatewayConfig, parts: &mut Parts) {
         let (hub, epochs, metrics) = (&self.hub, &self.epochs, &self.metrics);
+        let reader = NewestReader {
+            pool: self.pools.reads.clone(),
+            hub: hub.clone(),
+            epochs: epochs.clone(),
+            metrics: metrics.clone(),
+            damaged: Arc::default(),
+        };
         parts.spawn(
-            Part::Sweep,
-            sweep::run(
-                self.pools.reads.clone(),
-                hub.clone(),
-                epochs.clone(),
-                metrics.clone(),
-            ),
+            Part::Rounds,
+            round::run(reader.clone(), self.fanout.evidence()),
+        );
+        parts.spawn(Part::Sweep, sweep::run(reader, config.sweep));
+        parts.spawn(
+            Part::Epoch,
+            epoch::run(self.pools.reads.clone(), epochs.clone(), metrics.clone()),
         );
         parts.spawn(
             Part::Epoch,
-            sweep::follow_epoch(hub.clone(), epochs.clone(), metrics.clone()),
+            epoch::follow(hub.clone(), epochs.clone(), metrics.clone()),
         );
         let (fanout, broker) = (self.fanout.clone(), self.broker.clone());
         let stop = self.stops.last.clone();

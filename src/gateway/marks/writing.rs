@@ -27,6 +27,8 @@ pub(super) struct Written {
     pub(super) locks: Locks,
     pub(super) epoch: Option<Epoch>,
     pub(super) feeds: Vec<Feed>,
+    /// Whether an attempt failed that may be stored all the same.
+    pub(super) is_suspect: bool,
     /// The submissions in the order in which they were taken.
     pub(super) results: Vec<(Submission, Result<Vec<MarkResult>, Failure>)>,
 }
@@ -56,6 +58,7 @@ impl MarkBatch {
                 .iter()
                 .map(|submission| submission.request.feed.clone())
                 .collect(),
+            is_suspect: false,
             results: Vec::new(),
         };
         let (submissions, over): (Vec<_>, Vec<_>) = self
@@ -79,7 +82,7 @@ impl MarkBatch {
                 .iter()
                 .map(|submission| submission.request.clone())
                 .collect();
-            let error = match target.write(&requests).await {
+            let error = match target.write(&requests, &mut written.is_suspect).await {
                 Ok(results) => {
                     written.succeed(part, results);
                     continue;
@@ -136,10 +139,12 @@ struct Target<'a> {
 
 impl Target<'_> {
     /// Writes requests. If the database is away, repeats the write for some seconds. A repeated
-    /// write is safe; if only the reply of the first one was lost, the sweep finds its marks.
+    /// write is safe. If only the reply of the first one was lost, no hint has its marks, so the write
+    /// is suspect.
     async fn write(
         &self,
         requests: &[MarkRequest],
+        is_suspect: &mut bool,
     ) -> Result<Vec<(usize, MarkResult)>, StoreError> {
         let begun = Instant::now();
         let mut retry = Retry::new(Retried::Marks, self.metrics);
@@ -147,10 +152,12 @@ impl Target<'_> {
             match write(self.pool, self.epoch, requests, self.locks).await {
                 Ok(results) => return Ok(results),
                 Err(error @ StoreError::EpochOver(_)) => return Err(error),
-                Err(error) if error.may_concern_one_value() || begun.elapsed() >= GIVE_UP_AFTER => {
-                    return Err(error);
-                }
+                Err(error) if error.may_concern_one_value() => return Err(error),
                 Err(error) => {
+                    *is_suspect |= error.may_be_stored();
+                    if begun.elapsed() >= GIVE_UP_AFTER {
+                        return Err(error);
+                    }
                     let wait = retry.failed("marks could not be stored", &error);
                     tokio::time::sleep(wait).await;
                 }

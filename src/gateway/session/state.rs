@@ -131,7 +131,7 @@ impl Session {
         self.advance();
     }
 
-    /// The newest numbers of a feed, from a hint without the frames or from the sweep.
+    /// The newest numbers of a feed, from a hint without the frames, from a round or from the sweep.
     pub fn on_newest(&mut self, feed: &Feed, newest: Newest) {
         if let Some(reader) = self.reader_of(feed) {
             reader.raise_newest(newest);

@@ -50,7 +50,12 @@ impl DeadLetterPublisher {
     pub async fn run(self, stop: CancellationToken) {
         let mut publisher = Publisher::lazy(&self.broker);
         let mut together_max = TOGETHER_MAX;
-        while !stop.is_cancelled() {
+        // While RabbitMQ has an alarm, they stay in Postgres.
+        while stop
+            .run_until_cancelled(publisher.unblocked())
+            .await
+            .is_some()
+        {
             match self.publish(&mut publisher, &mut together_max).await {
                 Ok(true) => continue,
                 Ok(false) => {}

@@ -17,7 +17,7 @@ const RETIRED_MAX: usize = 64;
 #[derive(Debug)]
 pub struct Epochs {
     known: watch::Sender<Known>,
-    /// The sweep checks the epoch now.
+    /// A part asks for a read of the epoch.
     asked: Notify,
 }
 
@@ -68,7 +68,7 @@ impl Epochs {
     /// Takes an epoch that the database returned. Returns whether it is the present one now.
     ///
     /// An epoch that was replaced before comes from a late row, or from a database that went back
-    /// once more. Then the sweep checks the epoch.
+    /// once more. Then the epoch is read again.
     pub fn learn(&self, epoch: &Epoch) -> bool {
         if self.is_current(epoch) {
             return true;
@@ -109,7 +109,7 @@ impl Epochs {
         });
     }
 
-    /// Records that the database has lost notifications of this epoch, so that the sweep renews it.
+    /// Records that the database has lost notifications of this epoch, so that it is renewed.
     pub fn doubt(&self, epoch: &Epoch, reason: &'static str) {
         self.known.send_if_modified(|known| {
             known.doubt = Some(Doubt {
@@ -130,12 +130,12 @@ impl Epochs {
             .filter(|doubt| known.current.as_ref() == Some(&doubt.epoch))
     }
 
-    /// Makes the sweep check the epoch now.
+    /// Asks for a read of the epoch now.
     pub fn ask(&self) {
         self.asked.notify_one();
     }
 
-    /// Returns when a check was requested.
+    /// Returns when a read was requested.
     pub async fn asked(&self) {
         self.asked.notified().await;
     }

@@ -127,6 +127,7 @@ pub const ALL: &[Fault] = &[
     fault("delivery-ack-lost", 0..1_000, |stage, random| {
         network::plan(stage, random, Link::RabbitMq, Trouble::RequestsLost)
     }),
+    fault("hints-lost", 500..6_000, network::hints_lost),
     fault("confirm-lost", 0..1_000, |stage, random| {
         network::plan(stage, random, Link::Publishers, Trouble::RepliesLost)
     }),

@@ -13,7 +13,7 @@ use tokio::time::sleep;
 use super::history::History;
 use super::load::Load;
 use super::setting::{Parts, Setting};
-use crate::it::support::{Proxy, Replica, World};
+use crate::it::support::{Proxy, Replica, Tap, World};
 use crate::services::Services;
 
 /// Replicas of Shopbell.
@@ -44,11 +44,15 @@ pub struct Stage {
     /// The proxies between the replicas and the services.
     pub to_postgres: Proxy,
     pub to_rabbitmq: Proxy,
+    /// Stands between that proxy and RabbitMQ, and can lose hints.
+    pub tap: Tap,
     /// The proxy between the publishers and RabbitMQ.
     pub publishers: Proxy,
     /// Connections to Postgres without a proxy, for locks and queries.
     pub pool: PgPool,
     pub partitions: u8,
+    /// `SHOPBELL_LEAN_HINTS_FROM`.
+    pub lean_hints_from: usize,
     pub load: Load,
     /// Clients of a reconnect herd.
     pub herd: usize,
@@ -64,12 +68,19 @@ pub struct Stage {
 
 impl Stage {
     /// Starts the services, the replicas and the proxies.
-    pub async fn open(folder: PathBuf, setting: Setting, partitions: u8, herd: usize) -> Self {
+    pub async fn open(
+        folder: PathBuf,
+        setting: Setting,
+        partitions: u8,
+        lean_hints_from: usize,
+        herd: usize,
+    ) -> Self {
         let services = Services::up().await;
         let parts = Parts::start(setting, &services, &folder).await;
         let world = World::at(parts.database_url.clone(), parts.amqp_url.clone()).await;
         let to_postgres = Proxy::before_service(&parts.database_url).await;
-        let to_rabbitmq = Proxy::before_service(&parts.amqp_url).await;
+        let tap = Tap::before(&parts.amqp_url).await;
+        let to_rabbitmq = Proxy::before_service(&tap.url(&parts.amqp_url)).await;
         let publishers = Proxy::before_service(&parts.amqp_url).await;
         let start_one = |number| {
             parts
@@ -83,6 +94,7 @@ impl Stage {
                 .with("SHOPBELL_HEARTBEAT_SECONDS", HEARTBEAT_SECONDS)
                 .with("SHOPBELL_DRAIN_SECONDS", DRAIN_SECONDS)
                 .with("SHOPBELL_INGEST_PARTITIONS", partitions)
+                .with("SHOPBELL_LEAN_HINTS_FROM", lean_hints_from)
                 .start()
         };
         let replicas = join_all((0..REPLICAS).map(start_one)).await;
@@ -106,9 +118,11 @@ impl Stage {
             doors,
             to_postgres,
             to_rabbitmq,
+            tap,
             publishers,
             pool,
             partitions,
+            lean_hints_from,
             load: Load::new(),
             herd,
             phase: watch::Sender::new(Phase::Running),

@@ -1,11 +1,11 @@
 //! RabbitMQ from outside: the content of queues, and the removal of exchanges.
 
 use lapin::options::{
-    BasicGetOptions, ExchangeDeclareOptions, ExchangeDeleteOptions, QueueDeclareOptions,
-    QueueDeleteOptions, QueuePurgeOptions,
+    BasicGetOptions, BasicPublishOptions, ExchangeDeclareOptions, ExchangeDeleteOptions,
+    QueueDeclareOptions, QueueDeleteOptions, QueuePurgeOptions,
 };
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{Channel, Connection, ConnectionProperties, ExchangeKind};
+use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, ExchangeKind};
 use tokio::time::timeout;
 
 use super::{PATIENCE, eventually};
@@ -136,6 +136,26 @@ impl Broker {
             )
             .await;
         declared.expect("an exchange can be declared");
+    }
+
+    /// Publishes to a fan-out exchange as another process, with a header of numbers and no hints.
+    #[allow(
+        dead_code,
+        reason = "the chaos stories do not use it, and both test binaries share this file"
+    )]
+    pub async fn announce(&self, exchange: &str, numbers: &str) {
+        let mut header = FieldTable::default();
+        let numbers = AMQPValue::LongString(numbers.into());
+        header.insert("shopbell-announcement".into(), numbers);
+        let properties = BasicProperties::default()
+            .with_app_id("another".into())
+            .with_headers(header);
+        let options = BasicPublishOptions::default();
+        let channel = self.channel().await;
+        let published = channel
+            .basic_publish(exchange.into(), "".into(), options, b"[]", properties)
+            .await;
+        published.expect("a message can be published");
     }
 
     /// Removes a queue's binding to a topic exchange, unknown to Shopbell.

@@ -81,9 +81,24 @@ impl Replica {
 
     /// Waits until it serves, with Postgres and RabbitMQ.
     pub async fn ready(&self) {
+        self.ready_within(PATIENCE).await;
+    }
+
+    /// The same within a bound.
+    pub async fn ready_within(&self, bound: Duration) {
+        self.reports(bound, r#""broker":"ok""#).await;
+    }
+
+    /// Waits until it serves, and reports this of RabbitMQ.
+    pub async fn reports_broker(&self, state: &str) {
+        self.reports(PATIENCE, &format!(r#""broker":"{state}""#))
+            .await;
+    }
+
+    async fn reports(&self, bound: Duration, wanted: &str) {
         eventually(
-            &format!("the replica at {} is ready", self.0.public),
-            PATIENCE,
+            &format!("the replica at {} reports {wanted}", self.0.public),
+            bound,
             async || {
                 assert!(
                     self.is_running(),
@@ -91,7 +106,7 @@ impl Replica {
                     self.0.log.text()
                 );
                 let reply = self.try_get("/readyz").await?;
-                let whole = reply.status == 200 && reply.text().contains(r#""broker":"ok""#);
+                let whole = reply.status == 200 && reply.text().contains(wanted);
                 holds(whole, format!("{} {}", reply.status, reply.text()))
             },
         )

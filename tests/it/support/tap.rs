@@ -1,41 +1,47 @@
 //! RabbitMQ behind a TCP proxy that reads AMQP 0-9-1. It records how each client closes, and causes
 //! faults of RabbitMQ.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::tcp::OwnedReadHalf;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
-use tokio::time::sleep;
+use tokio::time::timeout;
 
+use super::amqp_frames::{Frame, Frames};
 use super::url;
 
 /// `connection.blocked` with the reason `low on memory`, as RabbitMQ sends it in an alarm.
 const BLOCKED: &[u8] = b"\x01\0\0\0\0\0\x12\0\x0a\0\x3c\x0dlow on memory\xce";
+/// `connection.unblocked`.
+const UNBLOCKED: &[u8] = b"\x01\0\0\0\0\0\x04\0\x0a\0\x3d\xce";
 const HEARTBEAT: &[u8] = b"\x08\0\0\0\0\0\0\xce";
-/// Often enough for a client with heartbeats of ten seconds.
+/// Often enough for heartbeats of ten seconds.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(3);
 /// Bytes that are moved at once.
 const BUFFER_BYTES: usize = 64 * 1024;
-/// The length of the protocol header, which a client sends before its first frame.
-const PROTOCOL_HEADER_BYTES: usize = 8;
-/// The head of a frame: type, channel, length.
-const HEAD_BYTES: usize = 7;
 /// Class and method of `connection.open`, `connection.close` and `connection.close-ok`.
 const OPEN: [u8; 4] = [0, 10, 0, 40];
 const CLOSE: [u8; 4] = [0, 10, 0, 50];
 const CLOSE_OK: [u8; 4] = [0, 10, 0, 51];
 /// Class and method of `basic.publish`.
 const PUBLISH: [u8; 4] = [0, 60, 0, 40];
+/// The end of the name of the exchange for hints.
+const HINTS: &[u8] = b".fanout";
+/// The size of the body of a heartbeat of Shopbell.
+const NO_HINTS_BYTES: u64 = 2;
 
 /// The proxy. It ends with the test's runtime.
 pub struct Tap {
     address: SocketAddr,
     links: Arc<Mutex<Vec<Link>>>,
     mood: Arc<watch::Sender<Mood>>,
+    hints_lost: Arc<AtomicU64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -45,6 +51,8 @@ enum Mood {
     Silent,
     /// Blocks each connection that publishes, and reads nothing more from it.
     Alarmed,
+    /// Delivers heartbeats of Shopbell, and loses its hints.
+    Forgetful,
 }
 
 /// One connection of a client.
@@ -70,17 +78,20 @@ impl Tap {
             .expect("a proxy can listen");
         let address = listener.local_addr().expect("a listener has an address");
         let (links, mood) = (Arc::default(), Arc::new(watch::Sender::new(Mood::Well)));
-        tokio::spawn(accept(
-            listener,
-            url::authority(amqp_url),
-            Arc::clone(&links),
-            Arc::clone(&mood),
-        ));
-        Self {
+        let tap = Self {
             address,
             links,
             mood,
-        }
+            hints_lost: Arc::default(),
+        };
+        tokio::spawn(accept(
+            listener,
+            url::authority(amqp_url),
+            Arc::clone(&tap.links),
+            Arc::clone(&tap.mood),
+            Arc::clone(&tap.hints_lost),
+        ));
+        tap
     }
 
     /// The URL of RabbitMQ through this proxy.
@@ -96,6 +107,21 @@ impl Tap {
     /// Accepts no publishes from now on, like RabbitMQ in an alarm.
     pub fn alarm(&self) {
         self.mood.send_replace(Mood::Alarmed);
+    }
+
+    /// Loses the hints of Shopbell from now on, and delivers everything else.
+    pub fn lose_hints(&self) {
+        self.mood.send_replace(Mood::Forgetful);
+    }
+
+    /// Ends the fault. RabbitMQ reads on from blocked connections.
+    pub fn recover(&self) {
+        self.mood.send_replace(Mood::Well);
+    }
+
+    /// The number of deliveries with hints that were lost.
+    pub fn hints_lost(&self) -> u64 {
+        self.hints_lost.load(Ordering::Relaxed)
     }
 
     /// The number of connections that were fully opened.
@@ -141,6 +167,7 @@ async fn accept(
     behind: String,
     links: Arc<Mutex<Vec<Link>>>,
     mood: Arc<watch::Sender<Mood>>,
+    hints_lost: Arc<AtomicU64>,
 ) {
     while let Ok((near, _)) = listener.accept().await {
         let silent = *mood.borrow() == Mood::Silent;
@@ -152,14 +179,16 @@ async fn accept(
             });
             links.len() - 1
         };
+        near.set_nodelay(true).ok();
         let (links, behind, mood) = (Arc::clone(&links), behind.clone(), mood.subscribe());
+        let hints_lost = Arc::clone(&hints_lost);
         let note = move |change: fn(&mut Link)| {
             change(&mut links.lock().unwrap_or_else(PoisonError::into_inner)[number]);
         };
         tokio::spawn(async move {
             match silent {
                 true => swallow(near).await,
-                false => carry(near, &behind, mood, &note).await,
+                false => carry(near, &behind, mood, &hints_lost, &note).await,
             }
             note(|link| link.ended = true);
         });
@@ -176,55 +205,17 @@ async fn carry(
     near: TcpStream,
     behind: &str,
     mut mood: watch::Receiver<Mood>,
+    hints_lost: &AtomicU64,
     note: &impl Fn(fn(&mut Link)),
 ) {
     let Ok(far) = TcpStream::connect(behind).await else {
         return;
     };
-    let ((mut near_read, mut near_write), (mut far_read, mut far_write)) =
-        (near.into_split(), far.into_split());
-    let (block, mut blocked) = mpsc::channel(1);
-    let moods = mood.clone();
-    let upstream = async {
-        let (mut sent, mut bytes) = (Sent::default(), vec![0; BUFFER_BYTES]);
-        while let Ok(count @ 1..) = near_read.read(&mut bytes).await {
-            // Noted before it is sent, because RabbitMQ's reply may end the connection.
-            let published = sent.take(&bytes[..count], note);
-            if published && *moods.borrow() == Mood::Alarmed {
-                note(|link| link.blocked = true);
-                block.send(()).await.ok();
-                while matches!(near_read.read(&mut bytes).await, Ok(1..)) {}
-                return;
-            }
-            if far_write.write_all(&bytes[..count]).await.is_err() {
-                return;
-            }
-        }
-    };
-    let downstream = async {
-        let mut bytes = vec![0; BUFFER_BYTES];
-        loop {
-            let more: &[u8] = tokio::select! {
-                Some(()) = blocked.recv() => {
-                    // RabbitMQ has answered everything before the client publishes, so no frame is
-                    // halfway through.
-                    near_write.write_all(BLOCKED).await.ok();
-                    // RabbitMQ receives nothing more. A RabbitMQ in an alarm keeps the connection.
-                    while near_write.write_all(HEARTBEAT).await.is_ok() {
-                        sleep(HEARTBEAT_INTERVAL).await;
-                    }
-                    return;
-                }
-                count = read(&mut far_read, &mut bytes) => match count {
-                    0 => return,
-                    count => &bytes[..count],
-                },
-            };
-            if near_write.write_all(more).await.is_err() {
-                return;
-            }
-        }
-    };
+    far.set_nodelay(true).ok();
+    let ((near_read, near_write), (far_read, far_write)) = (near.into_split(), far.into_split());
+    let (say, said) = mpsc::channel(1);
+    let upstream = carry_upstream(near_read, far_write, mood.clone(), say, note);
+    let downstream = carry_downstream(far_read, near_write, mood.clone(), said, hints_lost);
     tokio::select! {
         () = upstream => {}
         () = downstream => {}
@@ -232,46 +223,115 @@ async fn carry(
     }
 }
 
-async fn read(from: &mut OwnedReadHalf, bytes: &mut [u8]) -> usize {
-    from.read(bytes).await.unwrap_or(0)
-}
-
-/// The frames of a client.
-#[derive(Default)]
-struct Sent {
-    bytes: Vec<u8>,
-    begun: bool,
-}
-
-impl Sent {
-    /// Returns whether they contain a publish.
-    fn take(&mut self, bytes: &[u8], note: &impl Fn(fn(&mut Link))) -> bool {
-        let mut published = false;
-        self.bytes.extend(bytes);
-        if !self.begun && self.bytes.len() >= PROTOCOL_HEADER_BYTES {
-            self.bytes.drain(..PROTOCOL_HEADER_BYTES);
-            self.begun = true;
-        }
-        while self.begun && self.bytes.len() >= HEAD_BYTES {
-            let length =
-                u32::from_be_bytes([self.bytes[3], self.bytes[4], self.bytes[5], self.bytes[6]]);
-            // With the octet that ends it.
-            let end = HEAD_BYTES + length as usize + 1;
-            if self.bytes.len() < end {
-                break;
-            }
-            let is_method = |method: [u8; 4]| {
-                self.bytes[0] == 1 && self.bytes[HEAD_BYTES..].starts_with(&method)
-            };
-            if is_method(OPEN) {
+/// Moves the frames of a client until one side ends. In an alarm, holds a publish and all after it.
+async fn carry_upstream(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    mut mood: watch::Receiver<Mood>,
+    say: mpsc::Sender<&'static [u8]>,
+    note: &impl Fn(fn(&mut Link)),
+) {
+    let (mut frames, mut bytes) = (Frames::of_client(), vec![0; BUFFER_BYTES]);
+    while let Ok(count @ 1..) = from.read(&mut bytes).await {
+        for frame in frames.take(&bytes[..count]) {
+            // Noted before it is sent, because RabbitMQ's reply may end the connection.
+            if frame.is_method(OPEN) {
                 note(|link| link.opened = true);
             }
-            if is_method(CLOSE) || is_method(CLOSE_OK) {
+            if frame.is_method(CLOSE) || frame.is_method(CLOSE_OK) {
                 note(|link| link.closed = true);
             }
-            published |= is_method(PUBLISH);
-            self.bytes.drain(..end);
+            if frame.is_method(PUBLISH) && *mood.borrow() == Mood::Alarmed {
+                note(|link| link.blocked = true);
+                say.send(BLOCKED).await.ok();
+                let ended = async |mood: &mut watch::Receiver<Mood>| {
+                    mood.wait_for(|mood| *mood != Mood::Alarmed).await.is_ok()
+                };
+                // RabbitMQ keeps a blocked connection, so it must not miss heartbeats here.
+                while timeout(HEARTBEAT_INTERVAL, ended(&mut mood)).await.is_err() {
+                    if to.write_all(HEARTBEAT).await.is_err() {
+                        return;
+                    }
+                }
+                say.send(UNBLOCKED).await.ok();
+            }
+            if to.write_all(&frame.0).await.is_err() {
+                return;
+            }
         }
-        published
+    }
+}
+
+/// Moves the frames of RabbitMQ until one side ends, and those of `said` between them.
+async fn carry_downstream(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    mood: watch::Receiver<Mood>,
+    mut said: mpsc::Receiver<&'static [u8]>,
+    hints_lost: &AtomicU64,
+) {
+    let (mut frames, mut bytes) = (Frames::of_server(), vec![0; BUFFER_BYTES]);
+    let mut loss = Loss::default();
+    loop {
+        let count = tokio::select! {
+            Some(frame) = said.recv() => match to.write_all(frame).await {
+                Ok(()) => continue,
+                Err(_) => return,
+            },
+            read = from.read(&mut bytes) => read.unwrap_or(0),
+        };
+        if count == 0 {
+            return;
+        }
+        let mut passed = Vec::with_capacity(count);
+        for frame in frames.take(&bytes[..count]) {
+            let is_losing = *mood.borrow() == Mood::Forgetful;
+            passed.extend(loss.pass(frame, is_losing, hints_lost));
+        }
+        if to.write_all(&passed).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Loses deliveries with hints. The size of their body shows that they have any.
+#[derive(Default)]
+struct Loss(HashMap<[u8; 2], Content>);
+
+/// The delivery on a channel whose content has not passed.
+enum Content {
+    /// Its method waits for the content header.
+    Unknown(Vec<u8>),
+    Lost,
+}
+
+impl Loss {
+    /// Returns the bytes that pass.
+    fn pass(&mut self, frame: Frame, is_losing: bool, lost: &AtomicU64) -> Vec<u8> {
+        let channel = frame.channel();
+        if !frame.is_content() {
+            self.0.remove(&channel);
+            let is_hint = frame
+                .delivered_from()
+                .is_some_and(|exchange| exchange.ends_with(HINTS));
+            if is_losing && is_hint {
+                self.0.insert(channel, Content::Unknown(frame.0));
+                return Vec::new();
+            }
+            return frame.0;
+        }
+        match self.0.remove(&channel) {
+            None => frame.0,
+            Some(Content::Unknown(mut method)) if frame.body_size() <= Some(NO_HINTS_BYTES) => {
+                method.extend(frame.0);
+                method
+            }
+            Some(content) => {
+                let is_new = matches!(content, Content::Unknown(_));
+                lost.fetch_add(u64::from(is_new), Ordering::Relaxed);
+                self.0.insert(channel, Content::Lost);
+                Vec::new()
+            }
+        }
     }
 }

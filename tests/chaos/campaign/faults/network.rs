@@ -83,6 +83,25 @@ pub fn plan(stage: &Arc<Stage>, random: &mut Rng, link: Link, trouble: Trouble) 
     }
 }
 
+/// Hints are lost between RabbitMQ and the replicas. Heartbeats and events arrive.
+pub fn hints_lost(stage: &Arc<Stage>, _: &mut Rng) -> Plan {
+    let stage = Arc::clone(stage);
+    Plan {
+        hits: vec!["rabbitmq".to_owned(), "network".to_owned()],
+        target: "hints are lost".to_owned(),
+        total: false,
+        begin: async move {
+            let before = stage.tap.hints_lost();
+            stage.tap.lose_hints();
+            End::by(async move {
+                stage.tap.recover();
+                stage.tap.hints_lost() - before
+            })
+        }
+        .boxed(),
+    }
+}
+
 async fn begin(proxy: &Proxy, trouble: Trouble, loss: Duration) {
     match trouble {
         Trouble::Cut => proxy.cut(),
