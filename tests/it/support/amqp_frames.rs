@@ -6,6 +6,11 @@ const PROTOCOL_HEADER_BYTES: usize = 8;
 const HEAD_BYTES: usize = 7;
 const METHOD: u8 = 1;
 const HEADER: u8 = 2;
+const BODY: u8 = 3;
+/// The octet that ends a frame.
+const FRAME_END: u8 = 0xce;
+/// The class `basic`.
+const BASIC: [u8; 2] = [0, 60];
 /// Class and method of `basic.deliver`.
 const DELIVER: [u8; 4] = [0, 60, 0, 60];
 /// In a content header frame: class and weight, before the size of the body.
@@ -85,11 +90,11 @@ impl Frame {
         Some(short(rest.get(8 + 1..)?)?.0)
     }
 
-    /// The size of the body that follows. `None` if it is no content header.
-    pub fn body_size(&self) -> Option<u64> {
-        let size = self.payload().get(BODY_SIZE_AT..BODY_SIZE_AT + 8)?;
-        let size = size.try_into().ok().map(u64::from_be_bytes);
-        size.filter(|_| self.is(HEADER))
+    /// Whether it is a content header, and the body that follows has more bytes than these.
+    pub fn has_body_above(&self, bytes: usize) -> bool {
+        let size = self.payload().get(BODY_SIZE_AT..BODY_SIZE_AT + 8);
+        let size = size.and_then(|size| size.try_into().ok());
+        self.is(HEADER) && size.map(u64::from_be_bytes) > Some(bytes as u64)
     }
 
     /// Whether it belongs to the method before it: a content header or a body.
@@ -104,6 +109,22 @@ impl Frame {
     fn payload(&self) -> &[u8] {
         self.0.get(HEAD_BYTES..).unwrap_or_default()
     }
+}
+
+/// The frames of a content without properties: its header and its body.
+pub fn content(channel: [u8; 2], body: &[u8]) -> Vec<u8> {
+    let mut header = BASIC.to_vec();
+    // The weight, which is always 0.
+    header.extend([0; 2]);
+    header.extend((body.len() as u64).to_be_bytes());
+    // No property.
+    header.extend([0; 2]);
+    [frame(HEADER, channel, &header), frame(BODY, channel, body)].concat()
+}
+
+fn frame(kind: u8, channel: [u8; 2], payload: &[u8]) -> Vec<u8> {
+    let length = (payload.len() as u32).to_be_bytes();
+    [&[kind], &channel[..], &length[..], payload, &[FRAME_END]].concat()
 }
 
 /// A short string and the bytes after it.
