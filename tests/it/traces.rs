@@ -15,7 +15,8 @@ async fn traced(world: &World, collector: &Collector) -> Replica {
     let replica = world
         .replica()
         .with("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint());
-    replica.with("OTEL_BSP_SCHEDULE_DELAY", 100).start().await
+    let replica = replica.with("OTEL_BSP_SCHEDULE_DELAY", 100);
+    replica.with("SHOPBELL_SWEEP_SECONDS", 3_600).start().await
 }
 
 /// All spans before the collector has `count` spans with this name, and then those.
@@ -57,6 +58,13 @@ async fn one_trace_goes_from_the_publisher_to_the_clients_ack_over_two_replicas(
             .await;
         merchant.expect_caught_up(MERCHANT).await;
         merchants.push(merchant);
+    }
+    // A notification that a round finds may be read before its trace is stored. Each replica has a round because of the
+    // start of the other.
+    for replica in &replicas {
+        replica
+            .metric_is("shopbell_rounds_total", "new_stream", 1)
+            .await;
     }
     // A replica publishes hints only to known gateways, so both must be known.
     let settings = [("OTEL_EXPORTER_OTLP_ENDPOINT", &*collector.endpoint())];
