@@ -3,12 +3,13 @@
 //!
 //! A request comes in through [`websocket`], which checks [`rates`], [`admission`], [`origin`] and
 //! [`auth`], and becomes a [`session`]. The session reads pages through [`replay`], moves [`cursors`] and
-//! writes [`marks`]. [`history`] and [`dashboard`] serve plain HTTP.
+//! writes [`marks`]. [`history`], [`events`] and [`dashboard`] serve plain HTTP.
 
 pub mod admission;
 pub mod auth;
 pub mod cursors;
 pub mod dashboard;
+pub mod events;
 pub mod handshake;
 pub mod history;
 pub mod marks;

@@ -104,6 +104,7 @@ impl Server {
             let token = Tokens::new(&environment.jwt()?, &Default::default()).mint(
                 &subscriber,
                 &[],
+                &[],
                 Right::None,
                 TOKEN_TTL,
             )?;

@@ -54,6 +54,38 @@ impl Outgoing {
         }
     }
 
+    /// A CloudEvent in binary mode (AMQP binding §3.1). The recipient is one of the attributes.
+    pub fn binary_event<'a>(
+        exchange: String,
+        event_type: &str,
+        recipient: &str,
+        attributes: impl Iterator<Item = (&'a str, &'a str)>,
+        content_type: Option<&str>,
+        body: Vec<u8>,
+    ) -> Self {
+        let mut event = Self::event(exchange, event_type, recipient, body);
+        let content_type = content_type.unwrap_or("application/json");
+        event.properties = event.properties.with_content_type(content_type.into());
+        for (name, value) in attributes {
+            event.set_header(&format!("{}{name}", topology::ATTRIBUTE_PREFIX), value);
+        }
+        event
+    }
+
+    /// Adds the header of the trace (W3C Trace Context §3.2).
+    pub fn traced(mut self, traceparent: Option<&str>) -> Self {
+        if let Some(traceparent) = traceparent {
+            self.set_header("traceparent", traceparent);
+        }
+        self
+    }
+
+    fn set_header(&mut self, name: &str, value: &str) {
+        let mut headers = self.properties.headers().clone().unwrap_or_default();
+        headers.insert(name.into(), topology::text(value));
+        self.properties = std::mem::take(&mut self.properties).with_headers(headers);
+    }
+
     /// Hints for the other replicas. They are not persistent, because a receiver finds a lost one by
     /// the numbers in `announcement`.
     pub fn hints(exchange: String, replica: &str, announcement: String, body: Vec<u8>) -> Self {

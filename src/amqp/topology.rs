@@ -32,6 +32,8 @@ const HINT_BYTES_WAITING_MAX: i32 = 64 * 1024 * 1024;
 /// The header by which RabbitMQ chooses a partition: the attribute `recipient` in the CloudEvents
 /// AMQP binding.
 pub(super) const RECIPIENT_HEADER: &str = "cloudEvents_recipient";
+/// Prefix of the headers that are attributes in binary mode (CloudEvents AMQP binding §3.1.3.1).
+pub(super) const ATTRIBUTE_PREFIX: &str = "cloudEvents_";
 /// The binding key for all events of a topic exchange. Fan-out exchanges ignore it.
 const EVERYTHING: &str = "#";
 /// The binding key of the hash exchange. It is a weight, and all partitions have the same.

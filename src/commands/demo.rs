@@ -111,7 +111,7 @@ fn free_address() -> std::io::Result<SocketAddr> {
 fn token(tokens: &Tokens, recipient: &Feed) -> anyhow::Result<String> {
     let subscriber = Subscriber::parse(recipient.as_str())?;
     tokens
-        .mint(&subscriber, &[], Right::None, TOKEN_TTL)
+        .mint(&subscriber, &[], &[], Right::None, TOKEN_TTL)
         .map_err(super::cannot_sign)
 }
 

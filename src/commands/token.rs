@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::UsageError;
 use super::terminal::{self, Format};
 use crate::config::Environment;
-use crate::gateway::auth::{Right, Tokens};
+use crate::gateway::auth::{Recipients, Right, Tokens};
 use crate::model::feed::{Feed, Subscriber};
 
 /// Ten years, so that no clock overflows.
@@ -27,6 +27,9 @@ pub struct Arguments {
     /// Allow to mark notifications of the broadcast feed as read or handled
     #[arg(long)]
     broadcast: bool,
+    /// A recipient to whom the token may publish by HTTP, or a prefix that ends in `*`; repeatable
+    #[arg(long, value_name = "RECIPIENT")]
+    publish: Vec<String>,
     /// Lifetime of the token
     #[arg(long, default_value_t = 3_600, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=TTL_SECONDS_MAX))]
     ttl_seconds: u64,
@@ -39,6 +42,10 @@ struct Minted {
 
 /// Prints the token only.
 pub fn run(arguments: &Arguments, format: Format) -> anyhow::Result<()> {
+    if !arguments.publish.is_empty() {
+        Recipients::parse(&arguments.publish)
+            .map_err(|error| UsageError(format!("--publish: {error}")))?;
+    }
     check_audience(arguments, &Environment::of_process().broadcast_feed()?)?;
     let tokens = Tokens::new(&Environment::of_process().jwt()?, &Arc::default());
     let right = if arguments.broadcast {
@@ -48,7 +55,13 @@ pub fn run(arguments: &Arguments, format: Format) -> anyhow::Result<()> {
     };
     let ttl = Duration::from_secs(arguments.ttl_seconds);
     let token = tokens
-        .mint(&arguments.subscriber, &arguments.feeds, right, ttl)
+        .mint(
+            &arguments.subscriber,
+            &arguments.feeds,
+            &arguments.publish,
+            right,
+            ttl,
+        )
         .map_err(super::cannot_sign)?;
     let line = match format {
         Format::Text => terminal::text_line(&token),

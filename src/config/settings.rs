@@ -140,8 +140,8 @@ pub(super) const MAX_EVENT_BYTES: Setting = Setting {
     variable: "SHOPBELL_MAX_EVENT_BYTES",
     kind: number(65_536, 16_777_216, "bytes"),
     default: Default::Value("262144"),
-    used_by: UsedBy::Only(Role::Ingest),
-    description: "Largest body of an event; a larger event is dead-lettered",
+    used_by: UsedBy::Both,
+    description: "Largest body of an event; a larger event is dead-lettered, and POST /v1/events refuses it",
     page: None,
 };
 

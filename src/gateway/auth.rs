@@ -5,17 +5,20 @@ mod audience;
 mod claims;
 mod jwks;
 mod keys;
+mod recipients;
 mod token;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 pub use self::audience::Right;
+use self::claims::Claims;
 pub use self::claims::LEEWAY;
 pub use self::jwks::cache::Jwks;
 pub use self::jwks::{KeySet, fetch};
 use self::keys::Signer;
 pub use self::keys::{SignError, Tokens};
+pub use self::recipients::Recipients;
 use self::token::Token;
 use crate::model::feed::{Feed, Subscriber};
 use crate::telemetry::labels::TokenRefused;
@@ -69,6 +72,9 @@ pub enum TokenError {
     /// It names no feed.
     #[error("the token names no feed")]
     NoFeed,
+    /// It may not publish.
+    #[error("the token may not publish: {0}")]
+    NoPublish(&'static str),
 }
 
 impl TokenError {
@@ -85,7 +91,11 @@ impl TokenError {
     pub fn may_be_a_guess(self) -> bool {
         !matches!(
             self,
-            Self::Missing | Self::Expired | Self::NotYetValid { .. } | Self::NoFeed
+            Self::Missing
+                | Self::Expired
+                | Self::NotYetValid { .. }
+                | Self::NoFeed
+                | Self::NoPublish(_)
         )
     }
 
@@ -102,6 +112,7 @@ impl TokenError {
             Self::NotYetValid { .. } => TokenRefused::NotYetValid,
             Self::Expired => TokenRefused::Expired,
             Self::NoFeed => TokenRefused::Feed,
+            Self::NoPublish(_) => TokenRefused::Publish,
         }
     }
 }
@@ -153,18 +164,31 @@ impl Authenticator {
     /// issuer, this waits a bounded time for a fetch of the set.
     pub async fn admit(&self, token: Option<&str>) -> Result<Grant, TokenError> {
         let checked = match token {
-            Some(token) => self.check_again(token).await,
+            Some(token) => self.check_again(token, |token| self.check(token)).await,
             None => Err(TokenError::Missing),
         };
         checked.inspect_err(|error| self.metrics.tokens.refused.inc(error.label()))
     }
 
-    async fn check_again(&self, token: &str) -> Result<Grant, TokenError> {
+    /// Checks the token of a publisher in the same way, and returns the recipients of its claim
+    /// `publish`.
+    pub async fn admit_publisher(&self, token: Option<&str>) -> Result<Recipients, TokenError> {
+        let check = |token: &str| Recipients::of(self.verify(token)?.publish);
+        let checked = match token {
+            Some(token) => self.check_again(token, check).await,
+            None => Err(TokenError::Missing),
+        };
+        checked.inspect_err(|error| self.metrics.tokens.refused.inc(error.label()))
+    }
+
+    async fn check_again<T>(
+        &self,
+        token: &str,
+        check: impl Fn(&str) -> Result<T, TokenError>,
+    ) -> Result<T, TokenError> {
         let set = self.tokens.key_set();
-        match self.check(token) {
-            Err(TokenError::KeyUnknown) if self.fetches_key_of(token, &set).await => {
-                self.check(token)
-            }
+        match check(token) {
+            Err(TokenError::KeyUnknown) if self.fetches_key_of(token, &set).await => check(token),
             checked => checked,
         }
     }
@@ -176,9 +200,8 @@ impl Authenticator {
         }
     }
 
-    /// Checks a token with the present keys. Without a `feeds` claim it is for the feed named like
-    /// its subject.
-    fn check(&self, token: &str) -> Result<Grant, TokenError> {
+    /// Checks the signature and the claims of a token with the present keys.
+    fn verify(&self, token: &str) -> Result<Claims, TokenError> {
         let token = Token::parse(token)?;
         let claims = token.claims(self.tokens.expected(), since_1970());
         let signer = match (self.tokens.signer(&token), &claims) {
@@ -192,10 +215,16 @@ impl Authenticator {
             (Ok(None), Err(_)) => return Err(TokenError::Signature),
         };
         let claims = claims?;
-        let is_canary = claims.right == Right::Canary;
-        if signer == Signer::Replica && !is_canary {
+        if signer == Signer::Replica && claims.right != Right::Canary {
             return Err(TokenError::Signature);
         }
+        Ok(claims)
+    }
+
+    /// Checks a token. Without a `feeds` claim it is for the feed named like its subject.
+    fn check(&self, token: &str) -> Result<Grant, TokenError> {
+        let claims = self.verify(token)?;
+        let is_canary = claims.right == Right::Canary;
         let subscriber = Subscriber::parse(&claims.sub)
             .map_err(|_| TokenError::Refused("sub is empty, too long or has control characters"))?;
         let (feeds, shared) =
@@ -264,7 +293,9 @@ mod tests {
     #[test]
     fn a_token_grants_the_feed_of_its_subject_and_the_broadcast_feed() {
         let (subscriber, ttl) = (Subscriber::parse("m-1").unwrap(), Duration::from_secs(60));
-        let minted = tokens("").mint(&subscriber, &[], Right::None, ttl).unwrap();
+        let minted = tokens("")
+            .mint(&subscriber, &[], &[], Right::None, ttl)
+            .unwrap();
         let grant = authenticator(None).check(&minted).unwrap();
         assert_eq!(
             grant.feeds,

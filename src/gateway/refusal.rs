@@ -92,7 +92,7 @@ impl Refusal {
                 "pages of this origin may not connect: add it to SHOPBELL_ALLOWED_ORIGINS",
             ),
             Self::Parameter(detail) => Problem::new(StatusCode::BAD_REQUEST, detail),
-            Self::Token(error @ TokenError::NoFeed) => {
+            Self::Token(error @ (TokenError::NoFeed | TokenError::NoPublish(_))) => {
                 Problem::new(StatusCode::FORBIDDEN, error.to_string())
             }
             Self::Token(error) => Problem::unauthorized(error.to_string(), error.retry_after()),
@@ -185,6 +185,7 @@ fn close_of_token(error: TokenError) -> Close {
         | TokenError::Signature
         | TokenError::Audience(_)
         | TokenError::Issuer(_)
+        | TokenError::NoPublish(_)
         | TokenError::Missing => Close::TokenRefused,
     }
 }

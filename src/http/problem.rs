@@ -15,6 +15,7 @@ const RETRY_AFTER_SECONDS: &str = "2";
 pub struct Problem {
     status: StatusCode,
     detail: String,
+    reason: Option<&'static str>,
     headers: Vec<(HeaderName, HeaderValue)>,
 }
 
@@ -24,6 +25,8 @@ struct Body<'a> {
     title: &'a str,
     status: u16,
     detail: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'static str>,
 }
 
 impl Problem {
@@ -32,6 +35,7 @@ impl Problem {
         Self {
             status,
             detail: detail.into(),
+            reason: None,
             headers: Vec::new(),
         }
     }
@@ -48,6 +52,12 @@ impl Problem {
     /// The problem, for people.
     pub fn detail(&self) -> &str {
         &self.detail
+    }
+
+    /// Adds the member `reason`, for programs (RFC 9457 §3.2).
+    pub fn reason(mut self, reason: &'static str) -> Self {
+        self.reason = Some(reason);
+        self
     }
 
     /// Adds a header.
@@ -77,6 +87,7 @@ impl IntoResponse for Problem {
             title: self.status.canonical_reason().unwrap_or("Error"),
             status: self.status.as_u16(),
             detail: &self.detail,
+            reason: self.reason,
         };
         // Serialising two strings and a number cannot fail.
         let json = serde_json::to_string(&body).unwrap_or_default();

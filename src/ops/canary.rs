@@ -161,7 +161,7 @@ impl Canary {
         canaries::begin(&self.pool, feed, &self.broadcast_feed).await?;
         let token = self
             .tokens
-            .mint(subscriber, &[], Right::Canary, TOKEN_TTL)?;
+            .mint(subscriber, &[], &[], Right::Canary, TOKEN_TTL)?;
         let mut request = format!(
             "ws://{}/v1/ws?after={}:{}",
             self.address,

@@ -97,7 +97,7 @@ label_values! {
 }
 
 label_values! {
-    /// The reason of a refused handshake, or of a refused request of the history.
+    /// The reason of a refused handshake, or of a refused request of the history or of a publisher.
     RequestRefused {
         /// The request breaks RFC 6455 or the protocol.
         BadRequest = "bad_request",
@@ -115,6 +115,16 @@ label_values! {
         TooFast = "too_fast",
         /// The replica drains, or Postgres does not return what the request needs.
         NotReady = "not_ready",
+    }
+}
+
+label_values! {
+    /// The verdict of an event that a publisher sent by HTTP.
+    EventVerdict {
+        /// RabbitMQ confirmed it.
+        Accepted = "accepted",
+        /// It can never be stored, or the token does not allow its recipient.
+        Refused = "refused",
     }
 }
 
@@ -141,6 +151,8 @@ label_values! {
         Expired = "expired",
         /// It names no feed.
         Feed = "feed",
+        /// It names no recipient to whom it may publish.
+        Publish = "publish",
     }
 }
 

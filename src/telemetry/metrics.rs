@@ -3,6 +3,7 @@
 
 mod hints;
 mod named;
+mod publishing;
 mod replay;
 
 use prometheus_client::metrics::counter::Counter;
@@ -14,6 +15,7 @@ use prometheus_client::registry::Registry;
 
 pub use self::hints::HintMetrics;
 use self::named::Named;
+pub use self::publishing::PublishingMetrics;
 pub use self::replay::ReplayMetrics;
 use crate::telemetry::instruments::{Age, CounterBy, GaugeBy, Holding, Seconds};
 use crate::telemetry::labels::{
@@ -78,6 +80,8 @@ pub struct Metrics {
     pub sessions_closed: CounterBy<&'static str>,
     /// Refused requests.
     pub refused: RefusedMetrics,
+    /// The events of `POST /v1/events`.
+    pub publishing: PublishingMetrics,
     /// Tokens.
     pub tokens: TokenMetrics,
     /// The key set of the issuer.
@@ -234,6 +238,7 @@ impl Metrics {
             sessions_opened: named.counter("sessions_opened", "Sessions opened"),
             sessions_closed: named.counters("sessions_closed", "Sessions closed, by reason", ("reason", &[])),
             refused: RefusedMetrics::new(&mut named),
+            publishing: PublishingMetrics::new(&mut named),
             tokens: TokenMetrics::new(&mut named),
             jwks: JwksMetrics::new(&mut named),
             devices_evicted: named.counter(

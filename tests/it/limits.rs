@@ -16,7 +16,7 @@ const HEAD_BYTES_MAX: usize = 16 * 1_024;
 
 /// Each row of the page with the constants or the setting of its bound, and with the test that takes
 /// the bound and refuses more. A row without a constant has `-`.
-const ROWS: [&str; 70] = [
+const ROWS: [&str; 77] = [
     "body | SHOPBELL_MAX_EVENT_BYTES | a_body_may_have_the_greatest_size",
     "headers | model/event/parse.rs HEADERS_BYTES_MAX | headers_are_bounded_too",
     "`id` | model/event/cloud_event.rs ID_BYTES_MAX | texts_are_bounded_not_empty_and_without_control_characters",
@@ -32,6 +32,13 @@ const ROWS: [&str; 70] = [
     "`items`, `index`, `total` of an import | - | a_field_of_an_order_accepts_only_values_of_its_rule",
     "`import_id` | model/event/import.rs IMPORT_ID_BYTES_MAX | a_field_of_an_import_accepts_only_values_of_its_rule",
     "body of a dead letter | store/dead_letters.rs BODY_BYTES_MAX | a_body_is_cut_to_its_bound",
+    "body of `POST /v1/events` | gateway/events/request.rs BODY_BYTES_MAX | requests_have_bounds",
+    "time to send the body | gateway/events.rs BODY_TIMEOUT | a_body_has_thirty_seconds",
+    "bodies of all requests that are published | gateway/events.rs BODIES_BYTES_MAX | requests_have_bounds",
+    "requests that wait for RabbitMQ | gateway/events/publishing.rs WAITING_MAX | more_requests_than_may_wait_are_not_published",
+    "time to confirm the events of a request | gateway/events/publishing.rs CONFIRM_TIMEOUT | an_event_is_accepted_only_after_the_confirm_of_rabbitmq",
+    "events of a batch | gateway/events/request.rs BATCH_MAX | a_batch_is_an_array_of_at_most_500_events",
+    "entries of the claim `publish` | gateway/auth/recipients.rs ENTRIES_MAX | a_claim_that_can_match_nothing_is_refused",
     "request line and headers | http/listener.rs HEAD_BYTES_MAX | each_limit_of_a_request_is_exact",
     "number of headers | - | each_limit_of_a_request_is_exact",
     "time to send them | http/connections.rs HEAD_TIMEOUT | a_deadline_follows_what_the_connection_does",

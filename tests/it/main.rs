@@ -68,6 +68,7 @@ mod prose;
 mod protocol;
 mod public_keys;
 mod public_port;
+mod publishing_http;
 mod rabbitmq_alarm;
 mod real_input;
 mod redaction;

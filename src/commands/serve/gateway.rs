@@ -18,6 +18,8 @@ use crate::gateway::admission::Admission;
 use crate::gateway::auth::{Authenticator, Tokens};
 use crate::gateway::cursors::Cursors;
 use crate::gateway::dashboard;
+use crate::gateway::events::publishing::EventPublisher;
+use crate::gateway::events::{self, Events};
 use crate::gateway::history;
 use crate::gateway::marks::Marks;
 use crate::gateway::rates::Rates;
@@ -29,6 +31,7 @@ use crate::gateway::websocket::{self, Gateway, Places};
 use crate::http::connections::Connections;
 use crate::http::listener;
 use crate::http::problem::Problem;
+use crate::model::event::Limits;
 use crate::ops::canary::Canary;
 
 impl Base {
@@ -46,9 +49,10 @@ impl Base {
         let gateway = self.gateway(config, tokens.clone(), parts);
         let connections = Connections::new(CONNECTIONS_MAX, self.metrics.connections.clone());
         let stop = self.stops.listeners.clone();
+        let routes = routes(&gateway, self.events(config, parts), config, more);
         parts.spawn(
             Part::PublicPort,
-            listener::serve(listener, routes(&gateway, config, more), connections, stop),
+            listener::serve(listener, routes, connections, stop),
         );
         self.receive_hints(config, parts);
         if let Some(every) = config.canary {
@@ -65,6 +69,18 @@ impl Base {
         }
         tracing::info!(listen = %config.listen, "clients are served");
         Ok(gateway)
+    }
+
+    /// Builds the endpoint of publishers, and starts its worker.
+    fn events(&self, config: &GatewayConfig, parts: &mut Parts) -> Arc<Events> {
+        let (publisher, worker) = EventPublisher::new(Publisher::lazy(&self.broker));
+        parts.spawn(Part::Events, worker.run(self.stops.cursors.clone()));
+        let limits = Limits {
+            event_bytes_max: config.event_bytes_max,
+        };
+        let broadcast_feed = config.session.broadcast_feed.clone();
+        let exchange = self.broker.names.events();
+        Arc::new(Events::new(publisher, exchange, limits, broadcast_feed))
     }
 
     /// Builds the gateway, and starts the parts that read pages and write cursors and marks.
@@ -179,14 +195,20 @@ impl Base {
     }
 }
 
-fn routes(gateway: &Arc<Gateway>, config: &GatewayConfig, more: Router) -> Router {
+fn routes(
+    gateway: &Arc<Gateway>,
+    events: Arc<Events>,
+    config: &GatewayConfig,
+    more: Router,
+) -> Router {
     let routes = Router::new()
         .route("/v1/ws", get(websocket::connect))
         .merge(history::router(&config.session.allowed_origins))
+        .merge(events::router(events))
         .fallback(async || {
             Problem::new(
                 StatusCode::NOT_FOUND,
-                "there is /v1/ws and /v1/feeds/{feed}/notifications",
+                "there is /v1/ws, /v1/events and /v1/feeds/{feed}/notifications",
             )
         })
         .with_state(gateway.clone())

@@ -28,6 +28,9 @@ pub(super) struct Claims {
     pub(super) sub: String,
     pub(super) feeds: Option<Vec<String>>,
     pub(super) right: Right,
+    /// The recipients to whom the token may publish. Another issuer may use the name for another claim,
+    /// so a claim that is no list of strings counts as absent.
+    pub(super) publish: Option<Vec<String>>,
     pub(super) exp: Duration,
 }
 
@@ -53,6 +56,8 @@ struct Payload<'a> {
     broadcast: Option<&'a RawValue>,
     #[serde(borrow)]
     shopbell_canary: Option<&'a RawValue>,
+    #[serde(borrow)]
+    publish: Option<&'a RawValue>,
 }
 
 /// RFC 7519 §4.1.3.
@@ -112,6 +117,7 @@ impl Claims {
             sub,
             feeds,
             right,
+            publish: claims.publish.and_then(read),
             exp,
         })
     }

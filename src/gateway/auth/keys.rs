@@ -73,6 +73,8 @@ struct Minted<'a> {
     exp: u64,
     #[serde(skip_serializing_if = "<[Feed]>::is_empty")]
     feeds: &'a [Feed],
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    publish: &'a [String],
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     broadcast: bool,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -168,6 +170,7 @@ impl Tokens {
         &self,
         subscriber: &Subscriber,
         feeds: &[Feed],
+        publish: &[String],
         right: Right,
         ttl: Duration,
     ) -> Result<String, SignError> {
@@ -179,6 +182,7 @@ impl Tokens {
             iat: now.as_secs(),
             exp: (now + ttl).as_secs(),
             feeds,
+            publish,
             broadcast: right == Right::Broadcast,
             shopbell_canary: right == Right::Canary,
             aud: self.audience.as_deref(),

@@ -6,7 +6,7 @@ use std::time::Instant;
 use axum::http::HeaderMap;
 
 use super::Gateway;
-use crate::gateway::auth::Grant;
+use crate::gateway::auth::{Grant, Recipients, TokenError};
 use crate::gateway::refusal::Refusal;
 use crate::http::client_address::{Client, client_of};
 
@@ -28,21 +28,35 @@ impl Gateway {
         client: Client,
         token: Option<&str>,
     ) -> Result<Grant, Refusal> {
+        let admitted = self.shared.authenticator.admit(token).await;
+        let grant = admitted.map_err(|error| self.count_failed_token(client, error))?;
+        let counted = self
+            .shared
+            .rates
+            .subscriber(&grant.subscriber, Instant::now());
+        counted.map_err(Refusal::TooManyRequests)?;
+        Ok(grant)
+    }
+
+    /// Checks the token of a counted request of a publisher. A publisher has no rate of its own: the
+    /// bytes of its requests are bounded.
+    pub async fn authenticate_publisher(
+        &self,
+        client: Client,
+        token: Option<&str>,
+    ) -> Result<Recipients, Refusal> {
+        let admitted = self.shared.authenticator.admit_publisher(token).await;
+        admitted.map_err(|error| self.count_failed_token(client, error))
+    }
+
+    fn count_failed_token(&self, client: Client, error: TokenError) -> Refusal {
         let (rates, now) = (&self.shared.rates, Instant::now());
-        let grant = match self.shared.authenticator.admit(token).await {
-            Ok(grant) => grant,
-            Err(error) => {
-                if error.may_be_a_guess() {
-                    let counted = rates.failed_token(client.block, now);
-                    counted.map_err(Refusal::TooManyRequests)?;
-                }
-                return Err(Refusal::Token(error));
-            }
-        };
-        match rates.subscriber(&grant.subscriber, now) {
-            Ok(()) => Ok(grant),
-            Err(too_fast) => Err(Refusal::TooManyRequests(too_fast)),
+        if error.may_be_a_guess()
+            && let Err(too_fast) = rates.failed_token(client.block, now)
+        {
+            return Refusal::TooManyRequests(too_fast);
         }
+        Refusal::Token(error)
     }
 
     /// Logs the address of a client that is beyond a bound, at most every few seconds.

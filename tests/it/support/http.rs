@@ -86,6 +86,25 @@ pub async fn request(
     exchange(&mut stream, &request).await
 }
 
+/// `POST path` with a body, on a connection of its own.
+pub async fn post(
+    address: SocketAddr,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+) -> io::Result<Reply> {
+    let mut stream = TcpStream::connect(address).await?;
+    let headers: String = headers
+        .iter()
+        .map(|(name, value)| format!("{name}: {value}\r\n"))
+        .collect();
+    let length = body.len();
+    let request = format!(
+        "POST {path} HTTP/1.0\r\nHost: {address}\r\nContent-Length: {length}\r\n{headers}\r\n{body}"
+    );
+    exchange(&mut stream, &request).await
+}
+
 /// Writes `request` unchanged and reads the response. After a `101` the caller owns the connection.
 pub async fn exchange(stream: &mut TcpStream, request: &str) -> io::Result<Reply> {
     stream.write_all(request.as_bytes()).await?;

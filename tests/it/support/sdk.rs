@@ -37,9 +37,33 @@ pub struct Published {
 }
 
 impl Sdk {
-    /// Publishes to `world`, in each form of the SDK, an event for `recipient`. If the SDK takes
-    /// JSON unchanged, `json` is the data.
+    /// Publishes to `world` over AMQP, in each form of the SDK, an event for `recipient`. If the SDK
+    /// takes JSON unchanged, `json` is the data.
     pub async fn publish(self, world: &World, recipient: &str, json: &str) -> Vec<Published> {
+        let mut publish = self.program("publish").await;
+        publish
+            .args([&world.name("events"), recipient, json])
+            .env("AMQP_URL", world.publisher_amqp_url());
+        published(publish).await
+    }
+
+    /// The same over HTTP, to this URL and with this token.
+    pub async fn publish_over_http(
+        self,
+        url: &str,
+        token: &str,
+        recipient: &str,
+        json: &str,
+    ) -> Vec<Published> {
+        let mut publish = self.program("publish_http").await;
+        publish
+            .args([url, recipient, json])
+            .env("SHOPBELL_TOKEN", token);
+        published(publish).await
+    }
+
+    /// A program of `tests/sdk`, with its SDK installed.
+    async fn program(self, name: &str) -> Command {
         let checkout = Path::new(env!("CARGO_MANIFEST_DIR"));
         let mut install = Command::new(checkout.join("scripts/install"));
         install.arg("sdks").stdin(Stdio::null());
@@ -52,36 +76,34 @@ impl Sdk {
             installed.stderr
         );
         let directory = Path::new(installed.stdout.trim_end());
-        let mut publish = match self {
+        match self {
             Self::Python => {
-                let mut publish = Command::new(directory.join("python/bin/python"));
-                publish
-                    .arg(checkout.join("tests/sdk/python/publish.py"))
+                let mut program = Command::new(directory.join("python/bin/python"));
+                program
+                    .arg(checkout.join(format!("tests/sdk/python/{name}.py")))
                     .stdin(Stdio::null());
-                publish
+                program
             }
             Self::Node => {
-                let mut publish = Command::new("node");
+                let mut program = Command::new("node");
                 // From its stdin, because Node searches for modules beside the script or in the
                 // working directory.
-                let script = File::open(checkout.join("tests/sdk/node/publish.mjs"))
+                let script = File::open(checkout.join(format!("tests/sdk/node/{name}.mjs")))
                     .expect("the checkout has it");
-                publish
+                program
                     .args(["--input-type=module", "-"])
                     .current_dir(directory.join("node"))
                     .stdin(script);
-                publish
+                program
             }
-        };
-        publish
-            .args([&world.name("events"), recipient, json])
-            .env("AMQP_URL", world.publisher_amqp_url());
-        let lines: Vec<Line> = run_any(publish, PUBLISH_BOUND)
-            .await
-            .succeeded()
-            .json_lines();
-        lines.into_iter().map(Line::into_published).collect()
+        }
     }
+}
+
+async fn published(publish: Command) -> Vec<Published> {
+    let done = run_any(publish, PUBLISH_BOUND).await;
+    let lines: Vec<Line> = done.succeeded().json_lines();
+    lines.into_iter().map(Line::into_published).collect()
 }
 
 /// The output of a publisher for one event.

@@ -98,6 +98,19 @@ impl Token {
         self
     }
 
+    /// The recipients to whom it may publish.
+    #[allow(
+        dead_code,
+        reason = "only the stories use it, and both test binaries share this file"
+    )]
+    pub fn publish<const N: usize>(mut self, recipients: [&str; N]) -> Self {
+        let recipients: Vec<Value> = recipients.map(Value::from).into();
+        self.claims
+            .more
+            .insert("publish".to_owned(), recipients.into());
+        self
+    }
+
     /// The audience.
     pub fn audience(mut self, audience: &str) -> Self {
         self.claims.aud = Some(audience.to_owned());
