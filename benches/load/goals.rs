@@ -292,6 +292,11 @@ impl Medians<'_> {
                 self.shopbell(retention::APPEND_RANDOM),
                 1.15,
             ),
+            at_most(
+                "retention: a replay takes at most 1.25 x that of an empty database",
+                self.shopbell(retention::REPLAY),
+                1.25,
+            ),
             at_least(
                 "retention: removes at least 5,000/s while as many arrive",
                 self.shopbell(retention::REMOVED),
@@ -307,6 +312,11 @@ impl Medians<'_> {
                 "retention: the table with its indexes grows to at most 1.1 x",
                 self.over(retention::SIZE_MOST, retention::SIZE_BEFORE),
                 1.1,
+            ),
+            at_most(
+                "retention: feeds and cursors stay below 64 MB",
+                self.shopbell(retention::COUNTERS_MOST),
+                64.0,
             ),
         ]
     }

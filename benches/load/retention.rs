@@ -1,5 +1,5 @@
-//! Retention: the cost of an append with many stored notifications, and the removal of old ones while
-//! events arrive.
+//! Retention: the cost of an append and of a replay with many stored notifications, and the removal of
+//! old ones while events arrive.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,19 +11,23 @@ use crate::event;
 use crate::ledger::Ledger;
 use crate::publisher::Ids;
 use crate::report::{Figures, Who, median};
-use crate::scenarios::{MERCHANTS, names, publish_to_connected};
+use crate::scenarios::{MERCHANTS, names, publish_to_connected, replay_backlog};
 use crate::services::Services;
 use crate::stage::Stage;
 
 /// The wall time of an append with many stored notifications, divided by that to an empty database.
 pub const APPEND_IN_ORDER: &str = "retention: append, of empty, ids in order of time";
 pub const APPEND_RANDOM: &str = "retention: append, of empty, random ids";
+/// The wall time of a replay with many stored notifications, divided by that of an empty database.
+pub const REPLAY: &str = "retention: replay, of empty";
 /// The rate of removal until the old ones are gone, and the rate of storing meanwhile.
 pub const REMOVED: &str = "retention: removed, /s";
 pub const STORED: &str = "retention: stored meanwhile, events/s";
 /// The table of notifications with its indexes.
 pub const SIZE_BEFORE: &str = "retention: size before, MB";
 pub const SIZE_MOST: &str = "retention: most size, MB";
+/// The tables with a row for each feed and each cursor, which every event and ack updates.
+pub const COUNTERS_MOST: &str = "retention: most size of feeds and cursors, MB";
 /// Events arrive at this rate while old ones are removed.
 pub const PER_SECOND: f64 = 5_000.0;
 const REMOVED_METRIC: &str = "shopbell_notifications_removed_total";
@@ -33,8 +37,8 @@ const TURNS: usize = 3;
 /// Between two reads of the sizes.
 const POLL_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Measures appends to an empty database and to one with `stored` notifications, in turn. Then
-/// measures the removal of these and appends at once, for `seconds`.
+/// Measures appends to an empty database and to one with `stored` notifications, in turn, then
+/// replays. Then measures the removal of these and appends at once, for `seconds`.
 pub async fn retention(
     services: &Services,
     events: usize,
@@ -64,10 +68,35 @@ pub async fn retention(
         figures.set_per_100k(format!("{title}, s of the empty one"), WHO, empty, events);
         figures.set(title, WHO, full / empty);
     }
+    compare_replays(&empty, &full, events, &mut figures).await?;
     empty.strike().await?;
     remove_under_load(&full, stored, seconds, &mut figures).await?;
     full.strike().await?;
     Ok(figures)
+}
+
+/// Measures replays of a backlog from both databases, in turn.
+async fn compare_replays(
+    empty: &Stage<'_>,
+    full: &Stage<'_>,
+    events: usize,
+    figures: &mut Figures,
+) -> anyhow::Result<()> {
+    let mut seconds = [vec![], vec![]];
+    for turn in 0..TURNS {
+        for (stage, seconds) in [empty, full].into_iter().zip(&mut seconds) {
+            let run = replay_backlog(stage, &format!("replay{turn}"), events, MERCHANTS).await?;
+            seconds.push(run.elapsed.as_secs_f64());
+        }
+    }
+    let [of_empty, of_full] = seconds.map(|seconds| median(&seconds));
+    figures.set(
+        "retention: replay of the empty one, events/s",
+        WHO,
+        events as f64 / of_empty,
+    );
+    figures.set(REPLAY, WHO, of_full / of_empty);
+    Ok(())
 }
 
 async fn remove_under_load(
@@ -76,7 +105,7 @@ async fn remove_under_load(
     seconds: u64,
     figures: &mut Figures,
 ) -> anyhow::Result<()> {
-    let size = size_mb(stage).await?;
+    let size = size_mb(stage, "notifications").await?;
     let total = (PER_SECOND * seconds as f64) as usize;
     let ledger = Arc::new(Ledger::new(total, total));
     let crowd = Crowd::connect(&stage.server, names(MERCHANTS)).await?;
@@ -89,7 +118,7 @@ async fn remove_under_load(
     execute(stage, "update retention set begins_at = now()").await?;
     let (begun, mut removal) = (Instant::now(), None);
     let mut polls = tokio::time::interval(POLL_INTERVAL);
-    let mut most = size;
+    let (mut most, mut counters_most) = (size, 0.0_f64);
     loop {
         tokio::select! {
             published = &mut publishing => break published?,
@@ -99,9 +128,14 @@ async fn remove_under_load(
                 if removed >= stored as f64 && removal.is_none() {
                     removal = Some(removed / elapsed);
                 }
-                let size = size_mb(stage).await?;
+                let size = size_mb(stage, "notifications").await?;
                 most = most.max(size);
-                eprintln!("[{elapsed:>4.0} s] {removed} removed, {} received, {size:.0} MB", ledger.receipts());
+                let counters = counters_mb(stage).await?;
+                counters_most = counters_most.max(counters);
+                eprintln!(
+                    "[{elapsed:>4.0} s] {removed} removed, {} received, {size:.0} MB, feeds and cursors {counters:.1} MB",
+                    ledger.receipts()
+                );
             }
         }
     }
@@ -113,10 +147,15 @@ async fn remove_under_load(
     figures.set(STORED, WHO, total as f64 / ledger.elapsed().as_secs_f64());
     figures.set_per_100k("retention: append during removal, s", WHO, append, total);
     figures.set_latencies("retention: 5000/s", WHO, ledger.latencies_ms(|_| true));
-    let after = size_mb(stage).await?;
+    let after = size_mb(stage, "notifications").await?;
     figures.set(SIZE_BEFORE, WHO, size);
     figures.set(SIZE_MOST, WHO, most.max(after));
     figures.set("retention: size after, MB", WHO, after);
+    figures.set(
+        COUNTERS_MOST,
+        WHO,
+        counters_most.max(counters_mb(stage).await?),
+    );
     Ok(())
 }
 
@@ -170,10 +209,15 @@ async fn store_old(stage: &Stage<'_>, stored: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The size of the notifications with their indexes.
-async fn size_mb(stage: &Stage<'_>) -> anyhow::Result<f64> {
-    let query = "select pg_total_relation_size('notifications') / 1e6::double precision";
-    Ok(sqlx::query_scalar(query).fetch_one(&stage.pool).await?)
+/// The size of a table with its indexes.
+async fn size_mb(stage: &Stage<'_>, table: &str) -> anyhow::Result<f64> {
+    let query = "select pg_total_relation_size($1::regclass) / 1e6::double precision";
+    let size = sqlx::query_scalar(query).bind(table);
+    Ok(size.fetch_one(&stage.pool).await?)
+}
+
+async fn counters_mb(stage: &Stage<'_>) -> anyhow::Result<f64> {
+    Ok(size_mb(stage, "feeds").await? + size_mb(stage, "cursors").await?)
 }
 
 async fn execute(stage: &Stage<'_>, statement: &str) -> anyhow::Result<()> {
