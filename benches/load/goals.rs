@@ -5,7 +5,7 @@
 use serde::Serialize;
 
 use crate::report::{Report, Who};
-use crate::{many, overload, retention, soak};
+use crate::{hints, many, overload, retention, soak};
 
 /// The growth of memory by a broadcast and by a replayed window.
 pub const AFTER_BROADCAST: &str = "C memory after a broadcast of 64 KiB, of idle";
@@ -266,6 +266,16 @@ impl Medians<'_> {
                 "many: Shopbell and Postgres at most 2 % of a core while nothing happens",
                 self.shopbell(many::IDLE_ALL),
                 2.0,
+            ),
+            at_least(
+                "hints: lean ones send at least 5 x fewer bytes to a gateway without recipients",
+                self.shopbell(hints::BYTES_SAVED),
+                5.0,
+            ),
+            at_least(
+                "hints: lean ones cost such a gateway at least 5 x less CPU",
+                self.shopbell(hints::CPU_SAVED),
+                5.0,
             ),
             at_most(
                 "soak: memory grows by at most 10 % after a minute",

@@ -14,6 +14,7 @@ mod event;
 mod floors;
 mod goals;
 mod herd;
+mod hints;
 mod jetstream;
 mod ledger;
 mod many;
@@ -89,6 +90,9 @@ struct Arguments {
     /// Idle sessions of `--only many`.
     #[arg(long, default_value_t = 90_000)]
     sessions: usize,
+    /// Gateways of `--only hints`.
+    #[arg(long, default_value_t = 20)]
+    gateways: usize,
     /// The directory of another Debian, as `scripts/install` prints it. T, L and R run with its
     /// RabbitMQ and Postgres too.
     #[arg(long)]
@@ -113,6 +117,7 @@ impl Arguments {
             && self.retention_seconds >= 120
             && self.overload_seconds >= 300
             && self.sessions >= 50_000
+            && self.gateways >= 20
     }
 
     /// The scenarios whose goals need a figure. Some goals compare figures of several scenarios.
@@ -282,13 +287,14 @@ async fn one(
                 .append(retention::retention(services, events, arguments.stored, seconds).await?);
         }
         "many" => figures.append(many::many(services, arguments.sessions).await?),
+        "hints" => figures.append(hints::hints(services, arguments.gateways, events).await?),
         "overload" => {
             let duration = Duration::from_secs(arguments.overload_seconds);
             figures.append(overload::overload(services, duration).await?);
         }
         other => {
             anyhow::bail!(
-                "there is no scenario {other}: F, T, L, R, C, H, S, many, soak, overload and retention are"
+                "there is no scenario {other}: F, T, L, R, C, H, S, many, hints, soak, overload and retention are"
             )
         }
     }

@@ -264,6 +264,29 @@ impl Services {
         Ok(())
     }
 
+    /// The bytes that RabbitMQ has sent on the connections that are open.
+    pub fn sent_bytes(&self) -> anyhow::Result<SentBytes> {
+        let list = ["rabbitmqctl", "-q", "list_connections"];
+        let columns = ["send_oct", "client_properties"];
+        let listed = self.place.services(&[&list[..], &columns[..]].concat())?;
+        let mut sent = SentBytes::default();
+        for line in listed.lines() {
+            let Some((bytes, properties)) = line.split_once('\t') else {
+                continue;
+            };
+            // The first line has the names of the columns.
+            let Ok(bytes) = bytes.parse::<f64>() else {
+                continue;
+            };
+            sent.all += bytes;
+            if properties.contains("shopbell fanout") {
+                sent.hints += bytes;
+            }
+        }
+        ensure!(sent.hints > 0.0, "no connection receives hints: {listed}");
+        Ok(sent)
+    }
+
     /// Versions for the report.
     pub async fn versions(&self) -> anyhow::Result<String> {
         let mut connection = PgConnection::connect(&self.database_url).await?;
@@ -273,6 +296,24 @@ impl Services {
             .try_get(0)?;
         let rabbitmq = self.place.services(&["rabbitmqctl", "version"])?;
         Ok(format!("RabbitMQ {}, Postgres {postgres}", rabbitmq.trim()))
+    }
+}
+
+/// Bytes that RabbitMQ has sent.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SentBytes {
+    pub all: f64,
+    /// Those on connections for hints.
+    pub hints: f64,
+}
+
+impl SentBytes {
+    /// Those since `earlier`.
+    pub fn since(&self, earlier: &Self) -> Self {
+        Self {
+            all: self.all - earlier.all,
+            hints: self.hints - earlier.hints,
+        }
     }
 }
 

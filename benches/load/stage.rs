@@ -45,6 +45,14 @@ pub struct Gateway {
 impl<'a> Stage<'a> {
     /// Starts it migrated, and waits until it is ready.
     pub async fn set(services: &'a Services) -> anyhow::Result<Self> {
+        Self::set_with(services, &[]).await
+    }
+
+    /// The same with further settings.
+    pub async fn set_with(
+        services: &'a Services,
+        settings: &[(&str, String)],
+    ) -> anyhow::Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(1);
         let name = format!("bench{}", NUMBER.fetch_add(1, Ordering::Relaxed));
         services.create_database(&name).await?;
@@ -68,6 +76,7 @@ impl<'a> Stage<'a> {
             // The ledger would include its events.
             .env("SHOPBELL_CANARY_SECONDS", "0")
             .env("RUST_LOG", "warn");
+        command.envs(settings.iter().map(|(name, value)| (name, value)));
         // An experiment may add settings: SHOPBELL_BENCH_ENV="NAME=value NAME=value".
         let extra = std::env::var("SHOPBELL_BENCH_ENV").unwrap_or_default();
         command.envs(
