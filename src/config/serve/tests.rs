@@ -154,11 +154,11 @@ fn settings_of_the_other_role_are_not_shown() {
         of(&settings, "SHOPBELL_WINDOW").is_none()
             && of(&settings, "SHOPBELL_JWT_HS256_SECRET").is_none()
     );
-    assert!(of(&settings, "SHOPBELL_MAX_EVENT_BYTES").is_some());
+    assert!(of(&settings, "SHOPBELL_RETENTION_DAYS").is_some());
     let settings = explained(&GOOD, Some(Role::Gateway));
     assert!(
         of(&settings, "SHOPBELL_WINDOW").is_some()
-            && of(&settings, "SHOPBELL_MAX_EVENT_BYTES").is_none()
+            && of(&settings, "SHOPBELL_RETENTION_DAYS").is_none()
     );
 }
 
