@@ -114,6 +114,7 @@ fn check_signed(authenticator: &Authenticator, token: &str, header: &Value, is_n
         Some(Err(TokenError::Missing)) => panic!("there is a token"),
         Some(Err(TokenError::Audience(_) | TokenError::Issuer(_))) => panic!("none is expected"),
         Some(Err(TokenError::Algorithm)) => panic!("there is a key for this algorithm"),
+        Some(Err(TokenError::NoPublish(_))) => panic!("a session needs no claim publish"),
         Some(Err(
             TokenError::Refused(_)
             | TokenError::NotYetValid { .. }
