@@ -24,7 +24,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use self::publishing::{EventPublisher, NotPublished};
 use self::request::{BODY_BYTES_MAX, Item, Malformed, Rules, Verdict};
 use super::handshake::bearer;
-use super::refusal::Refusal;
+use super::refusal::{Refusal, RefusedRequest};
 use super::websocket::Gateway;
 use crate::http::client_address::Client;
 use crate::http::problem::Problem;
@@ -67,7 +67,7 @@ impl Events {
     }
 
     /// Takes room for a body. Without a length, this is the room of the largest body.
-    fn room(&self, headers: &HeaderMap) -> Result<OwnedSemaphorePermit, Refused> {
+    fn room(&self, headers: &HeaderMap) -> Result<OwnedSemaphorePermit, RefusedRequest> {
         let length = headers.get(CONTENT_LENGTH);
         let length = length.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
         let bytes = length.unwrap_or(BODY_BYTES_MAX);
@@ -80,22 +80,6 @@ impl Events {
     }
 }
 
-/// A request that publishes nothing.
-#[derive(Debug)]
-struct Refused {
-    reason: RequestRefused,
-    problem: Problem,
-}
-
-impl From<Refusal> for Refused {
-    fn from(refusal: Refusal) -> Self {
-        Self {
-            reason: refusal.label(),
-            problem: refusal.problem(),
-        }
-    }
-}
-
 /// The route.
 pub fn router(events: Arc<Events>) -> Router<Arc<Gateway>> {
     let publish = async move |State(gateway): State<Arc<Gateway>>,
@@ -103,7 +87,7 @@ pub fn router(events: Arc<Events>) -> Router<Arc<Gateway>> {
                               request: Request| {
         let client = gateway.client(peer, request.headers());
         let published = publish(&gateway, &events, client, request).await;
-        published.unwrap_or_else(|Refused { reason, problem }| {
+        published.unwrap_or_else(|RefusedRequest { reason, problem }| {
             gateway.shared.metrics.publishing.refused.inc(reason);
             problem.into_response()
         })
@@ -117,7 +101,7 @@ async fn publish(
     events: &Events,
     client: Client,
     request: Request,
-) -> Result<Response, Refused> {
+) -> Result<Response, RefusedRequest> {
     let (head, body) = request.into_parts();
     if gateway.health.draining.load(Ordering::Relaxed) {
         return Err(Refusal::Draining.into());
@@ -139,7 +123,7 @@ async fn publish(
         recipients: &recipients,
         exchange: &events.exchange,
     };
-    let parsed = request::parse(&head.headers, &body, &rules).map_err(Refused::from)?;
+    let parsed = request::parse(&head.headers, &body, &rules).map_err(RefusedRequest::from)?;
     drop(body);
     let (is_batch, items) = (parsed.is_batch, parsed.items);
     let (verdicts, outgoing): (Vec<_>, Vec<_>) = items.into_iter().map(Item::into_parts).unzip();
@@ -156,12 +140,12 @@ async fn publish(
     Ok(respond(is_batch, verdicts))
 }
 
-async fn read(body: Body) -> Result<Vec<u8>, Refused> {
+async fn read(body: Body) -> Result<Vec<u8>, RefusedRequest> {
     let reading = axum::body::to_bytes(body, BODY_BYTES_MAX);
     match tokio::time::timeout(BODY_TIMEOUT, reading).await {
         Ok(Ok(body)) => Ok(body.into()),
         Ok(Err(_)) => Err(too_large()),
-        Err(_) => Err(Refused {
+        Err(_) => Err(RefusedRequest {
             reason: RequestRefused::BadRequest,
             problem: Problem::new(
                 StatusCode::REQUEST_TIMEOUT,
@@ -198,8 +182,8 @@ fn respond(is_batch: bool, mut verdicts: Vec<Verdict>) -> Response {
     }
 }
 
-fn too_large() -> Refused {
-    Refused {
+fn too_large() -> RefusedRequest {
+    RefusedRequest {
         reason: RequestRefused::BadRequest,
         problem: Problem::new(
             StatusCode::PAYLOAD_TOO_LARGE,
@@ -208,14 +192,14 @@ fn too_large() -> Refused {
     }
 }
 
-fn not_ready(detail: &str) -> Refused {
-    Refused {
+fn not_ready(detail: &str) -> RefusedRequest {
+    RefusedRequest {
         reason: RequestRefused::NotReady,
         problem: Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail).retry_later(),
     }
 }
 
-impl From<Malformed> for Refused {
+impl From<Malformed> for RefusedRequest {
     fn from(malformed: Malformed) -> Self {
         let status = match malformed {
             Malformed::NotABatch => StatusCode::BAD_REQUEST,
@@ -228,7 +212,7 @@ impl From<Malformed> for Refused {
     }
 }
 
-impl From<NotPublished> for Refused {
+impl From<NotPublished> for RefusedRequest {
     fn from(error: NotPublished) -> Self {
         not_ready(&error.to_string())
     }

@@ -19,7 +19,7 @@ use serde_json::value::RawValue;
 use tower_http::cors::CorsLayer;
 
 use super::handshake::bearer;
-use super::refusal::Refusal;
+use super::refusal::{Refusal, RefusedRequest};
 use super::websocket::Gateway;
 use crate::http::problem::Problem;
 use crate::model::feed::{Epoch, Feed, Seq, Version};
@@ -46,24 +46,14 @@ struct Parameters {
     collapse: Option<bool>,
 }
 
-/// A request that gets no page.
-#[derive(Debug)]
-struct Refused {
-    reason: RequestRefused,
-    problem: Problem,
-}
-
-impl From<Refusal> for Refused {
-    fn from(refusal: Refusal) -> Self {
-        let problem = match &refusal {
-            // A token without a feed is forbidden for a session and unauthorized here.
-            Refusal::Token(error) => Problem::unauthorized(error.to_string(), error.retry_after()),
-            refusal => refusal.problem(),
-        };
-        Self {
-            reason: refusal.label(),
-            problem,
-        }
+/// The refusal of a token. One without a feed is forbidden for a session and unauthorized here.
+fn of_caller(refusal: Refusal) -> RefusedRequest {
+    match refusal {
+        Refusal::Token(error) => RefusedRequest {
+            reason: Refusal::Token(error).label(),
+            problem: Problem::unauthorized(error.to_string(), error.retry_after()),
+        },
+        refusal => refusal.into(),
     }
 }
 
@@ -112,13 +102,13 @@ async fn list_by_path(
     respond(&gateway, listed)
 }
 
-fn feed_of_path(rest: Result<Path<String>, PathRejection>) -> Result<String, Refused> {
+fn feed_of_path(rest: Result<Path<String>, PathRejection>) -> Result<String, RefusedRequest> {
     let Path(rest) = rest.map_err(|error| bad(error.to_string()))?;
     if rest == REST_OF_DOT {
         return Ok(".".into());
     }
     let feed = rest.strip_suffix("/notifications").map(str::to_owned);
-    feed.ok_or_else(|| Refused {
+    feed.ok_or_else(|| RefusedRequest {
         reason: RequestRefused::BadRequest,
         problem: Problem::new(
             StatusCode::NOT_FOUND,
@@ -143,8 +133,8 @@ async fn list_by_query(
 }
 
 /// The response with the page. A refusal is counted.
-fn respond(gateway: &Gateway, listed: Result<Response, Refused>) -> Response {
-    listed.unwrap_or_else(|Refused { reason, problem }| {
+fn respond(gateway: &Gateway, listed: Result<Response, RefusedRequest>) -> Response {
+    listed.unwrap_or_else(|RefusedRequest { reason, problem }| {
         gateway.shared.metrics.refused.history.inc(reason);
         problem.into_response()
     })
@@ -157,13 +147,15 @@ async fn list(
     feed: &str,
     parameters: Result<Query<Parameters>, QueryRejection>,
     headers: &HeaderMap,
-) -> Result<Response, Refused> {
+) -> Result<Response, RefusedRequest> {
     let client = gateway.client(peer, headers);
     let admitted = match gateway.count_request(client) {
         Ok(()) => gateway.authenticate(client, bearer(headers)).await,
         Err(refusal) => Err(refusal),
     };
-    let grant = admitted.inspect_err(|refusal| gateway.log_bound(client, refusal))?;
+    let grant = admitted
+        .inspect_err(|refusal| gateway.log_bound(client, refusal))
+        .map_err(of_caller)?;
     let feed = Feed::parse(feed).map_err(|error| bad(error.to_string()))?;
     let Query(parameters) = parameters.map_err(|error| bad(error.body_text()))?;
     if !grant.feeds.contains(&feed) {
@@ -187,13 +179,13 @@ async fn list(
         .into_response())
 }
 
-fn unreadable(gateway: &Gateway, feed: &Feed, error: &StoreError) -> Refused {
+fn unreadable(gateway: &Gateway, feed: &Feed, error: &StoreError) -> RefusedRequest {
     let reason = RequestRefused::NotReady;
     if let StoreError::Away(_) | StoreError::Silent(_) = error {
         tracing::warn!(%error, "a page of history could not be read");
         let detail = "the database does not answer: try again";
         let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail).retry_later();
-        return Refused { reason, problem };
+        return RefusedRequest { reason, problem };
     }
     let damaged = u64::from(error.blames_rows());
     gateway.shared.metrics.damaged_reads.inc_by(damaged);
@@ -202,11 +194,11 @@ fn unreadable(gateway: &Gateway, feed: &Feed, error: &StoreError) -> Refused {
         StatusCode::INTERNAL_SERVER_ERROR,
         "this page of history cannot be read",
     );
-    Refused { reason, problem }
+    RefusedRequest { reason, problem }
 }
 
-fn bad(detail: String) -> Refused {
-    Refused {
+fn bad(detail: String) -> RefusedRequest {
+    RefusedRequest {
         reason: RequestRefused::BadRequest,
         problem: Problem::new(StatusCode::BAD_REQUEST, detail),
     }

@@ -44,6 +44,24 @@ pub enum Refusal {
     Restored,
 }
 
+/// A refused request of plain HTTP: the reason for the metrics, and the response.
+#[derive(Debug)]
+pub struct RefusedRequest {
+    /// The value of the label `reason`.
+    pub reason: RequestRefused,
+    /// The response.
+    pub problem: Problem,
+}
+
+impl From<Refusal> for RefusedRequest {
+    fn from(refusal: Refusal) -> Self {
+        Self {
+            reason: refusal.label(),
+            problem: refusal.problem(),
+        }
+    }
+}
+
 /// The reason why a request cannot become a WebSocket connection (RFC 6455 §4.2.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NotAHandshake {
