@@ -9,7 +9,7 @@ use super::newest::{NewestReader, Unread};
 use crate::telemetry::labels::Retried;
 
 /// Most feeds in one statement. It takes about two milliseconds.
-const FEEDS_PER_READ_MAX: usize = 500;
+const FEEDS_PER_PORTION_MAX: usize = 500;
 
 /// Reads each feed once in `every`, for ever.
 pub async fn run(reader: NewestReader, every: Duration) {
@@ -17,7 +17,7 @@ pub async fn run(reader: NewestReader, every: Duration) {
         let mut feeds = reader.hub.feeds();
         // The order stays, so that the time between two reads of a feed does.
         feeds.sort_unstable();
-        let portions = feeds.len().div_ceil(FEEDS_PER_READ_MAX).max(1);
+        let portions = feeds.len().div_ceil(FEEDS_PER_PORTION_MAX).max(1);
         let pause = every / u32::try_from(portions).unwrap_or(u32::MAX);
         let size = feeds.len().div_ceil(portions).max(1);
         let mut pauses = tokio::time::interval(pause);
