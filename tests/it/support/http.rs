@@ -76,14 +76,7 @@ pub async fn request(
     path: &str,
     headers: &[(&str, &str)],
 ) -> io::Result<Reply> {
-    let mut stream = TcpStream::connect(address).await?;
-    // HTTP/1.0: the response ends with the connection or with its length, never in chunks.
-    let headers: String = headers
-        .iter()
-        .map(|(name, value)| format!("{name}: {value}\r\n"))
-        .collect();
-    let request = format!("{method} {path} HTTP/1.0\r\nHost: {address}\r\n{headers}\r\n");
-    exchange(&mut stream, &request).await
+    send(method, address, path, headers, "").await
 }
 
 /// `POST path` with a body, on a connection of its own.
@@ -93,15 +86,28 @@ pub async fn post(
     headers: &[(&str, &str)],
     body: &str,
 ) -> io::Result<Reply> {
+    let length = body.len().to_string();
+    let headers: Vec<_> = [("Content-Length", length.as_str())]
+        .into_iter()
+        .chain(headers.iter().copied())
+        .collect();
+    send("POST", address, path, &headers, body).await
+}
+
+async fn send(
+    method: &str,
+    address: SocketAddr,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+) -> io::Result<Reply> {
     let mut stream = TcpStream::connect(address).await?;
+    // HTTP/1.0: the response ends with the connection or with its length, never in chunks.
     let headers: String = headers
         .iter()
         .map(|(name, value)| format!("{name}: {value}\r\n"))
         .collect();
-    let length = body.len();
-    let request = format!(
-        "POST {path} HTTP/1.0\r\nHost: {address}\r\nContent-Length: {length}\r\n{headers}\r\n{body}"
-    );
+    let request = format!("{method} {path} HTTP/1.0\r\nHost: {address}\r\n{headers}\r\n{body}");
     exchange(&mut stream, &request).await
 }
 

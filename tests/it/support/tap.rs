@@ -262,7 +262,7 @@ async fn carry_upstream(
     }
 }
 
-/// Moves the frames of RabbitMQ until one side ends, and those of `said` between them.
+/// Forwards the frames of RabbitMQ, with those of `said` between them, until one side ends.
 async fn carry_downstream(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
