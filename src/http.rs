@@ -2,5 +2,6 @@
 
 pub mod client_address;
 pub mod connections;
+pub mod handover;
 pub mod listener;
 pub mod problem;

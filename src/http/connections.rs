@@ -9,7 +9,7 @@ use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
@@ -20,6 +20,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
+use super::handover::Handover;
 use crate::telemetry::instruments::Counted;
 use crate::telemetry::labels::ConnectionDropped;
 use crate::telemetry::metrics::ConnectionMetrics;
@@ -282,17 +283,23 @@ pub async fn within_deadlines<T>(
     .await
 }
 
-/// A stream that records reads and writes.
+/// A stream that records reads and writes, until a session takes it.
 #[derive(Debug)]
 pub struct Watched {
-    stream: TcpStream,
+    /// `None` after a handover. Nothing is read then, and the end of the response that hyper writes is dropped.
+    stream: Option<TcpStream>,
     watch: Arc<Watch>,
+    handover: Handover,
 }
 
 impl Watched {
-    /// Records in `watch`.
-    pub fn new(stream: TcpStream, watch: Arc<Watch>) -> Self {
-        Self { stream, watch }
+    /// Records in `watch`, and gives the stream to the session that waits in `handover`.
+    pub fn new(stream: TcpStream, watch: Arc<Watch>, handover: Handover) -> Self {
+        Self {
+            stream: Some(stream),
+            watch,
+            handover,
+        }
     }
 }
 
@@ -301,7 +308,7 @@ pub async fn upgraded(upgrade: OnUpgrade) -> Option<(TcpStream, Vec<u8>)> {
     let upgraded = upgrade.await.ok()?;
     match upgraded.downcast::<TokioIo<Watched>>() {
         // Copied, because a conversion would keep hyper's whole buffer.
-        Ok(parts) => Some((parts.io.into_inner().stream, parts.read_buf.to_vec())),
+        Ok(parts) => Some((parts.io.into_inner().stream?, parts.read_buf.to_vec())),
         Err(_) => {
             tracing::error!("a connection of an unknown kind was upgraded; it is dropped");
             None
@@ -315,8 +322,11 @@ impl AsyncRead for Watched {
         context: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let Some(stream) = &mut self.stream else {
+            return Poll::Pending;
+        };
         let before = buf.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(context, buf);
+        let read = Pin::new(stream).poll_read(context, buf);
         if buf.filled().len() > before {
             self.watch.heard(Instant::now());
         }
@@ -330,7 +340,10 @@ impl AsyncWrite for Watched {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        let Some(stream) = &mut self.stream else {
+            return Poll::Ready(Ok(bytes.len()));
+        };
+        let written = Pin::new(stream).poll_write(context, bytes);
         self.watch.wrote(written.is_ready());
         written
     }
@@ -340,21 +353,36 @@ impl AsyncWrite for Watched {
         context: &mut Context<'_>,
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(context, parts);
+        let Some(stream) = &mut self.stream else {
+            return Poll::Ready(Ok(parts.iter().map(|part| part.len()).sum()));
+        };
+        let written = Pin::new(stream).poll_write_vectored(context, parts);
         self.watch.wrote(written.is_ready());
         written
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        true
     }
 
+    /// hyper flushes when it has written all that it has.
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+        if let Some(stream) = &mut self.stream {
+            ready!(Pin::new(stream).poll_flush(context))?;
+            if let Some(waiting) = self.handover.take()
+                && let Some(stream) = self.stream.take()
+            {
+                waiting.give(stream);
+            }
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+        match &mut self.stream {
+            Some(stream) => Pin::new(stream).poll_shutdown(context),
+            None => Poll::Ready(Ok(())),
+        }
     }
 }
 

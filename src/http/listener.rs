@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::connections::{Connections, Go, Slot, TrackedBody, Watch, Watched, within_deadlines};
+use super::handover::Handover;
 use super::problem::Problem;
 use crate::telemetry::labels::ConnectionDropped;
 
@@ -33,7 +34,7 @@ const HEAD_BYTES_MAX: usize = 16 * 1024;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves `router` until `stop`, then stops accepting and waits for the requests under way. A connection that became a
-/// WebSocket no longer counts among `connections`.
+/// session no longer counts among `connections`.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
@@ -88,14 +89,17 @@ async fn serve_connection(
         return slot.count_dropped(reason);
     }
     let router = TowerToHyperService::new(router);
-    let request_watch = watch.clone();
-    let service =
-        service_fn(move |request| respond(router.clone(), peer, request, request_watch.clone()));
+    let (request_watch, handover) = (watch.clone(), Handover::default());
+    let io = TokioIo::new(Watched::new(stream, watch.clone(), handover.clone()));
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(handover.clone());
+        respond(router.clone(), peer, request, request_watch.clone())
+    });
     let connection = http1::Builder::new()
         // hyper has one timeout for heads and for idle connections; the watch has both.
         .header_read_timeout(None)
         .max_buf_size(HEAD_BYTES_MAX)
-        .serve_connection(TokioIo::new(Watched::new(stream, watch.clone())), service)
+        .serve_connection(io, service)
         .with_upgrades();
     let mut connection = pin!(connection);
     let ended = loop {
