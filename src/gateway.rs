@@ -1,15 +1,17 @@
-//! The gateway: subscribers connect over WebSocket, receive the notifications of their feeds, and
+//! The gateway: subscribers connect over WebSocket or plain HTTP, receive the notifications of their feeds, and
 //! send acks and marks.
 //!
 //! A request comes in through [`websocket`], which checks [`rates`], [`admission`], [`origin`] and
 //! [`auth`], and becomes a [`session`]. The session reads pages through [`replay`], moves [`cursors`] and
-//! writes [`marks`]. [`history`], [`events`] and [`dashboard`] serve plain HTTP.
+//! writes [`marks`]. [`streams`] opens sessions without a WebSocket. [`history`], [`events`] and [`dashboard`] serve
+//! plain HTTP, and [`feed_paths`] has the paths of feeds.
 
 pub mod admission;
 pub mod auth;
 pub mod cursors;
 pub mod dashboard;
 pub mod events;
+pub mod feed_paths;
 pub mod handshake;
 pub mod history;
 pub mod marks;
@@ -18,4 +20,5 @@ pub mod rates;
 pub mod refusal;
 pub mod replay;
 pub mod session;
+pub mod streams;
 pub mod websocket;

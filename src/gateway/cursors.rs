@@ -9,6 +9,7 @@ mod highest;
 mod opening;
 mod unwritten;
 
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -65,6 +66,8 @@ pub struct Cursors {
     unwritten: Mutex<UnwrittenAcks>,
     acked: Notify,
     soon: Notify,
+    /// Wakes the requests that wait until their acks are written.
+    written: Notify,
     openings: Openings,
     epochs: Arc<Epochs>,
     metrics: Arc<Metrics>,
@@ -82,6 +85,7 @@ impl Cursors {
             unwritten: Mutex::default(),
             acked: Notify::new(),
             soon: Notify::new(),
+            written: Notify::new(),
             openings,
             epochs,
             metrics,
@@ -106,6 +110,26 @@ impl Cursors {
     pub fn write_soon(&self) {
         if self.lock().waiting_count() > 0 {
             self.soon.notify_one();
+        }
+    }
+
+    /// Returns when these acks are written, or dropped because the epoch changed.
+    pub async fn written(&self, acks: &[(CursorKey, Seq)]) {
+        loop {
+            let mut written = pin!(self.written.notified());
+            // A write from now on counts.
+            written.as_mut().enable();
+            let is_waiting = {
+                let unwritten = self.lock();
+                let waits = |(key, seq): &(CursorKey, Seq)| {
+                    unwritten.newest(key).is_some_and(|newest| newest >= *seq)
+                };
+                acks.iter().any(waits)
+            };
+            if !is_waiting {
+                return;
+            }
+            written.await;
         }
     }
 
@@ -285,6 +309,8 @@ impl Cursors {
             if unwritten.is_of(epoch) {
                 unwritten.written(acks, Instant::now());
             }
+            drop(unwritten);
+            self.written.notify_waiters();
         }
         if advanced.is_beyond {
             let reason = "an ack was above the last number of its feed";

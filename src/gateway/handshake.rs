@@ -139,7 +139,10 @@ pub fn bearer(headers: &HeaderMap) -> Option<&str> {
 }
 
 /// Parses `FEED:NUMBER` or `FEED:NUMBER:EPOCH`. An epoch begins with a letter, and no number does.
-fn kept_number<T>(value: &str, number: impl Fn(i64) -> Option<T>) -> Option<(Feed, KeptNumber<T>)> {
+pub(super) fn kept_number<T>(
+    value: &str,
+    number: impl Fn(i64) -> Option<T>,
+) -> Option<(Feed, KeptNumber<T>)> {
     let (rest, last) = value.rsplit_once(':')?;
     let (feed, written, epoch) = match last.starts_with(|first: char| first.is_ascii_alphabetic()) {
         true => rest

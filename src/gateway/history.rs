@@ -5,18 +5,17 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Router;
-use axum::extract::rejection::{PathRejection, QueryRejection};
-use axum::extract::{ConnectInfo, Path, Query, State};
-use axum::http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE};
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{ConnectInfo, Query, State};
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use tower_http::cors::CorsLayer;
 
 use super::handshake::bearer;
 use super::refusal::{Refusal, RefusedRequest};
@@ -30,7 +29,6 @@ use crate::telemetry::labels::RequestRefused;
 const LIMIT_DEFAULT: u8 = 50;
 /// Most notifications of one page. `PAGE_BYTES_MAX` of the store bounds its bytes.
 const LIMIT_MAX: u8 = 200;
-const PREFLIGHT_MAX_AGE: Duration = Duration::from_secs(600);
 
 /// The query. Other parameters are ignored.
 #[derive(Debug, Deserialize)]
@@ -71,50 +69,28 @@ struct Body<'a> {
     next: Option<Seq>,
 }
 
-/// The rest of the path for the feed `.`, because URL parsers remove that segment (RFC 3986 §5.2.4,
-/// WHATWG URL).
-const REST_OF_DOT: &str = "notifications";
 /// The feed of `/v1/notifications` without a query: for the feed `..`, URL parsers remove two
 /// segments.
 const DOT_DOT: &str = "..";
 
-/// The routes. Pages of these origins may fetch them.
-pub fn router(allowed_origins: &[String]) -> Router<Arc<Gateway>> {
-    Router::new()
-        // A feed may have slashes, and many proxies decode `%2F`.
-        .route("/v1/feeds/{*rest}", get(list_by_path))
-        // For feeds in whose path proxies merge slashes or browsers remove dots.
-        .route("/v1/notifications", get(list_by_query))
-        .layer(cors(allowed_origins))
+/// The route for feeds in whose path proxies merge slashes or browsers remove dots.
+pub fn router() -> Router<Arc<Gateway>> {
+    Router::new().route("/v1/notifications", get(list_by_query))
 }
 
-async fn list_by_path(
-    State(gateway): State<Arc<Gateway>>,
-    ConnectInfo(peer): ConnectInfo<SocketAddr>,
-    rest: Result<Path<String>, PathRejection>,
-    parameters: Result<Query<Parameters>, QueryRejection>,
-    headers: HeaderMap,
+/// Responds to a request for the feed of its path.
+pub async fn list_by_path(
+    gateway: &Gateway,
+    peer: SocketAddr,
+    feed: Result<String, RefusedRequest>,
+    head: &Parts,
 ) -> Response {
-    let listed = match feed_of_path(rest) {
-        Ok(feed) => list(&gateway, peer, &feed, parameters, &headers).await,
+    let parameters = Query::try_from_uri(&head.uri);
+    let listed = match feed {
+        Ok(feed) => list(gateway, peer, &feed, parameters, &head.headers).await,
         Err(refused) => Err(refused),
     };
-    respond(&gateway, listed)
-}
-
-fn feed_of_path(rest: Result<Path<String>, PathRejection>) -> Result<String, RefusedRequest> {
-    let Path(rest) = rest.map_err(|error| bad(error.to_string()))?;
-    if rest == REST_OF_DOT {
-        return Ok(".".into());
-    }
-    let feed = rest.strip_suffix("/notifications").map(str::to_owned);
-    feed.ok_or_else(|| RefusedRequest {
-        reason: RequestRefused::BadRequest,
-        problem: Problem::new(
-            StatusCode::NOT_FOUND,
-            "unknown path: use /v1/feeds/{feed}/notifications",
-        ),
-    })
+    respond(gateway, listed)
 }
 
 async fn list_by_query(
@@ -202,19 +178,6 @@ fn bad(detail: String) -> RefusedRequest {
         reason: RequestRefused::BadRequest,
         problem: Problem::new(StatusCode::BAD_REQUEST, detail),
     }
-}
-
-/// The origins that may fetch pages: those that may connect. Without a list, only the same origin.
-fn cors(allowed_origins: &[String]) -> CorsLayer {
-    // The configuration accepts only printable origins.
-    let origins = allowed_origins
-        .iter()
-        .filter_map(|origin| HeaderValue::from_str(origin).ok());
-    CorsLayer::new()
-        .allow_origin(origins.collect::<Vec<_>>())
-        .allow_methods([Method::GET])
-        .allow_headers([AUTHORIZATION])
-        .max_age(PREFLIGHT_MAX_AGE)
 }
 
 fn request(feed: Feed, parameters: &Parameters) -> Result<HistoryRequest, &'static str> {

@@ -28,6 +28,7 @@ use super::origin;
 use super::refusal::Refusal;
 use super::session::closing::send_close;
 use super::session::socket::Socket;
+use super::session::state::Transport;
 use super::session::task::{self, Opened, Shared};
 use crate::config::ProxyConfig;
 use crate::fanout::hub::Hub;
@@ -104,7 +105,8 @@ impl Gateway {
             return Err(Refusal::Draining);
         }
         let grant = self.authenticate(client, offer.token.as_deref()).await?;
-        self.open(parameters, grant, client.block).await
+        self.open(parameters, grant, client.block, Transport::WebSocket)
+            .await
     }
 
     fn accept(

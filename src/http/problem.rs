@@ -16,6 +16,7 @@ pub struct Problem {
     status: StatusCode,
     detail: String,
     reason: Option<&'static str>,
+    close: Option<(u16, Option<u64>)>,
     headers: Vec<(HeaderName, HeaderValue)>,
 }
 
@@ -27,6 +28,10 @@ struct Body<'a> {
     detail: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    close_code: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retry_after_ms: Option<u64>,
 }
 
 impl Problem {
@@ -36,6 +41,7 @@ impl Problem {
             status,
             detail: detail.into(),
             reason: None,
+            close: None,
             headers: Vec::new(),
         }
     }
@@ -57,6 +63,12 @@ impl Problem {
     /// Adds the member `reason`, for programs (RFC 9457 §3.2).
     pub fn reason(mut self, reason: &'static str) -> Self {
         self.reason = Some(reason);
+        self
+    }
+
+    /// Adds the members `close_code` and `retry_after_ms`: the close that a WebSocket would get.
+    pub fn close(mut self, code: u16, retry_after_ms: Option<u64>) -> Self {
+        self.close = Some((code, retry_after_ms));
         self
     }
 
@@ -88,6 +100,8 @@ impl IntoResponse for Problem {
             status: self.status.as_u16(),
             detail: &self.detail,
             reason: self.reason,
+            close_code: self.close.map(|(code, _)| code),
+            retry_after_ms: self.close.and_then(|(_, wait)| wait),
         };
         // Serialising two strings and a number cannot fail.
         let json = serde_json::to_string(&body).unwrap_or_default();

@@ -54,6 +54,11 @@ impl<V: LabelValue> GaugeBy<V> {
             .set(number);
     }
 
+    /// Adds one until the returned value is dropped.
+    pub fn count(&self, value: V) -> Counted {
+        Counted::in_gauge(&self.family.get_or_create(&[(self.label, value)]))
+    }
+
     /// Sets the value, or removes the series if the value is unknown.
     pub fn set_or_remove(&self, value: V, number: Option<i64>) {
         match number {

@@ -119,6 +119,16 @@ label_values! {
 }
 
 label_values! {
+    /// The transport of a session without a WebSocket.
+    HttpTransport {
+        /// Server-Sent Events.
+        Stream = "stream",
+        /// Long polling.
+        Poll = "poll",
+    }
+}
+
+label_values! {
     /// The verdict of an event that a publisher sent by HTTP.
     EventVerdict {
         /// RabbitMQ confirmed it.

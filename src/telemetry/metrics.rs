@@ -5,6 +5,7 @@ mod hints;
 mod named;
 mod publishing;
 mod replay;
+mod streams;
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -17,6 +18,7 @@ pub use self::hints::HintMetrics;
 use self::named::Named;
 pub use self::publishing::PublishingMetrics;
 pub use self::replay::ReplayMetrics;
+pub use self::streams::StreamMetrics;
 use crate::telemetry::instruments::{Age, CounterBy, GaugeBy, Holding, Seconds};
 use crate::telemetry::labels::{
     CanaryStep, ConnectionDropped, DeadLetterState, HealthPart, JwksFetch, RequestRefused, Retried,
@@ -80,6 +82,8 @@ pub struct Metrics {
     pub sessions_closed: CounterBy<&'static str>,
     /// Refused requests.
     pub refused: RefusedMetrics,
+    /// Sessions without a WebSocket.
+    pub streams: StreamMetrics,
     /// The events of `POST /v1/events`.
     pub publishing: PublishingMetrics,
     /// Tokens.
@@ -238,6 +242,7 @@ impl Metrics {
             sessions_opened: named.counter("sessions_opened", "Sessions opened"),
             sessions_closed: named.counters("sessions_closed", "Sessions closed, by reason", ("reason", &[])),
             refused: RefusedMetrics::new(&mut named),
+            streams: StreamMetrics::new(&mut named),
             publishing: PublishingMetrics::new(&mut named),
             tokens: TokenMetrics::new(&mut named),
             jwks: JwksMetrics::new(&mut named),

@@ -16,7 +16,7 @@ const HEAD_BYTES_MAX: usize = 16 * 1_024;
 
 /// Each row of the page with the constants or the setting of its bound, and with the test that takes
 /// the bound and refuses more. A row without a constant has `-`.
-const ROWS: [&str; 77] = [
+const ROWS: [&str; 82] = [
     "body | SHOPBELL_MAX_EVENT_BYTES | a_body_may_have_the_greatest_size",
     "headers | model/event/parse.rs HEADERS_BYTES_MAX | headers_are_bounded_too",
     "`id` | model/event/cloud_event.rs ID_BYTES_MAX | texts_are_bounded_not_empty_and_without_control_characters",
@@ -75,6 +75,11 @@ const ROWS: [&str; 77] = [
     "heartbeats without a frame of the client | gateway/session/state.rs SILENT_HEARTBEATS_MAX | timers_send_heartbeats_and_end_the_session",
     "time without reading queued frames | gateway/session/task/outputs.rs WRITE_TIMEOUT, WRITE_BYTES_PER_SECOND_MIN | queued_frames_have_ten_seconds_and_more_if_they_are_large",
     "devices of a subscriber in a feed | store/cursors.rs DEVICES_PER_SUBSCRIBER_MAX | the_device_that_was_not_seen_for_longest_is_evicted",
+    "`wait` of a poll | gateway/streams.rs WAIT_SECONDS_MAX | wrong_requests_are_refused",
+    "frames of `POST /v1/frames` | gateway/streams/frames.rs FRAMES_MAX | wrong_requests_are_refused",
+    "body of `POST /v1/frames` | gateway/streams/frames.rs BODY_BYTES_MAX | wrong_requests_are_refused",
+    "time to send the frames | gateway/streams/frames.rs BODY_TIMEOUT | the_body_of_a_post_has_ten_seconds",
+    "time to store the frames | gateway/session/task/request.rs REPLY_TIMEOUT | an_ack_is_confirmed_only_when_it_is_stored",
     "a number of `shopbell config` | - | each_number_has_the_range_of_the_table",
     "HS256 secret | config/key_files.rs SECRET_BYTES_MIN | a_secret_has_at_least_32_bytes",
     "keys in `SHOPBELL_JWT_PUBLIC_KEY` | config/public_key.rs KEYS_MAX | other_and_weak_keys_are_refused_with_their_reason",

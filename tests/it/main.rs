@@ -80,6 +80,8 @@ mod retention;
 mod scale_out;
 mod sessions;
 mod slow_client;
+mod streams;
+mod streams_requests;
 mod support;
 mod tidy;
 mod tidy_docs;

@@ -20,12 +20,12 @@ use crate::gateway::cursors::Cursors;
 use crate::gateway::dashboard;
 use crate::gateway::events::publishing::EventPublisher;
 use crate::gateway::events::{self, Events};
-use crate::gateway::history;
+use crate::gateway::feed_paths;
 use crate::gateway::marks::Marks;
 use crate::gateway::rates::Rates;
 use crate::gateway::replay::newest::NewestReader;
 use crate::gateway::replay::{Replay, epoch, round, sweep};
-use crate::gateway::session::state::Rules;
+use crate::gateway::session::state::{Rules, Transport};
 use crate::gateway::session::task::{self, Shared};
 use crate::gateway::websocket::{self, Gateway, Places};
 use crate::http::connections::Connections;
@@ -141,6 +141,7 @@ impl Base {
                 rules: Rules {
                     window: session.window,
                     heartbeat: session.heartbeat,
+                    transport: Transport::WebSocket,
                 },
                 age_max: session.age_max,
                 drain: session.drain,
@@ -203,12 +204,12 @@ fn routes(
 ) -> Router {
     let routes = Router::new()
         .route("/v1/ws", get(websocket::connect))
-        .merge(history::router(&config.session.allowed_origins))
+        .merge(feed_paths::router(&config.session.allowed_origins))
         .merge(events::router(events))
         .fallback(async || {
             Problem::new(
                 StatusCode::NOT_FOUND,
-                "there is /v1/ws, /v1/events and /v1/feeds/{feed}/notifications",
+                "there is /v1/ws, /v1/stream, /v1/events and /v1/feeds/{feed}/notifications",
             )
         })
         .with_state(gateway.clone())

@@ -42,11 +42,9 @@ pub async fn send_close<S>(
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let closing = async {
-        if close != Close::Answered {
-            socket.put_close(Some(close.code()), reason);
-        }
+        let is_answered_later = socket.put_end(close, reason);
         let _ = tokio::time::timeout(WRITE_TIMEOUT, socket.flush()).await;
-        if close != Close::Answered {
+        if is_answered_later {
             let mut bytes = 0;
             while bytes <= LATE_BYTES_MAX {
                 match socket.next().await {

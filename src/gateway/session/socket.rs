@@ -1,5 +1,5 @@
-//! The server side of a WebSocket connection: bytes of the client become frames, frames become
-//! bytes, on any stream.
+//! The server side of a connection: bytes of the client become frames, frames become bytes, on any
+//! stream. A WebSocket has frames both ways; a response has only those of the server.
 //!
 //! An idle socket holds no buffer: it reads bytes into the stack, and it shares the payloads that
 //! it sends with all other sessions that send them.
@@ -14,7 +14,10 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 use super::framing::{Decoder, Fault, Header, Incoming, Kind};
+use super::response::{Part, ResponseBody};
 use crate::model::frame_text::FrameText;
+use crate::model::notification::Notification;
+use crate::model::protocol::Close;
 
 /// Bytes of one read. Most frames of clients are acks with fewer than a hundred bytes.
 const READ_BYTES: usize = 4 * 1024;
@@ -34,7 +37,7 @@ pub enum ReadError {
 #[derive(Debug)]
 pub struct Socket<S> {
     stream: S,
-    decoder: Decoder,
+    form: Form,
     /// Bytes that were read together with a frame.
     unread: Vec<u8>,
     /// Number of bytes of `unread` that were decoded.
@@ -47,10 +50,52 @@ pub struct Socket<S> {
     is_closing: bool,
 }
 
+/// The form of the bytes.
+#[derive(Debug)]
+enum Form {
+    WebSocket(Decoder),
+    Response(ResponseBody),
+}
+
+impl Form {
+    fn take(&mut self, bytes: &mut &[u8]) -> Result<Option<Incoming>, ReadError> {
+        match self {
+            Self::WebSocket(decoder) => decoder.take(bytes).map_err(ReadError::Fault),
+            // A client sends nothing after its request. Its bytes are dropped, and count as a frame.
+            Self::Response(_) => {
+                *bytes = &[];
+                Ok(Some(Incoming::Fragment))
+            }
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Outgoing {
-    header: Header,
+    header: Head,
     payload: Payload,
+    after: &'static [u8],
+}
+
+#[derive(Debug)]
+enum Head {
+    OfFrame(Header),
+    OfPart(Vec<u8>),
+}
+
+impl Outgoing {
+    /// Its bytes, in order.
+    fn parts(&self) -> [&[u8]; 3] {
+        let header = match &self.header {
+            Head::OfFrame(header) => header.as_bytes(),
+            Head::OfPart(bytes) => bytes,
+        };
+        [header, self.payload.as_bytes(), self.after]
+    }
+
+    fn length(&self) -> usize {
+        self.parts().iter().map(|part| part.len()).sum()
+    }
 }
 
 #[derive(Debug)]
@@ -71,11 +116,21 @@ impl Payload {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
-    /// Begins after the handshake. `unread` are the bytes that were read after it.
+    /// Begins a WebSocket after the handshake. `unread` are the bytes that were read after it.
     pub fn new(stream: S, unread: Vec<u8>, text_bytes_max: usize) -> Self {
+        let form = Form::WebSocket(Decoder::new(text_bytes_max));
+        Self::of(stream, form, unread)
+    }
+
+    /// Begins the body of a response after its head.
+    pub fn of_response(stream: S, body: ResponseBody) -> Self {
+        Self::of(stream, Form::Response(body), Vec::new())
+    }
+
+    fn of(stream: S, form: Form, unread: Vec<u8>) -> Self {
         Self {
             stream,
-            decoder: Decoder::new(text_bytes_max),
+            form,
             unread,
             decoded: 0,
             unsent: VecDeque::new(),
@@ -93,16 +148,61 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
 
     /// Queues a text.
     pub fn put_text(&mut self, text: FrameText) {
-        self.put(Kind::Text, Payload::Text(text));
+        match &mut self.form {
+            Form::WebSocket(_) => self.put(Kind::Text, Payload::Text(text)),
+            Form::Response(body) => {
+                let part = body.frame(text, None);
+                self.put_part(part);
+            }
+        }
     }
 
-    /// Queues a ping.
+    /// Queues a notification.
+    pub fn put_notification(&mut self, notification: &Notification) {
+        let text = notification.frame.clone();
+        match &mut self.form {
+            Form::WebSocket(_) => self.put(Kind::Text, Payload::Text(text)),
+            Form::Response(body) => {
+                let part = body.frame(text, Some((&notification.feed, notification.seq)));
+                self.put_part(part);
+            }
+        }
+    }
+
+    /// Queues a ping. A response has none.
     pub fn put_ping(&mut self) {
-        self.put(Kind::Ping, Payload::Control(Vec::new()));
+        if let Form::WebSocket(_) = self.form {
+            self.put(Kind::Ping, Payload::Control(Vec::new()));
+        }
     }
 
-    /// Queues a close, unless one was queued.
-    pub fn put_close(&mut self, code: Option<u16>, reason: &str) {
+    /// Queues the end of the session, unless it was queued. Returns whether the client will close
+    /// its side first.
+    pub fn put_end(&mut self, close: Close, reason: &str) -> bool {
+        let is_answered = close == Close::Answered;
+        match &mut self.form {
+            Form::WebSocket(_) if is_answered => false,
+            Form::WebSocket(_) => {
+                self.put_close(Some(close.code()), reason);
+                true
+            }
+            Form::Response(body) => {
+                let part = (!is_answered).then(|| body.close(close, reason));
+                let end = Part {
+                    before: body.end(),
+                    text: "".into(),
+                    after: b"",
+                };
+                part.into_iter()
+                    .chain([end])
+                    .for_each(|part| self.put_part(part));
+                self.is_closing = true;
+                false
+            }
+        }
+    }
+
+    fn put_close(&mut self, code: Option<u16>, reason: &str) {
         let code = code.map(u16::to_be_bytes);
         let payload = code
             .iter()
@@ -132,18 +232,35 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     }
 
     fn put(&mut self, kind: Kind, payload: Payload) {
+        let header = Head::OfFrame(Header::new(kind, payload.as_bytes().len()));
+        self.push(Outgoing {
+            header,
+            payload,
+            after: b"",
+        });
+    }
+
+    fn put_part(&mut self, part: Part) {
+        let (header, payload) = (Head::OfPart(part.before), Payload::Text(part.text));
+        let after = part.after;
+        self.push(Outgoing {
+            header,
+            payload,
+            after,
+        });
+    }
+
+    fn push(&mut self, outgoing: Outgoing) {
         if !self.is_closing {
-            let payload_bytes = payload.as_bytes().len();
-            let header = Header::new(kind, payload_bytes);
-            self.unsent_bytes += header.as_bytes().len() + payload_bytes;
-            self.unsent.push_back(Outgoing { header, payload });
+            self.unsent_bytes += outgoing.length();
+            self.unsent.push_back(outgoing);
         }
     }
 
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Result<Incoming, ReadError>> {
         if !self.unread.is_empty() {
             let mut rest = &self.unread[self.decoded..];
-            let incoming = self.decoder.take(&mut rest).map_err(ReadError::Fault)?;
+            let incoming = self.form.take(&mut rest)?;
             self.decoded = self.unread.len() - rest.len();
             if rest.is_empty() {
                 (self.unread, self.decoded) = (Vec::new(), 0);
@@ -161,7 +278,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             if bytes.is_empty() {
                 return Poll::Ready(Err(ReadError::Gone));
             }
-            if let Some(incoming) = self.decoder.take(&mut bytes).map_err(ReadError::Fault)? {
+            if let Some(incoming) = self.form.take(&mut bytes)? {
                 self.unread = bytes.to_vec();
                 return Poll::Ready(Ok(self.answered(incoming)));
             }
@@ -196,7 +313,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         self.unsent_bytes -= bytes;
         self.written += bytes;
         while let Some(first) = self.unsent.front() {
-            let length = first.header.as_bytes().len() + first.payload.as_bytes().len();
+            let length = first.length();
             if self.written < length {
                 break;
             }
@@ -212,9 +329,7 @@ fn parts_left<'a>(
     mut written: usize,
     parts: &mut [IoSlice<'a>],
 ) -> usize {
-    let bytes = unsent
-        .iter()
-        .flat_map(|frame| [frame.header.as_bytes(), frame.payload.as_bytes()]);
+    let bytes = unsent.iter().flat_map(Outgoing::parts);
     let left = bytes.filter_map(|bytes| {
         let skipped = written.min(bytes.len());
         written -= skipped;

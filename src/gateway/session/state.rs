@@ -13,6 +13,7 @@ mod reader;
 mod start;
 #[cfg(test)]
 mod tests;
+mod transport;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,6 +24,8 @@ use self::allowance::FrameAllowance;
 pub use self::output::{Effect, Frame, Output, Sent, Unverified};
 use self::reader::FeedReader;
 pub use self::start::{KeptByClient, KeptNumber, Start};
+use self::transport::CursorReads;
+pub use self::transport::Transport;
 use crate::model::feed::{Epoch, Feed, Newest, Seq};
 use crate::model::frame_text::FrameText;
 use crate::model::mark::StateFrame;
@@ -43,6 +46,8 @@ pub struct Rules {
     pub window: usize,
     /// Interval of heartbeats.
     pub heartbeat: Duration,
+    /// The connection.
+    pub transport: Transport,
 }
 
 /// The times at which a session ends in any case.
@@ -68,6 +73,9 @@ pub struct Session {
     /// Marks of the client that have no reply yet.
     marks_waiting: usize,
     is_reading: bool,
+    cursor_reads: CursorReads,
+    /// Whether a notification, a skip or a mark was sent.
+    has_news: bool,
     /// The index of the reader that is served first the next time, so that no feed waits for ever.
     turn: usize,
     frames_allowed: FrameAllowance,
@@ -87,6 +95,8 @@ impl Session {
             outstanding: 0,
             marks_waiting: 0,
             is_reading: false,
+            cursor_reads: CursorReads::new(),
+            has_news: false,
             turn: 0,
             frames_allowed: FrameAllowance::new(rules.window, now),
             heartbeat_at: now + rules.heartbeat,
@@ -100,14 +110,20 @@ impl Session {
 
     /// Takes the outputs that are due, in order.
     pub fn take_outputs(&mut self) -> Vec<Output> {
+        self.end_poll();
         std::mem::take(&mut self.outputs)
     }
 
     /// The time at which [`Session::on_tick`] is due.
     pub fn deadline(&self) -> Instant {
-        let timers = [self.heartbeat_at, self.silent_at(), self.ends.token];
-        let soonest = timers.into_iter().fold(self.heartbeat_at, Instant::min);
-        self.ends.age.map_or(soonest, |age| soonest.min(age))
+        let ends = [self.silent_at(), self.ends.age, self.poll_ends_at()];
+        let soonest = self.heartbeat_at.min(self.ends.token);
+        ends.into_iter().flatten().fold(soonest, Instant::min)
+    }
+
+    /// Number of marks of the client that have no reply yet.
+    pub fn marks_waiting(&self) -> usize {
+        self.marks_waiting
     }
 
     /// Number of notifications that wait for the client's ack.
@@ -144,7 +160,7 @@ impl Session {
         for state in states {
             let reader = self.reader_of(&state.feed);
             if reader.is_some_and(|reader| reader.take_state(state)) {
-                self.send_text(state.frame.clone());
+                self.send_news(state.frame.clone());
             }
         }
         self.advance();
@@ -190,7 +206,7 @@ impl Session {
         }
         self.send_entries(index, page, wall);
         for state in states {
-            self.send_text(state.frame.clone());
+            self.send_news(state.frame.clone());
         }
         self.send_kept(wall);
         self.advance();
@@ -222,11 +238,15 @@ impl Session {
         if now >= self.ends.token {
             return self.close(Close::TokenExpired);
         }
-        if now >= self.silent_at() {
+        let is_over = |end: Option<Instant>| end.is_some_and(|end| now >= end);
+        if is_over(self.silent_at()) {
             return self.close(Close::Silent);
         }
-        if self.ends.age.is_some_and(|age| now >= age) {
+        if is_over(self.ends.age) {
             return self.close(Close::TooOld);
+        }
+        if is_over(self.poll_ends_at()) {
+            return self.close(Close::Answered);
         }
         if now >= self.heartbeat_at {
             self.heartbeat_at = now + self.rules.heartbeat;
@@ -271,7 +291,9 @@ impl Session {
                     .push(Output::Send(Frame::Text(caught_up.into())));
             }
             let (wanted, states_after) = (reader.wanted(free), reader.states_wanted());
-            if !self.is_reading && (wanted > 0 || states_after.is_some()) {
+            let is_answered =
+                self.has_news && matches!(self.rules.transport, Transport::Poll { .. });
+            if !self.is_reading && !is_answered && (wanted > 0 || states_after.is_some()) {
                 self.is_reading = true;
                 self.turn = index + 1;
                 reader.begin_read();
@@ -283,6 +305,7 @@ impl Session {
                 }));
             }
         }
+        self.read_cursors();
     }
 
     /// Sends the entries of a page, as far as the window has room and none is outdated.
@@ -339,6 +362,7 @@ impl Session {
         self.readers[index].push_sent(notification);
         self.outstanding += 1;
         self.frames_allowed.add_notification();
+        self.has_news = true;
         let frame = Frame::Notification(notification.clone());
         self.outputs.push(Output::Send(frame));
     }
@@ -353,11 +377,28 @@ impl Session {
         }
         .to_json();
         reader.next = through.next();
-        self.send_text(skipped.into());
+        self.send_news(skipped.into());
     }
 
-    fn silent_at(&self) -> Instant {
-        self.heard_at + self.rules.heartbeat * SILENT_HEARTBEATS_MAX
+    /// Takes the notifications up to `seq` out of the window.
+    fn release(&mut self, index: usize, seq: Seq) {
+        let reader = &mut self.readers[index];
+        reader.acked = reader.acked.max(seq);
+        let acknowledged = reader.release(seq);
+        self.outstanding -= acknowledged.len();
+        let effects = acknowledged.into_iter().map(Effect::Acknowledged);
+        self.outputs.extend(effects.map(Output::Perform));
+    }
+
+    /// The client of a response sends nothing, so only a WebSocket can be silent.
+    fn silent_at(&self) -> Option<Instant> {
+        let heard = self.heard_at + self.rules.heartbeat * SILENT_HEARTBEATS_MAX;
+        (self.rules.transport == Transport::WebSocket).then_some(heard)
+    }
+
+    fn send_news(&mut self, text: FrameText) {
+        self.has_news = true;
+        self.send_text(text);
     }
 
     fn send_frame(&mut self, frame: &ServerFrame<'_>) {

@@ -5,11 +5,13 @@
 //! marks go to their writers. In the loop, `select!` only chooses an input. The work comes
 //! afterwards, so no input is dropped half done.
 
+mod cursor_reads;
 mod measures;
 mod outputs;
+mod request;
 
 use std::convert::Infallible;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,10 +21,11 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use self::measures::Measures;
+pub use self::request::{NotPerformed, perform_request};
 use super::closing::{accepts_late_frames, send_close};
 use super::framing::{Fault, Incoming};
 use super::socket::{ReadError, Socket};
-use super::state::{Effect, Ends, Output, Rules, Session, Start};
+use super::state::{Effect, Ends, Output, Rules, Session, Start, Transport};
 use crate::fanout::hub::{InboxContent, Registration};
 use crate::gateway::auth::{Authenticator, LEEWAY};
 use crate::gateway::cursors::{Cursors, SEEN_AFTER};
@@ -30,7 +33,7 @@ use crate::gateway::marks::Marks;
 use crate::gateway::rates::Rates;
 use crate::gateway::replay::{PageInRoom, Replay};
 use crate::http::client_address::AddressBlock;
-use crate::model::feed::{Device, Epoch, Feed, Subscriber};
+use crate::model::feed::{Device, Epoch, Feed, Seq, Subscriber};
 use crate::model::protocol::{ClientFrame, Close, ServerFrame, WelcomeFeed};
 use crate::store::cursors::CursorKey;
 use crate::store::epoch::known::Epochs;
@@ -80,6 +83,8 @@ pub struct Opened {
     pub subscriber: Subscriber,
     /// The device of the subscriber.
     pub device: Device,
+    /// Its connection.
+    pub transport: Transport,
     /// The epoch of all its numbers.
     pub epoch: Epoch,
     /// Its begin in each feed.
@@ -100,6 +105,7 @@ enum Input {
     Frame(Result<Incoming, ReadError>),
     Hints,
     Page(Result<Arc<PageInRoom>, oneshot::error::RecvError>),
+    Cursors(Vec<Seq>),
     Tick,
     Drain,
 }
@@ -181,6 +187,8 @@ struct Task {
     opened: Opened,
     shared: Arc<Shared>,
     page: Option<oneshot::Receiver<Arc<PageInRoom>>>,
+    /// The cursors of a session over HTTP that are being read, or will be.
+    cursors: Option<Pin<Box<dyn Future<Output = Vec<Seq>> + Send>>>,
     measures: Measures,
 }
 
@@ -192,12 +200,17 @@ impl Task {
             epoch_retry_ms: fastrand::u64(0..=EPOCH_RETRY_MS_MAX),
         };
         let starts = std::mem::take(&mut opened.starts);
+        let rules = Rules {
+            transport: opened.transport,
+            ..shared.rules
+        };
         Self {
-            session: Session::new(shared.rules, opened.epoch.clone(), starts, ends, now),
-            measures: Measures::new(opened.is_canary),
+            session: Session::new(rules, opened.epoch.clone(), starts, ends, now),
+            measures: Measures::new(opened.is_canary, opened.transport == Transport::WebSocket),
             opened,
             shared,
             page: None,
+            cursors: None,
         }
     }
 
@@ -223,6 +236,7 @@ impl Task {
                 frame = socket.next() => Input::Frame(frame),
                 () = self.opened.registration.inbox().woken() => Input::Hints,
                 page = next_page(&mut self.page) => Input::Page(page),
+                acked = cursor_reads::next(&mut self.cursors) => Input::Cursors(acked),
                 () = &mut timer => Input::Tick,
                 () = &mut leave => Input::Drain,
             };
@@ -258,6 +272,7 @@ impl Task {
             }
             // Replay gave up, or has no room: a fault of this replica.
             Input::Page(Err(_)) => return Err(SessionEnd::Close(Close::Internal)),
+            Input::Cursors(acked) => self.session.on_cursors(&acked),
             Input::Tick => self.session.on_tick(Instant::now()),
             Input::Drain => self
                 .session

@@ -4,12 +4,13 @@
 use std::time::Duration;
 
 use super::Gateway;
+use crate::fanout::hub::Registration;
 use crate::gateway::admission::Admitted;
 use crate::gateway::auth::Grant;
 use crate::gateway::cursors::NotOpened;
 use crate::gateway::handshake::SessionParameters;
 use crate::gateway::refusal::Refusal;
-use crate::gateway::session::state::{KeptByClient, KeptNumber, Start};
+use crate::gateway::session::state::{KeptByClient, KeptNumber, Start, Transport};
 use crate::gateway::session::task::Opened;
 use crate::http::client_address::AddressBlock;
 use crate::model::feed::{Device, Epoch, Feed, Newest};
@@ -22,11 +23,12 @@ const CURSORS_TIMEOUT: Duration = Duration::from_secs(5);
 impl Gateway {
     /// Registers in the hub, then reads the cursors. So an event that is stored in between is in
     /// the inbox.
-    pub(super) async fn open(
+    pub async fn open(
         &self,
         parameters: SessionParameters,
         grant: Grant,
         block: Option<AddressBlock>,
+        transport: Transport,
     ) -> Result<(Opened, Admitted), Refusal> {
         if let Some(feed) = parameters.feeds().find(|feed| !grant.feeds.contains(feed)) {
             return Err(Refusal::ForeignFeed(feed.clone()));
@@ -36,6 +38,31 @@ impl Gateway {
             .admit(&grant.subscriber, block)
             .map_err(Refusal::TooManySessions)?;
         let registration = self.hub.register(grant.feeds.clone());
+        let mut opened = self.opened(parameters, grant, registration).await?;
+        (opened.block, opened.transport) = (block, transport);
+        Ok((opened, admitted))
+    }
+
+    /// Opens a session for the frames of one request. It has sent everything, and receives nothing.
+    pub async fn open_for_request(&self, device: Device, grant: Grant) -> Result<Opened, Refusal> {
+        let parameters = SessionParameters {
+            device,
+            ..SessionParameters::default()
+        };
+        let registration = self.hub.register(Vec::new());
+        let mut opened = self.opened(parameters, grant, registration).await?;
+        for start in &mut opened.starts {
+            start.after = start.last;
+        }
+        Ok(opened)
+    }
+
+    async fn opened(
+        &self,
+        parameters: SessionParameters,
+        grant: Grant,
+        registration: Registration,
+    ) -> Result<Opened, Refusal> {
         let standings = self.standings(&grant, &parameters.device).await?;
         // If the epoch changed meanwhile, the client must come again.
         let epoch = epoch_of(&standings)
@@ -51,19 +78,19 @@ impl Gateway {
         let (starts, feeds) = starts(&grant, &parameters, &epoch, &standings)
             .into_iter()
             .unzip();
-        let opened = Opened {
+        Ok(Opened {
             id: uuid::Uuid::now_v7().to_string(),
             token_remaining: grant.remaining(),
             is_canary: grant.is_canary,
             subscriber: grant.subscriber,
             device: parameters.device,
+            transport: Transport::WebSocket,
             epoch,
             starts,
             feeds,
             registration,
-            block,
-        };
-        Ok((opened, admitted))
+            block: None,
+        })
     }
 
     async fn standings(

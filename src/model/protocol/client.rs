@@ -62,6 +62,16 @@ struct Fields<'a> {
 }
 
 impl ClientFrame {
+    /// The feed that the frame names.
+    pub fn feed(&self) -> Option<&str> {
+        match self {
+            Self::Ack { feed, .. } | Self::Read { feed, .. } | Self::Handle { feed, .. } => {
+                Some(feed)
+            }
+            Self::Auth { .. } | Self::Ping | Self::Unknown => None,
+        }
+    }
+
     /// Parses a text message. Returns `None` if it is no frame of the protocol.
     pub fn parse(text: &str) -> Option<Self> {
         // serde would accept an array for a struct.

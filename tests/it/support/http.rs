@@ -128,7 +128,7 @@ pub async fn exchange(stream: &mut TcpStream, request: &str) -> io::Result<Reply
     Ok(reply)
 }
 
-async fn read_head(stream: &mut TcpStream) -> io::Result<Reply> {
+pub(super) async fn read_head(stream: &mut TcpStream) -> io::Result<Reply> {
     let mut bytes = Vec::new();
     loop {
         if let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") {

@@ -68,13 +68,14 @@ impl Session {
     }
 
     fn on_ack(&mut self, feed: &str, seq: i64) {
-        let Some(reader) = self
+        let Some(index) = self
             .readers
-            .iter_mut()
-            .find(|reader| reader.feed.as_str() == feed)
+            .iter()
+            .position(|reader| reader.feed.as_str() == feed)
         else {
             return self.send_error(Some(feed), ErrorCode::UnknownFeed, UNKNOWN_FEED);
         };
+        let reader = &self.readers[index];
         let Some(seq) = Seq::new(seq).filter(|seq| *seq < reader.next) else {
             return self.send_error(
                 Some(feed),
@@ -82,13 +83,10 @@ impl Session {
                 "this session did not send that seq: ack only numbers that it sent",
             );
         };
-        let acknowledged = reader.release(seq);
-        self.outstanding -= acknowledged.len();
-        let effects = acknowledged.into_iter().map(Effect::Acknowledged);
-        self.outputs.extend(effects.map(Output::Perform));
-        if seq > reader.acked {
-            reader.acked = seq;
-            let feed = reader.feed.clone();
+        let is_new = seq > reader.acked;
+        let feed = reader.feed.clone();
+        self.release(index, seq);
+        if is_new {
             self.outputs
                 .push(Output::Perform(Effect::Ack { feed, seq }));
         }

@@ -1,6 +1,7 @@
 //! The outputs of a session, which its task performs in order.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use time::OffsetDateTime;
 
@@ -46,6 +47,11 @@ pub enum Effect {
         wanted: usize,
         /// The last version sent, if later marks are missing.
         states_after: Option<Version>,
+    },
+    /// Read the cursors after a wait, and pass them to `Session::on_cursors`. It replaces an earlier wait.
+    ReadCursors {
+        /// The wait.
+        after: Duration,
     },
     /// Store that the subscriber has everything up to `seq`.
     Ack {

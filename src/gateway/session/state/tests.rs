@@ -6,6 +6,7 @@ mod epochs;
 mod limits;
 mod marks;
 mod properties;
+mod transport;
 
 use super::*;
 use crate::model::feed::Version;
@@ -128,9 +129,14 @@ fn session_after(acked: i64, last: i64, newest_version: i64) -> Session {
 }
 
 fn begin(now: Instant, start: Start) -> Session {
+    begin_over(Transport::WebSocket, now, start)
+}
+
+fn begin_over(transport: Transport, now: Instant, start: Start) -> Session {
     let rules = Rules {
         window: WINDOW,
         heartbeat: Duration::from_secs(10),
+        transport,
     };
     let ends = Ends {
         token: now + Duration::from_secs(3_600),
@@ -189,6 +195,7 @@ fn words(session: &mut Session) -> Vec<String> {
         Effect::Mark { mark, .. } => Some(format!("mark {mark:?}")),
         // It has its own test.
         Effect::Acknowledged(_) => None,
+        Effect::ReadCursors { after } => Some(format!("cursors after {}", after.as_millis())),
         Effect::Ack { seq, .. } => Some(format!("ack {seq}")),
         Effect::Doubt => Some("doubt".into()),
         Effect::Verify { .. } => Some("verify".into()),

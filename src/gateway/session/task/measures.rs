@@ -17,6 +17,8 @@ pub(super) struct Measures {
     /// The begin of the session. An event that was published before could not reach it earlier.
     opened_at: OffsetDateTime,
     is_canary: bool,
+    /// Whether acks arrive in the session. Otherwise it learns of them later.
+    has_acks: bool,
     /// Counted as a session with a full window.
     behind: Option<Counted>,
     lateness: Lateness,
@@ -24,10 +26,11 @@ pub(super) struct Measures {
 }
 
 impl Measures {
-    pub(super) fn new(is_canary: bool) -> Self {
+    pub(super) fn new(is_canary: bool, has_acks: bool) -> Self {
         Self {
             opened_at: OffsetDateTime::now_utc(),
             is_canary,
+            has_acks,
             behind: None,
             lateness: Lateness::default(),
             late: None,
@@ -44,8 +47,10 @@ impl Measures {
 
     pub(super) fn on_acknowledged(&mut self, sent: &Sent, metrics: &Metrics) {
         self.lateness.on_ack();
-        let now = OffsetDateTime::now_utc();
-        self.observe(&metrics.publish_to_ack, sent.time, now);
+        if self.has_acks {
+            let now = OffsetDateTime::now_utc();
+            self.observe(&metrics.publish_to_ack, sent.time, now);
+        }
     }
 
     /// Counts the session as behind or late, or no longer.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use futures_util::FutureExt;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{SessionEnd, Task};
+use super::{Opened, SessionEnd, Shared, Task};
 use crate::gateway::auth::LEEWAY;
 use crate::gateway::rates::TooFast;
 use crate::gateway::session::socket::Socket;
@@ -34,7 +34,8 @@ impl Task {
     ) -> Result<(), SessionEnd> {
         let (mut sent, begun) = (Vec::new(), SystemTime::now());
         let mut writes = Writes::default();
-        loop {
+        let mut is_answered = false;
+        while !is_answered {
             let outputs = self.session.take_outputs();
             if outputs.is_empty() {
                 break;
@@ -49,7 +50,7 @@ impl Task {
                     }
                     Output::Perform(Effect::Verify { token }) => {
                         // Boxed, because an idle session would have its size too.
-                        let verdict = Box::pin(self.verify(&token)).await;
+                        let verdict = Box::pin(verify(&self.shared, &self.opened, &token)).await;
                         self.session.on_verified(verdict);
                     }
                     Output::Perform(read @ Effect::Read { .. }) => {
@@ -60,6 +61,8 @@ impl Task {
                         self.perform(read);
                     }
                     Output::Perform(effect) => self.perform(effect),
+                    // The frames of a poll are written like those of other sessions.
+                    Output::Close(Close::Answered) => is_answered = true,
                     Output::Close(close) => return Err(SessionEnd::Close(close)),
                 }
             }
@@ -69,7 +72,10 @@ impl Task {
             writes.flush(socket).await?;
         }
         self.on_sent(&sent, begun);
-        Ok(())
+        match is_answered {
+            true => Err(SessionEnd::Close(Close::Answered)),
+            false => Ok(()),
+        }
     }
 
     /// Performs an effect that needs no wait.
@@ -88,6 +94,7 @@ impl Task {
                 let key = self.cursor_key(feed);
                 self.shared.cursors.ack(key, seq, &self.opened.epoch);
             }
+            Effect::ReadCursors { after } => self.read_cursors(after),
             Effect::Acknowledged(sent) => {
                 self.measures.on_acknowledged(&sent, &self.shared.metrics);
                 if let Some(trace) = sent.trace {
@@ -129,34 +136,34 @@ impl Task {
             }
         }
     }
+}
 
-    /// Checks a new token. It must be for the same subscriber and name every feed of the session.
-    async fn verify(&self, token: &str) -> Result<Instant, Unverified> {
-        let admitted = self.shared.authenticator.admit(Some(token)).await;
-        let grant = admitted.map_err(|error| {
-            // Only the session that guesses is closed, not the others of its address.
-            let (rates, block) = (&self.shared.rates, self.opened.block);
-            if error.may_be_a_guess() && rates.failed_token(block, Instant::now()).is_err() {
-                let retry_after_ms = TooFast::retry_after().as_millis() as u64;
-                return Unverified::TooMany { retry_after_ms };
-            }
-            Unverified::Refused(error.to_string())
-        })?;
-        if grant.subscriber != self.opened.subscriber {
-            let message = "the token is for another subscriber: reconnect with it";
-            return Err(Unverified::Refused(message.into()));
+/// Checks a new token. It must be for the same subscriber and name every feed of the session.
+async fn verify(shared: &Shared, opened: &Opened, token: &str) -> Result<Instant, Unverified> {
+    let admitted = shared.authenticator.admit(Some(token)).await;
+    let grant = admitted.map_err(|error| {
+        // Only the session that guesses is closed, not the others of its address.
+        let (rates, block) = (&shared.rates, opened.block);
+        if error.may_be_a_guess() && rates.failed_token(block, Instant::now()).is_err() {
+            let retry_after_ms = TooFast::retry_after().as_millis() as u64;
+            return Unverified::TooMany { retry_after_ms };
         }
-        // Every grant has the broadcast feed. A session that may mark it must keep that right.
-        let is_kept = |open: &WelcomeFeed| {
-            grant.feeds.contains(&open.feed)
-                && (open.shared || grant.shared.as_ref() != Some(&open.feed))
-        };
-        if !self.opened.feeds.iter().all(is_kept) {
-            let message = "the token does not name every feed of this session: reconnect with it";
-            return Err(Unverified::Refused(message.into()));
-        }
-        Ok(Instant::now() + grant.remaining() + LEEWAY)
+        Unverified::Refused(error.to_string())
+    })?;
+    if grant.subscriber != opened.subscriber {
+        let message = "the token is for another subscriber: reconnect with it";
+        return Err(Unverified::Refused(message.into()));
     }
+    // Every grant has the broadcast feed. A session that may mark it must keep that right.
+    let is_kept = |open: &WelcomeFeed| {
+        grant.feeds.contains(&open.feed)
+            && (open.shared || grant.shared.as_ref() != Some(&open.feed))
+    };
+    if !opened.feeds.iter().all(is_kept) {
+        let message = "the token does not name every feed of this session: reconnect with it";
+        return Err(Unverified::Refused(message.into()));
+    }
+    Ok(Instant::now() + grant.remaining() + LEEWAY)
 }
 
 fn queue<S: AsyncRead + AsyncWrite + Unpin>(
@@ -166,7 +173,7 @@ fn queue<S: AsyncRead + AsyncWrite + Unpin>(
 ) {
     match frame {
         Frame::Notification(notification) => {
-            socket.put_text(notification.frame.clone());
+            socket.put_notification(&notification);
             sent.push(notification);
         }
         Frame::Text(text) => socket.put_text(text),
