@@ -21,7 +21,8 @@ mod uri;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use lapin::Channel;
+use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
+use lapin::{Channel, ErrorKind};
 
 use self::connection::{Connection, Frames};
 use self::topology::Topology;
@@ -78,6 +79,22 @@ pub enum BrokerError {
     /// A publish to this exchange reached no queue.
     #[error("RabbitMQ routed a publish to the exchange {0} to no queue; check its bindings")]
     Unroutable(String),
+}
+
+impl BrokerError {
+    /// Returns whether RabbitMQ or AMQP refuses a publish for ever, for example because it is too large
+    /// (PRECONDITION_FAILED).
+    pub fn refuses_a_publish(&self) -> bool {
+        match self {
+            Self::NameTooLong(_) => true,
+            Self::Broker(error) => matches!(
+                error.kind(),
+                ErrorKind::ProtocolError(error)
+                    if matches!(error.kind(), AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED))
+            ),
+            _ => false,
+        }
+    }
 }
 
 /// The type of the ingest queues. RabbitMQ cannot change it for a queue that exists.

@@ -13,6 +13,7 @@ pub mod healthcheck;
 pub mod inspect;
 pub mod migrate;
 pub mod publish;
+pub mod relay;
 pub mod serve;
 pub mod tail;
 pub mod terminal;
@@ -65,6 +66,8 @@ enum Command {
     Tail(tail::Arguments),
     /// Run the service with a demo dashboard: place orders, run an import, cut the connection
     Demo(demo::Arguments),
+    /// Publish the rows of an outbox in the shop's own Postgres
+    Relay(relay::Arguments),
     /// Sign a token for development
     Token(token::Arguments),
     /// List, replay or drop events that could not be stored
@@ -98,7 +101,7 @@ impl Cli {
     /// They print the errors of lapin themselves.
     pub fn log_default(&self) -> &'static str {
         match self.command {
-            Command::Serve(_) | Command::Demo(_) => SERVICE_LOG,
+            Command::Serve(_) | Command::Demo(_) | Command::Relay(_) => SERVICE_LOG,
             _ => "warn,lapin=off",
         }
     }
@@ -116,6 +119,7 @@ impl Cli {
             Command::Migrate => migrate::run(format).await,
             Command::Declare => declare::run(format).await,
             Command::Publish(arguments) => publish::run(arguments, format).await,
+            Command::Relay(arguments) => relay::run(arguments, format).await,
             Command::Tail(arguments) => tail::run(arguments, format).await,
             Command::Token(arguments) => token::run(&arguments, format),
             Command::DeadLetters(action) => dead_letters::run(action, format).await,

@@ -16,6 +16,7 @@ pub mod http;
 pub mod ingest;
 pub mod model;
 pub mod ops;
+pub mod outbox;
 pub mod retry;
 pub mod store;
 pub mod telemetry;

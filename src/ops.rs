@@ -3,5 +3,6 @@
 pub mod canary;
 pub mod housekeeping;
 pub mod probes;
+pub mod relay;
 pub mod retention;
 pub mod routes;

@@ -1,5 +1,7 @@
 //! Publishes with confirms. A publish that must arrive waits for RabbitMQ; a publish that may be
-//! lost fails at once while RabbitMQ takes none.
+//! lost fails at once while RabbitMQ takes none. [`ordered`] keeps the order of each key.
+
+pub mod ordered;
 
 use std::sync::{Arc, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
@@ -7,7 +9,7 @@ use std::time::{Duration, Instant};
 use futures_util::stream::{FuturesUnordered, TryStreamExt};
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::ShortString;
-use lapin::{BasicProperties, Channel, Confirmation};
+use lapin::{BasicProperties, Channel, Confirmation, PublisherConfirm};
 use tokio::sync::Mutex;
 
 use super::connection::{self, Connection, Frames};
@@ -399,23 +401,25 @@ impl Incarnation {
         }
     }
 
+    /// Sends a publish, and returns its confirm.
+    async fn send(&self, publish: &Outgoing) -> Result<PublisherConfirm, BrokerError> {
+        let options = BasicPublishOptions {
+            mandatory: publish.mandatory,
+            ..Default::default()
+        };
+        let name = |name: &String| {
+            ShortString::try_new(name).map_err(|_| BrokerError::NameTooLong(name.len()))
+        };
+        let (exchange, key) = (name(&publish.exchange)?, name(&publish.routing_key)?);
+        let properties = publish.properties.clone();
+        let sent = self.channel.basic_publish(exchange, key, options, &publish.body, properties);
+        Ok(sent.await?)
+    }
+
     async fn publish(&self, publishes: &[Outgoing]) -> Result<(), BrokerError> {
         let mut confirms = FuturesUnordered::new();
         for publish in publishes {
-            let options = BasicPublishOptions {
-                mandatory: publish.mandatory,
-                ..Default::default()
-            };
-            let name = |name: &String| {
-                ShortString::try_new(name).map_err(|_| BrokerError::NameTooLong(name.len()))
-            };
-            let (exchange, key) = (name(&publish.exchange)?, name(&publish.routing_key)?);
-            let properties = publish.properties.clone();
-            confirms.push(
-                self.channel
-                    .basic_publish(exchange, key, options, &publish.body, properties)
-                    .await?,
-            );
+            confirms.push(self.send(publish).await?);
             if confirms.len() >= IN_FLIGHT_MAX
                 && let Some(confirmation) = confirms.try_next().await?
             {

@@ -366,7 +366,7 @@ impl Base {
     }
 }
 
-fn bind(variable: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
+pub(super) fn bind(variable: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
     let listen = || {
         let socket = if address.is_ipv4() {
             TcpSocket::new_v4()

@@ -7,7 +7,7 @@ use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
 use super::environment::Environment;
 use super::error::ConfigError;
-use super::settings::DATABASE_URL;
+use super::settings::{DATABASE_URL, Setting};
 
 const SEVERAL_HOSTS: &str = "names several hosts: use one name that always leads to the primary";
 
@@ -19,8 +19,12 @@ impl Environment {
     }
 
     pub(super) fn read_database(&mut self) -> Option<PgConnectOptions> {
+        self.read_postgres(&DATABASE_URL)
+    }
+
+    pub(super) fn read_postgres(&mut self, setting: &Setting) -> Option<PgConnectOptions> {
         self.secret(
-            &DATABASE_URL,
+            setting,
             |url| parse(url.reveal()),
             |options| Some(shown(options)),
         )

@@ -52,6 +52,7 @@ fn role(used_by: UsedBy) -> &'static str {
         UsedBy::Both => "both",
         UsedBy::Only(Role::Ingest) => "ingest",
         UsedBy::Only(Role::Gateway) => "gateway",
+        UsedBy::Relay => "relay",
     }
 }
 

@@ -14,7 +14,7 @@ use super::jwt::{JWT_SETTINGS, JwtConfig};
 use super::settings::{
     ALLOWED_ORIGINS, BROADCAST_FEED, CANARY_SECONDS, DASHBOARD, DRAIN_SECONDS, HEARTBEAT_SECONDS,
     LISTEN, MAX_EVENT_BYTES, MAX_FRAME_BYTES, MAX_PAGE_BYTES, MAX_SESSION_SECONDS, MAX_SESSIONS,
-    MAX_SESSIONS_PER_SUBSCRIBER, OPS_LISTEN, RETENTION_DAYS, Role, SWEEP_SECONDS, WINDOW,
+    MAX_SESSIONS_PER_SUBSCRIBER, OPS_LISTEN, OUTBOX_BATCH, OUTBOX_DATABASE_URL, RETENTION_DAYS, Role, SWEEP_SECONDS, WINDOW,
 };
 use super::url_files::UrlFiles;
 use crate::model::feed::Feed;
@@ -180,6 +180,8 @@ impl Environment {
         let event_bytes_max = self.number(&MAX_EVENT_BYTES);
         let ingest = self.read_ingest(broadcast_feed.clone(), event_bytes_max);
         let gateway = self.read_gateway(role, broadcast_feed, event_bytes_max);
+        self.ignore(&OUTBOX_DATABASE_URL);
+        let _ = self.number::<u32>(&OUTBOX_BATCH);
         let roles = match role {
             None => RoleConfig::Both(ingest?, gateway?),
             Some(Role::Ingest) => RoleConfig::Ingest(ingest?),

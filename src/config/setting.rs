@@ -84,12 +84,15 @@ pub enum UsedBy {
     Both,
     /// One role.
     Only(Role),
+    /// `shopbell relay`, and no role of `serve`.
+    Relay,
 }
 
 impl UsedBy {
     /// Whether a service with this role uses the setting; `None` stands for both roles.
     pub fn includes(self, role: Option<Role>) -> bool {
         match (self, role) {
+            (Self::Relay, _) => false,
             (Self::Both, _) | (_, None) => true,
             (Self::Only(one), Some(role)) => one == role,
         }

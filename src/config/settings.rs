@@ -10,7 +10,7 @@ pub const EVENT_BYTES_MAX_DEFAULT: usize = 262_144;
 pub(super) const TOKEN_VARIABLE: &str = "SHOPBELL_TOKEN";
 
 /// Every setting, in the order in which it is shown.
-pub const SETTINGS: [&Setting; 39] = [
+pub const SETTINGS: [&Setting; 41] = [
     &DATABASE_URL,
     &AMQP_URL,
     &AMQP_PREFIX,
@@ -50,6 +50,8 @@ pub const SETTINGS: [&Setting; 39] = [
     &PROXY_HEADER,
     &SWEEP_SECONDS,
     &CANARY_SECONDS,
+    &OUTBOX_DATABASE_URL,
+    &OUTBOX_BATCH,
 ];
 
 pub(super) const DATABASE_URL: Setting = Setting {
@@ -410,6 +412,24 @@ pub(super) const CANARY_SECONDS: Setting = Setting {
     default: Default::Value("30"),
     used_by: UsedBy::Only(Role::Gateway),
     description: "Interval of the end-to-end canary check; 0 disables it",
+    page: None,
+};
+
+pub(super) const OUTBOX_DATABASE_URL: Setting = Setting {
+    variable: "SHOPBELL_OUTBOX_DATABASE_URL",
+    kind: Kind::PostgresUrl,
+    default: Default::Required,
+    used_by: UsedBy::Relay,
+    description: "The shop's own Postgres 13 or newer, with the outbox; not through a pooler in transaction mode",
+    page: Some("outbox.md"),
+};
+
+pub(super) const OUTBOX_BATCH: Setting = Setting {
+    variable: "SHOPBELL_OUTBOX_BATCH",
+    kind: number(1, 10_000, "rows"),
+    default: Default::Value("1000"),
+    used_by: UsedBy::Relay,
+    description: "Most rows of the outbox that the relay reads and publishes together",
     page: None,
 };
 

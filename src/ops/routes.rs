@@ -144,6 +144,11 @@ async fn metrics(State(operations): State<Operations>, headers: HeaderMap) -> Re
     metrics
         .draining
         .set(health.draining.load(Ordering::Relaxed).into());
+    exposition(registry, &headers).await
+}
+
+/// The metrics, in the format that the client accepts.
+pub(super) async fn exposition(registry: Arc<Registry>, headers: &HeaderMap) -> Response {
     let accept = headers
         .get(ACCEPT)
         .and_then(|accept| accept.to_str().ok())

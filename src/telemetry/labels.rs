@@ -225,3 +225,17 @@ label_values! {
         Fanout = "fanout",
     }
 }
+
+label_values! {
+    /// The part of a relay that failed.
+    RelayFailure {
+        /// The database of the outbox.
+        Database = "database",
+        /// RabbitMQ.
+        Publish = "publish",
+        /// A row that can never be published.
+        Row = "row",
+        /// The probe of the lag.
+        Probe = "probe",
+    }
+}

@@ -4,6 +4,7 @@
 mod hints;
 mod named;
 mod publishing;
+mod relay;
 mod replay;
 mod streams;
 
@@ -17,6 +18,7 @@ use prometheus_client::registry::Registry;
 pub use self::hints::HintMetrics;
 use self::named::Named;
 pub use self::publishing::PublishingMetrics;
+pub use self::relay::RelayMetrics;
 pub use self::replay::ReplayMetrics;
 pub use self::streams::StreamMetrics;
 use crate::telemetry::instruments::{Age, CounterBy, GaugeBy, Holding, Seconds};
