@@ -412,7 +412,9 @@ impl Incarnation {
         };
         let (exchange, key) = (name(&publish.exchange)?, name(&publish.routing_key)?);
         let properties = publish.properties.clone();
-        let sent = self.channel.basic_publish(exchange, key, options, &publish.body, properties);
+        let sent = self
+            .channel
+            .basic_publish(exchange, key, options, &publish.body, properties);
         Ok(sent.await?)
     }
 

@@ -41,8 +41,13 @@ pub struct Arguments {
 /// The operations port cannot be opened, a part ends unexpectedly, or a second signal arrives.
 pub async fn run(arguments: Arguments, format: terminal::Format) -> anyhow::Result<()> {
     let text = match &arguments {
-        Arguments { print_sql: true, .. } => outbox::SQL,
-        Arguments { print_privileges: true, .. } => outbox::PRIVILEGES,
+        Arguments {
+            print_sql: true, ..
+        } => outbox::SQL,
+        Arguments {
+            print_privileges: true,
+            ..
+        } => outbox::PRIVILEGES,
         _ => return relay(Environment::of_process().relay()?).await,
     };
     if format == terminal::Format::Json {

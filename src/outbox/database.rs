@@ -134,7 +134,8 @@ impl Database {
         let mut connection = connected.map_err(explain)?;
         within(ANSWER_TIMEOUT, connection.execute(sqlx::raw_sql(SESSION))).await?;
         let mut database = Self { connection };
-        let (is_read_only, is_permitted) = database.one(sqlx::query(CHECK)).await.map_err(not_ready)?;
+        let (is_read_only, is_permitted) =
+            database.one(sqlx::query(CHECK)).await.map_err(not_ready)?;
         match (is_read_only, is_permitted) {
             (true, _) => Err(OutboxError::ReadOnly),
             (false, true) => Ok(database),
@@ -177,7 +178,9 @@ impl Database {
 
     /// Moves a row that can never be published to the rows that were set aside.
     pub(super) async fn set_aside(&mut self, id: i64, reason: &str) -> Result<(), OutboxError> {
-        let moved: Vec<(i64,)> = self.all(sqlx::query(SET_ASIDE).bind(id).bind(reason)).await?;
+        let moved: Vec<(i64,)> = self
+            .all(sqlx::query(SET_ASIDE).bind(id).bind(reason))
+            .await?;
         drop(moved);
         Ok(())
     }

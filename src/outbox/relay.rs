@@ -164,7 +164,6 @@ impl<'a> Round<'a> {
         }
         Ok(match self.publish(rows, stop).await? {
             Ok(()) => {
-                self.backoff.reset();
                 self.relay.state.published();
                 Next::AtOnce
             }
@@ -218,6 +217,9 @@ impl<'a> Round<'a> {
         let confirmed = published.confirmed.iter();
         let confirmed: Vec<i64> = confirmed.filter_map(|at| ids.get(*at)).copied().collect();
         self.remove(&confirmed).await?;
+        if !confirmed.is_empty() {
+            self.backoff.reset();
+        }
         match published.failure {
             None => Ok(Ok(())),
             Some(error) if error.refuses_a_publish() => {
@@ -264,7 +266,11 @@ impl<'a> Round<'a> {
 
     async fn set_aside(&mut self, id: i64, reason: &str) -> Result<(), OutboxError> {
         self.relay.metrics.failures.inc(RelayFailure::Row);
-        tracing::error!(id, reason, "a row of the outbox can never be published and is set aside");
+        tracing::error!(
+            id,
+            reason,
+            "a row of the outbox can never be published and is set aside"
+        );
         self.database.set_aside(id, reason).await
     }
 

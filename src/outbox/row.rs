@@ -112,7 +112,10 @@ mod tests {
         };
         let event = parse(&message, limits).unwrap();
         assert_eq!(event.recipient.as_str(), "merchant-42");
-        assert_eq!((event.id.as_str(), event.source.as_str()), ("a\"b", "/shop"));
+        assert_eq!(
+            (event.id.as_str(), event.source.as_str()),
+            ("a\"b", "/shop")
+        );
         assert_eq!(event.collapse_key.as_deref(), Some("k"));
         assert_eq!(event.broadcast, Some(false));
         assert!(event.time.is_some());

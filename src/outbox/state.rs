@@ -51,12 +51,7 @@ impl State {
     /// The duty, the state of publishing, whether the relay stops, and the last error of both.
     pub fn read(&self) -> (Duty, Publishing, bool, Option<String>) {
         let inner = self.lock().clone();
-        (
-            inner.duty,
-            inner.publishing,
-            inner.is_draining,
-            inner.error,
-        )
+        (inner.duty, inner.publishing, inner.is_draining, inner.error)
     }
 
     /// The relay stops.

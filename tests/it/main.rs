@@ -57,6 +57,8 @@ mod memory;
 mod migration;
 mod observability;
 mod openings;
+mod outbox;
+mod outbox_faults;
 mod pages;
 mod plans;
 mod poison;

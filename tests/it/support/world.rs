@@ -198,6 +198,11 @@ impl World {
         url::with_user(&url::with_database(&self.amqp_urls.admin, "shopbell"), user)
     }
 
+    /// RabbitMQ, as its administrator.
+    pub fn broker_url(&self) -> &str {
+        &self.amqp_urls.admin
+    }
+
     /// RabbitMQ, as the user of publishers.
     pub fn publisher_amqp_url(&self) -> &str {
         &self.amqp_urls.publisher
