@@ -8,10 +8,13 @@ use shopbell::model::protocol::Close;
 /// Names that only these parts may use. (Directly after a `\"`, it is the name of a log target.)
 const OWNED: [(&[&str], &[&str]); 5] = [
     (&["lapin::"], &["amqp"]),
-    (&["sqlx::query", "sqlx::raw_sql", "sqlx::{"], &["store"]),
+    (
+        &["sqlx::query", "sqlx::raw_sql", "sqlx::{"],
+        &["store", "outbox"],
+    ),
     (
         &["\"select ", "\"insert into ", "\"update ", "\"delete from "],
-        &["store"],
+        &["store", "outbox"],
     ),
     (&["anyhow::"], &["commands", "main"]),
     // So only the proof `Published` allows ingest to acknowledge.
