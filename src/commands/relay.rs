@@ -69,12 +69,13 @@ async fn relay(config: RelayConfig) -> anyhow::Result<()> {
     let listener = bind("SHOPBELL_OPS_LISTEN", config.ops_listen)?;
     let routes = router(RelayOperations {
         state: state.clone(),
+        metrics: metrics.clone(),
         registry,
     });
     let connections = Connections::new(OPERATIONS_CONNECTIONS_MAX, ConnectionMetrics::default());
     let mut parts = JoinSet::new();
     parts.spawn(listener::serve(listener, routes, connections, last.clone()));
-    let probing = probe::run(config.outbox.clone(), state.clone(), metrics.clone());
+    let probing = probe::run(config.outbox.clone(), metrics.clone());
     parts.spawn(probing);
     let relay = Relay {
         options: config.outbox,

@@ -46,3 +46,44 @@ impl Environment {
         self.finish(config)
     }
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
+mod tests {
+    use super::*;
+
+    const GOOD: [(&str, &str); 2] = [
+        ("AMQP_URL", "amqp://u:hidden@mq.example/v"),
+        (
+            "SHOPBELL_OUTBOX_DATABASE_URL",
+            "postgres://r:hidden@shop.example/shop",
+        ),
+    ];
+
+    fn relay(more: &[(&str, &str)]) -> Result<RelayConfig, ConfigError> {
+        let all = GOOD.iter().chain(more);
+        let all = all.map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        Environment::of(all.collect()).relay()
+    }
+
+    #[test]
+    fn a_relay_needs_its_two_urls_and_ignores_the_settings_of_serve() {
+        let config = relay(&[
+            ("SHOPBELL_WINDOW", "no number"),
+            ("DATABASE_URL", "no URL"),
+            ("SHOPBELL_OUTBOX_BATCH", "7"),
+        ])
+        .unwrap();
+        assert_eq!(
+            (config.outbox.get_host(), config.batch),
+            ("shop.example", 7)
+        );
+        let missing = Environment::of(Vec::new()).relay().unwrap_err().to_string();
+        for (variable, _) in GOOD {
+            assert!(missing.contains(variable), "{missing}");
+        }
+        for bad in ["0", "10001"] {
+            assert!(relay(&[("SHOPBELL_OUTBOX_BATCH", bad)]).is_err());
+        }
+    }
+}

@@ -13,12 +13,15 @@ use serde::Serialize;
 use super::routes::exposition;
 use crate::http::problem::Problem;
 use crate::outbox::state::{Duty, Publishing, State};
+use crate::telemetry::metrics::RelayMetrics;
 
 /// The state that the routes report.
 #[derive(Debug, Clone)]
 pub struct RelayOperations {
     /// The state of the relay.
     pub state: Arc<State>,
+    /// The metrics that `/metrics` updates.
+    pub metrics: Arc<RelayMetrics>,
     /// All metrics.
     pub registry: Arc<Registry>,
 }
@@ -76,5 +79,8 @@ async fn ready(Shared(operations): Shared<RelayOperations>) -> Response {
 }
 
 async fn metrics(Shared(operations): Shared<RelayOperations>, headers: HeaderMap) -> Response {
+    let (duty, ..) = operations.state.read();
+    let is_active = duty == Duty::Active;
+    operations.metrics.active.set(is_active.into());
     exposition(operations.registry, &headers).await
 }

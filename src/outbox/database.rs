@@ -185,7 +185,7 @@ impl Database {
         Ok(())
     }
 
-    /// Tells publishers whether a notification is needed to wake the relay.
+    /// Sets whether publishers must notify the relay.
     pub(super) async fn set_asleep(&mut self, asleep: bool) -> Result<(), OutboxError> {
         let set: Vec<(i64,)> = self.all(sqlx::query(SET_ASLEEP).bind(asleep)).await?;
         drop(set);

@@ -7,7 +7,6 @@ use sqlx::postgres::PgConnectOptions;
 
 use super::OutboxError;
 use super::database::Database;
-use super::state::{Duty, State};
 use crate::telemetry::labels::RelayFailure;
 use crate::telemetry::metrics::RelayMetrics;
 
@@ -15,11 +14,9 @@ use crate::telemetry::metrics::RelayMetrics;
 const INTERVAL: Duration = Duration::from_secs(5);
 
 /// Measures for ever. The standby measures too, so that the lag is known while no relay works.
-pub async fn run(options: PgConnectOptions, state: Arc<State>, metrics: Arc<RelayMetrics>) {
+pub async fn run(options: PgConnectOptions, metrics: Arc<RelayMetrics>) {
     let mut database = None;
     loop {
-        let is_active = state.read().0 == Duty::Active;
-        metrics.active.set(i64::from(is_active));
         if let Err(error) = measure(&options, &mut database, &metrics).await {
             // The last values stay, because nothing newer is known.
             metrics.failures.inc(RelayFailure::Probe);

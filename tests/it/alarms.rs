@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::net::TcpStream;
 
-use crate::support::{Event, Monitor, PATIENCE, Parcel, World, eventually, holds};
+use crate::support::{Event, Monitor, PATIENCE, Parcel, Proxy, Shop, World, eventually, holds};
 
 const MERCHANT: &str = "merchant-42";
 /// Longer than a rule without `for` waits.
@@ -38,6 +38,42 @@ async fn a_walk_of_retention_that_does_not_end() {
     monitor
         .expect_alert("ShopbellRetentionBehind", "ticket")
         .await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn an_outbox_whose_rows_wait_and_one_row_that_can_never_be_published() {
+    let world = World::new().await;
+    let replica = world.serve().await;
+    let shop = Shop::open(&world).await;
+    let network = Proxy::before_service(world.publisher_amqp_url()).await;
+    let amqp_url = network.url(world.publisher_amqp_url());
+    let relay = shop.relay(&world, &[("AMQP_URL", &amqp_url)]).start().await;
+    let behind = Monitor::with_relays(&world, [&replica], [&relay]).await;
+    let set_aside = Monitor::with_relays(&world, [&replica], [&relay]).await;
+    let gone = Monitor::with_relays(&world, [&replica], [&relay]).await;
+
+    shop.run(
+        "insert into shopbell_outbox.events (recipient, type, event_id, source, time)
+         values ('merchant-42', repeat('t', 256), 'long', '/shop', now())",
+    )
+    .await;
+    relay.metric_reaches("shopbell_outbox_set_aside", 1.0).await;
+    set_aside
+        .expect_alert("ShopbellRelaySetAside", "ticket")
+        .await;
+    network.cut();
+    shop.publish(MERCHANT, "1").await;
+    shop.run("update shopbell_outbox.events set created_at = now() - interval '2 minutes'")
+        .await;
+    relay
+        .metric_reaches("shopbell_outbox_oldest_age_seconds", 120.0)
+        .await;
+    behind.expect_alert("ShopbellRelayBehind", "page").await;
+    network.mend();
+    world.expect_stored(MERCHANT, 1).await;
+    relay.kill();
+    gone.expect_alert("ShopbellRelayBehind", "page").await;
     world.finish().await;
 }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-use crate::support::{PATIENCE, World, eventually, holds, promtool};
+use crate::support::{PATIENCE, Shop, World, eventually, holds, promtool};
 
 const ALERTS: &str = "observability/alerts.yaml";
 const DASHBOARD: &str = "observability/grafana/dashboards/shopbell.json";
@@ -20,6 +20,8 @@ const IN_TIME: &str = r#"le="2""#;
 async fn every_metric_in_use_is_exposed_by_an_idle_replica() {
     let world = World::new().await;
     let replica = world.serve().await;
+    let shop = Shop::open(&world).await;
+    let relay = shop.relay(&world, &[]).start().await;
     let used: BTreeSet<_> = [
         read(ALERTS),
         read(DASHBOARD),
@@ -33,12 +35,23 @@ async fn every_metric_in_use_is_exposed_by_an_idle_replica() {
 
     // The metrics of RabbitMQ exist after the first poll.
     eventually("every metric in use is exposed", PATIENCE, async || {
-        let names = replica.metric_names().await;
+        let mut names = replica.metric_names().await;
+        let of_relay = relay.get("/metrics").await?.text();
+        names.extend(
+            of_relay
+                .lines()
+                .filter_map(|line| Some(line.split(['{', ' ']).next()?.to_owned())),
+        );
         let missing: Vec<_> = used.difference(&names).collect();
         holds(missing.is_empty(), format!("missing: {missing:?}"))
     })
     .await;
-    let text = replica.get("/metrics").await.text();
+    let of_relay = relay
+        .get("/metrics")
+        .await
+        .expect("the relay responds")
+        .text();
+    let text = replica.get("/metrics").await.text() + &of_relay;
     let mut missing = Vec::new();
     for (name, matchers) in selectors(&read(ALERTS)) {
         let of_it = || {
@@ -76,12 +89,16 @@ async fn prometheus_finds_nothing_to_correct_in_the_metrics() {
     let world = World::new().await;
     let replica = world.serve().await;
     replica.metric_reaches("shopbell_broker_up", 1).await;
-    let metrics = replica.get("/metrics").await;
-    let file = world.file("metrics", metrics.text().as_bytes());
-    let checked = promtool(&["check", "metrics"], Some(&file))
-        .await
-        .succeeded();
-    assert_eq!((checked.stdout.as_str(), checked.stderr.as_str()), ("", ""));
+    let shop = Shop::open(&world).await;
+    let relay = shop.relay(&world, &[]).start().await;
+    let of_relay = relay.get("/metrics").await.expect("the relay responds");
+    for metrics in [replica.get("/metrics").await, of_relay] {
+        let file = world.file("metrics", metrics.text().as_bytes());
+        let checked = promtool(&["check", "metrics"], Some(&file))
+            .await
+            .succeeded();
+        assert_eq!((checked.stdout.as_str(), checked.stderr.as_str()), ("", ""));
+    }
     world.finish().await;
 }
 

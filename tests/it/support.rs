@@ -48,7 +48,7 @@ pub use handshake::{Closed, Handshake};
 pub use issuer::{Answer, Issuer};
 pub use merchant::Merchant;
 pub use monitor::Monitor;
-pub use outbox::Shop;
+pub use outbox::{Relay, Shop};
 pub use pgbouncer::PgBouncer;
 pub use promtool::promtool;
 pub use proxy::Proxy;

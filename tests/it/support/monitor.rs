@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde_json::json;
 
-use super::{PATIENCE, Replica, World, eventually, holds, promtool};
+use super::{PATIENCE, Relay, Replica, World, eventually, holds, promtool};
 
 /// Each scrape counts for this many scrapes in a row, 15 s apart: 15 minutes.
 const REPEATS_PER_SCRAPE: usize = 60;
@@ -16,15 +16,26 @@ const REPEATS_PER_SCRAPE: usize = 60;
 pub struct Monitor<'a> {
     world: &'a World,
     replicas: Vec<&'a Replica>,
+    relays: Vec<&'a Relay>,
     scrapes: Vec<BTreeMap<String, String>>,
 }
 
 impl<'a> Monitor<'a> {
     /// Starts with a scrape of these replicas before the fault.
     pub async fn of(world: &'a World, replicas: impl IntoIterator<Item = &'a Replica>) -> Self {
+        Self::with_relays(world, replicas, []).await
+    }
+
+    /// The same with relays, each a target of the job `shopbell-relay`.
+    pub async fn with_relays(
+        world: &'a World,
+        replicas: impl IntoIterator<Item = &'a Replica>,
+        relays: impl IntoIterator<Item = &'a Relay>,
+    ) -> Self {
         let mut monitor = Self {
             world,
             replicas: replicas.into_iter().collect(),
+            relays: relays.into_iter().collect(),
             scrapes: Vec::new(),
         };
         for replica in &monitor.replicas {
@@ -48,14 +59,26 @@ impl<'a> Monitor<'a> {
 
     /// Scrapes all of them, each as a target of the job `shopbell`.
     pub async fn scrape(&mut self) {
-        let mut scrape = BTreeMap::new();
+        let mut targets = Vec::new();
         for (number, replica) in self.replicas.iter().enumerate() {
-            let target = format!(r#"job="shopbell",instance="replica-{number}""#);
-            let scraped = if replica.is_running() {
-                Some(replica.get("/metrics").await.text())
-            } else {
-                None
+            let scraped = match replica.is_running() {
+                true => Some(replica.get("/metrics").await.text()),
+                false => None,
             };
+            targets.push((
+                format!(r#"job="shopbell",instance="replica-{number}""#),
+                scraped,
+            ));
+        }
+        for (number, relay) in self.relays.iter().enumerate() {
+            let scraped = relay.get("/metrics").await.ok().map(|reply| reply.text());
+            targets.push((
+                format!(r#"job="shopbell-relay",instance="relay-{number}""#),
+                scraped,
+            ));
+        }
+        let mut scrape = BTreeMap::new();
+        for (target, scraped) in targets {
             scrape.insert(
                 format!("up{{{target}}}"),
                 u8::from(scraped.is_some()).to_string(),

@@ -72,7 +72,7 @@ impl Shop {
         }
     }
 
-    /// Runs what `shopbell relay` prints, as an operator does.
+    /// Runs the output of `shopbell relay --print-sql`, as an operator does.
     pub async fn install(&self, world: &World) {
         let mut lock = PgConnection::connect(&world.server_url)
             .await
