@@ -19,6 +19,7 @@ mod dashboards;
 mod edges;
 mod files;
 mod nginx;
+mod outbox;
 mod programs;
 mod rabbitmq_cluster;
 mod rolling;

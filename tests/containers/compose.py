@@ -107,6 +107,8 @@ def ours(service, services, shopbell):
     config = subprocess.run([shopbell, "config"], env=environment, capture_output=True, text=True)
     service.check(config.returncode == 0, f"`shopbell config`: {config.stderr.strip()}")
     known = [line.split()[0] for line in config.stdout.splitlines()]
+    # `shopbell config` lists the settings of `serve` only.
+    known += ["SHOPBELL_OUTBOX_DATABASE_URL"] if known and service.given["command"] == ["relay"] else []
     for name in service.environment if known else []:
         service.check(name in known, f"Shopbell does not read the variable {name}")
 

@@ -33,8 +33,10 @@ COMBINATIONS = [
     ("development", ["rabbitmq"]),
     ("development", ["cloudnative-pg"]),
     ("development", ["rabbitmq", "partitions"]),
+    ("development", ["relay", "monitoring"]),
     ("production", []),
     ("production", ["partitions", "traces"]),
+    ("production", ["relay"]),
     ("production", ["postgres-roles"]),
 ]
 
@@ -133,6 +135,9 @@ def names_in(cell):
 
 def settings(program, rendered, deployment, folder):
     pod = running.Pod(rendered, deployment, folder / "files")
+    if pod.container["args"] == ["relay"]:
+        yield from running.relay_complaints(program, pod, folder / "relay.log")
+        return
     pod.give(
         DATABASE_URL="postgresql://shopbell:secret@postgres.example:5432/shopbell",
         AMQP_URL="amqp://shopbell:secret@rabbitmq.example:5672/shopbell",

@@ -233,7 +233,11 @@ def of_monitor(objects, item):
         yield from of_operators_monitor(objects, item, *operator)
         return
     pods = selected(objects, item["spec"]["selector"])
-    if {pod["metadata"]["labels"]["app.kubernetes.io/component"] for pod in pods} != {"gateway", "ingest"}:
+    if item["metadata"]["name"] == "shopbell-relay":
+        # The monitoring component always has it, and the pods belong to the component relay.
+        if {pod["metadata"]["labels"]["app.kubernetes.io/component"] for pod in pods} - {"relay"}:
+            yield "scrapes other pods than relays"
+    elif {pod["metadata"]["labels"]["app.kubernetes.io/component"] for pod in pods} != {"gateway", "ingest"}:
         yield "does not scrape exactly gateway and ingest"
     for endpoint in item["spec"]["podMetricsEndpoints"]:
         if not all(has_port(pod, endpoint["port"]) for pod in pods):

@@ -117,6 +117,22 @@ def settings_complaints(program, pod):
         yield f"has the ports {ports}, and the program listens on {listens}"
 
 
+def relay_complaints(program, pod, log):
+    """Starts the relay like the pod. Its servers do not exist, so it must live and not be ready."""
+    pod.give(
+        SHOPBELL_OUTBOX_DATABASE_URL="postgresql://shopbell_relay:secret@127.0.0.1:9/shop",
+        AMQP_URL="amqp://shopbell:secret@127.0.0.1:9/shopbell",
+    )
+    with program.serving(pod, log) as (_, operations):
+        for path, wanted in (("/livez", 200), ("/readyz", 503)):
+            status, body = eventually(f"{pod.name} responds to {path}", ask, operations, path)
+            if status != wanted:
+                yield f"responds to {path} with {status}: {body}"
+    # SHOPBELL_LISTEN of the test has no effect, and is a setting of other roles.
+    if "is not known" in log.read_text():
+        yield f"sets a variable that the relay does not know, see {log}"
+
+
 class Refused(Exception):
     """The program's complaint about its environment."""
 
