@@ -213,7 +213,8 @@ async fn a_recipient_with_many_rows_does_not_delay_the_others() {
     let (world, shop) = open().await;
     shop.publish_many(1, 3_000).await;
     shop.publish(MERCHANT, "1").await;
-    let relay = shop.relay(&world, &[]).start().await;
+    let batch = [("SHOPBELL_OUTBOX_BATCH", "10000")];
+    let relay = shop.relay(&world, &batch).start().await;
     world.expect_stored(MERCHANT, 1).await;
     let left = shop.rows("events").await.expect("the outbox can be read");
     assert!(left > 1_000, "{left} rows of the other recipient are left");
