@@ -16,7 +16,7 @@ const HEAD_BYTES_MAX: usize = 16 * 1_024;
 
 /// Each row of the page with the constants or the setting of its bound, and with the test that takes
 /// the bound and refuses more. A row without a constant has `-`.
-const ROWS: [&str; 82] = [
+const ROWS: [&str; 85] = [
     "body | SHOPBELL_MAX_EVENT_BYTES | a_body_may_have_the_greatest_size",
     "headers | model/event/parse.rs HEADERS_BYTES_MAX | headers_are_bounded_too",
     "`id` | model/event/cloud_event.rs ID_BYTES_MAX | texts_are_bounded_not_empty_and_without_control_characters",
@@ -39,6 +39,9 @@ const ROWS: [&str; 82] = [
     "time to confirm the events of a request | gateway/events/publishing.rs CONFIRM_TIMEOUT | an_event_is_accepted_only_after_the_confirm_of_rabbitmq",
     "events of a batch | gateway/events/request.rs BATCH_MAX | a_batch_is_an_array_of_at_most_500_events",
     "entries of the claim `publish` | gateway/auth/recipients.rs ENTRIES_MAX | a_claim_that_can_match_nothing_is_refused",
+    "`data` of `shopbell_publish` | - | a_value_that_no_shopbell_accepts_aborts_its_transaction",
+    "`extensions` of `shopbell_publish` | - | a_value_that_no_shopbell_accepts_aborts_its_transaction",
+    "a row of the [outbox](outbox.md), inserted without `shopbell_publish` | outbox/row.rs EVENT_BYTES_MAX | a_row_that_can_never_be_published_is_set_aside",
     "request line and headers | http/listener.rs HEAD_BYTES_MAX | each_limit_of_a_request_is_exact",
     "number of headers | - | each_limit_of_a_request_is_exact",
     "time to send them | http/connections.rs HEAD_TIMEOUT | a_deadline_follows_what_the_connection_does",

@@ -115,6 +115,10 @@ async fn a_value_that_no_shopbell_accepts_aborts_its_transaction() {
             "extensions",
         ),
         (
+            format!("({merchant}, 't', extensions => jsonb_build_object('a', repeat('x', 16384)))"),
+            "extensions",
+        ),
+        (
             format!("({merchant}, 't', extensions => '{{\"id\": 1}}')"),
             "extensions",
         ),
