@@ -1,7 +1,7 @@
 -- The outbox of a shop: events that are published if, and only if, their transaction commits. docs/outbox.md explains it.
 --
 -- Run it in the database of the shop, as the role that owns its tables. It may run again at any time: it then adds the
--- missing parts, replaces the functions, and keeps the rows. It needs Postgres 13 or newer with a database in UTF8.
+-- missing parts, replaces the functions, and keeps the rows. It needs Postgres 15 or newer with a database in UTF8.
 -- outbox/privileges.sql has the privileges.
 
 create schema if not exists shopbell_outbox;

@@ -420,7 +420,7 @@ pub(super) const OUTBOX_DATABASE_URL: Setting = Setting {
     kind: Kind::PostgresUrl,
     default: Default::Required,
     used_by: UsedBy::Relay,
-    description: "The shop's own Postgres 13 or newer, with the outbox; not through a pooler in transaction mode",
+    description: "The shop's own Postgres 15 or newer, with the outbox; not through a pooler in transaction mode",
     page: Some("outbox.md"),
 };
 

@@ -24,13 +24,17 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// - A removal that a crash undoes is repeated, and Shopbell stores the event once. So it needs no
 ///   wait for the disk.
 /// - Rows must arrive in the order of the index.
-/// - The statements read few rows by index, also before the table has statistics.
+/// - The statements read few rows by index, also before the table has statistics. A plan for an unknown
+///   limit would sort or join a whole backlog.
 const SESSION: &str = "
     set statement_timeout = '30s';
     set idle_in_transaction_session_timeout = '10s';
     set synchronous_commit = off;
     set max_parallel_workers_per_gather = 0;
     set enable_seqscan = off;
+    set enable_bitmapscan = off;
+    set enable_hashjoin = off;
+    set enable_mergejoin = off;
     set jit = off;
 ";
 
