@@ -120,6 +120,41 @@ async fn killed_relays_databases_and_brokers_lose_and_repeat_no_order() {
     world.finish().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_alarm_keeps_rows_in_the_outbox_and_a_row_that_is_too_large_leaves_it() {
+    const MERCHANT: &str = "merchant-42";
+    let services = Services::up().await;
+    // It holds until RabbitMQ stops.
+    let set_size = "application:set_env(rabbit, max_message_size, 100000).";
+    services.rabbitmqctl(["eval", set_size]).await;
+    let world = World::at(services.database_url.clone(), services.amqp_url.clone()).await;
+    let _replica = world.serve().await;
+    let shop = Shop::open(&world).await;
+    let relay = shop.relay(&world, &[]);
+    shop.publish_many(30, 1).await;
+    shop.publish(MERCHANT, &format!("\"{}\"", "x".repeat(100_000)))
+        .await;
+    shop.publish(MERCHANT, "1").await;
+    relay.launch();
+    world.expect_stored(MERCHANT, 1).await;
+    shop.expect_empty(BOUND).await;
+    let reason: String = sqlx::query_scalar("select reason from shopbell_outbox.set_aside")
+        .fetch_one(&shop.admin)
+        .await
+        .expect("one row was set aside");
+    assert!(reason.contains("PRECONDITION"), "{reason}");
+
+    services.set_memory_bound("0").await;
+    shop.publish(MERCHANT, "2").await;
+    relay.reports(200, r#""broker":"blocked""#).await;
+    assert_eq!(shop.rows("events").await, Ok(1));
+    services.set_memory_bound("0.5").await;
+    world.expect_stored(MERCHANT, 2).await;
+    relay.reports(200, r#""status":"ready""#).await;
+    assert!(relay.terminate().await.success());
+    world.finish().await;
+}
+
 /// Writes orders until the shop has this number. A transaction locks its merchant, and publishes the
 /// numbers of its orders. If its end is unknown, the shop's own table decides.
 async fn write(pool: PgPool, orders: i64) {
