@@ -179,6 +179,11 @@ impl Broker {
         Ok(())
     }
 
+    /// Whether RabbitMQ blocks the publishers of this process because of an alarm.
+    pub fn blocks_publishers(&self) -> bool {
+        self.publishing.is_blocked()
+    }
+
     fn address(&self) -> Arc<Address> {
         let address = self.address.read();
         address.unwrap_or_else(PoisonError::into_inner).clone()

@@ -135,7 +135,7 @@ impl Shared {
     }
 
     /// Whether RabbitMQ blocks the connection because of an alarm.
-    fn is_blocked(&self) -> bool {
+    pub(super) fn is_blocked(&self) -> bool {
         self.current()
             .is_some_and(|connection| connection.is_blocked())
     }

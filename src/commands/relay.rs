@@ -69,6 +69,7 @@ async fn relay(config: RelayConfig) -> anyhow::Result<()> {
     let listener = bind("SHOPBELL_OPS_LISTEN", config.ops_listen)?;
     let routes = router(RelayOperations {
         state: state.clone(),
+        broker: broker.clone(),
         metrics: metrics.clone(),
         registry,
     });

@@ -11,6 +11,7 @@ use prometheus_client::registry::Registry;
 use serde::Serialize;
 
 use super::routes::exposition;
+use crate::amqp::Broker;
 use crate::http::problem::Problem;
 use crate::outbox::state::{Duty, Publishing, State};
 use crate::telemetry::metrics::RelayMetrics;
@@ -20,6 +21,8 @@ use crate::telemetry::metrics::RelayMetrics;
 pub struct RelayOperations {
     /// The state of the relay.
     pub state: Arc<State>,
+    /// The RabbitMQ that the relay publishes to.
+    pub broker: Broker,
     /// The metrics that `/metrics` updates.
     pub metrics: Arc<RelayMetrics>,
     /// All metrics.
@@ -54,7 +57,11 @@ pub fn router(operations: RelayOperations) -> Router {
 }
 
 async fn ready(Shared(operations): Shared<RelayOperations>) -> Response {
-    let (duty, publishing, is_draining, detail) = operations.state.read();
+    let (duty, mut publishing, is_draining, detail) = operations.state.read();
+    // An alarm delays a confirm for as long as it lasts, and is no failure.
+    if operations.broker.blocks_publishers() {
+        publishing = Publishing::Blocked;
+    }
     let (code, status) = match (is_draining, duty, publishing) {
         (true, ..) => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
         (_, Duty::Away, _) => (StatusCode::SERVICE_UNAVAILABLE, "unready"),

@@ -94,6 +94,8 @@ impl Incarnation {
             let (index, answer) = match answered {
                 Ok(Some(answer)) => answer,
                 Ok(None) => break,
+                // The publishes wait in the connection, and are confirmed after the alarm.
+                Err(_) if self.is_blocked() && !stop.is_cancelled() => continue,
                 Err(_) => {
                     let timeout = BrokerError::Timeout(CONFIRM_TIMEOUT, "confirming publishes");
                     failure.get_or_insert(timeout);
