@@ -223,7 +223,7 @@ async function run(command, args, env) {
   return Buffer.concat(out).toString();
 }
 
-async function freePort() {
+export async function freePort() {
   const server = createServer().listen(0, "127.0.0.1");
   await once(server, "listening");
   const { port } = server.address();

@@ -169,17 +169,19 @@ impl Stream {
             .expect("an event in time")
     }
 
-    /// The next event of this type. Panics if the body ends before.
+    /// The next event of this type. Panics if the body ends before, or if it does not come in time.
     pub async fn next_of(&mut self, kind: &str) -> StreamEvent {
-        loop {
-            let event = self
-                .next()
-                .await
-                .unwrap_or_else(|| panic!("the stream ended before a {kind}"));
-            if event.kind() == kind {
-                return event;
+        let find = async {
+            loop {
+                let event = self.read().await;
+                let event = event.unwrap_or_else(|| panic!("it ended before a {kind}"));
+                if event.kind() == kind {
+                    return event;
+                }
             }
-        }
+        };
+        let found = timeout(PATIENCE, find).await;
+        found.unwrap_or_else(|_| panic!("no {kind} in time"))
     }
 
     /// Takes the notifications of a feed in order.

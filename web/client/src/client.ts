@@ -1,13 +1,14 @@
 // The client of one tab: handlers, watchers, status, counts and marks. Every tab applies the same
 // frames. The leading tab also has a `Leader`, and talks to it like the other tabs do.
 
+import { addresses } from "./addresses.js";
 import { backoff } from "./backoff.js";
 import { CompletedSeqs } from "./completed.js";
 import { ShopbellError } from "./errors.js";
 import type { Events, Notification } from "./events.js";
 import { Feeds, type Counts, type Verdict } from "./feeds.js";
 import type { Handler } from "./handlers.js";
-import { addresses, fetchHistory, type HistoryPage, type HistoryQuery } from "./history.js";
+import type { HistoryPage, HistoryQuery } from "./history.js";
 import { Leader } from "./leader.js";
 import { PendingMarks, marksOf } from "./marks.js";
 import type { PageChange, Platform, Store } from "./platform.js";
@@ -184,9 +185,10 @@ export class Client {
    *
    * @throws {@link ShopbellError} `http_failed` with `status` and `problem`; `token_failed`.
    */
-  history(feed: string, query: HistoryQuery = {}): Promise<HistoryPage> {
+  async history(feed: string, query: HistoryQuery = {}): Promise<HistoryPage> {
     const { http } = this.#addresses;
-    return fetchHistory(this.#platform, http, () => this.#token(), feed, query);
+    const { fetchHistory } = await import("./history.js");
+    return fetchHistory(this.#platform, http, () => this.#token(), feed, query, ShopbellError);
   }
 
   /**

@@ -219,11 +219,16 @@ export class Feeds {
     return { total, feeds };
   }
 
-  /** The query from which the server replays missed marks. */
-  query(): URLSearchParams {
+  /**
+   * The query from which the server replays missed marks.
+   *
+   * @param after the session goes on, so the server sends only what this client has not received.
+   */
+  query(after = false): URLSearchParams {
     const query = new URLSearchParams();
-    for (const [feed, { version }] of this.#places) {
+    for (const [feed, { version, position }] of this.#places) {
       if (version !== undefined) query.append("state", this.key({ feed, seq: version }));
+      if (after) query.append("after", this.key({ feed, seq: position }));
     }
     return query;
   }

@@ -1,6 +1,6 @@
 // Stored notifications of a feed over HTTP, newest first.
 
-import { ShopbellError, type Problem } from "./errors.js";
+import type { Problem, ShopbellError } from "./errors.js";
 import type { Notification } from "./events.js";
 import type { Platform } from "./platform.js";
 
@@ -44,6 +44,7 @@ export async function fetchHistory(
   token: () => Promise<string>,
   feed: string,
   { signal, ...filters }: HistoryQuery,
+  Failure: typeof ShopbellError,
 ): Promise<HistoryPage> {
   const params = new URLSearchParams();
   for (const [name, value] of Object.entries(filters))
@@ -58,38 +59,20 @@ export async function fetchHistory(
     let response = await get();
     // The token may have expired: one retry with a fresh one.
     if (response.status === 401) response = await get();
-    if (!response.ok) throw await problem(response);
+    if (!response.ok) throw await problem(response, Failure);
     return (await response.json()) as HistoryPage;
   } catch (cause) {
-    if (cause instanceof ShopbellError || signal?.aborted) throw cause;
-    throw new ShopbellError("http_failed", `the history of ${feed} failed`, { cause });
+    if (cause instanceof Failure || signal?.aborted) throw cause;
+    throw new Failure("http_failed", `the history of ${feed} failed`, { cause });
   }
 }
 
-async function problem(response: Response): Promise<ShopbellError> {
+async function problem(response: Response, Failure: typeof ShopbellError): Promise<ShopbellError> {
   const more: { status: number; problem?: Problem } = { status: response.status };
   if (response.headers.get("content-type")?.startsWith("application/problem+json")) {
     // If the body is incomplete, the status is enough.
     more.problem = (await response.json().catch(() => undefined)) as Problem;
   }
   const detail = more.problem?.detail ?? more.problem?.title ?? response.statusText;
-  return new ShopbellError("http_failed", `${response.status} ${detail}`.trim(), more);
-}
-
-/** The addresses of the service for a URL such as `wss://…/v1/ws`, `https://…` or `/`. */
-export function addresses(
-  url: string,
-  base: string | undefined,
-  device: string | undefined,
-): { ws: string; http: string } {
-  const root = new URL(url, base);
-  root.protocol = root.protocol.replace(/^http/, "ws");
-  if (root.protocol !== "ws:" && root.protocol !== "wss:")
-    throw new TypeError(`url must be http(s) or ws(s): ${url}`);
-  root.hash = "";
-  root.pathname = `${root.pathname.replace(/\/+$/, "").replace(/\/v1\/ws$/, "")}/v1/ws`;
-  if (device !== undefined) root.searchParams.set("device", device);
-  const http = new URL(root);
-  http.protocol = http.protocol.replace(/^ws/, "http");
-  return { ws: root.href, http: http.origin + http.pathname.replace(/\/v1\/ws$/, "") };
+  return new Failure("http_failed", `${response.status} ${detail}`.trim(), more);
 }

@@ -33,6 +33,6 @@ export type { Handler } from "./handlers.js";
 export type { HistoryPage, HistoryQuery } from "./history.js";
 export type { Store } from "./platform.js";
 export type { State } from "./protocol.js";
-export type { TokenSource } from "./socket.js";
+export type { TokenSource, Transport } from "./socket.js";
 export type { Snapshot, Status } from "./status.js";
 export type { Watched } from "./watchers.js";

@@ -90,6 +90,7 @@ export class Leader {
     this.#hooks = hooks;
     this.#connection = new Connection(platform, url, token, {
       query: () => this.#query(),
+      after: () => this.#feeds.query(true),
       connecting: () => this.#setStatus({ state: "connecting" }),
       waiting: (retryAt) => this.#setStatus({ state: "waiting", retryAt }),
       welcome: (frame) => this.#onWelcome(frame),
@@ -219,8 +220,9 @@ export class Leader {
   #applyAll(frame: ServerFrame): void {
     this.#hooks.apply(frame);
     this.#hooks.send({ kind: "frame", frame });
-    if (frame.type !== "state")
-      this.#setStatus({ state: this.#feeds.caughtUp() ? "live" : "catching_up" });
+    if (frame.type === "state") return;
+    const { transport } = this.#connection;
+    this.#setStatus({ state: this.#feeds.caughtUp() ? "live" : "catching_up", transport });
   }
 
   #setStatus(status: Status): void {

@@ -6,6 +6,10 @@ export interface SocketLike {
   onclose: ((event: CloseEvent) => void) | null;
   send(text: string): void;
   close(code?: number, reason?: string): void;
+  /** Absent for a `WebSocket`. */
+  transport?: "stream" | "poll";
+  /** The network may be another one. */
+  hurry?(): void;
 }
 
 /** The part of `BroadcastChannel` that is used. */

@@ -30,6 +30,10 @@ export const PROBE_TIMEOUT_MS = 3_000;
 export const STABLE_MS = 5_000;
 /** The failure after this number in a row is reported as `connect_failed`. */
 export const FAILURES_MAX = 2;
+/** After more failures in a row, an attempt over HTTP follows each failed one. */
+export const WEBSOCKET_FAILURES = 1;
+/** The same if a WebSocket worked before. */
+export const WEBSOCKET_FAILURES_IF_KNOWN = 4;
 /** A token is replaced after this part of its lifetime. */
 export const REFRESH_AT = 0.8;
 /** Earlier by up to this part of that time, at random, so that clients do not refresh together. */
@@ -42,6 +46,9 @@ export const REFRESH_MS_MIN = 1_000;
 /** A subprotocol is a `token` (RFC 9110 §5.6.2). */
 const SENDABLE = /^[\w!#$%&'*+.^`|~-]+$/;
 
+/** How frames arrive: by a WebSocket, by Server-Sent Events, or by polls. */
+export type Transport = "websocket" | "stream" | "poll";
+
 /** Returns the app's token. */
 export type TokenSource = () => string | Promise<string>;
 
@@ -49,6 +56,8 @@ export type TokenSource = () => string | Promise<string>;
 export interface ConnectionHooks {
   /** Returns the query for the next attempt. */
   query(): URLSearchParams;
+  /** Returns the query that continues after the frames so far. */
+  after(): URLSearchParams;
   connecting(): void;
   /** The first frame of a session. */
   welcome(frame: Welcome): void;
@@ -78,11 +87,18 @@ interface Up {
   probing: boolean;
 }
 
+/** A socket with what its session needs. */
+export interface Opened {
+  socket: SocketLike;
+  token: string;
+  query: string;
+}
+
 type Phase =
   | { name: "idle" }
   | { name: "waiting"; notBefore: number }
   | { name: "token" }
-  | { name: "opening"; socket: SocketLike; token: string; query: string }
+  | ({ name: "opening" } & Opened)
   | Up;
 
 export class Connection {
@@ -94,6 +110,10 @@ export class Connection {
   #timers = new Set<() => void>();
   /** Attempts in a row that brought no stable session. */
   #failures = 0;
+  /** For networks that block WebSockets. Loaded when it is needed, because few need it. */
+  #http: typeof import("./http-socket.js") | undefined;
+  #overHttp = false;
+  #websocketFailures = WEBSOCKET_FAILURES;
 
   /** @param token rejects with `token_failed` (retried) or `subscriber_changed` (final). */
   constructor(
@@ -126,13 +146,19 @@ export class Connection {
     if (this.#phase.name === "up") this.#phase.socket.send(JSON.stringify(frame));
   }
 
+  get transport(): Transport {
+    return (this.#phase.name === "up" && this.#phase.socket.transport) || "websocket";
+  }
+
   /**
    * The network or the user is back: skips the back-off, but not a wait that the server requested.
    */
   hurry(): void {
     const phase = this.#phase;
     if (phase.name === "waiting" && this.#platform.now() >= phase.notBefore) void this.#attempt();
-    if (phase.name === "up") this.#probe(phase);
+    if (phase.name !== "up") return;
+    this.#probe(phase);
+    phase.socket.hurry?.();
   }
 
   #enter(phase: Phase, closeCode?: number): void {
@@ -160,12 +186,14 @@ export class Connection {
     return () => this.#timers.delete(cancel) && cancel();
   }
 
-  async #attempt(): Promise<void> {
+  async #attempt(token?: string): Promise<void> {
     const phase: Phase = { name: "token" };
     this.#enter(phase);
     this.#hooks.connecting();
-    const token = await this.#freshToken(phase);
-    if (token !== undefined) this.#open(token);
+    token ??= await this.#freshToken(phase);
+    if (token === undefined) return;
+    if (this.#overHttp) this.#http ??= await import("./http-socket.js").catch(() => undefined);
+    if (this.#phase === phase) this.#open(token);
   }
 
   /** Fetches a token for this phase; `undefined` if that failed and the next step is scheduled. */
@@ -185,20 +213,37 @@ export class Connection {
   }
 
   #open(token: string): void {
-    const query = this.#hooks.query().toString();
-    let socket: SocketLike;
+    let opened: Opened;
     try {
-      const url = query && `${this.#url.includes("?") ? "&" : "?"}${query}`;
-      socket = this.#platform.socket(this.#url + url, [
-        SUBPROTOCOL,
-        BEARER_SUBPROTOCOL_PREFIX + token,
-      ]);
+      opened = this.#socket(token, this.#overHttp);
     } catch {
       // No `cause`: its message may contain the token.
       return this.#finish(new ShopbellError("bad_request", "cannot open a WebSocket to this url"));
     }
-    this.#enter({ name: "opening", socket, token, query });
+    this.#enter({ name: "opening", ...opened });
     this.#later(CONNECT_TIMEOUT_MS, () => this.#wait());
+    this.#listen(opened.socket);
+  }
+
+  #socket(token: string, overHttp: boolean): Opened {
+    const query = this.#hooks.query().toString();
+    const url = this.#url + (query && `${this.#url.includes("?") ? "&" : "?"}${query}`);
+    const socket =
+      overHttp && this.#http
+        ? new this.#http.HttpSocket(this.#platform, url, token, {
+            after: () => this.#hooks.after(),
+            open: async () => this.#socket(await this.#token(), false),
+            adopt: (opened, data) => {
+              this.#enter({ name: "opening", ...opened }, 1000);
+              this.#listen(opened.socket);
+              this.#onMessage(data);
+            },
+          })
+        : this.#platform.socket(url, [SUBPROTOCOL, BEARER_SUBPROTOCOL_PREFIX + token]);
+    return { socket, token, query };
+  }
+
+  #listen(socket: SocketLike): void {
     socket.onmessage = ({ data }) => this.#onMessage(data);
     socket.onclose = ({ code, reason }) => this.#onClose(code, reason);
   }
@@ -254,6 +299,8 @@ export class Connection {
       probing: false,
     };
     this.#enter(phase);
+    this.#overHttp = !!socket.transport;
+    if (!this.#overHttp) this.#websocketFailures = WEBSOCKET_FAILURES_IF_KNOWN;
     this.#checkSilence(phase);
     this.#refreshLater(phase);
     this.#hooks.welcome(frame);
@@ -332,6 +379,14 @@ export class Connection {
     reported = false,
   }: WaitOptions = {}): void {
     const phase = this.#phase;
+    if (phase.name === "opening" && !reported) {
+      // The network may block this way, so the next attempt goes the other way.
+      this.#overHttp = !this.#overHttp && this.#failures >= this.#websocketFailures;
+      if (this.#overHttp) {
+        this.#enter({ name: "idle" }, closeCode);
+        return void this.#attempt(phase.token);
+      }
+    }
     if (phase.name === "opening" && this.#failures === FAILURES_MAX && !reported) {
       this.#hooks.error(new ShopbellError("connect_failed", "cannot connect"));
     }

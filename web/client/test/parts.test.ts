@@ -3,7 +3,8 @@ import { test } from "node:test";
 import { BACKOFF_BASE_MS, BACKOFF_CAP_MS, backoff } from "../src/backoff.js";
 import { ShopbellError } from "../src/errors.js";
 import { matches } from "../src/events.js";
-import { addresses, fetchHistory } from "../src/history.js";
+import { addresses } from "../src/addresses.js";
+import { fetchHistory } from "../src/history.js";
 import { browser, type Platform } from "../src/platform.js";
 import { closeMeaning, parseFrame } from "../src/protocol.js";
 import { Requests } from "../src/requests.js";
@@ -224,7 +225,7 @@ test("history retries once after 401 and then rejects with the problem", async (
   } as unknown as Platform;
   let tokens = 0;
   const history = (query = {}) =>
-    fetchHistory(platform, "https://h", async () => `t${++tokens}`, "a/b", query);
+    fetchHistory(platform, "https://h", async () => `t${++tokens}`, "a/b", query, ShopbellError);
   const refusal = (status: number) =>
     new Response('{"title":"No","detail":"not yours"}', {
       status,

@@ -1,8 +1,8 @@
 Embedded {
     page: include_str!("index.html"),
-    page_tag: "\"970850adc8a9\"",
+    page_tag: "\"fb56ad09d8a3\"",
     assets: &[
-        ("app-ded31658ca10.js", include_bytes!("app-ded31658ca10.js"), include_bytes!("app-ded31658ca10.js.gz")),
+        ("app-fcda79b4a53b.js", include_bytes!("app-fcda79b4a53b.js"), include_bytes!("app-fcda79b4a53b.js.gz")),
         ("style-2c236b7bfb4d.css", include_bytes!("style-2c236b7bfb4d.css"), include_bytes!("style-2c236b7bfb4d.css.gz")),
     ],
 }

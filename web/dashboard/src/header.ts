@@ -131,6 +131,7 @@ export class Header {
       ended: texts.ended(status.state === "closed" ? (status.error?.message ?? "") : ""),
     };
     setData(this.#connection, "state", state);
+    setData(this.#connection, "transport", "transport" in status ? status.transport : "");
     setText(this.#word, words[state]);
     this.#isAway = state === "reconnecting" || state === "offline";
     setAttribute(
