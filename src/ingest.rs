@@ -141,8 +141,12 @@ impl Ingest {
         let (done, stored) = mpsc::channel(STORED_MAX);
         let processing = self.process_batches(&mut consumer, done, stop, retry);
         let hints = HintPublisher::new(self.fanout.clone(), publisher, self.stream.clone());
-        let publishing =
-            async { Ok(publishing::publish_and_acknowledge(stored, hints, &acknowledger).await?) };
+        let collected_max = self.collected_max();
+        let publishing = async {
+            let publishing =
+                publishing::publish_and_acknowledge(stored, hints, &acknowledger, collected_max);
+            Ok(publishing.await?)
+        };
         let ended = tokio::try_join!(processing, publishing);
         // Also after an error: lapin cancels a dropped consumer, and then its deliveries come back
         // in another order.
@@ -154,6 +158,13 @@ impl Ingest {
     fn prefetch(&self) -> u16 {
         let partitions = u16::try_from(self.claims.len()).unwrap_or(u16::MAX);
         (PREFETCH / partitions.max(1)).max(PREFETCH_OF_PARTITION_MIN)
+    }
+
+    /// Most events that wait for the publish of lean hints: half of the prefetch of a partition, so that
+    /// RabbitMQ goes on with the rest. With less than are acknowledged together, a busy partition would
+    /// wait for a timer.
+    fn collected_max(&self) -> u64 {
+        u64::from(self.prefetch() / 2).max(publishing::EVENTS_PER_ACKNOWLEDGEMENT)
     }
 
     /// The partitions in the order of their numbers.

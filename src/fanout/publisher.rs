@@ -4,9 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
+use tokio::sync::mpsc;
+
 use super::announcement::Announcement;
 use super::stream::Stream;
-use super::{Fanout, Hints, wire};
+use super::{Fanout, Hints, lean, wire};
 use crate::amqp::BrokerError;
 use crate::amqp::consumer::Acknowledger;
 use crate::amqp::delivery::Delivery;
@@ -21,6 +23,10 @@ const PUBLISH_TIMEOUT: Duration = Duration::from_secs(1);
 /// Time for which a count of the gateways is used again. A replica that starts meanwhile finds a gap in the numbers.
 const COUNT_MAX_AGE: Duration = Duration::from_secs(1);
 
+/// Least time from one publish of lean hints of a part to the next, because a message costs a gateway about as much as a
+/// hundred of its hints. Ingest delays acknowledgements by the same time anyway, and a merchant does not notice it.
+const LEAN_INTERVAL: Duration = Duration::from_millis(10);
+
 /// A stored batch: its hints, and the tag that acknowledges it and all deliveries before it. Only made from the proof that
 /// the store returns.
 #[derive(Debug)]
@@ -34,6 +40,11 @@ impl StoredBatch {
     pub fn new(committed: Committed<Delivery>, hints: Hints) -> Option<Self> {
         let through = committed.origins().map(Delivery::tag).max()?;
         Some(Self { hints, through })
+    }
+
+    /// The tag of the last delivery.
+    pub fn through(&self) -> u64 {
+        self.through
     }
 }
 
@@ -67,6 +78,8 @@ pub struct HintPublisher {
     stream: Arc<Stream>,
     /// The number of gateways, and when they were counted. `None` if RabbitMQ did not answer.
     counted: Option<(Option<u32>, Instant)>,
+    /// The earliest time of the next publish, if the last hints were lean.
+    lean_again_at: Option<Instant>,
     /// Whether RabbitMQ did not confirm the last hints.
     was_refused: bool,
 }
@@ -79,8 +92,21 @@ impl HintPublisher {
             publisher,
             stream,
             counted: None,
+            lean_again_at: None,
             was_refused: false,
         }
+    }
+
+    /// Collects what is to be published together, after something has come. It takes more from `arriving` until lean hints
+    /// may be published again, `is_full` holds, or the channel is closed. Whole hints, and lean ones after a pause, wait for
+    /// nothing.
+    pub async fn collect<T>(
+        &self,
+        arriving: &mut mpsc::Receiver<T>,
+        collected: &mut Vec<T>,
+        is_full: impl Fn(&[T]) -> bool,
+    ) {
+        collect_until(self.lean_again_at, arriving, collected, is_full).await;
     }
 
     /// Publishes the hints of stored batches, and returns the proof. If RabbitMQ does not confirm them, the hints are lost
@@ -117,14 +143,14 @@ impl HintPublisher {
         let in_flight = stream.begin();
         let gateways = self.gateways().await;
         if self.is_alone(gateways) {
+            self.lean_again_at = None;
             return Ok(());
         }
-        let is_lean = gateways.zip(self.fanout.lean_from);
-        let body = match is_lean.is_some_and(|(gateways, from)| gateways >= from) {
-            true => {
-                let lean: Vec<Hints> = batches.iter().map(|hints| hints.lean()).collect();
-                wire::encode(&lean.iter().collect::<Vec<_>>())
-            }
+        let bound = gateways.zip(self.fanout.lean_from);
+        let is_lean = bound.is_some_and(|(gateways, from)| gateways >= from);
+        self.lean_again_at = is_lean.then(|| Instant::now() + LEAN_INTERVAL);
+        let body = match is_lean {
+            true => wire::encode(&lean(batches).iter().collect::<Vec<_>>()),
             false => wire::encode(batches),
         };
         let Fanout {
@@ -189,5 +215,60 @@ impl HintPublisher {
     /// Closes the connection.
     pub async fn close(self) {
         self.publisher.close().await;
+    }
+}
+
+async fn collect_until<T>(
+    due: Option<Instant>,
+    arriving: &mut mpsc::Receiver<T>,
+    collected: &mut Vec<T>,
+    is_full: impl Fn(&[T]) -> bool,
+) {
+    let Some(due) = due else { return };
+    while !is_full(collected) {
+        let arrived = tokio::select! {
+            arrived = arriving.recv() => arrived,
+            () = tokio::time::sleep_until(due.into()) => None,
+        };
+        match arrived {
+            Some(arrived) => collected.push(arrived),
+            None => return,
+        }
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
+mod tests {
+    use super::*;
+
+    const LATER: Duration = Duration::from_secs(3_600);
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    /// The items that are published together after the first, if `sent` are in the channel.
+    async fn collected(due: Option<Instant>, sent: u32, is_closed: bool) -> Vec<u32> {
+        let (sender, mut arriving) = mpsc::channel(8);
+        for item in 1..=sent {
+            sender.send(item).await.unwrap();
+        }
+        let sender = Some(sender).filter(|_| !is_closed);
+        let mut collected = vec![0];
+        let collecting = collect_until(due, &mut arriving, &mut collected, |all| all.len() >= 4);
+        tokio::time::timeout(PATIENCE, collecting).await.unwrap();
+        drop(sender);
+        collected
+    }
+
+    #[tokio::test]
+    async fn lean_hints_wait_for_their_time_and_whole_ones_for_nothing() {
+        let later = Some(Instant::now() + LATER);
+        assert_eq!(collected(None, 2, false).await, [0]);
+        assert_eq!(collected(later, 5, false).await, [0, 1, 2, 3], "full");
+        assert_eq!(collected(later, 2, true).await, [0, 1, 2], "closed");
+        // After a pause, the first hints are due at once.
+        assert_eq!(collected(Some(Instant::now()), 0, false).await, [0]);
+        let soon = Instant::now() + LEAN_INTERVAL;
+        assert_eq!(collected(Some(soon), 2, false).await, [0, 1, 2]);
+        assert!(Instant::now() >= soon);
     }
 }

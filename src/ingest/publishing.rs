@@ -1,5 +1,6 @@
-//! Publishes the hints of stored batches to the other replicas at once, and acknowledges their
-//! deliveries together a moment later. Meanwhile the next batch is stored.
+//! Publishes the hints of stored batches to the other replicas, and acknowledges their deliveries
+//! together a moment later. Meanwhile the next batch is stored. Hints are published at once, except
+//! lean ones, which are collected for as long as an acknowledgement is delayed anyway.
 
 use std::time::{Duration, Instant};
 
@@ -24,7 +25,8 @@ struct Unacknowledged {
     due: Instant,
 }
 
-/// Publishes and acknowledges stored batches until the channel closes.
+/// Publishes and acknowledges stored batches until the channel closes. `collected_max` bounds the
+/// events that wait for the publish of lean hints, and so for their acknowledgement.
 ///
 /// # Errors
 /// The connection of the consumer is lost.
@@ -32,6 +34,7 @@ pub(super) async fn publish_and_acknowledge(
     mut stored: mpsc::Receiver<StoredBatch>,
     mut hints: HintPublisher,
     acknowledger: &Acknowledger,
+    collected_max: u64,
 ) -> Result<(), BrokerError> {
     let mut batches = Vec::with_capacity(STORED_MAX);
     let mut unacknowledged: Option<Unacknowledged> = None;
@@ -45,6 +48,11 @@ pub(super) async fn publish_and_acknowledge(
         if is_closed {
             break;
         }
+        let is_full = |batches: &[StoredBatch]| {
+            let last = batches.last();
+            last.is_none_or(|last| last.through() - acknowledged >= collected_max)
+        };
+        hints.collect(&mut stored, &mut batches, is_full).await;
         if let Some(published) = hints.publish(&batches).await {
             let due = due.unwrap_or_else(|| Instant::now() + ACKNOWLEDGE_AFTER);
             unacknowledged = Some(Unacknowledged { published, due });

@@ -38,7 +38,7 @@ mod token;
 mod url;
 mod world;
 
-pub use broker::Broker;
+pub use broker::{Broker, Letter};
 pub use collector::{Collector, Span};
 pub use command::{Done, run_any};
 pub use event::{Event, Parcel};

@@ -15,6 +15,10 @@ pub(super) async fn publish_all(
 ) {
     let mut waiting = Vec::new();
     while unpublished.recv_many(&mut waiting, UNPUBLISHED_MAX).await > 0 {
+        let is_full = |waiting: &[Hints]| waiting.len() >= UNPUBLISHED_MAX;
+        publisher
+            .collect(&mut unpublished, &mut waiting, is_full)
+            .await;
         let hints: Vec<_> = waiting.iter().collect();
         publisher.publish_hints(&hints).await;
         waiting.clear();

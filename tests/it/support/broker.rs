@@ -1,11 +1,12 @@
 //! RabbitMQ from outside: the content of queues, and the removal of exchanges.
 
 use lapin::options::{
-    BasicGetOptions, BasicPublishOptions, ExchangeDeclareOptions, ExchangeDeleteOptions,
-    QueueDeclareOptions, QueueDeleteOptions, QueuePurgeOptions,
+    BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, ExchangeDeclareOptions,
+    ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
+    QueuePurgeOptions,
 };
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, ExchangeKind};
+use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, Consumer, ExchangeKind};
 use tokio::time::timeout;
 
 use super::{PATIENCE, eventually};
@@ -42,10 +43,21 @@ pub struct Letter {
     pub body: Vec<u8>,
     /// Their content type.
     pub content_type: Option<String>,
+    /// The `app_id` property.
+    pub app_id: Option<String>,
     headers: FieldTable,
 }
 
 impl Letter {
+    /// The body as text.
+    #[allow(
+        dead_code,
+        reason = "the chaos stories do not use it, and both test binaries share this file"
+    )]
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
     /// An application header as text.
     pub fn header(&self, name: &str) -> Option<String> {
         match self.headers.inner().get(name)? {
@@ -144,11 +156,20 @@ impl Broker {
         reason = "the chaos stories do not use it, and both test binaries share this file"
     )]
     pub async fn announce(&self, exchange: &str, numbers: &str) {
+        self.announce_as("another", exchange, numbers).await;
+    }
+
+    /// The same as the process of this name.
+    #[allow(
+        dead_code,
+        reason = "the chaos stories do not use it, and both test binaries share this file"
+    )]
+    pub async fn announce_as(&self, process: &str, exchange: &str, numbers: &str) {
         let mut header = FieldTable::default();
         let numbers = AMQPValue::LongString(numbers.into());
         header.insert("shopbell-announcement".into(), numbers);
         let properties = BasicProperties::default()
-            .with_app_id("another".into())
+            .with_app_id(process.into())
             .with_headers(header);
         let options = BasicPublishOptions::default();
         let channel = self.channel().await;
@@ -156,6 +177,54 @@ impl Broker {
             .basic_publish(exchange.into(), "".into(), options, b"[]", properties)
             .await;
         published.expect("a message can be published");
+    }
+
+    /// Copies the messages of an exchange from now on, and returns the queue of the copies. It lasts as long
+    /// as this connection.
+    #[allow(
+        dead_code,
+        reason = "the chaos stories do not use it, and both test binaries share this file"
+    )]
+    pub async fn copies_of(&self, exchange: &str) -> String {
+        let channel = self.channel().await;
+        let options = QueueDeclareOptions {
+            exclusive: true,
+            ..QueueDeclareOptions::default()
+        };
+        let declared = channel
+            .queue_declare("".into(), options, FieldTable::default())
+            .await
+            .expect("a queue can be declared");
+        let queue = declared.name().to_string();
+        let (bind, none) = (QueueBindOptions::default(), FieldTable::default());
+        channel
+            .queue_bind(
+                queue.as_str().into(),
+                exchange.into(),
+                "".into(),
+                bind,
+                none,
+            )
+            .await
+            .expect("a queue can be bound");
+        queue
+    }
+
+    /// Consumes a queue `count` times, until the consumers are dropped.
+    #[allow(
+        dead_code,
+        reason = "the chaos stories do not use it, and both test binaries share this file"
+    )]
+    pub async fn consume(&self, queue: &str, count: usize) -> Vec<Consumer> {
+        let (channel, mut consumers) = (self.channel().await, Vec::new());
+        for _ in 0..count {
+            let (options, none) = (BasicConsumeOptions::default(), FieldTable::default());
+            let consumer = channel
+                .basic_consume(queue.into(), "".into(), options, none)
+                .await;
+            consumers.push(consumer.expect("a queue can be consumed"));
+        }
+        consumers
     }
 
     /// Removes a queue's binding to a topic exchange, unknown to Shopbell.
@@ -209,7 +278,7 @@ impl Broker {
     }
 
     /// All of `queue`. Nothing is acknowledged, so closing the channel puts it back.
-    async fn read(&self, queue: &str) -> Vec<Letter> {
+    pub async fn read(&self, queue: &str) -> Vec<Letter> {
         let (channel, mut letters) = (self.channel().await, Vec::new());
         while let Ok(Some(message)) = channel
             .basic_get(queue.into(), BasicGetOptions::default())
@@ -218,6 +287,7 @@ impl Broker {
             let properties = &message.delivery.properties;
             letters.push(Letter {
                 content_type: properties.content_type().as_ref().map(ToString::to_string),
+                app_id: properties.app_id().as_ref().map(ToString::to_string),
                 headers: properties.headers().clone().unwrap_or_default(),
                 body: message.delivery.data,
             });

@@ -51,6 +51,8 @@ enum Mood {
     Silent,
     /// Blocks each connection that publishes, and reads nothing more from it.
     Alarmed,
+    /// Holds each publish, and reads nothing more from its connection.
+    Holding,
     /// Delivers heartbeats of Shopbell, and loses its hints.
     Forgetful,
 }
@@ -107,6 +109,15 @@ impl Tap {
     /// Accepts no publishes from now on, like RabbitMQ in an alarm.
     pub fn alarm(&self) {
         self.mood.send_replace(Mood::Alarmed);
+    }
+
+    /// Forwards no publishes from now on, without a sign.
+    #[allow(
+        dead_code,
+        reason = "the chaos stories do not use it, and both test binaries share this file"
+    )]
+    pub fn hold_publishes(&self) {
+        self.mood.send_replace(Mood::Holding);
     }
 
     /// Loses the hints of Shopbell from now on, and delivers everything else.
@@ -254,6 +265,9 @@ async fn carry_upstream(
                     }
                 }
                 say.send(UNBLOCKED).await.ok();
+            }
+            if frame.is_method(PUBLISH) && *mood.borrow() == Mood::Holding {
+                mood.wait_for(|mood| *mood != Mood::Holding).await.ok();
             }
             if to.write_all(&frame.0).await.is_err() {
                 return;
