@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use libfuzzer_sys::fuzz_target;
 use shopbell::fanout::Hints;
-use shopbell::fanout::wire::{decode, encode};
+use shopbell::fanout::wire::{decode, decode_lean, encode};
 use shopbell::model::feed::Epoch;
 use shopbell_fuzz::within;
 
@@ -18,6 +18,9 @@ fuzz_target!(|input: &[u8]| {
         Ok(batches) => batches,
         Err(error) => return assert!(!error.is_empty()),
     };
+    if let Some(lean) = decode_lean(input) {
+        assert_eq!(vec![lean.of(|_| true)], batches, "both parsers agree");
+    }
     let count = |hints: &Hints| hints.stored.len() + hints.newest.len() + hints.states.len();
     let hints: usize = batches.iter().map(count).sum();
     assert!(

@@ -112,6 +112,11 @@ impl Hub {
         }
     }
 
+    /// Whether the feed of this name has a session here.
+    pub fn has_session(&self, feed: &str) -> bool {
+        lock(&self.sessions).feeds.contains_key(feed)
+    }
+
     /// The feeds that have a session here.
     pub fn feeds(&self) -> Vec<Feed> {
         lock(&self.sessions).feeds.keys().cloned().collect()

@@ -16,7 +16,10 @@ use crate::telemetry::labels::{Evidence, Retried};
 
 /// Most batches that RabbitMQ sends ahead. Each takes microseconds, so a few are enough.
 const PREFETCH: u16 = 64;
-/// Interval of the look for processes that are silent.
+/// Deliveries that are acknowledged together, because each acknowledgement costs as much as a delivery. It is a part of the
+/// prefetch, so that RabbitMQ goes on with the rest.
+const DELIVERIES_PER_ACKNOWLEDGEMENT: u64 = 16;
+/// Interval of the look for processes that are silent, and of the acknowledgement of all deliveries.
 const CHECK_EVERY: Duration = Duration::from_millis(500);
 
 impl Fanout {
@@ -84,21 +87,42 @@ impl Fanout {
     ) -> Result<(), BrokerError> {
         let acknowledger = consumer.acknowledger();
         let mut interval = interval();
+        let (mut received, mut acknowledged) = (0, 0);
         loop {
             let delivery = tokio::select! {
-                delivery = consumer.next() => delivery?,
-                _ = interval.tick() => match self.heard().is_deaf(Instant::now()) {
-                    true => return Err(BrokerError::NothingDelivered),
-                    false => continue,
-                },
+                delivery = consumer.next() => Some(delivery?),
+                _ = interval.tick() => None,
             };
-            let tag = delivery.tag();
-            self.hear(&delivery);
-            if delivery.app_id() != Some(&self.replica) {
-                self.receive_batches(delivery.body());
+            match &delivery {
+                Some(delivery) => {
+                    self.receive_one(delivery);
+                    received = delivery.tag();
+                    retry.reset();
+                }
+                None if self.heard().is_deaf(Instant::now()) => {
+                    return Err(BrokerError::NothingDelivered);
+                }
+                None => {}
             }
-            acknowledger.acknowledge_through(tag).await?;
-            retry.reset();
+            let waiting = received - acknowledged;
+            if waiting >= DELIVERIES_PER_ACKNOWLEDGEMENT || waiting > 0 && delivery.is_none() {
+                acknowledger.acknowledge_through(received).await?;
+                acknowledged = received;
+            }
+        }
+    }
+
+    fn receive_one(&self, delivery: &Delivery) {
+        self.hear(delivery);
+        if delivery.app_id() == Some(&self.replica) {
+            return;
+        }
+        match wire::decode_lean(delivery.body()) {
+            Some(lean) => {
+                self.metrics.hints.received.inc_by(lean.count() as u64);
+                self.publish_locally(&lean.of(|feed| self.hub.has_session(feed)));
+            }
+            None => self.receive_batches(delivery.body()),
         }
     }
 

@@ -18,6 +18,9 @@ use crate::telemetry::traces;
 /// hints of a few batches stay below RabbitMQ's `max_message_size` (8 MiB).
 const FRAME_BYTES_MAX: usize = 64 * 1024;
 
+/// Bytes of a lean hint of a feed with a short name.
+const LEAN_BYTES: usize = 32;
+
 /// One hint as JSON.
 #[derive(Deserialize)]
 struct WireHint<'a> {
@@ -145,6 +148,66 @@ impl<'a> Writer<'a> {
         self.body.push(']');
         self.body
     }
+}
+
+/// Lean hints of one epoch, as they were received.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Lean<'a> {
+    epoch: Option<Epoch>,
+    numbers: Vec<(&'a str, Newest)>,
+}
+
+impl Lean<'_> {
+    /// The number of hints.
+    pub fn count(&self) -> usize {
+        self.numbers.len()
+    }
+
+    /// The hints of the feeds with these names.
+    pub fn of(self, is_wanted: impl Fn(&str) -> bool) -> Hints {
+        let numbers = self.numbers.into_iter();
+        let wanted = numbers.filter(|(feed, _)| is_wanted(feed));
+        let newest = wanted.filter_map(|(feed, newest)| Some((Feed::parse(feed).ok()?, newest)));
+        Hints {
+            newest: newest.collect(),
+            epoch: self.epoch,
+            ..Hints::default()
+        }
+    }
+}
+
+/// Parses lean hints of one epoch, exactly as [`encode`] writes them. Returns `None` for all others, which [`decode`] parses.
+/// With many gateways, nearly all hints are for others, so this takes a third of the time of `decode` and copies nothing.
+pub fn decode_lean(body: &[u8]) -> Option<Lean<'_>> {
+    let mut rest = std::str::from_utf8(body).ok()?.strip_prefix("[{")?;
+    let mut epoch = None;
+    if let Some(name) = rest.strip_prefix(r#""epoch":""#) {
+        let (name, after) = name.split_once('"')?;
+        epoch = Some(Epoch::parse(name).ok()?);
+        rest = after.strip_prefix(',')?;
+    }
+    let mut numbers = Vec::with_capacity(body.len() / LEAN_BYTES);
+    loop {
+        let (feed, after) = rest.strip_prefix(r#""feed":""#)?.split_once('"')?;
+        let (seq, after) = number(after.strip_prefix(r#","seq":"#)?)?;
+        let (version, after) = match after.strip_prefix(r#","version":"#) {
+            Some(version) => number(version)?,
+            None => (0, after),
+        };
+        let (seq, version) = (Seq::new(seq)?, Version::new(version)?);
+        numbers.push((feed, Newest { seq, version }));
+        if after == "}]" {
+            return Some(Lean { epoch, numbers });
+        }
+        rest = after.strip_prefix("},{")?;
+    }
+}
+
+/// Splits the number off at the begin of a text.
+fn number(text: &str) -> Option<(i64, &str)> {
+    let end = text.bytes().position(|byte| !byte.is_ascii_digit())?;
+    let (digits, rest) = text.split_at(end);
+    Some((digits.parse().ok()?, rest))
 }
 
 /// Parses hints into one [`Hints`] for each epoch.
@@ -306,5 +369,43 @@ mod tests {
             None,
             "a replica without epochs sends none"
         );
+    }
+
+    #[test]
+    fn lean_hints_are_decoded_as_all_others_are() {
+        let of = |feed: &str, seq, version| {
+            let (seq, version) = (Seq::new(seq).unwrap(), Version::new(version).unwrap());
+            (Feed::parse(feed).unwrap(), Newest { seq, version })
+        };
+        let hints = Hints {
+            epoch: Some(Epoch::parse("e1").unwrap()),
+            newest: vec![of("m-1", 9, 5), of("m-2", i64::MAX, 0), of("m-3", 0, 7)],
+            ..Hints::default()
+        };
+        let encoded = encode(&[&hints]);
+        let lean = decode_lean(encoded.as_bytes()).unwrap();
+        assert_eq!(lean.count(), 3);
+        assert_eq!(lean.of(|_| true), hints);
+        let lean = decode_lean(encoded.as_bytes()).unwrap();
+        let one = lean.of(|feed| feed == "m-2");
+        assert_eq!(
+            (one.epoch, one.newest),
+            (hints.epoch, vec![of("m-2", i64::MAX, 0)])
+        );
+        let without_epoch = decode_lean(br#"[{"feed":"m","seq":1}]"#).unwrap();
+        assert_eq!(without_epoch.of(|_| true).epoch, None);
+        for other in [
+            r#"[]"#,
+            r#"[{"feed":"m","seq":1,"frame":{}}]"#,
+            r#"[{"feed":"m","seq":1,"version":2,"change":{}}]"#,
+            r#"[{"feed":"m","seq":-1}]"#,
+            r#"[{"feed":"m","seq":9223372036854775808}]"#,
+            r#"[{"feed":"m","seq":}]"#,
+            r#"[{"feed":"m","seq":1},{"epoch":"e2","feed":"m","seq":1}]"#,
+            r#"[{"feed":"m","seq":1}"#,
+            r#"[{"feed":"m","seq":1}] "#,
+        ] {
+            assert_eq!(decode_lean(other.as_bytes()), None, "{other}");
+        }
     }
 }

@@ -3,6 +3,7 @@
 //!
 //! A value exists only if it was parsed, so no other part checks it again.
 
+use std::borrow::Borrow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -60,6 +61,13 @@ impl Feed {
     /// Whether the name is reserved for canaries.
     pub fn is_of_a_canary(&self) -> bool {
         self.0.starts_with(CANARY_PREFIX)
+    }
+}
+
+/// A map finds a feed by its name.
+impl Borrow<str> for Feed {
+    fn borrow(&self) -> &str {
+        &self.0
     }
 }
 

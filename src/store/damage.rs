@@ -110,7 +110,7 @@ impl Damaged {
         let (now, damaged) = (Instant::now(), self.lock());
         feeds
             .iter()
-            .filter(|feed| damaged.get(feed).is_none_or(|until| *until <= now))
+            .filter(|feed| damaged.get(*feed).is_none_or(|until| *until <= now))
             .cloned()
             .collect()
     }

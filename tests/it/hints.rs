@@ -57,6 +57,32 @@ async fn a_lost_hint_is_repaired_by_reading_the_feed() {
 }
 
 #[tokio::test]
+async fn a_gateway_receives_a_hint_after_many_other_messages() {
+    /// More than RabbitMQ delivers without an acknowledgement.
+    const MESSAGES: u32 = 100;
+    let world = World::new().await;
+    let ingest = world.replica().role("ingest").start().await;
+    let gateway = world.replica().role("gateway").start().await;
+    let broker = world.broker().await;
+    let beat = r#"{"heartbeat":{"every_ms":20000,"numbers":[]}}"#;
+    for _ in 0..MESSAGES {
+        broker.announce(&world.name("fanout"), beat).await;
+    }
+    world
+        .publisher()
+        .await
+        .publish(&Event::order(MERCHANT))
+        .await;
+    ingest
+        .metric_reaches("shopbell_hints_published_total", 1)
+        .await;
+    gateway
+        .metric_reaches("shopbell_hints_received_total", 1)
+        .await;
+    world.finish().await;
+}
+
+#[tokio::test]
 async fn sessions_that_keep_up_are_served_without_reading_the_database() {
     let world = World::new().await;
     let replica = world.serve().await;
