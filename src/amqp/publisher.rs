@@ -331,19 +331,15 @@ impl Publisher {
         result
     }
 
-    /// Opens an incarnation for a publish that may be lost, at most once in [`REOPEN_PAUSE`]. An
-    /// alarm causes no pause, so the first publish after it is attempted.
+    /// Opens an incarnation for a publish that may be lost, at most once in [`REOPEN_PAUSE`].
     async fn reopen(&mut self, limit: Duration) -> Result<Incarnation, BrokerError> {
         let now = Instant::now();
         if self.reopen_at.is_some_and(|at| now < at) {
             return Err(BrokerError::FailedBefore(REOPEN_PAUSE));
         }
+        self.reopen_at = Some(now + REOPEN_PAUSE);
         let opened = within(limit, "connecting", Incarnation::open(&self.broker)).await;
-        let opened = self.unless_blocked(opened);
-        if !matches!(opened, Err(BrokerError::Blocked)) {
-            self.reopen_at = Some(now + REOPEN_PAUSE);
-        }
-        opened
+        self.unless_blocked(opened)
     }
 
     /// Names the alarm as the cause of an error, because RabbitMQ answers no request of a blocked

@@ -12,6 +12,8 @@ const NEVER: u64 = 3_600;
 const ALARM: Duration = Duration::from_secs(12);
 /// From the end of the alarm until a replica is ready. Heartbeats are a second apart.
 const RECOVERY: Duration = Duration::from_secs(2);
+/// From the begin of the alarm until the next heartbeat has found it.
+const FOUND: Duration = Duration::from_secs(3);
 
 async fn rounds(gateway: &Replica, evidence: &str) -> u64 {
     let label = format!("evidence=\"{evidence}\"");
@@ -47,6 +49,8 @@ async fn replicas_are_ready_at_once_when_an_alarm_ends() {
     for replica in &replicas {
         replica.reports_broker("blocked").await;
     }
+    let took = begun.elapsed();
+    assert!(took < FOUND, "{took:?}");
     while begun.elapsed() < ALARM {
         seq += 1;
         publisher.publish(&Event::order(MERCHANT)).await;
@@ -71,6 +75,50 @@ async fn replicas_are_ready_at_once_when_an_alarm_ends() {
         .metric_reaches("shopbell_hints_received_total", hints + 1)
         .await;
     assert_eq!(rounds(gateway, "reconnect").await, 1);
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn many_gateways_delay_no_replica_after_an_alarm() {
+    /// Their heartbeats have an interval of ten seconds.
+    const GATEWAYS: usize = 200;
+    const DROPPED: u64 = 5;
+    let world = World::new().await;
+    let tap = Tap::before(world.amqp_url()).await;
+    let replica = world.replica().with("AMQP_URL", tap.url(world.amqp_url()));
+    let replica = replica.start().await;
+    let broker = world.broker().await;
+    let gateways = broker.consume(&world.name("gateways"), GATEWAYS).await;
+    let copies = broker.copies_of(&world.name("fanout")).await;
+    eventually("heartbeats are slow", PATIENCE, async || {
+        let letters = broker.read(&copies).await;
+        let last = letters.last();
+        let last = last.and_then(|letter| letter.header("shopbell-announcement"));
+        let last = last.unwrap_or_default();
+        holds(last.contains(r#""every_ms":10050"#), last)
+    })
+    .await;
+    tap.alarm();
+    let begun = Instant::now();
+    let publisher = world.publisher().await;
+    // The first hint finds the alarm at once.
+    publisher.publish(&Event::order(MERCHANT)).await;
+    replica.reports_broker("blocked").await;
+    let took = begun.elapsed();
+    assert!(took < FOUND, "{took:?}");
+    for _ in 0..DROPPED {
+        publisher.publish(&Event::order(MERCHANT)).await;
+    }
+    replica
+        .metric_reaches("shopbell_hints_refused_total", 1 + DROPPED)
+        .await;
+    tap.recover();
+    replica.ready_within(RECOVERY).await;
+    // RabbitMQ had got the first hint, and no other waited for the end of the alarm.
+    let mut letters = broker.read(&copies).await;
+    letters.retain(|letter| letter.text() != "[]");
+    assert!(letters.len() <= 1, "{letters:?}");
+    drop(gateways);
     world.finish().await;
 }
 
