@@ -1,6 +1,7 @@
 //! The command line, with one file for each subcommand. Data goes to stdout, messages to stderr.
 //! Only this room uses `anyhow`.
 
+pub mod certificate;
 pub mod completions;
 pub mod config;
 pub mod dead_letters;
@@ -79,6 +80,8 @@ enum Command {
     Config(config::Arguments),
     /// Print the notifications, cursors and undelivered numbers of a feed
     Inspect(inspect::Arguments),
+    /// Print the certificate of an event: when it was stored, delivered, read and handled, and by which devices
+    Certificate(certificate::Arguments),
     /// Show the epoch of the numbering, or begin a new one after the restore of a volume snapshot
     Epoch(epoch::Arguments),
     /// Erase the feed of one merchant: its notifications, cursors, marks, imports and dead letters
@@ -126,6 +129,7 @@ impl Cli {
             Command::Healthcheck => healthcheck::run().await,
             Command::Config(arguments) => config::run(&arguments, format),
             Command::Inspect(arguments) => inspect::run(&arguments, format).await,
+            Command::Certificate(arguments) => certificate::run(&arguments, format).await,
             Command::Epoch(arguments) => epoch::run(&arguments, format).await,
             Command::Forget(arguments) => forget::run(&arguments, format).await,
             Command::Doctor(arguments) => doctor::run(&arguments, format).await,

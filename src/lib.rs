@@ -17,6 +17,7 @@ pub mod ingest;
 pub mod model;
 pub mod ops;
 pub mod outbox;
+pub mod receipts;
 pub mod retry;
 pub mod store;
 pub mod telemetry;

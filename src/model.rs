@@ -8,4 +8,5 @@ pub mod mark;
 pub mod notification;
 pub mod page;
 pub mod protocol;
+pub mod receipt;
 pub mod trace_context;

@@ -9,6 +9,7 @@
 
 pub mod append;
 pub mod canaries;
+pub mod certificates;
 pub mod checkup;
 pub mod cursors;
 pub mod damage;
@@ -25,7 +26,9 @@ pub mod pages;
 pub mod pool;
 mod pooler;
 pub mod pools;
+pub mod receipts;
 pub mod retention;
+pub mod settlements;
 pub mod traces;
 pub mod undelivered;
 pub mod verify;

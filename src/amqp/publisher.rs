@@ -26,6 +26,8 @@ const ALARM_POLL_INTERVAL: Duration = Duration::from_millis(50);
 const IN_FLIGHT_MAX: usize = 256;
 /// The body of a heartbeat, which any version reads as no hints.
 const NO_HINTS: &str = "[]";
+/// The content type of an event in structured mode (CloudEvents AMQP binding §3.2.1).
+const STRUCTURED: &str = "application/cloudevents+json; charset=utf-8";
 /// RabbitMQ writes a persistent message to disk before it confirms it.
 const PERSISTENT: u8 = 2;
 
@@ -49,7 +51,7 @@ impl Outgoing {
             routing_key: event_type.into(),
             properties: BasicProperties::default()
                 .with_delivery_mode(PERSISTENT)
-                .with_content_type("application/cloudevents+json; charset=utf-8".into())
+                .with_content_type(STRUCTURED.into())
                 .with_headers(recipient),
             body,
             mandatory: true,
@@ -80,6 +82,19 @@ impl Outgoing {
             self.set_header("traceparent", traceparent);
         }
         self
+    }
+
+    /// A receipt, as a CloudEvent in structured mode. RabbitMQ drops it if no queue is bound for its type.
+    pub fn receipt(exchange: String, event_type: String, body: Vec<u8>) -> Self {
+        Self {
+            exchange,
+            routing_key: event_type,
+            properties: BasicProperties::default()
+                .with_delivery_mode(PERSISTENT)
+                .with_content_type(STRUCTURED.into()),
+            body,
+            mandatory: false,
+        }
     }
 
     fn set_header(&mut self, name: &str, value: &str) {

@@ -110,7 +110,7 @@ struct Output<'a> {
 }
 
 impl Found {
-    fn counts(&self) -> [(&'static str, u64); 11] {
+    fn counts(&self) -> [(&'static str, u64); 13] {
         let stored = &self.stored;
         [
             ("notifications", stored.notifications.unsigned_abs()),
@@ -120,6 +120,8 @@ impl Found {
             ("marks", stored.marks.unsigned_abs()),
             ("imports", stored.imports.unsigned_abs()),
             ("rows of import items", stored.import_items.unsigned_abs()),
+            ("receipts", stored.receipts.unsigned_abs()),
+            ("early settlements", stored.early_settlements.unsigned_abs()),
             ("held events", stored.held_events.unsigned_abs()),
             ("traces", stored.traces.unsigned_abs()),
             ("dead letters", self.dead_letters),

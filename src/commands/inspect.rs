@@ -10,9 +10,10 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::terminal::{self, Format};
-use super::within;
+use super::{certificate, within};
 use crate::config::Environment;
 use crate::model::feed::{Feed, Seq};
+use crate::store::certificates::{self, Certificate, Place};
 use crate::store::inspect::{self, Cursor, Envelope, FeedState, Import};
 
 /// Bound on the wait for Postgres.
@@ -47,12 +48,15 @@ pub async fn run(arguments: &Arguments, format: Format) -> anyhow::Result<()> {
             let found = found.await.context(hint)?;
             let (envelope, text) =
                 found.with_context(|| format!("there is no notification #{seq} in {feed}"))?;
+            let certified = certificates::find(&options, feed, Place::Seq(seq));
+            let certificate = within(TIMEOUT, "reading a certificate", certified).await;
+            let certificate = certificate.context(hint)?;
             let data = if *data {
                 Some(text.as_deref().unwrap_or("null"))
             } else {
                 None
             };
-            notification_lines(&envelope, data, format)?
+            notification_lines(&envelope, certificate.as_ref(), data, format)?
         }
         None => {
             let state = within(TIMEOUT, "reading a feed", inspect::feed(&options, feed))
@@ -73,12 +77,14 @@ pub async fn run(arguments: &Arguments, format: Format) -> anyhow::Result<()> {
 #[derive(Serialize)]
 struct WithData<'a> {
     notification: &'a Envelope,
+    certificate: Option<&'a Certificate>,
     #[serde(skip_serializing_if = "Option::is_none")]
     data: Option<&'a RawValue>,
 }
 
 fn notification_lines(
     notification: &Envelope,
+    certificate: Option<&Certificate>,
     data: Option<&str>,
     format: Format,
 ) -> anyhow::Result<String> {
@@ -88,14 +94,21 @@ fn notification_lines(
                 .into_iter()
                 .flat_map(str::lines)
                 .map(terminal::text_line);
-            Ok(terminal::text_line(&envelope(notification)) + &data.collect::<String>())
+            let certificate = certificate.map(certificate::lines).unwrap_or_default();
+            Ok(terminal::text_line(&envelope(notification))
+                + &certificate
+                + &data.collect::<String>())
         }
         Format::Json => {
             let data = data
                 .map(serde_json::from_str)
                 .transpose()
                 .context("the stored data is not JSON")?;
-            terminal::json_line(&WithData { notification, data })
+            terminal::json_line(&WithData {
+                notification,
+                certificate,
+                data,
+            })
         }
     }
 }
@@ -208,7 +221,7 @@ fn import(import: &Import) -> String {
     )
 }
 
-fn at(time: OffsetDateTime) -> String {
+pub(super) fn at(time: OffsetDateTime) -> String {
     let time = time.replace_nanosecond(0).unwrap_or(time);
     time.format(&Rfc3339).unwrap_or_default()
 }

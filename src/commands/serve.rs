@@ -40,6 +40,7 @@ use crate::ops::housekeeping;
 use crate::ops::probes;
 use crate::ops::retention::Retention;
 use crate::ops::routes::{self, Operations};
+use crate::receipts::ReceiptPublisher;
 use crate::store::epoch::known::Epochs;
 use crate::store::pools::Pools;
 use crate::telemetry::health::Health;
@@ -188,6 +189,7 @@ async fn stop_in_order(
     parts.ended(Part::Events).await;
     parts.ended(Part::DeadLetters).await;
     parts.ended(Part::HeldFeeds).await;
+    parts.ended(Part::Receipts).await;
     parts.ended(Part::Retention).await;
     stops.last.cancel();
     parts.ended(Part::Heartbeat).await;
@@ -344,6 +346,7 @@ impl Base {
             Part::HeldFeeds,
             held.run(publisher, self.stops.ingest.clone()),
         );
+        self.receipts(parts);
         parts.spawn(
             Part::Housekeeping,
             housekeeping::run(self.pools.upkeep.clone()),
@@ -363,6 +366,22 @@ impl Base {
             let stop = self.stops.ingest.clone();
             parts.spawn(Part::Retention, retention.run(hints, stop));
         }
+    }
+
+    /// Starts the publisher of receipts.
+    fn receipts(&self, parts: &mut Parts) {
+        let stream = self.fanout.open_stream();
+        let publisher = Publisher::lazy(&self.broker);
+        let hints = HintPublisher::new(self.fanout.clone(), publisher, stream.clone());
+        let receipts = ReceiptPublisher {
+            broker: self.broker.clone(),
+            pool: self.pools.upkeep.clone(),
+            fanout: self.fanout.clone(),
+            stream,
+            metrics: self.metrics.clone(),
+        };
+        let stop = self.stops.ingest.clone();
+        parts.spawn(Part::Receipts, receipts.run(hints, stop));
     }
 }
 

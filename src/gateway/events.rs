@@ -3,7 +3,9 @@
 //! A request with a token comes in: one event in structured or binary mode, or a batch. Its events go
 //! to RabbitMQ through [`publishing`], and a verdict for each event goes out after the confirm.
 //! Nothing is stored here: ingest stores the events as it stores those of other publishers.
+//! `GET /v1/events/{id}` responds with the delivery certificate of an event.
 
+mod certificate;
 pub mod publishing;
 mod request;
 
@@ -14,13 +16,15 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{ConnectInfo, Request, State};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{ConnectInfo, Path, Query, Request, State};
 use axum::http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use axum::routing::post;
+use axum::routing::{get, post};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use self::certificate::{Parameters, certify};
 use self::publishing::{EventPublisher, NotPublished};
 use self::request::{BODY_BYTES_MAX, Item, Malformed, Rules, Verdict};
 use super::handshake::bearer;
@@ -80,19 +84,37 @@ impl Events {
     }
 }
 
-/// The route.
+/// The routes.
 pub fn router(events: Arc<Events>) -> Router<Arc<Gateway>> {
+    let broadcast_feed = events.broadcast_feed.clone();
+    let certify = async move |State(gateway): State<Arc<Gateway>>,
+                              ConnectInfo(peer): ConnectInfo<SocketAddr>,
+                              id: Path<String>,
+                              parameters: Result<Query<Parameters>, QueryRejection>,
+                              headers: HeaderMap| {
+        let client = gateway.client(peer, &headers);
+        let certified = certify(&gateway, &broadcast_feed, client, id, parameters, &headers).await;
+        or_refusal(&gateway, certified)
+    };
     let publish = async move |State(gateway): State<Arc<Gateway>>,
                               ConnectInfo(peer): ConnectInfo<SocketAddr>,
                               request: Request| {
         let client = gateway.client(peer, request.headers());
         let published = publish(&gateway, &events, client, request).await;
-        published.unwrap_or_else(|RefusedRequest { reason, problem }| {
-            gateway.shared.metrics.publishing.refused.inc(reason);
-            problem.into_response()
-        })
+        or_refusal(&gateway, published)
     };
-    Router::new().route("/v1/events", post(publish))
+    Router::new()
+        .route("/v1/events", post(publish))
+        // An id may have slashes.
+        .route("/v1/events/{*id}", get(certify))
+}
+
+/// The response to a publisher. A refusal is counted.
+fn or_refusal(gateway: &Gateway, responded: Result<Response, RefusedRequest>) -> Response {
+    responded.unwrap_or_else(|RefusedRequest { reason, problem }| {
+        gateway.shared.metrics.publishing.refused.inc(reason);
+        problem.into_response()
+    })
 }
 
 /// Publishes the events of a request, if its token allows it, and responds with their verdicts.

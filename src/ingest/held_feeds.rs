@@ -187,10 +187,11 @@ impl HeldFeeds {
         let hints = hints(placed.iter(), now, None);
         // The events were counted as received and dead-lettered before, so they are received again.
         self.metrics.events_received.inc_by(placed.len() as u64);
-        self.metrics.events_stored.inc_by(hints.stored.len() as u64);
+        let duplicates = placed.iter().filter(|placed| placed.duplicate).count() as u64;
         self.metrics
-            .events_duplicate
-            .inc_by(hints.newest.len() as u64);
+            .events_stored
+            .inc_by(placed.len() as u64 - duplicates);
+        self.metrics.events_duplicate.inc_by(duplicates);
         self.fanout.publish_locally(&hints);
         publisher.publish_hints(&[&hints]).await;
         tracing::info!(%feed, events = placed.len(), reason = FEED_DAMAGED, "events that waited for a feed were stored");

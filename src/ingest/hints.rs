@@ -5,14 +5,15 @@ use std::sync::Arc;
 use time::OffsetDateTime;
 
 use crate::fanout::Hints;
-use crate::model::feed::Newest;
+use crate::model::feed::{Newest, Seq};
 use crate::model::notification::Notification;
 use crate::store::append::Placed;
 use crate::telemetry::traces::BatchTrace;
 
 /// Returns the hints of stored events.
 ///
-/// The hint of a duplicate has only its number, because the stored event may differ from this one.
+/// The hint of a duplicate has only its number, because the stored event may differ from this one. So has that of an
+/// event that is settled already. Sessions read the marks of settlements from Postgres.
 /// If the epoch changed between two parts of a batch, only the newest epoch has hints: the sessions
 /// of an older epoch begin again anyway.
 pub(super) fn hints<'a>(
@@ -33,19 +34,23 @@ pub(super) fn hints<'a>(
         seq,
         duplicate,
         progress,
+        is_settled,
+        settled_version,
         epoch,
     } in placed
     {
         if hints.epoch.as_ref() != Some(epoch) {
             continue;
         }
-        if *duplicate {
+        let by_number = *duplicate || *is_settled;
+        if by_number || settled_version.is_some() {
             let newest = Newest {
-                seq: *seq,
-                ..Newest::default()
+                seq: if by_number { *seq } else { Seq::default() },
+                version: settled_version.unwrap_or_default(),
             };
             hints.newest.push((event.recipient.clone(), newest));
-        } else {
+        }
+        if !by_number {
             let mut notification = Notification::of_event(event, *seq, received_at, *progress);
             notification.trace =
                 trace

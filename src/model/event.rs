@@ -9,7 +9,7 @@
 //! same message returns the same rejection. So the message is dead-lettered and never retried.
 //!
 //! The test `tidy` checks the order of the imports between the modules. A module imports those before
-//! it: `rejection`, `timestamp`, `import`, `message`; `json`; `attribute`; `content_type`,
+//! it: `rejection`, `timestamp`, `fact`, `import`, `settlement`, `message`; `json`; `attribute`; `content_type`,
 //! `encoding`; `data`, `schema`, `cloud_event`; `addressed`, `audience`, `envelope`; `binary`,
 //! `structured`; `parse`.
 
@@ -22,6 +22,7 @@ mod content_type;
 mod data;
 mod encoding;
 mod envelope;
+mod fact;
 mod import;
 mod json;
 mod message;
@@ -32,16 +33,19 @@ mod rejection;
 #[cfg(test)]
 mod sample;
 mod schema;
+mod settlement;
 mod structured;
 mod timestamp;
 
 pub use addressed::is_addressed_to;
 pub use audience::{CANARY_SOURCE, CANARY_TYPE};
 pub use cloud_event::{
-    COLLAPSE_KEY_BYTES_MAX, Event, ID_BYTES_MAX, SOURCE_BYTES_MAX, TRACEPARENT_BYTES_MAX,
-    TYPE_BYTES_MAX,
+    COLLAPSE_KEY_BYTES_MAX, Event, ID_BYTES_MAX, SOURCE_BYTES_MAX, SUBJECT_BYTES_MAX,
+    TRACEPARENT_BYTES_MAX, TYPE_BYTES_MAX,
 };
+pub use fact::{Asked, Fact, WITHIN_SECONDS_MAX};
 pub use import::{IMPORT_ID_BYTES_MAX, Import, Step};
 pub use message::{HeaderValue, Message};
 pub use parse::{HEADERS_BYTES_MAX, Limits, parse};
 pub use rejection::{Reason, Rejection};
+pub use settlement::{Settlement, Subjects};

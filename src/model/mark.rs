@@ -54,6 +54,8 @@ pub enum Marked {
         /// The subscriber. `None` if the notification needs no person.
         by: Option<String>,
     },
+    /// Nobody handled it in the time that its publisher set.
+    Overdue(OffsetDateTime),
 }
 
 /// The counts of a feed, of its notifications up to `last`.
@@ -106,9 +108,10 @@ pub fn state(
         Targets::Seqs(seqs) => (Some(&**seqs), None),
         Targets::Through(through) => (None, Some(*through)),
     };
-    let (read_at, handled_at, handled_by) = match marked {
-        Marked::Read(at) => (*at, None, None),
-        Marked::Handled { at, by } => (None, Some(*at), by.as_deref()),
+    let (read_at, handled_at, handled_by, overdue_at) = match marked {
+        Marked::Read(at) => (*at, None, None, None),
+        Marked::Handled { at, by } => (None, Some(*at), by.as_deref(), None),
+        Marked::Overdue(at) => (None, None, None, Some(*at)),
     };
     // These times are from Postgres, within the years of RFC 3339.
     let rfc3339 = |time: OffsetDateTime| time.format(&Rfc3339).unwrap_or_default();
@@ -124,6 +127,7 @@ pub fn state(
         read_at: read_at.map(rfc3339),
         handled_at: handled_at.map(rfc3339),
         handled_by,
+        overdue_at: overdue_at.map(rfc3339),
         unread,
         unhandled,
         last,

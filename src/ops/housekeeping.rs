@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::retry;
 use crate::store::StoreError;
 use crate::store::pool::Pool;
-use crate::store::{canaries, dead_letters, imports, traces};
+use crate::store::{canaries, dead_letters, imports, receipts, settlements, traces};
 
 const INTERVAL: Duration = Duration::from_secs(3_600);
 /// Longest pause between two statements.
@@ -20,6 +20,8 @@ pub async fn run(pool: Pool) {
         step("traces", delete_traces(&pool)).await;
         step("import_items", delete_import_items(&pool)).await;
         step("dead_letters", delete_dead_letters(&pool)).await;
+        step("receipts", delete_receipts(&pool)).await;
+        step("early_settlements", delete_settlements(&pool)).await;
         step("canaries", canaries::end_abandoned(&pool)).await;
     }
 }
@@ -39,6 +41,22 @@ async fn step(table: &'static str, deleting: impl Future<Output = Result<(), Sto
 async fn delete_traces(pool: &Pool) -> Result<(), StoreError> {
     let mut begun = Instant::now();
     while traces::delete_expired(pool).await? > 0 {
+        begun = pause(begun).await;
+    }
+    Ok(())
+}
+
+async fn delete_receipts(pool: &Pool) -> Result<(), StoreError> {
+    let mut begun = Instant::now();
+    while receipts::delete_old(pool).await? > 0 {
+        begun = pause(begun).await;
+    }
+    Ok(())
+}
+
+async fn delete_settlements(pool: &Pool) -> Result<(), StoreError> {
+    let mut begun = Instant::now();
+    while settlements::delete_old(pool).await? > 0 {
         begun = pause(begun).await;
     }
     Ok(())

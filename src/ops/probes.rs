@@ -43,7 +43,8 @@ pub async fn database(pool: Pool, hub: Arc<Hub>, metrics: Arc<Metrics>) {
             Err(error) => Err(error),
         };
         match measured {
-            Ok((undelivered, letters)) => {
+            Ok((undelivered, letters, receipts_late)) => {
+                metrics.receipts.late.set(receipts_late.as_secs_f64());
                 for (state, count) in [
                     (DeadLetterState::Stored, letters.stored),
                     (DeadLetterState::Unpublished, letters.unpublished),
@@ -75,7 +76,7 @@ async fn measure(
     pool: &Pool,
     hub: &Hub,
     damaged: &Damaged,
-) -> Result<(Undelivered, Counts), StoreError> {
+) -> Result<(Undelivered, Counts, Duration), StoreError> {
     let mut all = Undelivered::default();
     let published: HashMap<Feed, Newest> = hub.undelivered().into_iter().collect();
     let feeds: Vec<Feed> = published.keys().cloned().collect();
@@ -94,7 +95,8 @@ async fn measure(
             }
         }
     }
-    Ok((all, store::dead_letters::count(pool).await?))
+    let letters = store::dead_letters::count(pool).await?;
+    Ok((all, letters, store::receipts::lateness(pool).await?))
 }
 
 /// Measures RabbitMQ until `stop`, then closes the connection.

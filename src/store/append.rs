@@ -17,7 +17,7 @@ use super::StoreError;
 use super::dead_letters::StoredDeadLetter;
 use super::pool::Pool;
 use crate::model::event::Event;
-use crate::model::feed::{Epoch, Feed, Seq};
+use crate::model::feed::{Epoch, Feed, Seq, Version};
 use crate::model::notification::Progress;
 
 /// An item to store, and its origin, which returns with the proof.
@@ -73,6 +73,10 @@ pub struct Placed {
     pub duplicate: bool,
     /// Progress of its import after it; only for a new import event.
     pub progress: Option<Progress>,
+    /// An earlier settlement settled it when it was stored.
+    pub is_settled: bool,
+    /// The version of its feed after the batch, if the batch settled notifications of the feed.
+    pub settled_version: Option<Version>,
     /// The epoch of its number, or an older one if it changed meanwhile.
     pub epoch: Epoch,
 }
@@ -151,7 +155,7 @@ impl<T> NotAppended<T> {
 /// Stores a batch in one transaction: numbers the new events in the order given, finds duplicates,
 /// and stores the dead letters. An event without a `time` gets `received_at`.
 ///
-/// One round trip, or two if an event is a duplicate. Locks existing feeds in C order. If new feeds
+/// One round trip, or two if an event is a duplicate or its feed has early settlements. Locks existing feeds in C order. If new feeds
 /// meet existing ones, Postgres may end one batch (40P01), and ingest repeats it. Uses `feeds_pkey`,
 /// `held_feeds_pkey`, and `notifications_identity_key` for duplicates.
 pub async fn append<T>(
@@ -203,6 +207,8 @@ struct StoredAt {
     seq: Seq,
     duplicate: bool,
     progress: Option<Progress>,
+    is_settled: bool,
+    settled_version: Option<Version>,
     epoch: Epoch,
 }
 
@@ -213,6 +219,8 @@ impl StoredAt {
             seq: self.seq,
             duplicate: self.duplicate,
             progress: self.progress,
+            is_settled: self.is_settled,
+            settled_version: self.settled_version,
             epoch: self.epoch,
         }
     }

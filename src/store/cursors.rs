@@ -194,8 +194,8 @@ pub struct Advanced {
 /// deleted meanwhile is made again.
 ///
 /// Locks the cursors in C order, because an upsert locks its rows in the order given, and waits
-/// 250 ms at most for each; uses `cursors_pkey` and `feeds_pkey`. The commit does not wait for the
-/// disk, because a lost ack only causes a replay. Both settings hold for this transaction only, also
+/// 250 ms at most for each, then the receipts of notifications that are delivered now; uses `cursors_pkey`, `feeds_pkey`
+/// and `receipts_undelivered`. The commit does not wait for the disk, because a lost ack only causes a replay. Both settings hold for this transaction only, also
 /// behind a pooler.
 pub async fn advance(
     pool: &Pool,
@@ -222,6 +222,11 @@ pub async fn advance(
              on conflict (feed, subscriber, device) do update
                  set acked_seq = excluded.acked_seq, updated_at = now()
                  where c.acked_seq < excluded.acked_seq
+         ), delivered as (
+             update receipts r
+             set delivered_at = now(), delivered_by = a.subscriber, delivered_device = a.device, due_at = now()
+             from acks a
+             where a.seq <= a.last_seq and r.feed = a.feed and r.seq <= a.seq and r.delivered_at is null
          )
          select exists (select from present) as is_stored,
                 exists (select from acks a where a.seq > a.last_seq and a.feed not like 'shopbell-canary/%') as is_beyond,

@@ -41,6 +41,10 @@ pub struct Holdings {
     pub imports: i64,
     /// Rows with the counted items of imports.
     pub import_items: i64,
+    /// Receipts that publishers asked for.
+    pub receipts: i64,
+    /// Settlements that wait for their notification.
+    pub early_settlements: i64,
     /// Events that wait for the feed, because it is held.
     pub held_events: i64,
     /// Stored traces.
@@ -63,6 +67,8 @@ pub async fn count(
                 (select count(*) from marks m where m.feed = $1 and m.seqs is distinct from '{}') as marks,
                 (select count(*) from imports i where i.feed = $1) as imports,
                 (select count(*) from import_items i where i.feed = $1) as import_items,
+                (select count(*) from receipts r where r.feed = $1) as receipts,
+                (select count(*) from early_settlements s where s.feed = $1) as early_settlements,
                 (select count(*) from dead_letters d where d.feed = $1) as held_events,
                 (select count(*) from traces t where t.feed = $1) as traces",
     );
@@ -120,7 +126,7 @@ pub async fn clear_marks(pool: &Pool, feed: &Feed, through: i64) -> Result<(), S
 
 /// The statements that delete a step of the rows of feed `$1`, at most `$2` rows. The highest ack of a
 /// feed does not go back with its cursors.
-const OF_FEED: [&str; 6] = [
+const OF_FEED: [&str; 8] = [
     "with gone as (
          delete from cursors c using (
              select feed, subscriber, device from cursors where feed = $1
@@ -144,6 +150,16 @@ const OF_FEED: [&str; 6] = [
          select i.feed, i.import_id, i.run, i.chunk from locked l join import_items i on i.feed = l.feed limit $2)
      delete from import_items k using old o
      where (k.feed, k.import_id, k.run, k.chunk) = (o.feed, o.import_id, o.run, o.chunk) returning k.feed",
+    "with locked as materialized (select feed from feeds where feed = $1 for update),
+     gone as (
+         delete from early_settlements s using (
+             select w.subject_key from locked l join early_settlements w on w.feed = l.feed limit $2) o
+         where s.subject_key = o.subject_key returning s.feed),
+     counted as (
+         update feeds set early_settlements = early_settlements - (select count(*) from gone) where feed = $1)
+     select feed from gone",
+    "delete from receipts r using (select feed, seq from receipts where feed = $1 order by seq limit $2 for update) o
+     where (r.feed, r.seq) = (o.feed, o.seq) returning r.feed",
     "delete from dead_letters d using (
          select position from dead_letters where feed = $1 order by position limit $2) o
      where d.position = o.position returning d.feed",
@@ -169,7 +185,7 @@ const OF_SUBSCRIBERS: [&str; 2] = [
      where (c.feed, c.subscriber, c.device) = (o.feed, o.subscriber, o.device) returning c.feed",
 ];
 
-/// Deletes one step of the cursors, imports, held events and traces of a feed, and of the cursors of
+/// Deletes one step of the cursors, imports, receipts, early settlements, held events and traces of a feed, and of the cursors of
 /// its subscriber in the broadcast feed. Returns whether more may exist.
 ///
 /// Locks the deleted rows, at most [`ROWS_PER_STEP_MAX`] of a table, and the feed for imports; uses an

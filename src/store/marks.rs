@@ -60,6 +60,14 @@ pub enum Locks {
     Wait,
 }
 
+/// `marks.kind`.
+#[derive(Clone, Copy)]
+enum Kind {
+    Read,
+    Handled,
+    Overdue,
+}
+
 /// The columns of a mark.
 #[derive(FromRow)]
 struct MarkColumns {
@@ -80,12 +88,13 @@ impl MarkColumns {
         })
     }
 
-    fn marked(&mut self, is_read: bool) -> Marked {
-        match (is_read, self.marked_at) {
-            (false, Some(at)) => Marked::Handled {
+    fn marked(&mut self, kind: Kind) -> Marked {
+        match (kind, self.marked_at) {
+            (Kind::Handled, Some(at)) => Marked::Handled {
                 at,
                 by: self.marked_by.take(),
             },
+            (Kind::Overdue, Some(at)) => Marked::Overdue(at),
             (_, at) => Marked::Read(at),
         }
     }
@@ -98,9 +107,9 @@ impl MarkColumns {
         })
     }
 
-    fn state(mut self, feed: Feed, version: i64, is_read: bool) -> Result<StateFrame, sqlx::Error> {
+    fn state(mut self, feed: Feed, version: i64, kind: Kind) -> Result<StateFrame, sqlx::Error> {
         let version = super::version(version)?;
-        let (targets, marked) = (self.targets()?, self.marked(is_read));
+        let (targets, marked) = (self.targets()?, self.marked(kind));
         Ok(StateFrame::new(
             feed,
             version,
@@ -123,16 +132,19 @@ struct ResultRow {
 
 impl ResultRow {
     fn stored(mut self, request: &MarkRequest) -> Result<MarkResult, sqlx::Error> {
-        let is_read = matches!(request.mark, Mark::Read(_));
+        let kind = match request.mark {
+            Mark::Read(_) => Kind::Read,
+            Mark::Handled(_) => Kind::Handled,
+        };
         Ok(match self.result.as_str() {
             "marked" => {
                 let version = self.version.unwrap_or_default();
                 let feed = request.feed.clone();
-                MarkResult::Marked(self.columns.state(feed, version, is_read)?)
+                MarkResult::Marked(self.columns.state(feed, version, kind)?)
             }
             "already" => MarkResult::Already {
                 targets: self.columns.targets()?,
-                marked: self.columns.marked(is_read),
+                marked: self.columns.marked(kind),
                 counts: self.columns.counts()?,
             },
             "unknown" => MarkResult::Unknown(self.columns.seqs.unwrap_or_default()),
@@ -227,8 +239,12 @@ pub async fn read_after(
     let mut states = Vec::new();
     for row in super::fetch::<StoredRow>(pool, query).await? {
         if let Some((index, (feed, _))) = super::at(places, row.ordinal) {
-            let is_read = row.kind == "read";
-            let state = row.columns.state(feed.clone(), row.version, is_read)?;
+            let kind = match row.kind.as_str() {
+                "handled" => Kind::Handled,
+                "overdue" => Kind::Overdue,
+                _ => Kind::Read,
+            };
+            let state = row.columns.state(feed.clone(), row.version, kind)?;
             states.push((index, state));
         }
     }

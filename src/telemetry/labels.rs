@@ -73,6 +73,8 @@ label_values! {
         DeadLetters = "dead_letters",
         /// The release of held feeds.
         HeldFeeds = "held_feeds",
+        /// The publish of receipts.
+        Receipts = "receipts",
         /// The removal of old notifications.
         Retention = "retention",
     }

@@ -4,6 +4,7 @@
 mod hints;
 mod named;
 mod publishing;
+mod receipts;
 mod relay;
 mod replay;
 mod streams;
@@ -18,6 +19,7 @@ use prometheus_client::registry::Registry;
 pub use self::hints::HintMetrics;
 use self::named::Named;
 pub use self::publishing::PublishingMetrics;
+pub use self::receipts::ReceiptMetrics;
 pub use self::relay::RelayMetrics;
 pub use self::replay::ReplayMetrics;
 pub use self::streams::StreamMetrics;
@@ -118,6 +120,8 @@ pub struct Metrics {
     pub probed: ProbedMetrics,
     /// The hints of the fan-out.
     pub hints: HintMetrics,
+    /// The receipts that publishers ask for.
+    pub receipts: ReceiptMetrics,
     /// The removal of old notifications.
     pub retention: RetentionMetrics,
     /// The runs of the canary.
@@ -276,6 +280,7 @@ impl Metrics {
                 .counter("epoch_changes", "Changes of the epoch, after a restore or a fail-over of the database"),
             probed: ProbedMetrics::new(&mut named),
             hints: HintMetrics::new(&mut named),
+            receipts: ReceiptMetrics::new(&mut named),
             retention: RetentionMetrics::new(&mut named),
             canary: CanaryMetrics::new(&mut named),
             part_up: named.gauges("part_up", "1 if a part of this replica works, else 0", "part"),

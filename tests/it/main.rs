@@ -14,6 +14,7 @@
 
 mod acks;
 mod alarms;
+mod alarms_of_clients;
 mod attributes;
 mod broadcast;
 mod canary;
@@ -73,6 +74,7 @@ mod public_port;
 mod publishing_http;
 mod rabbitmq_alarm;
 mod real_input;
+mod receipts;
 mod redaction;
 mod redelivery;
 mod replay;
@@ -81,6 +83,7 @@ mod restore;
 mod retention;
 mod scale_out;
 mod sessions;
+mod settlements;
 mod slow_client;
 mod streams;
 mod streams_requests;

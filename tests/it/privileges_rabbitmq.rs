@@ -188,10 +188,11 @@ const ACTS: [&str; 16] = [
     "purge shopbell.unroutable",
 ];
 /// The service also consumes the queues of ingest, and declares its own queue of hints.
-const ACTS_OF_THE_SERVICE: [&str; 6] = [
+const ACTS_OF_THE_SERVICE: [&str; 7] = [
     "publish shopbell.events",
     "publish shopbell.dead-letter",
     "publish shopbell.fanout",
+    "publish shopbell.receipts",
     "get shopbell.unroutable",
     "consume shopbell.dead-letter",
     "purge shopbell.unroutable",

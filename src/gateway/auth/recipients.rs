@@ -54,6 +54,15 @@ impl Recipients {
         ))
     }
 
+    /// The recipients that the token names in full.
+    pub fn named(&self) -> Vec<Feed> {
+        let named = self.0.iter().filter_map(|entry| match entry {
+            Entry::One(feed) => Some(feed.clone()),
+            Entry::Prefix(_) => None,
+        });
+        named.collect()
+    }
+
     /// Whether the token may publish to `recipient`. Everyone reads the broadcast feed, so only its
     /// own name allows it.
     pub fn allow(&self, recipient: &Feed, broadcast_feed: &Feed) -> bool {

@@ -11,7 +11,7 @@ use super::rejection::{Reason, Rejection};
 use super::timestamp;
 
 /// The names of the attributes, in the order that `Envelope::new` expects.
-pub(super) const ATTRIBUTES: [&str; 11] = [
+pub(super) const ATTRIBUTES: [&str; 16] = [
     "specversion",
     "id",
     "source",
@@ -23,6 +23,11 @@ pub(super) const ATTRIBUTES: [&str; 11] = [
     "traceparent",
     "datacontenttype",
     "broadcast",
+    "subject",
+    "settles",
+    "receipts",
+    "deliverwithin",
+    "handlewithin",
 ];
 
 /// Prefixes of attributes in headers: two of the AMQP binding (§3.1.3.1), and one of the RabbitMQ

@@ -5,7 +5,9 @@ use std::fmt;
 use serde_json::value::RawValue;
 use time::OffsetDateTime;
 
+use super::fact::Asked;
 use super::import::Import;
+use super::settlement::{Settlement, Subjects};
 use crate::model::feed::Feed;
 
 /// Longest `id`, in bytes. `id`, `source` and the feed form one unique index. Postgres bounds an
@@ -18,6 +20,8 @@ pub const TYPE_BYTES_MAX: usize = 255;
 /// Longest `collapsekey`, in bytes: room for two names of feeds, and small enough for an index
 /// entry.
 pub const COLLAPSE_KEY_BYTES_MAX: usize = 256;
+/// Longest `subject` and `settles`, in bytes: as long as a `source`, because some publishers name a URI.
+pub const SUBJECT_BYTES_MAX: usize = 1024;
 /// Longest `traceparent`, in bytes: the size of version 00 (W3C Trace Context §3.2.2).
 pub const TRACEPARENT_BYTES_MAX: usize = 55;
 
@@ -45,6 +49,12 @@ pub struct Event {
     pub collapse_key: Option<String>,
     /// The import that it belongs to, if its type is of an import.
     pub import: Option<Import>,
+    /// The names by which later events may settle it.
+    pub subjects: Subjects,
+    /// The earlier notifications that it settles, if it settles any.
+    pub settles: Option<Settlement>,
+    /// The facts that its publisher asks for, if it asks for any.
+    pub asked: Option<Asked>,
     /// `traceparent` (CloudEvents extension "Distributed Tracing"), or else the header of that
     /// name, which instrumented publishers set. `None` if it cannot be used.
     pub traceparent: Option<String>,
@@ -66,6 +76,9 @@ impl fmt::Debug for Event {
             .field("expires_at", &self.expires_at)
             .field("collapse_key", &self.collapse_key)
             .field("import", &self.import)
+            .field("subjects", &self.subjects)
+            .field("settles", &self.settles)
+            .field("asked", &self.asked)
             .field("traceparent", &self.traceparent)
             .field(
                 "data_bytes",

@@ -2,12 +2,14 @@
 
 use super::attribute::{ATTRIBUTES, Attribute, AttributeValue, missing, repeated, unreadable};
 use super::cloud_event::{
-    COLLAPSE_KEY_BYTES_MAX, Event, ID_BYTES_MAX, SOURCE_BYTES_MAX, TRACEPARENT_BYTES_MAX,
-    TYPE_BYTES_MAX,
+    COLLAPSE_KEY_BYTES_MAX, Event, ID_BYTES_MAX, SOURCE_BYTES_MAX, SUBJECT_BYTES_MAX,
+    TRACEPARENT_BYTES_MAX, TYPE_BYTES_MAX,
 };
 use super::data::{self, Data};
+use super::fact::Asked;
 use super::rejection::{Reason, Rejection};
-use super::schema;
+use super::schema::{self, Described};
+use super::settlement::{Settlement, Subjects};
 use crate::model::feed::Feed;
 
 /// The attributes and the data of a message, before the rules are checked.
@@ -24,6 +26,11 @@ pub(super) struct Envelope<'a> {
     traceparent: Attribute<'a>,
     datacontenttype: Attribute<'a>,
     broadcast: Attribute<'a>,
+    subject: Attribute<'a>,
+    settles: Attribute<'a>,
+    receipts: Attribute<'a>,
+    deliverwithin: Attribute<'a>,
+    handlewithin: Attribute<'a>,
     data: Data<'a>,
 }
 
@@ -41,6 +48,11 @@ impl<'a> Envelope<'a> {
             traceparent,
             datacontenttype,
             broadcast,
+            subject,
+            settles,
+            receipts,
+            deliverwithin,
+            handlewithin,
         ] = attributes;
         Self {
             specversion,
@@ -54,6 +66,11 @@ impl<'a> Envelope<'a> {
             traceparent,
             datacontenttype,
             broadcast,
+            subject,
+            settles,
+            receipts,
+            deliverwithin,
+            handlewithin,
             data,
         }
     }
@@ -69,13 +86,23 @@ impl<'a> Envelope<'a> {
         let published_key = self.collapsekey.optional(COLLAPSE_KEY_BYTES_MAX)?;
         let datacontenttype = self.datacontenttype.text()?;
         let broadcast = self.broadcast.boolean()?;
+        let subject = self.subject.optional(SUBJECT_BYTES_MAX)?;
+        let settles = self.settles.optional(SUBJECT_BYTES_MAX)?;
+        let receipts = self.receipts.text()?;
+        let deliver_within = self.deliverwithin.text()?;
+        let handle_within = self.handlewithin.text()?;
+        let asked = Asked::read(
+            receipts.as_deref(),
+            deliver_within.as_deref(),
+            handle_within.as_deref(),
+        )?;
         let recipient = recipient(self.recipient)?;
         let data = match self.data {
             Data::Absent => None,
             Data::Json(data) => Some(data.to_owned()),
             Data::Base64(encoded) => data::decode(encoded, datacontenttype.as_deref())?,
         };
-        let import = schema::check(&event_type, data.as_deref())?;
+        let Described { import, order } = schema::check(&event_type, data.as_deref())?;
         let collapse_key = match &import {
             None => published_key,
             Some(import) if import.is_progress() => {
@@ -94,6 +121,9 @@ impl<'a> Envelope<'a> {
             expires_at,
             collapse_key,
             import,
+            subjects: Subjects::new(subject, order.as_ref()),
+            settles: Settlement::new(settles, order.as_ref()),
+            asked,
             traceparent: match self.traceparent.value {
                 AttributeValue::Text(text) => traceparent(&text),
                 _ => None,

@@ -2,11 +2,14 @@
 //!
 //! A schema checks only the fields that it names, so that publishers may add fields.
 
+use std::borrow::Cow;
+
 use serde_json::value::RawValue;
 
 use super::import::{IMPORT_ID_BYTES_MAX, Import, Step};
 use super::json::{self, Member, MemberValue};
 use super::rejection::{Reason, Rejection};
+use super::settlement::Order;
 use super::timestamp;
 
 /// Longest `total` of an order, in bytes: 12 digits, the point, and the 18 decimals of the smallest
@@ -16,17 +19,25 @@ const DECIMAL_BYTES_MAX: usize = 32;
 /// The name of a field and its rule, without its value.
 type Violation = String;
 
-/// Checks data by the schema of its type. Returns the part about an import, if there is one.
-pub(super) fn check(
-    event_type: &str,
-    data: Option<&RawValue>,
-) -> Result<Option<Import>, Rejection> {
+/// The parts of data that Shopbell uses.
+#[derive(Debug, Default)]
+pub(super) struct Described {
+    /// The import that it belongs to, if its type is of an import.
+    pub(super) import: Option<Import>,
+    /// The order that it is about, if its type is of an order.
+    pub(super) order: Option<Order>,
+}
+
+/// Checks data by the schema of its type. Returns its parts about an import or an order.
+pub(super) fn check(event_type: &str, data: Option<&RawValue>) -> Result<Described, Rejection> {
     let schema = match event_type {
         "order.created" => order_created,
+        "order.updated" => order_updated,
+        "order.cancelled" => order_cancelled,
         "import.started" => import_started,
         "import.item" => import_item,
         "import.finished" => import_finished,
-        _ => return Ok(None),
+        _ => return Ok(Described::default()),
     };
     data.ok_or_else(|| "missing data".to_owned())
         .and_then(schema)
@@ -35,8 +46,36 @@ pub(super) fn check(
         })
 }
 
-fn order_created(data: &RawValue) -> Result<Option<Import>, Violation> {
-    let [order_id, total, currency, items, customer, placed_at] = fields(
+fn order_created(data: &RawValue) -> Result<Described, Violation> {
+    let [order_id, total, currency, items, details @ ..] = order_fields(data)?;
+    let described = order(order_id, false)?;
+    required(total, DECIMAL)?;
+    required(currency, CURRENCY)?;
+    required(items, COUNT)?;
+    order_details(details)?;
+    Ok(described)
+}
+
+/// It has the fields of the order that changed.
+fn order_updated(data: &RawValue) -> Result<Described, Violation> {
+    let [order_id, total, currency, items, details @ ..] = order_fields(data)?;
+    let described = order(order_id, false)?;
+    optional(total, DECIMAL)?;
+    optional(currency, CURRENCY)?;
+    optional(items, COUNT)?;
+    order_details(details)?;
+    Ok(described)
+}
+
+fn order_cancelled(data: &RawValue) -> Result<Described, Violation> {
+    let [order_id, reason] = fields(data, ["order_id", "reason"])?;
+    let described = order(order_id, true)?;
+    optional(reason, TEXT)?;
+    Ok(described)
+}
+
+fn order_fields(data: &RawValue) -> Result<[Member<'_>; 7], Violation> {
+    fields(
         data,
         [
             "order_id",
@@ -45,29 +84,41 @@ fn order_created(data: &RawValue) -> Result<Option<Import>, Violation> {
             "items",
             "customer",
             "placed_at",
+            "accept_by",
         ],
-    )?;
-    required(order_id, FILLED_TEXT)?;
-    required(total, DECIMAL)?;
-    required(currency, CURRENCY)?;
-    required(items, COUNT)?;
-    optional(customer, ANYTHING)?;
-    optional(placed_at, TIMESTAMP)?;
-    Ok(None)
+    )
 }
 
-fn import_started(data: &RawValue) -> Result<Option<Import>, Violation> {
+fn order_details([customer, placed_at, accept_by]: [Member<'_>; 3]) -> Result<(), Violation> {
+    optional(customer, ANYTHING)?;
+    optional(placed_at, TIMESTAMP)?;
+    optional(accept_by, TIMESTAMP)?;
+    Ok(())
+}
+
+fn order(order_id: Member<'_>, is_cancelled: bool) -> Result<Described, Violation> {
+    let id = required(order_id, FILLED_TEXT)?;
+    Ok(Described {
+        order: Some(Order { id, is_cancelled }),
+        ..Described::default()
+    })
+}
+
+fn import(id: String, step: Step, item: Option<i64>) -> Described {
+    Described {
+        import: Some(Import { id, step, item }),
+        ..Described::default()
+    }
+}
+
+fn import_started(data: &RawValue) -> Result<Described, Violation> {
     let [import_id, total] = fields(data, ["import_id", "total"])?;
     let id = required(import_id, IMPORT_ID)?;
     let total = required(total, COUNT)?;
-    Ok(Some(Import {
-        id,
-        step: Step::Started { total },
-        item: None,
-    }))
+    Ok(import(id, Step::Started { total }, None))
 }
 
-fn import_item(data: &RawValue) -> Result<Option<Import>, Violation> {
+fn import_item(data: &RawValue) -> Result<Described, Violation> {
     let [import_id, index, sku, status, error] =
         fields(data, ["import_id", "index", "sku", "status", "error"])?;
     let id = required(import_id, IMPORT_ID)?;
@@ -75,21 +126,17 @@ fn import_item(data: &RawValue) -> Result<Option<Import>, Violation> {
     required(sku, TEXT)?;
     let step = required(status, ITEM_STATUS)?;
     match step {
-        Step::Failed => required(error, FILLED_TEXT)?,
+        Step::Failed => drop(required(error, FILLED_TEXT)?),
         _ => _ = optional(error, ANYTHING)?,
     }
-    Ok(Some(Import { id, step, item }))
+    Ok(import(id, step, item))
 }
 
-fn import_finished(data: &RawValue) -> Result<Option<Import>, Violation> {
+fn import_finished(data: &RawValue) -> Result<Described, Violation> {
     let [import_id, status] = fields(data, ["import_id", "status"])?;
     let id = required(import_id, IMPORT_ID)?;
     let step = required(status, IMPORT_STATUS)?;
-    Ok(Some(Import {
-        id,
-        step,
-        item: None,
-    }))
+    Ok(import(id, step, None))
 }
 
 /// The rule of a field: in words that follow "must be", and as a function that parses the value.
@@ -98,8 +145,10 @@ struct Rule<T>(&'static str, fn(&RawValue) -> Option<T>);
 const ANYTHING: Rule<()> = Rule("any JSON", |_| Some(()));
 /// It may be empty: an item can fail because it has no `sku`.
 const TEXT: Rule<()> = Rule("a string", |value| is(value, |_| true));
-const FILLED_TEXT: Rule<()> = Rule("a string that is not empty", |value| {
-    is(value, |text| !text.is_empty())
+const FILLED_TEXT: Rule<String> = Rule("a string that is not empty", |value| {
+    json::text(value)
+        .filter(|text| !text.is_empty())
+        .map(Cow::into_owned)
 });
 const DECIMAL: Rule<()> = Rule("a decimal string like 12.50", |value| is(value, is_decimal));
 /// The list of currencies is not checked, because ISO 4217 changes more often than Shopbell is

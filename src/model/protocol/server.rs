@@ -65,6 +65,9 @@ pub enum ServerFrame<'a> {
         /// … and by which subscriber.
         #[serde(skip_serializing_if = "Option::is_none")]
         handled_by: Option<&'a str>,
+        /// When the time passed in which somebody should have handled them (RFC 3339).
+        #[serde(skip_serializing_if = "Option::is_none")]
+        overdue_at: Option<String>,
         /// Notifications that nobody has read …
         unread: i64,
         /// … and that nobody has handled …

@@ -4,10 +4,11 @@
 use sqlx::Postgres;
 use sqlx::postgres::PgArguments;
 use sqlx::query::Query;
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
+use uuid::Uuid;
 
-use super::identity::identity;
-use crate::model::event::{Event, Import, Step};
+use super::identity::{identity, key};
+use crate::model::event::{Asked, Event, Import, Step};
 
 /// The feeds of events.
 pub(super) fn feeds<'a>(events: &[&'a Event]) -> Vec<&'a str> {
@@ -35,6 +36,8 @@ pub(super) fn bind_event<'a>(
         .bind(event.data.as_ref().map(|data| data.get()))
         .bind(event.collapse_key.as_deref())
         .bind(event.expires_at)
+        .bind(subject_key(event))
+        .bind(order_key(event))
 }
 
 /// Binds the stored columns of each event except its feed.
@@ -53,6 +56,55 @@ pub(super) fn bind_events<'a>(
         .bind(column(events, data))
         .bind(column(events, |event| event.collapse_key.as_deref()))
         .bind(column(events, |event| event.expires_at))
+        .bind(column(events, subject_key))
+        .bind(column(events, order_key))
+}
+
+/// Binds `in_asking_events` to `in_handle_bys`: one element for each event that asks for receipts.
+pub(super) fn bind_asked<'a>(
+    query: Query<'a, Postgres, PgArguments>,
+    events: &[&'a Event],
+    received_at: OffsetDateTime,
+) -> Query<'a, Postgres, PgArguments> {
+    let (places, asked): (Vec<i64>, Vec<&Asked>) = (1..)
+        .zip(events)
+        .filter_map(|(place, event)| Some((place, event.asked.as_ref()?)))
+        .unzip();
+    let after = |seconds: i64| received_at.checked_add(Duration::seconds(seconds));
+    query
+        .bind(places)
+        .bind(column(&asked, |asked| asked.facts))
+        .bind(column(&asked, |asked| asked.deliver_within.and_then(after)))
+        .bind(column(&asked, |asked| asked.handle_within.and_then(after)))
+}
+
+/// Binds `in_settling_events` to `in_handled_bys`: one element for each subject that an event settles.
+pub(super) fn bind_settlements<'a>(
+    query: Query<'a, Postgres, PgArguments>,
+    events: &[&'a Event],
+) -> Query<'a, Postgres, PgArguments> {
+    let (mut places, mut keys, mut handled_bys) = (vec![], vec![], vec![]);
+    for (place, event) in (1_i64..).zip(events) {
+        let Some(settlement) = &event.settles else {
+            continue;
+        };
+        for subject in &settlement.subjects {
+            places.push(place);
+            keys.push(key(event, subject));
+            handled_bys.push(settlement.handled_by);
+        }
+    }
+    query.bind(places).bind(keys).bind(handled_bys)
+}
+
+fn subject_key(event: &Event) -> Option<Uuid> {
+    let subject = event.subjects.subject.as_deref();
+    subject.map(|subject| key(event, subject))
+}
+
+fn order_key(event: &Event) -> Option<Uuid> {
+    let order_id = event.subjects.order_id.as_deref();
+    order_id.map(|order_id| key(event, order_id))
 }
 
 /// Binds `in_received_at`, and `in_step_events` to `in_step_statuses`: one element for each import event.

@@ -1,4 +1,4 @@
-//! The identity of an event in a feed, by which Postgres finds duplicates. Pure.
+//! The identity of an event in a feed, by which Postgres finds duplicates, and the keys of its subjects. Pure.
 //!
 //! It is a hash, and begins with the time of an event id that is a UUID of version 7. So events of the
 //! same minute are neighbours in the index.
@@ -14,6 +14,11 @@ const SEPARATOR: &[u8] = &[0];
 /// Returns the identity, as the function `event_identity` in `migrations/` does.
 pub(super) fn identity(event: &Event) -> Uuid {
     of(event.recipient.as_str(), &event.source, &event.id)
+}
+
+/// Returns the key of a subject in the feed and of the source of an event.
+pub(super) fn key(event: &Event, subject: &str) -> Uuid {
+    of(event.recipient.as_str(), &event.source, subject)
 }
 
 fn of(feed: &str, source: &str, id: &str) -> Uuid {

@@ -16,6 +16,9 @@ pub(super) struct FeedRow {
     pub(super) unhandled: i64,
     pub(super) read_seq: i64,
     pub(super) version: i64,
+    pub(super) early_settlements: i64,
+    /// The rows of the feed in `early_settlements`.
+    pub(super) settlements_found: i64,
 }
 
 /// The stored numbers of a feed: those of its notifications, or the versions of its marks.
@@ -143,6 +146,12 @@ fn counts(row: &FeedRow, stored: &Numbers) -> Vec<(&'static str, String)> {
         found.push(format!(
             "the count of unhandled notifications is {}, but {} have no handle mark",
             row.unhandled, stored.unhandled
+        ));
+    }
+    if row.settlements_found != row.early_settlements {
+        found.push(format!(
+            "the count of early settlements is {}, but {} are stored",
+            row.early_settlements, row.settlements_found
         ));
     }
     if row.read_seq > row.last_seq {

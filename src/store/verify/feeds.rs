@@ -25,7 +25,8 @@ const SAMPLED_NOTIFICATIONS: i64 = 10_000;
 const CANARIES: &str = "shopbell-canary/";
 
 const FEEDS: &str = "
-select feed, last_seq, trimmed_seq, acked_seq, unread, unhandled, read_seq, version
+select feed, last_seq, trimmed_seq, acked_seq, unread, unhandled, read_seq, version, early_settlements,
+       (select count(*) from early_settlements s where s.feed = feeds.feed) as settlements_found
 from feeds where feed >= $1 and ($2::text is null or feed < $2)
 order by feed limit $3";
 

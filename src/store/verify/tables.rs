@@ -99,6 +99,19 @@ pub(super) const INDEXED: [Table; 7] = [
                         and (i.collapse_key, i.seq) <= (t.collapse_key, t.seq)",
                 order: "order by i.collapse_key, i.seq",
             },
+            // Expressions keep Postgres from using the primary key.
+            Index {
+                name: "notifications_subject",
+                has: "num_nulls(t.subject_key) = 0",
+                finds: "i.subject_key = t.subject_key and i.feed || '' = t.feed and i.seq + 0 = t.seq",
+                order: "",
+            },
+            Index {
+                name: "notifications_order",
+                has: "num_nulls(t.order_key) = 0",
+                finds: "i.order_key = t.order_key and i.feed || '' = t.feed and i.seq + 0 = t.seq",
+                order: "",
+            },
         ],
         wrong: &[(
             "identities",

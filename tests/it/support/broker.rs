@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use super::{PATIENCE, eventually};
 
 /// Queues that Shopbell declares, without the prefix.
-const QUEUES: [&str; 7] = [
+const QUEUES: [&str; 8] = [
     "gateways",
     "ingest",
     "ingest.2",
@@ -20,6 +20,7 @@ const QUEUES: [&str; 7] = [
     "ingest.4",
     "dead-letter",
     "unroutable",
+    "receipts-queue",
 ];
 /// Exchanges that Shopbell declares, without the prefix.
 const EXCHANGES: [&str; 7] = [
@@ -262,6 +263,28 @@ impl Broker {
         declared.expect("a queue can be declared");
     }
 
+    /// Declares a durable queue that gets all of a topic exchange.
+    pub async fn declare_queue_of(&self, queue: &str, exchange: &str) {
+        self.declare_classic(queue).await;
+        let (options, arguments) = (QueueBindOptions::default(), FieldTable::default());
+        let bind = self.channel().await;
+        let bound = bind
+            .queue_bind(
+                queue.into(),
+                exchange.into(),
+                "#".into(),
+                options,
+                arguments,
+            )
+            .await;
+        bound.expect("a queue can be bound");
+    }
+
+    /// Takes all messages of a queue.
+    pub async fn take_all(&self, queue: &str) -> Vec<Letter> {
+        self.get(queue, BasicGetOptions { no_ack: true }).await
+    }
+
     /// Deletes all that Shopbell declared under `prefix`.
     pub async fn clear(&self, prefix: &str) {
         let channel = self.channel().await;
@@ -279,11 +302,13 @@ impl Broker {
 
     /// All of `queue`. Nothing is acknowledged, so closing the channel puts it back.
     pub async fn read(&self, queue: &str) -> Vec<Letter> {
+        self.get(queue, BasicGetOptions::default()).await
+    }
+
+    /// All of `queue`. Closing the channel puts back all that is not acknowledged.
+    async fn get(&self, queue: &str, options: BasicGetOptions) -> Vec<Letter> {
         let (channel, mut letters) = (self.channel().await, Vec::new());
-        while let Ok(Some(message)) = channel
-            .basic_get(queue.into(), BasicGetOptions::default())
-            .await
-        {
+        while let Ok(Some(message)) = channel.basic_get(queue.into(), options).await {
             let properties = &message.delivery.properties;
             letters.push(Letter {
                 content_type: properties.content_type().as_ref().map(ToString::to_string),

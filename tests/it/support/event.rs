@@ -1,6 +1,7 @@
 //! Events as publishers write them: structured CloudEvents 1.0, and anything else that may arrive
 //! over AMQP.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use lapin::BasicProperties;
@@ -28,6 +29,8 @@ pub struct Event {
     collapsekey: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     broadcast: Option<bool>,
+    #[serde(flatten)]
+    attributes: BTreeMap<&'static str, String>,
     data: Box<RawValue>,
 }
 
@@ -43,6 +46,7 @@ impl Event {
             expirytime: None,
             collapsekey: None,
             broadcast: None,
+            attributes: BTreeMap::new(),
             data: RawValue::from_string(data.to_owned()).expect("the story's data is JSON"),
         }
     }
@@ -52,6 +56,19 @@ impl Event {
         let id = unique_id();
         let data = format!(r#"{{"order_id":"{id}","total":"19.90","currency":"EUR","items":2}}"#);
         Self::new("order.created", recipient, &data).id(&id)
+    }
+
+    /// A new order of `recipient` with this `order_id`.
+    pub fn order_with_id(recipient: &str, order_id: &str) -> Self {
+        let data =
+            format!(r#"{{"order_id":"{order_id}","total":"19.90","currency":"EUR","items":2}}"#);
+        Self::new("order.created", recipient, &data)
+    }
+
+    /// The cancellation of an order.
+    pub fn cancellation(recipient: &str, order_id: &str) -> Self {
+        let data = format!(r#"{{"order_id":"{order_id}","reason":"out of stock"}}"#);
+        Self::new("order.cancelled", recipient, &data)
     }
 
     /// `count` orders of `recipient`, in the order of their numbers.
@@ -98,6 +115,12 @@ impl Event {
 
     pub fn source(mut self, source: &str) -> Self {
         self.source = source.to_owned();
+        self
+    }
+
+    /// Sets any other attribute.
+    pub fn attribute(mut self, name: &'static str, value: &str) -> Self {
+        self.attributes.insert(name, value.to_owned());
         self
     }
 

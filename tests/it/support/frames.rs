@@ -70,6 +70,7 @@ pub struct Notification {
     pub progress: Option<Progress>,
     pub read_at: Option<String>,
     pub handled_at: Option<String>,
+    pub handled_by: Option<String>,
 }
 
 /// The progress of an import.
@@ -89,6 +90,7 @@ pub struct State {
     pub read_at: Option<String>,
     pub handled_at: Option<String>,
     pub handled_by: Option<String>,
+    pub overdue_at: Option<String>,
     pub unread: u64,
     pub unhandled: u64,
     pub last: u64,

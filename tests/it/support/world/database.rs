@@ -208,7 +208,12 @@ impl World {
     }
 }
 
-/// An open transaction. It ends when it is dropped.
-pub struct Lock(
-    #[expect(dead_code, reason = "it only has to exist")] Transaction<'static, Postgres>,
-);
+/// An open transaction. It is rolled back when it is dropped.
+pub struct Lock(Transaction<'static, Postgres>);
+
+impl Lock {
+    /// Keeps the changes of the transaction.
+    pub async fn commit(self) {
+        self.0.commit().await.expect("the database commits");
+    }
+}
