@@ -13,6 +13,7 @@ pub mod forget;
 pub mod healthcheck;
 pub mod inspect;
 pub mod migrate;
+pub mod presence;
 pub mod publish;
 pub mod relay;
 pub mod serve;
@@ -80,6 +81,8 @@ enum Command {
     Config(config::Arguments),
     /// Print the notifications, cursors and undelivered numbers of a feed
     Inspect(inspect::Arguments),
+    /// Print which devices of a feed have a session, and whether they can ring
+    Presence(presence::Arguments),
     /// Print the certificate of an event: when it was stored, delivered, read and handled, and by which devices
     Certificate(certificate::Arguments),
     /// Show the epoch of the numbering, or begin a new one after the restore of a volume snapshot
@@ -129,6 +132,7 @@ impl Cli {
             Command::Healthcheck => healthcheck::run().await,
             Command::Config(arguments) => config::run(&arguments, format),
             Command::Inspect(arguments) => inspect::run(&arguments, format).await,
+            Command::Presence(arguments) => presence::run(&arguments, format).await,
             Command::Certificate(arguments) => certificate::run(&arguments, format).await,
             Command::Epoch(arguments) => epoch::run(&arguments, format).await,
             Command::Forget(arguments) => forget::run(&arguments, format).await,

@@ -26,6 +26,7 @@ pub mod pages;
 pub mod pool;
 mod pooler;
 pub mod pools;
+pub mod presence;
 pub mod receipts;
 pub mod retention;
 pub mod settlements;

@@ -74,6 +74,6 @@ fn check_text(text: &str) {
         }
         Some(ClientFrame::Handle { seqs, .. }) => assert!(seqs.len() < text.len()),
         Some(ClientFrame::Auth { token }) => assert!(token.len() <= text.len()),
-        Some(ClientFrame::Ping | ClientFrame::Unknown) | None => {}
+        Some(ClientFrame::DeviceState(_) | ClientFrame::Ping | ClientFrame::Unknown) | None => {}
     }
 }

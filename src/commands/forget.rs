@@ -110,7 +110,7 @@ struct Output<'a> {
 }
 
 impl Found {
-    fn counts(&self) -> [(&'static str, u64); 13] {
+    fn counts(&self) -> [(&'static str, u64); 14] {
         let stored = &self.stored;
         [
             ("notifications", stored.notifications.unsigned_abs()),
@@ -124,6 +124,7 @@ impl Found {
             ("early settlements", stored.early_settlements.unsigned_abs()),
             ("held events", stored.held_events.unsigned_abs()),
             ("traces", stored.traces.unsigned_abs()),
+            ("devices online", stored.presences.unsigned_abs()),
             ("dead letters", self.dead_letters),
             ("dead letters in RabbitMQ", self.queued_dead_letters),
         ]

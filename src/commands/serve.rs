@@ -186,6 +186,7 @@ async fn stop_in_order(
     stops.cursors.cancel();
     parts.ended(Part::CursorWriter).await;
     parts.ended(Part::Marks).await;
+    parts.ended(Part::Presence).await;
     parts.ended(Part::Events).await;
     parts.ended(Part::DeadLetters).await;
     parts.ended(Part::HeldFeeds).await;

@@ -7,6 +7,7 @@ mod jwks;
 mod keys;
 mod recipients;
 mod token;
+mod watcher;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -20,6 +21,7 @@ use self::keys::Signer;
 pub use self::keys::{SignError, Tokens};
 pub use self::recipients::Recipients;
 use self::token::Token;
+pub use self::watcher::Watcher;
 use crate::model::feed::{Feed, Subscriber};
 use crate::telemetry::labels::TokenRefused;
 use crate::telemetry::metrics::Metrics;
@@ -181,6 +183,18 @@ impl Authenticator {
         checked.inspect_err(|error| self.metrics.tokens.refused.inc(error.label()))
     }
 
+    /// Checks the token of somebody who asks for presence: one that reads feeds, or that may publish.
+    pub async fn admit_watcher(&self, token: Option<&str>) -> Result<Watcher, TokenError> {
+        let checked = match token {
+            Some(token) => {
+                let check = |token: &str| self.check_watcher(token);
+                self.check_again(token, check).await
+            }
+            None => Err(TokenError::Missing),
+        };
+        checked.inspect_err(|error| self.metrics.tokens.refused.inc(error.label()))
+    }
+
     async fn check_again<T>(
         &self,
         token: &str,
@@ -223,7 +237,24 @@ impl Authenticator {
 
     /// Checks a token. Without a `feeds` claim it is for the feed named like its subject.
     fn check(&self, token: &str) -> Result<Grant, TokenError> {
-        let claims = self.verify(token)?;
+        self.grant(self.verify(token)?)
+    }
+
+    fn check_watcher(&self, token: &str) -> Result<Watcher, TokenError> {
+        let mut claims = self.verify(token)?;
+        let recipients = claims.publish.take().map(|claim| Recipients::parse(&claim));
+        let recipients = recipients.and_then(Result::ok);
+        match (self.grant(claims), recipients) {
+            (Err(error), None) => Err(error),
+            (grant, recipients) => Ok(Watcher {
+                grant: grant.ok(),
+                recipients,
+                broadcast_feed: self.broadcast_feed.clone(),
+            }),
+        }
+    }
+
+    fn grant(&self, claims: Claims) -> Result<Grant, TokenError> {
         let is_canary = claims.right == Right::Canary;
         let subscriber = Subscriber::parse(&claims.sub)
             .map_err(|_| TokenError::Refused("sub is empty, too long or has control characters"))?;

@@ -28,6 +28,7 @@ use self::certificate::{Parameters, certify};
 use self::publishing::{EventPublisher, NotPublished};
 use self::request::{BODY_BYTES_MAX, Item, Malformed, Rules, Verdict};
 use super::handshake::bearer;
+use super::presence::Presence;
 use super::refusal::{Refusal, RefusedRequest};
 use super::websocket::Gateway;
 use crate::http::client_address::Client;
@@ -148,18 +149,41 @@ async fn publish(
     let parsed = request::parse(&head.headers, &body, &rules).map_err(RefusedRequest::from)?;
     drop(body);
     let (is_batch, items) = (parsed.is_batch, parsed.items);
-    let (verdicts, outgoing): (Vec<_>, Vec<_>) = items.into_iter().map(Item::into_parts).unzip();
+    let (mut verdicts, outgoing): (Vec<_>, Vec<_>) =
+        items.into_iter().map(Item::into_parts).unzip();
     let outgoing: Vec<_> = outgoing.into_iter().flatten().collect();
     let metrics = &gateway.shared.metrics.publishing;
     if !outgoing.is_empty() {
         let begun = Instant::now();
-        events.publisher.publish(outgoing).await?;
+        let (published, ()) = tokio::join!(
+            events.publisher.publish(outgoing),
+            note_online(&gateway.shared.presence, &mut verdicts),
+        );
+        published?;
         metrics.confirm.observe(begun.elapsed().as_secs_f64());
     }
     for verdict in &verdicts {
         metrics.events.inc(verdict.label());
     }
     Ok(respond(is_batch, verdicts))
+}
+
+/// Notes which recipients have a session. Meanwhile RabbitMQ confirms the events.
+async fn note_online(presence: &Presence, verdicts: &mut [Verdict]) {
+    let mut accepted: Vec<_> = verdicts
+        .iter_mut()
+        .filter_map(|verdict| match verdict {
+            Verdict::Accepted {
+                online, recipient, ..
+            } => Some((online, recipient.clone())),
+            Verdict::Refused { .. } => None,
+        })
+        .collect();
+    let recipients: Vec<_> = accepted.iter().map(|(_, feed)| feed.clone()).collect();
+    let known = presence.online(&recipients).await;
+    for ((online, _), known) in accepted.iter_mut().zip(known) {
+        **online = known;
+    }
 }
 
 async fn read(body: Body) -> Result<Vec<u8>, RefusedRequest> {

@@ -13,6 +13,7 @@ use axum::response::Response;
 use axum::routing::get;
 use tower_http::cors::CorsLayer;
 
+use super::feed_presence;
 use super::history;
 use super::refusal::RefusedRequest;
 use super::streams;
@@ -22,7 +23,7 @@ use crate::telemetry::labels::RequestRefused;
 
 const PREFLIGHT_MAX_AGE: Duration = Duration::from_secs(600);
 
-/// The routes of feeds: their history and their streams. Pages of these origins may fetch them.
+/// The routes of feeds: their history, their presence and their streams. Pages of these origins may fetch them.
 pub fn router(allowed_origins: &[String]) -> Router<Arc<Gateway>> {
     Router::new()
         // A feed may have slashes, and many proxies decode `%2F`.
@@ -40,6 +41,9 @@ async fn by_path(
 ) -> Response {
     if let Some(feed) = feed_of(&rest, "stream") {
         return streams::open_by_path(gateway, peer, &feed, request).await;
+    }
+    if let Some(feed) = feed_of(&rest, "presence") {
+        return feed_presence::read_by_path(&gateway, peer, &feed, &request.into_parts().0).await;
     }
     let feed = match feed_of(&rest, "notifications") {
         Some(feed) => Ok(feed),
@@ -74,7 +78,8 @@ fn unknown(rest: Result<Path<String>, PathRejection>) -> RefusedRequest {
         Err(error) => (StatusCode::BAD_REQUEST, error.to_string()),
         Ok(_) => (
             StatusCode::NOT_FOUND,
-            "unknown path: use /v1/feeds/{feed}/notifications, …/stream or …/ack".into(),
+            "unknown path: use /v1/feeds/{feed}/notifications, …/stream, …/presence or …/ack"
+                .into(),
         ),
     };
     RefusedRequest {

@@ -6,10 +6,12 @@
 
 mod client;
 mod close;
+mod device_state;
 mod server;
 
 pub use self::client::ClientFrame;
 pub use self::close::Close;
+pub use self::device_state::{CanRing, DeviceState};
 pub use self::server::{ErrorCode, ServerFrame, SkipReason, WelcomeFeed};
 
 /// The WebSocket subprotocol of this server.

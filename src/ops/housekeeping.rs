@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::retry;
 use crate::store::StoreError;
 use crate::store::pool::Pool;
-use crate::store::{canaries, dead_letters, imports, receipts, settlements, traces};
+use crate::store::{canaries, dead_letters, imports, presence, receipts, settlements, traces};
 
 const INTERVAL: Duration = Duration::from_secs(3_600);
 /// Longest pause between two statements.
@@ -23,6 +23,7 @@ pub async fn run(pool: Pool) {
         step("receipts", delete_receipts(&pool)).await;
         step("early_settlements", delete_settlements(&pool)).await;
         step("canaries", canaries::end_abandoned(&pool)).await;
+        step("presences", delete_presences(&pool)).await;
     }
 }
 
@@ -41,6 +42,14 @@ async fn step(table: &'static str, deleting: impl Future<Output = Result<(), Sto
 async fn delete_traces(pool: &Pool) -> Result<(), StoreError> {
     let mut begun = Instant::now();
     while traces::delete_expired(pool).await? > 0 {
+        begun = pause(begun).await;
+    }
+    Ok(())
+}
+
+async fn delete_presences(pool: &Pool) -> Result<(), StoreError> {
+    let mut begun = Instant::now();
+    while presence::delete_dead(pool).await? {
         begun = pause(begun).await;
     }
     Ok(())

@@ -49,6 +49,8 @@ pub struct Holdings {
     pub held_events: i64,
     /// Stored traces.
     pub traces: i64,
+    /// Devices with a session, or whose gateway was killed.
+    pub presences: i64,
 }
 
 /// Counts the rows of a feed. Locks nothing; uses an index of each table that begins with the feed.
@@ -70,7 +72,8 @@ pub async fn count(
                 (select count(*) from receipts r where r.feed = $1) as receipts,
                 (select count(*) from early_settlements s where s.feed = $1) as early_settlements,
                 (select count(*) from dead_letters d where d.feed = $1) as held_events,
-                (select count(*) from traces t where t.feed = $1) as traces",
+                (select count(*) from traces t where t.feed = $1) as traces,
+                (select count(*) from presences p where p.feed = $1) as presences",
     );
     let query = query.bind(feed.as_str()).bind(broadcast_feed.as_str());
     super::fetch_one(pool, query).await
@@ -126,7 +129,7 @@ pub async fn clear_marks(pool: &Pool, feed: &Feed, through: i64) -> Result<(), S
 
 /// The statements that delete a step of the rows of feed `$1`, at most `$2` rows. The highest ack of a
 /// feed does not go back with its cursors.
-const OF_FEED: [&str; 8] = [
+const OF_FEED: [&str; 9] = [
     "with gone as (
          delete from cursors c using (
              select feed, subscriber, device from cursors where feed = $1
@@ -165,6 +168,10 @@ const OF_FEED: [&str; 8] = [
      where d.position = o.position returning d.feed",
     "delete from traces t using (select feed, seq from traces where feed = $1 order by seq limit $2) o
      where (t.feed, t.seq) = (o.feed, o.seq) returning t.feed",
+    "delete from presences p using (
+         select feed, subscriber, device, gateway_id from presences where feed = $1
+         order by feed, subscriber, device, gateway_id limit $2 for update) o
+     where (p.feed, p.subscriber, p.device, p.gateway_id) = (o.feed, o.subscriber, o.device, o.gateway_id) returning p.feed",
 ];
 
 /// The statements that delete a step of the cursors of subscribers `$1` in the broadcast feed `$3`, at
@@ -185,7 +192,7 @@ const OF_SUBSCRIBERS: [&str; 2] = [
      where (c.feed, c.subscriber, c.device) = (o.feed, o.subscriber, o.device) returning c.feed",
 ];
 
-/// Deletes one step of the cursors, imports, receipts, early settlements, held events and traces of a feed, and of the cursors of
+/// Deletes one step of the cursors, imports, receipts, early settlements, held events, traces and presence of a feed, and of the cursors of
 /// its subscriber in the broadcast feed. Returns whether more may exist.
 ///
 /// Locks the deleted rows, at most [`ROWS_PER_STEP_MAX`] of a table, and the feed for imports; uses an

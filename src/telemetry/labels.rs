@@ -77,6 +77,8 @@ label_values! {
         Receipts = "receipts",
         /// The removal of old notifications.
         Retention = "retention",
+        /// The write of presence.
+        Presence = "presence",
     }
 }
 

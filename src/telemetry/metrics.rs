@@ -3,6 +3,7 @@
 
 mod hints;
 mod named;
+mod presence;
 mod publishing;
 mod receipts;
 mod relay;
@@ -18,6 +19,7 @@ use prometheus_client::registry::Registry;
 
 pub use self::hints::HintMetrics;
 use self::named::Named;
+pub use self::presence::PresenceMetrics;
 pub use self::publishing::PublishingMetrics;
 pub use self::receipts::ReceiptMetrics;
 pub use self::relay::RelayMetrics;
@@ -120,6 +122,8 @@ pub struct Metrics {
     pub probed: ProbedMetrics,
     /// The hints of the fan-out.
     pub hints: HintMetrics,
+    /// Presence.
+    pub presence: PresenceMetrics,
     /// The receipts that publishers ask for.
     pub receipts: ReceiptMetrics,
     /// The removal of old notifications.
@@ -280,6 +284,7 @@ impl Metrics {
                 .counter("epoch_changes", "Changes of the epoch, after a restore or a fail-over of the database"),
             probed: ProbedMetrics::new(&mut named),
             hints: HintMetrics::new(&mut named),
+            presence: PresenceMetrics::new(&mut named),
             receipts: ReceiptMetrics::new(&mut named),
             retention: RetentionMetrics::new(&mut named),
             canary: CanaryMetrics::new(&mut named),

@@ -16,7 +16,7 @@ const HEAD_BYTES_MAX: usize = 16 * 1_024;
 
 /// Each row of the page with the constants or the setting of its bound, and with the test that takes
 /// the bound and refuses more. A row without a constant has `-`.
-const ROWS: [&str; 85] = [
+const ROWS: [&str; 87] = [
     "body | SHOPBELL_MAX_EVENT_BYTES | a_body_may_have_the_greatest_size",
     "headers | model/event/parse.rs HEADERS_BYTES_MAX | headers_are_bounded_too",
     "`id` | model/event/cloud_event.rs ID_BYTES_MAX | texts_are_bounded_not_empty_and_without_control_characters",
@@ -56,6 +56,8 @@ const ROWS: [&str; 85] = [
     "epoch in `after` and `state` | model/feed.rs EPOCH_BYTES_MAX | an_epoch_can_follow_a_number",
     "`limit` of the history | gateway/history.rs LIMIT_MAX | each_limit_of_a_request_is_exact",
     "`before` of the history | - | each_limit_of_a_request_is_exact",
+    "devices in the presence of a feed | store/presence.rs DEVICES_MAX | a_feed_with_many_devices_lists_the_online_ones_first",
+    "time to read `online` of a verdict | - | presence_that_cannot_be_written_delays_nothing",
     "proxies in a row | http/client_address.rs PROXIES_MAX | a_chain_of_trusted_addresses_is_read_to_its_bound",
     "token | gateway/auth/token.rs TOKEN_BYTES_MAX | a_token_may_have_the_greatest_size",
     "feeds of a token | gateway/auth.rs FEEDS_MAX | a_token_may_name_64_feeds",

@@ -65,6 +65,7 @@ mod plans;
 mod poison;
 mod pooler;
 mod pools;
+mod presence;
 mod privileges;
 mod privileges_rabbitmq;
 mod prose;

@@ -22,6 +22,7 @@ use crate::gateway::events::publishing::EventPublisher;
 use crate::gateway::events::{self, Events};
 use crate::gateway::feed_paths;
 use crate::gateway::marks::Marks;
+use crate::gateway::presence::Presence;
 use crate::gateway::rates::Rates;
 use crate::gateway::replay::newest::NewestReader;
 use crate::gateway::replay::{Replay, epoch, round, sweep};
@@ -121,6 +122,7 @@ impl Base {
             Part::Marks,
             mark_writer.run(others, self.stops.cursors.clone()),
         );
+        let presence = self.presence(config, parts);
         task::begin_counting(metrics);
         metrics
             .sessions_max
@@ -135,6 +137,7 @@ impl Base {
                 rates: Rates::new(limits, Instant::now()),
                 replay,
                 cursors,
+                presence,
                 marks,
                 epochs: self.epochs.clone(),
                 metrics: metrics.clone(),
@@ -162,6 +165,22 @@ impl Base {
             sessions: TaskTracker::new(),
             drain: CancellationToken::new(),
         })
+    }
+
+    /// Builds the presence of sessions, and starts its writer.
+    fn presence(&self, config: &GatewayConfig, parts: &mut Parts) -> Arc<Presence> {
+        let presence = Presence::new(
+            self.pools.history.clone(),
+            config.session.broadcast_feed.clone(),
+            self.metrics.clone(),
+        );
+        let (writer, pool) = (presence.clone(), self.pools.upkeep.clone());
+        let stop = self.stops.cursors.clone();
+        parts.spawn(
+            Part::Presence,
+            async move { writer.write(&pool, stop).await },
+        );
+        presence
     }
 
     /// Starts the parts that wake sessions: the receiver of hints, the reads that make up for lost ones, and the watch over
@@ -209,7 +228,7 @@ fn routes(
         .fallback(async || {
             Problem::new(
                 StatusCode::NOT_FOUND,
-                "there is /v1/ws, /v1/stream, /v1/events and /v1/feeds/{feed}/notifications",
+                "there is /v1/ws, /v1/stream, /v1/events, /v1/feeds/{feed}/notifications and /v1/feeds/{feed}/presence",
             )
         })
         .with_state(gateway.clone())

@@ -82,7 +82,15 @@ impl Item {
 #[serde(tag = "verdict", rename_all = "snake_case")]
 pub(super) enum Verdict {
     /// RabbitMQ confirmed the event, so it will be stored.
-    Accepted { id: String, source: String },
+    Accepted {
+        id: String,
+        source: String,
+        /// Whether the recipient has a session; absent if that is unknown.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        online: Option<bool>,
+        #[serde(skip)]
+        recipient: Feed,
+    },
     /// The event can never be stored, or the token does not allow its recipient.
     Refused {
         reason: &'static str,
@@ -164,8 +172,13 @@ fn item(message: &Message<'_>, rules: &Rules<'_>) -> Item {
         });
     }
     let outgoing = Box::new(outgoing(&event, message, rules.exchange));
-    let (id, source) = (event.id, event.source);
-    Item::Publish(Verdict::Accepted { id, source }, outgoing)
+    let accepted = Verdict::Accepted {
+        id: event.id,
+        source: event.source,
+        online: None,
+        recipient: event.recipient,
+    };
+    Item::Publish(accepted, outgoing)
 }
 
 /// The publish of an event in the mode in which it came, with its body byte for byte.

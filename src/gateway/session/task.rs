@@ -30,6 +30,7 @@ use crate::fanout::hub::{InboxContent, Registration};
 use crate::gateway::auth::{Authenticator, LEEWAY};
 use crate::gateway::cursors::{Cursors, SEEN_AFTER};
 use crate::gateway::marks::Marks;
+use crate::gateway::presence::Presence;
 use crate::gateway::rates::Rates;
 use crate::gateway::replay::{PageInRoom, Replay};
 use crate::http::client_address::AddressBlock;
@@ -60,6 +61,8 @@ pub struct Shared {
     pub replay: Replay,
     /// Stores acks.
     pub cursors: Arc<Cursors>,
+    /// Stores which devices have a session.
+    pub presence: Arc<Presence>,
     /// Stores reads and handles.
     pub marks: Marks,
     /// The present epoch.
@@ -159,7 +162,9 @@ pub async fn run<S>(
     let begun = Instant::now();
     let mut task = Task::new(opened, shared, begun);
     task.shared.metrics.sessions_opened.inc();
+    task.arrive();
     let Err(end) = task.serve(&mut socket, drain).await;
+    task.leave();
     task.shared.cursors.write_soon();
     if begun.elapsed() >= SEEN_AFTER {
         task.note_seen();
@@ -190,6 +195,15 @@ struct Task {
     /// The cursors of a session over HTTP that are being read, or will be.
     cursors: Option<Pin<Box<dyn Future<Output = Vec<Seq>> + Send>>>,
     measures: Measures,
+    /// Whether the session counts as presence.
+    is_present: bool,
+}
+
+impl Drop for Task {
+    /// Also after a panic.
+    fn drop(&mut self) {
+        self.leave();
+    }
 }
 
 impl Task {
@@ -211,6 +225,7 @@ impl Task {
             shared,
             page: None,
             cursors: None,
+            is_present: false,
         }
     }
 
@@ -351,13 +366,28 @@ impl Task {
         }
     }
 
+    /// Counts the session as presence. Those of canaries do not count.
+    fn arrive(&mut self) {
+        self.is_present = !self.opened.is_canary;
+        if self.is_present {
+            self.shared.presence.arrive(self.keys());
+        }
+    }
+
+    fn leave(&mut self) {
+        if std::mem::take(&mut self.is_present) {
+            let returns = matches!(self.opened.transport, Transport::Poll { .. });
+            self.shared.presence.leave(self.keys(), returns);
+        }
+    }
+
     fn note_seen(&self) {
-        let keys = self
-            .opened
-            .feeds
-            .iter()
-            .map(|open| self.cursor_key(open.feed.clone()));
-        self.shared.cursors.note_seen(keys.collect());
+        self.shared.cursors.note_seen(self.keys().collect());
+    }
+
+    fn keys(&self) -> impl Iterator<Item = CursorKey> {
+        let feeds = self.opened.feeds.iter();
+        feeds.map(|open| self.cursor_key(open.feed.clone()))
     }
 
     fn cursor_key(&self, feed: Feed) -> CursorKey {

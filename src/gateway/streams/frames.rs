@@ -129,7 +129,10 @@ async fn perform(
             .iter()
             .any(|frame| frame.feed() == Some(feed.as_str()))
     };
-    if grant.feeds.iter().any(is_named) {
+    // The state of a device is that of all its feeds.
+    let is_of_all = |frame: &ClientFrame| matches!(frame, ClientFrame::DeviceState(_));
+    if frames.iter().any(is_of_all) {
+    } else if grant.feeds.iter().any(is_named) {
         grant.feeds.retain(is_named);
     } else {
         grant.feeds.truncate(1);

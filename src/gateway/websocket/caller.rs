@@ -6,7 +6,7 @@ use std::time::Instant;
 use axum::http::HeaderMap;
 
 use super::Gateway;
-use crate::gateway::auth::{Grant, Recipients, TokenError};
+use crate::gateway::auth::{Grant, Recipients, TokenError, Watcher};
 use crate::gateway::refusal::Refusal;
 use crate::http::client_address::{Client, client_of};
 
@@ -47,6 +47,22 @@ impl Gateway {
     ) -> Result<Recipients, Refusal> {
         let admitted = self.shared.authenticator.admit_publisher(token).await;
         admitted.map_err(|error| self.count_failed_token(client, error))
+    }
+
+    /// Checks the token of a counted request for presence.
+    pub async fn authenticate_watcher(
+        &self,
+        client: Client,
+        token: Option<&str>,
+    ) -> Result<Watcher, Refusal> {
+        let admitted = self.shared.authenticator.admit_watcher(token).await;
+        let watcher = admitted.map_err(|error| self.count_failed_token(client, error))?;
+        if let Some(grant) = watcher.reader() {
+            let rates = &self.shared.rates;
+            let counted = rates.subscriber(&grant.subscriber, Instant::now());
+            counted.map_err(Refusal::TooManyRequests)?;
+        }
+        Ok(watcher)
     }
 
     fn count_failed_token(&self, client: Client, error: TokenError) -> Refusal {

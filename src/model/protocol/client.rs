@@ -4,6 +4,8 @@
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use super::device_state::{CanRing, DeviceState};
+
 /// A frame of a client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ClientFrame {
@@ -36,6 +38,8 @@ pub enum ClientFrame {
         /// The JWT.
         token: String,
     },
+    /// The device can ring, or cannot.
+    DeviceState(DeviceState),
     /// The server replies `pong` after it processed all earlier frames of the client.
     Ping,
     /// A frame of an unknown type. The server replies with an `error`, so that a newer client can
@@ -59,6 +63,10 @@ struct Fields<'a> {
     through: Option<&'a RawValue>,
     #[serde(borrow)]
     token: Option<&'a RawValue>,
+    #[serde(borrow)]
+    can_ring: Option<&'a RawValue>,
+    #[serde(borrow)]
+    visible: Option<&'a RawValue>,
 }
 
 impl ClientFrame {
@@ -68,7 +76,7 @@ impl ClientFrame {
             Self::Ack { feed, .. } | Self::Read { feed, .. } | Self::Handle { feed, .. } => {
                 Some(feed)
             }
-            Self::Auth { .. } | Self::Ping | Self::Unknown => None,
+            Self::Auth { .. } | Self::DeviceState(_) | Self::Ping | Self::Unknown => None,
         }
     }
 
@@ -96,6 +104,14 @@ impl ClientFrame {
             "auth" => Self::Auth {
                 token: string(fields.token?)?,
             },
+            "device_state" => {
+                let visible = optional(fields.visible, boolean).ok()?;
+                // A newer client may have a value that this server does not know.
+                match CanRing::parse(&string(fields.can_ring?)?) {
+                    Some(can_ring) => Self::DeviceState(DeviceState { can_ring, visible }),
+                    None => Self::Unknown,
+                }
+            }
             "ping" => Self::Ping,
             _ => Self::Unknown,
         };
@@ -104,6 +120,10 @@ impl ClientFrame {
 }
 
 fn string(value: &RawValue) -> Option<String> {
+    serde_json::from_str(value.get()).ok()
+}
+
+fn boolean(value: &RawValue) -> Option<bool> {
     serde_json::from_str(value.get()).ok()
 }
 
@@ -206,7 +226,24 @@ mod tests {
             parse(r#"{"\u0074ype":"pr\u0061ise","feed":"m"}"#).unwrap(),
             ClientFrame::Unknown
         );
+        let device_state =
+            |can_ring, visible| ClientFrame::DeviceState(DeviceState { can_ring, visible });
+        assert_eq!(
+            parse(r#"{"type":"device_state","can_ring":"muted","visible":false}"#).unwrap(),
+            device_state(CanRing::Muted, Some(false))
+        );
+        assert_eq!(
+            parse(r#"{"type":"device_state","can_ring":"yes","visible":null}"#).unwrap(),
+            device_state(CanRing::Yes, None)
+        );
+        assert_eq!(
+            parse(r#"{"type":"device_state","can_ring":"hums"}"#).unwrap(),
+            ClientFrame::Unknown
+        );
         for bad in [
+            r#"{"type":"device_state"}"#,
+            r#"{"type":"device_state","can_ring":true}"#,
+            r#"{"type":"device_state","can_ring":"yes","visible":"yes"}"#,
             r#"{"feed":"m"}"#,
             r#"{"type":"ack","feed":"m"}"#,
             r#"{"type":"ack","feed":"m","seq":1.5}"#,

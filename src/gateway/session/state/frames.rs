@@ -50,6 +50,9 @@ impl Session {
             ClientFrame::Auth { token } => {
                 self.outputs.push(Output::Perform(Effect::Verify { token }))
             }
+            ClientFrame::DeviceState(state) => self
+                .outputs
+                .push(Output::Perform(Effect::DeviceState(state))),
             ClientFrame::Ping => self.send_frame(&ServerFrame::Pong),
             ClientFrame::Unknown => {
                 self.send_error(

@@ -9,7 +9,7 @@ use crate::model::feed::{Feed, Seq, Version};
 use crate::model::frame_text::FrameText;
 use crate::model::mark::Mark;
 use crate::model::notification::Notification;
-use crate::model::protocol::Close;
+use crate::model::protocol::{Close, DeviceState};
 use crate::model::trace_context::TraceContext;
 
 /// An output.
@@ -69,6 +69,8 @@ pub enum Effect {
         /// The mark.
         mark: Mark,
     },
+    /// Store the state of the device with its presence.
+    DeviceState(DeviceState),
     /// Have the epoch renewed, because the database has less than it had in this epoch.
     Doubt,
     /// Check the token of an `auth` frame and pass the result to `Session::on_verified`.

@@ -199,6 +199,7 @@ fn words(session: &mut Session) -> Vec<String> {
         Effect::Ack { seq, .. } => Some(format!("ack {seq}")),
         Effect::Doubt => Some("doubt".into()),
         Effect::Verify { .. } => Some("verify".into()),
+        Effect::DeviceState(state) => Some(format!("can ring: {}", state.can_ring.as_str())),
     };
     let word = |output| match output {
         Output::Send(Frame::Notification(notification)) => Some(frame(&notification.frame)),

@@ -111,6 +111,7 @@ impl Task {
                 let inbox = self.opened.registration.inbox().clone();
                 self.shared.marks.submit(request, epoch, inbox);
             }
+            Effect::DeviceState(state) => self.shared.presence.report(self.keys(), state),
             Effect::Doubt => self.shared.epochs.doubt(
                 &self.opened.epoch,
                 "a page ended below a number that was sent",
