@@ -36,6 +36,7 @@ mod drain;
 mod encryption;
 mod entry;
 mod epoch;
+mod escalations;
 mod evidence;
 mod faults;
 mod forget;
