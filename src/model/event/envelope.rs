@@ -86,7 +86,8 @@ impl<'a> Envelope<'a> {
         let published_key = self.collapsekey.optional(COLLAPSE_KEY_BYTES_MAX)?;
         let datacontenttype = self.datacontenttype.text()?;
         let broadcast = self.broadcast.boolean()?;
-        let subject = self.subject.optional(SUBJECT_BYTES_MAX)?;
+        // An event with a subject of any kind was accepted before subjects had a meaning.
+        let subject = self.subject.optional(SUBJECT_BYTES_MAX).unwrap_or_default();
         let settles = self.settles.optional(SUBJECT_BYTES_MAX)?;
         let receipts = self.receipts.text()?;
         let deliver_within = self.deliverwithin.text()?;
