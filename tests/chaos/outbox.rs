@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use sqlx::postgres::PgPool;
 
-use crate::it::support::{Shop, World, eventually, holds};
+use crate::it::support::{Relay, Shop, World, eventually, holds};
 use crate::services::Services;
 
 /// Merchants.
@@ -41,42 +41,10 @@ async fn killed_relays_databases_and_brokers_lose_and_repeat_no_order() {
 
     let begun = Instant::now();
     let writers = (0..WRITERS).map(|_| tokio::spawn(write(shop.pool.clone(), orders)));
-    let striking = async {
-        let mut kills = [0; 3];
-        for strike in 1.. {
-            // Between the kills, a quarter to a half of a thousand orders gets through.
-            let next = stored(&pool).await + fastrand::i64(250..500).min(orders / 20);
-            if next >= orders {
-                break;
-            }
-            eventually("orders are stored", BOUND, async || {
-                let stored = stored(&pool).await;
-                holds(stored >= next, stored)
-            })
-            .await;
-            match strike % 12 {
-                4 => {
-                    services.act("kill", "rabbitmq").await;
-                    services.act("start", "rabbitmq").await;
-                    kills[1] += 1;
-                }
-                8 => {
-                    services.act("kill", "postgres").await;
-                    services.act("start", "postgres").await;
-                    kills[2] += 1;
-                }
-                _ => {
-                    let relay = &relays[strike % 2];
-                    relay.kill();
-                    relay.launch();
-                    kills[0] += 1;
-                }
-            }
-        }
-        kills
-    };
-    let (written, [of_relays, of_rabbitmq, of_postgres]) =
-        tokio::join!(join_all(writers), striking);
+    let (written, [of_relays, of_rabbitmq, of_postgres]) = tokio::join!(
+        join_all(writers),
+        strike_until(orders, &services, &relays, &pool)
+    );
     for writer in written {
         writer.expect("a writer does not panic");
     }
@@ -93,16 +61,7 @@ async fn killed_relays_databases_and_brokers_lose_and_repeat_no_order() {
         holds(stored >= total, stored)
     })
     .await;
-    for (merchant, number) in &written {
-        let data: Vec<String> =
-            sqlx::query_scalar("select data from notifications where feed = $1 order by seq")
-                .bind(merchant)
-                .fetch_all(&pool)
-                .await
-                .expect("the feed can be read");
-        let wanted: Vec<String> = (1..=*number).map(|number| number.to_string()).collect();
-        assert_eq!(data, wanted, "{merchant}");
-    }
+    expect_in_order(&pool, &written).await;
     let repeated = replica.metric("shopbell_events_duplicate_total").await;
     eprintln!(
         "{total} orders in {} s; killed: relays {of_relays}, RabbitMQ {of_rabbitmq}, Postgres {of_postgres}; {repeated} events came twice",
@@ -118,6 +77,61 @@ async fn killed_relays_databases_and_brokers_lose_and_repeat_no_order() {
         assert!(relay.terminate().await.success());
     }
     world.finish().await;
+}
+
+/// Kills relays, RabbitMQ and Postgres in turn until so many orders are stored. Returns the number of kills of each.
+async fn strike_until(
+    orders: i64,
+    services: &Services,
+    relays: &[Relay; 2],
+    pool: &PgPool,
+) -> [u32; 3] {
+    let mut kills = [0; 3];
+    for strike in 1.. {
+        // Between the kills, a quarter to a half of a thousand orders gets through.
+        let next = stored(pool).await + fastrand::i64(250..500).min(orders / 20);
+        if next >= orders {
+            break;
+        }
+        eventually("orders are stored", BOUND, async || {
+            let stored = stored(pool).await;
+            holds(stored >= next, stored)
+        })
+        .await;
+        match strike % 12 {
+            4 => {
+                services.act("kill", "rabbitmq").await;
+                services.act("start", "rabbitmq").await;
+                kills[1] += 1;
+            }
+            8 => {
+                services.act("kill", "postgres").await;
+                services.act("start", "postgres").await;
+                kills[2] += 1;
+            }
+            _ => {
+                let relay = &relays[strike % 2];
+                relay.kill();
+                relay.launch();
+                kills[0] += 1;
+            }
+        }
+    }
+    kills
+}
+
+/// Expects each order of each merchant once, in the order of its number.
+async fn expect_in_order(pool: &PgPool, written: &[(String, i64)]) {
+    for (merchant, number) in written {
+        let data: Vec<String> =
+            sqlx::query_scalar("select data from notifications where feed = $1 order by seq")
+                .bind(merchant)
+                .fetch_all(pool)
+                .await
+                .expect("the feed can be read");
+        let wanted: Vec<String> = (1..=*number).map(|number| number.to_string()).collect();
+        assert_eq!(data, wanted, "{merchant}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
