@@ -11,15 +11,15 @@ use tokio_util::sync::CancellationToken;
 
 use crate::amqp::Broker;
 use crate::amqp::publisher::{Outgoing, Publisher};
+use crate::fanout::Fanout;
 use crate::fanout::publisher::HintPublisher;
 use crate::fanout::stream::Stream;
-use crate::fanout::{Fanout, Hints};
 use crate::model::event::Fact;
 use crate::model::feed::Feed;
 use crate::model::receipt;
+use crate::store::StoreError;
 use crate::store::pool::Pool;
 use crate::store::receipts::{self, Taken};
-use crate::store::{StoreError, pages};
 use crate::telemetry::labels::Retried;
 use crate::telemetry::metrics::Metrics;
 
@@ -139,24 +139,7 @@ impl ReceiptPublisher {
         let escalated = taken.iter().filter(|taken| taken.is_escalated);
         let mut feeds: Vec<Feed> = escalated.map(|taken| taken.receipt.feed.clone()).collect();
         feeds.dedup();
-        if feeds.is_empty() {
-            return;
-        }
-        match pages::newest(&self.pool, &feeds).await {
-            Ok((epoch, newest)) => {
-                let hints = Hints {
-                    epoch,
-                    newest,
-                    ..Hints::default()
-                };
-                self.fanout.publish_locally(&hints);
-                publisher.publish_hints(&[&hints]).await;
-            }
-            Err(error) => {
-                tracing::warn!(%error, "the numbers of feeds with overdue notifications could not be read; gateways read them");
-                self.fanout.suspect_write(&self.stream);
-            }
-        }
+        publisher.publish_newest(&self.pool, &feeds).await;
     }
 
     fn failed(&self, error: &StoreError) -> Duration {

@@ -13,7 +13,10 @@ use crate::amqp::BrokerError;
 use crate::amqp::consumer::Acknowledger;
 use crate::amqp::delivery::Delivery;
 use crate::amqp::publisher::{Outgoing, Publisher};
+use crate::model::feed::Feed;
 use crate::store::append::Committed;
+use crate::store::pages;
+use crate::store::pool::Pool;
 use crate::telemetry::traces;
 
 /// Longest wait for RabbitMQ to confirm hints. RabbitMQ confirms none during an alarm, and an alarm that the ingest queue
@@ -116,6 +119,29 @@ impl HintPublisher {
         let batches: Vec<&Hints> = stored.iter().map(|batch| &batch.hints).collect();
         self.publish_hints(&batches).await;
         Some(Published { through })
+    }
+
+    /// Publishes the newest numbers of feeds that have changed, to the sessions of all replicas. Sessions read the changes
+    /// from Postgres. If the numbers cannot be read, every gateway reads those of its feeds.
+    pub async fn publish_newest(&mut self, pool: &Pool, feeds: &[Feed]) {
+        if feeds.is_empty() {
+            return;
+        }
+        match pages::newest(pool, feeds).await {
+            Ok((epoch, newest)) => {
+                let hints = Hints {
+                    epoch,
+                    newest,
+                    ..Hints::default()
+                };
+                self.fanout.publish_locally(&hints);
+                self.publish_hints(&[&hints]).await;
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the numbers of changed feeds could not be read; gateways read them");
+                self.fanout.suspect_write(&self.stream);
+            }
+        }
     }
 
     /// Publishes hints if there are other gateways. Uses up a number in any case. If RabbitMQ does not confirm the hints

@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
+use crate::fanout::Fanout;
 use crate::fanout::publisher::HintPublisher;
 use crate::fanout::stream::Stream;
-use crate::fanout::{Fanout, Hints};
 use crate::model::feed::{Epoch, Feed, Seq};
 use crate::retry;
+use crate::store::StoreError;
 use crate::store::pool::Pool;
 use crate::store::retention::{self, Due, DueFeed, Locks, Part, Trimmed};
-use crate::store::{StoreError, pages};
 use crate::telemetry::labels::Retried;
 use crate::telemetry::metrics::Metrics;
 
@@ -158,24 +158,7 @@ impl Retention {
     async fn publish_numbers(&self, trimmed: &[Trimmed], publisher: &mut HintPublisher) {
         let changed = trimmed.iter().filter(|one| one.removed > 0);
         let feeds: Vec<Feed> = changed.map(|one| one.feed.clone()).collect();
-        if feeds.is_empty() {
-            return;
-        }
-        match pages::newest(&self.pool, &feeds).await {
-            Ok((epoch, newest)) => {
-                let hints = Hints {
-                    epoch,
-                    newest,
-                    ..Hints::default()
-                };
-                self.fanout.publish_locally(&hints);
-                publisher.publish_hints(&[&hints]).await;
-            }
-            Err(error) => {
-                tracing::warn!(%error, "the numbers of feeds after retention could not be read; gateways read them");
-                self.fanout.suspect_write(&self.stream);
-            }
-        }
+        publisher.publish_newest(&self.pool, &feeds).await;
     }
 
     /// Leaves a feed to the next walk.

@@ -17,7 +17,7 @@ const LEASE: &str = "30 seconds";
 /// Age of a lease that has ended, after which its rows are deleted. A statement that found the lease
 /// valid has ended by then.
 const DEAD_AFTER: &str = "1 minute";
-/// An ack or a note that is not older says well enough when a device was seen.
+/// The time of an ack or a note that is not older is precise enough as the time when a device was seen.
 const SEEN_WITHIN: &str = "10 seconds";
 /// Most rows of dead gateways that one statement deletes.
 const DEAD_PER_STEP: i64 = 500;

@@ -1,4 +1,4 @@
-//! The statements that append. Their functions are in `migrations/0011_settlements.sql`.
+//! The statements that append. Their functions are in `migrations/0012_settlements.sql`.
 //!
 //! A batch that is new takes one statement without a function. It costs about what the same inserts cost
 //! alone.

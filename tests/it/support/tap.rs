@@ -276,7 +276,7 @@ async fn carry_upstream(
     }
 }
 
-/// Forwards the frames of RabbitMQ, with those of `said` between them, until one side ends.
+/// Forwards the frames of RabbitMQ until one side ends, and puts those of `said` between them.
 async fn carry_downstream(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
